@@ -1,0 +1,373 @@
+// Package config reads podmark's entry of a CNI network configuration.
+//
+// It owns the keys, their defaults and what is accepted. It is pure: it opens
+// no file and asks the kernel nothing. Keys it does not know are ignored, as
+// the CNI specification asks; a known key with a wrong value is an [Error] that
+// names the key, the value and what is accepted.
+package config
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/podmark/podmark/pkg/mark"
+)
+
+// Defaults of the keys that have one.
+const (
+	DefaultMask          = 0xffff0000
+	DefaultNodePortRange = "30000:32767" // kube-apiserver --service-node-port-range
+	DefaultStateDir      = "/run/podmark"
+	DefaultLockTimeout   = 10 * time.Second
+	maxLockTimeout       = 10 * time.Minute // beyond what any runtime waits for a plugin
+)
+
+// Policy says where an endpoint's NetworkPolicy comes from.
+type Policy string
+
+// The values of the key "policy".
+const (
+	PolicyNone  Policy = "none"  // the endpoint is marked and not policed
+	PolicyFiles Policy = "files" // the node's compiled policy; see podmarkctl apply
+)
+
+// Backend says what enforces.
+type Backend string
+
+// The values of the key "backend".
+const (
+	BackendAuto     Backend = "auto"
+	BackendIPTables Backend = "iptables"
+)
+
+// PortRange is an inclusive range of ports, 1 to 65535.
+type PortRange struct{ First, Last uint16 }
+
+// Config is a validated network configuration.
+type Config struct {
+	CNIVersion string
+	Network    string
+	Layout     mark.Layout
+	NodePorts  []PortRange
+	Backend    Backend
+	Policy     Policy
+	StateDir   string
+	// LockTimeout bounds the wait for other podmark processes and for xtables.
+	LockTimeout time.Duration
+	// LogFile is empty for no log.
+	LogFile string
+	// Labels of the endpoint, from args.cni.labels.
+	Labels map[string]string
+	// Attachments is the runtime's list of live attachments. It is set by GC only.
+	Attachments Attachments
+}
+
+// Attachments is what a GC says about the attachments that are still valid.
+type Attachments struct {
+	// Given is false when the key is absent: "everything may go" and "the caller
+	// does not know" look the same then, so nothing may be collected.
+	Given bool
+	List  []Attachment
+}
+
+// Attachment is one entry of cni.dev/valid-attachments.
+type Attachment struct {
+	ContainerID string `json:"containerID"`
+	IfName      string `json:"ifname"`
+}
+
+// Error is a wrong value of a known key.
+type Error struct {
+	Key   string
+	Value string
+	Want  string
+	Cause error
+}
+
+func (e *Error) Error() string {
+	msg := fmt.Sprintf("configuration key %q has value %s: want %s", e.Key, e.Value, e.Want)
+	if e.Cause != nil {
+		msg += ": " + e.Cause.Error()
+	}
+	return msg
+}
+
+func (e *Error) Unwrap() error { return e.Cause }
+
+// ErrSyntax is returned for input that is not a JSON object.
+var ErrSyntax = errors.New("network configuration is not a JSON object")
+
+// raw mirrors the input; a nil message is an absent key.
+type raw struct {
+	CNIVersion         json.RawMessage `json:"cniVersion"`
+	Name               json.RawMessage `json:"name"`
+	IPTablesMarkMask   json.RawMessage `json:"iptablesMarkMask"`
+	KubeNodePortRanges json.RawMessage `json:"kubeNodePortRanges"`
+	Backend            json.RawMessage `json:"backend"`
+	Policy             json.RawMessage `json:"policy"`
+	StateDir           json.RawMessage `json:"stateDir"`
+	LockTimeoutSeconds json.RawMessage `json:"lockTimeoutSeconds"`
+	LogFile            json.RawMessage `json:"logFile"`
+	Args               json.RawMessage `json:"args"`
+	// libcni sends the list under both names (containernetworking/cni#1101).
+	ValidAttachments  json.RawMessage `json:"cni.dev/valid-attachments"`
+	LegacyAttachments json.RawMessage `json:"cni.dev/attachments"`
+}
+
+// Parse reads and validates a network configuration. Every wrong value is
+// reported, each as an [*Error], joined.
+func Parse(stdin []byte) (Config, error) {
+	var in raw
+	if err := json.Unmarshal(stdin, &in); err != nil {
+		return Config{}, fmt.Errorf("%w: %w", ErrSyntax, err)
+	}
+	c := Config{}
+	err := errors.Join(
+		read(&c.CNIVersion, "cniVersion", in.CNIVersion, "", cniVersion),
+		read(&c.Network, "name", in.Name, nil, networkName),
+		read(&c.Layout, "iptablesMarkMask", in.IPTablesMarkMask, fmt.Sprintf("%#x", uint32(DefaultMask)), maskLayout),
+		read(&c.NodePorts, "kubeNodePortRanges", in.KubeNodePortRanges, []any{DefaultNodePortRange}, portRanges),
+		read(&c.Backend, "backend", in.Backend, string(BackendAuto), oneOf(BackendAuto, BackendIPTables)),
+		read(&c.Policy, "policy", in.Policy, string(PolicyNone), oneOf(PolicyNone, PolicyFiles)),
+		read(&c.StateDir, "stateDir", in.StateDir, DefaultStateDir, absolutePath),
+		read(&c.LockTimeout, "lockTimeoutSeconds", in.LockTimeoutSeconds, DefaultLockTimeout.Seconds(), seconds),
+		read(&c.LogFile, "logFile", in.LogFile, "", optionalPath),
+		read(&c.Labels, "args.cni.labels", labelsOf(in.Args), []any{}, labels),
+	)
+	if err != nil {
+		return Config{}, err
+	}
+	c.Attachments, err = attachments(in.ValidAttachments, in.LegacyAttachments)
+	if err != nil {
+		return Config{}, err
+	}
+	return c, nil
+}
+
+// read decodes one key into dst. An absent key takes the default, which goes
+// through the same parser as a given value.
+func read[T any](dst *T, key string, msg json.RawMessage, byDefault any, parse func(any) (T, string, error)) error {
+	value := byDefault
+	if msg != nil {
+		d := json.NewDecoder(strings.NewReader(string(msg)))
+		d.UseNumber()
+		if err := d.Decode(&value); err != nil {
+			return &Error{Key: key, Value: string(msg), Want: "valid JSON", Cause: err}
+		}
+	}
+	parsed, want, err := parse(value)
+	if want != "" {
+		shown, _ := json.Marshal(value)
+		return &Error{Key: key, Value: string(shown), Want: want, Cause: err}
+	}
+	*dst = parsed
+	return nil
+}
+
+// A parser returns what it wanted, empty when it got it, and optionally why
+// what it got will not do.
+
+var (
+	versionPattern = regexp.MustCompile(`^[0-9]+\.[0-9]+\.[0-9]+$`)
+	// networkPattern is what the CNI specification allows in a network name; it
+	// cannot leave a folder.
+	networkPattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$`)
+	rangePattern   = regexp.MustCompile(`^([0-9]{1,5})(?:[:-]([0-9]{1,5}))?$`)
+)
+
+func cniVersion(v any) (version, want string, err error) {
+	s, ok := v.(string)
+	if !ok || s != "" && !versionPattern.MatchString(s) {
+		return "", `a version such as "1.0.0"`, nil
+	}
+	return s, "", nil
+}
+
+func networkName(v any) (name, want string, err error) {
+	s, ok := v.(string)
+	if !ok || len(s) > 255 || !networkPattern.MatchString(s) {
+		return "", "a network name of letters, digits, '_', '.' and '-'", nil
+	}
+	return s, "", nil
+}
+
+func maskLayout(v any) (mark.Layout, string, error) {
+	const want = "a 32-bit mask of at least two bits outside kube-proxy's 0xc000, as a number or a string such as \"0xffff0000\""
+	var text string
+	switch v := v.(type) {
+	case string:
+		text = v
+	case json.Number:
+		text = v.String()
+	default:
+		return mark.Layout{}, want, nil
+	}
+	mask, err := mark.ParseMask(text)
+	if err != nil {
+		return mark.Layout{}, want, err
+	}
+	layout, err := mark.NewLayout(mask)
+	if err != nil {
+		return mark.Layout{}, want, err
+	}
+	return layout, "", nil
+}
+
+func portRanges(v any) ([]PortRange, string, error) {
+	const want = `a list of ports and ranges from 1 to 65535, each a number, "a:b" or "a-b" with a <= b`
+	list, ok := v.([]any)
+	if !ok {
+		return nil, want, nil
+	}
+	ranges := make([]PortRange, 0, len(list))
+	for _, item := range list {
+		var text string
+		switch item := item.(type) {
+		case string:
+			text = item
+		case json.Number:
+			text = item.String()
+		}
+		m := rangePattern.FindStringSubmatch(text)
+		if m == nil {
+			return nil, want, fmt.Errorf("%v is neither a port nor a range", item)
+		}
+		first, last := m[1], m[2]
+		if last == "" {
+			last = first
+		}
+		a, errA := strconv.ParseUint(first, 10, 16)
+		b, errB := strconv.ParseUint(last, 10, 16)
+		if errA != nil || errB != nil || a == 0 || a > b {
+			return nil, want, fmt.Errorf("%q is out of bounds or reversed", text)
+		}
+		ranges = append(ranges, PortRange{First: uint16(a), Last: uint16(b)})
+	}
+	return ranges, "", nil
+}
+
+func oneOf[T ~string](accepted ...T) func(any) (T, string, error) {
+	return func(v any) (T, string, error) {
+		names := make([]string, len(accepted))
+		for i, a := range accepted {
+			if s, ok := v.(string); ok && T(s) == a {
+				return a, "", nil
+			}
+			names[i] = strconv.Quote(string(a))
+		}
+		return "", "one of " + strings.Join(names, ", "), nil
+	}
+}
+
+func absolutePath(v any) (path, want string, err error) {
+	const accepted = "an absolute path without '..', other than /"
+	s, ok := v.(string)
+	if !ok || !filepath.IsAbs(s) || strings.ContainsRune(s, 0) || len(s) > 4000 {
+		return "", accepted, nil
+	}
+	for part := range strings.SplitSeq(s, "/") {
+		if part == ".." {
+			return "", accepted, nil
+		}
+	}
+	if s = filepath.Clean(s); s == "/" {
+		return "", accepted, nil
+	}
+	return s, "", nil
+}
+
+func optionalPath(v any) (path, want string, err error) {
+	if v == "" {
+		return "", "", nil
+	}
+	return absolutePath(v)
+}
+
+func seconds(v any) (time.Duration, string, error) {
+	want := fmt.Sprintf("a number of seconds above 0, at most %g", maxLockTimeout.Seconds())
+	var f float64
+	switch v := v.(type) {
+	case float64:
+		f = v
+	case json.Number:
+		var err error
+		if f, err = v.Float64(); err != nil {
+			return 0, want, err
+		}
+	default:
+		return 0, want, nil
+	}
+	// Compared as a number first: a huge value would overflow the Duration.
+	if !(f > 0 && f <= maxLockTimeout.Seconds()) {
+		return 0, want, nil
+	}
+	return max(time.Duration(f*float64(time.Second)), time.Millisecond), "", nil
+}
+
+// labelsOf digs args.cni.labels out; anything else below args is not podmark's.
+func labelsOf(args json.RawMessage) json.RawMessage {
+	var in struct {
+		CNI struct {
+			Labels json.RawMessage `json:"labels"`
+		} `json:"cni"`
+	}
+	if args == nil || json.Unmarshal(args, &in) != nil {
+		return nil
+	}
+	return in.CNI.Labels
+}
+
+// labels accepts the list of pairs of CNI's CONVENTIONS.md, and a plain object.
+func labels(v any) (map[string]string, string, error) {
+	const want = `a list such as [{"key": "app", "value": "web"}] or an object of strings`
+	out := map[string]string{}
+	add := func(key, value any) bool {
+		k, okKey := key.(string)
+		s, okValue := value.(string)
+		out[k] = s
+		return okKey && okValue && k != ""
+	}
+	switch v := v.(type) {
+	case nil:
+		return nil, "", nil
+	case map[string]any:
+		for key, value := range v {
+			if !add(key, value) {
+				return nil, want, nil
+			}
+		}
+	case []any:
+		for _, item := range v {
+			pair, ok := item.(map[string]any)
+			if !ok || !add(pair["key"], pair["value"]) {
+				return nil, want, nil
+			}
+		}
+	default:
+		return nil, want, nil
+	}
+	return out, "", nil
+}
+
+// attachments tells the three shapes of a GC apart: key absent, null, list.
+func attachments(valid, legacy json.RawMessage) (Attachments, error) {
+	const key = "cni.dev/valid-attachments"
+	msg := valid
+	if msg == nil {
+		msg = legacy
+	}
+	if msg == nil {
+		return Attachments{}, nil
+	}
+	var list []Attachment
+	if err := json.Unmarshal(msg, &list); err != nil {
+		return Attachments{}, &Error{Key: key, Value: string(msg), Want: "a list of {containerID, ifname}", Cause: err}
+	}
+	return Attachments{Given: true, List: list}, nil
+}
