@@ -1,0 +1,36 @@
+// Package endpoint describes one pod endpoint of this node: who it is and where
+// its packets enter the host.
+//
+// [FromResult] finds out, from a CNI prevResult and the kernel's links, and changes nothing.
+package endpoint
+
+import (
+	"net/netip"
+)
+
+// Endpoint is the host's view of one container interface.
+type Endpoint struct {
+	// Namespace and Pod come from CNI_ARGS; both are empty outside Kubernetes.
+	Namespace string `json:"namespace,omitempty"`
+	Pod       string `json:"pod,omitempty"`
+	// Labels are the pod's labels, from args.cni.labels.
+	Labels map[string]string `json:"labels,omitempty"`
+
+	// Interface is the L3 interface the endpoint's packets come in by: the
+	// host veth, or its master when it has one.
+	Interface string `json:"interface"`
+	// Port is the host veth itself; it equals Interface when routed.
+	Port string `json:"port"`
+	// MAC is the address of the container interface; a bridge port is held to it.
+	MAC string `json:"mac,omitempty"`
+	// Addresses are those of the container interface, IPv4 and IPv6, unmapped
+	// and without zone.
+	Addresses []netip.Addr `json:"addresses"`
+	// Gateways are the prevResult's gateways: addresses of the host where the
+	// main plugin routes.
+	Gateways []netip.Addr `json:"gateways,omitempty"`
+}
+
+// Routed reports whether the host veth is itself the L3 interface. A routed
+// veth carries one endpoint's packets only; a bridge is shared.
+func (e Endpoint) Routed() bool { return e.Port == e.Interface }

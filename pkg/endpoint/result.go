@@ -1,0 +1,117 @@
+package endpoint
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// ErrNoHostInterface is returned for a container interface whose packets do not
+// enter the host by an interface of its own, so that nothing can bind an
+// identity to it: macvlan, ipvlan, SR-IOV.
+var ErrNoHostInterface = errors.New("no host-side interface")
+
+// ErrNoAddress is returned for a prevResult without an address for the interface.
+var ErrNoAddress = errors.New("no address")
+
+// ErrNetns is returned when the network namespace cannot be entered.
+var ErrNetns = errors.New("network namespace unusable")
+
+// FromResult finds the endpoint of the container interface ifName in the
+// network namespace at path netnsPath: its addresses from the prevResult, its
+// interfaces from the kernel. The host veth is found by its peer's index and not by the
+// prevResult's names, because not every main plugin lists it. Identity
+// (namespace, pod, labels) is for the caller to fill in.
+func FromResult(result *types100.Result, netnsPath, ifName string) (Endpoint, error) {
+	e := Endpoint{}
+	e.Addresses, e.Gateways = addresses(result, ifName)
+	if len(e.Addresses) == 0 {
+		return Endpoint{}, fmt.Errorf("%w for interface %q in prevResult: podmark belongs after a plugin that assigns one", ErrNoAddress, ifName)
+	}
+	inner, err := containerLink(netnsPath, ifName)
+	if err != nil {
+		return Endpoint{}, err
+	}
+	e.MAC = inner.Attrs().HardwareAddr.String()
+	port, err := hostVeth(inner)
+	if err != nil {
+		return Endpoint{}, fmt.Errorf("interface %q: %w", ifName, err)
+	}
+	e.Port, e.Interface = port.Attrs().Name, port.Attrs().Name
+	if master := port.Attrs().MasterIndex; master != 0 {
+		link, err := netlink.LinkByIndex(master)
+		if err != nil {
+			return Endpoint{}, fmt.Errorf("reading master %d of host veth %q: %w", master, e.Port, err)
+		}
+		if kind := link.Type(); kind == "openvswitch" {
+			return Endpoint{}, fmt.Errorf("%w: host veth %q is a port of an %s datapath, which forwards packets past the IP hooks", ErrNoHostInterface, e.Port, kind)
+		}
+		e.Interface = link.Attrs().Name
+	}
+	return e, nil
+}
+
+// addresses lists what the prevResult assigns to ifName in the container. An
+// address that names no interface is taken to be the container's.
+func addresses(result *types100.Result, ifName string) (addrs, gateways []netip.Addr) {
+	for _, ip := range result.IPs {
+		if ip == nil {
+			continue
+		}
+		if i := ip.Interface; i != nil {
+			if *i < 0 || *i >= len(result.Interfaces) || result.Interfaces[*i] == nil || result.Interfaces[*i].Name != ifName {
+				continue
+			}
+		}
+		addr, ok := netip.AddrFromSlice(ip.Address.IP)
+		if !ok || addr.IsUnspecified() {
+			continue
+		}
+		addrs = append(addrs, addr.Unmap())
+		if gw, ok := netip.AddrFromSlice(ip.Gateway); ok && !gw.IsUnspecified() {
+			gateways = append(gateways, gw.Unmap())
+		}
+	}
+	return addrs, gateways
+}
+
+// containerLink reads the link ifName in another network namespace.
+func containerLink(netnsPath, ifName string) (netlink.Link, error) {
+	ns, err := netns.GetFromPath(netnsPath)
+	if err != nil {
+		return nil, fmt.Errorf("%w: opening %q: %w", ErrNetns, netnsPath, err)
+	}
+	defer ns.Close()
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("%w: entering %q: %w", ErrNetns, netnsPath, err)
+	}
+	defer h.Close()
+	link, err := h.LinkByName(ifName)
+	if err != nil {
+		return nil, fmt.Errorf("reading interface %q in %q: %w", ifName, netnsPath, err)
+	}
+	return link, nil
+}
+
+// hostVeth finds the host's end of the veth pair that inner is the other end of.
+func hostVeth(inner netlink.Link) (netlink.Link, error) {
+	attrs := inner.Attrs()
+	if inner.Type() != "veth" {
+		return nil, fmt.Errorf("%w: it is a %s, whose packets enter the host by a shared device; podmark works behind veth-based plugins (ptp, bridge, flannel, Calico, ...)", ErrNoHostInterface, inner.Type())
+	}
+	port, err := netlink.LinkByIndex(attrs.ParentIndex)
+	if err != nil {
+		return nil, fmt.Errorf("%w: reading its veth peer (index %d): %w", ErrNoHostInterface, attrs.ParentIndex, err)
+	}
+	// An index means something in one namespace only: the peer must point back.
+	if port.Type() != "veth" || port.Attrs().ParentIndex != attrs.Index {
+		return nil, fmt.Errorf("%w: its veth peer (index %d) is not in this network namespace", ErrNoHostInterface, attrs.ParentIndex)
+	}
+	return port, nil
+}
