@@ -1,0 +1,15 @@
+// Package ident keeps, on disk, which attachment has which ID.
+//
+// It owns the state folder (default /run/podmark, a tmpfs: allocations and
+// kernel state vanish together at a reboot):
+//
+//	lock                   held by whoever changes anything
+//	node.json              what the node enforces; see package apply
+//	next                   the ID to try first, so that a freed ID is reused last
+//	attachments/<hash>     one Record each; <hash> is of (network, containerID, ifname)
+//	ids/<n>                created O_EXCL; holds the <hash> of its attachment
+//	addresses/<address>    holds the <hash> of the attachment that owns it now
+//
+// Every file is written beside its place, synced and renamed, so a reader sees
+// the old one or the new one. Nothing here touches the kernel's network.
+package ident

@@ -1,0 +1,62 @@
+package ident
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// ReadJSON decodes the file at path into v. The error is fs.ErrNotExist when
+// there is no file and ErrDamaged when it does not hold JSON of that shape.
+func ReadJSON(path string, v any) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%w: %q: %w", ErrDamaged, path, err)
+	}
+	return nil
+}
+
+// Write replaces the file name, relative to the state folder, in one step: a
+// reader, or whoever comes after a crash, finds the old content or the new.
+func (s Store) Write(name string, content []byte) error {
+	path := s.path(name)
+	if err := writeSynced(path+temporary, content); err != nil {
+		return fmt.Errorf("writing %q: %w", path, err)
+	}
+	if err := os.Rename(path+temporary, path); err != nil {
+		return fmt.Errorf("writing %q: %w", path, err)
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// Remove deletes the file name, relative to the state folder; a missing one is fine.
+func (s Store) Remove(name string) error {
+	if err := os.Remove(s.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing state: %w", err)
+	}
+	return nil
+}
+
+func writeSynced(path string, content []byte) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// syncDir makes a rename in dir last.
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}

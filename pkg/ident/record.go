@@ -1,0 +1,46 @@
+package ident
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+
+	"github.com/podmark/podmark/pkg/endpoint"
+	"github.com/podmark/podmark/pkg/mark"
+)
+
+// Key identifies an attachment: one interface of one container on one network.
+type Key struct {
+	Network     string `json:"network"`
+	ContainerID string `json:"containerID"`
+	IfName      string `json:"ifName"`
+}
+
+// String renders the key for people.
+func (k Key) String() string {
+	return fmt.Sprintf("%s/%s/%s", k.Network, k.ContainerID, k.IfName)
+}
+
+// Hash names the key's file: 32 hexadecimal digits. Each part is preceded by its
+// length, so that no two keys read alike, and none can leave the folder.
+func (k Key) Hash() string {
+	h := sha256.New()
+	for _, part := range []string{k.Network, k.ContainerID, k.IfName} {
+		fmt.Fprintf(h, "%d:%s", len(part), part)
+	}
+	return hex.EncodeToString(h.Sum(nil)[:16])
+}
+
+// Record is what is known of one attachment.
+type Record struct {
+	Key
+	ID mark.ID `json:"id"`
+	endpoint.Endpoint
+	// Policed is whether NetworkPolicy applies to the endpoint.
+	Policed bool `json:"policed"`
+	// Netns is the path of the network namespace at ADD.
+	Netns string `json:"netns,omitempty"`
+	// Committed is set once every packet of the endpoint is marked and judged.
+	// A record without it is what a crash left behind.
+	Committed bool `json:"committed"`
+}

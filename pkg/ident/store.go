@@ -1,0 +1,391 @@
+package ident
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/pkg/mark"
+)
+
+// Errors that callers branch on.
+var (
+	// ErrLockTimeout: another podmark process held the lock for too long.
+	ErrLockTimeout = errors.New("waiting for the lock of another podmark process timed out")
+	// ErrDamaged: a file of the state folder does not hold what podmark writes.
+	ErrDamaged = errors.New("state file is damaged")
+	// ErrExhausted: every ID of the mask is taken.
+	ErrExhausted = errors.New("mask exhausted")
+)
+
+// Store is a state folder. Its methods other than Lock, Get, List and Empty are called
+// with the lock held.
+type Store struct {
+	dir string
+}
+
+const (
+	attachmentsDir = "attachments"
+	idsDir         = "ids"
+	addressesDir   = "addresses"
+	nextFile       = "next"
+	lockFile       = "lock"
+	// NodeFile is where package apply keeps what the node enforces.
+	NodeFile  = "node.json"
+	temporary = ".tmp"
+)
+
+// At names the state folder dir without touching it.
+func At(dir string) Store { return Store{dir: dir} }
+
+// Dir returns the state folder.
+func (s Store) Dir() string { return s.dir }
+
+func (s Store) path(elem ...string) string {
+	return filepath.Join(append([]string{s.dir}, elem...)...)
+}
+
+// Init creates the folders that are missing, 0700.
+func (s Store) Init() error {
+	for _, sub := range []string{attachmentsDir, idsDir, addressesDir} {
+		if err := os.MkdirAll(s.path(sub), 0o700); err != nil {
+			return fmt.Errorf("creating state folder: %w", err)
+		}
+	}
+	return nil
+}
+
+// Lock waits, at most until timeout or the end of ctx, to be the only podmark
+// process that changes anything. The kernel drops the lock when the process dies.
+func (s Store) Lock(ctx context.Context, timeout time.Duration) (unlock func(), err error) {
+	f, err := os.OpenFile(s.path(lockFile), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("opening lock: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			f.Close()
+			return nil, fmt.Errorf("locking %q: %w", f.Name(), err)
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("%w after %v: %q is held; raise lockTimeoutSeconds or end the process that holds it", ErrLockTimeout, timeout, f.Name())
+		case <-time.After(pause):
+		}
+	}
+}
+
+// Get reads the record of key. The error is fs.ErrNotExist when there is none,
+// ErrDamaged when the file cannot be understood.
+func (s Store) Get(key Key) (Record, error) {
+	return s.readRecord(s.path(attachmentsDir, key.Hash()))
+}
+
+func (s Store) readRecord(path string) (Record, error) {
+	var r Record
+	if err := ReadJSON(path, &r); err != nil {
+		return Record{}, err
+	}
+	if err := r.validate(filepath.Base(path)); err != nil {
+		return Record{}, fmt.Errorf("%w: %q: %w", ErrDamaged, path, err)
+	}
+	return r, nil
+}
+
+// validate checks everything that later becomes a path, a set element or a rule.
+func (r Record) validate(name string) error {
+	switch {
+	case r.Hash() != name:
+		return fmt.Errorf("it holds attachment %s, whose file is %s", r.Key, r.Hash())
+	case r.ID < mark.First:
+		return fmt.Errorf("ID %d is reserved", r.ID)
+	case !interfaceName(r.Interface) || !interfaceName(r.Port):
+		return fmt.Errorf("interface %q or port %q is not an interface name", r.Interface, r.Port)
+	case len(r.Addresses) == 0:
+		return errors.New("it has no address")
+	}
+	for _, a := range r.Addresses {
+		if !plain(a) {
+			return fmt.Errorf("address %q is not a plain IPv4 or IPv6 address", a)
+		}
+	}
+	return nil
+}
+
+// plain reports whether a is one address in its canonical form.
+func plain(a netip.Addr) bool {
+	return a.IsValid() && a.Zone() == "" && !a.Is4In6() && !a.IsUnspecified()
+}
+
+// interfaceName accepts what the kernel does (dev_valid_name): 1 to 15 bytes
+// without space, slash or colon.
+func interfaceName(s string) bool {
+	if s == "" || len(s) > 15 || s == "." || s == ".." {
+		return false
+	}
+	return !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == '/' || r == ':' || r == 0x7f })
+}
+
+// List reads every record. Damaged ones are left out and reported together with
+// the good ones.
+func (s Store) List() ([]Record, error) {
+	entries, err := os.ReadDir(s.path(attachmentsDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listing attachments: %w", err)
+	}
+	var records []Record
+	var errs []error
+	for _, entry := range entries {
+		if strings.HasSuffix(entry.Name(), temporary) {
+			continue
+		}
+		r, err := s.readRecord(s.path(attachmentsDir, entry.Name()))
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // a DEL came in between
+		case err != nil:
+			errs = append(errs, err)
+		default:
+			records = append(records, r)
+		}
+	}
+	return records, errors.Join(errs...)
+}
+
+// Empty reports whether there is no attachment.
+func (s Store) Empty() (bool, error) {
+	n, err := s.count(attachmentsDir)
+	return n == 0, err
+}
+
+// IDsInUse counts the IDs that are given out.
+func (s Store) IDsInUse() (int, error) { return s.count(idsDir) }
+
+func (s Store) count(sub string) (int, error) {
+	f, err := os.Open(s.path(sub))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
+	return len(names), err
+}
+
+// Reserve writes r, uncommitted, with an ID of its own: the one it had if the
+// attachment is known, else the next free one. The record comes first: an ID
+// file always has a record that tells whose it is.
+func (s Store) Reserve(layout mark.Layout, r Record) (Record, error) {
+	hash := r.Hash()
+	r.Committed = false
+	if old, err := s.Get(r.Key); err == nil && uint32(old.ID) <= layout.Max() && s.holds(old.ID, hash) {
+		r.ID = old.ID
+		return r, s.Put(r)
+	}
+	id, err := s.free(layout)
+	if err != nil {
+		return Record{}, err
+	}
+	r.ID = id
+	if err := s.Put(r); err != nil {
+		return Record{}, err
+	}
+	if err := s.createID(id, hash); err != nil {
+		return Record{}, err
+	}
+	if err := s.Write(nextFile, []byte(strconv.FormatUint(uint64(id)+1, 10))); err != nil {
+		return Record{}, err
+	}
+	return r, nil
+}
+
+// free finds the first ID from the cursor on that has no file.
+func (s Store) free(layout mark.Layout) (mark.ID, error) {
+	next := mark.First
+	if b, err := os.ReadFile(s.path(nextFile)); err == nil {
+		if n, err := strconv.ParseUint(string(b), 10, 32); err == nil {
+			next = mark.ID(n)
+		}
+	}
+	for range layout.Capacity() {
+		if next < mark.First || uint32(next) > layout.Max() {
+			next = mark.First
+		}
+		if _, err := os.Lstat(s.idPath(next)); errors.Is(err, fs.ErrNotExist) {
+			return next, nil
+		} else if err != nil {
+			return 0, fmt.Errorf("looking for a free ID: %w", err)
+		}
+		next++
+	}
+	fix := "every bit but kube-proxy's is in use"
+	if wider, ok := layout.Wider(); ok {
+		fix = fmt.Sprintf("set iptablesMarkMask to %#x for %d, or run 'podmarkctl gc'", wider.Mask(), wider.Capacity())
+	}
+	return 0, fmt.Errorf("%w: iptablesMarkMask %#x holds %d endpoints and all are taken; %s", ErrExhausted, layout.Mask(), layout.Capacity(), fix)
+}
+
+func (s Store) idPath(id mark.ID) string { return s.path(idsDir, strconv.FormatUint(uint64(id), 10)) }
+
+func (s Store) createID(id mark.ID, hash string) error {
+	f, err := os.OpenFile(s.idPath(id), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("reserving ID %d: %w", id, err)
+	}
+	_, err = f.WriteString(hash)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("reserving ID %d: %w", id, errors.Join(err, os.Remove(f.Name())))
+	}
+	return nil
+}
+
+// holds reports whether the ID file of id belongs to the attachment hash.
+func (s Store) holds(id mark.ID, hash string) bool {
+	b, err := os.ReadFile(s.idPath(id))
+	return err == nil && string(b) == hash
+}
+
+// Put writes the record as it is.
+func (s Store) Put(r Record) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("encoding record of %s: %w", r.Key, err)
+	}
+	return s.Write(filepath.Join(attachmentsDir, r.Hash()), b)
+}
+
+// Release forgets the attachment: its addresses, its ID, then its record.
+// What is already gone, or another attachment's by now, is left alone.
+func (s Store) Release(r Record) error {
+	hash := r.Hash()
+	var errs []error
+	for _, a := range r.Addresses {
+		if s.Owns(r.Key, a) {
+			errs = append(errs, s.Remove(filepath.Join(addressesDir, a.String())))
+		}
+	}
+	if s.holds(r.ID, hash) {
+		errs = append(errs, s.Remove(filepath.Join(idsDir, strconv.FormatUint(uint64(r.ID), 10))))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return s.Remove(filepath.Join(attachmentsDir, hash))
+}
+
+// Owner returns the record that owns addr now; fs.ErrNotExist when none does.
+func (s Store) Owner(addr netip.Addr) (Record, error) {
+	b, err := os.ReadFile(s.path(addressesDir, addr.String()))
+	if err != nil {
+		return Record{}, err
+	}
+	if !hashName(string(b)) {
+		return Record{}, fmt.Errorf("%w: %q", ErrDamaged, s.path(addressesDir, addr.String()))
+	}
+	return s.readRecord(s.path(attachmentsDir, string(b)))
+}
+
+// hashName reports whether name has the shape of a record's file name.
+func hashName(name string) bool {
+	return len(name) == 32 && strings.Trim(name, "0123456789abcdef") == ""
+}
+
+// Owns reports whether key is the owner of addr. An address has one owner: the
+// attachment that was added last.
+func (s Store) Owns(key Key, addr netip.Addr) bool {
+	b, err := os.ReadFile(s.path(addressesDir, addr.String()))
+	return err == nil && string(b) == key.Hash()
+}
+
+// Own makes key the owner of its addresses.
+func (s Store) Own(r Record) error {
+	for _, a := range r.Addresses {
+		if !s.Owns(r.Key, a) {
+			if err := s.Write(filepath.Join(addressesDir, a.String()), []byte(r.Hash())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Sweep removes the files that belong to no record: ID and address files of
+// records that are gone, records that cannot be read, and temporary files. It
+// returns what it removed, or with dryRun what it would, relative to the folder.
+func (s Store) Sweep(dryRun bool) (removed []string, err error) {
+	good := map[string]Record{}
+	records, _ := s.List() // the damaged ones are what this is for
+	for _, r := range records {
+		good[r.Hash()] = r
+	}
+	keep := func(sub, name, content string) bool {
+		if strings.HasSuffix(name, temporary) {
+			return false
+		}
+		owner, ok := good[content]
+		switch sub {
+		case attachmentsDir:
+			_, ok = good[name]
+			return ok
+		case idsDir:
+			return ok && strconv.FormatUint(uint64(owner.ID), 10) == name
+		default:
+			return ok
+		}
+	}
+	for _, sub := range []string{attachmentsDir, idsDir, addressesDir} {
+		entries, err := os.ReadDir(s.path(sub))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return removed, fmt.Errorf("sweeping %s: %w", sub, err)
+		}
+		for _, entry := range entries {
+			name := filepath.Join(sub, entry.Name())
+			content, _ := os.ReadFile(s.path(name))
+			if keep(sub, entry.Name(), string(content)) {
+				continue
+			}
+			removed = append(removed, name)
+			if !dryRun {
+				if err := s.Remove(name); err != nil {
+					return removed, err
+				}
+			}
+		}
+	}
+	return removed, nil
+}
+
+// RemoveAll deletes the state folder's content, the lock last, and the folder
+// itself if nothing foreign is in it.
+func (s Store) RemoveAll() error {
+	for _, name := range []string{attachmentsDir, idsDir, addressesDir, nextFile, nextFile + temporary, NodeFile, NodeFile + temporary, lockFile} {
+		if err := os.RemoveAll(s.path(name)); err != nil {
+			return fmt.Errorf("removing state: %w", err)
+		}
+	}
+	if err := os.Remove(s.dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("removing state folder: %w", err)
+	}
+	return nil
+}
