@@ -1,0 +1,114 @@
+package desired
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// Packet is the first packet of a flow where it is judged: behind IPVS, with the
+// real backend as its destination and the real client as its source.
+type Packet struct {
+	// In is the L3 interface it came in by; empty when a host process sent it.
+	In string
+	// Out is the L3 interface it leaves by; empty when it is for a host process.
+	Out      string
+	Src, Dst netip.Addr
+	Protocol Protocol
+	// ICMPv6Type is read only for protocol 58.
+	ICMPv6Type uint8
+	DstPort    uint16
+}
+
+// Verdict is the answer to "may this packet pass", with its reason.
+type Verdict struct {
+	Allowed bool
+	// By is the rule that allowed or the thing that denied, in words.
+	By string
+}
+
+// ICMPv6 is the protocol number of neighbour discovery and MLD.
+const ICMPv6 Protocol = 58
+
+// NeighbourTypes are the ICMPv6 types that always pass: MLD (130-132, 143) and
+// neighbour discovery (133-137), RFC 4890 section 4.4.1. Without them IPv6 has
+// no next hop.
+var NeighbourTypes = []uint8{130, 131, 132, 133, 134, 135, 136, 137, 143}
+
+// Allows judges the first packet of a flow by the model alone. Replies, related
+// packets and flows judged under the current epoch are not asked about: they pass.
+func (s State) Allows(p Packet) Verdict {
+	if p.Protocol == ICMPv6 && slices.Contains(NeighbourTypes, p.ICMPv6Type) {
+		return Verdict{Allowed: true, By: "neighbour discovery"}
+	}
+	if p.In == "" {
+		return Verdict{Allowed: true, By: "sent by the node"}
+	}
+	src := s.endpoint(p.Src, p.In)
+	if src == nil && s.routed(p.In) {
+		return Verdict{By: "source address is not the endpoint's own"}
+	}
+	if src != nil {
+		if v := s.judge(src.Profiles[Egress], p.Dst, p); !v.Allowed {
+			return v
+		}
+	}
+	if p.Out == "" {
+		return Verdict{Allowed: true, By: "delivered to the node"}
+	}
+	dst := s.endpoint(p.Dst, p.Out)
+	switch {
+	case dst == nil && s.routed(p.Out):
+		return Verdict{By: "destination is no endpoint's address"}
+	case dst == nil:
+		return Verdict{Allowed: true, By: "leaves the node"}
+	default:
+		return s.judge(dst.Profiles[Ingress], p.Src, p)
+	}
+}
+
+// endpoint finds the endpoint with address addr behind interface iface.
+func (s State) endpoint(addr netip.Addr, iface string) *Endpoint {
+	for i, e := range s.Endpoints {
+		if e.Interface == iface && slices.Contains(e.Addresses, addr) {
+			return &s.Endpoints[i]
+		}
+	}
+	return nil
+}
+
+// routed reports whether iface is the routed host veth of an endpoint.
+func (s State) routed(iface string) bool {
+	return slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.Routed() && e.Interface == iface })
+}
+
+// judge asks one profile about the other side of the flow.
+func (s State) judge(id ProfileID, peer netip.Addr, p Packet) Verdict {
+	if id == "" {
+		return Verdict{Allowed: true, By: "not isolated"}
+	}
+	profile := s.Profiles[id]
+	for _, r := range profile.Rules {
+		if s.admitsPeer(r, peer) && r.admitsPort(p) {
+			return Verdict{Allowed: true, By: r.Origin}
+		}
+	}
+	return Verdict{By: profile.Direction.String() + " isolation, no rule allows it"}
+}
+
+func (s State) admitsPeer(r ProfileRule, peer netip.Addr) bool {
+	if r.Anyone {
+		return true
+	}
+	for _, id := range r.Peers {
+		if slices.Contains(s.PeerSets[id].Addrs, peer) {
+			return true
+		}
+	}
+	return slices.ContainsFunc(r.Blocks, func(b netip.Prefix) bool { return b.Contains(peer) })
+}
+
+func (r ProfileRule) admitsPort(p Packet) bool {
+	return len(r.Ports) == 0 || slices.ContainsFunc(r.Ports, func(port Port) bool {
+		return port.Protocol == p.Protocol && port.Contains(p.DstPort)
+	})
+}

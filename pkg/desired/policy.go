@@ -1,0 +1,196 @@
+package desired
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Policies is the compiled policy of a node, in the form that is stored on
+// disk and read by the plugin. It needs no Kubernetes types.
+type Policies struct {
+	Policies []Policy `json:"policies,omitempty"`
+	// Namespaces holds the labels of the namespaces that were declared. Every
+	// namespace has kubernetes.io/metadata.name besides, declared or not.
+	Namespaces map[string]map[string]string `json:"namespaces,omitempty"`
+}
+
+// Policy is one NetworkPolicy, defaulted and validated.
+type Policy struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	// Pods picks, inside Namespace, the pods the policy isolates.
+	Pods Selector `json:"pods"`
+	// Ingress and Egress are nil where the policy does not isolate that
+	// direction; an Isolation without rules denies everything.
+	Ingress *Isolation `json:"ingress,omitempty"`
+	Egress  *Isolation `json:"egress,omitempty"`
+}
+
+// Isolation is what one policy allows in one direction.
+type Isolation struct {
+	Rules []Rule `json:"rules,omitempty"`
+}
+
+// Rule allows traffic whose other side is any of Peers or Blocks and whose
+// destination port is any of Ports.
+type Rule struct {
+	// Peers and Blocks both empty mean anyone.
+	Peers []Peer `json:"peers,omitempty"`
+	// Blocks are disjoint, masked prefixes, with the exceptions of each ipBlock
+	// already taken out.
+	Blocks []netip.Prefix `json:"blocks,omitempty"`
+	// Nobody is set where every ipBlock was excepted away: without it an empty
+	// list of blocks would mean anyone.
+	Nobody bool `json:"nobody,omitempty"`
+	// Ports empty means every protocol and port.
+	Ports []Port `json:"ports,omitempty"`
+}
+
+// Peer selects pods, in one namespace or in those a selector picks.
+type Peer struct {
+	// Namespace is set for a peer without a namespaceSelector.
+	Namespace string `json:"namespace,omitempty"`
+	// NamespaceSelector is used when Namespace is empty.
+	NamespaceSelector Selector `json:"namespaceSelector,omitempty"`
+	Pods              Selector `json:"pods,omitempty"`
+}
+
+// Protocol is an IANA protocol number.
+type Protocol uint8
+
+// The protocols that have ports.
+const (
+	TCP  Protocol = 6
+	UDP  Protocol = 17
+	SCTP Protocol = 132
+)
+
+// String names the protocol as iptables does.
+func (p Protocol) String() string {
+	switch p {
+	case TCP:
+		return "tcp"
+	case UDP:
+		return "udp"
+	case SCTP:
+		return "sctp"
+	}
+	return fmt.Sprintf("%d", uint8(p))
+}
+
+// PortRange is an inclusive range of ports, 0 to 65535.
+type PortRange struct {
+	First uint16 `json:"first"`
+	Last  uint16 `json:"last"`
+}
+
+// AllPorts is the range of a rule that names a protocol and no port.
+var AllPorts = PortRange{First: 0, Last: 65535}
+
+// Contains reports whether port lies in the range.
+func (r PortRange) Contains(port uint16) bool { return r.First <= port && port <= r.Last }
+
+// String renders "80" or "80:90", as iptables reads it.
+func (r PortRange) String() string {
+	if r.First == r.Last {
+		return fmt.Sprint(r.First)
+	}
+	return fmt.Sprintf("%d:%d", r.First, r.Last)
+}
+
+// Port is a protocol together with a range of destination ports.
+type Port struct {
+	Protocol Protocol `json:"protocol"`
+	PortRange
+}
+
+// Selector is a label selector: all requirements must hold. The zero value
+// matches everything.
+type Selector []Requirement
+
+// Requirement is one condition on one label.
+type Requirement struct {
+	Key    string   `json:"key"`
+	Op     Op       `json:"op"`
+	Values []string `json:"values,omitempty"`
+}
+
+// Op is the operator of a Requirement.
+type Op string
+
+// The operators of metav1.LabelSelector; matchLabels is In with one value.
+const (
+	In           Op = "In"
+	NotIn        Op = "NotIn"
+	Exists       Op = "Exists"
+	DoesNotExist Op = "DoesNotExist"
+)
+
+// Matches reports whether labels satisfy every requirement. As in Kubernetes,
+// NotIn holds for a label that is absent.
+func (s Selector) Matches(labels map[string]string) bool {
+	for _, r := range s {
+		value, present := labels[r.Key]
+		var ok bool
+		switch r.Op {
+		case In:
+			ok = present && slices.Contains(r.Values, value)
+		case NotIn:
+			ok = !present || !slices.Contains(r.Values, value)
+		case Exists:
+			ok = present
+		case DoesNotExist:
+			ok = !present
+		}
+		if !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// canonical is a form in which equal selectors are equal strings.
+func (s Selector) canonical() string {
+	parts := make([]string, 0, len(s))
+	for _, r := range s {
+		values := slices.Clone(r.Values)
+		slices.Sort(values)
+		b, err := json.Marshal(Requirement{Key: r.Key, Op: r.Op, Values: slices.Compact(values)})
+		if err != nil {
+			panic(err) // three strings always encode
+		}
+		parts = append(parts, string(b))
+	}
+	slices.Sort(parts)
+	return strings.Join(slices.Compact(parts), ",")
+}
+
+// MetadataName is the label every namespace carries with its own name.
+const MetadataName = "kubernetes.io/metadata.name"
+
+// namespaceLabels returns what a namespaceSelector sees of namespace.
+func (p Policies) namespaceLabels(namespace string) map[string]string {
+	labels := map[string]string{MetadataName: namespace}
+	for k, v := range p.Namespaces[namespace] {
+		if k != MetadataName {
+			labels[k] = v
+		}
+	}
+	return labels
+}
+
+// picks reports whether the peer selects a pod of namespace with labels.
+// Something outside Kubernetes (no namespace) is nobody's peer.
+func (p Policies) picks(peer Peer, namespace string, labels map[string]string) bool {
+	switch {
+	case namespace == "":
+		return false
+	case peer.Namespace != "":
+		return peer.Namespace == namespace && peer.Pods.Matches(labels)
+	default:
+		return peer.NamespaceSelector.Matches(p.namespaceLabels(namespace)) && peer.Pods.Matches(labels)
+	}
+}

@@ -1,0 +1,296 @@
+// Package desired says what a node should enforce: who has which ID and who may
+// talk to whom. It names no chain, set, table, hook or command.
+//
+// [Build] makes a [State] from the compiled policy and the node's attachments;
+// a backend renders it; [State.Allows] is the oracle both are tested against.
+// The package is pure: no file, no kernel, no clock.
+package desired
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/mark"
+)
+
+// Direction of traffic as the policed pod sees it.
+type Direction uint8
+
+// The two directions of a NetworkPolicy.
+const (
+	Ingress Direction = iota
+	Egress
+)
+
+// Directions lists both, for loops.
+var Directions = [...]Direction{Ingress, Egress}
+
+func (d Direction) String() string {
+	if d == Ingress {
+		return "ingress"
+	}
+	return "egress"
+}
+
+// Node is what the node itself contributes to a State.
+type Node struct {
+	Layout mark.Layout
+	// Epoch is the number of the policy in force, 1 to Layout.Max().
+	Epoch uint32
+	// NodePorts are the ports on which a packet to a host address may be for a
+	// service rather than for a host process.
+	NodePorts []PortRange
+	// HostAddresses are the node's own addresses, service addresses excluded.
+	HostAddresses []netip.Addr
+}
+
+// ProfileID names a Profile: 16 hexadecimal digits, or empty for none.
+type ProfileID string
+
+// PeerSetID names a PeerSet: 16 hexadecimal digits.
+type PeerSetID string
+
+// State is everything a backend enforces.
+type State struct {
+	Node
+	Endpoints []Endpoint // by ID
+	Profiles  map[ProfileID]Profile
+	PeerSets  map[PeerSetID]PeerSet
+}
+
+// Endpoint is one attachment with what the policies make of it.
+type Endpoint struct {
+	ident.Record
+	// Profiles holds the endpoint's profile per Direction; empty is "not isolated".
+	Profiles [2]ProfileID
+	// Peers are the peer sets that hold the endpoint's addresses.
+	Peers []PeerSetID
+}
+
+// Profile is what is allowed, in one direction, for every endpoint that the
+// same set of policies selects. What no rule allows is dropped.
+type Profile struct {
+	ID        ProfileID
+	Direction Direction
+	// Policies are the "namespace/name" of the policies it is made of, sorted.
+	Policies []string
+	Rules    []ProfileRule
+}
+
+// ProfileRule is a Rule with its peers resolved to shared sets.
+type ProfileRule struct {
+	// Origin is the policy and rule it comes from: "web/allow ingress[0]".
+	Origin string
+	// Anyone is set where the rule names no peer; Peers and Blocks are empty then.
+	Anyone bool
+	Peers  []PeerSetID
+	Blocks []netip.Prefix
+	Ports  []Port
+}
+
+// PeerSet is the addresses of the pods that one peer selects.
+type PeerSet struct {
+	ID    PeerSetID
+	Peer  Peer
+	Addrs []netip.Addr // sorted
+}
+
+// Build derives the state of a node from the policies and its attachments.
+// Given a single record, it yields that endpoint's share: its profiles, and of
+// each peer set only the endpoint's own addresses.
+func Build(node Node, policies Policies, records []ident.Record) State {
+	s := State{
+		Node:     node,
+		Profiles: map[ProfileID]Profile{},
+		PeerSets: policies.peerSets(),
+	}
+	for _, r := range records {
+		e := Endpoint{Record: r}
+		for id, set := range s.PeerSets {
+			if policies.picks(set.Peer, r.Namespace, r.Labels) {
+				e.Peers = append(e.Peers, id)
+				set.Addrs = append(set.Addrs, r.Addresses...)
+				s.PeerSets[id] = set
+			}
+		}
+		slices.Sort(e.Peers)
+		if r.Policed {
+			for _, d := range Directions {
+				if p := policies.profile(d, r.Namespace, r.Labels); p.ID != "" {
+					e.Profiles[d] = p.ID
+					s.Profiles[p.ID] = p
+				}
+			}
+		}
+		s.Endpoints = append(s.Endpoints, e)
+	}
+	for id, set := range s.PeerSets {
+		slices.SortFunc(set.Addrs, netip.Addr.Compare)
+		set.Addrs = slices.Compact(set.Addrs)
+		s.PeerSets[id] = set
+	}
+	slices.SortFunc(s.Endpoints, func(a, b Endpoint) int { return cmp.Compare(a.ID, b.ID) })
+	return s
+}
+
+// isolation returns the policy's say in direction d, nil for none.
+func (p Policy) isolation(d Direction) *Isolation {
+	if d == Ingress {
+		return p.Ingress
+	}
+	return p.Egress
+}
+
+// peerSets lists every distinct pod selection of the policies, without members.
+func (p Policies) peerSets() map[PeerSetID]PeerSet {
+	sets := map[PeerSetID]PeerSet{}
+	for _, policy := range p.Policies {
+		for _, d := range Directions {
+			if isolation := policy.isolation(d); isolation != nil {
+				for _, rule := range isolation.Rules {
+					for _, peer := range rule.Peers {
+						id := peer.id()
+						sets[id] = PeerSet{ID: id, Peer: peer}
+					}
+				}
+			}
+		}
+	}
+	return sets
+}
+
+// profile builds the profile of a pod in direction d; its ID is empty when no
+// policy isolates the pod.
+func (p Policies) profile(d Direction, namespace string, labels map[string]string) Profile {
+	profile := Profile{Direction: d}
+	for _, policy := range p.Policies {
+		isolation := policy.isolation(d)
+		if isolation == nil || policy.Namespace != namespace || !policy.Pods.Matches(labels) {
+			continue
+		}
+		profile.Policies = append(profile.Policies, policy.Namespace+"/"+policy.Name)
+		for i, rule := range isolation.Rules {
+			if rule.Nobody && len(rule.Peers) == 0 {
+				continue
+			}
+			pr := ProfileRule{
+				Origin: fmt.Sprintf("%s/%s %s[%d]", policy.Namespace, policy.Name, d, i),
+				Anyone: len(rule.Peers) == 0 && len(rule.Blocks) == 0,
+				Blocks: rule.Blocks,
+				Ports:  rule.Ports,
+			}
+			for _, peer := range rule.Peers {
+				pr.Peers = append(pr.Peers, peer.id())
+			}
+			slices.Sort(pr.Peers)
+			pr.Peers = slices.Compact(pr.Peers)
+			profile.Rules = append(profile.Rules, pr)
+		}
+	}
+	if profile.Policies == nil {
+		return Profile{}
+	}
+	slices.Sort(profile.Policies)
+	slices.SortStableFunc(profile.Rules, func(a, b ProfileRule) int { return cmp.Compare(a.Origin, b.Origin) })
+	profile.ID = ProfileID(digest(d.String(), strings.Join(profile.Policies, " ")))
+	return profile
+}
+
+func (p Peer) id() PeerSetID {
+	if p.Namespace != "" {
+		return PeerSetID(digest("namespace", p.Namespace, p.Pods.canonical()))
+	}
+	return PeerSetID(digest("selector", p.NamespaceSelector.canonical(), p.Pods.canonical()))
+}
+
+// digest hashes parts to 64 bits in hexadecimal. Each part is preceded by its
+// length, so that no two lists of parts read alike.
+func digest(parts ...string) string {
+	h := sha256.New()
+	for _, p := range parts {
+		fmt.Fprintf(h, "%d:%s", len(p), p)
+	}
+	return hex.EncodeToString(h.Sum(nil)[:8])
+}
+
+// BlocksID names a list of prefixes by its content.
+func BlocksID(blocks []netip.Prefix) string {
+	parts := make([]string, len(blocks))
+	for i, b := range blocks {
+		parts[i] = b.String()
+	}
+	return digest(parts...)
+}
+
+// Narrows reports whether going from s to next can forbid what s allowed, so
+// that live connections must be judged again. It may say so without need, never
+// the reverse: a profile whose rules changed in any way but growing counts.
+func (s State) Narrows(next State) bool {
+	after := map[mark.ID]Endpoint{}
+	for _, e := range next.Endpoints {
+		after[e.ID] = e
+	}
+	for _, e := range s.Endpoints {
+		n, ok := after[e.ID]
+		if !ok || n.Key != e.Key {
+			return true
+		}
+		for _, d := range Directions {
+			if n.Profiles[d] == "" {
+				continue
+			}
+			if e.Profiles[d] == "" || s.Profiles[e.Profiles[d]].narrows(next.Profiles[n.Profiles[d]]) {
+				return true
+			}
+		}
+	}
+	for id, set := range s.PeerSets {
+		if n, ok := next.PeerSets[id]; ok && !containsAll(n.Addrs, set.Addrs) {
+			return true
+		}
+	}
+	return false
+}
+
+// narrows reports whether next lacks a rule of p.
+func (p Profile) narrows(next Profile) bool {
+	have := map[string]bool{}
+	for _, r := range next.Rules {
+		have[r.canonical()] = true
+	}
+	for _, r := range p.Rules {
+		if !have[r.canonical()] {
+			return true
+		}
+	}
+	return false
+}
+
+// canonical is a form in which rules that allow the same are equal, whatever
+// policy they come from.
+func (r ProfileRule) canonical() string {
+	r.Origin = ""
+	return fmt.Sprint(r)
+}
+
+func containsAll(have, want []netip.Addr) bool {
+	for _, a := range want {
+		if _, ok := slices.BinarySearchFunc(have, a, netip.Addr.Compare); !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// ProfileIDs lists the profiles in a stable order.
+func (s State) ProfileIDs() []ProfileID { return slices.Sorted(maps.Keys(s.Profiles)) }
+
+// PeerSetIDs lists the peer sets in a stable order.
+func (s State) PeerSetIDs() []PeerSetID { return slices.Sorted(maps.Keys(s.PeerSets)) }
