@@ -1,0 +1,271 @@
+// Package conntrack makes live flows be judged again, over netlink.
+//
+// A flow that was judged and allowed carries the policy epoch in its conntrack
+// mark. [Forget] drops the flows of an address that changed hands; [Clear] takes
+// a number off the flows that carry it, so that it can be given out again.
+//
+// Attribute numbers: include/uapi/linux/netfilter/nfnetlink_conntrack.h.
+package conntrack
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/pkg/mark"
+)
+
+const (
+	subsystem = unix.NFNL_SUBSYS_CTNETLINK << 8
+
+	cmdNew    = 0
+	cmdGet    = 1
+	cmdDelete = 2
+
+	attrTupleOrig  = 1
+	attrTupleReply = 2
+	attrMark       = 8
+	attrID         = 12
+	attrZone       = 18
+	attrMarkMask   = 21
+	attrFilter     = 25
+
+	tupleIP = 1
+	ipv4Src = 1
+	ipv6Src = 3
+
+	filterOrig  = 1
+	filterReply = 2
+	// filterSrc asks to compare the source address (CTA_FILTER_FLAG(CTA_IP_SRC)).
+	filterSrc = 1 << 0
+)
+
+// Forget deletes every flow that addr started or answers. The next packet of
+// such a flow is a first packet again.
+func Forget(addr netip.Addr) error {
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return fmt.Errorf("connecting to conntrack: %w", err)
+	}
+	defer c.Close()
+	for _, filter := range filtersFor(addr) {
+		flows, err := dump(c, family(addr), filter)
+		if err != nil {
+			return fmt.Errorf("listing flows of %s: %w", addr, err)
+		}
+		for _, f := range flows {
+			// The filter only saves work: a kernel before 5.8 ignores it.
+			if f.origSrc != addr && f.replySrc != addr {
+				continue
+			}
+			if err := f.delete(c); err != nil {
+				return fmt.Errorf("deleting a flow of %s: %w", addr, err)
+			}
+		}
+	}
+	return nil
+}
+
+// filtersFor asks the kernel for the flows that addr started, then for those it
+// answers. Behind IPVS or DNAT the original destination is the service: who
+// answers is the source of the reply.
+//
+// IPv6 flows are all asked for: the kernel compares IPv6 addresses the wrong way
+// round and returns every flow but the ones wanted (ctnetlink_filter_match_tuple,
+// net/netfilter/nf_conntrack_netlink.c, Linux 5.8 to 6.18 at least).
+func filtersFor(addr netip.Addr) []func(*netlink.AttributeEncoder) {
+	if addr.Is6() {
+		return []func(*netlink.AttributeEncoder){func(*netlink.AttributeEncoder) {}}
+	}
+	return []func(*netlink.AttributeEncoder){
+		sourceFilter(attrTupleOrig, filterOrig, filterReply, addr),
+		sourceFilter(attrTupleReply, filterReply, filterOrig, addr),
+	}
+}
+
+// sourceFilter matches flows that have the IPv4 address addr as the source of
+// one of their two tuples.
+func sourceFilter(tuple, asked, other uint16, addr netip.Addr) func(*netlink.AttributeEncoder) {
+	return func(ae *netlink.AttributeEncoder) {
+		ae.Nested(tuple, func(ae *netlink.AttributeEncoder) error {
+			ae.Nested(tupleIP, func(ae *netlink.AttributeEncoder) error {
+				ae.Bytes(ipv4Src, addr.AsSlice())
+				return nil
+			})
+			return nil
+		})
+		ae.Nested(attrFilter, func(ae *netlink.AttributeEncoder) error {
+			ae.ByteOrder = binary.NativeEndian // unlike everything else here
+			ae.Uint32(asked, filterSrc)
+			ae.Uint32(other, 0)
+			return nil
+		})
+	}
+}
+
+// Clear sets the bits of m.Mask to zero in the mark of every flow that has
+// m.Value there. Other bits stay.
+func Clear(m mark.Mark) error {
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return fmt.Errorf("connecting to conntrack: %w", err)
+	}
+	defer c.Close()
+	flows, err := dump(c, unix.AF_UNSPEC, func(ae *netlink.AttributeEncoder) {
+		ae.Uint32(netOrder|attrMark, m.Value)
+		ae.Uint32(netOrder|attrMarkMask, m.Mask)
+	})
+	if err != nil {
+		return fmt.Errorf("listing flows with mark %s: %w", m, err)
+	}
+	for _, f := range flows {
+		if f.mark&m.Mask != m.Value {
+			continue
+		}
+		if err := f.setMark(c, mark.Mark{Mask: m.Mask}); err != nil {
+			return fmt.Errorf("clearing mark %s of a flow: %w", m, err)
+		}
+	}
+	return nil
+}
+
+// flow is what is needed of a conntrack entry to name it again.
+type flow struct {
+	family   uint8
+	orig     []byte // the tuple as the kernel sent it
+	origSrc  netip.Addr
+	replySrc netip.Addr
+	mark     uint32
+	id       []byte
+	zone     []byte
+}
+
+// identify encodes the tuple and the zone by which the kernel finds the flow.
+func (f flow) identify(ae *netlink.AttributeEncoder) {
+	ae.Bytes(netlink.Nested|attrTupleOrig, f.orig)
+	if f.zone != nil {
+		ae.Bytes(netOrder|attrZone, f.zone)
+	}
+}
+
+// delete removes the entry unless the kernel has replaced it meanwhile.
+func (f flow) delete(c *netlink.Conn) error {
+	return gone(f.send(c, cmdDelete, func(ae *netlink.AttributeEncoder) {
+		f.identify(ae)
+		ae.Bytes(netOrder|attrID, f.id)
+	}))
+}
+
+func (f flow) setMark(c *netlink.Conn, m mark.Mark) error {
+	return gone(f.send(c, cmdNew, func(ae *netlink.AttributeEncoder) {
+		f.identify(ae)
+		ae.Uint32(netOrder|attrMark, m.Value)
+		ae.Uint32(netOrder|attrMarkMask, m.Mask)
+	}))
+}
+
+// gone accepts that a flow ended by itself.
+func gone(err error) error {
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
+}
+
+func (f flow) send(c *netlink.Conn, cmd netlink.HeaderType, fill func(*netlink.AttributeEncoder)) error {
+	m, err := message(cmd, netlink.Acknowledge, f.family, fill)
+	if err != nil {
+		return err
+	}
+	_, err = c.Execute(m)
+	return err
+}
+
+const netOrder = netlink.NetByteOrder
+
+func family(addr netip.Addr) uint8 {
+	if addr.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
+
+func message(cmd netlink.HeaderType, flags netlink.HeaderFlags, family uint8, fill func(*netlink.AttributeEncoder)) (netlink.Message, error) {
+	ae := netlink.NewAttributeEncoder()
+	ae.ByteOrder = binary.BigEndian
+	fill(ae)
+	attrs, err := ae.Encode()
+	if err != nil {
+		return netlink.Message{}, err
+	}
+	return netlink.Message{
+		Header: netlink.Header{Type: subsystem | cmd, Flags: netlink.Request | flags},
+		Data:   append([]byte{family, unix.NFNETLINK_V0, 0, 0}, attrs...),
+	}, nil
+}
+
+func dump(c *netlink.Conn, family uint8, filter func(*netlink.AttributeEncoder)) ([]flow, error) {
+	m, err := message(cmdGet, netlink.Dump, family, filter)
+	if err != nil {
+		return nil, err
+	}
+	answers, err := c.Execute(m)
+	if err != nil {
+		return nil, err
+	}
+	var flows []flow
+	for _, a := range answers {
+		if len(a.Data) < 4 {
+			continue
+		}
+		f := flow{family: a.Data[0]}
+		ad, err := netlink.NewAttributeDecoder(a.Data[4:])
+		if err != nil {
+			return nil, err
+		}
+		ad.ByteOrder = binary.BigEndian
+		for ad.Next() {
+			switch ad.Type() {
+			case attrTupleOrig:
+				f.orig = ad.Bytes()
+				ad.Nested(decodeSource(&f.origSrc))
+			case attrTupleReply:
+				ad.Nested(decodeSource(&f.replySrc))
+			case attrMark:
+				f.mark = ad.Uint32()
+			case attrID:
+				f.id = ad.Bytes()
+			case attrZone:
+				f.zone = ad.Bytes()
+			}
+		}
+		if err := ad.Err(); err != nil {
+			return nil, err
+		}
+		flows = append(flows, f)
+	}
+	return flows, nil
+}
+
+func decodeSource(addr *netip.Addr) func(*netlink.AttributeDecoder) error {
+	return func(ad *netlink.AttributeDecoder) error {
+		for ad.Next() {
+			if ad.Type() != tupleIP {
+				continue
+			}
+			ad.Nested(func(ad *netlink.AttributeDecoder) error {
+				for ad.Next() {
+					if t := ad.Type(); t == ipv4Src || t == ipv6Src {
+						*addr, _ = netip.AddrFromSlice(ad.Bytes())
+					}
+				}
+				return nil
+			})
+		}
+		return nil
+	}
+}
