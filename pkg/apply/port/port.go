@@ -1,0 +1,216 @@
+// Package port closes and opens the host side of an endpoint, so that no packet
+// of it passes while podmark is half-way through an ADD or a DEL.
+//
+// A routed host veth is put into podmark's device group: the rules drop what
+// comes from the group with an unknown source, so it is closed until its
+// endpoint element is there, and again once that is gone.
+//
+// A bridge is shared, so its group is never touched. There the veth's bridge
+// port is blocked and unblocked, and held to the pod's MAC address: a static
+// forwarding entry, no learning, and "locked" where the kernel has it (5.18),
+// which drops frames with any other source MAC.
+package port
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/pkg/endpoint"
+)
+
+// Group is the device group of every routed host veth that podmark manages. By
+// this number a restarted process knows them.
+const Group = 1886
+
+// Spanning tree states of a bridge port (include/uapi/linux/if_bridge.h).
+const (
+	stateForwarding = 3
+	stateBlocking   = 4
+)
+
+// Close makes the endpoint's port pass nothing until [Open] and, when it is
+// routed, the backend has its element.
+func Close(e endpoint.Endpoint) error {
+	link, err := netlink.LinkByName(e.Port)
+	if err != nil {
+		return fmt.Errorf("closing port %q: %w", e.Port, err)
+	}
+	if e.Routed() {
+		if link.Attrs().Group == Group {
+			return nil
+		}
+		if err := netlink.LinkSetGroup(link, Group); err != nil {
+			return fmt.Errorf("putting %q into device group %d: %w", e.Port, Group, err)
+		}
+		return nil
+	}
+	if err := setBridgePort(link, stateBlocking, true); err != nil {
+		return fmt.Errorf("blocking bridge port %q: %w", e.Port, err)
+	}
+	entry, err := forwardingEntry(e, link)
+	if err != nil {
+		return err
+	}
+	if err := netlink.NeighSet(entry); err != nil {
+		return fmt.Errorf("holding bridge port %q to MAC %s: %w", e.Port, e.MAC, err)
+	}
+	return nil
+}
+
+// Open lets a bridge port forward again. A routed port is opened by its element.
+func Open(e endpoint.Endpoint) error {
+	if e.Routed() {
+		return nil
+	}
+	link, err := netlink.LinkByName(e.Port)
+	if err != nil {
+		return fmt.Errorf("opening port %q: %w", e.Port, err)
+	}
+	if err := setBridgePort(link, stateForwarding, true); err != nil {
+		return fmt.Errorf("opening bridge port %q: %w", e.Port, err)
+	}
+	return nil
+}
+
+// Release gives the port back as the main plugin made it. A port that is gone is fine.
+func Release(e endpoint.Endpoint) error {
+	link, err := netlink.LinkByName(e.Port)
+	if gone(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("releasing port %q: %w", e.Port, err)
+	}
+	if e.Routed() {
+		return ReleaseLink(link)
+	}
+	if link.Attrs().MasterIndex == 0 {
+		return nil // no bridge port any more
+	}
+	if err := setBridgePort(link, stateForwarding, false); err != nil {
+		return fmt.Errorf("releasing bridge port %q: %w", e.Port, err)
+	}
+	entry, err := forwardingEntry(e, link)
+	if err != nil {
+		return err
+	}
+	if err := netlink.NeighDel(entry); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("releasing bridge port %q: %w", e.Port, err)
+	}
+	return nil
+}
+
+// ReleaseLink takes a link out of the device group if it is in it.
+func ReleaseLink(link netlink.Link) error {
+	if link.Attrs().Group != Group {
+		return nil
+	}
+	if err := netlink.LinkSetGroup(link, 0); err != nil && !gone(err) {
+		return fmt.Errorf("taking %q out of device group %d: %w", link.Attrs().Name, Group, err)
+	}
+	return nil
+}
+
+// Shut closes the port again at a DEL. A port that is gone is fine, and a routed
+// one needs nothing: it stays in the group until the main plugin deletes it.
+func Shut(e endpoint.Endpoint) error {
+	if e.Routed() {
+		return nil
+	}
+	link, err := netlink.LinkByName(e.Port)
+	if gone(err) || err == nil && link.Attrs().MasterIndex == 0 {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("closing port %q: %w", e.Port, err)
+	}
+	// A port whose link is down passes nothing and takes no state.
+	if err := setBridgePort(link, stateBlocking, true); err != nil && !errors.Is(err, unix.ENETDOWN) {
+		return fmt.Errorf("blocking bridge port %q: %w", e.Port, err)
+	}
+	return nil
+}
+
+// Check reports what keeps the port from being guarded.
+func Check(e endpoint.Endpoint) error {
+	link, err := netlink.LinkByName(e.Port)
+	if err != nil {
+		return fmt.Errorf("host veth %q: %w", e.Port, err)
+	}
+	if e.Routed() {
+		if g := link.Attrs().Group; g != Group {
+			return fmt.Errorf("host veth %q is in device group %d, want %d", e.Port, g, Group)
+		}
+		return nil
+	}
+	master, err := netlink.LinkByIndex(link.Attrs().MasterIndex)
+	if err != nil || master.Attrs().Name != e.Interface {
+		return fmt.Errorf("host veth %q is no longer a port of %q", e.Port, e.Interface)
+	}
+	return nil
+}
+
+// Alive reports whether the host veth is still there.
+func Alive(e endpoint.Endpoint) bool {
+	_, err := netlink.LinkByName(e.Port)
+	return !gone(err)
+}
+
+// BridgeFiltered reports whether frames between two ports of one bridge pass the
+// IP hooks. Without it pods on one bridge reach each other unjudged.
+func BridgeFiltered(ipv6 bool) error {
+	name := "bridge-nf-call-iptables"
+	if ipv6 {
+		name = "bridge-nf-call-ip6tables"
+	}
+	b, err := os.ReadFile("/proc/sys/net/bridge/" + name)
+	if err == nil && strings.TrimSpace(string(b)) == "1" {
+		return nil
+	}
+	return fmt.Errorf("sysctl net.bridge.%s is not 1, so pods on one bridge reach each other unjudged: run 'modprobe br_netfilter && sysctl -w net.bridge.%s=1', or set policy to \"none\"", name, name)
+}
+
+func gone(err error) bool {
+	var notFound netlink.LinkNotFoundError
+	return errors.As(err, &notFound) || errors.Is(err, unix.ENODEV)
+}
+
+// forwardingEntry is the static entry that ties the pod's MAC to its port, as
+// 'bridge fdb replace MAC dev PORT master static'.
+func forwardingEntry(e endpoint.Endpoint, link netlink.Link) (*netlink.Neigh, error) {
+	mac, err := net.ParseMAC(e.MAC)
+	if err != nil {
+		return nil, fmt.Errorf("MAC address of port %q: %w", e.Port, err)
+	}
+	return &netlink.Neigh{
+		LinkIndex:    link.Attrs().Index,
+		Family:       unix.AF_BRIDGE,
+		Flags:        netlink.NTF_MASTER,
+		State:        netlink.NUD_NOARP,
+		HardwareAddr: mac,
+	}, nil
+}
+
+// setBridgePort changes state, learning and lock of a bridge port in one message.
+// A kernel that does not know the lock ignores it.
+func setBridgePort(link netlink.Link, state byte, locked bool) error {
+	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
+	msg := nl.NewIfInfomsg(unix.AF_BRIDGE)
+	msg.Index = int32(link.Attrs().Index)
+	req.AddData(msg)
+	info := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
+	flag := map[bool]byte{true: 1}
+	info.AddRtAttr(nl.IFLA_BRPORT_STATE, []byte{state})
+	info.AddRtAttr(nl.IFLA_BRPORT_LEARNING, []byte{flag[!locked]})
+	info.AddRtAttr(nl.IFLA_BRPORT_LOCKED, []byte{flag[locked]})
+	req.AddData(info)
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
