@@ -1,0 +1,276 @@
+package apply
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+
+	"github.com/podmark/podmark/pkg/apply/conntrack"
+	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/endpoint"
+	"github.com/podmark/podmark/pkg/ident"
+)
+
+// Add gives the attachment r an ID, its mark and its policy, and returns it with
+// the ID. When it returns, every packet of the endpoint is marked and judged.
+//
+// A crash or an error on the way leaves the port closed and an uncommitted
+// record, which the DEL that a runtime owes a failed ADD removes, as does a gc;
+// another ADD starts over.
+func (n Node) Add(ctx context.Context, settings Settings, r ident.Record) (ident.Record, error) {
+	unlock, err := n.lock(ctx)
+	if err != nil {
+		return ident.Record{}, err
+	}
+	defer unlock()
+	f, changed, err := n.adopt(settings)
+	if err != nil {
+		return ident.Record{}, err
+	}
+	if err := bridgeFiltered(r); err != nil {
+		return ident.Record{}, err
+	}
+	if changed {
+		if err := n.save(f); err != nil {
+			return ident.Record{}, err
+		}
+	}
+	before, err := n.displaced(r)
+	if err != nil {
+		return ident.Record{}, err
+	}
+	if r, err = n.Store.Reserve(settings.Layout, r); err != nil {
+		return ident.Record{}, err
+	}
+	n.step("reserved")
+	if err := port.Close(r.Endpoint); err != nil {
+		return ident.Record{}, err
+	}
+	n.step("closed")
+	if err := n.forgetEarly(r, before); err != nil {
+		return ident.Record{}, err
+	}
+	if err := n.Store.Own(r); err != nil {
+		return ident.Record{}, err
+	}
+	n.step("owned")
+	from, errFrom := f.share(before...)
+	to, errTo := f.share(r)
+	if err := errors.Join(errFrom, errTo); err != nil {
+		return ident.Record{}, err
+	}
+	if err := n.update(ctx, f, from, to); err != nil {
+		return ident.Record{}, err
+	}
+	if err := port.Open(r.Endpoint); err != nil {
+		return ident.Record{}, err
+	}
+	n.step("opened")
+	r.Committed = true
+	if err := n.Store.Put(r); err != nil {
+		return ident.Record{}, err
+	}
+	n.step("committed")
+	return r, nil
+}
+
+// displaced lists what r takes the place of: its own earlier self, and of other
+// attachments the addresses that are r's from now on (their DEL is late, or lost).
+func (n Node) displaced(r ident.Record) ([]ident.Record, error) {
+	var before []ident.Record
+	switch old, err := n.Store.Get(r.Key); {
+	case err == nil:
+		if old = n.owned(old); len(old.Addresses) > 0 {
+			before = append(before, old)
+		}
+	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ident.ErrDamaged):
+		return nil, err
+	}
+	for _, a := range r.Addresses {
+		owner, err := n.Store.Owner(a)
+		if err != nil || owner.Key == r.Key {
+			continue // nobody's, or what a crash left; Own overwrites it
+		}
+		owner.Addresses = slices.DeleteFunc(slices.Clone(r.Addresses), func(b addr) bool { return b != a })
+		before = append(before, owner)
+	}
+	return before, nil
+}
+
+// forgetEarly makes the flows be judged that were there before the endpoint was:
+// its own, if it sent anything before its port was closed, and those of whoever
+// had its address and was not properly deleted.
+func (n Node) forgetEarly(r ident.Record, before []ident.Record) error {
+	sent, err := endpoint.HasSent(r.Netns)
+	if err != nil {
+		return err
+	}
+	if !sent && len(before) == 0 {
+		return nil
+	}
+	return forget(r.Addresses)
+}
+
+func forget(addresses []addr) error {
+	for _, a := range addresses {
+		if err := conntrack.Forget(a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bridgeFiltered refuses a policed endpoint on a bridge whose frames the rules
+// would never see.
+func bridgeFiltered(r ident.Record) error {
+	if r.Routed() || !r.Policed {
+		return nil
+	}
+	for _, a := range r.Addresses {
+		if err := port.BridgeFiltered(a.Is6()); err != nil {
+			return fmt.Errorf("%w: %w", ErrBackend, err)
+		}
+	}
+	return nil
+}
+
+// Delete takes the attachment back: its elements, its profiles if it was the
+// last to have them, its flows, its ID, its record, in that order. An unknown
+// attachment is no error, and starts nothing.
+//
+// What cannot be removed from the kernel now does not stop it: the node is
+// noted as unsynced, and the next change removes it. That is returned in left.
+func (n Node) Delete(ctx context.Context, key ident.Key) (left, err error) {
+	r, err := n.Store.Get(key)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case errors.Is(err, ident.ErrDamaged):
+		return n.deleteDamaged(ctx, key, err)
+	case err != nil:
+		return nil, err
+	}
+	if r, left, err = n.detach(ctx, key); err != nil || r.ID == 0 {
+		return left, err
+	}
+	n.step("detached")
+	// Without the lock, because it reads the whole conntrack table. Nobody else
+	// has the address yet: the plugin that assigned it is deleted after us.
+	if err := forget(r.Addresses); err != nil {
+		left = errors.Join(left, err)
+	}
+	n.step("forgotten")
+	unlock, err := n.lock(ctx)
+	if err != nil {
+		return left, err
+	}
+	defer unlock()
+	again, err := n.Store.Get(key)
+	if err != nil || again.Committed || again.ID != r.ID {
+		return left, nil // somebody else finished, or added it anew
+	}
+	if err := n.Store.Release(again); err != nil {
+		return left, err
+	}
+	n.step("released")
+	return left, nil
+}
+
+// detach removes the attachment from the kernel and leaves an uncommitted
+// record, which it returns with the addresses that were still the attachment's.
+func (n Node) detach(ctx context.Context, key ident.Key) (r ident.Record, left, err error) {
+	unlock, err := n.lock(ctx)
+	if err != nil {
+		return ident.Record{}, nil, err
+	}
+	defer unlock()
+	if r, err = n.Store.Get(key); err != nil {
+		return ident.Record{}, nil, ignoreMissing(err)
+	}
+	r.Committed = false
+	if err := n.Store.Put(r); err != nil {
+		return ident.Record{}, nil, err
+	}
+	n.step("uncommitted")
+	if err := port.Shut(r.Endpoint); err != nil {
+		left = err
+	}
+	n.step("shut")
+	r = n.owned(r)
+	f, err := n.load()
+	if errors.Is(err, fs.ErrNotExist) {
+		return r, left, nil // uninstalled meanwhile: nothing is in the kernel
+	}
+	if err != nil {
+		return ident.Record{}, left, err
+	}
+	from, err := f.share(r)
+	if err != nil {
+		return ident.Record{}, left, err
+	}
+	to, err := f.share()
+	if err != nil {
+		return ident.Record{}, left, err
+	}
+	return r, errors.Join(left, n.update(ctx, f, from, to)), nil
+}
+
+// deleteDamaged removes an attachment whose record cannot be read: what the
+// record would have told is found by rewriting everything else.
+func (n Node) deleteDamaged(ctx context.Context, key ident.Key, damage error) (left, err error) {
+	unlock, err := n.lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := n.Store.Release(ident.Record{Key: key}); err != nil {
+		return nil, err
+	}
+	_, err = n.tidy(ctx, false)
+	return damage, err
+}
+
+// Check reports what is wrong with an attachment: its record, its port, its
+// elements and rules. It starts no process.
+func (n Node) Check(ctx context.Context, key ident.Key, e endpoint.Endpoint) error {
+	r, err := n.Store.Get(key)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !r.Committed {
+		return fmt.Errorf("%w: %s", ErrNotFound, key)
+	}
+	if err != nil {
+		return err
+	}
+	if r.Port != e.Port || r.Interface != e.Interface || !slices.Equal(r.Addresses, e.Addresses) {
+		return fmt.Errorf("attachment %s is %v on %q by %q, and was added as %v on %q by %q", key, e.Addresses, e.Interface, e.Port, r.Addresses, r.Interface, r.Port)
+	}
+	if err := port.Check(r.Endpoint); err != nil {
+		return err
+	}
+	f, err := n.load()
+	if err != nil {
+		return err
+	}
+	want, err := f.share(n.owned(r))
+	if err != nil {
+		return err
+	}
+	return n.backend(f).Check(ctx, want)
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func encode(v any) ([]byte, error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return nil, fmt.Errorf("encoding %T: %w", v, err)
+	}
+	return b, nil
+}

@@ -1,0 +1,110 @@
+package iptables
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os/exec"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	goiptables "github.com/coreos/go-iptables/iptables"
+)
+
+// Variant is one of the two kernels' worth of iptables that a node can have.
+type Variant string
+
+// The variants, named as their commands end.
+const (
+	NFT    Variant = "nft"
+	Legacy Variant = "legacy"
+)
+
+// hints are the chains in mangle by which kubelet tells which variant it uses
+// (kubernetes/kubernetes#109059).
+var hints = []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}
+
+// Detect finds the variant that the node's kubelet uses; without a kubelet, the
+// one that the command "iptables" stands for. It executes several commands: ask once and remember.
+func Detect() (Variant, error) {
+	for _, hint := range hints {
+		for _, v := range []Variant{NFT, Legacy} {
+			ipt, err := v.open(v4, time.Second)
+			if err != nil {
+				continue
+			}
+			if found, err := ipt.ChainExists(table, hint); err == nil && found {
+				return v, nil
+			}
+		}
+	}
+	out, err := exec.Command("iptables", "--version").Output()
+	if err != nil {
+		return "", fmt.Errorf("running iptables --version: %w: install iptables", err)
+	}
+	if strings.Contains(string(out), "nf_tables") {
+		return NFT, nil
+	}
+	return Legacy, nil
+}
+
+// command names the variant's command for f: iptables-nft, ip6tables-legacy-restore.
+func (v Variant) command(f family, suffix string) string {
+	name := f.command + "-" + string(v) + suffix
+	if _, err := exec.LookPath(name); err == nil {
+		return name
+	}
+	return f.command + suffix // an image with one variant only
+}
+
+// open makes a go-iptables handle; it runs "--version" once.
+func (v Variant) open(f family, wait time.Duration) (*goiptables.IPTables, error) {
+	proto := goiptables.ProtocolIPv4
+	if f == v6 {
+		proto = goiptables.ProtocolIPv6
+	}
+	return goiptables.New(goiptables.IPFamily(proto), goiptables.Timeout(waitSeconds(wait)), goiptables.Path(v.command(f, "")))
+}
+
+// waitSeconds is how long a command may wait for the xtables lock, at least 1.
+func waitSeconds(d time.Duration) int { return max(1, int(d/time.Second)) }
+
+// restoreLine finds the line number in iptables-restore's complaint: "line 4: ...",
+// "Error occurred at line: 4".
+var restoreLine = regexp.MustCompile(`line:? ([0-9]+)`)
+
+// restore applies input to table mangle in one step, leaving alone what it does
+// not name.
+func (v Variant) restore(ctx context.Context, f family, wait time.Duration, input string) error {
+	cmd := exec.CommandContext(ctx, v.command(f, "-restore"), "--noflush", "-w", strconv.Itoa(waitSeconds(wait)))
+	var stderr bytes.Buffer
+	cmd.Stdin, cmd.Stderr = strings.NewReader(input), &stderr
+	cmd.Env = append(cmd.Environ(), "LC_ALL=C")
+	err := cmd.Run()
+	if err == nil {
+		return nil
+	}
+	msg := strings.TrimSpace(stderr.String())
+	if m := restoreLine.FindStringSubmatch(msg); m != nil {
+		n, _ := strconv.Atoi(m[1])
+		if lines := strings.Split(input, "\n"); n >= 1 && n <= len(lines) {
+			return fmt.Errorf("running %s: %w: %s: our line %d is %q", cmd.Args[0], err, msg, n, lines[n-1])
+		}
+	}
+	return fmt.Errorf("running %s: %w: %s", cmd.Args[0], err, msg)
+}
+
+// Commands lists the commands a variant needs; with none decided yet, those
+// that stand for any.
+func Commands(v Variant) []string {
+	if v == "" {
+		return []string{v4.command, v4.command + "-restore"}
+	}
+	var names []string
+	for _, f := range families() {
+		names = append(names, v.command(f, ""), v.command(f, "-restore"))
+	}
+	return names
+}

@@ -1,0 +1,125 @@
+package iptables
+
+import (
+	"strings"
+
+	"github.com/podmark/podmark/pkg/apply/ipset"
+	"github.com/podmark/podmark/pkg/desired"
+)
+
+// Everything podmark has in the kernel begins with one of these: by that a
+// restarted process knows its own. Names are an interface; see CHANGELOG.md.
+const (
+	ChainPrefix = "PODMARK-" // a chain name has at most 28 bytes
+	SetPrefix   = "podmark-" // a set name has at most 31
+)
+
+// table holds every rule. In mangle nobody accepts, so no rule of another tool
+// that stands before ours ends the judgement; see docs/packet-path.md.
+const table = "mangle"
+
+// The static chains.
+const (
+	chainInput   = ChainPrefix + "INPUT"
+	chainForward = ChainPrefix + "FORWARD"
+	chainOutput  = ChainPrefix + "OUTPUT"
+	chainPost    = ChainPrefix + "POST"
+	chainMark    = ChainPrefix + "MARK"
+	chainBridge  = ChainPrefix + "BRIDGE"
+	chainPolice  = ChainPrefix + "POLICE"
+	chainEgress  = ChainPrefix + "EGRESS"
+	chainIngress = ChainPrefix + "INGRESS"
+)
+
+// hook is a built-in chain and the rule in it that leads to ours.
+type hook struct {
+	chain string
+	rule  []string
+}
+
+// hooks are put in place in this order: a mark is cleared and judged before one
+// is ever set.
+var hooks = []hook{
+	{"POSTROUTING", []string{"-j", chainPost}},
+	{"OUTPUT", []string{"-j", chainOutput}},
+	{"FORWARD", []string{"-j", chainForward}},
+	// What comes from the node itself has no endpoint to be judged for.
+	{"INPUT", []string{"!", "-i", "lo", "-j", chainInput}},
+}
+
+// family is IPv4 or IPv6.
+type family struct {
+	digit   string
+	set     ipset.Family
+	command string // iptables or ip6tables, without the variant
+}
+
+var (
+	v4 = family{digit: "4", set: ipset.IPv4, command: "iptables"}
+	v6 = family{digit: "6", set: ipset.IPv6, command: "ip6tables"}
+)
+
+// generation tells two sets of one purpose apart. A whole-node change fills the
+// sets of the generation that no rule uses, switches every rule to them in one
+// restore, and destroys the others, so that a packet sees the old state or the
+// new one and never a mixture.
+type generation string
+
+const (
+	genA generation = "a"
+	genB generation = "b"
+)
+
+// next is the generation to build while g is in use.
+func (g generation) next() generation {
+	if g == genA {
+		return genB
+	}
+	return genA
+}
+
+// naming derives the names of a family's sets in one generation.
+type naming struct {
+	family
+	gen generation
+}
+
+func (n naming) set(purpose string, kind ipset.Type, id string) ipset.Set {
+	name := SetPrefix + purpose + n.digit + string(n.gen)
+	if id != "" {
+		name += "-" + id
+	}
+	s := ipset.Set{Name: name, Type: kind, Family: n.family.set}
+	if kind == ipset.BitmapPort {
+		s.Family = ipset.None
+	}
+	return s
+}
+
+// endpoints maps (source address, input interface) to a mark.
+func (n naming) endpoints() ipset.Set { return n.set("ep", ipset.HashNetIface, "") }
+
+// macs holds (address, MAC address) of the endpoints on bridges.
+func (n naming) macs() ipset.Set { return n.set("mac", ipset.HashIPMAC, "") }
+
+// hosts holds the node's own addresses.
+func (n naming) hosts() ipset.Set { return n.set("host", ipset.HashIP, "") }
+
+// nodePorts holds the TCP and UDP ports a service may have on a host address.
+func (n naming) nodePorts() ipset.Set { return n.set("port", ipset.BitmapPort, "") }
+
+// members holds the addresses of the endpoints that have the profile.
+func (n naming) members(d desired.Direction, id desired.ProfileID) ipset.Set {
+	return n.set(d.String()[:1], ipset.HashIP, string(id))
+}
+
+// peers holds the addresses of the pods a peer selects.
+func (n naming) peers(id desired.PeerSetID) ipset.Set { return n.set("p", ipset.HashIP, string(id)) }
+
+// blocks holds the prefixes of one rule's ipBlocks; id is their content's.
+func (n naming) blocks(id string) ipset.Set { return n.set("b", ipset.HashNet, id) }
+
+// chainOf names the chain of a profile: PODMARK-E-<id> or PODMARK-I-<id>.
+func chainOf(p desired.Profile) string {
+	return ChainPrefix + strings.ToUpper(p.Direction.String()[:1]) + "-" + string(p.ID)
+}

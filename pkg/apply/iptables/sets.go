@@ -1,0 +1,141 @@
+package iptables
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/podmark/podmark/pkg/apply/ipset"
+	"github.com/podmark/podmark/pkg/desired"
+)
+
+// everySet renders all sets of a whole-node state in one family.
+func everySet(s desired.State, n naming) []content {
+	hosts := content{Set: n.hosts()}
+	for _, a := range s.HostAddresses {
+		hosts.elements = append(hosts.elements, single(a, n)...)
+	}
+	ports := content{Set: n.nodePorts()}
+	for _, r := range s.NodePorts {
+		ports.elements = append(ports.elements, ipset.Element{First: r.First, Last: r.Last})
+	}
+	all := []content{hosts, ports, {Set: n.endpoints()}}
+	for _, id := range s.PeerSetIDs() {
+		all = append(all, content{Set: n.peers(id)})
+	}
+	for _, id := range s.ProfileIDs() {
+		all = append(all, profileSets(s.Profiles[id], n)...)
+	}
+	for _, m := range memberships(s, n) {
+		i := slices.IndexFunc(all, func(c content) bool { return c.Name == m.Name })
+		if i < 0 {
+			all = append(all, m)
+			continue
+		}
+		all[i].elements = append(all[i].elements, m.elements...)
+	}
+	return all
+}
+
+// profileSets renders the sets that appear with a profile: its members, empty,
+// and the prefixes its rules name.
+func profileSets(p desired.Profile, n naming) []content {
+	sets := []content{{Set: n.members(p.Direction, p.ID)}}
+	for _, r := range p.Rules {
+		blocks := blocksOf(r, n.family)
+		if len(blocks) == 0 {
+			continue
+		}
+		c := content{Set: n.blocks(desired.BlocksID(blocks))}
+		for _, b := range blocks {
+			c.elements = append(c.elements, ipset.Element{Prefix: b})
+		}
+		if !slices.ContainsFunc(sets, func(have content) bool { return have.Name == c.Name }) {
+			sets = append(sets, c)
+		}
+	}
+	return sets
+}
+
+// memberships renders the elements that the endpoints of s bring, set by set.
+// The endpoint elements come last: with them the endpoint opens.
+func memberships(s desired.State, n naming) []content {
+	var out []content
+	add := func(set ipset.Set, elements ...ipset.Element) {
+		if len(elements) == 0 {
+			return
+		}
+		i := slices.IndexFunc(out, func(c content) bool { return c.Name == set.Name })
+		if i < 0 {
+			i, out = len(out), append(out, content{Set: set})
+		}
+		out[i].elements = append(out[i].elements, elements...)
+	}
+	for _, e := range s.Endpoints {
+		for _, a := range e.Addresses {
+			host := single(a, n)
+			for _, d := range desired.Directions {
+				if id := e.Profiles[d]; id != "" {
+					add(n.members(d, id), host...)
+				}
+			}
+			for _, id := range e.Peers {
+				add(n.peers(id), host...)
+			}
+			if !e.Routed() {
+				for _, h := range host {
+					h.MAC = e.MAC
+					add(n.macs(), h)
+				}
+			}
+		}
+	}
+	for _, e := range s.Endpoints {
+		for _, a := range e.Addresses {
+			for _, h := range single(a, n) {
+				h.Iface, h.Mark = e.Interface, s.Layout.ID(e.ID)
+				add(n.endpoints(), h)
+			}
+		}
+	}
+	return out
+}
+
+// gateways renders the addresses the main plugin gave the host's side, which are
+// the node's own where it routes. In a set of host addresses one that is not
+// does no harm: it is only asked about packets that are delivered locally.
+func gateways(s desired.State, n naming) content {
+	c := content{Set: n.hosts()}
+	for _, e := range s.Endpoints {
+		for _, g := range e.Gateways {
+			c.elements = append(c.elements, single(g, n)...)
+		}
+	}
+	return c
+}
+
+// single is the element of address a, if it is of n's family.
+func single(a netip.Addr, n naming) []ipset.Element {
+	if !a.IsValid() || a.Zone() != "" || a.Is4() != (n.family == v4) {
+		return nil
+	}
+	return []ipset.Element{{Prefix: netip.PrefixFrom(a, a.BitLen())}}
+}
+
+// without returns from less what is in to, set by set, marks ignored.
+func without(from, to []content) []content {
+	keep := map[string]map[ipset.Element]bool{}
+	for _, c := range to {
+		keep[c.Name] = map[ipset.Element]bool{}
+		for _, e := range c.elements {
+			keep[c.Name][e.Key()] = true
+		}
+	}
+	var out []content
+	for _, c := range from {
+		c.elements = slices.DeleteFunc(slices.Clone(c.elements), func(e ipset.Element) bool { return keep[c.Name][e.Key()] })
+		if len(c.elements) > 0 {
+			out = append(out, c)
+		}
+	}
+	return out
+}

@@ -1,0 +1,242 @@
+// Package apply carries a node from one desired state to the next: it decides
+// what changes, in an order in which a crash leaves a pod closed and never open,
+// and lets a backend do it.
+//
+// It is where the plugin, podmarkctl and the daemon meet: each calls the methods
+// of [Node], and each of those holds the node's lock while it changes anything.
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/podmark/podmark/pkg/apply/iptables"
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/mark"
+)
+
+// Backend makes the kernel agree with a state. Its user holds the node's lock.
+type Backend interface {
+	// Sync makes the kernel hold exactly want; a zero State removes everything.
+	Sync(ctx context.Context, want desired.State) error
+	// Update moves the endpoints of from to what to says and touches nothing else.
+	Update(ctx context.Context, from, to desired.State) error
+	// Check reports what of want is not in place, changing nothing.
+	Check(ctx context.Context, want desired.State) error
+}
+
+// Errors that callers branch on.
+var (
+	// ErrBackend: nothing on this node can enforce.
+	ErrBackend = errors.New("backend unusable")
+	// ErrLayout: the mask differs from the one that live endpoints were given.
+	ErrLayout = errors.New("iptablesMarkMask cannot change while endpoints live")
+	// ErrNotFound: there is no such attachment, or its ADD never came to an end.
+	ErrNotFound = errors.New("attachment is not known")
+)
+
+// Node is one node's state folder with the means to change what it enforces.
+type Node struct {
+	Store       ident.Store
+	LockTimeout time.Duration
+	// Step, if set, is called after each step of a change with its name: tests
+	// end the process there.
+	Step func(string)
+}
+
+// Settings are the part of a network configuration that is the node's.
+type Settings struct {
+	Layout    mark.Layout
+	NodePorts []desired.PortRange
+}
+
+// file is node.json: what the node enforces besides its attachments.
+type file struct {
+	Mask      uint32              `json:"mask"`
+	Epoch     uint32              `json:"epoch"`
+	NodePorts []desired.PortRange `json:"nodePorts"`
+	// Backend is the iptables variant, decided once.
+	Backend  iptables.Variant `json:"backend"`
+	Policies desired.Policies `json:"policies"`
+	// Synced is false from the moment something whole-node was decided until the
+	// kernel has it. Whoever comes next finishes that first.
+	Synced bool `json:"synced"`
+}
+
+// node translates the file for package desired. The mask was validated when it
+// was stored.
+func (f file) node() (desired.Node, error) {
+	layout, err := mark.NewLayout(f.Mask)
+	if err != nil {
+		return desired.Node{}, fmt.Errorf("%w: %s: %w", ident.ErrDamaged, ident.NodeFile, err)
+	}
+	if f.Epoch == 0 || f.Epoch > layout.Max() {
+		return desired.Node{}, fmt.Errorf("%w: %s: epoch %d is not in 1..%d", ident.ErrDamaged, ident.NodeFile, f.Epoch, layout.Max())
+	}
+	return desired.Node{Layout: layout, Epoch: f.Epoch, NodePorts: f.NodePorts}, nil
+}
+
+func (n Node) step(name string) {
+	if n.Step != nil {
+		n.Step(name)
+	}
+}
+
+// lock creates the state folder if need be and takes its lock.
+func (n Node) lock(ctx context.Context) (func(), error) {
+	if err := n.Store.Init(); err != nil {
+		return nil, err
+	}
+	return n.Store.Lock(ctx, n.LockTimeout)
+}
+
+// load reads node.json; fs.ErrNotExist before the first change.
+func (n Node) load() (file, error) {
+	var f file
+	if err := ident.ReadJSON(filepath.Join(n.Store.Dir(), ident.NodeFile), &f); err != nil {
+		return file{}, err
+	}
+	if _, err := f.node(); err != nil {
+		return file{}, err
+	}
+	return f, nil
+}
+
+func (n Node) save(f file) error {
+	b, err := encode(f)
+	if err != nil {
+		return err
+	}
+	return n.Store.Write(ident.NodeFile, b)
+}
+
+// adopt loads node.json and makes it agree with settings, deciding the backend
+// if nobody has. What it changed is unsynced and not saved yet.
+func (n Node) adopt(settings Settings) (f file, changed bool, err error) {
+	f, err = n.load()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return file{}, false, err
+	}
+	if f.Mask != settings.Layout.Mask() {
+		empty, err := n.Store.Empty()
+		if err != nil {
+			return file{}, false, err
+		}
+		if !empty {
+			return file{}, false, fmt.Errorf("%w: it is %#x and the node's endpoints were given IDs in %#x; set it back, or drain the node first", ErrLayout, settings.Layout.Mask(), f.Mask)
+		}
+		f.Mask, f.Epoch, changed = settings.Layout.Mask(), 1, true
+	}
+	if !slices.Equal(f.NodePorts, settings.NodePorts) {
+		f.NodePorts, changed = settings.NodePorts, true
+	}
+	if f.Backend == "" {
+		if f.Backend, err = iptables.Detect(); err != nil {
+			return file{}, false, fmt.Errorf("%w: %w", ErrBackend, err)
+		}
+		changed = true
+	}
+	if changed {
+		f.Synced = false
+	}
+	return f, changed, nil
+}
+
+func (n Node) backend(f file) Backend {
+	return iptables.Backend{Variant: f.Backend, Wait: n.LockTimeout, Step: n.Step}
+}
+
+// records lists the attachments that are complete, each with the addresses that
+// are still its own.
+func (n Node) records() ([]ident.Record, error) {
+	all, err := n.Store.List()
+	if err != nil {
+		return nil, err
+	}
+	var live []ident.Record
+	for _, r := range all {
+		if r = n.owned(r); r.Committed && len(r.Addresses) > 0 {
+			live = append(live, r)
+		}
+	}
+	return live, nil
+}
+
+// owned is r with the addresses that no later attachment has taken over.
+func (n Node) owned(r ident.Record) ident.Record {
+	addresses := r.Addresses
+	r.Addresses = nil
+	for _, a := range addresses {
+		if n.Store.Owns(r.Key, a) {
+			r.Addresses = append(r.Addresses, a)
+		}
+	}
+	return r
+}
+
+// sync brings the whole node to what f and the attachments say, and notes it in f.
+func (n Node) sync(ctx context.Context, f file) (file, error) {
+	state, err := n.state(f)
+	if err != nil {
+		return f, err
+	}
+	if err := n.backend(f).Sync(ctx, state); err != nil {
+		return f, fmt.Errorf("%w: %w", ErrBackend, err)
+	}
+	f.Synced = true
+	return f, n.save(f)
+}
+
+// state derives the whole node's state.
+func (n Node) state(f file) (desired.State, error) {
+	node, err := f.node()
+	if err != nil {
+		return desired.State{}, err
+	}
+	if node.HostAddresses, err = hostAddresses(); err != nil {
+		return desired.State{}, err
+	}
+	records, err := n.records()
+	if err != nil {
+		return desired.State{}, err
+	}
+	return desired.Build(node, f.Policies, records), nil
+}
+
+// share derives the part of the state that is these records'. It knows the
+// epoch and the layout but not the host's addresses.
+func (f file) share(records ...ident.Record) (desired.State, error) {
+	node, err := f.node()
+	if err != nil {
+		return desired.State{}, err
+	}
+	return desired.Build(node, f.Policies, records), nil
+}
+
+// update moves the node from the endpoints of from to those of to. A node that
+// is unsynced or whose frame is gone is brought up to date first.
+func (n Node) update(ctx context.Context, f file, from, to desired.State) error {
+	err := iptables.ErrIncomplete
+	if f.Synced {
+		err = n.backend(f).Update(ctx, from, to)
+	}
+	if errors.Is(err, iptables.ErrIncomplete) {
+		if f, err = n.sync(ctx, f); err != nil {
+			return err
+		}
+		n.step("synced")
+		err = n.backend(f).Update(ctx, from, to)
+	}
+	if err == nil {
+		return nil
+	}
+	// Half a change may be in the kernel: let the next one start from scratch.
+	f.Synced = false
+	return errors.Join(fmt.Errorf("%w: %w", ErrBackend, err), n.save(f))
+}

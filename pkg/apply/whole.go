@@ -1,0 +1,260 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os/exec"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/podmark/podmark/pkg/apply/conntrack"
+	"github.com/podmark/podmark/pkg/apply/ipset"
+	"github.com/podmark/podmark/pkg/apply/iptables"
+	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/ident"
+)
+
+type addr = netip.Addr
+
+// ServiceLink is the link on which kube-proxy keeps the service addresses in
+// IPVS mode; those are not the host's own.
+const ServiceLink = "kube-ipvs0"
+
+// Applied says what a policy change did.
+type Applied struct {
+	Policies  int    `json:"policies"`
+	Endpoints int    `json:"endpoints"`
+	Epoch     uint32 `json:"epoch"`
+	// Narrowed is whether live connections are judged again.
+	Narrowed bool `json:"narrowed"`
+}
+
+// SetPolicies makes policies the node's, enforced on every endpoint when it
+// returns. If they take anything away, the next epoch begins in the same change,
+// so that what they forbid stops at its next packet. The settings count only on
+// a node that has none yet.
+func (n Node) SetPolicies(ctx context.Context, settings Settings, policies desired.Policies) (Applied, error) {
+	unlock, err := n.lock(ctx)
+	if err != nil {
+		return Applied{}, err
+	}
+	defer unlock()
+	f, err := n.load()
+	if errors.Is(err, fs.ErrNotExist) {
+		f, _, err = n.adopt(settings)
+	}
+	if err != nil {
+		return Applied{}, err
+	}
+	old, err := n.state(f)
+	if err != nil {
+		return Applied{}, err
+	}
+	f.Policies = policies
+	next, err := n.state(f)
+	if err != nil {
+		return Applied{}, err
+	}
+	// A change that was interrupted may be half in the kernel: what it forbade
+	// is not known to be stopped.
+	narrowed := !f.Synced || old.Narrows(next)
+	if narrowed {
+		f.Epoch = next.Layout.NextEpoch(f.Epoch)
+		// The number was in use before the last wrap, or before the state folder was lost.
+		if err := conntrack.Clear(next.Layout.Mark(f.Epoch)); err != nil {
+			return Applied{}, err
+		}
+	}
+	f.Synced = false
+	if err := n.save(f); err != nil {
+		return Applied{}, err
+	}
+	n.step("saved")
+	if _, err := n.sync(ctx, f); err != nil {
+		return Applied{}, err
+	}
+	n.step("synced")
+	return Applied{Policies: len(policies.Policies), Endpoints: len(next.Endpoints), Epoch: f.Epoch, Narrowed: narrowed}, nil
+}
+
+// State returns what the node should enforce now; fs.ErrNotExist when podmark
+// has never run here.
+func (n Node) State() (desired.State, error) {
+	f, err := n.load()
+	if err != nil {
+		return desired.State{}, err
+	}
+	return n.state(f)
+}
+
+// Preview returns what the node would enforce with policies, or with the present
+// ones when policies is nil.
+func (n Node) Preview(settings Settings, policies *desired.Policies) (desired.State, error) {
+	f, err := n.load()
+	if errors.Is(err, fs.ErrNotExist) {
+		f, err = file{Mask: settings.Layout.Mask(), Epoch: 1, NodePorts: settings.NodePorts}, nil
+	}
+	if err != nil {
+		return desired.State{}, err
+	}
+	if policies != nil {
+		f.Policies = *policies
+	}
+	return n.state(f)
+}
+
+// Collected says what a collection removed, or would.
+type Collected struct {
+	Attachments []ident.Record `json:"attachments"`
+	Files       []string       `json:"files"`
+}
+
+// Collect removes the attachments for which dead holds, what crashes left in
+// the state folder, and what no one needs in the kernel.
+func (n Node) Collect(ctx context.Context, dead func(ident.Record) bool, dryRun bool) (Collected, error) {
+	if _, err := n.load(); errors.Is(err, fs.ErrNotExist) {
+		return Collected{}, nil
+	}
+	unlock, err := n.lock(ctx)
+	if err != nil {
+		return Collected{}, err
+	}
+	defer unlock()
+	all, _ := n.Store.List() // damaged records are collected as files
+	var c Collected
+	for _, r := range all {
+		if !dead(r) {
+			continue
+		}
+		c.Attachments = append(c.Attachments, r)
+		if dryRun {
+			continue
+		}
+		if err := port.Shut(r.Endpoint); err != nil {
+			return c, err
+		}
+		if err := forget(n.owned(r).Addresses); err != nil {
+			return c, err
+		}
+		if err := n.Store.Release(r); err != nil {
+			return c, err
+		}
+		n.step("released")
+	}
+	c.Files, err = n.tidy(ctx, dryRun)
+	return c, err
+}
+
+// Gone holds for an attachment whose interface is no longer there, and for what
+// a crash left. Callers hold no lock: Collect does.
+func Gone(r ident.Record) bool { return !r.Committed || !port.Alive(r.Endpoint) }
+
+// tidy removes files that belong to nobody and rewrites the kernel's share.
+func (n Node) tidy(ctx context.Context, dryRun bool) ([]string, error) {
+	files, err := n.Store.Sweep(dryRun)
+	if err != nil || dryRun {
+		return files, err
+	}
+	f, err := n.load()
+	if err != nil {
+		return files, ignoreMissing(err)
+	}
+	_, err = n.sync(ctx, f)
+	return files, err
+}
+
+// Uninstall removes every trace: rules, sets, device groups, bridge port
+// settings and the state folder. Pods keep running, unmarked and unpoliced.
+func (n Node) Uninstall(ctx context.Context) error {
+	unlock, err := n.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	variants := []iptables.Variant{iptables.NFT, iptables.Legacy}
+	if f, err := n.load(); err == nil && f.Backend != "" {
+		variants = []iptables.Variant{f.Backend}
+	}
+	for _, v := range variants {
+		if err := (iptables.Backend{Variant: v, Wait: n.LockTimeout}).Sync(ctx, desired.State{}); err != nil {
+			return fmt.Errorf("%w: %w", ErrBackend, err)
+		}
+	}
+	records, _ := n.Store.List()
+	for _, r := range records {
+		if err := port.Release(r.Endpoint); err != nil {
+			return err
+		}
+	}
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("listing links: %w", err)
+	}
+	for _, l := range links {
+		if err := port.ReleaseLink(l); err != nil {
+			return err
+		}
+	}
+	return n.Store.RemoveAll()
+}
+
+// Records lists the attachments; damaged ones are reported with the good ones.
+func (n Node) Records() ([]ident.Record, error) { return n.Store.List() }
+
+// Status reports why an Add with settings would fail: no free ID, no usable
+// backend. It changes nothing.
+func (n Node) Status(ctx context.Context, settings Settings) error {
+	used, err := n.Store.IDsInUse()
+	if err != nil {
+		return fmt.Errorf("counting IDs: %w", err)
+	}
+	if capacity := settings.Layout.Capacity(); used >= capacity {
+		return fmt.Errorf("%w: all %d IDs of iptablesMarkMask %#x are taken", ident.ErrExhausted, capacity, settings.Layout.Mask())
+	}
+	conn, err := ipset.Dial()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrBackend, err)
+	}
+	defer conn.Close()
+	f, err := n.load()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if f.Mask != 0 && f.Mask != settings.Layout.Mask() {
+		if empty, err := n.Store.Empty(); err != nil || !empty {
+			return errors.Join(fmt.Errorf("%w: it is %#x and the node's endpoints were given IDs in %#x", ErrLayout, settings.Layout.Mask(), f.Mask), err)
+		}
+	}
+	for _, command := range iptables.Commands(f.Backend) {
+		if _, err := exec.LookPath(command); err != nil {
+			return fmt.Errorf("%w: %w: install iptables", ErrBackend, err)
+		}
+	}
+	return ctx.Err()
+}
+
+// hostAddresses lists every address of the node but the services'.
+func hostAddresses() ([]netip.Addr, error) {
+	service := -1
+	if link, err := netlink.LinkByName(ServiceLink); err == nil {
+		service = link.Attrs().Index
+	}
+	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("listing the node's addresses: %w", err)
+	}
+	var out []netip.Addr
+	for _, a := range list {
+		if a.LinkIndex == service {
+			continue
+		}
+		if ip, ok := netip.AddrFromSlice(a.IP); ok {
+			out = append(out, ip.Unmap())
+		}
+	}
+	return out, nil
+}
