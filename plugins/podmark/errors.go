@@ -1,0 +1,82 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/endpoint"
+	"github.com/podmark/podmark/pkg/ident"
+)
+
+// Codes of podmark's own; the CNI specification leaves 100 and up to plugins.
+const (
+	codeExhausted       uint = 100
+	codeLockTimeout     uint = 101
+	codeBackend         uint = 102
+	codeDamaged         uint = 103
+	codeNoHostInterface uint = 104
+)
+
+// codes maps what callers branch on to a code and a short message. The first
+// match counts, so the more particular stand first.
+var codes = []struct {
+	is   error
+	code uint
+	msg  string
+}{
+	{config.ErrSyntax, types.ErrDecodingFailure, "network configuration cannot be read"},
+	{ident.ErrExhausted, codeExhausted, "no free endpoint ID"},
+	{ident.ErrLockTimeout, codeLockTimeout, "podmark is busy"},
+	{ident.ErrDamaged, codeDamaged, "podmark's state is damaged, run 'podmarkctl gc'"},
+	{apply.ErrLayout, types.ErrInvalidNetworkConfig, "iptablesMarkMask changed"},
+	{apply.ErrNotFound, types.ErrUnknownContainer, "attachment unknown"},
+	{apply.ErrBackend, codeBackend, "backend unusable"},
+	{endpoint.ErrNoHostInterface, codeNoHostInterface, "no host-side interface"},
+	{endpoint.ErrNoAddress, types.ErrInvalidNetworkConfig, "no address to police"},
+	{endpoint.ErrNetns, types.ErrInvalidEnvironmentVariables, "CNI_NETNS unusable"},
+}
+
+// coded gives err a CNI code. What nobody branches on is a failure to read or
+// write something.
+func coded(err error) error {
+	var done *types.Error
+	if err == nil || errors.As(err, &done) {
+		return err
+	}
+	var wrong *config.Error
+	if errors.As(err, &wrong) {
+		return types.NewError(types.ErrInvalidNetworkConfig, "invalid configuration", err.Error())
+	}
+	for _, c := range codes {
+		if errors.Is(err, c.is) {
+			return types.NewError(c.code, c.msg, err.Error())
+		}
+	}
+	return types.NewError(types.ErrIOFailure, "podmark failed", err.Error())
+}
+
+func decode(stdin []byte, conf *types.PluginConf) error {
+	if err := json.Unmarshal(stdin, conf); err != nil {
+		return types.NewError(types.ErrDecodingFailure, "reading network configuration", err.Error())
+	}
+	return nil
+}
+
+// podOf reads the pod's namespace and name from CNI_ARGS. Both are empty when
+// no Kubernetes runtime calls, and keys that are not asked for are ignored.
+func podOf(cniArgs string) (namespace, name string) {
+	for pair := range strings.SplitSeq(cniArgs, ";") {
+		switch key, value, _ := strings.Cut(pair, "="); key {
+		case "K8S_POD_NAMESPACE":
+			namespace = value
+		case "K8S_POD_NAME":
+			name = value
+		}
+	}
+	return namespace, name
+}

@@ -1,0 +1,214 @@
+// Command podmark is a chained CNI plugin. It gives each new pod endpoint an ID
+// inside iptablesMarkMask at ADD, writes its mark and its policy, and releases
+// both at DEL. It belongs into a conflist behind the plugin that makes the
+// endpoint's interface; see README.md.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/endpoint"
+	"github.com/podmark/podmark/pkg/ident"
+)
+
+// Deadlines: a runtime ends a plugin that outlives its own with SIGKILL, so ours
+// are shorter (containerd: 4 minutes for an ADD, 1 for the DEL after a failed one).
+const (
+	addDeadline    = 60 * time.Second
+	delDeadline    = 30 * time.Second
+	statusDeadline = time.Second // containerd holds a lock that ADDs wait for
+)
+
+// supported are the spec versions from the first that chains plugins with a
+// prevResult at DEL or before, to the one that has GC and STATUS.
+var supported = version.VersionsStartingFrom("0.3.1")
+
+func main() {
+	skel.PluginMainFuncs(skel.CNIFuncs{
+		Add:    verb("ADD", addDeadline, cmdAdd),
+		Del:    verb("DEL", delDeadline, cmdDel),
+		Check:  verb("CHECK", delDeadline, cmdCheck),
+		GC:     verb("GC", delDeadline, cmdGC),
+		Status: verb("STATUS", statusDeadline, cmdStatus),
+	}, supported, about())
+}
+
+func about() string {
+	v := "(unknown version)"
+	if info, ok := debug.ReadBuildInfo(); ok {
+		v = info.Main.Version
+	}
+	return "CNI podmark plugin " + v
+}
+
+// call is one invocation: what the runtime gave, parsed.
+type call struct {
+	*skel.CmdArgs
+	config config.Config
+	node   apply.Node
+	log    *slog.Logger
+}
+
+// key identifies the attachment the runtime speaks of.
+func (c call) key() ident.Key {
+	return ident.Key{Network: c.config.Network, ContainerID: c.ContainerID, IfName: c.IfName}
+}
+
+func (c call) settings() apply.Settings {
+	s := apply.Settings{Layout: c.config.Layout}
+	for _, r := range c.config.NodePorts {
+		s.NodePorts = append(s.NodePorts, desired.PortRange{First: r.First, Last: r.Last})
+	}
+	return s
+}
+
+// verb wraps a command with what all have in common: the configuration, the
+// deadline, the log, and errors with CNI codes.
+func verb(name string, deadline time.Duration, run func(context.Context, call) error) func(*skel.CmdArgs) error {
+	return func(args *skel.CmdArgs) (err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				err = types.NewError(types.ErrInternal, fmt.Sprintf("podmark panicked: %v", p), string(debug.Stack()))
+			}
+		}()
+		c := call{CmdArgs: args}
+		if c.config, err = config.Parse(args.StdinData); err != nil {
+			return coded(err)
+		}
+		log, closeLog := openLog(c.config.LogFile)
+		defer closeLog()
+		c.log = log.With("verb", name, "network", c.config.Network, "container", args.ContainerID, "ifname", args.IfName)
+		c.node = apply.Node{Store: ident.At(c.config.StateDir), LockTimeout: c.config.LockTimeout, Step: stepHook()}
+		ctx, cancel := context.WithTimeout(context.Background(), deadline)
+		defer cancel()
+		start := time.Now()
+		if err := run(ctx, c); err != nil {
+			c.log.Error("failed", "error", err, "duration", time.Since(start))
+			return coded(err)
+		}
+		c.log.Info("done", "duration", time.Since(start))
+		return nil
+	}
+}
+
+// openLog appends to file, one write a line, so that concurrent plugins do not
+// mix. Without a file nothing is logged: the runtime keeps stderr for trouble.
+func openLog(file string) (log *slog.Logger, closeLog func()) {
+	if file == "" {
+		return slog.New(slog.DiscardHandler), func() {}
+	}
+	f, err := os.OpenFile(file, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "podmark: no log: %v\n", err)
+		return slog.New(slog.DiscardHandler), func() {}
+	}
+	return slog.New(slog.NewJSONHandler(f, nil)), func() { f.Close() }
+}
+
+func cmdAdd(ctx context.Context, c call) error {
+	result, e, err := attachment(c)
+	if err != nil {
+		return err
+	}
+	r := ident.Record{Key: c.key(), Endpoint: e, Netns: c.Netns, Policed: c.config.Policy != config.PolicyNone}
+	if r, err = c.node.Add(ctx, c.settings(), r); err != nil {
+		return err
+	}
+	c.log = c.log.With("id", r.ID, "mark", c.config.Layout.ID(r.ID).String())
+	return types.PrintResult(result, c.config.CNIVersion)
+}
+
+func cmdDel(ctx context.Context, c call) error {
+	left, err := c.node.Delete(ctx, c.key())
+	if left != nil {
+		// An error would keep the runtime from deleting the plugins before us, and
+		// with them the pod's address; the next change removes what is left.
+		c.log.Warn("left for the next change", "error", left)
+		fmt.Fprintf(os.Stderr, "podmark: DEL of %s left something for the next change: %v\n", c.key(), left)
+	}
+	return err
+}
+
+func cmdCheck(ctx context.Context, c call) error {
+	_, e, err := attachment(c)
+	if err != nil {
+		return err
+	}
+	return c.node.Check(ctx, c.key(), e)
+}
+
+// cmdGC collects this network's attachments that the runtime does not list.
+func cmdGC(ctx context.Context, c call) error {
+	valid := c.config.Attachments
+	if !valid.Given {
+		fmt.Fprintln(os.Stderr, "podmark: GC without cni.dev/valid-attachments: nothing collected; use 'podmarkctl gc'")
+		return nil
+	}
+	keep := map[ident.Key]bool{}
+	for _, a := range valid.List {
+		keep[ident.Key{Network: c.config.Network, ContainerID: a.ContainerID, IfName: a.IfName}] = true
+	}
+	_, err := c.node.Collect(ctx, func(r ident.Record) bool {
+		switch {
+		case r.Network != c.config.Network || keep[r.Key]:
+			return false
+		case len(valid.List) == 0:
+			// A runtime that knows no pods sends an empty list, and so does one
+			// that has lost its memory: believe it only where the pod is gone.
+			return apply.Gone(r)
+		default:
+			return true
+		}
+	}, false)
+	return err
+}
+
+func cmdStatus(ctx context.Context, c call) error {
+	err := c.node.Status(ctx, c.settings())
+	if errors.Is(err, context.DeadlineExceeded) {
+		return nil // slow is not unavailable
+	}
+	if err != nil {
+		return types.NewError(types.ErrPluginNotAvailable, "podmark cannot add a pod", err.Error())
+	}
+	return nil
+}
+
+// attachment reads the endpoint that the plugins before us made.
+func attachment(c call) (types.Result, endpoint.Endpoint, error) {
+	conf := types.PluginConf{}
+	if err := decode(c.StdinData, &conf); err != nil {
+		return nil, endpoint.Endpoint{}, err
+	}
+	if conf.RawPrevResult == nil {
+		return nil, endpoint.Endpoint{}, types.NewError(types.ErrInvalidNetworkConfig, "no prevResult: podmark is a chained plugin", "list it in a conflist behind the plugin that makes the interface, such as ptp or bridge")
+	}
+	if err := version.ParsePrevResult(&conf); err != nil {
+		return nil, endpoint.Endpoint{}, types.NewError(types.ErrDecodingFailure, "reading prevResult", err.Error())
+	}
+	result, err := types100.NewResultFromResult(conf.PrevResult)
+	if err != nil {
+		return nil, endpoint.Endpoint{}, types.NewError(types.ErrDecodingFailure, "converting prevResult", err.Error())
+	}
+	e, err := endpoint.FromResult(result, c.Netns, c.IfName)
+	if err != nil {
+		return nil, endpoint.Endpoint{}, err
+	}
+	e.Namespace, e.Pod = podOf(c.Args)
+	e.Labels = c.config.Labels
+	return conf.PrevResult, e, nil
+}
