@@ -386,3 +386,14 @@ func wrap(err error, doing, name string) error {
 		return fmt.Errorf("%s set %q: %w", doing, name, err)
 	}
 }
+
+// String names the family as ipset(8) does.
+func (f Family) String() string {
+	switch f {
+	case IPv4:
+		return "inet"
+	case IPv6:
+		return "inet6"
+	}
+	return "unspec"
+}

@@ -1,0 +1,126 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/policy"
+)
+
+func newApply(o *options) *cobra.Command {
+	var files []string
+	var del bool
+	cmd := &cobra.Command{
+		Use:   "apply -f FILE|DIR|-",
+		Short: "Make NetworkPolicy manifests the policy of this node",
+		Long: `Apply reads networking.k8s.io/v1 NetworkPolicy manifests, defaults and validates
+them as the API server does, and makes them the whole policy of this node: what
+was applied before and is not among them is gone. Namespace manifests give
+namespaces their labels.
+
+The policy is in force on every endpoint whose conflist says "policy": "files"
+when the command returns, and on a new one before its ADD returns. Live
+connections that it forbids stop at their next packet; no other is touched. One
+invalid document, and nothing changes.`,
+		Example: `  podmarkctl apply -f policies/
+  podmarkctl apply -f web.yaml -f db.yaml
+  kubectl get networkpolicies,namespaces -A -o yaml | podmarkctl apply -f -
+  podmarkctl apply --delete`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if del == (len(files) > 0) {
+				return errors.New("apply wants either -f FILE|DIR or --delete")
+			}
+			var policies desired.Policies
+			if !del {
+				var err error
+				if policies, err = readPolicies(files, cmd.InOrStdin()); err != nil {
+					return err
+				}
+			}
+			settings, err := defaults()
+			if err != nil {
+				return err
+			}
+			done, err := o.node().SetPolicies(cmd.Context(), settings, policies)
+			if err != nil {
+				return err
+			}
+			return o.print(cmd.OutOrStdout(), done, func(w io.Writer) error {
+				live := "no live connection is touched"
+				if done.Narrowed {
+					live = "live connections are judged again"
+				}
+				_, err := fmt.Fprintf(w, "%d policies in force on %d endpoints, epoch %d: %s\n", done.Policies, done.Endpoints, done.Epoch, live)
+				return err
+			})
+		},
+	}
+	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "a manifest, a folder of them (*.yaml, *.yml, *.json), or - for stdin; may be repeated")
+	cmd.Flags().BoolVar(&del, "delete", false, "remove the node's policy: every endpoint is open")
+	return cmd
+}
+
+// readPolicies reads and compiles the manifests that paths name.
+func readPolicies(paths []string, stdin io.Reader) (desired.Policies, error) {
+	var sources []policy.Source
+	for _, path := range paths {
+		more, err := readSources(path, stdin)
+		if err != nil {
+			return desired.Policies{}, err
+		}
+		sources = append(sources, more...)
+	}
+	return policy.Compile(sources...)
+}
+
+func readSources(path string, stdin io.Reader) ([]policy.Source, error) {
+	if path == "-" {
+		data, err := io.ReadAll(stdin)
+		return []policy.Source{{Name: "stdin", Data: data}}, err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	names := []string{path}
+	if info.IsDir() {
+		if names, err = manifests(path); err != nil {
+			return nil, err
+		}
+	}
+	var sources []policy.Source
+	for _, name := range names {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return nil, err
+		}
+		sources = append(sources, policy.Source{Name: name, Data: data})
+	}
+	return sources, nil
+}
+
+// manifests lists a folder's manifests, not those of its subfolders. A folder
+// without any is refused: an empty policy opens every endpoint, and --delete says so.
+func manifests(dir string) ([]string, error) {
+	var names []string
+	for _, pattern := range []string{"*.yaml", "*.yml", "*.json"} {
+		found, err := filepath.Glob(filepath.Join(dir, pattern))
+		if err != nil {
+			return nil, err
+		}
+		names = append(names, found...)
+	}
+	if len(names) == 0 {
+		return nil, fmt.Errorf("folder %q has no *.yaml, *.yml or *.json: to remove the node's policy, say --delete", dir)
+	}
+	slices.Sort(names)
+	return names, nil
+}

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/mark"
+)
+
+// listed is one endpoint as 'list -o json' shows it.
+type listed struct {
+	ID          mark.ID           `json:"id"`
+	Mark        string            `json:"mark"`
+	Namespace   string            `json:"namespace"`
+	Pod         string            `json:"pod"`
+	Interface   string            `json:"interface"`
+	Port        string            `json:"port"`
+	Addresses   []netip.Addr      `json:"addresses"`
+	Labels      map[string]string `json:"labels,omitempty"`
+	Ingress     *listedProfile    `json:"ingress"`
+	Egress      *listedProfile    `json:"egress"`
+	Network     string            `json:"network"`
+	ContainerID string            `json:"containerID"`
+	IfName      string            `json:"ifName"`
+}
+
+// listedProfile is null for a direction in which the endpoint is not isolated.
+type listedProfile struct {
+	ID       desired.ProfileID `json:"id"`
+	Policies []string          `json:"policies"`
+}
+
+func newList(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List the endpoints: ID, mark, pod, interface, addresses, policies",
+		Example: `  podmarkctl list
+  podmarkctl list -o json | jq '.[] | select(.pod == "web-0")'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			state, err := o.node().State()
+			if errors.Is(err, fs.ErrNotExist) {
+				state, err = desired.State{}, nil
+			}
+			if err != nil {
+				return err
+			}
+			list := make([]listed, 0, len(state.Endpoints))
+			for _, e := range state.Endpoints {
+				list = append(list, listed{
+					ID: e.ID, Mark: state.Layout.ID(e.ID).String(),
+					Namespace: e.Namespace, Pod: e.Pod,
+					Interface: e.Interface, Port: e.Port, Addresses: e.Addresses, Labels: e.Labels,
+					Ingress: profileOf(state, e.Profiles[desired.Ingress]),
+					Egress:  profileOf(state, e.Profiles[desired.Egress]),
+					Network: e.Network, ContainerID: e.ContainerID, IfName: e.IfName,
+				})
+			}
+			return o.print(cmd.OutOrStdout(), list, func(w io.Writer) error { return listTable(w, list) })
+		},
+	}
+}
+
+func profileOf(s desired.State, id desired.ProfileID) *listedProfile {
+	if id == "" {
+		return nil
+	}
+	return &listedProfile{ID: id, Policies: s.Profiles[id].Policies}
+}
+
+func listTable(w io.Writer, list []listed) error {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(tw, "ID\tMARK\tPOD\tINTERFACE\tADDRESSES\tINGRESS\tEGRESS")
+	for _, l := range list {
+		addresses := make([]string, len(l.Addresses))
+		for i, a := range l.Addresses {
+			addresses[i] = a.String()
+		}
+		fmt.Fprintf(tw, "%d\t%s\t%s\t%s\t%s\t%s\t%s\n", l.ID, l.Mark, l.name(), l.where(), strings.Join(addresses, ","), l.Ingress, l.Egress)
+	}
+	return tw.Flush()
+}
+
+// name is the pod's, or the container's where there is no pod.
+func (l listed) name() string {
+	if l.Pod == "" {
+		return l.ContainerID
+	}
+	return l.Namespace + "/" + l.Pod
+}
+
+func (l listed) where() string {
+	if l.Port == l.Interface {
+		return l.Port
+	}
+	return l.Port + "@" + l.Interface
+}
+
+func (p *listedProfile) String() string {
+	if p == nil {
+		return "-"
+	}
+	return strings.Join(p.Policies, ",")
+}

@@ -1,0 +1,118 @@
+// Command podmarkctl shows and changes what podmark enforces on this node.
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/mark"
+)
+
+// Exit statuses, the same for every command.
+const (
+	exitOK      = 0
+	exitFinding = 1 // the command worked and found something wrong
+	exitFailure = 2 // wrong usage, or the command could not do its work
+)
+
+// errFinding ends a command that worked and has said on stdout what it found.
+var errFinding = errors.New("finding")
+
+func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
+
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	switch err := root.Execute(); {
+	case err == nil:
+		return exitOK
+	case errors.Is(err, errFinding):
+		return exitFinding
+	default:
+		fmt.Fprintf(stderr, "podmarkctl: %v\n", err)
+		return exitFailure
+	}
+}
+
+// options are the flags of every command.
+type options struct {
+	stateDir    string
+	lockTimeout time.Duration
+	output      string
+}
+
+func newRoot() *cobra.Command {
+	o := &options{}
+	root := &cobra.Command{
+		Use:   "podmarkctl",
+		Short: "Show and change what podmark enforces on this node",
+		Long: `podmarkctl shows and changes what podmark enforces on this node.
+
+Exit status: 0 ok, 1 something was found wrong, 2 wrong usage or failure.`,
+		Version:       version(),
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if o.output != "table" && o.output != "json" {
+				return fmt.Errorf("--output %q: want table or json", o.output)
+			}
+			var err error
+			if o.stateDir, err = filepath.Abs(o.stateDir); err != nil {
+				return err
+			}
+			return nil
+		},
+	}
+	flags := root.PersistentFlags()
+	flags.StringVar(&o.stateDir, "state-dir", config.DefaultStateDir, "the plugin's stateDir")
+	flags.DurationVar(&o.lockTimeout, "lock-timeout", config.DefaultLockTimeout, "how long to wait for other podmark processes")
+	flags.StringVarP(&o.output, "output", "o", "table", "table or json")
+	root.AddCommand(newList(o), newApply(o), newRender(o), newGC(o), newUninstall(o))
+	root.CompletionOptions.DisableDefaultCmd = true
+	return root
+}
+
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.Main.Version
+	}
+	return "unknown"
+}
+
+func (o *options) node() apply.Node {
+	return apply.Node{Store: ident.At(o.stateDir), LockTimeout: o.lockTimeout}
+}
+
+// defaults are the settings of a node on which the plugin has not run yet.
+func defaults() (apply.Settings, error) {
+	layout, err := mark.NewLayout(config.DefaultMask)
+	if err != nil {
+		return apply.Settings{}, err
+	}
+	return apply.Settings{Layout: layout, NodePorts: []desired.PortRange{{First: 30000, Last: 32767}}}, nil
+}
+
+// print writes v as JSON, or calls table.
+func (o *options) print(w io.Writer, v any, table func(io.Writer) error) error {
+	if o.output == "json" {
+		enc := json.NewEncoder(w)
+		enc.SetIndent("", "  ")
+		return enc.Encode(v)
+	}
+	return table(w)
+}
