@@ -11,6 +11,7 @@ import (
 // Policies is the compiled policy of a node, in the form that is stored on
 // disk and read by the plugin. It needs no Kubernetes types.
 type Policies struct {
+	// Policies are sorted by namespace and name.
 	Policies []Policy `json:"policies,omitempty"`
 	// Namespaces holds the labels of the namespaces that were declared. Every
 	// namespace has kubernetes.io/metadata.name besides, declared or not.
@@ -22,7 +23,7 @@ type Policy struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
 	// Pods picks, inside Namespace, the pods the policy isolates.
-	Pods Selector `json:"pods"`
+	Pods Selector `json:"pods,omitempty"`
 	// Ingress and Egress are nil where the policy does not isolate that
 	// direction; an Isolation without rules denies everything.
 	Ingress *Isolation `json:"ingress,omitempty"`
@@ -42,8 +43,8 @@ type Rule struct {
 	// Blocks are disjoint, masked prefixes, with the exceptions of each ipBlock
 	// already taken out.
 	Blocks []netip.Prefix `json:"blocks,omitempty"`
-	// Nobody is set where every ipBlock was excepted away: without it an empty
-	// list of blocks would mean anyone.
+	// Nobody is set where every ipBlock was excepted away and there are no peers:
+	// without it the empty lists would mean anyone.
 	Nobody bool `json:"nobody,omitempty"`
 	// Ports empty means every protocol and port.
 	Ports []Port `json:"ports,omitempty"`

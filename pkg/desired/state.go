@@ -175,32 +175,37 @@ func (p Policies) profile(d Direction, namespace string, labels map[string]strin
 		if isolation == nil || policy.Namespace != namespace || !policy.Pods.Matches(labels) {
 			continue
 		}
-		profile.Policies = append(profile.Policies, policy.Namespace+"/"+policy.Name)
+		name := policy.Namespace + "/" + policy.Name
+		profile.Policies = append(profile.Policies, name)
 		for i, rule := range isolation.Rules {
-			if rule.Nobody && len(rule.Peers) == 0 {
+			if rule.Nobody {
 				continue
 			}
-			pr := ProfileRule{
-				Origin: fmt.Sprintf("%s/%s %s[%d]", policy.Namespace, policy.Name, d, i),
-				Anyone: len(rule.Peers) == 0 && len(rule.Blocks) == 0,
-				Blocks: rule.Blocks,
-				Ports:  rule.Ports,
-			}
-			for _, peer := range rule.Peers {
-				pr.Peers = append(pr.Peers, peer.id())
-			}
-			slices.Sort(pr.Peers)
-			pr.Peers = slices.Compact(pr.Peers)
-			profile.Rules = append(profile.Rules, pr)
+			profile.Rules = append(profile.Rules, rule.resolve(fmt.Sprintf("%s %s[%d]", name, d, i)))
 		}
 	}
 	if profile.Policies == nil {
 		return Profile{}
 	}
 	slices.Sort(profile.Policies)
-	slices.SortStableFunc(profile.Rules, func(a, b ProfileRule) int { return cmp.Compare(a.Origin, b.Origin) })
 	profile.ID = ProfileID(digest(d.String(), strings.Join(profile.Policies, " ")))
 	return profile
+}
+
+// resolve replaces the rule's peers by their sets.
+func (r Rule) resolve(origin string) ProfileRule {
+	resolved := ProfileRule{
+		Origin: origin,
+		Anyone: len(r.Peers) == 0 && len(r.Blocks) == 0,
+		Blocks: r.Blocks,
+		Ports:  r.Ports,
+	}
+	for _, peer := range r.Peers {
+		resolved.Peers = append(resolved.Peers, peer.id())
+	}
+	slices.Sort(resolved.Peers)
+	resolved.Peers = slices.Compact(resolved.Peers)
+	return resolved
 }
 
 func (p Peer) id() PeerSetID {

@@ -1,0 +1,128 @@
+package policy
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/podmark/podmark/pkg/desired"
+)
+
+// Compile turns manifests into the policy of a node.
+//
+// The result depends on what the sources say, not on how they are divided or
+// in which order they say it. It shares nothing with them.
+//
+// The error joins one error per problem found, in any source, and then no
+// policies are returned. Each reads
+//
+//	FILE: document N: KIND NAMESPACE/NAME: FIELD: what is wrong
+//
+// with as much of it as is known, and "items[N]" after the document for an
+// entry of a list. Documents count from 1, without those that hold only
+// comments; a field is spelled as the API server spells it.
+func Compile(sources ...Source) (desired.Policies, error) {
+	var (
+		compiled desired.Policies
+		errs     []error
+		places   = map[string]string{}
+	)
+	for _, source := range sources {
+		for _, o := range decode(source) {
+			problems := o.errs
+			if id := o.id(); id != "" {
+				if first, taken := places[id]; taken {
+					problems = append(problems, fmt.Errorf("declared before, in %s", first))
+				} else {
+					places[id] = o.place
+				}
+			}
+			problems = append(problems, include(&compiled, o)...)
+			for _, err := range problems {
+				errs = append(errs, o.problem(err))
+			}
+		}
+	}
+	if len(errs) > 0 {
+		return desired.Policies{}, errors.Join(errs...)
+	}
+	slices.SortFunc(compiled.Policies, func(a, b desired.Policy) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	return compiled, nil
+}
+
+// include defaults, validates and compiles one object into compiled.
+func include(compiled *desired.Policies, o object) []error {
+	switch {
+	case o.partial:
+		return nil
+	case o.namespace != nil:
+		if invalid := validateNamespace(o.namespace); len(invalid) > 0 {
+			return asErrors(invalid)
+		}
+		if compiled.Namespaces == nil {
+			compiled.Namespaces = map[string]map[string]string{}
+		}
+		compiled.Namespaces[o.namespace.Name] = namespaceLabels(o.namespace.Labels)
+		return nil
+	case o.policy != nil:
+		Default(o.policy)
+		if invalid := Validate(o.policy); len(invalid) > 0 {
+			return asErrors(invalid)
+		}
+		p, errs := compile(o.policy)
+		compiled.Policies = append(compiled.Policies, p)
+		return errs
+	}
+	return nil
+}
+
+func asErrors(list field.ErrorList) []error {
+	errs := make([]error, len(list))
+	for i, err := range list {
+		errs[i] = err
+	}
+	return errs
+}
+
+// namespaceLabels leaves out the label that names the namespace: whatever a
+// manifest says it is, Kubernetes puts the name there, and so does package desired.
+func namespaceLabels(declared map[string]string) map[string]string {
+	labels := make(map[string]string, len(declared))
+	maps.Copy(labels, declared)
+	delete(labels, desired.MetadataName)
+	return labels
+}
+
+// compile translates a policy that is defaulted and valid. Rules count only in
+// the directions that policyTypes lists, whatever else is written.
+func compile(p *networkingv1.NetworkPolicy) (desired.Policy, []error) {
+	compiled := desired.Policy{
+		Namespace: p.Namespace,
+		Name:      p.Name,
+		Pods:      selector(&p.Spec.PodSelector),
+	}
+	var ingress, egress []rule
+	for _, r := range p.Spec.Ingress {
+		ingress = append(ingress, rule{peers: r.From, ports: r.Ports})
+	}
+	for _, r := range p.Spec.Egress {
+		egress = append(egress, rule{peers: r.To, ports: r.Ports})
+	}
+	var errs []error
+	if slices.Contains(p.Spec.PolicyTypes, networkingv1.PolicyTypeIngress) {
+		isolation, problems := isolate(p.Namespace, ingress, field.NewPath("spec", "ingress"))
+		compiled.Ingress, errs = isolation, append(errs, problems...)
+	}
+	if slices.Contains(p.Spec.PolicyTypes, networkingv1.PolicyTypeEgress) {
+		isolation, problems := isolate(p.Namespace, egress, field.NewPath("spec", "egress"))
+		compiled.Egress, errs = isolation, append(errs, problems...)
+	}
+	return compiled, errs
+}

@@ -1,0 +1,61 @@
+package policy_test
+
+import (
+	"fmt"
+
+	"github.com/podmark/podmark/pkg/policy"
+)
+
+func Example() {
+	manifest := policy.Source{Name: "web.yaml", Data: []byte(`
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: allow, namespace: web}
+spec:
+  podSelector: {matchLabels: {app: server}}
+  ingress:
+  - from:
+    - ipBlock: {cidr: 10.0.0.0/8, except: [10.0.0.0/9]}
+    ports:
+    - {port: 80, endPort: 89}
+`)}
+	policies, err := policy.Compile(manifest)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	p := policies.Policies[0]
+	fmt.Println(p.Namespace, p.Name, p.Pods)
+	for _, r := range p.Ingress.Rules {
+		fmt.Println("ingress", r.Blocks, r.Ports[0].Protocol, r.Ports[0])
+	}
+	fmt.Println("egress isolated:", p.Egress != nil)
+	// Output:
+	// web allow [{app In [server]}]
+	// ingress [10.128.0.0/9] tcp 80:89
+	// egress isolated: false
+}
+
+// Every problem in every file is reported, and nothing is compiled.
+func ExampleCompile_invalid() {
+	_, err := policy.Compile(policy.Source{Name: "policies.yaml", Data: []byte(`
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: allow, namespace: web}
+spec:
+  ingress:
+  - from:
+    - {}
+    ports:
+    - {port: 80, endPort: 79}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+`)})
+	fmt.Println(err)
+	// Output:
+	// policies.yaml: document 1: NetworkPolicy web/allow: spec.ingress[0].ports[0].endPort: Invalid value: 79: must be 80, the port, or higher
+	// policies.yaml: document 1: NetworkPolicy web/allow: spec.ingress[0].from[0]: Required value: a peer needs a podSelector, a namespaceSelector or an ipBlock
+	// policies.yaml: document 2: apps/v1 Deployment is not accepted: accepted are networking.k8s.io/v1 NetworkPolicy, v1 Namespace, and their lists: v1 List, networking.k8s.io/v1 NetworkPolicyList, v1 NamespaceList
+}
