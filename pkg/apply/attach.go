@@ -12,6 +12,7 @@ import (
 	"github.com/podmark/podmark/pkg/apply/port"
 	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/mark"
 )
 
 // Add gives the attachment r an ID, its mark and its policy, and returns it with
@@ -38,6 +39,10 @@ func (n Node) Add(ctx context.Context, settings Settings, r ident.Record) (ident
 			return ident.Record{}, err
 		}
 	}
+	// Without the rules a port is not closed by its device group.
+	if f, err = n.ready(ctx, f); err != nil {
+		return ident.Record{}, err
+	}
 	before, err := n.displaced(r)
 	if err != nil {
 		return ident.Record{}, err
@@ -50,7 +55,13 @@ func (n Node) Add(ctx context.Context, settings Settings, r ident.Record) (ident
 		return ident.Record{}, err
 	}
 	n.step("closed")
-	if err := n.forgetEarly(r, before); err != nil {
+	// The group keeps others from reaching a routed port, so no flow is judged
+	// anew before the elements are there. A bridge port keeps the endpoint from
+	// sending, so its flows wait for the elements.
+	if r.Routed() {
+		err = n.unjudge(r, settings.Layout, before)
+	}
+	if err != nil {
 		return ident.Record{}, err
 	}
 	if err := n.Store.Own(r); err != nil {
@@ -64,6 +75,11 @@ func (n Node) Add(ctx context.Context, settings Settings, r ident.Record) (ident
 	}
 	if err := n.update(ctx, f, from, to); err != nil {
 		return ident.Record{}, err
+	}
+	if !r.Routed() {
+		if err := n.unjudge(r, settings.Layout, before); err != nil {
+			return ident.Record{}, err
+		}
 	}
 	if err := port.Open(r.Endpoint); err != nil {
 		return ident.Record{}, err
@@ -100,10 +116,10 @@ func (n Node) displaced(r ident.Record) ([]ident.Record, error) {
 	return before, nil
 }
 
-// forgetEarly makes the flows be judged that were there before the endpoint was:
-// its own, if it sent anything before its port was closed, and those of whoever
-// had its address and was not properly deleted.
-func (n Node) forgetEarly(r ident.Record, before []ident.Record) error {
+// unjudge makes the flows be judged that were there before the endpoint was: its
+// own, if it sent anything before its port was closed, and those of whoever had
+// its address and was not properly deleted.
+func (n Node) unjudge(r ident.Record, layout mark.Layout, before []ident.Record) error {
 	sent, err := endpoint.HasSent(r.Netns)
 	if err != nil {
 		return err
@@ -111,7 +127,12 @@ func (n Node) forgetEarly(r ident.Record, before []ident.Record) error {
 	if !sent && len(before) == 0 {
 		return nil
 	}
-	return forget(r.Addresses)
+	for _, a := range r.Addresses {
+		if err := conntrack.Unjudge(a, layout.Mask()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func forget(addresses []addr) error {

@@ -186,6 +186,13 @@ func (n Node) sync(ctx context.Context, f file) (file, error) {
 	if err != nil {
 		return f, err
 	}
+	// Half-way through, the sets can look complete while no hook leads to the rules.
+	if f.Synced {
+		f.Synced = false
+		if err := n.save(f); err != nil {
+			return f, err
+		}
+	}
 	if err := n.backend(f).Sync(ctx, state); err != nil {
 		return f, fmt.Errorf("%w: %w", ErrBackend, err)
 	}
@@ -217,6 +224,28 @@ func (f file) share(records ...ident.Record) (desired.State, error) {
 		return desired.State{}, err
 	}
 	return desired.Build(node, f.Policies, records), nil
+}
+
+// ready brings a node that is unsynced, or whose frame is gone, up to date.
+func (n Node) ready(ctx context.Context, f file) (file, error) {
+	nobody, err := f.share()
+	if err != nil {
+		return f, err
+	}
+	if f.Synced {
+		err := n.backend(f).Update(ctx, nobody, nobody)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, iptables.ErrIncomplete) {
+			return f, fmt.Errorf("%w: %w", ErrBackend, err)
+		}
+	}
+	if f, err = n.sync(ctx, f); err != nil {
+		return f, err
+	}
+	n.step("synced")
+	return f, nil
 }
 
 // update moves the node from the endpoints of from to those of to. A node that

@@ -1,8 +1,9 @@
 // Package conntrack makes live flows be judged again, over netlink.
 //
 // A flow that was judged and allowed carries the policy epoch in its conntrack
-// mark. [Forget] drops the flows of an address that changed hands; [Clear] takes
-// a number off the flows that carry it, so that it can be given out again.
+// mark. [Unjudge] takes it off the flows of one address, [Clear] takes a number
+// off the flows that carry it, so that it can be given out again, and [Forget] drops the flows
+// of an address that is nobody's any more.
 //
 // Attribute numbers: include/uapi/linux/netfilter/nfnetlink_conntrack.h.
 package conntrack
@@ -44,9 +45,26 @@ const (
 	filterSrc = 1 << 0
 )
 
-// Forget deletes every flow that addr started or answers. The next packet of
-// such a flow is a first packet again.
+// Forget deletes every flow that addr started or answers: for an address whose
+// endpoint is gone. A flow of a live endpoint must not be deleted: the next
+// packet might be a reply, which would begin a flow in the other direction.
 func Forget(addr netip.Addr) error {
+	return eachOf(addr, func(c *netlink.Conn, f flow) error { return f.delete(c) })
+}
+
+// Unjudge takes the bits of mask off the mark of every flow that addr started or
+// answers, so that its next packet in the original direction is judged.
+func Unjudge(addr netip.Addr, mask uint32) error {
+	return eachOf(addr, func(c *netlink.Conn, f flow) error {
+		if f.mark&mask == 0 {
+			return nil
+		}
+		return f.setMark(c, mark.Mark{Mask: mask})
+	})
+}
+
+// eachOf calls do for every flow that addr started or answers.
+func eachOf(addr netip.Addr, do func(*netlink.Conn, flow) error) error {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return fmt.Errorf("connecting to conntrack: %w", err)
@@ -62,8 +80,8 @@ func Forget(addr netip.Addr) error {
 			if f.origSrc != addr && f.replySrc != addr {
 				continue
 			}
-			if err := f.delete(c); err != nil {
-				return fmt.Errorf("deleting a flow of %s: %w", addr, err)
+			if err := do(c, f); err != nil {
+				return fmt.Errorf("changing a flow of %s: %w", addr, err)
 			}
 		}
 	}

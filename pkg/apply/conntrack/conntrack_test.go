@@ -84,6 +84,24 @@ func TestForget(t *testing.T) {
 	}
 }
 
+func TestUnjudge(t *testing.T) {
+	netns.Enter(t)
+	entry(t, "-p udp -s 10.1.0.2 -d 10.9.0.1 --sport 1 --dport 53 -m 0x10abc")
+	entry(t, "-p udp -s 10.9.0.1 -d 10.96.0.1 --sport 2 --dport 53 -r 10.1.0.2 -q 10.9.0.1 --reply-port-src 53 --reply-port-dst 2 -m 0x30abc")
+	entry(t, "-p udp -s 10.1.0.3 -d 10.9.0.1 --sport 3 --dport 53 -m 0x10abc")
+	entry(t, "-p udp -s fd00::2 -d fd00::9 --sport 4 --dport 53 -m 0x10000")
+	for _, a := range []string{"10.1.0.2", "fd00::2"} {
+		if err := conntrack.Unjudge(netip.MustParseAddr(a), 0xff0000); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for m, want := range map[string]string{"0xabc/0xffffffff": "1 2", "0x10abc/0xffffffff": "3", "0/0xffffffff": "4"} {
+		if got := sources(t, "-m", m); got != want {
+			t.Errorf("flows with mark %s: %q, want %q", m, got, want)
+		}
+	}
+}
+
 func TestClear(t *testing.T) {
 	netns.Enter(t)
 	entry(t, "-p udp -s 10.1.0.2 -d 10.9.0.1 --sport 1 --dport 53 -m 0x10abc")

@@ -29,6 +29,7 @@ const (
 	HashIP       Type = "hash:ip"
 	HashNet      Type = "hash:net" // prefixes of length 1 or more
 	HashIPMAC    Type = "hash:ip,mac"
+	HashMAC      Type = "hash:mac"       // of no family
 	HashNetIface Type = "hash:net,iface" // with a mark per element (skbinfo)
 	BitmapPort   Type = "bitmap:port"    // all 65536 ports; matches TCP and UDP only
 )
@@ -58,7 +59,7 @@ type Element struct {
 	Prefix      netip.Prefix // a host prefix except in hash:net
 	Iface       string       // hash:net,iface
 	Mark        mark.Mark    // hash:net,iface
-	MAC         string       // hash:ip,mac
+	MAC         string       // hash:ip,mac and hash:mac
 	First, Last uint16       // bitmap:port, inclusive
 }
 
@@ -282,8 +283,10 @@ func (c *Conn) Names() ([]string, error) {
 // String renders the element as ipset(8) does.
 func (e Element) String() string {
 	switch {
-	case e.MAC != "":
+	case e.MAC != "" && e.Prefix.IsValid():
 		return fmt.Sprintf("%s,%s", e.Prefix.Addr(), e.MAC)
+	case e.MAC != "":
+		return e.MAC
 	case e.Iface != "":
 		return fmt.Sprintf("%s,%s skbmark %s", e.Prefix.Addr(), e.Iface, e.Mark)
 	case e.Prefix.IsSingleIP():
@@ -305,10 +308,13 @@ func elementOf(s Set, e Element) func(*netlink.AttributeEncoder) {
 		ae.String(attrSetName, s.Name)
 		ae.Nested(attrData, func(ae *netlink.AttributeEncoder) error {
 			ae.ByteOrder = binary.BigEndian
-			if s.Type == BitmapPort {
+			switch s.Type {
+			case BitmapPort:
 				ae.Uint16(netOrder|dataPort, e.First)
 				ae.Uint16(netOrder|dataPortTo, e.Last)
 				return nil
+			case HashMAC:
+				return encodeMAC(ae, e.MAC)
 			}
 			ae.Nested(dataIP, func(ae *netlink.AttributeEncoder) error {
 				kind := uint16(ipv4)
@@ -322,11 +328,7 @@ func elementOf(s Set, e Element) func(*netlink.AttributeEncoder) {
 			case HashNet:
 				ae.Uint8(dataCIDR, uint8(e.Prefix.Bits()))
 			case HashIPMAC:
-				mac, err := net.ParseMAC(e.MAC)
-				if err != nil {
-					return fmt.Errorf("parsing MAC address %q: %w", e.MAC, err)
-				}
-				ae.Bytes(dataEther, mac)
+				return encodeMAC(ae, e.MAC)
 			case HashNetIface:
 				ae.String(dataIface, e.Iface)
 				if e.Mark.Mask != 0 {
@@ -336,6 +338,15 @@ func elementOf(s Set, e Element) func(*netlink.AttributeEncoder) {
 			return nil
 		})
 	}
+}
+
+func encodeMAC(ae *netlink.AttributeEncoder, s string) error {
+	mac, err := net.ParseMAC(s)
+	if err != nil {
+		return fmt.Errorf("parsing MAC address %q: %w", s, err)
+	}
+	ae.Bytes(dataEther, mac)
+	return nil
 }
 
 // do sends one command and waits for its answer or acknowledgement.

@@ -267,16 +267,18 @@ func (b Backend) appear(ctx context.Context, conn *ipset.Conn, to desired.State,
 		}
 		lines = append(lines, fmt.Sprintf("-A %s %s", dispatchChain(p), dispatchRule(p, n)))
 	}
-	if rules := renderBridge(to, n); rules != nil {
-		used, err := inUse(conn, n.macs().Name)
+	if rules := renderBridge(to, marksOf(to), n); rules != nil {
+		used, err := inUse(conn, n.pairs().Name)
 		if err != nil {
 			return err
 		}
-		if err := conn.Create(n.macs()); err != nil {
-			return err
-		}
 		if !used {
-			lines = append(lines, fmt.Sprintf("-A %s %s", chainBridge, rules[0]))
+			if err := errors.Join(conn.Create(n.pairs()), conn.Create(n.macs())); err != nil {
+				return err
+			}
+			for _, r := range rules {
+				lines = append(lines, fmt.Sprintf("-A %s %s", chainBridge, r))
+			}
 		}
 	}
 	return b.restoreLines(ctx, n.family, lines)

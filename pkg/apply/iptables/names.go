@@ -90,7 +90,7 @@ func (n naming) set(purpose string, kind ipset.Type, id string) ipset.Set {
 		name += "-" + id
 	}
 	s := ipset.Set{Name: name, Type: kind, Family: n.family.set}
-	if kind == ipset.BitmapPort {
+	if kind == ipset.BitmapPort || kind == ipset.HashMAC {
 		s.Family = ipset.None
 	}
 	return s
@@ -99,8 +99,11 @@ func (n naming) set(purpose string, kind ipset.Type, id string) ipset.Set {
 // endpoints maps (source address, input interface) to a mark.
 func (n naming) endpoints() ipset.Set { return n.set("ep", ipset.HashNetIface, "") }
 
-// macs holds (address, MAC address) of the endpoints on bridges.
-func (n naming) macs() ipset.Set { return n.set("mac", ipset.HashIPMAC, "") }
+// pairs holds (address, MAC address) of the endpoints on bridges.
+func (n naming) pairs() ipset.Set { return n.set("pair", ipset.HashIPMAC, "") }
+
+// macs holds the MAC addresses of the endpoints on bridges.
+func (n naming) macs() ipset.Set { return n.set("mac", ipset.HashMAC, "") }
 
 // hosts holds the node's own addresses.
 func (n naming) hosts() ipset.Set { return n.set("host", ipset.HashIP, "") }

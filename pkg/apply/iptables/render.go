@@ -43,7 +43,7 @@ func frame(s desired.State, n naming) []chain {
 	m := marksOf(s)
 	return []chain{
 		{chainMark, renderMark(m, n)},
-		{chainBridge, renderBridge(s, n)},
+		{chainBridge, renderBridge(s, m, n)},
 		{chainInput, renderInput(s, m, n)},
 		{chainForward, renderForward(m, n)},
 		{chainOutput, renderOutput(m)},
@@ -85,19 +85,26 @@ func renderMark(m marks, n naming) []string {
 		fmt.Sprintf("-j MARK --set-xmark %s", m.none),
 		fmt.Sprintf("-j SET --map-set %s src,src --map-mark", n.endpoints().Name),
 		fmt.Sprintf("-m mark --mark %s -m devgroup --src-group %d -j DROP", m.none, port.Group),
+		fmt.Sprintf("-m devgroup ! --src-group %d -j %s", port.Group, chainBridge),
 		fmt.Sprintf("-m mark --mark %s -j MARK --set-xmark %s", m.none, m.outside),
-		fmt.Sprintf("-m mark ! --mark %s -m devgroup ! --src-group %d -j %s", m.outside, port.Group, chainBridge),
 	}
 }
 
-// renderBridge holds the endpoints of a bridge, which share its L3 interface, to
-// their MAC address; the bridge port holds the MAC address to the port. The rule
-// comes with the first such endpoint, because not every kernel has hash:ip,mac.
-func renderBridge(s desired.State, n naming) []string {
+// renderBridge holds the endpoints of a bridge, which share its L3 interface
+// with pods that podmark does not know, to their own address. The bridge port
+// holds the MAC address to the endpoint, so the pair tells them apart. The rules
+// come with the first such endpoint, because not every kernel has these sets.
+func renderBridge(s desired.State, m marks, n naming) []string {
 	if !slices.ContainsFunc(s.Endpoints, func(e desired.Endpoint) bool { return !e.Routed() }) {
 		return nil
 	}
-	return []string{fmt.Sprintf("-m set ! --match-set %s src,src -j DROP", n.macs().Name)}
+	return []string{
+		fmt.Sprintf("-m set --match-set %s src,src -j RETURN", n.pairs().Name),
+		// An endpoint's address with another MAC address.
+		fmt.Sprintf("-m mark ! --mark %s -j DROP", m.none),
+		// An endpoint's MAC address with another address.
+		fmt.Sprintf("-m set --match-set %s src -j DROP", n.macs().Name),
+	}
 }
 
 // renderInput marks what comes in, and judges what a pod sends to a host

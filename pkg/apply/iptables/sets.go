@@ -84,7 +84,8 @@ func memberships(s desired.State, n naming) []content {
 			if !e.Routed() {
 				for _, h := range host {
 					h.MAC = e.MAC
-					add(n.macs(), h)
+					add(n.pairs(), h)
+					add(n.macs(), ipset.Element{MAC: e.MAC})
 				}
 			}
 		}
