@@ -1,0 +1,36 @@
+# Each verb is a script below scripts/; the scripts run from any folder.
+.DEFAULT_GOAL := help
+.PHONY: help demo bench build test lab lint fuzz vuln tools clean
+
+help: ## list the verbs
+	@sed -n 's/^\([a-z]*\): ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: ## play the main job on a real IPVS kernel and print who reaches what
+	@scripts/demo.sh
+
+build: ## build the programs into bin/
+	@scripts/build.sh
+
+test: ## run every test: on this machine's kernel, then in the lab
+	@scripts/test.sh
+
+lab: ## run only the lab's tests (RUN=regexp V=1), on a real IPVS kernel under QEMU
+	@scripts/lab-test.sh
+
+bench: ## measure ADD and DEL beside a no-op plugin and portmap (SIZES=10,4000 ROUNDS=40)
+	@scripts/bench.sh
+
+lint: ## check format, vet, staticcheck, shellcheck and package dependencies
+	@scripts/lint.sh
+
+fuzz: ## run every fuzz test for a while (FUZZTIME=10s RUN=regexp)
+	@scripts/fuzz.sh
+
+vuln: ## look for known vulnerabilities (needs vuln.go.dev)
+	@scripts/vuln.sh
+
+tools: ## build the CNI plugins and linters that tests and checks use
+	@scripts/tools.sh
+
+clean: ## remove what the other verbs built; the lab's kernel stays in the user's cache
+	rm -rf bin

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Builds every program below plugins/ into bin/, static and stripped, and holds
+# the CNI plugin to its limits: it is started for every pod, so it stays small
+# and free of the Kubernetes libraries.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export PATH=$PATH:/usr/local/go/bin CGO_ENABLED=0
+
+max_plugin_bytes=$((6 << 20))
+
+mkdir -p bin
+for dir in plugins/*/; do
+  name=$(basename "$dir")
+  [[ -d $dir && $(go list -f '{{.Name}}' "./$dir" 2>/dev/null) == main ]] || continue
+  go build -trimpath -ldflags '-s -w' -o "bin/$name" "./$dir"
+  echo "built bin/$name, $(stat -c %s "bin/$name") bytes"
+done
+
+[[ -d plugins/podmark ]] || exit 0
+size=$(stat -c %s bin/podmark)
+if ((size > max_plugin_bytes)); then
+  echo "build: bin/podmark has $size bytes; at most $max_plugin_bytes are allowed" >&2
+  exit 1
+fi
+if kubernetes=$(go list -deps ./plugins/podmark | grep '^k8s\.io/'); then
+  echo "build: bin/podmark must not contain Kubernetes libraries:" >&2
+  echo "$kubernetes" >&2
+  exit 1
+fi

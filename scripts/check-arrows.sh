@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Checks which package imports which. Data flows one way,
+#
+#   mark | config -> endpoint -> ident -> desired -> apply, policy -> node
+#
+# and no package imports one to its right, nor a neighbour of the same place.
+# Test files are free.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export PATH=$PATH:/usr/local/go/bin
+
+module=$(go list -m)
+go list -f '{{.ImportPath}} {{join .Imports " "}}' ./... | awk -v module="$module" '
+  BEGIN {
+    n = split("mark config endpoint ident desired apply,policy node", places, " ")
+    for (i = 1; i <= n; i++) {
+      m = split(places[i], names, ",")
+      for (j = 1; j <= m; j++) place[names[j]] = i
+    }
+    split("mark config policy desired", names, " ")
+    for (i in names) pure[names[i]] = 1
+    split("os os/exec net net/http syscall io/ioutil github.com/vishvananda/netlink", names, " ")
+    for (i in names) acts[names[i]] = 1
+  }
+  # unit names the part of pkg/ that an import path belongs to: "apply" for pkg/apply/nftables.
+  function unit(path) {
+    if (index(path, module "/pkg/") != 1) return ""
+    path = substr(path, length(module "/pkg/") + 1)
+    sub("/.*", "", path)
+    return path
+  }
+  function bad(why) {
+    printf "arrows: %s %s\n", $1, why
+    failed = 1
+  }
+  {
+    from = unit($1)
+    if (from != "" && !(from in place)) bad("has no place in the order: give it one in scripts/check-arrows.sh")
+    for (i = 2; i <= NF; i++) {
+      to = unit($i)
+      if (from != "" && index($i, module "/plugins/") == 1) bad("imports a program, " $i)
+      if (from != "" && index($i, module "/test/") == 1) bad("imports a test package, " $i)
+      if (from in place && to in place && to != from && place[to] >= place[from]) bad("imports " to ", which is not to its left")
+      if (from in pure && $i in acts) bad("is pure and imports " $i)
+      if ($1 == module "/plugins/podmark" && (to == "policy" || to == "node")) bad("imports " to)
+      if ($i ~ /^k8s\.io\/client-go/ && from != "node" && $1 != module "/plugins/podmarkd") bad("imports " $i ": only pkg/node asks the API")
+    }
+  }
+  END { exit failed }
+'
+if [[ -d plugins/podmark ]] && kubernetes=$(go list -deps ./plugins/podmark | grep '^k8s\.io/'); then
+  echo "arrows: plugins/podmark reaches Kubernetes libraries:" "$kubernetes"
+  exit 1
+fi

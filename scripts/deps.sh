@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Installs, with apt, what building and testing need and this machine lacks.
+# Does nothing, quickly, when nothing is missing.
+set -euo pipefail
+export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+
+missing=()
+need() { # PACKAGE COMMAND...: the package is missing when one of its commands is
+  local package=$1 command
+  shift
+  for command; do
+    command -v "$command" >/dev/null || { missing+=("$package"); return 0; }
+  done
+}
+
+need qemu-system-x86 qemu-system-x86_64
+need kmod modprobe depmod
+need cpio cpio
+need iptables iptables-nft iptables-legacy ip6tables-nft ip6tables-legacy
+need nftables nft
+need ipset ipset
+need ipvsadm ipvsadm
+need iproute2 ip
+need conntrack conntrack
+need shellcheck shellcheck
+need make make
+# The race detector links with C.
+need gcc gcc
+[[ -e /usr/include/stdlib.h ]] || missing+=(libc6-dev)
+# The lab's first program runs where no library is: ldd accepts only dynamic ones.
+if ! busybox=$(command -v busybox) || ldd "$busybox" >/dev/null 2>&1; then
+  missing+=(busybox-static)
+fi
+
+if ! command -v go >/dev/null && [[ ! -x /usr/local/go/bin/go ]]; then
+  echo "deps: Go is missing, and Debian's is too old: install the version named in go.mod from https://go.dev/dl" >&2
+  exit 1
+fi
+((${#missing[@]})) || exit 0
+if ! command -v apt-get >/dev/null; then
+  echo "deps: missing, and there is no apt-get to install them: ${missing[*]}" >&2
+  exit 1
+fi
+if ((EUID != 0)); then
+  echo "deps: missing: ${missing[*]}" >&2
+  echo "deps: run as root: apt-get update && apt-get install --no-install-recommends ${missing[*]}" >&2
+  exit 1
+fi
+echo "deps: installing ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+apt-get install -y -qq --no-install-recommends "${missing[@]}"

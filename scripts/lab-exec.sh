@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# For "go test -exec": runs a test binary in the lab. go test builds the binary
+# below /tmp, which the lab does not show, so it is copied into the work tree.
+#
+# The whole suite is run in two labs at once, one for each variant of iptables: an
+# emulated machine keeps one processor busy. A test that does not come in variants
+# runs in both. With -run, there is one lab.
+set -euo pipefail
+binary=$1
+shift
+bin=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/bin/lab
+mkdir -p "$bin"
+copy=$(mktemp "$bin/$(basename "$binary").XXXXXX")
+set -m # each background job is a process group, and can be ended as one
+trap 'rm -f "$copy" "$copy.out"; kill -- -"${other:-none}" 2>/dev/null || true' EXIT
+cp "$binary" "$copy"
+chmod +x "$copy"
+
+lab() {
+  "$bin/../../scripts/lab.sh" "exec $(printf '%q ' "$copy" "$@")"
+}
+
+if [[ " $*" == *" -test.run="* ]] || (($(nproc) == 1)); then
+  lab "$@"
+  exit
+fi
+status=0
+lab "$@" '-test.skip=.*/^iptables-nft$' >"$copy.out" 2>&1 &
+other=$!
+lab "$@" '-test.skip=.*/^iptables-legacy$' || status=$?
+wait "$other" || status=$?
+cat "$copy.out"
+exit "$status"

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Runs every test: first those that the machine's own kernel can run, with the race
+# detector, then the lab. CI=true makes a missing kernel feature fatal.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export PATH=$PATH:/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin
+
+scripts/deps.sh
+scripts/build.sh
+scripts/tools.sh cni
+
+# test/lab has tests that only the lab's kernel can run.
+mapfile -t packages < <(go list ./... | grep -v '/test/lab$')
+CGO_ENABLED=1 go test -race "${packages[@]}"
+# Modules of their own, for tests whose dependencies podmark must not have.
+find . -mindepth 2 -name go.mod -not -path './bin/*' -not -path './test/tools/*' | sort | while read -r mod; do
+  CGO_ENABLED=1 go -C "$(dirname "$mod")" test -race ./...
+done
+
+scripts/lab-test.sh
