@@ -1,0 +1,287 @@
+package verdict_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/apply/iptables"
+	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/endpoint"
+	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/mark"
+)
+
+const (
+	podCount        = 7 // the last stays unknown to podmark
+	packetsPerState = 400
+)
+
+func seed(t *testing.T) uint64 {
+	s := rand.Uint64()
+	if text := os.Getenv("PODMARK_SEED"); text != "" {
+		var err error
+		if s, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("PODMARK_SEED=%d", s)
+	return s
+}
+
+func rounds(byDefault int) int {
+	if n, err := strconv.Atoi(os.Getenv("PODMARK_ROUNDS")); err == nil {
+		return n
+	}
+	return byDefault
+}
+
+// Every verdict of the kernel equals the model's, for random policies, after a
+// whole-node change and after endpoints came and went one by one.
+func TestVerdicts(t *testing.T) {
+	for _, variant := range []iptables.Variant{iptables.NFT, iptables.Legacy} {
+		t.Run("iptables-"+string(variant), func(t *testing.T) {
+			r := rand.New(rand.NewPCG(seed(t), 0))
+			b := newBench(t, podCount)
+			backend := iptables.Backend{Variant: variant, Wait: 30 * time.Second}
+			drive(t, r, b, backend)
+		})
+	}
+}
+
+func drive(t *testing.T, r *rand.Rand, b *bench, backend apply.Backend) {
+	ctx := context.Background()
+	layout, err := mark.NewLayout(0xff0f0000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := desired.Node{Layout: layout, NodePorts: []desired.PortRange{{First: 30000, Last: 32767}}, HostAddresses: b.host}
+	allowed, judged := 0, 0
+	for round := range rounds(12) {
+		node.Epoch = layout.NextEpoch(node.Epoch)
+		policies := randomPolicies(r)
+		records := records(b)
+		live := records[:1+r.IntN(len(records))]
+		if err := backend.Sync(ctx, desired.Build(node, policies, live)); err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+		check := func(when string) {
+			state := desired.Build(node, policies, live)
+			group(b, live)
+			packets := randomPackets(r, b)
+			got := b.send(packets)
+			for i, p := range packets {
+				want := ""
+				v := state.Allows(p)
+				if v.Allowed {
+					allowed++
+					if want = p.Out; want == "" {
+						want = "node"
+					}
+				}
+				judged++
+				if got[i] != want {
+					t.Errorf("round %d, %s: %+v came out at %q, want %q (%s)", round, when, p, got[i], want, v.By)
+				}
+			}
+		}
+		check("whole node")
+		// Those that are missing come one by one, then some go again.
+		for len(live) < len(records) {
+			next := records[len(live)]
+			if err := backend.Update(ctx, desired.State{}, desired.Build(node, policies, []ident.Record{next})); err != nil {
+				t.Fatalf("round %d: adding: %v", round, err)
+			}
+			live = records[:len(live)+1]
+		}
+		check("after adding")
+		for len(live) > 1+r.IntN(3) {
+			i := r.IntN(len(live))
+			gone := live[i]
+			live = slices.Delete(slices.Clone(live), i, i+1)
+			if err := backend.Update(ctx, desired.Build(node, policies, []ident.Record{gone}), desired.Build(node, policies, nil)); err != nil {
+				t.Fatalf("round %d: removing: %v", round, err)
+			}
+		}
+		check("after removing")
+		if t.Failed() {
+			return
+		}
+		if err := backend.Check(ctx, desired.Build(node, policies, live)); err != nil {
+			t.Errorf("round %d: Check: %v", round, err)
+		}
+	}
+	t.Logf("%d of %d packets were allowed, by model and kernel", allowed, judged)
+	if allowed < judged/10 || allowed > judged*9/10 {
+		t.Errorf("%d of %d packets were allowed: the states are too one-sided to prove much", allowed, judged)
+	}
+	if err := backend.Sync(ctx, desired.State{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+var apps = []string{"web", "db", "cache"}
+
+// group puts the pods' ports into the device group if podmark has them, as its
+// plugin does, and takes the others out of it.
+func group(b *bench, live []ident.Record) {
+	for _, w := range b.wires[:podCount] {
+		g := 0
+		if slices.ContainsFunc(live, func(r ident.Record) bool { return r.Port == w.name }) {
+			g = port.Group
+		}
+		b.run("ip", "link", "set", w.name, "group", fmt.Sprint(g))
+	}
+}
+
+// records are the attachments of all pods but the last.
+func records(b *bench) []ident.Record {
+	var out []ident.Record
+	for i, w := range b.wires[:podCount-1] {
+		r := ident.Record{
+			Key: ident.Key{Network: "net", ContainerID: w.name, IfName: "eth0"},
+			ID:  mark.First + mark.ID(3*i),
+			Endpoint: endpoint.Endpoint{
+				Namespace: []string{"one", "two"}[i%2], Pod: w.name,
+				Labels:    map[string]string{"app": apps[i%len(apps)], "n": fmt.Sprint(i)},
+				Interface: w.name, Port: w.name, Addresses: w.addrs,
+			},
+			Policed: true, Committed: true,
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+func randomPolicies(r *rand.Rand) desired.Policies {
+	var p desired.Policies
+	for i := range 1 + r.IntN(5) {
+		policy := desired.Policy{
+			Namespace: []string{"one", "two"}[r.IntN(2)], Name: fmt.Sprintf("p%d", i), Pods: randomSelector(r),
+		}
+		if r.IntN(3) > 0 {
+			policy.Ingress = randomIsolation(r)
+		}
+		if policy.Ingress == nil || r.IntN(2) == 0 {
+			policy.Egress = randomIsolation(r)
+		}
+		p.Policies = append(p.Policies, policy)
+	}
+	slices.SortFunc(p.Policies, func(a, b desired.Policy) int {
+		return slices.Compare([]string{a.Namespace, a.Name}, []string{b.Namespace, b.Name})
+	})
+	return p
+}
+
+func randomSelector(r *rand.Rand) desired.Selector {
+	app := apps[r.IntN(len(apps))]
+	return [...]desired.Selector{
+		nil,
+		{{Key: "app", Op: desired.In, Values: []string{app}}},
+		{{Key: "app", Op: desired.NotIn, Values: []string{app}}},
+		{{Key: "n", Op: desired.In, Values: []string{fmt.Sprint(r.IntN(podCount)), fmt.Sprint(r.IntN(podCount))}}},
+		{{Key: "nothing", Op: desired.DoesNotExist}},
+	}[r.IntN(5)]
+}
+
+func randomIsolation(r *rand.Rand) *desired.Isolation {
+	isolation := &desired.Isolation{}
+	for range r.IntN(4) {
+		rule := desired.Rule{}
+		for range r.IntN(3) {
+			switch r.IntN(3) {
+			case 0:
+				rule.Peers = append(rule.Peers, desired.Peer{Namespace: []string{"one", "two"}[r.IntN(2)], Pods: randomSelector(r)})
+			case 1:
+				rule.Peers = append(rule.Peers, desired.Peer{NamespaceSelector: randomNamespaces(r), Pods: randomSelector(r)})
+			default:
+				rule.Blocks = randomBlocks(r)
+			}
+		}
+		for range r.IntN(3) {
+			rule.Ports = append(rule.Ports, randomPort(r))
+		}
+		isolation.Rules = append(isolation.Rules, rule)
+	}
+	return isolation
+}
+
+func randomNamespaces(r *rand.Rand) desired.Selector {
+	if r.IntN(2) == 0 {
+		return nil
+	}
+	return desired.Selector{{Key: desired.MetadataName, Op: desired.In, Values: []string{"two"}}}
+}
+
+// randomBlocks are disjoint, as compiled policies have them.
+func randomBlocks(r *rand.Rand) []netip.Prefix {
+	lists := [][]string{
+		{"0.0.0.0/0"},
+		{"::/0"},
+		{"10.1.0.0/29", "192.168.50.0/24"},
+		{"10.1.0.2/31", "10.1.0.4/32", "fd00:10:1::/125"},
+		{"192.168.50.2/32", "fd00:50::2/128"},
+		{"10.2.0.0/15", "fd00:10:2::/64", "192.168.50.1/32"},
+	}
+	var blocks []netip.Prefix
+	for _, s := range lists[r.IntN(len(lists))] {
+		blocks = append(blocks, netip.MustParsePrefix(s))
+	}
+	return blocks
+}
+
+var somePorts = []uint16{1, 79, 80, 81, 443, 5353, 8080, 9999}
+
+func randomPort(r *rand.Rand) desired.Port {
+	p := desired.Port{Protocol: []desired.Protocol{desired.TCP, desired.UDP, desired.SCTP}[r.IntN(3)], PortRange: desired.AllPorts}
+	if r.IntN(4) > 0 {
+		first := somePorts[r.IntN(len(somePorts))]
+		p.PortRange = desired.PortRange{First: first, Last: first}
+		if r.IntN(3) == 0 {
+			p.Last = first + uint16(r.IntN(2000))
+		}
+	}
+	return p
+}
+
+// randomPackets are sent by anyone to anyone, some under a false address.
+func randomPackets(r *rand.Rand, b *bench) []desired.Packet {
+	pick := func() netip.Addr {
+		w := b.wires[r.IntN(len(b.wires))]
+		return w.addrs[r.IntN(2)]
+	}
+	var packets []desired.Packet
+	for len(packets) < packetsPerState {
+		w := b.wires[r.IntN(len(b.wires))]
+		p := desired.Packet{In: w.name, Src: w.addrs[r.IntN(2)], Dst: pick(), DstPort: somePorts[r.IntN(len(somePorts))]}
+		switch r.IntN(10) {
+		case 0:
+			p.Src = pick()
+		case 1:
+			p.Dst = b.host[r.IntN(2)]
+		}
+		if !sameFamily(p.Src, p.Dst) || p.Src == p.Dst || slices.Contains(b.host, p.Src) {
+			continue
+		}
+		p.Protocol = []desired.Protocol{desired.TCP, desired.UDP, desired.SCTP, icmp}[r.IntN(4)]
+		if p.Protocol == icmp && p.Src.Is6() {
+			p.Protocol, p.ICMPv6Type = desired.ICMPv6, []uint8{128, 1, 129, 130, 132, 133, 137, 138, 143, 144}[r.IntN(10)]
+		}
+		if p.Out = b.out(p.Dst); p.Out == p.In {
+			continue // the node would answer with a redirect
+		}
+		if p.Protocol == desired.ICMPv6 && p.ICMPv6Type != 128 && p.Out == "" {
+			continue // the node's own neighbour discovery looks at it
+		}
+		packets = append(packets, p)
+	}
+	return packets
+}
