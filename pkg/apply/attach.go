@@ -68,12 +68,7 @@ func (n Node) Add(ctx context.Context, settings Settings, r ident.Record) (ident
 		return ident.Record{}, err
 	}
 	n.step("owned")
-	from, errFrom := f.share(before...)
-	to, errTo := f.share(r)
-	if err := errors.Join(errFrom, errTo); err != nil {
-		return ident.Record{}, err
-	}
-	if err := n.update(ctx, f, from, to); err != nil {
+	if err := n.update(ctx, f, before, []ident.Record{r}); err != nil {
 		return ident.Record{}, err
 	}
 	if !r.Routed() {
@@ -228,15 +223,7 @@ func (n Node) detach(ctx context.Context, key ident.Key) (r ident.Record, left, 
 	if err != nil {
 		return ident.Record{}, left, err
 	}
-	from, err := f.share(r)
-	if err != nil {
-		return ident.Record{}, left, err
-	}
-	to, err := f.share()
-	if err != nil {
-		return ident.Record{}, left, err
-	}
-	return r, errors.Join(left, n.update(ctx, f, from, to)), nil
+	return r, errors.Join(left, n.update(ctx, f, []ident.Record{r}, nil)), nil
 }
 
 // deleteDamaged removes an attachment whose record cannot be read: what the

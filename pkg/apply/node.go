@@ -180,18 +180,12 @@ func (n Node) owned(r ident.Record) ident.Record {
 	return r
 }
 
-// sync brings the whole node to what f and the attachments say, and notes it in f.
-func (n Node) sync(ctx context.Context, f file) (file, error) {
-	state, err := n.state(f)
+// sync brings the whole node to what f and the attachments say, with those of
+// coming among them, and notes it in f.
+func (n Node) sync(ctx context.Context, f file, coming ...ident.Record) (file, error) {
+	state, err := n.state(f, coming...)
 	if err != nil {
 		return f, err
-	}
-	// Half-way through, the sets can look complete while no hook leads to the rules.
-	if f.Synced {
-		f.Synced = false
-		if err := n.save(f); err != nil {
-			return f, err
-		}
 	}
 	if err := n.backend(f).Sync(ctx, state); err != nil {
 		return f, fmt.Errorf("%w: %w", ErrBackend, err)
@@ -200,8 +194,8 @@ func (n Node) sync(ctx context.Context, f file) (file, error) {
 	return f, n.save(f)
 }
 
-// state derives the whole node's state.
-func (n Node) state(f file) (desired.State, error) {
+// state derives the whole node's state, of the committed attachments and coming.
+func (n Node) state(f file, coming ...ident.Record) (desired.State, error) {
 	node, err := f.node()
 	if err != nil {
 		return desired.State{}, err
@@ -213,7 +207,7 @@ func (n Node) state(f file) (desired.State, error) {
 	if err != nil {
 		return desired.State{}, err
 	}
-	return desired.Build(node, f.Policies, records), nil
+	return desired.Build(node, f.Policies, append(records, coming...)), nil
 }
 
 // share derives the part of the state that is these records'. It knows the
@@ -248,22 +242,24 @@ func (n Node) ready(ctx context.Context, f file) (file, error) {
 	return f, nil
 }
 
-// update moves the node from the endpoints of from to those of to. A node that
-// is unsynced or whose frame is gone is brought up to date first.
-func (n Node) update(ctx context.Context, f file, from, to desired.State) error {
+// update moves the node from the attachments of before to those of after. A node
+// that is unsynced or whose frame is gone is rewritten whole instead.
+func (n Node) update(ctx context.Context, f file, before, after []ident.Record) error {
+	from, errFrom := f.share(before...)
+	to, errTo := f.share(after...)
+	if err := errors.Join(errFrom, errTo); err != nil {
+		return err
+	}
 	err := iptables.ErrIncomplete
 	if f.Synced {
 		err = n.backend(f).Update(ctx, from, to)
 	}
-	if errors.Is(err, iptables.ErrIncomplete) {
-		if f, err = n.sync(ctx, f); err != nil {
-			return err
-		}
-		n.step("synced")
-		err = n.backend(f).Update(ctx, from, to)
-	}
-	if err == nil {
+	switch {
+	case err == nil:
 		return nil
+	case errors.Is(err, iptables.ErrIncomplete):
+		_, err = n.sync(ctx, f, after...)
+		return err
 	}
 	// Half a change may be in the kernel: let the next one start from scratch.
 	f.Synced = false

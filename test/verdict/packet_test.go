@@ -2,6 +2,7 @@ package verdict_test
 
 import (
 	"encoding/binary"
+	"math/bits"
 	"net"
 	"net/netip"
 
@@ -65,13 +66,13 @@ func segment(p desired.Packet, srcPort uint16, number uint32) []byte {
 		return b
 	case icmp:
 		b := []byte{8, 0, 0, 0, 0, 0, 0, 0}
-		binary.BigEndian.PutUint32(b[4:], number)
+		binary.BigEndian.PutUint32(b[4:], bits.RotateLeft32(number, 16)) // a flow is known by the first half
 		binary.BigEndian.PutUint16(b[2:], checksum(b))
 		return b
 	default:
 		b := make([]byte, 24)
 		b[0] = p.ICMPv6Type
-		binary.BigEndian.PutUint32(b[4:], number)
+		binary.BigEndian.PutUint32(b[4:], bits.RotateLeft32(number, 16))
 		return b
 	}
 }
@@ -104,7 +105,11 @@ func numberIn(proto desired.Protocol, b []byte) (uint32, bool) {
 	if !ok || len(b) < at+4 {
 		return 0, false
 	}
-	return binary.BigEndian.Uint32(b[at:]), true
+	n := binary.BigEndian.Uint32(b[at:])
+	if proto == icmp || proto == desired.ICMPv6 {
+		n = bits.RotateLeft32(n, 16)
+	}
+	return n, true
 }
 
 // checksum is the Internet checksum of RFC 1071.

@@ -273,7 +273,7 @@ func randomPackets(r *rand.Rand, b *bench) []desired.Packet {
 		}
 		p.Protocol = []desired.Protocol{desired.TCP, desired.UDP, desired.SCTP, icmp}[r.IntN(4)]
 		if p.Protocol == icmp && p.Src.Is6() {
-			p.Protocol, p.ICMPv6Type = desired.ICMPv6, []uint8{128, 1, 129, 130, 132, 133, 137, 138, 143, 144}[r.IntN(10)]
+			p.Protocol, p.ICMPv6Type = desired.ICMPv6, []uint8{128, 1, 130, 132, 133, 137, 138, 143, 144}[r.IntN(9)]
 		}
 		if p.Out = b.out(p.Dst); p.Out == p.In {
 			continue // the node would answer with a redirect

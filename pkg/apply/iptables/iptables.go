@@ -33,6 +33,7 @@ var ErrIncomplete = errors.New("the data plane is incomplete")
 const (
 	endpointReferences = 2 // PODMARK-MARK and PODMARK-POLICE
 	hostReferences     = 1 // PODMARK-INPUT
+	profileReferences  = 2 // on its members: its own chain and the dispatch
 )
 
 // Backend applies states. Its methods are not safe for concurrent use: the
@@ -243,12 +244,14 @@ func (b Backend) appear(ctx context.Context, conn *ipset.Conn, to desired.State,
 	var lines []string
 	for _, id := range to.ProfileIDs() {
 		p := to.Profiles[id]
-		used, err := inUse(conn, n.members(p.Direction, id).Name)
-		if err != nil {
+		used, err := references(conn, n.members(p.Direction, id).Name)
+		switch {
+		case err != nil:
 			return err
-		}
-		if used {
+		case used >= profileReferences:
 			continue
+		case used > 0:
+			return errProfile(p)
 		}
 		for _, c := range profileSets(p, n) {
 			if err := conn.Create(c.Set); err != nil {
@@ -301,6 +304,9 @@ func (b Backend) vanish(ctx context.Context, conn *ipset.Conn, from, to desired.
 		}
 		if _, kept := to.Profiles[id]; kept || h.Elements > 0 {
 			continue
+		}
+		if h.References > 0 && h.References < profileReferences {
+			return errProfile(p)
 		}
 		if h.References > 0 {
 			c := chainOf(p)
@@ -363,10 +369,10 @@ func (b Backend) Check(_ context.Context, want desired.State) error {
 		}
 		n := naming{f, gen}
 		for _, id := range want.ProfileIDs() {
-			if used, err := inUse(conn, n.members(want.Profiles[id].Direction, id).Name); err != nil {
+			if used, err := references(conn, n.members(want.Profiles[id].Direction, id).Name); err != nil {
 				return err
-			} else if !used {
-				return fmt.Errorf("%w: chain %s is missing", ErrIncomplete, chainOf(want.Profiles[id]))
+			} else if used < profileReferences {
+				return errProfile(want.Profiles[id])
 			}
 		}
 		for _, c := range memberships(want, n) {
@@ -380,6 +386,11 @@ func (b Backend) Check(_ context.Context, want desired.State) error {
 		}
 	}
 	return nil
+}
+
+// errProfile says that someone else removed a profile's rules, or some of them.
+func errProfile(p desired.Profile) error {
+	return fmt.Errorf("%w: chain %s is empty or missing, or %s does not lead to it", ErrIncomplete, chainOf(p), dispatchChain(p))
 }
 
 // generationInUse finds the generation whose sets the frame's rules use. It

@@ -176,8 +176,15 @@ func dispatch(s desired.State, d desired.Direction, n naming) []string {
 }
 
 func dispatchRule(p desired.Profile, n naming) string {
-	side := map[desired.Direction]string{desired.Egress: "src", desired.Ingress: "dst"}[p.Direction]
-	return fmt.Sprintf("-m set --match-set %s %s -g %s", n.members(p.Direction, p.ID).Name, side, chainOf(p))
+	return fmt.Sprintf("-m set --match-set %s %s -g %s", n.members(p.Direction, p.ID).Name, side(p.Direction), chainOf(p))
+}
+
+// side is where a packet carries the address of the endpoint that is judged.
+func side(d desired.Direction) string {
+	if d == desired.Egress {
+		return "src"
+	}
+	return "dst"
 }
 
 // dispatchChain is the chain that holds the profile's dispatch rule.
@@ -210,7 +217,9 @@ func profile(p desired.Profile, n naming) chain {
 			}
 		}
 	}
-	c.rules = append(c.rules, "-j DROP")
+	// Everyone here is a member. The set is named so that its references tell a
+	// chain that someone flushed, which would allow everything.
+	c.rules = append(c.rules, fmt.Sprintf("-m set --match-set %s %s -j DROP", n.members(p.Direction, p.ID).Name, side(p.Direction)), "-j DROP")
 	return c
 }
 

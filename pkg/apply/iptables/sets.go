@@ -23,7 +23,12 @@ func everySet(s desired.State, n naming) []content {
 		all = append(all, content{Set: n.peers(id)})
 	}
 	for _, id := range s.ProfileIDs() {
-		all = append(all, profileSets(s.Profiles[id], n)...)
+		for _, c := range profileSets(s.Profiles[id], n) {
+			// Profiles share the prefixes that they have in common.
+			if !slices.ContainsFunc(all, func(have content) bool { return have.Name == c.Name }) {
+				all = append(all, c)
+			}
+		}
 	}
 	for _, m := range memberships(s, n) {
 		i := slices.IndexFunc(all, func(c content) bool { return c.Name == m.Name })

@@ -29,10 +29,13 @@ import (
 // this number a restarted process knows them.
 const Group = 1886
 
-// Spanning tree states of a bridge port (include/uapi/linux/if_bridge.h).
+// Spanning tree states of a bridge port (include/uapi/linux/if_bridge.h). Of those
+// that pass nothing only "listening" lasts: without spanning tree the kernel makes
+// "blocking" forward at once (br_make_forwarding), and "disabled" at the next
+// change of the link (br_port_carrier_check).
 const (
+	stateListening  = 1
 	stateForwarding = 3
-	stateBlocking   = 4
 )
 
 // Close makes the endpoint's port pass nothing until [Open] and, when it is
@@ -51,7 +54,7 @@ func Close(e endpoint.Endpoint) error {
 		}
 		return nil
 	}
-	if err := setBridgePort(link, stateBlocking, true); err != nil {
+	if err := setBridgePort(link, stateListening, true); err != nil {
 		return fmt.Errorf("blocking bridge port %q: %w", e.Port, err)
 	}
 	entry, err := forwardingEntry(e, link)
@@ -132,7 +135,7 @@ func Shut(e endpoint.Endpoint) error {
 		return fmt.Errorf("closing port %q: %w", e.Port, err)
 	}
 	// A port whose link is down passes nothing and takes no state.
-	if err := setBridgePort(link, stateBlocking, true); err != nil && !errors.Is(err, unix.ENETDOWN) {
+	if err := setBridgePort(link, stateListening, true); err != nil && !errors.Is(err, unix.ENETDOWN) {
 		return fmt.Errorf("blocking bridge port %q: %w", e.Port, err)
 	}
 	return nil
