@@ -179,10 +179,8 @@ func (n Node) Uninstall(ctx context.Context) error {
 	if f, err := n.load(); err == nil && f.Backend != "" {
 		variants = []iptables.Variant{f.Backend}
 	}
-	for _, v := range variants {
-		if err := (iptables.Backend{Variant: v, Wait: n.LockTimeout}).Sync(ctx, desired.State{}); err != nil {
-			return fmt.Errorf("%w: %w", ErrBackend, err)
-		}
+	if err := iptables.Remove(ctx, n.LockTimeout, variants...); err != nil {
+		return fmt.Errorf("%w: %w", ErrBackend, err)
 	}
 	records, _ := n.Store.List()
 	for _, r := range records {

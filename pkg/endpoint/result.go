@@ -3,6 +3,7 @@ package endpoint
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -68,16 +69,24 @@ func addresses(result *types100.Result, ifName string) (addrs, gateways []netip.
 				continue
 			}
 		}
-		addr, ok := netip.AddrFromSlice(ip.Address.IP)
-		if !ok || addr.IsUnspecified() {
+		addr, ok := specified(ip.Address.IP)
+		if !ok {
 			continue
 		}
-		addrs = append(addrs, addr.Unmap())
-		if gw, ok := netip.AddrFromSlice(ip.Gateway); ok && !gw.IsUnspecified() {
-			gateways = append(gateways, gw.Unmap())
+		addrs = append(addrs, addr)
+		if gw, ok := specified(ip.Gateway); ok {
+			gateways = append(gateways, gw)
 		}
 	}
 	return addrs, gateways
+}
+
+// specified converts ip unless it is none, 0.0.0.0 or ::. A net.IP holds IPv4
+// addresses as mapped ones, of which netip calls none unspecified.
+func specified(ip net.IP) (netip.Addr, bool) {
+	addr, ok := netip.AddrFromSlice(ip)
+	addr = addr.Unmap()
+	return addr, ok && !addr.IsUnspecified()
 }
 
 // containerLink reads the link ifName in another network namespace.

@@ -81,6 +81,10 @@ type Header struct {
 // ErrNotExist is returned for a set, not an element, that does not exist.
 var ErrNotExist = errors.New("set does not exist")
 
+// ErrBusy is returned for a set that a rule still uses. Rules that were removed
+// count for a moment longer: the kernel frees them in the background.
+var ErrBusy = errors.New("set is in use")
+
 // ErrUnavailable is returned when the kernel has no ipset or not that type.
 var ErrUnavailable = errors.New("kernel lacks ip_set support")
 
@@ -129,6 +133,7 @@ const (
 	protocolVersion = 6
 
 	errFindType = 4098
+	errBusy     = 4100
 	errExist    = 4103
 )
 
@@ -176,19 +181,21 @@ func (c *Conn) Create(s Set) error {
 			return nil
 		})
 	})
-	var op *netlink.OpError
-	if errors.As(err, &op) && isErrno(err, errFindType) {
+	if isErrno(err, errFindType) {
 		err = fmt.Errorf("%w for type %s", ErrUnavailable, s.Type)
 	}
 	return wrap(err, "creating", s.Name)
 }
 
 // Destroy removes the set. One that does not exist is fine; one that a rule
-// uses is an error.
+// uses is ErrBusy.
 func (c *Conn) Destroy(name string) error {
 	_, err := c.do(cmdDestroy, 0, func(ae *netlink.AttributeEncoder) { ae.String(attrSetName, name) })
-	if errors.Is(err, unix.ENOENT) {
+	switch {
+	case errors.Is(err, unix.ENOENT):
 		return nil
+	case isErrno(err, errBusy):
+		err = ErrBusy
 	}
 	return wrap(err, "destroying", name)
 }

@@ -64,18 +64,16 @@ func families() []family {
 // Sync makes the kernel hold exactly want. Packets see the old state until, per
 // family, one restore makes them see the new one. A zero State removes everything.
 func (b Backend) Sync(ctx context.Context, want desired.State) error {
+	if want.Layout.Mask() == 0 {
+		return Remove(ctx, b.Wait, b.Variant)
+	}
 	conn, err := ipset.Dial()
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 	for _, f := range families() {
-		if want.Layout.Mask() == 0 {
-			err = b.remove(ctx, conn, f)
-		} else {
-			err = b.sync(ctx, conn, f, want)
-		}
-		if err != nil {
+		if err := b.sync(ctx, conn, f, want); err != nil {
 			return fmt.Errorf("IPv%s: %w", f.digit, err)
 		}
 	}
@@ -88,7 +86,7 @@ func (b Backend) sync(ctx context.Context, conn *ipset.Conn, f family, want desi
 		n.gen = live.next()
 	}
 	sets := everySet(want, n)
-	if err := fill(conn, sets, n); err != nil {
+	if err := fill(ctx, conn, sets, n); err != nil {
 		return err
 	}
 	ipt, err := b.Variant.open(f, b.Wait)
@@ -114,14 +112,14 @@ func (b Backend) sync(ctx context.Context, conn *ipset.Conn, f family, want desi
 		}
 		b.step("hooked " + h.chain)
 	}
-	return destroy(conn, func(name string) bool {
+	return destroy(ctx, conn, func(name string) bool {
 		return ofFamily(name, f) && !slices.ContainsFunc(sets, func(c content) bool { return c.Name == name })
 	})
 }
 
 // fill builds a generation of sets that no rule uses, afresh.
-func fill(conn *ipset.Conn, sets []content, n naming) error {
-	err := destroy(conn, func(name string) bool { return ofFamily(name, n.family) && ofGeneration(name, n.gen) })
+func fill(ctx context.Context, conn *ipset.Conn, sets []content, n naming) error {
+	err := destroy(ctx, conn, func(name string) bool { return ofFamily(name, n.family) && ofGeneration(name, n.gen) })
 	if err != nil {
 		return err
 	}
@@ -164,14 +162,31 @@ func whole(chains []chain, existing []string) string {
 	return b.String()
 }
 
-// remove takes out every hook, chain and set of ours.
-func (b Backend) remove(ctx context.Context, conn *ipset.Conn, f family) error {
-	ipt, err := b.Variant.open(f, b.Wait)
+// Remove takes out every hook and chain of ours, in each of the variants, and
+// then every set.
+func Remove(ctx context.Context, wait time.Duration, variants ...Variant) error {
+	conn, err := ipset.Dial()
 	if err != nil {
-		return fmt.Errorf("starting %s: %w", b.Variant.command(f, ""), err)
+		return err
+	}
+	defer conn.Close()
+	for _, f := range families() {
+		for _, v := range variants {
+			if err := removeRules(ctx, v, f, wait); err != nil {
+				return fmt.Errorf("IPv%s: %w", f.digit, err)
+			}
+		}
+	}
+	return destroy(ctx, conn, func(string) bool { return true })
+}
+
+func removeRules(ctx context.Context, v Variant, f family, wait time.Duration) error {
+	ipt, err := v.open(f, wait)
+	if err != nil {
+		return fmt.Errorf("starting %s: %w", v.command(f, ""), err)
 	}
 	existing, err := ownChains(ipt.ListChains(table))
-	if err != nil {
+	if err != nil || len(existing) == 0 {
 		return err
 	}
 	// In reverse: nothing is marked any more when nothing judges it any more.
@@ -183,12 +198,7 @@ func (b Backend) remove(ctx context.Context, conn *ipset.Conn, f family) error {
 			return fmt.Errorf("unhooking %s: %w", h.chain, err)
 		}
 	}
-	if len(existing) > 0 {
-		if err := b.Variant.restore(ctx, f, b.Wait, whole(nil, existing)); err != nil {
-			return err
-		}
-	}
-	return destroy(conn, func(name string) bool { return ofFamily(name, f) })
+	return v.restore(ctx, f, wait, whole(nil, existing))
 }
 
 // Update moves the endpoints of from to what to says, and nothing else: from is
@@ -294,8 +304,7 @@ func (b Backend) vanish(ctx context.Context, conn *ipset.Conn, from, to desired.
 	var sets []string
 	for _, id := range from.ProfileIDs() {
 		p := from.Profiles[id]
-		members := n.members(p.Direction, id).Name
-		h, err := conn.Header(members)
+		h, err := conn.Header(n.members(p.Direction, id).Name)
 		if errors.Is(err, ipset.ErrNotExist) {
 			continue
 		}
@@ -308,28 +317,46 @@ func (b Backend) vanish(ctx context.Context, conn *ipset.Conn, from, to desired.
 		if h.References > 0 && h.References < profileReferences {
 			return errProfile(p)
 		}
+		c := profile(p, n)
 		if h.References > 0 {
-			c := chainOf(p)
-			lines = append(lines, fmt.Sprintf("-D %s %s", dispatchChain(p), dispatchRule(p, n)), "-F "+c, "-X "+c)
+			lines = append(lines, fmt.Sprintf("-D %s %s", dispatchChain(p), dispatchRule(p, n)), "-F "+c.name, "-X "+c.name)
 		}
-		for _, c := range profileSets(p, n) {
-			sets = append(sets, c.Name)
+		own, err := ownSets(conn, p, c, n)
+		if err != nil {
+			return err
 		}
+		sets = append(sets, own...)
 	}
 	if err := b.restoreLines(ctx, n.family, lines); err != nil {
 		return err
 	}
 	for _, name := range sets {
-		if used, err := inUse(conn, name); err != nil {
-			return err
-		} else if used {
-			continue // another profile has the same ipBlocks
-		}
-		if err := conn.Destroy(name); err != nil {
+		if err := destroyUnused(ctx, conn, name); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// ownSets lists the sets that no rule but the profile's uses: its members, and
+// those of its ipBlocks that no other profile names.
+func ownSets(conn *ipset.Conn, p desired.Profile, c chain, n naming) ([]string, error) {
+	own := []string{n.members(p.Direction, p.ID).Name}
+	for _, s := range profileSets(p, n)[1:] {
+		used, err := references(conn, s.Name)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range c.rules {
+			if strings.Contains(r, " "+s.Name+" ") && used > 0 {
+				used--
+			}
+		}
+		if used == 0 {
+			own = append(own, s.Name)
+		}
+	}
+	return own, nil
 }
 
 func (b Backend) restoreLines(ctx context.Context, f family, lines []string) error {
@@ -428,19 +455,38 @@ func inUse(conn *ipset.Conn, name string) (bool, error) {
 }
 
 // destroy removes our sets that match.
-func destroy(conn *ipset.Conn, match func(name string) bool) error {
+func destroy(ctx context.Context, conn *ipset.Conn, match func(name string) bool) error {
 	names, err := conn.Names()
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
 		if strings.HasPrefix(name, SetPrefix) && match(name) {
-			if err := conn.Destroy(name); err != nil {
+			if err := destroyUnused(ctx, conn, name); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// destroyUnused removes a set whose rules are gone. The kernel frees rules in
+// the background, so it may be in use for a moment longer. To return before it is gone would let
+// its references pass for rules.
+func destroyUnused(ctx context.Context, conn *ipset.Conn, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		err := conn.Destroy(name)
+		if !errors.Is(err, ipset.ErrBusy) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
+		}
+	}
 }
 
 // ofFamily and ofGeneration read a name that naming.set made: the purpose, in

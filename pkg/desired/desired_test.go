@@ -1,0 +1,253 @@
+package desired_test
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/endpoint"
+	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/mark"
+)
+
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+// pod is an attachment of namespace "shop" labelled app=name, routed by a veth of
+// its own name.
+func pod(id mark.ID, name string, addresses ...string) ident.Record {
+	r := ident.Record{
+		Key: ident.Key{Network: "net", ContainerID: name, IfName: "eth0"},
+		ID:  id,
+		Endpoint: endpoint.Endpoint{
+			Namespace: "shop", Pod: name, Labels: map[string]string{"app": name},
+			Interface: "veth-" + name, Port: "veth-" + name,
+		},
+		Policed: true, Committed: true,
+	}
+	for _, a := range addresses {
+		r.Addresses = append(r.Addresses, addr(a))
+	}
+	return r
+}
+
+func app(name string) desired.Selector {
+	return desired.Selector{{Key: "app", Op: desired.In, Values: []string{name}}}
+}
+
+func node(t testing.TB) desired.Node {
+	layout, err := mark.NewLayout(0xffff0000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return desired.Node{Layout: layout, Epoch: 1}
+}
+
+// web takes TCP 80 from the shop's clients and from 192.168.0.0/16.
+func web() desired.Policy {
+	return desired.Policy{
+		Namespace: "shop", Name: "web", Pods: app("web"),
+		Ingress: &desired.Isolation{Rules: []desired.Rule{{
+			Peers:  []desired.Peer{{Namespace: "shop", Pods: app("client")}},
+			Blocks: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")},
+			Ports:  []desired.Port{{Protocol: desired.TCP, PortRange: desired.PortRange{First: 80, Last: 80}}},
+		}}},
+	}
+}
+
+func state(t testing.TB, policies []desired.Policy, records ...ident.Record) desired.State {
+	return desired.Build(node(t), desired.Policies{Policies: policies}, records)
+}
+
+func Example() {
+	layout, _ := mark.NewLayout(0xffff0000)
+	s := desired.Build(
+		desired.Node{Layout: layout, Epoch: 1},
+		desired.Policies{Policies: []desired.Policy{web()}},
+		[]ident.Record{pod(2, "web", "10.1.0.2"), pod(3, "client", "10.1.0.3"), pod(4, "other", "10.1.0.4")},
+	)
+	for _, from := range []string{"client", "other"} {
+		src := map[string]string{"client": "10.1.0.3", "other": "10.1.0.4"}[from]
+		fmt.Println(from, s.Allows(desired.Packet{
+			In: "veth-" + from, Out: "veth-web", Src: addr(src), Dst: addr("10.1.0.2"), Protocol: desired.TCP, DstPort: 80,
+		}))
+	}
+	// Output:
+	// client {true shop/web ingress[0]}
+	// other {false ingress isolation, no rule allows it}
+}
+
+func TestAllows(t *testing.T) {
+	s := state(t, []desired.Policy{web(), {Namespace: "shop", Name: "mute", Pods: app("mute"), Egress: &desired.Isolation{}}},
+		pod(2, "web", "10.1.0.2", "fd00::2"), pod(3, "client", "10.1.0.3", "fd00::3"), pod(4, "mute", "10.1.0.4", "fd00::4"))
+	tcp80 := desired.Packet{Protocol: desired.TCP, DstPort: 80}
+	with := func(in, src, out, dst string, base desired.Packet) desired.Packet {
+		base.In, base.Src, base.Out, base.Dst = in, addr(src), out, addr(dst)
+		return base
+	}
+	udp80, tcp81, icmp := tcp80, tcp80, desired.Packet{Protocol: 1}
+	udp80.Protocol, tcp81.DstPort = desired.UDP, 81
+	solicitation := desired.Packet{Protocol: desired.ICMPv6, ICMPv6Type: 135}
+	tests := []struct {
+		name   string
+		packet desired.Packet
+		want   bool
+	}{
+		{"peer", with("veth-client", "10.1.0.3", "veth-web", "10.1.0.2", tcp80), true},
+		{"peer, IPv6", with("veth-client", "fd00::3", "veth-web", "fd00::2", tcp80), true},
+		{"peer, other port", with("veth-client", "10.1.0.3", "veth-web", "10.1.0.2", tcp81), false},
+		{"peer, other protocol", with("veth-client", "10.1.0.3", "veth-web", "10.1.0.2", udp80), false},
+		{"peer, no ports", with("veth-client", "10.1.0.3", "veth-web", "10.1.0.2", icmp), false},
+		{"block", with("eth0", "192.168.7.7", "veth-web", "10.1.0.2", tcp80), true},
+		{"beside the block", with("eth0", "192.169.7.7", "veth-web", "10.1.0.2", tcp80), false},
+		{"a v4 block says nothing of v6", with("eth0", "2001:db8::1", "veth-web", "fd00::2", tcp80), false},
+		{"node to isolated pod", with("", "192.168.50.1", "veth-web", "10.1.0.2", tcp81), true},
+		{"reply side is not isolated", with("veth-web", "10.1.0.2", "veth-client", "10.1.0.3", tcp81), true},
+		{"egress denied to pod", with("veth-mute", "10.1.0.4", "veth-client", "10.1.0.3", tcp80), false},
+		{"egress denied to host", with("veth-mute", "10.1.0.4", "", "192.168.50.1", tcp80), false},
+		{"egress denied, neighbour discovery", with("veth-mute", "fd00::4", "", "ff02::1:ff00:1", solicitation), true},
+		{"not isolated to host", with("veth-client", "10.1.0.3", "", "192.168.50.1", tcp80), true},
+		{"false source", with("veth-client", "10.1.0.4", "eth0", "192.0.2.1", tcp80), false},
+		{"nobody's source", with("veth-client", "10.1.0.99", "eth0", "192.0.2.1", tcp80), false},
+		{"no such endpoint behind the veth", with("eth0", "192.168.7.7", "veth-web", "10.1.0.99", tcp80), false},
+		{"outside to outside", with("eth0", "192.0.2.1", "eth1", "192.0.2.9", tcp80), true},
+	}
+	for _, tt := range tests {
+		if got := s.Allows(tt.packet); got.Allowed != tt.want || got.By == "" {
+			t.Errorf("%s: %+v, want allowed %t", tt.name, got, tt.want)
+		}
+	}
+}
+
+// An endpoint outside Kubernetes is nobody's peer, not even of "all namespaces".
+func TestNoNamespaceIsNoPeer(t *testing.T) {
+	everyone := desired.Policy{Namespace: "shop", Name: "all", Pods: app("web"), Ingress: &desired.Isolation{Rules: []desired.Rule{{Peers: []desired.Peer{{}}}}}}
+	stray := pod(3, "stray", "10.1.0.3")
+	stray.Namespace = ""
+	s := state(t, []desired.Policy{everyone}, pod(2, "web", "10.1.0.2"), stray, pod(4, "other", "10.1.0.4"))
+	for in, want := range map[string]bool{"stray": false, "other": true} {
+		src := map[string]string{"stray": "10.1.0.3", "other": "10.1.0.4"}[in]
+		got := s.Allows(desired.Packet{In: "veth-" + in, Out: "veth-web", Src: addr(src), Dst: addr("10.1.0.2"), Protocol: desired.TCP, DstPort: 1})
+		if got.Allowed != want {
+			t.Errorf("%s: %+v, want allowed %t", in, got, want)
+		}
+	}
+}
+
+// Pods that the same policies select share a profile; equal peers share a set.
+func TestSharing(t *testing.T) {
+	twin := pod(4, "twin", "10.1.0.4")
+	twin.Labels = map[string]string{"app": "web"}
+	other := web()
+	other.Namespace = "lab"
+	s := state(t, []desired.Policy{other, web()}, pod(2, "web", "10.1.0.2"), pod(3, "client", "10.1.0.3"), twin)
+	if len(s.Profiles) != 1 {
+		t.Errorf("%d profiles, want 1", len(s.Profiles))
+	}
+	if a, b := s.Endpoints[0].Profiles, s.Endpoints[2].Profiles; a != b {
+		t.Errorf("profiles %v and %v of pods under the same policies", a, b)
+	}
+	if len(s.PeerSets) != 1 { // both policies name app=client of namespace shop
+		t.Errorf("%d peer sets, want 1", len(s.PeerSets))
+	}
+	unpoliced := pod(2, "web", "10.1.0.2")
+	unpoliced.Policed = false
+	if s := state(t, []desired.Policy{web()}, unpoliced); len(s.Profiles) != 0 {
+		t.Errorf("an endpoint that is not policed has profiles %v", s.Profiles)
+	}
+}
+
+// Building from one record yields that record's share of the whole.
+func TestShareOfOne(t *testing.T) {
+	records := []ident.Record{pod(2, "web", "10.1.0.2"), pod(3, "client", "10.1.0.3")}
+	whole := state(t, []desired.Policy{web()}, records...)
+	for i, r := range records {
+		share := state(t, []desired.Policy{web()}, r)
+		if diff := cmp.Diff(whole.Endpoints[i], share.Endpoints[0], cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+			t.Errorf("endpoint %s differs:\n%s", r.Pod, diff)
+		}
+	}
+}
+
+func TestNarrows(t *testing.T) {
+	records := []ident.Record{pod(2, "web", "10.1.0.2"), pod(3, "client", "10.1.0.3")}
+	more, fewer, otherPeer := web(), web(), web()
+	more.Ingress.Rules = append(more.Ingress.Rules, desired.Rule{Blocks: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")}})
+	fewer.Ingress.Rules = nil
+	otherPeer.Ingress.Rules[0].Peers[0].Pods = app("nobody")
+	elsewhere := web()
+	elsewhere.Pods = app("nobody")
+	second := desired.Policy{Namespace: "shop", Name: "second", Pods: app("web"), Ingress: &desired.Isolation{}}
+	deny := desired.Policy{Namespace: "shop", Name: "web", Pods: app("web"), Ingress: &desired.Isolation{}}
+	tests := []struct {
+		name     string
+		from, to []desired.Policy
+		less     []ident.Record // of the second state; records when nil
+		narrows  bool
+	}{
+		{name: "nothing changes", from: []desired.Policy{web()}, to: []desired.Policy{web()}},
+		{name: "isolation begins", to: []desired.Policy{web()}, narrows: true},
+		{name: "isolation ends", from: []desired.Policy{web()}},
+		{name: "a rule more", from: []desired.Policy{web()}, to: []desired.Policy{more}},
+		{name: "a rule less", from: []desired.Policy{more}, to: []desired.Policy{web()}, narrows: true},
+		{name: "no rule left", from: []desired.Policy{web()}, to: []desired.Policy{fewer}, narrows: true},
+		{name: "another peer", from: []desired.Policy{web()}, to: []desired.Policy{otherPeer}, narrows: true},
+		{name: "a policy that adds nothing", from: []desired.Policy{web()}, to: []desired.Policy{second, web()}},
+		{name: "a policy that allows goes", from: []desired.Policy{second, web()}, to: []desired.Policy{second}, narrows: true},
+		{name: "a policy that denies goes", from: []desired.Policy{deny}},
+		{name: "the policy selects nobody any more", from: []desired.Policy{web()}, to: []desired.Policy{elsewhere}},
+		{name: "an endpoint goes", from: []desired.Policy{web()}, to: []desired.Policy{web()}, less: records[:1], narrows: true},
+	}
+	for _, tt := range tests {
+		after := tt.less
+		if after == nil {
+			after = records
+		}
+		if got := state(t, tt.from, records...).Narrows(state(t, tt.to, after...)); got != tt.narrows {
+			t.Errorf("%s: narrows %t, want %t", tt.name, got, tt.narrows)
+		}
+	}
+}
+
+// A peer that loses its label is no peer any more.
+func TestNarrowsWhenAPeerChanges(t *testing.T) {
+	before := state(t, []desired.Policy{web()}, pod(2, "web", "10.1.0.2"), pod(3, "client", "10.1.0.3"))
+	relabelled := pod(3, "client", "10.1.0.3")
+	relabelled.Labels = nil
+	after := state(t, []desired.Policy{web()}, pod(2, "web", "10.1.0.2"), relabelled)
+	if !before.Narrows(after) {
+		t.Error("a pod that leaves a peer set does not narrow")
+	}
+	if after.Narrows(before) {
+		t.Error("a pod that joins a peer set narrows")
+	}
+}
+
+func TestSelector(t *testing.T) {
+	labels := map[string]string{"app": "web", "empty": ""}
+	tests := []struct {
+		requirement desired.Requirement
+		want        bool
+	}{
+		{desired.Requirement{Key: "app", Op: desired.In, Values: []string{"db", "web"}}, true},
+		{desired.Requirement{Key: "app", Op: desired.In, Values: []string{"db"}}, false},
+		{desired.Requirement{Key: "none", Op: desired.In, Values: []string{""}}, false},
+		{desired.Requirement{Key: "empty", Op: desired.In, Values: []string{""}}, true},
+		{desired.Requirement{Key: "app", Op: desired.NotIn, Values: []string{"web"}}, false},
+		{desired.Requirement{Key: "none", Op: desired.NotIn, Values: []string{"web"}}, true},
+		{desired.Requirement{Key: "empty", Op: desired.Exists}, true},
+		{desired.Requirement{Key: "none", Op: desired.Exists}, false},
+		{desired.Requirement{Key: "none", Op: desired.DoesNotExist}, true},
+		{desired.Requirement{Key: "app", Op: "Unknown"}, false},
+	}
+	for _, tt := range tests {
+		if got := (desired.Selector{tt.requirement}).Matches(labels); got != tt.want {
+			t.Errorf("%+v matches %t, want %t", tt.requirement, got, tt.want)
+		}
+	}
+	if !desired.Selector(nil).Matches(nil) {
+		t.Error("the empty selector does not match everything")
+	}
+}
