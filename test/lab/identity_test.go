@@ -1,0 +1,171 @@
+package lab_test
+
+import (
+	"encoding/json"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/podmark/podmark/test/lab"
+)
+
+// A source address that is not the endpoint's own is dropped, whoever's it is.
+func TestSpoofedSource(t *testing.T) {
+	eachWay(t, func(t *testing.T, c *cluster) {
+		var rows []lab.Row
+		for _, f := range lab.Families {
+			nobody := map[lab.Family]netip.Addr{lab.V4: netip.MustParseAddr("10.1.0.99"), lab.V6: netip.MustParseAddr("fd00:10:1::99")}[f]
+			claim(c.a, nobody)
+			claim(c.a, c.b.Addr(f))
+			for _, p := range []lab.Protocol{lab.UDP} {
+				for _, to := range []netip.AddrPort{c.outside.At(f, podPort), c.vip(p, f), c.Node.At(f, hostPort)} {
+					rows = append(rows,
+						lab.Row{Name: "as b", From: c.a.NS, Protocol: p, To: to, Source: netip.AddrPortFrom(c.b.Addr(f), 0), Want: lab.Blocked},
+						lab.Row{Name: "as nobody", From: c.a.NS, Protocol: p, To: to, Source: netip.AddrPortFrom(nobody, 0), Want: lab.Blocked},
+					)
+				}
+			}
+		}
+		lab.Table(t, rows)
+	})
+}
+
+// claim gives a pod an address that nobody assigned to it.
+func claim(p *lab.Pod, addr netip.Addr) {
+	p.Run("ip", "address", "add", netip.PrefixFrom(addr, addr.BitLen()).String(), "dev", "eth0", "nodad")
+}
+
+// On a bridge a pod can also take a neighbour's MAC address. Its port takes
+// frames with its own only.
+func TestSpoofedMAC(t *testing.T) {
+	t.Parallel()
+	lab.Variants(t, func(t *testing.T, variant lab.Variant) {
+		c := newCluster(t, variant, bridged)
+		lab.Table(t, []lab.Row{{Name: "own MAC", From: c.a.NS, Protocol: lab.UDP, To: c.outside.At(lab.V4, podPort)}})
+		mac := strings.Fields(c.b.Run("ip", "-brief", "link", "show", "dev", "eth0"))[2]
+		claim(c.a, c.b.Addr(lab.V4))
+		c.a.Run("ip", "link", "set", "eth0", "address", mac)
+		lab.Table(t, []lab.Row{{
+			Name: "b's MAC and address", From: c.a.NS, Protocol: lab.UDP, To: c.outside.At(lab.V4, podPort),
+			Source: netip.AddrPortFrom(c.b.Addr(lab.V4), 0), Want: lab.Blocked,
+		}})
+	})
+}
+
+// Pods that share a bridge with podmark's and were there before it keep every
+// connection, old and new.
+func TestPodsBeforePodmark(t *testing.T) {
+	t.Parallel()
+	lab.Variants(t, func(t *testing.T, variant lab.Variant) {
+		c := newCluster(t, variant, func(n *lab.Node) lab.Network { return n.Bridge() })
+		var flows []liveFlow
+		for _, p := range lab.Protocols {
+			flows = append(flows,
+				live("old to old "+p.String(), c.a.Stream(lab.Request{Protocol: p, To: c.b.At(lab.V4, podPort)})),
+				live("old to ClusterIP "+p.String(), c.a.Stream(lab.Request{Protocol: p, To: c.vip(p, lab.V4)})),
+				live("outside to old "+p.String(), c.outside.Stream(lab.Request{Protocol: p, To: c.b.At(lab.V4, podPort)})),
+				live("outside to NodePort "+p.String(), c.outside.Stream(lab.Request{Protocol: p, To: c.Node.At(lab.V4, nodePort)})),
+			)
+		}
+		added := c.AddPod(lab.PodSpec{Name: "new", Labels: map[string]string{"app": "new"}, Network: bridged(c.Node)})
+		added.Listen(lab.UDP, podPort)
+		pingAll(t, "after the first ADD", flows, nil)
+		// The old pods are nobody's to police, the new one is.
+		apply(t, c.Node, isolate("new", "Egress")+"---"+isolate("a", "Egress"))
+		pingAll(t, "after a policy", flows, nil)
+		lab.Table(t, append(c.everything(),
+			lab.Row{Name: "new to old", From: added.NS, Protocol: lab.UDP, To: c.b.At(lab.V4, podPort), Want: lab.Blocked},
+			lab.Row{Name: "new to ClusterIP", From: added.NS, Protocol: lab.UDP, To: c.vip(lab.UDP, lab.V6), Want: lab.Blocked},
+			lab.Row{Name: "old to new", From: c.a.NS, Protocol: lab.UDP, To: added.At(lab.V4, podPort), By: "new"},
+		))
+	})
+}
+
+// With a mask of two bits there are two IDs. A third pod is refused; when one of the
+// two is deleted its ID goes to the next, who gets nothing of its policy.
+func TestIDReuse(t *testing.T) {
+	t.Parallel()
+	lab.Variants(t, func(t *testing.T, variant lab.Variant) {
+		node := lab.NewNode(t, lab.Options{Variant: variant})
+		outside := node.AddHost("outside")
+		outside.Listen(lab.TCP, podPort)
+		network := node.PTP(node.Podmark(lab.Plugin{"policy": "files", "iptablesMarkMask": "0x80010000"}))
+		spec := func(name string) lab.PodSpec {
+			return lab.PodSpec{Name: name, Labels: map[string]string{"app": name}, Network: network}
+		}
+		first, second := node.AddPod(spec("first")), node.AddPod(spec("second"))
+		apply(t, node, isolate("first", "Egress"))
+		third, err := node.TryAddPod(spec("third"))
+		if err == nil || !strings.Contains(err.Error(), "0x80010000") || !strings.Contains(err.Error(), "2 endpoints") {
+			t.Fatalf("the third pod in a mask of two IDs: error %v, want one that names mask and capacity", err)
+		}
+		if err := third.Del(); err != nil {
+			t.Fatal(err)
+		}
+		freed := ids(t, node)["default/first"]
+		if err := first.Del(); err != nil {
+			t.Fatal(err)
+		}
+		fourth := node.AddPod(spec("fourth"))
+		if got := ids(t, node)["default/fourth"]; got != freed {
+			t.Errorf("the fourth pod has ID %d, want the freed %d", got, freed)
+		}
+		row := lab.Row{Protocol: lab.TCP, To: outside.At(lab.V4, podPort)}
+		fromSecond, fromFourth := row, row
+		fromSecond.Name, fromSecond.From = "second", second.NS
+		fromFourth.Name, fromFourth.From = "fourth", fourth.NS
+		lab.Table(t, []lab.Row{fromSecond, fromFourth})
+		apply(t, node, isolate("fourth", "Egress"))
+		fromFourth.Want = lab.Blocked
+		lab.Table(t, []lab.Row{fromSecond, fromFourth})
+	})
+}
+
+// ids reads the IDs by pod off podmarkctl list.
+func ids(t *testing.T, n *lab.Node) map[string]int {
+	t.Helper()
+	var list []struct {
+		ID             int
+		Namespace, Pod string
+	}
+	if err := json.Unmarshal([]byte(podmarkctl(t, n, "list", "-o", "json")), &list); err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]int{}
+	for _, e := range list {
+		out[e.Namespace+"/"+e.Pod] = e.ID
+	}
+	return out
+}
+
+// A pod that gets the address of one that is gone inherits none of its flows.
+func TestAddressReuse(t *testing.T) {
+	t.Parallel()
+	lab.Variants(t, func(t *testing.T, variant lab.Variant) {
+		node := lab.NewNode(t, lab.Options{Variant: variant})
+		outside := node.AddHost("outside")
+		network := node.PTP(node.Podmark(lab.Plugin{"policy": "files"}))
+		network.Plugins[0]["ipam"] = lab.Plugin{
+			"type":      "static",
+			"addresses": []lab.Plugin{{"address": "10.1.0.77/24", "gateway": "10.1.0.1"}, {"address": "fd00:10:1::77/64", "gateway": "fd00:10:1::1"}},
+			"routes":    []lab.Plugin{{"dst": "0.0.0.0/0"}, {"dst": "::/0"}},
+		}
+		old := node.AddPod(lab.PodSpec{Name: "old", Labels: map[string]string{"app": "old"}, Network: network})
+		old.Listen(lab.UDP, podPort)
+		apply(t, node, isolate("new", "Ingress"))
+		var streams []*lab.Stream
+		for _, f := range lab.Families {
+			streams = append(streams, outside.Stream(lab.Request{Protocol: lab.UDP, To: old.At(f, podPort)}))
+		}
+		if err := old.Del(); err != nil {
+			t.Fatal(err)
+		}
+		added := node.AddPod(lab.PodSpec{Name: "new", Labels: map[string]string{"app": "new"}, Network: network})
+		server := added.Listen(lab.UDP, podPort)
+		for i, s := range streams {
+			if got := s.Ping(lab.SilenceLimit); got.Outcome != lab.Blocked || server.Requests() != 0 {
+				t.Errorf("%v: the flow of the old pod is %v at the new one", lab.Families[i], got)
+			}
+		}
+	})
+}

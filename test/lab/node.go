@@ -1,0 +1,191 @@
+package lab
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/podmark/podmark/test/lab/needs"
+	"github.com/vishvananda/netlink"
+)
+
+// Variant is one of the two programs that speak iptables.
+type Variant string
+
+// The variants; a node uses one of them throughout.
+const (
+	NFT    Variant = "nft"
+	Legacy Variant = "legacy"
+)
+
+// Variants runs test once for each variant, both at once.
+func Variants(t *testing.T, test func(t *testing.T, variant Variant)) {
+	for _, v := range []Variant{NFT, Legacy} {
+		t.Run("iptables-"+string(v), func(t *testing.T) {
+			t.Parallel()
+			test(t, v)
+		})
+	}
+}
+
+// Options are what nodes differ in.
+type Options struct {
+	// Variant of kube-proxy's rules, and what "iptables" means to the node's
+	// programs; NFT when empty.
+	Variant Variant
+	// PodCIDRs are the ranges pods get addresses from, one of each family;
+	// 10.1.0.0/24 and fd00:10:1::/64 when nil.
+	PodCIDRs []netip.Prefix
+	// WithoutKubeProxy leaves out kube-proxy's rules; its link and its kernel
+	// parameters are there.
+	WithoutKubeProxy bool
+}
+
+// Node is a Kubernetes node. Its Addresses are those on the links to its hosts.
+type Node struct {
+	*NS
+	Variant  Variant
+	PodCIDRs []netip.Prefix
+	// Dir is a folder for the node's files; it vanishes with the test.
+	Dir string
+	// StateDir is for the plugin under test, on whatever file system Dir is.
+	StateDir string
+
+	cni              *libcni.CNIConfig
+	hosts            int
+	withoutKubeProxy bool
+}
+
+// NewNode makes a node. It is gone when the test ends.
+func NewNode(t testing.TB, o Options) *Node {
+	t.Helper()
+	needs.All(t, needs.Root, needs.Netns, needs.IPVS, needs.BridgeNetfilter, needs.SCTP, needs.Dummy)
+	if o.Variant == "" {
+		o.Variant = NFT
+	}
+	if o.PodCIDRs == nil {
+		o.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("fd00:10:1::/64")}
+	}
+	n := &Node{
+		NS:       newNS(t, "node", newJournal()),
+		Variant:  o.Variant,
+		PodCIDRs: o.PodCIDRs,
+		Dir:      t.TempDir(),
+
+		withoutKubeProxy: o.WithoutKubeProxy,
+	}
+	n.StateDir = filepath.Join(n.Dir, "state")
+	n.chooseVariant()
+	n.cni = libcni.NewCNIConfigWithCacheDir(pluginDirs(t), filepath.Join(n.Dir, "cni-cache"), newPluginExec(n.NS))
+
+	for _, parameter := range [][2]string{
+		{"net/ipv4/ip_forward", "1"},
+		{"net/ipv6/conf/all/forwarding", "1"},
+		// What kube-proxy sets in IPVS mode.
+		{"net/ipv4/vs/conntrack", "1"},
+		{"net/ipv4/vs/conn_reuse_mode", "0"},
+		{"net/ipv4/vs/expire_nodest_conn", "1"},
+		{"net/ipv4/vs/expire_quiescent_template", "1"},
+		{"net/ipv4/conf/all/arp_ignore", "1"},
+		{"net/ipv4/conf/all/arp_announce", "2"},
+		// What a node with bridged pods needs.
+		{"net/bridge/bridge-nf-call-iptables", "1"},
+		{"net/bridge/bridge-nf-call-ip6tables", "1"},
+	} {
+		n.Sysctl(parameter[0], parameter[1])
+	}
+	// Like kube-proxy's, the link stays down: its addresses are local all the same.
+	err := n.Do(func() error {
+		return netlink.LinkAdd(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: serviceLink}})
+	})
+	if err != nil {
+		t.Fatalf("adding %s: %v", serviceLink, err)
+	}
+	if !o.WithoutKubeProxy {
+		n.startKubeProxy()
+	}
+	return n
+}
+
+// chooseVariant makes "iptables" and its kin mean the node's variant for every
+// program that the node runs.
+func (n *Node) chooseVariant() {
+	bin := filepath.Join(n.Dir, "bin")
+	if err := os.Mkdir(bin, 0o755); err != nil {
+		n.t.Fatal(err)
+	}
+	for _, command := range []string{"iptables", "ip6tables"} {
+		for _, suffix := range []string{"", "-save", "-restore"} {
+			target, err := exec.LookPath(command + "-" + string(n.Variant) + suffix)
+			if err != nil {
+				n.t.Fatal(err)
+			}
+			if err := os.Symlink(target, filepath.Join(bin, command+suffix)); err != nil {
+				n.t.Fatal(err)
+			}
+		}
+	}
+	n.path = bin + string(filepath.ListSeparator) + n.path
+}
+
+// Host is a machine beside the node, with the node as its router.
+type Host struct {
+	*NS
+	// Link is the node's interface towards the host.
+	Link string
+	node *Node
+}
+
+// AddHost connects a machine to the node. Each prefix is the node's address and
+// the length of the network they share; the host has the next address. Without
+// prefixes the first host gets 192.168.50.1/24 and fd00:50::1/64, the second the
+// same with 51, and so on.
+//
+// A host whose network is another node's pod range stands for a remote pod.
+func (n *Node) AddHost(name string, prefixes ...string) *Host {
+	n.t.Helper()
+	number := n.hosts
+	n.hosts++
+	if prefixes == nil {
+		prefixes = []string{
+			fmt.Sprintf("192.168.%d.1/24", 50+number),
+			fmt.Sprintf("fd00:%d::1/64", 50+number),
+		}
+	}
+	h := &Host{NS: newNS(n.t, name, n.journal), Link: fmt.Sprintf("eth%d", number), node: n}
+	err := n.Do(func() error {
+		return netlink.LinkAdd(&netlink.Veth{
+			LinkAttrs:     netlink.LinkAttrs{Name: h.Link},
+			PeerName:      "eth0",
+			PeerNamespace: netlink.NsFd(int(h.handle.Fd())),
+		})
+	})
+	if err != nil {
+		n.t.Fatalf("connecting host %q: %v", name, err)
+	}
+	for _, p := range prefixes {
+		prefix, err := netip.ParsePrefix(p)
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		n.AddAddress(h.Link, prefix)
+		h.AddAddress("eth0", netip.PrefixFrom(prefix.Addr().Next(), prefix.Bits()))
+	}
+	n.setUp(h.Link)
+	h.setUp("eth0")
+	for _, addr := range h.Addresses {
+		h.AddRoute(everywhere(familyOf(addr)), addr.Prev())
+	}
+	return h
+}
+
+// NodeAt returns port on the node's address of family f that the host sees as
+// its router: where it reaches the node's NodePorts.
+func (h *Host) NodeAt(f Family, port uint16) netip.AddrPort {
+	h.node.t.Helper()
+	return netip.AddrPortFrom(h.Addr(f).Prev(), port)
+}

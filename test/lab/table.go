@@ -1,0 +1,131 @@
+package lab
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Row is a request with what should become of it.
+type Row struct {
+	Name     string
+	From     *NS
+	Protocol Protocol
+	To       netip.AddrPort
+	Source   netip.AddrPort // see [Request]
+	Want     Outcome
+	// By is who must have answered, where that matters.
+	By string
+	// Seen is the client address the server must have seen, where that matters.
+	Seen netip.Addr
+}
+
+// Flow is the name without what [Cross] added to it.
+func (r Row) Flow() string {
+	return strings.TrimSuffix(r.Name, fmt.Sprintf(" %v %v", r.Protocol, familyOf(r.To.Addr())))
+}
+
+// Table sends the requests of all rows at once, under one state of the node, and
+// fails the test with a list of all rows if one of them went wrong.
+func Table(t testing.TB, rows []Row) {
+	t.Helper()
+	results := send(rows, func(r Row) time.Duration {
+		// A refusal is an answer too.
+		if r.Want == OK || r.Want == Refused {
+			return AnswerLimit
+		}
+		return SilenceLimit
+	})
+	// Silence proves something only if answers come faster. On a busy machine
+	// they may not: then listen longer.
+	if limit := 3 * slowest(rows, results); limit > SilenceLimit {
+		var again []Row
+		var at []int
+		for i, row := range rows {
+			if row.Want == Blocked && results[i].Outcome == Blocked {
+				again, at = append(again, row), append(at, i)
+			}
+		}
+		for i, r := range send(again, func(Row) time.Duration { return min(limit, AnswerLimit) }) {
+			results[at[i]] = r
+		}
+	}
+	report(t, rows, results)
+}
+
+// send asks for all rows at once.
+func send(rows []Row, limit func(Row) time.Duration) []Result {
+	results := make([]Result, len(rows))
+	var all sync.WaitGroup
+	for i, r := range rows {
+		all.Go(func() {
+			results[i] = r.From.Send(Request{Protocol: r.Protocol, To: r.To, Source: r.Source, Limit: limit(r)})
+		})
+	}
+	all.Wait()
+	return results
+}
+
+// slowest is the longest time that an answer took.
+func slowest(rows []Row, results []Result) time.Duration {
+	var longest time.Duration
+	for i := range rows {
+		if results[i].Outcome == OK {
+			longest = max(longest, results[i].Took)
+		}
+	}
+	return longest
+}
+
+// report prints a line a row: what failed, with what was expected, among what
+// held.
+func report(t testing.TB, rows []Row, results []Result) {
+	t.Helper()
+	var out strings.Builder
+	failed := 0
+	for i, r := range rows {
+		sign := " "
+		wrong := r.mismatch(results[i])
+		if wrong != "" {
+			failed++
+			sign, wrong = "!", "; want "+wrong
+		}
+		fmt.Fprintf(&out, "%s %-32s %s -> %v/%v: %v%s\n", sign, r.Name, r.From.Name, r.To, r.Protocol, results[i], wrong)
+	}
+	if failed > 0 {
+		t.Errorf("%d of %d requests went wrong:\n%s", failed, len(rows), out.String())
+	} else {
+		t.Logf("all %d requests went as expected:\n%s", len(rows), out.String())
+	}
+}
+
+// mismatch says what was expected of a result that is not that.
+func (r Row) mismatch(got Result) string {
+	switch {
+	case got.Outcome != r.Want:
+		return r.Want.String()
+	case r.By != "" && got.By != r.By:
+		return "answered by " + r.By
+	case r.Seen.IsValid() && got.Seen.Addr() != r.Seen:
+		return "seen as " + r.Seen.String()
+	}
+	return ""
+}
+
+// Cross makes a row for each protocol and family of a request that differs in
+// nothing else; to returns the address to ask.
+func Cross(row Row, to func(Protocol, Family) netip.AddrPort) []Row {
+	var rows []Row
+	for _, p := range Protocols {
+		for _, f := range Families {
+			r := row
+			r.Name = fmt.Sprintf("%s %v %v", row.Name, p, f)
+			r.Protocol, r.To = p, to(p, f)
+			rows = append(rows, r)
+		}
+	}
+	return rows
+}
