@@ -14,7 +14,7 @@ mapfile -t packages < <(go list ./... | grep -v '/test/lab$')
 CGO_ENABLED=1 go test -race "${packages[@]}"
 # Modules of their own, for tests whose dependencies podmark must not have.
 find . -mindepth 2 -name go.mod -not -path './bin/*' -not -path './test/tools/*' | sort | while read -r mod; do
-  CGO_ENABLED=1 go -C "$(dirname "$mod")" test -race ./...
+  go -C "$(dirname "$mod")" test ./...
 done
 
 scripts/lab-test.sh
