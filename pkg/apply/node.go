@@ -99,14 +99,19 @@ func (n Node) lock(ctx context.Context) (func(), error) {
 // load reads node.json; fs.ErrNotExist before the first change.
 func (n Node) load() (file, error) {
 	var f file
-	if err := ident.ReadJSON(filepath.Join(n.Store.Dir(), ident.NodeFile), &f); err != nil {
-		return file{}, err
+	err := ident.ReadJSON(filepath.Join(n.Store.Dir(), ident.NodeFile), &f)
+	if err == nil {
+		_, err = f.node()
 	}
-	if _, err := f.node(); err != nil {
-		return file{}, err
+	if errors.Is(err, ident.ErrDamaged) {
+		return file{}, fmt.Errorf("%w; %s", err, startOver)
 	}
-	return f, nil
+	return f, err
 }
+
+// startOver is what to do without node.json: it holds the policy, and going on
+// without one would open every pod.
+const startOver = "run 'podmarkctl uninstall', apply the policy again and restart the node's pods"
 
 func (n Node) save(f file) error {
 	b, err := encode(f)
@@ -128,7 +133,10 @@ func (n Node) adopt(settings Settings) (f file, changed bool, err error) {
 		if err != nil {
 			return file{}, false, err
 		}
-		if !empty {
+		switch {
+		case !empty && f.Mask == 0:
+			return file{}, false, fmt.Errorf("%w: %s is missing although there are attachments; %s", ident.ErrDamaged, ident.NodeFile, startOver)
+		case !empty:
 			return file{}, false, fmt.Errorf("%w: it is %#x and the node's endpoints were given IDs in %#x; set it back, or drain the node first", ErrLayout, settings.Layout.Mask(), f.Mask)
 		}
 		f.Mask, f.Epoch, changed = settings.Layout.Mask(), 1, true
@@ -157,7 +165,7 @@ func (n Node) backend(f file) Backend {
 func (n Node) records() ([]ident.Record, error) {
 	all, err := n.Store.List()
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w; run 'podmarkctl gc'", err)
 	}
 	var live []ident.Record
 	for _, r := range all {
@@ -186,6 +194,13 @@ func (n Node) sync(ctx context.Context, f file, coming ...ident.Record) (file, e
 	state, err := n.state(f, coming...)
 	if err != nil {
 		return f, err
+	}
+	// Half-way through, the sets can look complete while no hook leads to the rules.
+	if f.Synced {
+		f.Synced = false
+		if err := n.save(f); err != nil {
+			return f, err
+		}
 	}
 	if err := n.backend(f).Sync(ctx, state); err != nil {
 		return f, fmt.Errorf("%w: %w", ErrBackend, err)

@@ -32,7 +32,7 @@ var codes = []struct {
 	{config.ErrSyntax, types.ErrDecodingFailure, "network configuration cannot be read"},
 	{ident.ErrExhausted, codeExhausted, "no free endpoint ID"},
 	{ident.ErrLockTimeout, codeLockTimeout, "podmark is busy"},
-	{ident.ErrDamaged, codeDamaged, "podmark's state is damaged, run 'podmarkctl gc'"},
+	{ident.ErrDamaged, codeDamaged, "podmark's state is damaged"},
 	{apply.ErrLayout, types.ErrInvalidNetworkConfig, "iptablesMarkMask changed"},
 	{apply.ErrNotFound, types.ErrUnknownContainer, "attachment unknown"},
 	{apply.ErrBackend, codeBackend, "backend unusable"},

@@ -78,7 +78,7 @@ func (c call) settings() apply.Settings {
 
 // verb wraps a command with what all have in common: the configuration, the
 // deadline, the log, and errors with CNI codes.
-func verb(name string, deadline time.Duration, run func(context.Context, call) error) func(*skel.CmdArgs) error {
+func verb(name string, deadline time.Duration, run func(context.Context, *call) error) func(*skel.CmdArgs) error {
 	return func(args *skel.CmdArgs) (err error) {
 		defer func() {
 			if p := recover(); p != nil {
@@ -96,7 +96,7 @@ func verb(name string, deadline time.Duration, run func(context.Context, call) e
 		ctx, cancel := context.WithTimeout(context.Background(), deadline)
 		defer cancel()
 		start := time.Now()
-		if err := run(ctx, c); err != nil {
+		if err := run(ctx, &c); err != nil {
 			c.log.Error("failed", "error", err, "duration", time.Since(start))
 			return coded(err)
 		}
@@ -119,7 +119,7 @@ func openLog(file string) (log *slog.Logger, closeLog func()) {
 	return slog.New(slog.NewJSONHandler(f, nil)), func() { f.Close() }
 }
 
-func cmdAdd(ctx context.Context, c call) error {
+func cmdAdd(ctx context.Context, c *call) error {
 	result, e, err := attachment(c)
 	if err != nil {
 		return err
@@ -132,7 +132,7 @@ func cmdAdd(ctx context.Context, c call) error {
 	return types.PrintResult(result, c.config.CNIVersion)
 }
 
-func cmdDel(ctx context.Context, c call) error {
+func cmdDel(ctx context.Context, c *call) error {
 	left, err := c.node.Delete(ctx, c.key())
 	if left != nil {
 		// An error would keep the runtime from deleting the plugins before us, and
@@ -143,7 +143,7 @@ func cmdDel(ctx context.Context, c call) error {
 	return err
 }
 
-func cmdCheck(ctx context.Context, c call) error {
+func cmdCheck(ctx context.Context, c *call) error {
 	_, e, err := attachment(c)
 	if err != nil {
 		return err
@@ -152,7 +152,7 @@ func cmdCheck(ctx context.Context, c call) error {
 }
 
 // cmdGC collects this network's attachments that the runtime does not list.
-func cmdGC(ctx context.Context, c call) error {
+func cmdGC(ctx context.Context, c *call) error {
 	valid := c.config.Attachments
 	if !valid.Given {
 		fmt.Fprintln(os.Stderr, "podmark: GC without cni.dev/valid-attachments: nothing collected; use 'podmarkctl gc'")
@@ -177,7 +177,7 @@ func cmdGC(ctx context.Context, c call) error {
 	return err
 }
 
-func cmdStatus(ctx context.Context, c call) error {
+func cmdStatus(ctx context.Context, c *call) error {
 	err := c.node.Status(ctx, c.settings())
 	if errors.Is(err, context.DeadlineExceeded) {
 		return nil // slow is not unavailable
@@ -189,7 +189,7 @@ func cmdStatus(ctx context.Context, c call) error {
 }
 
 // attachment reads the endpoint that the plugins before us made.
-func attachment(c call) (types.Result, endpoint.Endpoint, error) {
+func attachment(c *call) (types.Result, endpoint.Endpoint, error) {
 	conf := types.PluginConf{}
 	if err := decode(c.StdinData, &conf); err != nil {
 		return nil, endpoint.Endpoint{}, err

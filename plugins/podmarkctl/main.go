@@ -3,7 +3,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -20,15 +19,9 @@ import (
 	"github.com/podmark/podmark/pkg/mark"
 )
 
-// Exit statuses, the same for every command.
-const (
-	exitOK      = 0
-	exitFinding = 1 // the command worked and found something wrong
-	exitFailure = 2 // wrong usage, or the command could not do its work
-)
-
-// errFinding ends a command that worked and has said on stdout what it found.
-var errFinding = errors.New("finding")
+// exitFailure is the status for wrong usage and for a command that could not do
+// its work. 1 is kept for commands that work and find something wrong.
+const exitFailure = 2
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 
@@ -38,15 +31,11 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	switch err := root.Execute(); {
-	case err == nil:
-		return exitOK
-	case errors.Is(err, errFinding):
-		return exitFinding
-	default:
+	if err := root.Execute(); err != nil {
 		fmt.Fprintf(stderr, "podmarkctl: %v\n", err)
 		return exitFailure
 	}
+	return 0
 }
 
 // options are the flags of every command.
@@ -63,7 +52,7 @@ func newRoot() *cobra.Command {
 		Short: "Show and change what podmark enforces on this node",
 		Long: `podmarkctl shows and changes what podmark enforces on this node.
 
-Exit status: 0 ok, 1 something was found wrong, 2 wrong usage or failure.`,
+Exit status: 0 ok, 2 wrong usage or failure.`,
 		Version:       version(),
 		SilenceUsage:  true,
 		SilenceErrors: true,

@@ -169,3 +169,34 @@ func TestAddressReuse(t *testing.T) {
 		}
 	})
 }
+
+// A pod with addresses of one family on a bridge has none in the other: what it
+// sends there is nobody's, and its MAC address gives it away.
+func TestOneFamilyOnABridge(t *testing.T) {
+	t.Parallel()
+	lab.Variants(t, func(t *testing.T, variant lab.Variant) {
+		node := lab.NewNode(t, lab.Options{Variant: variant})
+		outside := node.AddHost("outside")
+		network := bridged(node)
+		network.Plugins[0]["ipam"] = lab.Plugin{
+			"type": "host-local", "dataDir": node.Dir + "/ipam", "subnet": "10.1.0.0/24",
+			"routes": []lab.Plugin{{"dst": "0.0.0.0/0"}},
+		}
+		for _, p := range []lab.Protocol{lab.TCP, lab.UDP} {
+			outside.Listen(p, podPort)
+		}
+		a := node.AddPod(lab.PodSpec{Name: "a", Labels: map[string]string{"app": "a"}, Network: network})
+		apply(t, node, isolate("a", "Ingress"))
+		b := node.AddPod(lab.PodSpec{Name: "b", Labels: map[string]string{"app": "b"}, Network: network})
+		podmarkctl(t, node, "gc")
+		v6 := netip.MustParseAddr("fd00:10:1::66")
+		claim(a, v6)
+		node.AddAddress("cni0", netip.MustParsePrefix("fd00:10:1::1/64"))
+		a.Run("ip", "-6", "route", "add", "default", "via", "fd00:10:1::1", "dev", "eth0", "onlink")
+		lab.Table(t, []lab.Row{
+			{Name: "IPv4 of a", From: a.NS, Protocol: lab.TCP, To: outside.At(lab.V4, podPort)},
+			{Name: "IPv4 of b", From: b.NS, Protocol: lab.TCP, To: outside.At(lab.V4, podPort)},
+			{Name: "IPv6 of a", From: a.NS, Protocol: lab.UDP, To: outside.At(lab.V6, podPort), Source: netip.AddrPortFrom(v6, 0), Want: lab.Blocked},
+		})
+	})
+}

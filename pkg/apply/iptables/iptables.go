@@ -16,6 +16,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -301,7 +302,7 @@ func (b Backend) appear(ctx context.Context, conn *ipset.Conn, to desired.State,
 // left in.
 func (b Backend) vanish(ctx context.Context, conn *ipset.Conn, from, to desired.State, n naming) error {
 	var lines []string
-	var sets []string
+	var gone []desired.Profile
 	for _, id := range from.ProfileIDs() {
 		p := from.Profiles[id]
 		h, err := conn.Header(n.members(p.Direction, id).Name)
@@ -317,15 +318,15 @@ func (b Backend) vanish(ctx context.Context, conn *ipset.Conn, from, to desired.
 		if h.References > 0 && h.References < profileReferences {
 			return errProfile(p)
 		}
-		c := profile(p, n)
 		if h.References > 0 {
-			lines = append(lines, fmt.Sprintf("-D %s %s", dispatchChain(p), dispatchRule(p, n)), "-F "+c.name, "-X "+c.name)
+			c := chainOf(p)
+			lines = append(lines, fmt.Sprintf("-D %s %s", dispatchChain(p), dispatchRule(p, n)), "-F "+c, "-X "+c)
 		}
-		own, err := ownSets(conn, p, c, n)
-		if err != nil {
-			return err
-		}
-		sets = append(sets, own...)
+		gone = append(gone, p)
+	}
+	sets, err := ownSets(conn, gone, n)
+	if err != nil {
+		return err
 	}
 	if err := b.restoreLines(ctx, n.family, lines); err != nil {
 		return err
@@ -338,22 +339,32 @@ func (b Backend) vanish(ctx context.Context, conn *ipset.Conn, from, to desired.
 	return nil
 }
 
-// ownSets lists the sets that no rule but the profile's uses: its members, and
-// those of its ipBlocks that no other profile names.
-func ownSets(conn *ipset.Conn, p desired.Profile, c chain, n naming) ([]string, error) {
-	own := []string{n.members(p.Direction, p.ID).Name}
-	for _, s := range profileSets(p, n)[1:] {
-		used, err := references(conn, s.Name)
+// ownSets lists the sets that no rule but these profiles' uses: their members, and
+// those of their ipBlocks that no other profile names.
+func ownSets(conn *ipset.Conn, profiles []desired.Profile, n naming) ([]string, error) {
+	var own []string
+	blocks := map[string]uint32{} // how many of the profiles' rules name the set
+	for _, p := range profiles {
+		sets := profileSets(p, n)
+		own = append(own, sets[0].Name)
+		for _, s := range sets[1:] {
+			blocks[s.Name] += 0
+		}
+		for _, r := range profile(p, n).rules {
+			for word := range strings.FieldsSeq(r) {
+				if _, ok := blocks[word]; ok {
+					blocks[word]++
+				}
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(blocks)) {
+		used, err := references(conn, name)
 		if err != nil {
 			return nil, err
 		}
-		for _, r := range c.rules {
-			if strings.Contains(r, " "+s.Name+" ") && used > 0 {
-				used--
-			}
-		}
-		if used == 0 {
-			own = append(own, s.Name)
+		if used <= blocks[name] {
+			own = append(own, name)
 		}
 	}
 	return own, nil

@@ -95,7 +95,7 @@ func renderMark(m marks, n naming) []string {
 // holds the MAC address to the endpoint, so the pair tells them apart. The rules
 // come with the first such endpoint, because not every kernel has these sets.
 func renderBridge(s desired.State, m marks, n naming) []string {
-	if !slices.ContainsFunc(s.Endpoints, func(e desired.Endpoint) bool { return !e.Routed() }) {
+	if !bridged(s) {
 		return nil
 	}
 	return []string{

@@ -19,6 +19,9 @@ func everySet(s desired.State, n naming) []content {
 		ports.elements = append(ports.elements, ipset.Element{First: r.First, Last: r.Last})
 	}
 	all := []content{hosts, ports, {Set: n.endpoints()}}
+	if bridged(s) {
+		all = append(all, content{Set: n.pairs()}, content{Set: n.macs()})
+	}
 	for _, id := range s.PeerSetIDs() {
 		all = append(all, content{Set: n.peers(id)})
 	}
@@ -90,9 +93,12 @@ func memberships(s desired.State, n naming) []content {
 				for _, h := range host {
 					h.MAC = e.MAC
 					add(n.pairs(), h)
-					add(n.macs(), ipset.Element{MAC: e.MAC})
 				}
 			}
+		}
+		if !e.Routed() {
+			// In both families: one in which it has no address is none of its own.
+			add(n.macs(), ipset.Element{MAC: e.MAC})
 		}
 	}
 	for _, e := range s.Endpoints {
@@ -104,6 +110,11 @@ func memberships(s desired.State, n naming) []content {
 		}
 	}
 	return out
+}
+
+// bridged reports whether any endpoint is on a bridge.
+func bridged(s desired.State) bool {
+	return slices.ContainsFunc(s.Endpoints, func(e desired.Endpoint) bool { return !e.Routed() })
 }
 
 // gateways renders the addresses the main plugin gave the host's side, which are
