@@ -20,6 +20,7 @@ const (
 	oddPort    = 40080 // a NodePort outside the usual range
 	localPort  = 30081 // a NodePort that keeps the client's address
 	hostedPort = 81    // a service whose backend is a process of the node
+	remotePort = 82    // a service whose backend is a pod of another node
 )
 
 // A cluster is a node with what most tests need: two pods, a host outside, one
@@ -32,7 +33,7 @@ type cluster struct {
 }
 
 // newCluster makes a cluster in which everything listens. Backend of every
-// service is pod b, but for hostedPort's.
+// service is pod b, but for hostedPort's and remotePort's.
 func newCluster(t *testing.T, variant lab.Variant, network func(*lab.Node) lab.Network) *cluster {
 	t.Helper()
 	node := lab.NewNode(t, lab.Options{Variant: variant})
@@ -51,16 +52,18 @@ func newCluster(t *testing.T, variant lab.Variant, network func(*lab.Node) lab.N
 			ns.Listen(p, podPort)
 		}
 		node.Listen(p, hostPort)
-		var pods, host []netip.AddrPort
+		var pods, host, elsewhere []netip.AddrPort
 		for _, f := range lab.Families {
 			pods = append(pods, c.b.At(f, podPort))
 			host = append(host, node.At(f, hostPort))
+			elsewhere = append(elsewhere, c.remote.At(f, podPort))
 		}
 		for _, f := range lab.Families {
 			services = append(
 				services,
 				lab.Service{Kind: lab.ClusterIP, Protocol: p, Address: c.vips[f], Port: vipPort, Backends: pods},
 				lab.Service{Kind: lab.ClusterIP, Protocol: p, Address: c.vips[f], Port: hostedPort, Backends: host},
+				lab.Service{Kind: lab.ClusterIP, Protocol: p, Address: c.vips[f], Port: remotePort, Backends: elsewhere},
 				lab.Service{Kind: lab.ExternalIP, Protocol: p, Address: c.externals[f], Port: vipPort, Backends: pods},
 			)
 		}
@@ -81,6 +84,10 @@ func (c *cluster) vip(_ lab.Protocol, f lab.Family) netip.AddrPort {
 
 func (c *cluster) hosted(_ lab.Protocol, f lab.Family) netip.AddrPort {
 	return netip.AddrPortFrom(c.vips[f], hostedPort)
+}
+
+func (c *cluster) elsewhere(_ lab.Protocol, f lab.Family) netip.AddrPort {
+	return netip.AddrPortFrom(c.vips[f], remotePort)
 }
 
 func (c *cluster) external(_ lab.Protocol, f lab.Family) netip.AddrPort {
@@ -111,6 +118,7 @@ func (c *cluster) everything() []lab.Row {
 		{"host process to pod", c.Node.NS, at(c.b.NS, podPort), "b"},
 		{"pod to ClusterIP", c.a.NS, c.vip, "b"},
 		{"pod to ClusterIP of host process", c.a.NS, c.hosted, "node"},
+		{"pod to ClusterIP of remote pod", c.a.NS, c.elsewhere, "remote"},
 		{"host process to ClusterIP", c.Node.NS, c.vip, "b"},
 		{"pod to own ClusterIP", c.b.NS, c.vip, "b"},
 		{"outside to ClusterIP", c.outside.NS, c.vip, "b"},

@@ -21,7 +21,7 @@ func TestEgressIsolation(t *testing.T) {
 		rows := want(t, c.everything(), lab.Blocked,
 			"pod to pod", "pod to remote pod", "pod to outside",
 			"pod to host process",
-			"pod to ClusterIP", "pod to external IP",
+			"pod to ClusterIP", "pod to ClusterIP of remote pod", "pod to external IP",
 			"pod to NodePort", "pod to odd NodePort",
 		)
 		// Expected failure: IPVS hands the packet to the host process without a

@@ -1,0 +1,260 @@
+package docs_test
+
+import (
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/podmark/podmark/pkg/apply/iptables"
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/endpoint"
+	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/mark"
+	"github.com/podmark/podmark/pkg/policy"
+)
+
+var update = flag.Bool("update", false, "write the rendered rules into docs/packet-path.md")
+
+const packetPath = "docs/packet-path.md"
+
+// manifests are the policies of the node that docs/packet-path.md shows.
+const manifests = `
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  policyTypes: [Ingress]
+  ingress:
+  - from: [{podSelector: {matchLabels: {app: db}}}, {ipBlock: {cidr: 192.0.2.0/24}}]
+    ports: [{port: 8080}]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: db, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  policyTypes: [Egress]
+  egress:
+  - to: [{podSelector: {matchLabels: {app: web}}}]
+    ports: [{port: 8080}]
+`
+
+// rendered is that node, IPv4 and IPv6.
+func rendered(t *testing.T) (v4, v6 iptables.Rendered) {
+	t.Helper()
+	policies, err := policy.Compile(policy.Source{Name: "example", Data: []byte(manifests)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	layout, err := mark.NewLayout(config.DefaultMask)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addrs := func(list ...string) []netip.Addr {
+		var out []netip.Addr
+		for _, a := range list {
+			out = append(out, netip.MustParseAddr(a))
+		}
+		return out
+	}
+	node := desired.Node{
+		Layout: layout, Epoch: 1,
+		NodePorts:     []desired.PortRange{{First: 30000, Last: 32767}},
+		HostAddresses: addrs("192.168.50.1", "fd00:50::1"),
+	}
+	records := []ident.Record{
+		{ID: 2, Policed: true, Committed: true, Endpoint: endpoint.Endpoint{
+			Namespace: "shop", Pod: "web", Labels: map[string]string{"app": "web"},
+			Interface: "veth1a2b3c4d", Port: "veth1a2b3c4d",
+			Addresses: addrs("10.22.0.2", "fd00:22::2"),
+		}},
+		{ID: 3, Policed: true, Committed: true, Endpoint: endpoint.Endpoint{
+			Namespace: "shop", Pod: "db", Labels: map[string]string{"app": "db"},
+			Interface: "cni0", Port: "veth5e6f7a8b", MAC: "0a:58:0a:17:00:02",
+			Addresses: addrs("10.23.0.2", "fd00:23::2"),
+		}},
+	}
+	both := iptables.Render(desired.Build(node, policies, records))
+	if len(both) != 2 {
+		t.Fatalf("%d families are rendered, want 2", len(both))
+	}
+	return both[0], both[1]
+}
+
+// The rules of the document are those that the code renders.
+func TestRules(t *testing.T) {
+	v4, v6 := rendered(t)
+	var onlyV6 strings.Builder
+	names := regexp.MustCompile(`(podmark-[a-z]+)6a`)
+	for line := range strings.Lines(v6.Rules) {
+		if !strings.Contains(v4.Rules, names.ReplaceAllString(line, "${1}4a")) {
+			onlyV6.WriteString(line)
+		}
+	}
+	want := fmt.Sprintf("Sets:\n\n```\n%s```\n\nRules:\n\n```\n%s```\n\n"+
+		"IPv6 has the same on sets of its own, whose names say 6, but for the IPv4 prefix, and these rules besides:\n\n```\n%s```\n", v4.Sets, v4.Rules, onlyV6.String())
+	document := read(t, packetPath)
+	got := marked(t, document, "rules")
+	if got == want {
+		return
+	}
+	if !*update {
+		t.Fatalf("%s shows other rules (-) than the code renders (+); run go test ./test/docs -update:\n%s", packetPath, cmp.Diff(got, want))
+	}
+	begin, end := "<!-- rules:begin -->\n", "<!-- rules:end -->\n"
+	document = strings.Replace(document, begin+got+end, begin+want+end, 1)
+	if err := os.WriteFile(filepath.Join(root, packetPath), []byte(document), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+var (
+	profileName = regexp.MustCompile(`(PODMARK-[IE])-[0-9a-f]{16}`)
+	chainName   = regexp.MustCompile(`PODMARK-[A-Z]+(?:-<profile>)?`)
+)
+
+// tree maps each chain to the chains it leads to, in order.
+type tree map[string][]string
+
+func (tr tree) add(from, to string) {
+	if !slices.Contains(tr[from], to) {
+		tr[from] = append(tr[from], to)
+	}
+}
+
+// treeOf reads the tree off rules, with the chains that are declared.
+func treeOf(rules string) (tr tree, chains []string) {
+	tr = tree{}
+	for line := range strings.Lines(profileName.ReplaceAllString(rules, "$1-<profile>")) {
+		f := strings.Fields(line)
+		if name, ok := strings.CutPrefix(f[0], ":"); ok {
+			chains = append(chains, name)
+			continue
+		}
+		if len(f) > 3 && strings.HasPrefix(f[len(f)-1], "PODMARK-") {
+			tr.add(f[1], f[len(f)-1])
+		}
+	}
+	return tr, chains
+}
+
+// The tree of chains is the one that the rules make: the same chains, each led to
+// from where it stands, in this order.
+func TestChains(t *testing.T) {
+	drawn := tree{}
+	var path []string
+	for line := range strings.Lines(blocks(marked(t, read(t, packetPath), "chains"))[0]) {
+		depth := (len(line) - len(strings.TrimLeft(line, " "))) / 4
+		name := strings.Fields(line)[0]
+		if depth > len(path) {
+			t.Fatalf("%q stands too far to the right", line)
+		}
+		path = append(path[:depth], name)
+		if depth > 0 {
+			drawn.add(path[depth-1], name)
+		}
+	}
+	v4, v6 := rendered(t)
+	for _, r := range []iptables.Rendered{v4, v6} {
+		real, chains := treeOf(r.Rules)
+		if diff := cmp.Diff(real, drawn); diff != "" {
+			t.Errorf("%s: the rules lead (-) and %s draws (+):\n%s", r.Family, packetPath, diff)
+		}
+		for _, c := range chains {
+			if !reached(drawn, c) {
+				t.Errorf("%s: nothing in %s leads to chain %s", r.Family, packetPath, c)
+			}
+		}
+	}
+}
+
+func reached(tr tree, chain string) bool {
+	for _, to := range tr {
+		if slices.Contains(to, chain) {
+			return true
+		}
+	}
+	return false
+}
+
+// Every chain that a document names is one of podmark's.
+func TestChainNames(t *testing.T) {
+	v4, _ := rendered(t)
+	_, chains := treeOf(v4.Rules)
+	for _, name := range documents(t) {
+		// A name with a star stands for the profiles' chains.
+		text := regexp.MustCompile(`(PODMARK-[IE])-\*`).ReplaceAllString(profileName.ReplaceAllString(read(t, name), "$1-<profile>"), "$1-<profile>")
+		for _, chain := range chainName.FindAllString(text, -1) {
+			if !slices.Contains(chains, chain) {
+				t.Errorf("%s names chain %s, which there is not", name, chain)
+			}
+		}
+	}
+}
+
+// CHANGELOG.md lists every chain and every kind of set, and no other.
+func TestNames(t *testing.T) {
+	v4, _ := rendered(t)
+	_, chains := treeOf(v4.Rules)
+	sets := regexp.MustCompile(`(?m)^create (podmark-[a-z]+4)a`).FindAllStringSubmatch(v4.Sets, -1)
+	want := map[string][]string{"chains": chains}
+	for _, s := range sets {
+		want["ipsets"] = append(want["ipsets"], s[1])
+	}
+	for _, row := range table(t, read(t, "CHANGELOG.md"), "what") {
+		for what, names := range want {
+			if !strings.HasPrefix(row[0], what) {
+				continue
+			}
+			got := spans(row[1])
+			slices.Sort(got)
+			slices.Sort(names)
+			if diff := cmp.Diff(slices.Compact(names), got); diff != "" {
+				t.Errorf("%s that there are (-) and that CHANGELOG.md lists (+):\n%s", what, diff)
+			}
+			delete(want, what)
+		}
+	}
+	if len(want) > 0 {
+		t.Errorf("CHANGELOG.md has no row for %v", want)
+	}
+}
+
+// Every test that docs/packet-path.md names exists.
+func TestNamedTests(t *testing.T) {
+	var all strings.Builder
+	for _, pattern := range []string{"test/lab/*_test.go", "test/verdict/*_test.go"} {
+		files, err := filepath.Glob(filepath.Join(root, pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			b, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all.Write(b)
+		}
+	}
+	for _, row := range table(t, read(t, packetPath), "flow") {
+		names := regexp.MustCompile(`Test[A-Z][A-Za-z]+`).FindAllString(row[3], -1)
+		if names == nil && !strings.Contains(row[3], "`make demo`") {
+			t.Errorf("no test for %q", row[0])
+		}
+		for _, name := range names {
+			if !strings.Contains(all.String(), "\nfunc "+name+"(t *testing.T)") {
+				t.Errorf("there is no %s", name)
+			}
+		}
+	}
+}
