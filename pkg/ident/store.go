@@ -100,11 +100,17 @@ func (s Store) Get(key Key) (Record, error) {
 
 func (s Store) readRecord(path string) (Record, error) {
 	var r Record
-	if err := ReadJSON(path, &r); err != nil {
-		return Record{}, err
+	err := ReadJSON(path, &r)
+	if err == nil {
+		if wrong := r.validate(filepath.Base(path)); wrong != nil {
+			err = fmt.Errorf("%w: %q: %w", ErrDamaged, path, wrong)
+		}
 	}
-	if err := r.validate(filepath.Base(path)); err != nil {
-		return Record{}, fmt.Errorf("%w: %q: %w", ErrDamaged, path, err)
+	if errors.Is(err, ErrDamaged) {
+		err = fmt.Errorf("%w; run 'podmarkctl gc'", err)
+	}
+	if err != nil {
+		return Record{}, err
 	}
 	return r, nil
 }

@@ -1,0 +1,333 @@
+package ident_test
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/podmark/podmark/pkg/endpoint"
+	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/mark"
+)
+
+func newStore(t testing.TB) ident.Store {
+	t.Helper()
+	s := ident.At(filepath.Join(t.TempDir(), "state"))
+	if err := s.Init(); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func layout(t testing.TB, mask uint32) mark.Layout {
+	t.Helper()
+	l, err := mark.NewLayout(mask)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// record is that of a container with an address of its own.
+func record(name string, addresses ...string) ident.Record {
+	r := ident.Record{
+		Key:      ident.Key{Network: "net", ContainerID: name, IfName: "eth0"},
+		Endpoint: endpoint.Endpoint{Interface: "veth-" + name, Port: "veth-" + name},
+	}
+	for _, a := range addresses {
+		r.Addresses = append(r.Addresses, netip.MustParseAddr(a))
+	}
+	if addresses == nil {
+		r.Addresses = []netip.Addr{netip.MustParseAddr("10.0.0.1")}
+	}
+	return r
+}
+
+func reserve(t *testing.T, s ident.Store, l mark.Layout, r ident.Record) ident.Record {
+	t.Helper()
+	got, err := s.Reserve(l, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+func release(t *testing.T, s ident.Store, r ident.Record) {
+	t.Helper()
+	if err := s.Release(r); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// files lists the state folder's files, relative to it.
+func files(t *testing.T, s ident.Store) []string {
+	t.Helper()
+	var names []string
+	err := filepath.WalkDir(s.Dir(), func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			name, _ := filepath.Rel(s.Dir(), path)
+			names = append(names, name)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
+func TestReserveInOrder(t *testing.T) {
+	s, l := newStore(t), layout(t, 0x70000) // IDs 2 to 7
+	var got []mark.ID
+	next := func(name string) ident.Record {
+		r := reserve(t, s, l, record(name))
+		got = append(got, r.ID)
+		return r
+	}
+	a, b := next("a"), next("b")
+	release(t, s, a) // 2 is free, and is not given out before all others were
+	next("c")
+	next("d")
+	release(t, s, b) // 3 is free
+	next("e")
+	next("f")
+	next("g") // wraps
+	next("h")
+	if diff := cmp.Diff([]mark.ID{2, 3, 4, 5, 6, 7, 2, 3}, got); diff != "" {
+		t.Errorf("IDs:\n%s", diff)
+	}
+}
+
+func TestReserveAgain(t *testing.T) {
+	s, l := newStore(t), layout(t, 0x70000)
+	first := reserve(t, s, l, record("a"))
+	first.Committed = true
+	if err := s.Put(first); err != nil {
+		t.Fatal(err)
+	}
+	again := record("a", "10.0.0.2")
+	again.Committed = true
+	got := reserve(t, s, l, again)
+	if got.ID != first.ID || got.Committed {
+		t.Errorf("ID %d, committed %t; want %d, uncommitted", got.ID, got.Committed, first.ID)
+	}
+	stored, err := s.Get(first.Key)
+	if diff := cmp.Diff(got, stored, cmpopts.EquateComparable(netip.Addr{})); diff != "" || err != nil {
+		t.Errorf("stored record: %v\n%s", err, diff)
+	}
+	if other := reserve(t, s, l, record("b")); other.ID != first.ID+1 {
+		t.Errorf("the next ID is %d", other.ID)
+	}
+	// A narrower mask has no room for the ID it had.
+	wide := reserve(t, s, layout(t, 0xff0000), record("w"))
+	for wide.ID <= 3 {
+		release(t, s, wide)
+		wide = reserve(t, s, layout(t, 0xff0000), record("w"))
+	}
+	if got := reserve(t, s, layout(t, 0x30000000), record("b")); got.ID != 3 {
+		t.Errorf("ID %d was kept or changed without need", got.ID)
+	}
+}
+
+func TestExhausted(t *testing.T) {
+	for _, tt := range []struct {
+		mask     uint32
+		capacity int
+		words    []string
+	}{
+		{0x30000, 2, []string{"iptablesMarkMask 0x30000", "holds 2 endpoints", "0x80030000 for 6", "podmarkctl gc"}},
+		{0x80000001, 2, []string{"iptablesMarkMask 0x80000001", "0xc0000001 for 6"}},
+		{0x70000, 6, []string{"iptablesMarkMask 0x70000", "holds 6 endpoints", "0x80070000 for 14"}},
+	} {
+		s, l := newStore(t), layout(t, tt.mask)
+		var last ident.Record
+		for i := range tt.capacity {
+			last = reserve(t, s, l, record(fmt.Sprint(i)))
+		}
+		before := files(t, s)
+		_, err := s.Reserve(l, record("one too many"))
+		if !errors.Is(err, ident.ErrExhausted) {
+			t.Fatalf("mask %#x: %v, want exhausted", tt.mask, err)
+		}
+		for _, w := range tt.words {
+			if !strings.Contains(err.Error(), w) {
+				t.Errorf("%q does not say %q", err, w)
+			}
+		}
+		if diff := cmp.Diff(before, files(t, s)); diff != "" {
+			t.Errorf("a refused Reserve changed files:\n%s", diff)
+		}
+		release(t, s, last)
+		if got := reserve(t, s, l, record("now")); got.ID != last.ID {
+			t.Errorf("ID %d, want %d, the only free one", got.ID, last.ID)
+		}
+	}
+}
+
+// What another attachment owns by now survives a late Release.
+func TestOwnership(t *testing.T) {
+	s, l := newStore(t), layout(t, 0xffff0000)
+	four, six := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")
+	old := reserve(t, s, l, record("old", "10.0.0.1", "fd00::1"))
+	young := reserve(t, s, l, record("young", "10.0.0.1"))
+	if err := errors.Join(s.Own(old), s.Own(young)); err != nil {
+		t.Fatal(err)
+	}
+	owner := func(a netip.Addr) string {
+		r, err := s.Owner(a)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Error(err)
+		}
+		return r.ContainerID
+	}
+	if owner(four) != "young" || owner(six) != "old" {
+		t.Errorf("owners are %q and %q", owner(four), owner(six))
+	}
+	for range 2 {
+		release(t, s, old)
+		if owner(four) != "young" || owner(six) != "" {
+			t.Errorf("after the late release owners are %q and %q", owner(four), owner(six))
+		}
+	}
+	// Its ID was given to another meanwhile, by whoever damaged the folder.
+	write(t, s, "ids/2", young.Hash())
+	if err := s.Put(old); err != nil {
+		t.Fatal(err)
+	}
+	release(t, s, old)
+	if b, _ := os.ReadFile(filepath.Join(s.Dir(), "ids/2")); string(b) != young.Hash() {
+		t.Errorf("another's ID file now holds %q", b)
+	}
+}
+
+func write(t testing.TB, s ident.Store, name, content string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(s.Dir(), name), []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestSweep(t *testing.T) {
+	s, l := newStore(t), layout(t, 0xffff0000)
+	live := reserve(t, s, l, record("live", "10.0.0.1", "fd00::1"))
+	if err := errors.Join(s.Own(live), s.Write(ident.NodeFile, []byte("{}"))); err != nil {
+		t.Fatal(err)
+	}
+	keep := files(t, s)
+	nobody := record("nobody").Hash()
+	waste := []string{
+		"attachments/" + nobody, "attachments/" + nobody + ".tmp", "attachments/stray",
+		"ids/7", "ids/8", "ids/stray", "ids/9.tmp",
+		"addresses/10.0.0.9", "addresses/10.0.0.8", "addresses/10.0.0.1.tmp",
+	}
+	for _, name := range waste {
+		write(t, s, name, nobody)
+	}
+	write(t, s, "ids/8", live.Hash()) // it has ID 2
+	write(t, s, "addresses/10.0.0.8", "../../x")
+	slices.Sort(waste)
+	for _, dryRun := range []bool{true, false} {
+		before := files(t, s)
+		got, err := s.Sweep(dryRun)
+		slices.Sort(got)
+		if diff := cmp.Diff(waste, got); diff != "" || err != nil {
+			t.Errorf("swept: %v\n%s", err, diff)
+		}
+		if dryRun {
+			if diff := cmp.Diff(before, files(t, s)); diff != "" {
+				t.Errorf("a dry run changed files:\n%s", diff)
+			}
+		}
+	}
+	if diff := cmp.Diff(keep, files(t, s)); diff != "" {
+		t.Errorf("files after the sweep:\n%s", diff)
+	}
+	if got, err := s.Sweep(false); err != nil || got != nil {
+		t.Errorf("the second sweep: %v, %v", got, err)
+	}
+}
+
+func TestPermissions(t *testing.T) {
+	s, l := newStore(t), layout(t, 0xffff0000)
+	unlock, err := s.Lock(t.Context(), 1e9)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	r := reserve(t, s, l, record("a"))
+	if err := errors.Join(s.Own(r), s.Write(ident.NodeFile, []byte("{}"))); err != nil {
+		t.Fatal(err)
+	}
+	err = filepath.WalkDir(s.Dir(), func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		want := fs.FileMode(0o600)
+		if d.IsDir() {
+			want = fs.ModeDir | 0o700
+		}
+		if err == nil && info.Mode() != want {
+			t.Errorf("%s has mode %v, want %v", path, info.Mode(), want)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRemoveAll(t *testing.T) {
+	s := newStore(t)
+	reserve(t, s, layout(t, 0xffff0000), record("a"))
+	write(t, s, "foreign", "x")
+	if err := s.RemoveAll(); err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff([]string{"foreign"}, files(t, s)); diff != "" {
+		t.Errorf("left:\n%s", diff)
+	}
+	if err := os.Remove(filepath.Join(s.Dir(), "foreign")); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := s.RemoveAll(); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Stat(s.Dir()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the folder is left: %v", err)
+	}
+}
+
+// No two keys share a file, however they are cut.
+func TestHash(t *testing.T) {
+	seen := map[string]ident.Key{}
+	for _, k := range []ident.Key{
+		{Network: "a", ContainerID: "b", IfName: "c"},
+		{Network: "ab", ContainerID: "", IfName: "c"},
+		{Network: "", ContainerID: "ab", IfName: "c"},
+		{Network: "a", ContainerID: "bc", IfName: ""},
+		{Network: "a1:", ContainerID: "b", IfName: "c"},
+		{Network: "a", ContainerID: "1:b", IfName: "c"},
+		{Network: "../../etc", ContainerID: "/", IfName: "\x00"},
+	} {
+		h := k.Hash()
+		if len(h) != 32 || strings.Trim(h, "0123456789abcdef") != "" {
+			t.Errorf("hash of %q is %q", k, h)
+		}
+		if other, ok := seen[h]; ok {
+			t.Errorf("%q and %q have one hash", k, other)
+		}
+		seen[h] = k
+	}
+}
