@@ -40,7 +40,7 @@ func (n Node) Add(ctx context.Context, settings Settings, r ident.Record) (ident
 		}
 	}
 	// Without the rules a port is not closed by its device group.
-	if f, err = n.ready(ctx, f); err != nil {
+	if f, err = n.ready(ctx, f, r); err != nil {
 		return ident.Record{}, err
 	}
 	before, err := n.displaced(r)

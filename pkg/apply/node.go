@@ -235,14 +235,16 @@ func (f file) share(records ...ident.Record) (desired.State, error) {
 	return desired.Build(node, f.Policies, records), nil
 }
 
-// ready brings a node that is unsynced, or whose frame is gone, up to date.
-func (n Node) ready(ctx context.Context, f file) (file, error) {
+// ready brings a node that is unsynced, or whose frame is gone, up to date before
+// r comes. The rules that r will need are written on the way, with nobody in them, so that
+// its ADD needs no second restore.
+func (n Node) ready(ctx context.Context, f file, r ident.Record) (file, error) {
 	nobody, err := f.share()
 	if err != nil {
 		return f, err
 	}
 	if f.Synced {
-		err := n.backend(f).Update(ctx, nobody, nobody)
+		err := n.backend(f).Check(ctx, nobody)
 		if err == nil {
 			return f, nil
 		}
@@ -250,7 +252,8 @@ func (n Node) ready(ctx context.Context, f file) (file, error) {
 			return f, fmt.Errorf("%w: %w", ErrBackend, err)
 		}
 	}
-	if f, err = n.sync(ctx, f); err != nil {
+	r.Addresses, r.Gateways = nil, nil
+	if f, err = n.sync(ctx, f, r); err != nil {
 		return f, err
 	}
 	n.step("synced")

@@ -1,0 +1,93 @@
+package main_test
+
+import (
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/mark"
+)
+
+// each runs f for every pod at once, on threads of the node's namespace.
+func (n *node) each(pods []*pod, f func(p *pod)) {
+	var all sync.WaitGroup
+	for _, p := range pods {
+		all.Go(func() {
+			if err := n.enter(); err != nil {
+				n.t.Errorf("entering the node's namespace: %v", err)
+				return
+			}
+			f(p)
+		})
+	}
+	all.Wait()
+}
+
+// A node starts and stops many pods at once.
+func TestConcurrent(t *testing.T) {
+	const count = 100
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	n := newNode(t, "nft")
+	var pods []*pod
+	for i := range count {
+		p := n.addPod()
+		if i%3 == 0 {
+			p.labels = nil
+		}
+		pods = append(pods, p)
+	}
+	n.apply(webPolicy)
+	kernel, files := n.kernel(), n.files()
+	unharmed := func(r reply, what string, p *pod) {
+		if r.code() != 0 || r.killed() {
+			t.Errorf("%s of %s: %d: %s", what, p.id, r.code(), r.text())
+		}
+	}
+	add := func(p *pod) { unharmed(p.add(), "ADD", p) }
+	del := func(p *pod) { unharmed(p.del(), "DEL", p) }
+	distinct := func() {
+		t.Helper()
+		records, err := ident.At(n.dir).List()
+		if err != nil {
+			t.Fatal(err)
+		}
+		owner := map[mark.ID]string{}
+		for _, r := range records {
+			if other := owner[r.ID]; other != "" {
+				t.Errorf("%s and %s both have ID %d", other, r.ContainerID, r.ID)
+			}
+			owner[r.ID] = r.ContainerID
+		}
+	}
+
+	n.each(pods, add)
+	distinct()
+	if known := len(n.known()); known != count {
+		t.Errorf("%d attachments, want %d", known, count)
+	}
+	// Half of the pods come while the other half goes, some twice.
+	random.Shuffle(len(pods), func(i, j int) { pods[i], pods[j] = pods[j], pods[i] })
+	leaving := map[*pod]bool{}
+	for _, p := range pods[:count/2] {
+		leaving[p] = true
+	}
+	n.each(append(pods, pods[:10]...), func(p *pod) {
+		if leaving[p] {
+			del(p)
+		} else {
+			add(p)
+		}
+	})
+	distinct()
+	n.each(pods[count/2:], func(p *pod) { unharmed(p.check(), "CHECK", p) })
+	n.each(pods, del)
+	if diff := cmp.Diff(kernel, n.kernel()) + cmp.Diff(files, n.files()); diff != "" {
+		t.Errorf("left behind:\n%s", diff)
+	}
+}

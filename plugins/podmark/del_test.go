@@ -1,0 +1,147 @@
+package main_test
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// versions are the spec versions a runtime may call with.
+var versions = []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}
+
+// What a runtime may send with the DEL of one and the same pod.
+var delCalls = []struct {
+	name string
+	conf func(p *pod) conf
+	env  []string
+}{
+	{name: "without prevResult"},
+	{name: "with prevResult", conf: func(p *pod) conf { return conf{"prevResult": p.prevResult()} }},
+	{name: "with another's prevResult", conf: func(*pod) conf { return conf{"prevResult": conf{"ips": []conf{{"address": "192.0.2.1/32"}}}} }},
+	{name: "with an unreadable prevResult", conf: func(*pod) conf { return conf{"prevResult": 7} }},
+	{name: "without namespace", env: []string{"CNI_NETNS="}},
+	{name: "with a missing namespace", env: []string{"CNI_NETNS=/run/netns/does-not-exist"}},
+	{name: "without CNI_ARGS", env: []string{"CNI_ARGS="}},
+	{name: "with another mask", conf: func(*pod) conf { return conf{"iptablesMarkMask": "0xff0000"} }},
+	{name: "with another policy key", conf: func(*pod) conf { return conf{"policy": "none"} }},
+}
+
+// DEL needs nothing but the key, runs no command, and may be repeated.
+func TestDel(t *testing.T) {
+	n := newNode(t, "nft")
+	other := n.addPod() // keeps the node's files and sets in use
+	other.add().ok(t)
+	ran := n.shims()
+	for i, tt := range delCalls {
+		n.run(t, tt.name, func(t *testing.T) {
+			version := versions[i%len(versions)]
+			p := n.addPod()
+			keys := conf{}
+			if tt.conf != nil {
+				keys = tt.conf(p)
+			}
+			kernel, files := n.kernel(), n.files()
+			p.add(conf{"cniVersion": version, "prevResult": p.result(version)}).ok(t)
+			ran()
+			for range 3 {
+				r := n.call("DEL", n.conf(conf{"cniVersion": version}, keys), append(p.env(), tt.env...)...).ok(t)
+				if r.stdout != "" || r.stderr != "" {
+					t.Errorf("DEL printed %q, %q", r.stdout, r.stderr)
+				}
+				if commands := ran(); len(commands) > 0 {
+					t.Errorf("DEL ran %v", commands)
+				}
+				if diff := cmp.Diff(kernel, n.kernel()) + cmp.Diff(files, n.files()); diff != "" {
+					t.Errorf("left behind:\n%s", diff)
+				}
+			}
+		})
+	}
+}
+
+// A runtime deletes pods that were never added: that does nothing at all.
+func TestDelUnknown(t *testing.T) {
+	for _, version := range versions {
+		t.Run("virgin node "+version, func(t *testing.T) {
+			n := newNode(t, "")
+			n.path = ""
+			p := n.addPod()
+			p.del(conf{"cniVersion": version}).ok(t)
+			if _, err := os.Stat(n.dir); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("state folder: %v", err)
+			}
+		})
+	}
+	t.Run("used node", func(t *testing.T) {
+		n := newNode(t, "nft")
+		p, other := n.addPod(), n.addPod()
+		p.add().ok(t)
+		n.path = ""
+		defer n.holdLock()() // a DEL that has nothing to do does not wait
+		kernel, files := n.kernel(), n.files()
+		other.del().ok(t)
+		p.del(conf{"name": "another-net"}).ok(t)
+		n.call("DEL", n.conf(), append(p.env(), "CNI_IFNAME=eth1")...).ok(t)
+		if diff := cmp.Diff(kernel, n.kernel()) + cmp.Diff(files, n.files()); diff != "" {
+			t.Errorf("DEL of an unknown attachment changed something:\n%s", diff)
+		}
+	})
+}
+
+// What someone else removed from the kernel does not keep a pod from going.
+func TestDelAfterWipe(t *testing.T) {
+	wipes := map[string]func(n *node){
+		"rules and sets": (*node).wipe,
+		"rules":          func(n *node) { n.iptables("-F") },
+		"hooks":          func(n *node) { n.iptables("-F", "FORWARD") },
+		"dispatch":       func(n *node) { n.iptables("-F", "PODMARK-EGRESS") },
+		"elements":       func(n *node) { n.exec("", "ipset", "flush") },
+		"interface":      func(n *node) { n.exec("", "ip", "link", "del", n.peer.veth) },
+	}
+	for name, wipe := range wipes {
+		t.Run(name, func(t *testing.T) {
+			eachVariant(t, func(t *testing.T, n *node) {
+				n.apply(webPolicy)
+				n.ensurePeer(t)
+				n.peer.del().ok(t)
+				kernel, files := n.kernel(), n.files()
+				n.peer.add().ok(t)
+				wipe(n)
+				n.peer.del().ok(t)
+				if left := n.attachments(); left != nil {
+					t.Errorf("left behind: %v", left)
+				}
+				switch name {
+				case "hooks":
+					return // nothing that podmark looks at names a hook
+				case "interface":
+					kernel = strings.ReplaceAll(kernel, "add podmark-host4* 10.1.0.1\n", "")
+					kernel = strings.ReplaceAll(kernel, "add podmark-host6* fd00:10::1\n", "")
+				}
+				n.ctl("gc")
+				if diff := cmp.Diff(kernel, n.kernel()) + cmp.Diff(files, n.files()); diff != "" {
+					t.Errorf("left behind:\n%s", diff)
+				}
+			})
+		})
+	}
+}
+
+func TestDelOfDamagedRecord(t *testing.T) {
+	n := newNode(t, "nft")
+	p, other := n.addPod(), n.addPod()
+	other.add().ok(t)
+	kernel, files := n.kernel(), n.files()
+	p.add().ok(t)
+	p.damage(t, []byte(`{"network":`))
+	p.check().fails(t, 103, "podmarkctl gc")
+	p.del().ok(t)
+	if diff := cmp.Diff(kernel, n.kernel()) + cmp.Diff(files, n.files()); diff != "" {
+		t.Errorf("left behind:\n%s", diff)
+	}
+	other.check().ok(t)
+	p.del().ok(t)
+}

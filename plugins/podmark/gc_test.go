@@ -1,0 +1,104 @@
+package main_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/podmark/podmark/pkg/ident"
+)
+
+// known lists the container IDs that podmark has a record of.
+func (n *node) known() []string {
+	n.t.Helper()
+	records, err := ident.At(n.dir).List()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	var ids []string
+	for _, r := range records {
+		ids = append(ids, r.Network+"/"+r.ContainerID)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+func TestGC(t *testing.T) {
+	const key, legacy = "cni.dev/valid-attachments", "cni.dev/attachments"
+	list := func(ids ...string) []conf {
+		out := []conf{}
+		for _, id := range ids {
+			out = append(out, conf{"containerID": id, "ifname": "eth0"})
+		}
+		return out
+	}
+	everyone := []string{"net/gone", "net/here", "other/gone", "other/here"}
+	tests := []struct {
+		name string
+		keys conf
+		want []string
+	}{
+		{"key absent", conf{}, everyone},
+		{"null", conf{key: nilValue}, []string{"net/here", "other/gone", "other/here"}},
+		{"empty list", conf{key: list()}, []string{"net/here", "other/gone", "other/here"}},
+		{"all valid", conf{key: list("here", "gone")}, everyone},
+		{"one valid", conf{key: list("gone")}, []string{"net/gone", "other/gone", "other/here"}},
+		{"only a stranger valid", conf{key: list("stranger")}, []string{"other/gone", "other/here"}},
+		{"valid by another interface", conf{key: []conf{{"containerID": "here", "ifname": "eth1"}}}, []string{"other/gone", "other/here"}},
+		{"legacy key", conf{legacy: list("here")}, []string{"net/here", "other/gone", "other/here"}},
+		{"both keys", conf{key: list("here"), legacy: list("here")}, []string{"net/here", "other/gone", "other/here"}},
+		{"hostile list", conf{key: list("here", "gone", "../../../etc", "a\nflush", "")}, everyone},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			n := newNode(t, "nft")
+			for _, network := range []string{"net", "other"} {
+				for _, id := range []string{"here", "gone"} {
+					p := n.addPod()
+					p.id = id
+					p.add(conf{"name": network}).ok(t)
+					if id == "gone" {
+						p.unlink()
+					}
+				}
+			}
+			r := n.gc(tt.keys).ok(t)
+			if r.stdout != "" {
+				t.Errorf("stdout is %q", r.stdout)
+			}
+			if told := strings.Contains(r.stderr, "podmarkctl gc"); told != (tt.name == "key absent") {
+				t.Errorf("stderr is %q", r.stderr)
+			}
+			if diff := cmp.Diff(tt.want, n.known()); diff != "" {
+				t.Errorf("attachments after GC:\n%s", diff)
+			}
+			elements := strings.Count(n.exec("", "ipset", "list", n.set("ep4")), "skbmark")
+			if elements != len(tt.want) {
+				t.Errorf("%d endpoint elements, want %d", elements, len(tt.want))
+			}
+		})
+	}
+	t.Run("wrong list", func(t *testing.T) {
+		n := newNode(t, "nft")
+		p := n.addPod()
+		p.add().ok(t)
+		n.gc(conf{key: "all"}).fails(t, 7, key, "all", "containerID")
+		n.gc(conf{key: []int{1}}).fails(t, 7, key)
+		if n.known() == nil {
+			t.Error("the pod is gone")
+		}
+	})
+	t.Run("virgin node", func(t *testing.T) {
+		n := newNode(t, "nft")
+		n.path = ""
+		n.gc(conf{key: list()}).ok(t)
+		if files := n.files(); len(files) > 0 {
+			t.Errorf("GC made %v", files)
+		}
+	})
+}
+
+// nilValue is a null in a configuration; a plain nil removes the key.
+var nilValue = []conf(nil)

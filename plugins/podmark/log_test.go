@@ -1,0 +1,94 @@
+package main_test
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+type logLine struct {
+	Time, Level, Msg, Verb, Network, Container, Ifname, Error, Mark string
+	ID                                                              int
+}
+
+func readLog(t *testing.T, file string) []logLine {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lines []logLine
+	for text := range strings.Lines(string(b)) {
+		var l logLine
+		if err := json.Unmarshal([]byte(text), &l); err != nil {
+			t.Errorf("%v in line %q", err, text)
+		}
+		lines = append(lines, l)
+	}
+	return lines
+}
+
+func TestLog(t *testing.T) {
+	n := newNode(t, "nft")
+	file := filepath.Join(t.TempDir(), "podmark.log")
+	keys := conf{"logFile": file}
+	p := n.addPod()
+	p.add(keys).ok(t)
+	p.check(keys).ok(t)
+	n.status(keys).ok(t)
+	n.gc(keys, conf{"cni.dev/valid-attachments": []conf{{"containerID": p.id, "ifname": "eth0"}}}).ok(t)
+	p.add(keys, conf{"iptablesMarkMask": 255}).fails(t, 7)
+	p.del(keys).ok(t)
+	want := []string{"ADD INFO", "CHECK INFO", "STATUS INFO", "GC INFO", "ADD ERROR", "DEL INFO"}
+	lines := readLog(t, file)
+	if len(lines) != len(want) {
+		t.Fatalf("%d lines, want one a call: %+v", len(lines), lines)
+	}
+	for i, l := range lines {
+		if got := l.Verb + " " + l.Level; got != want[i] || l.Network != "net" {
+			t.Errorf("line %d is %+v, want %s", i+1, l, want[i])
+		}
+		if l.Level == "ERROR" && !strings.Contains(l.Error, "iptablesMarkMask") {
+			t.Errorf("error is %q", l.Error)
+		}
+	}
+	if l := lines[0]; l.Container != p.id || l.Ifname != "eth0" {
+		t.Errorf("line of ADD is %+v", l)
+	}
+	if l := lines[0]; l.ID != 2 || l.Mark != "0x20000/0xffff0000" {
+		t.Errorf("line of ADD has ID %d and mark %q", l.ID, l.Mark)
+	}
+	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v; want 0600", info.Mode(), err)
+	}
+}
+
+// A log that cannot be written is no reason to refuse a pod.
+func TestLogUnwritable(t *testing.T) {
+	n := newNode(t, "nft")
+	r := n.addPod().add(conf{"logFile": "/proc/nowhere/log"}).ok(t)
+	if !strings.Contains(r.stderr, "/proc/nowhere/log") {
+		t.Errorf("stderr is %q", r.stderr)
+	}
+}
+
+func TestLogOfManyWriters(t *testing.T) {
+	n := newNode(t, "nft")
+	file := filepath.Join(t.TempDir(), "podmark.log")
+	var pods []*pod
+	for range 40 {
+		p := n.addPod()
+		p.id += strings.Repeat("x", 3000) // longer than any buffer that is written by parts
+		pods = append(pods, p)
+	}
+	n.each(pods, func(p *pod) { p.del(conf{"logFile": file}) })
+	seen := map[string]bool{}
+	for _, l := range readLog(t, file) {
+		seen[l.Container] = true
+	}
+	if len(seen) != len(pods) {
+		t.Errorf("%d of %d calls are in the log", len(seen), len(pods))
+	}
+}

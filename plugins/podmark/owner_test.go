@@ -1,0 +1,93 @@
+package main_test
+
+import (
+	"strings"
+	"testing"
+)
+
+// A runtime may delete an old sandbox after it has added the new one with the
+// same address: the new one keeps all that it has.
+func TestLateDel(t *testing.T) {
+	for name, late := range map[string]func(t *testing.T, old *pod){
+		"DEL": func(t *testing.T, old *pod) { old.del().ok(t) },
+		"DEL with prevResult": func(t *testing.T, old *pod) {
+			old.n.call("DEL", old.conf(), old.env()...).ok(t)
+		},
+		"GC": func(t *testing.T, old *pod) {
+			old.n.gc(conf{"cni.dev/valid-attachments": []conf{{"containerID": "young", "ifname": "eth0"}}}).ok(t)
+		},
+		"podmarkctl gc": func(_ *testing.T, old *pod) { old.unlink(); old.n.ctl("gc") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachVariant(t, func(t *testing.T, n *node) {
+				n.withHost().apply(webPolicy)
+				old := n.addPod()
+				old.add().ok(t)
+				young := n.addPodAt(old.v4, old.v6).listen()
+				young.id = "young"
+				young.add().ok(t)
+				id := young.record(t).ID
+				if id == old.record(t).ID {
+					t.Fatalf("both have ID %d", id)
+				}
+				young.is(t, policed)
+				late(t, old)
+				if got := young.record(t).ID; got != id {
+					t.Errorf("ID changed from %d to %d", id, got)
+				}
+				young.check().ok(t)
+				young.is(t, policed)
+				if known := n.known(); len(known) != 1 {
+					t.Errorf("attachments %v, want the new one only", known)
+				}
+				if out := n.exec("", "ipset", "list", n.set("ep4")); strings.Contains(out, old.veth) {
+					t.Errorf("the old one still has its element: %s", out)
+				}
+			})
+		})
+	}
+}
+
+// Of two addresses only the one that was taken over is the new pod's.
+func TestHalfTakenOver(t *testing.T) {
+	n := newNode(t, "nft")
+	old := n.addPod()
+	old.add().ok(t)
+	young := n.addPodAt(old.v4, "fd00:10::99")
+	young.add().ok(t)
+	has := func(set, element string) bool {
+		return strings.Contains(n.exec("", "ipset", "list", n.set(set)), element)
+	}
+	if !has("ep4", young.v4+","+young.veth) || has("ep4", old.veth) || !has("ep6", old.v6+","+old.veth) || !has("ep6", young.veth) {
+		t.Error(n.exec("", "ipset", "save"))
+	}
+	young.check().ok(t)
+	old.del().ok(t)
+	young.check().ok(t)
+	if has("ep6", old.veth) {
+		t.Error("the old pod's own address is left")
+	}
+	young.del().ok(t)
+	if left := n.attachments(); left != nil {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// A freed ID is the last to be given out again.
+func TestIDReuse(t *testing.T) {
+	n := newNode(t, "nft")
+	mask := conf{"iptablesMarkMask": "0x70000"} // IDs 2 to 7
+	var got []int
+	for range 8 {
+		p := n.addPod()
+		p.add(mask).ok(t)
+		got = append(got, int(p.record(t).ID))
+		p.del(mask).ok(t)
+	}
+	want := []int{2, 3, 4, 5, 6, 7, 2, 3}
+	for i := range want {
+		if got[i] != want[i] {
+			t.Fatalf("IDs %v, want %v", got, want)
+		}
+	}
+}

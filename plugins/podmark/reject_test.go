@@ -1,0 +1,217 @@
+package main_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+)
+
+// A refused ADD says why, with the code that the specification or the README
+// gives it, and leaves the node as it was.
+func TestAddRefused(t *testing.T) {
+	tests := []struct {
+		name string
+		// node prepares the node after it has one pod.
+		node  func(t *testing.T, n *node)
+		conf  func(p *pod) conf
+		stdin string
+		env   func(p *pod) []string
+		code  uint
+		words []string
+	}{
+		{name: "no container ID", env: func(*pod) []string { return []string{"CNI_CONTAINERID="} }, code: 4, words: []string{"CNI_CONTAINERID"}},
+		{name: "container ID leaves the folder", env: func(*pod) []string { return []string{"CNI_CONTAINERID=../../etc/passwd"} }, code: 4, words: []string{"../../etc/passwd"}},
+		{name: "interface name with a slash", env: func(*pod) []string { return []string{"CNI_IFNAME=../eth0"} }, code: 4, words: []string{"/"}},
+		{name: "network namespace missing", env: func(*pod) []string { return []string{"CNI_NETNS=/run/netns/does-not-exist"} }, code: 4, words: []string{"CNI_NETNS", "/run/netns/does-not-exist"}},
+		{name: "network namespace is no namespace", env: func(*pod) []string { return []string{"CNI_NETNS=/etc/passwd"} }, code: 4, words: []string{"CNI_NETNS", "/etc/passwd"}},
+		{name: "state folder is a file", conf: func(p *pod) conf {
+			file := filepath.Join(p.n.t.TempDir(), "file")
+			if err := os.WriteFile(file, nil, 0o600); err != nil {
+				p.n.t.Fatal(err)
+			}
+			return conf{"stateDir": file}
+		}, code: 5, words: []string{"/file", "not a directory"}},
+		{name: "interface missing in the pod", env: func(*pod) []string { return []string{"CNI_IFNAME=eth7"} }, conf: func(p *pod) conf {
+			r := p.prevResult()
+			r["interfaces"].([]conf)[1]["name"] = "eth7"
+			return conf{"prevResult": r}
+		}, code: 5, words: []string{"eth7"}},
+		{name: "not JSON", stdin: "hello", code: 6},
+		{name: "not an object", stdin: "[]", code: 6},
+		{name: "prevResult of the wrong shape", conf: func(*pod) conf { return conf{"prevResult": conf{"ips": 7}} }, code: 6, words: []string{"prevResult"}},
+		{name: "prevResult with a bad address", conf: func(p *pod) conf {
+			r := p.prevResult()
+			r["ips"].([]conf)[0]["address"] = "10.0.0.0.1/32\nflush"
+			return conf{"prevResult": r}
+		}, code: 6, words: []string{"prevResult"}},
+		{name: "no prevResult", conf: func(*pod) conf { return conf{"prevResult": nil} }, code: 7, words: []string{"chained", "conflist", "ptp"}},
+		{name: "no address", conf: func(*pod) conf { return conf{"prevResult": conf{"cniVersion": "1.1.0"}} }, code: 7, words: []string{"eth0", "address"}},
+		{name: "network name", conf: func(*pod) conf { return conf{"name": "../net"} }, code: 7, words: []string{"../net"}},
+		{name: "mask", conf: func(*pod) conf { return conf{"iptablesMarkMask": "0xc000"} }, code: 7, words: []string{"iptablesMarkMask", "0xc000", "kube-proxy"}},
+		{name: "NodePorts", conf: func(*pod) conf { return conf{"kubeNodePortRanges": []string{"2:1"}} }, code: 7, words: []string{"kubeNodePortRanges", "2:1", "a <= b"}},
+		{name: "two wrong keys", conf: func(*pod) conf { return conf{"policy": "kubernetes", "backend": "nftables"} }, code: 7, words: []string{`"policy"`, `"kubernetes"`, `"files"`, `"backend"`, `"nftables"`, `"iptables"`}},
+		{name: "mask changed", conf: func(*pod) conf { return conf{"iptablesMarkMask": "0xff0000"} }, code: 7, words: []string{"iptablesMarkMask", "0xff0000", "0xffff0000", "drain"}},
+		{name: "lock held", node: func(t *testing.T, n *node) { t.Cleanup(n.holdLock()) }, conf: func(*pod) conf { return conf{"lockTimeoutSeconds": 0.05} }, code: 101, words: []string{"50ms", "lockTimeoutSeconds"}},
+		{name: "node.json damaged", node: func(t *testing.T, n *node) { n.write(t, "node.json", "{") }, code: 103, words: []string{"node.json", "podmarkctl uninstall"}},
+		{name: "node.json impossible", node: func(t *testing.T, n *node) { n.write(t, "node.json", `{"mask": 49152, "epoch": 1}`) }, code: 103, words: []string{"node.json", "0xc000"}},
+		{name: "epoch impossible", node: func(t *testing.T, n *node) { n.write(t, "node.json", `{"mask": 4294901760, "epoch": 0}`) }, code: 103, words: []string{"epoch 0"}},
+		{name: "macvlan", conf: func(p *pod) conf { p.macvlan(); return nil }, code: 104, words: []string{"eth0", "macvlan", "ptp"}},
+	}
+	n := newNode(t, "nft")
+	first := n.addPod()
+	first.add().ok(t)
+	good := n.files()["node.json"]
+	for _, tt := range tests {
+		n.run(t, tt.name, func(t *testing.T) {
+			defer func(path string) { n.path = path }(n.path)
+			n.write(t, "node.json", good)
+			p := n.addPod()
+			if tt.node != nil {
+				tt.node(t, n)
+			}
+			var stdin any = tt.stdin
+			if tt.stdin == "" {
+				keys := conf{}
+				if tt.conf != nil {
+					keys = tt.conf(p)
+				}
+				stdin = p.conf(keys)
+			}
+			env := p.env()
+			if tt.env != nil {
+				env = append(env, tt.env(p)...)
+			}
+			kernel, files := n.kernel(), n.files()
+			n.call("ADD", stdin, env...).fails(t, tt.code, tt.words...)
+			if diff := cmp.Diff(kernel, n.kernel()); diff != "" {
+				t.Errorf("it changed the kernel:\n%s", diff)
+			}
+			if diff := cmp.Diff(files, n.files()); diff != "" {
+				t.Errorf("it changed the state:\n%s", diff)
+			}
+		})
+	}
+}
+
+// Without a backend nothing of the pod is kept, and the ADD works once it is there.
+func TestAddWithoutBackend(t *testing.T) {
+	for _, name := range []string{"virgin", "flushed"} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, "nft")
+			p := n.addPod()
+			if name == "flushed" {
+				p.add().ok(t)
+				p.del().ok(t)
+				n.wipe()
+			}
+			path := n.path
+			n.path = "/nowhere"
+			p.add().fails(t, 102, "iptables", "executable file not found")
+			if left := n.attachments(); left != nil {
+				t.Errorf("left behind: %v", left)
+			}
+			n.path = path
+			p.add().ok(t)
+			p.check().ok(t)
+		})
+	}
+}
+
+// A wrong configuration does not even make the state folder.
+func TestAddRefusedOnVirginNode(t *testing.T) {
+	n := newNode(t, "nft")
+	p := n.addPod()
+	p.add(conf{"iptablesMarkMask": 1}).fails(t, 7)
+	if _, err := os.Stat(n.dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("state folder: %v", err)
+	}
+}
+
+func TestMaskExhausted(t *testing.T) {
+	n := newNode(t, "nft")
+	mask := conf{"iptablesMarkMask": "0x3000"}
+	a, b, c := n.addPod(), n.addPod(), n.addPod()
+	a.add(mask).ok(t)
+	n.status(mask).ok(t)
+	b.add(mask).ok(t)
+	kernel, files := n.kernel(), n.files()
+	c.add(mask).fails(t, 100, "iptablesMarkMask 0x3000", "holds 2 endpoints", "0x80003000 for 6", "podmarkctl gc")
+	if diff := cmp.Diff(files, n.files()) + cmp.Diff(kernel, n.kernel()); diff != "" {
+		t.Errorf("a refused ADD changed something:\n%s", diff)
+	}
+	n.status(mask).fails(t, 50, "iptablesMarkMask 0x3000", "2 IDs")
+	a.add(mask).ok(t) // has one already
+	b.del(mask).ok(t)
+	n.status(mask).ok(t)
+	c.add(mask).ok(t)
+	if id := c.record(t).ID; id != 3 {
+		t.Errorf("ID is %d, want 3, the only free one", id)
+	}
+}
+
+// macvlan puts an eth0 in the pod's place that has no host side of its own.
+func (p *pod) macvlan() {
+	p.n.t.Helper()
+	p.unlink()
+	parent := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: p.veth}, PeerName: "p" + p.veth[4:]}
+	if err := netlink.LinkAdd(parent); err != nil {
+		p.n.t.Fatal(err)
+	}
+	link, err := netlink.LinkByName(p.veth)
+	if err != nil {
+		p.n.t.Fatal(err)
+	}
+	ns, err := os.Open(p.path)
+	if err != nil {
+		p.n.t.Fatal(err)
+	}
+	defer ns.Close()
+	err = netlink.LinkAdd(&netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{
+		Name: "eth0", ParentIndex: link.Attrs().Index, Namespace: netlink.NsFd(int(ns.Fd())),
+	}})
+	if err != nil {
+		p.n.t.Fatal(err)
+	}
+}
+
+// write puts a file into the state folder.
+func (n *node) write(t *testing.T, name, content string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(n.dir, name), []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A pod on a bridge shares its L3 interface, and is held to its MAC address: a
+// kernel without the set type for that cannot have one.
+func TestBridge(t *testing.T) {
+	n := newNode(t, "nft")
+	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "cni0"}}); err != nil {
+		t.Fatal(err)
+	}
+	p := n.addPod()
+	n.exec("", "ip", "link", "set", p.veth, "master", "cni0")
+	_, err := n.try("", "ipset", "create", "probe", "hash:ip,mac")
+	if err == nil {
+		n.exec("", "ipset", "destroy", "probe")
+		p.add().ok(t)
+		if r := p.record(t); r.Interface != "cni0" || r.Port != p.veth {
+			t.Errorf("interface %q, port %q", r.Interface, r.Port)
+		}
+		p.check().ok(t)
+	} else {
+		p.add().fails(t, 102, "hash:ip,mac")
+		if out := n.exec("", "bridge", "link", "show", "dev", p.veth); strings.Contains(out, "state forwarding") {
+			t.Errorf("port is open after a failed ADD: %s", out)
+		}
+	}
+	p.del().ok(t)
+	if left := n.attachments(); left != nil {
+		t.Errorf("left behind: %v", left)
+	}
+}

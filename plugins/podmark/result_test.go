@@ -1,0 +1,108 @@
+package main_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// result is a prevResult of the pod as plugins of a spec version write it.
+func (p *pod) result(version string) conf {
+	r := p.prevResult()
+	r["cniVersion"] = version
+	ips := r["ips"].([]conf)
+	if strings.HasPrefix(version, "0.") {
+		ips[0]["version"], ips[1]["version"] = "4", "6"
+	}
+	r["routes"] = []conf{{"dst": "0.0.0.0/0", "gw": "10.1.0.1"}}
+	r["dns"] = conf{"nameservers": []string{"10.96.0.10"}, "search": []string{"svc.cluster.local"}}
+	if version == "1.1.0" {
+		r["interfaces"].([]conf)[1]["mtu"] = 1400
+		r["routes"].([]conf)[0]["mtu"] = 1300
+	}
+	return r
+}
+
+func normal(t *testing.T, v any) any {
+	t.Helper()
+	var b []byte
+	switch v := v.(type) {
+	case string:
+		b = []byte(v)
+	default:
+		var err error
+		if b, err = json.Marshal(v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var out any
+	if err := json.Unmarshal(b, &out); err != nil {
+		t.Fatalf("%v in %s", err, b)
+	}
+	return out
+}
+
+func TestPrevResultIsReturned(t *testing.T) {
+	n := newNode(t, "nft")
+	for _, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
+		n.run(t, version, func(t *testing.T) {
+			p := n.addPod()
+			keys := conf{
+				"cniVersion": version, "prevResult": p.result(version),
+				"unknown": conf{"a": []int{1}}, "runtimeConfig": conf{"x": 1}, "capabilities": conf{"x": true},
+			}
+			got := p.add(keys).ok(t).stdout
+			if diff := cmp.Diff(normal(t, p.result(version)), normal(t, got)); diff != "" {
+				t.Errorf("result differs from prevResult:\n%s", diff)
+			}
+			if version >= "0.4.0" {
+				if out := p.check(keys).ok(t).stdout; out != "" {
+					t.Errorf("CHECK printed %q", out)
+				}
+			}
+			if out := p.del(keys).ok(t).stdout; out != "" {
+				t.Errorf("DEL printed %q", out)
+			}
+		})
+	}
+}
+
+func TestVersion(t *testing.T) {
+	n := newNode(t, "")
+	t.Run("listed", func(t *testing.T) {
+		got := normal(t, n.call("VERSION", conf{"cniVersion": "1.1.0"}).ok(t).stdout)
+		want := normal(t, conf{"cniVersion": "1.1.0", "supportedVersions": []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}})
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
+		}
+	})
+	for _, version := range []string{"0.1.0", "0.2.0", "0.3.0", "2.0.0", ""} {
+		n.run(t, "refused "+version, func(t *testing.T) {
+			p := n.addPod()
+			for _, verb := range []string{"ADD", "DEL"} {
+				n.call(verb, p.conf(conf{"cniVersion": version}), p.env()...).fails(t, 1)
+			}
+		})
+	}
+	t.Run("about", func(t *testing.T) {
+		r := n.call("", "").ok(t)
+		if r.stdout != "" || !strings.HasPrefix(r.stderr, "CNI podmark plugin ") || !strings.Contains(r.stderr, "0.3.1, 0.4.0, 1.0.0, 1.1.0") {
+			t.Errorf("stdout %q, stderr %q", r.stdout, r.stderr)
+		}
+	})
+}
+
+func TestVerbsOfLaterVersions(t *testing.T) {
+	n := newNode(t, "nft")
+	p := n.addPod()
+	for verb, since := range map[string]string{"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"} {
+		for _, version := range []string{"0.3.1", "0.4.0", "1.0.0"} {
+			if version < since {
+				n.call(verb, p.conf(conf{"cniVersion": version, "prevResult": p.result(version)}), p.env()...).fails(t, 1, fmt.Sprintf("does not allow %s", verb))
+			}
+		}
+	}
+}

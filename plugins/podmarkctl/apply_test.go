@@ -1,0 +1,170 @@
+package main_test
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const webPolicy = `
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web, namespace: default}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  policyTypes: [Ingress, Egress]
+  ingress:
+  - from: [{podSelector: {matchLabels: {app: client}}}]
+    ports: [{protocol: TCP, port: 80}]
+`
+
+// manyRules has every kind of rule and peer that can be rendered.
+const manyRules = webPolicy + `
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: prod, labels: {tier: one}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: a-name-of-sixty-three-characters-which-is-all-that-a-label-may-have}
+spec:
+  podSelector: {}
+  policyTypes: [Ingress, Egress]
+  ingress:
+  - {}
+  - from:
+    - ipBlock: {cidr: 0.0.0.0/0, except: [10.0.0.0/8, 192.168.0.0/16]}
+    - ipBlock: {cidr: "::/0", except: ["fd00::/8"]}
+    - namespaceSelector: {matchExpressions: [{key: tier, operator: In, values: [one, two]}]}
+      podSelector: {matchExpressions: [{key: app, operator: NotIn, values: [db]}]}
+    - namespaceSelector: {}
+    ports:
+    - {protocol: TCP, port: 1, endPort: 65535}
+    - {protocol: UDP, port: 53}
+    - {protocol: SCTP, port: 9, endPort: 10}
+    - {protocol: TCP}
+  - ports: [` + "{port: 1}, {port: 3}, {port: 5}, {port: 7}, {port: 9}, {port: 11}, {port: 13}, {port: 15}, {port: 17}, {port: 19}, {port: 21}, {port: 23}, {port: 25}, {port: 27}, {port: 29}, {port: 31}, {port: 33, endPort: 40}" + `]
+  egress:
+  - to: [{ipBlock: {cidr: 0.0.0.0/0}}, {ipBlock: {cidr: "::/0"}}]
+  - to: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.0.0.0/9, 10.128.0.0/9]}}]
+  - to: [{podSelector: {}}]
+    ports: [{protocol: UDP}, {protocol: SCTP, port: 9999}]
+`
+
+func write(t *testing.T, name, content string) {
+	t.Helper()
+	if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func lstat(name string) (os.FileInfo, error) { return os.Lstat(name) }
+
+func TestApply(t *testing.T) {
+	eachVariant(t, func(t *testing.T, n *node) {
+		n.addPod(map[string]string{"app": "web"})
+		n.addPod(map[string]string{"app": "client"})
+		open := n.kernel()
+		apply := func(args ...string) (got map[string]any) {
+			t.Helper()
+			out := n.ctl(append([]string{"apply", "-o", "json"}, args...)...).ok(t).stdout
+			if err := json.Unmarshal([]byte(out), &got); err != nil {
+				t.Fatalf("%v in %s", err, out)
+			}
+			return got
+		}
+		dir := manifests(t, map[string]string{"web.yaml": webPolicy, "README.md": "# not a manifest"})
+		steps := []struct {
+			name string
+			args []string
+			want map[string]any
+		}{
+			{"first", []string{"-f", dir}, map[string]any{"policies": 1., "endpoints": 2., "epoch": 2., "narrowed": true}},
+			{"the same", []string{"-f", filepath.Join(dir, "web.yaml")}, map[string]any{"policies": 1., "endpoints": 2., "epoch": 2., "narrowed": false}},
+			{"delete", []string{"--delete"}, map[string]any{"policies": 0., "endpoints": 2., "epoch": 2., "narrowed": false}},
+		}
+		for _, s := range steps {
+			if diff := cmp.Diff(s.want, apply(s.args...)); diff != "" {
+				t.Errorf("%s:\n%s", s.name, diff)
+			}
+		}
+		for _, set := range []string{"podmark-e", "podmark-i", "podmark-p4b-", "podmark-p4a-"} {
+			for name := range strings.FieldsSeq(n.exec("", "ipset", "list", "-n")) {
+				if strings.HasPrefix(name, set) && !strings.HasPrefix(name, "podmark-ep") {
+					t.Errorf("set %s is left after --delete", name)
+				}
+			}
+		}
+		if strings.Contains(n.kernel(), "PODMARK-E-") || !strings.Contains(open, "PODMARK-EGRESS") {
+			t.Error("profile chains are left after --delete")
+		}
+		table := n.ctl("apply", "-f", dir).ok(t).stdout
+		if table != "1 policies in force on 2 endpoints, epoch 3: live connections are judged again\n" {
+			t.Errorf("it says %q", table)
+		}
+	})
+}
+
+// One invalid document, and nothing changes.
+func TestApplyInvalid(t *testing.T) {
+	n := newNode(t, "nft")
+	n.ctlIn(webPolicy, "apply", "-f", "-").ok(t)
+	n.addPod(map[string]string{"app": "web"})
+	kernel, files := n.kernel(), n.files()
+	invalid := strings.Replace(webPolicy, "port: 80}", "port: 65536}", 1)
+	tests := []struct {
+		name  string
+		files map[string]string
+		words []string
+	}{
+		{"one field", map[string]string{"a.yaml": webPolicy, "b.yaml": manyRules + "\n---" + invalid}, []string{"b.yaml", "document 4", "spec.ingress[0].ports[0].port", "65536"}},
+		{"another kind", map[string]string{"a.yaml": webPolicy, "b.yml": "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\n"}, []string{"b.yml", "document 1", "Pod"}},
+		{"not YAML", map[string]string{"a.yaml": webPolicy, "b.json": "{"}, []string{"b.json"}},
+		{"twice the same", map[string]string{"a.yaml": webPolicy, "b.yaml": webPolicy}, []string{"b.yaml", "default/web"}},
+		{"empty folder", nil, []string{"--delete"}},
+		{"folder without manifests", map[string]string{"README.md": "x"}, []string{"*.yaml", "--delete"}},
+	}
+	for _, tt := range tests {
+		dir := manifests(t, tt.files)
+		n.ctl("apply", "-f", dir).fails(t, append(tt.words, dir)...)
+		if diff := cmp.Diff(files, n.files()) + cmp.Diff(kernel, n.kernel()); diff != "" {
+			t.Fatalf("%s: it changed something:\n%s", tt.name, diff)
+		}
+	}
+}
+
+// A policy can be there before the first pod, and then nothing must be made
+// where it is invalid.
+func TestApplyOnVirginNode(t *testing.T) {
+	n := newNode(t, "legacy")
+	n.ctlIn("kind: nonsense", "apply", "-f", "-").fails(t, "stdin: document 1", "apiVersion")
+	if _, err := lstat(n.dir); err == nil {
+		t.Error("an invalid policy made the state folder")
+	}
+	n.ctlIn(webPolicy, "apply", "-f", "-").ok(t)
+	if got := n.ctl("list", "-o", "json").ok(t).stdout; got != "[]\n" {
+		t.Errorf("list says %s", got)
+	}
+}
+
+// Without the lock nothing is applied.
+func TestApplyLocked(t *testing.T) {
+	n := newNode(t, "nft")
+	n.ctlIn(webPolicy, "apply", "-f", "-").ok(t)
+	release := hold(t, filepath.Join(n.dir, "lock"))
+	defer release()
+	files := n.files()
+	for _, args := range [][]string{{"apply", "--delete"}, {"gc"}, {"uninstall"}} {
+		n.ctl(append(args, "--lock-timeout", "50ms")...).fails(t, "50ms", "lock")
+	}
+	n.ctl("list").ok(t)
+	n.ctl("render").ok(t)
+	if diff := cmp.Diff(files, n.files()); diff != "" {
+		t.Error(diff)
+	}
+}

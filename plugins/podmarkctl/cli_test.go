@@ -1,0 +1,213 @@
+package main_test
+
+import (
+	"encoding/json"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestUsage(t *testing.T) {
+	n := newNode(t, "nft")
+	kernel := n.kernel()
+	t.Run("wrong", func(t *testing.T) {
+		for _, tt := range []struct {
+			args  []string
+			words []string
+		}{
+			{[]string{"nonsense"}, []string{"nonsense"}},
+			{[]string{"list", "extra"}, []string{"extra"}},
+			{[]string{"list", "--nonsense"}, []string{"--nonsense"}},
+			{[]string{"list", "-o", "yaml"}, []string{"yaml", "table", "json"}},
+			{[]string{"list", "--lock-timeout", "soon"}, []string{"soon"}},
+			{[]string{"apply"}, []string{"-f", "--delete"}},
+			{[]string{"apply", "-f", "x", "--delete"}, []string{"-f", "--delete"}},
+			{[]string{"apply", "-f"}, []string{"-f"}},
+			{[]string{"apply", "policy.yaml"}, []string{"policy.yaml"}},
+			{[]string{"apply", "-f", "/does/not/exist"}, []string{"/does/not/exist"}},
+			{[]string{"render", "--backend", "nftables"}, []string{"nftables", "auto", "iptables"}},
+			{[]string{"render", "-f", "/does/not/exist"}, []string{"/does/not/exist"}},
+			{[]string{"gc", "now"}, []string{"now"}},
+			{[]string{"uninstall", "-f"}, []string{"-f"}},
+		} {
+			n.t = t
+			n.ctl(tt.args...).fails(t, tt.words...)
+		}
+	})
+	n.t = t
+	for _, command := range []string{"list", "apply", "render", "gc", "uninstall"} {
+		help := n.ctl(command, "--help").ok(t).stdout
+		for _, want := range []string{"Examples:\n  podmarkctl " + command, "Usage:", "--state-dir", "/run/podmark", "--output", "--lock-timeout"} {
+			if !strings.Contains(help, want) {
+				t.Errorf("help of %s does not say %q:\n%s", command, want, help)
+			}
+		}
+	}
+	help := n.ctl("--help").ok(t).stdout
+	for _, want := range []string{"list", "apply", "render", "gc", "uninstall", "Exit status: 0 ok"} {
+		if !strings.Contains(help, want) {
+			t.Errorf("help does not say %q:\n%s", want, help)
+		}
+	}
+	n.ctl("--version").ok(t)
+	if files := n.files(); len(files) > 0 || kernel != n.kernel() {
+		t.Errorf("wrong usage changed something: %v", files)
+	}
+}
+
+func TestList(t *testing.T) {
+	n := newNode(t, "nft")
+	if got := n.ctl("list", "-o", "json").ok(t).stdout; got != "[]\n" {
+		t.Errorf("list of a virgin node is %q", got)
+	}
+	if got := n.ctl("list").ok(t).stdout; strings.Count(got, "\n") != 1 || !strings.HasPrefix(got, "ID ") {
+		t.Errorf("list of a virgin node is %q", got)
+	}
+	n.ctlIn(webPolicy, "apply", "-f", "-").ok(t)
+	n.addPod(map[string]string{"app": "web"})
+	n.addPod(nil)
+	var got []map[string]any
+	if err := json.Unmarshal([]byte(n.ctl("list", "-o", "json").ok(t).stdout), &got); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range got {
+		for _, d := range []string{"ingress", "egress"} {
+			if p, ok := l[d].(map[string]any); ok {
+				delete(p, "id") // a hash
+			}
+		}
+	}
+	profile := map[string]any{"policies": []any{"default/web"}}
+	want := []map[string]any{
+		{
+			"id": 2., "mark": "0x20000/0xffff0000", "namespace": "default", "pod": "web-1", "interface": "veth1", "port": "veth1",
+			"addresses": []any{"10.1.0.2", "fd00:10::2"}, "labels": map[string]any{"app": "web"},
+			"ingress": profile, "egress": profile, "network": "net", "containerID": "container-1", "ifName": "eth0",
+		},
+		{
+			"id": 3., "mark": "0x30000/0xffff0000", "namespace": "default", "pod": "web-2", "interface": "veth2", "port": "veth2",
+			"addresses": []any{"10.1.0.3", "fd00:10::3"},
+			"ingress":   nil, "egress": nil, "network": "net", "containerID": "container-2", "ifName": "eth0",
+		},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	table := [][]string{}
+	for line := range strings.Lines(n.ctl("list").ok(t).stdout) {
+		table = append(table, strings.Fields(line))
+	}
+	wantTable := [][]string{
+		{"ID", "MARK", "POD", "INTERFACE", "ADDRESSES", "INGRESS", "EGRESS"},
+		{"2", "0x20000/0xffff0000", "default/web-1", "veth1", "10.1.0.2,fd00:10::2", "default/web", "default/web"},
+		{"3", "0x30000/0xffff0000", "default/web-2", "veth2", "10.1.0.3,fd00:10::3", "-", "-"},
+	}
+	if diff := cmp.Diff(wantTable, table); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestGC(t *testing.T) {
+	eachVariant(t, func(t *testing.T, n *node) {
+		if got := n.ctl("gc").ok(t).stdout; got != "collected 0 attachments and 0 files\n" || len(n.files()) > 0 {
+			t.Errorf("gc of a virgin node says %q", got)
+		}
+		n.ctlIn(webPolicy, "apply", "-f", "-").ok(t)
+		n.addPod(map[string]string{"app": "web"})
+		before := n.names()
+		gone := n.addPod(nil)
+		n.exec("", "ip", "link", "del", n.veth(2))
+		write(t, n.dir+"/ids/77", "0123456789abcdef0123456789abcdef")
+		write(t, n.dir+"/addresses/10.9.9.9", "nobody")
+		write(t, n.dir+"/attachments/0123456789abcdef0123456789abcdef", "{")
+		kernel, files := n.kernel(), n.files()
+		var did, would struct {
+			Attachments []struct{ ContainerID string }
+			Files       []string
+		}
+		for _, step := range []struct {
+			args []string
+			into any
+		}{{[]string{"gc", "--dry-run", "-o", "json"}, &would}, {[]string{"gc", "-o", "json"}, &did}} {
+			if err := json.Unmarshal([]byte(n.ctl(step.args...).ok(t).stdout), step.into); err != nil {
+				t.Fatal(err)
+			}
+			if step.into == any(&would) {
+				if diff := cmp.Diff(files, n.files()) + cmp.Diff(kernel, n.kernel()); diff != "" {
+					t.Errorf("a dry run changed something:\n%s", diff)
+				}
+			}
+		}
+		if diff := cmp.Diff(would, did); diff != "" {
+			t.Errorf("a dry run tells another story:\n%s", diff)
+		}
+		if len(did.Attachments) != 1 || did.Attachments[0].ContainerID != gone || len(did.Files) != 3 {
+			t.Errorf("collected %+v", did)
+		}
+		if diff := cmp.Diff(before, n.names()); diff != "" {
+			t.Errorf("files after gc:\n%s", diff)
+		}
+		if got := n.ctl("gc").ok(t).stdout; got != "collected 0 attachments and 0 files\n" {
+			t.Errorf("the second gc says %q", got)
+		}
+	})
+}
+
+func TestUninstall(t *testing.T) {
+	for name, before := range map[string]func(n *node){
+		"known node":        func(*node) {},
+		"lost state folder": func(n *node) { n.lose() },
+		"damaged state": func(n *node) {
+			write(n.t, n.dir+"/node.json", "{")
+			write(n.t, n.dir+"/attachments/0123456789abcdef0123456789abcdef", "{")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachVariant(t, func(t *testing.T, n *node) { testUninstall(t, n, before) })
+		})
+	}
+}
+
+func (n *node) lose() {
+	if err := os.RemoveAll(n.dir); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func testUninstall(t *testing.T, n *node, harm func(n *node)) {
+	// What is not podmark's is not touched.
+	n.iptables("-A", "FORWARD", "-j", "KUBE-IPTABLES-HINT")
+	n.exec("", "ipset", "create", "podman-x", "hash:ip")
+	n.exec("", "ip", "link", "add", "other", "type", "bridge")
+	n.exec("", "ip", "link", "set", "other", "group", "7")
+	before := n.kernel()
+	n.ctl("uninstall").ok(t) // nothing there
+	n.ctlIn(webPolicy, "apply", "-f", "-").ok(t)
+	n.addPod(map[string]string{"app": "web"})
+	n.addPod(nil)
+	// A veth that a lost state folder has forgotten.
+	n.exec("", "ip", "link", "add", "lost", "type", "veth", "peer", "name", "lost0")
+	n.exec("", "ip", "link", "set", "lost", "group", "1886")
+	harm(n)
+	n.ctl("uninstall").ok(t)
+	for pod := 1; pod <= 2; pod++ {
+		if out := n.exec("", "ip", "-o", "link", "show", n.veth(pod)); !strings.Contains(out, "group default") {
+			t.Errorf("still in the group: %s", out)
+		}
+		n.exec("", "ip", "link", "del", n.veth(pod))
+	}
+	if out := n.exec("", "ip", "-o", "link", "show", "lost"); !strings.Contains(out, "group default") {
+		t.Errorf("still in the group: %s", out)
+	}
+	n.exec("", "ip", "link", "del", "lost")
+	if diff := cmp.Diff(before, n.kernel()); diff != "" {
+		t.Errorf("left in the kernel:\n%s", diff)
+	}
+	if _, err := lstat(n.dir); err == nil {
+		t.Errorf("state folder is left: %v", n.files())
+	}
+	n.ctl("uninstall").ok(t)
+	n.addPod(nil) // comes back by itself
+}
