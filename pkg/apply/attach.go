@@ -122,21 +122,7 @@ func (n Node) unjudge(r ident.Record, layout mark.Layout, before []ident.Record)
 	if !sent && len(before) == 0 {
 		return nil
 	}
-	for _, a := range r.Addresses {
-		if err := conntrack.Unjudge(a, layout.Mask()); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func forget(addresses []addr) error {
-	for _, a := range addresses {
-		if err := conntrack.Forget(a); err != nil {
-			return err
-		}
-	}
-	return nil
+	return conntrack.Unjudge(r.Addresses, layout.Mask())
 }
 
 // bridgeFiltered refuses a policed endpoint on a bridge whose frames the rules
@@ -175,7 +161,7 @@ func (n Node) Delete(ctx context.Context, key ident.Key) (left, err error) {
 	n.step("detached")
 	// Without the lock, because it reads the whole conntrack table. Nobody else
 	// has the address yet: the plugin that assigned it is deleted after us.
-	if err := forget(r.Addresses); err != nil {
+	if err := conntrack.Forget(r.Addresses); err != nil {
 		left = errors.Join(left, err)
 	}
 	n.step("forgotten")

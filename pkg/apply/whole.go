@@ -137,7 +137,7 @@ func (n Node) Collect(ctx context.Context, dead func(ident.Record) bool, dryRun 
 		if err := port.Shut(r.Endpoint); err != nil {
 			return c, err
 		}
-		if err := forget(n.owned(r).Addresses); err != nil {
+		if err := conntrack.Forget(n.owned(r).Addresses); err != nil {
 			return c, err
 		}
 		if err := n.Store.Release(r); err != nil {

@@ -12,7 +12,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -45,17 +50,17 @@ const (
 	filterSrc = 1 << 0
 )
 
-// Forget deletes every flow that addr started or answers: for an address whose
-// endpoint is gone. A flow of a live endpoint must not be deleted: the next
+// Forget deletes every flow that one of addrs started or answers: for addresses
+// whose endpoint is gone. A flow of a live endpoint must not be deleted: the next
 // packet might be a reply, which would begin a flow in the other direction.
-func Forget(addr netip.Addr) error {
-	return eachOf(addr, func(c *netlink.Conn, f flow) error { return f.delete(c) })
+func Forget(addrs []netip.Addr) error {
+	return eachOf(addrs, func(c *netlink.Conn, f flow) error { return f.delete(c) })
 }
 
-// Unjudge takes the bits of mask off the mark of every flow that addr started or
-// answers, so that its next packet in the original direction is judged.
-func Unjudge(addr netip.Addr, mask uint32) error {
-	return eachOf(addr, func(c *netlink.Conn, f flow) error {
+// Unjudge takes the bits of mask off the mark of every flow that one of addrs
+// started or answers, so that its next packet in the original direction is judged.
+func Unjudge(addrs []netip.Addr, mask uint32) error {
+	return eachOf(addrs, func(c *netlink.Conn, f flow) error {
 		if f.mark&mask == 0 {
 			return nil
 		}
@@ -63,46 +68,81 @@ func Unjudge(addr netip.Addr, mask uint32) error {
 	})
 }
 
-// eachOf calls do for every flow that addr started or answers.
-func eachOf(addr netip.Addr, do func(*netlink.Conn, flow) error) error {
+// eachOf calls do for every flow that one of addrs started or answers.
+func eachOf(addrs []netip.Addr, do func(*netlink.Conn, flow) error) error {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return fmt.Errorf("connecting to conntrack: %w", err)
 	}
 	defer c.Close()
-	for _, filter := range filtersFor(addr) {
-		flows, err := dump(c, family(addr), filter)
+	for _, q := range queriesFor(addrs, flowCount()) {
+		flows, err := dump(c, q.family, q.filter)
 		if err != nil {
-			return fmt.Errorf("listing flows of %s: %w", addr, err)
+			return fmt.Errorf("listing flows of %v: %w", addrs, err)
 		}
 		for _, f := range flows {
-			// The filter only saves work: a kernel before 5.8 ignores it.
-			if f.origSrc != addr && f.replySrc != addr {
+			// A filter only saves work: a kernel before 5.8 ignores it.
+			if !slices.Contains(addrs, f.origSrc) && !slices.Contains(addrs, f.replySrc) {
 				continue
 			}
 			if err := do(c, f); err != nil {
-				return fmt.Errorf("changing a flow of %s: %w", addr, err)
+				return fmt.Errorf("changing a flow of %v: %w", addrs, err)
 			}
 		}
 	}
 	return nil
 }
 
-// filtersFor asks the kernel for the flows that addr started, then for those it
-// answers. Behind IPVS or DNAT the original destination is the service: who
+// fewFlows is up to how many flows reading them all costs less than the filtered
+// walks through the kernel's table. A walk takes as long for few flows as for
+// many: 9 ms for 262,144 buckets, and reading a flow 9 us (BenchmarkForget).
+const fewFlows = 2000
+
+// flowCount is how many flows the namespace has; too many when that is not known.
+func flowCount() int {
+	b, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_count")
+	if err != nil {
+		return math.MaxInt
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		return math.MaxInt
+	}
+	return n
+}
+
+// query is one walk through the kernel's table.
+type query struct {
+	family uint8
+	filter func(*netlink.AttributeEncoder)
+}
+
+// queriesFor asks the kernel for the flows that addrs started and for those they
+// answer. Behind IPVS or DNAT the original destination is the service: who
 // answers is the source of the reply.
 //
 // IPv6 flows are all asked for: the kernel compares IPv6 addresses the wrong way
 // round and returns every flow but the ones wanted (ctnetlink_filter_match_tuple,
 // net/netfilter/nf_conntrack_netlink.c, Linux 5.8 to 6.18 at least).
-func filtersFor(addr netip.Addr) []func(*netlink.AttributeEncoder) {
-	if addr.Is6() {
-		return []func(*netlink.AttributeEncoder){func(*netlink.AttributeEncoder) {}}
+func queriesFor(addrs []netip.Addr, flows int) []query {
+	everything := func(*netlink.AttributeEncoder) {}
+	if flows <= fewFlows {
+		return []query{{unix.AF_UNSPEC, everything}}
 	}
-	return []func(*netlink.AttributeEncoder){
-		sourceFilter(attrTupleOrig, filterOrig, filterReply, addr),
-		sourceFilter(attrTupleReply, filterReply, filterOrig, addr),
+	var queries []query
+	if slices.ContainsFunc(addrs, netip.Addr.Is6) {
+		queries = append(queries, query{unix.AF_INET6, everything})
 	}
+	for _, a := range addrs {
+		if a.Is4() {
+			queries = append(
+				queries,
+				query{unix.AF_INET, sourceFilter(attrTupleOrig, filterOrig, filterReply, a)},
+				query{unix.AF_INET, sourceFilter(attrTupleReply, filterReply, filterOrig, a)},
+			)
+		}
+	}
+	return queries
 }
 
 // sourceFilter matches flows that have the IPv4 address addr as the source of
@@ -204,13 +244,6 @@ func (f flow) send(c *netlink.Conn, cmd netlink.HeaderType, fill func(*netlink.A
 }
 
 const netOrder = netlink.NetByteOrder
-
-func family(addr netip.Addr) uint8 {
-	if addr.Is4() {
-		return unix.AF_INET
-	}
-	return unix.AF_INET6
-}
 
 func message(cmd netlink.HeaderType, flags netlink.HeaderFlags, family uint8, fill func(*netlink.AttributeEncoder)) (netlink.Message, error) {
 	ae := netlink.NewAttributeEncoder()

@@ -1,6 +1,7 @@
 package conntrack_test
 
 import (
+	"fmt"
 	"net/netip"
 	"os/exec"
 	"strconv"
@@ -50,8 +51,34 @@ func sources(t *testing.T, args ...string) string {
 	return strings.TrimSpace(found)
 }
 
+// crowd adds n flows between others, in one go.
+func crowd(t testing.TB, n int) {
+	t.Helper()
+	var lines strings.Builder
+	for i := range n {
+		fmt.Fprintf(&lines, "-I -t 600 -p udp -s 10.7.%d.%d -d 10.9.0.1 --sport 1000 --dport 53\n", i/250, i%250)
+	}
+	cmd := exec.Command("conntrack", "--load-file", "-")
+	cmd.Stdin = strings.NewReader(lines.String())
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("conntrack --load-file: %v\n%s", err, out)
+	}
+}
+
+// Among many flows the kernel is asked for those of an address only.
+func TestForgetAmongMany(t *testing.T) {
+	netns.Enter(t)
+	crowd(t, 6000)
+	testForget(t)
+}
+
 func TestForget(t *testing.T) {
 	netns.Enter(t)
+	testForget(t)
+}
+
+func testForget(t *testing.T) {
+	t.Helper()
 	entry(t, "-p udp -s 10.1.0.2 -d 10.9.0.1 --sport 1 --dport 53")                                                                 // from the address
 	entry(t, "-p udp -s 10.9.0.1 -d 10.1.0.2 --sport 2 --dport 53")                                                                 // to the address
 	entry(t, "-p udp -s 10.9.0.1 -d 10.96.0.1 --sport 3 --dport 53 -r 10.1.0.2 -q 10.9.0.1 --reply-port-src 53 --reply-port-dst 3") // to it, behind a service
@@ -62,25 +89,17 @@ func TestForget(t *testing.T) {
 	if got := sources(t); got != "1 2 3 4 5 6 7" {
 		t.Fatalf("flows before: %s", got)
 	}
-	for addr, want := range map[string]string{"10.1.0.9": "1 2 3 4 5 6 7"} {
-		if err := conntrack.Forget(netip.MustParseAddr(addr)); err != nil {
+	for _, step := range []struct{ addr, left string }{
+		{"10.1.0.9", "1 2 3 4 5 6 7"},
+		{"10.1.0.2", "4 6 7"},
+		{"fd00::2", "4 7"},
+	} {
+		if err := conntrack.Forget([]netip.Addr{netip.MustParseAddr(step.addr)}); err != nil {
 			t.Fatal(err)
 		}
-		if got := sources(t); got != want {
-			t.Errorf("flows after forgetting %s: %s, want %s", addr, got, want)
+		if got := sources(t); got != step.left {
+			t.Errorf("flows after forgetting %s: %s, want %s", step.addr, got, step.left)
 		}
-	}
-	if err := conntrack.Forget(netip.MustParseAddr("10.1.0.2")); err != nil {
-		t.Fatal(err)
-	}
-	if got := sources(t); got != "4 6 7" {
-		t.Errorf("flows after forgetting 10.1.0.2: %s, want 4 6 7", got)
-	}
-	if err := conntrack.Forget(netip.MustParseAddr("fd00::2")); err != nil {
-		t.Fatal(err)
-	}
-	if got := sources(t); got != "4 7" {
-		t.Errorf("flows after forgetting fd00::2: %s, want 4 7", got)
 	}
 }
 
@@ -90,10 +109,9 @@ func TestUnjudge(t *testing.T) {
 	entry(t, "-p udp -s 10.9.0.1 -d 10.96.0.1 --sport 2 --dport 53 -r 10.1.0.2 -q 10.9.0.1 --reply-port-src 53 --reply-port-dst 2 -m 0x30abc")
 	entry(t, "-p udp -s 10.1.0.3 -d 10.9.0.1 --sport 3 --dport 53 -m 0x10abc")
 	entry(t, "-p udp -s fd00::2 -d fd00::9 --sport 4 --dport 53 -m 0x10000")
-	for _, a := range []string{"10.1.0.2", "fd00::2"} {
-		if err := conntrack.Unjudge(netip.MustParseAddr(a), 0xff0000); err != nil {
-			t.Fatal(err)
-		}
+	addrs := []netip.Addr{netip.MustParseAddr("10.1.0.2"), netip.MustParseAddr("fd00::2")}
+	if err := conntrack.Unjudge(addrs, 0xff0000); err != nil {
+		t.Fatal(err)
 	}
 	for m, want := range map[string]string{"0xabc/0xffffffff": "1 2", "0x10abc/0xffffffff": "3", "0/0xffffffff": "4"} {
 		if got := sources(t, "-m", m); got != want {
@@ -117,12 +135,20 @@ func TestClear(t *testing.T) {
 	}
 }
 
-// BenchmarkForget is what an ADD pays for an address that has no flows.
+// BenchmarkForget is what a DEL pays for two addresses without flows, on a node
+// with few flows of others and with many.
 func BenchmarkForget(b *testing.B) {
+	for _, others := range []int{0, 5000, 50000} {
+		b.Run(strconv.Itoa(others), func(b *testing.B) { benchmarkForget(b, others) })
+	}
+}
+
+func benchmarkForget(b *testing.B, others int) {
 	netns.Enter(b)
-	addr := netip.MustParseAddr("10.1.0.2")
+	crowd(b, others)
+	addrs := []netip.Addr{netip.MustParseAddr("10.1.0.2"), netip.MustParseAddr("fd00::2")}
 	for b.Loop() {
-		if err := conntrack.Forget(addr); err != nil {
+		if err := conntrack.Forget(addrs); err != nil {
 			b.Fatal(err)
 		}
 	}
