@@ -207,7 +207,7 @@ func (n Node) detach(ctx context.Context, key ident.Key) (r ident.Record, left, 
 		return r, left, nil // uninstalled meanwhile: nothing is in the kernel
 	}
 	if err != nil {
-		return ident.Record{}, left, err
+		return r, errors.Join(left, err), nil
 	}
 	return r, errors.Join(left, n.update(ctx, f, []ident.Record{r}, nil)), nil
 }

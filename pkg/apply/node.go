@@ -15,6 +15,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/podmark/podmark/pkg/apply/conntrack"
 	"github.com/podmark/podmark/pkg/apply/iptables"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
@@ -140,6 +141,10 @@ func (n Node) adopt(settings Settings) (f file, changed bool, err error) {
 			return file{}, false, fmt.Errorf("%w: it is %#x and the node's endpoints were given IDs in %#x; set it back, or drain the node first", ErrLayout, settings.Layout.Mask(), f.Mask)
 		}
 		f.Mask, f.Epoch, changed = settings.Layout.Mask(), 1, true
+		// Of another mask, or of an earlier life of podmark.
+		if err := conntrack.Clear(settings.Layout.Mark(f.Epoch)); err != nil {
+			return file{}, false, err
+		}
 	}
 	if !slices.Equal(f.NodePorts, settings.NodePorts) {
 		f.NodePorts, changed = settings.NodePorts, true
@@ -165,7 +170,7 @@ func (n Node) backend(f file) Backend {
 func (n Node) records() ([]ident.Record, error) {
 	all, err := n.Store.List()
 	if err != nil {
-		return nil, fmt.Errorf("%w; run 'podmarkctl gc'", err)
+		return nil, err
 	}
 	var live []ident.Record
 	for _, r := range all {

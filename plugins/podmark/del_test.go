@@ -145,3 +145,20 @@ func TestDelOfDamagedRecord(t *testing.T) {
 	other.check().ok(t)
 	p.del().ok(t)
 }
+
+// Without node.json nobody knows what the pod had in the kernel. Its DEL says so
+// and succeeds: an error would keep the runtime from giving its address back.
+func TestDelWithDamagedNode(t *testing.T) {
+	n := newNode(t, "nft")
+	pod := n.addPod()
+	pod.add().ok(t)
+	n.write(t, "node.json", "{")
+	r := pod.del()
+	r.ok(t)
+	if !strings.Contains(r.stderr, "node.json") {
+		t.Errorf("stderr %q does not name node.json", r.stderr)
+	}
+	if left := n.attachments(); left != nil {
+		t.Errorf("left behind: %v", left)
+	}
+}

@@ -2,9 +2,12 @@ package lab_test
 
 import (
 	"encoding/json"
+	"errors"
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/podmark/podmark/test/lab"
 )
@@ -144,12 +147,7 @@ func TestAddressReuse(t *testing.T) {
 	lab.Variants(t, func(t *testing.T, variant lab.Variant) {
 		node := lab.NewNode(t, lab.Options{Variant: variant})
 		outside := node.AddHost("outside")
-		network := node.PTP(node.Podmark(lab.Plugin{"policy": "files"}))
-		network.Plugins[0]["ipam"] = lab.Plugin{
-			"type":      "static",
-			"addresses": []lab.Plugin{{"address": "10.1.0.77/24", "gateway": "10.1.0.1"}, {"address": "fd00:10:1::77/64", "gateway": "fd00:10:1::1"}},
-			"routes":    []lab.Plugin{{"dst": "0.0.0.0/0"}, {"dst": "::/0"}},
-		}
+		network := sameAddress(routed(node))
 		old := node.AddPod(lab.PodSpec{Name: "old", Labels: map[string]string{"app": "old"}, Network: network})
 		old.Listen(lab.UDP, podPort)
 		apply(t, node, isolate("new", "Ingress"))
@@ -199,4 +197,70 @@ func TestOneFamilyOnABridge(t *testing.T) {
 			{Name: "IPv6 of a", From: a.NS, Protocol: lab.UDP, To: outside.At(lab.V6, podPort), Source: netip.AddrPortFrom(v6, 0), Want: lab.Blocked},
 		})
 	})
+}
+
+// sameAddress makes every pod of the network have the same addresses.
+func sameAddress(network lab.Network) lab.Network {
+	network.Plugins[0]["ipam"] = lab.Plugin{
+		"type":      "static",
+		"addresses": []lab.Plugin{{"address": "10.1.0.77/24", "gateway": "10.1.0.1"}, {"address": "fd00:10:1::77/64", "gateway": "fd00:10:1::1"}},
+		"routes":    []lab.Plugin{{"dst": "0.0.0.0/0"}, {"dst": "::/0"}},
+	}
+	return network
+}
+
+// The DEL of an old sandbox may come after the ADD of a new one with the same
+// addresses. The new one keeps its identity and its policy.
+func TestLateDel(t *testing.T) {
+	t.Parallel()
+	lab.Variants(t, func(t *testing.T, variant lab.Variant) {
+		for name, network := range map[string]func(*lab.Node) lab.Network{"routed": routed, "bridged": bridged} {
+			node := lab.NewNode(t, lab.Options{Variant: variant})
+			outside := node.AddHost("outside")
+			outside.Listen(lab.UDP, podPort)
+			old := node.AddPod(lab.PodSpec{Name: "old", Labels: map[string]string{"app": "old"}, Network: sameAddress(network(node))})
+			// Its container is gone, and its interface with it; the DEL is late.
+			node.Run("ip", "link", "delete", old.HostVeth)
+			added := node.AddPod(lab.PodSpec{Name: "new", Labels: map[string]string{"app": "new"}, Network: sameAddress(network(node))})
+			apply(t, node, isolate("new", "Egress"))
+			// Not through the main plugin: it would take the new pod's route away.
+			if err := old.DelOnly("podmark"); err != nil {
+				t.Fatal(err)
+			}
+			var rows []lab.Row
+			for _, f := range lab.Families {
+				rows = append(rows, lab.Row{Name: name, From: added.NS, Protocol: lab.UDP, To: outside.At(f, podPort), Want: lab.Blocked})
+			}
+			lab.Table(t, rows)
+			podmarkctl(t, node, "apply", "--delete")
+			for i := range rows {
+				rows[i].Want = lab.OK
+			}
+			lab.Table(t, rows)
+			if err := added.Check(); err != nil {
+				t.Errorf("%s: CHECK of the new pod: %v", name, err)
+			}
+		}
+	})
+}
+
+// What has no host side of its own cannot be told from others and is refused.
+func TestRefusedInterfaces(t *testing.T) {
+	t.Parallel()
+	node := lab.NewNode(t, lab.Options{})
+	outside := node.AddHost("outside")
+	for _, kind := range []string{"macvlan", "ipvlan"} {
+		network := routed(node)
+		network.Name = kind
+		network.Plugins[0]["type"] = kind
+		network.Plugins[0]["master"] = outside.Link
+		pod, err := node.TryAddPod(lab.PodSpec{Name: kind, Network: network})
+		var refused *types.Error
+		if !errors.As(err, &refused) || refused.Code != 104 || !strings.Contains(refused.Details, kind) {
+			t.Errorf("%s: error %v, want code 104 with the reason", kind, err)
+		}
+		if err := pod.Del(); err != nil {
+			t.Errorf("%s: the DEL that follows: %v", kind, err)
+		}
+	}
 }

@@ -205,6 +205,15 @@ func (p *Pod) Del() error {
 	return p.node.cni.DelNetworkList(context.Background(), p.list, p.runtime)
 }
 
+// DelOnly runs CNI DEL of one of the network's plugins.
+func (p *Pod) DelOnly(plugin string) error {
+	only := *p.list
+	only.Plugins = slices.DeleteFunc(slices.Clone(only.Plugins), func(c *libcni.PluginConfig) bool {
+		return c.Network.Type != plugin
+	})
+	return p.node.cni.DelNetworkList(context.Background(), &only, p.runtime)
+}
+
 // GC runs CNI GC on a network: the pods in valid are all that live.
 func (n *Node) GC(network Network, valid ...*Pod) error {
 	list, err := network.conflist(nil)
