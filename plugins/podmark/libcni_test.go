@@ -3,6 +3,7 @@ package main_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -12,7 +13,7 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/google/go-cmp/cmp"
 
-	testns "github.com/podmark/podmark/test/netns"
+	"github.com/podmark/podmark/test/needs"
 )
 
 // network is a conflist of ptp and podmark, run by libcni as runtimes do.
@@ -22,9 +23,12 @@ func (n *node) network(version string) (*libcni.CNIConfig, *libcni.NetworkConfig
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	if _, err := os.Stat(filepath.Join(plugins, "ptp")); err != nil {
-		testns.Skip(n.t, "needs ptp and host-local: run scripts/tools.sh cni: "+err.Error())
-	}
+	needs.All(n.t, func() error {
+		if _, err := os.Stat(filepath.Join(plugins, "ptp")); err != nil {
+			return fmt.Errorf("ptp and host-local: run scripts/tools.sh cni: %w", err)
+		}
+		return nil
+	})
 	b, err := json.Marshal(conf{"cniVersion": version, "name": "net", "plugins": []conf{
 		{"type": "ptp", "ipam": conf{
 			"type": "host-local", "dataDir": n.t.TempDir(),

@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"github.com/containernetworking/cni/libcni"
-	"github.com/podmark/podmark/test/lab/needs"
+	"github.com/podmark/podmark/test/needs"
 	"github.com/vishvananda/netlink"
 )
 

@@ -3,33 +3,22 @@
 package netns
 
 import (
-	"os"
 	"runtime"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/test/needs"
 )
 
 // Enter moves the test into a new, empty network namespace. The test's thread is
 // thrown away with the namespace when the test ends, so nothing has to be undone.
-//
-// Without root the test is skipped, saying so; with CI=true that is a failure.
+// A subtest has a thread of its own and must enter for itself.
 func Enter(t testing.TB) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		Skip(t, "needs root for a network namespace")
-	}
+	needs.All(t, needs.Root, needs.Netns)
 	runtime.LockOSThread() // never unlocked: the runtime ends the thread
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		Skip(t, "needs a network namespace: "+err.Error())
+		t.Fatal(err)
 	}
-}
-
-// Skip leaves the test out on a developer's machine and fails it in CI.
-func Skip(t testing.TB, reason string) {
-	t.Helper()
-	if os.Getenv("CI") != "" {
-		t.Fatalf("%s (fatal because CI is set)", reason)
-	}
-	t.Skip(reason)
 }
