@@ -61,6 +61,8 @@ func TestRepair(t *testing.T) {
 	harms := map[string]func(p *pod){
 		"profile flushed":  func(p *pod) { p.n.iptables("-F", p.n.chain("PODMARK-E-")) },
 		"dispatch flushed": func(p *pod) { p.n.iptables("-F", "PODMARK-EGRESS") },
+		"marking flushed":  func(p *pod) { p.n.iptables("-F", "PODMARK-MARK") },
+		"input flushed":    func(p *pod) { p.n.iptables("-F", "PODMARK-INPUT") },
 		"rules flushed":    func(p *pod) { p.n.iptables("-F") },
 		"sets flushed":     func(p *pod) { p.n.exec("", "ipset", "flush") },
 		"all gone":         func(p *pod) { p.n.wipe() },

@@ -82,10 +82,11 @@ func (b Backend) Sync(ctx context.Context, want desired.State) error {
 }
 
 func (b Backend) sync(ctx context.Context, conn *ipset.Conn, f family, want desired.State) error {
-	n := naming{f, genA}
-	if live, err := generationInUse(conn, f); err == nil {
-		n.gen = live.next()
+	gen, err := spareGeneration(conn, f)
+	if err != nil {
+		return err
 	}
+	n := naming{f, gen}
 	sets := everySet(want, n)
 	if err := fill(ctx, conn, sets, n); err != nil {
 		return err
@@ -449,6 +450,26 @@ func generationInUse(conn *ipset.Conn, f family) (generation, error) {
 		}
 	}
 	return "", fmt.Errorf("%w: no rule uses set %s", ErrIncomplete, naming{f, genA}.endpoints().Name)
+}
+
+// spareGeneration finds the generation that no rule uses, also where somebody
+// has removed a part of the frame.
+func spareGeneration(conn *ipset.Conn, f family) (generation, error) {
+	names, err := conn.Names()
+	if err != nil {
+		return "", err
+	}
+	for _, name := range names {
+		if !strings.HasPrefix(name, SetPrefix) || !ofFamily(name, f) || !ofGeneration(name, genA) {
+			continue
+		}
+		if used, err := inUse(conn, name); err != nil {
+			return "", err
+		} else if used {
+			return genB, nil
+		}
+	}
+	return genA, nil
 }
 
 // references counts the rules that use a set; a missing one has none.

@@ -70,14 +70,6 @@ const (
 	genB generation = "b"
 )
 
-// next is the generation to build while g is in use.
-func (g generation) next() generation {
-	if g == genA {
-		return genB
-	}
-	return genA
-}
-
 // naming derives the names of a family's sets in one generation.
 type naming struct {
 	family
