@@ -1,0 +1,197 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/podmark/podmark/pkg/apply/ipset"
+	"github.com/podmark/podmark/pkg/desired"
+)
+
+// Sync makes the kernel hold exactly want. Packets see the old state until, per
+// family, one restore makes them see the new one. A zero State removes everything.
+func (b Backend) Sync(ctx context.Context, want desired.State) error {
+	if want.Layout.Mask() == 0 {
+		return Remove(ctx, b.Wait, b.Variant)
+	}
+	conn, err := ipset.Dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	for _, f := range families() {
+		if err := b.sync(ctx, conn, f, want); err != nil {
+			return fmt.Errorf("IPv%s: %w", f.digit, err)
+		}
+	}
+	return nil
+}
+
+func (b Backend) sync(ctx context.Context, conn *ipset.Conn, f family, want desired.State) error {
+	gen, err := spareGeneration(conn, f)
+	if err != nil {
+		return err
+	}
+	n := naming{f, gen}
+	sets := everySet(want, n)
+	if err := fill(ctx, conn, sets, n); err != nil {
+		return err
+	}
+	ipt, err := b.Variant.open(f, b.Wait)
+	if err != nil {
+		return fmt.Errorf("starting %s: %w", b.Variant.command(f, ""), err)
+	}
+	existing, err := ownChains(ipt.ListChains(table))
+	if err != nil {
+		return err
+	}
+	chains := frame(want, n)
+	for _, id := range want.ProfileIDs() {
+		chains = append(chains, profile(want.Profiles[id], n))
+	}
+	b.step("filled")
+	if err := b.Variant.restore(ctx, f, b.Wait, whole(chains, existing)); err != nil {
+		return err
+	}
+	b.step("restored")
+	for _, h := range hooks {
+		if err := ipt.InsertUnique(table, h.chain, 1, h.rule...); err != nil {
+			return fmt.Errorf("hooking %s: %w", h.chain, err)
+		}
+		b.step("hooked " + h.chain)
+	}
+	return destroy(ctx, conn, func(name string) bool {
+		return ofFamily(name, f) && !slices.ContainsFunc(sets, func(c content) bool { return c.Name == name })
+	})
+}
+
+// fill builds a generation of sets that no rule uses, afresh.
+func fill(ctx context.Context, conn *ipset.Conn, sets []content, n naming) error {
+	err := destroy(ctx, conn, func(name string) bool { return ofFamily(name, n.family) && ofGeneration(name, n.gen) })
+	if err != nil {
+		return err
+	}
+	for _, c := range sets {
+		if err := conn.Create(c.Set); err != nil {
+			return err
+		}
+		for _, e := range c.elements {
+			if err := conn.Add(c.Set, e); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// whole is the restore input that rewrites every chain of ours and removes
+// those of existing that are not wanted.
+func whole(chains []chain, existing []string) string {
+	var b strings.Builder
+	b.WriteString("*" + table + "\n")
+	obsolete := slices.DeleteFunc(slices.Clone(existing), func(name string) bool {
+		return slices.ContainsFunc(chains, func(c chain) bool { return c.name == name })
+	})
+	for _, c := range chains {
+		fmt.Fprintf(&b, ":%s - [0:0]\n", c.name) // creates or flushes
+	}
+	for _, name := range obsolete {
+		fmt.Fprintf(&b, ":%s - [0:0]\n", name)
+	}
+	for _, c := range chains {
+		for _, r := range c.rules {
+			fmt.Fprintf(&b, "-A %s %s\n", c.name, r)
+		}
+	}
+	for _, name := range obsolete {
+		fmt.Fprintf(&b, "-X %s\n", name)
+	}
+	b.WriteString("COMMIT\n")
+	return b.String()
+}
+
+// Remove takes out every hook and chain of ours, in each of the variants, and
+// then every set.
+func Remove(ctx context.Context, wait time.Duration, variants ...Variant) error {
+	conn, err := ipset.Dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	for _, f := range families() {
+		for _, v := range variants {
+			if err := removeRules(ctx, v, f, wait); err != nil {
+				return fmt.Errorf("IPv%s: %w", f.digit, err)
+			}
+		}
+	}
+	return destroy(ctx, conn, func(string) bool { return true })
+}
+
+func removeRules(ctx context.Context, v Variant, f family, wait time.Duration) error {
+	ipt, err := v.open(f, wait)
+	if err != nil {
+		return fmt.Errorf("starting %s: %w", v.command(f, ""), err)
+	}
+	existing, err := ownChains(ipt.ListChains(table))
+	if err != nil || len(existing) == 0 {
+		return err
+	}
+	// In reverse: nothing is marked any more when nothing judges it any more.
+	for _, h := range slices.Backward(hooks) {
+		if !slices.Contains(existing, h.rule[len(h.rule)-1]) {
+			continue
+		}
+		if err := ipt.DeleteIfExists(table, h.chain, h.rule...); err != nil {
+			return fmt.Errorf("unhooking %s: %w", h.chain, err)
+		}
+	}
+	return v.restore(ctx, f, wait, whole(nil, existing))
+}
+
+// destroy removes our sets that match.
+func destroy(ctx context.Context, conn *ipset.Conn, match func(name string) bool) error {
+	names, err := conn.Names()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if strings.HasPrefix(name, SetPrefix) && match(name) {
+			if err := destroyUnused(ctx, conn, name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// destroyUnused removes a set whose rules are gone. The kernel frees rules in
+// the background, so it may be in use for a moment longer. To return before it is gone would let
+// its references pass for rules.
+func destroyUnused(ctx context.Context, conn *ipset.Conn, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		err := conn.Destroy(name)
+		if !errors.Is(err, ipset.ErrBusy) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
+		}
+	}
+}
+
+// ownChains filters the result of ListChains.
+func ownChains(names []string, err error) ([]string, error) {
+	if err != nil {
+		return nil, fmt.Errorf("listing chains of %s: %w", table, err)
+	}
+	return slices.DeleteFunc(names, func(n string) bool { return !strings.HasPrefix(n, ChainPrefix) }), nil
+}
