@@ -39,21 +39,35 @@ func Table(t testing.TB, rows []Row) {
 		}
 		return SilenceLimit
 	})
+	// About one request in ten thousand has lost its answer on the emulated machine,
+	// for a reason that was not found. A rule that is wrong is wrong every time, so
+	// what should be answered is asked once more.
+	ask(t, rows, results, func(i int) bool { return rows[i].Want == OK && results[i].Outcome != OK }, AnswerLimit)
 	// Silence proves something only if answers come faster. On a busy machine
 	// they may not: then listen longer.
 	if limit := 3 * slowest(rows, results); limit > SilenceLimit {
-		var again []Row
-		var at []int
-		for i, row := range rows {
-			if row.Want == Blocked && results[i].Outcome == Blocked {
-				again, at = append(again, row), append(at, i)
-			}
-		}
-		for i, r := range send(again, func(Row) time.Duration { return min(limit, AnswerLimit) }) {
-			results[at[i]] = r
-		}
+		ask(t, rows, results, func(i int) bool { return rows[i].Want == Blocked && results[i].Outcome == Blocked }, min(limit, AnswerLimit))
 	}
 	report(t, rows, results)
+}
+
+// ask sends the requests of the rows that which picks again, and puts their
+// results in place of the former ones.
+func ask(t testing.TB, rows []Row, results []Result, which func(int) bool, limit time.Duration) {
+	t.Helper()
+	var again []Row
+	var at []int
+	for i, row := range rows {
+		if which(i) {
+			if row.Want == OK {
+				t.Logf("asking again: %s %s -> %v/%v: %v", row.Name, row.From.Name, row.To, row.Protocol, results[i])
+			}
+			again, at = append(again, row), append(at, i)
+		}
+	}
+	for i, r := range send(again, func(Row) time.Duration { return limit }) {
+		results[at[i]] = r
+	}
 }
 
 // send asks for all rows at once.
