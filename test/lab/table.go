@@ -39,9 +39,9 @@ func Table(t testing.TB, rows []Row) {
 		}
 		return SilenceLimit
 	})
-	// About one request in ten thousand has lost its answer on the emulated machine,
-	// for a reason that was not found. A rule that is wrong is wrong every time, so
-	// what should be answered is asked once more.
+	// Once in five full runs, some 13,000 requests, an answer was lost, for a reason
+	// that was not found. What should be answered is asked once more, and the log
+	// says so: that hides a fault which comes and goes, but none that stays.
 	ask(t, rows, results, func(i int) bool { return rows[i].Want == OK && results[i].Outcome != OK }, AnswerLimit)
 	// Silence proves something only if answers come faster. On a busy machine
 	// they may not: then listen longer.
