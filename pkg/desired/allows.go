@@ -88,7 +88,7 @@ func (s State) judge(id ProfileID, peer netip.Addr, p Packet) Verdict {
 	}
 	profile := s.Profiles[id]
 	for _, r := range profile.Rules {
-		if s.admitsPeer(r, peer) && r.admitsPort(p) {
+		if s.admitsPeer(r, peer) && s.admitsPort(r, p) {
 			return Verdict{Allowed: true, By: r.Origin}
 		}
 	}
@@ -107,8 +107,17 @@ func (s State) admitsPeer(r ProfileRule, peer netip.Addr) bool {
 	return slices.ContainsFunc(r.Blocks, func(b netip.Prefix) bool { return b.Contains(peer) })
 }
 
-func (r ProfileRule) admitsPort(p Packet) bool {
-	return len(r.Ports) == 0 || slices.ContainsFunc(r.Ports, func(port Port) bool {
+func (s State) admitsPort(r ProfileRule, p Packet) bool {
+	if len(r.Ports)+len(r.Tuples) == 0 {
+		return true
+	}
+	for _, id := range r.Tuples {
+		set := s.TupleSets[id]
+		if set.Protocol == p.Protocol && slices.Contains(set.Tuples, netip.AddrPortFrom(p.Dst, p.DstPort)) {
+			return true
+		}
+	}
+	return slices.ContainsFunc(r.Ports, func(port Port) bool {
 		return port.Protocol == p.Protocol && port.Contains(p.DstPort)
 	})
 }

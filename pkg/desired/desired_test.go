@@ -225,6 +225,50 @@ func TestNarrowsWhenAPeerChanges(t *testing.T) {
 	}
 }
 
+// A named port is the number that the destination has under the name, for the
+// protocol: at the policed pod for ingress, at the peer for egress.
+func TestNamedPorts(t *testing.T) {
+	http := desired.NamedPort{Protocol: desired.TCP, Name: "http"}
+	policies := []desired.Policy{
+		{Namespace: "shop", Name: "in", Pods: app("web"), Ingress: &desired.Isolation{Rules: []desired.Rule{{NamedPorts: []desired.NamedPort{http}}}}},
+		{Namespace: "shop", Name: "out", Pods: app("client"), Egress: &desired.Isolation{Rules: []desired.Rule{{
+			NamedPorts: []desired.NamedPort{http}, Ports: []desired.Port{{Protocol: desired.UDP, PortRange: desired.PortRange{First: 53, Last: 53}}},
+		}}}},
+	}
+	web, old, client := pod(2, "web", "10.1.0.2", "fd00::2"), pod(3, "old", "10.1.0.3"), pod(4, "client", "10.1.0.4")
+	web.Ports = []endpoint.NamedPort{{Name: "http", Protocol: uint8(desired.TCP), Number: 8080}, {Name: "http", Protocol: uint8(desired.UDP), Number: 9090}}
+	old.Ports = []endpoint.NamedPort{{Name: "http", Protocol: uint8(desired.TCP), Number: 80}}
+	s := state(t, policies, web, old, client)
+	tests := []struct {
+		to    ident.Record
+		proto desired.Protocol
+		port  uint16
+		want  bool
+	}{
+		{web, desired.TCP, 8080, true},
+		{web, desired.TCP, 80, false},
+		{web, desired.UDP, 9090, false},
+		{web, desired.UDP, 8080, false},
+		{old, desired.TCP, 80, true},
+		{old, desired.TCP, 8080, false},
+		{old, desired.UDP, 53, true},
+	}
+	for _, tt := range tests {
+		p := desired.Packet{In: client.Interface, Out: tt.to.Interface, Src: client.Addresses[0], Dst: tt.to.Addresses[0], Protocol: tt.proto, DstPort: tt.port}
+		if got := s.Allows(p); got.Allowed != tt.want {
+			t.Errorf("to %s %s %d: %+v, want %v", tt.to.Pod, tt.proto, tt.port, got, tt.want)
+		}
+	}
+	// Something that is no pod has no named port.
+	if p := (desired.Packet{In: client.Interface, Out: "eth0", Src: client.Addresses[0], Dst: addr("192.0.2.1"), Protocol: desired.TCP, DstPort: 8080}); s.Allows(p).Allowed {
+		t.Error("a named port of nobody is allowed")
+	}
+	web.Ports = nil
+	if next := state(t, policies, web, old, client); !s.Narrows(next) || next.Narrows(s) {
+		t.Error("a pod that loses a named port narrows, and one that gets it does not")
+	}
+}
+
 func TestSelector(t *testing.T) {
 	labels := map[string]string{"app": "web", "empty": ""}
 	tests := []struct {

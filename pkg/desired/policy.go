@@ -1,6 +1,7 @@
 package desired
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -36,7 +37,7 @@ type Isolation struct {
 }
 
 // Rule allows traffic whose other side is any of Peers or Blocks and whose
-// destination port is any of Ports.
+// destination port is any of Ports or NamedPorts.
 type Rule struct {
 	// Peers and Blocks both empty mean anyone.
 	Peers []Peer `json:"peers,omitempty"`
@@ -46,8 +47,9 @@ type Rule struct {
 	// Nobody is set where every ipBlock was excepted away and there are no peers:
 	// without it the empty lists would mean anyone.
 	Nobody bool `json:"nobody,omitempty"`
-	// Ports empty means every protocol and port.
-	Ports []Port `json:"ports,omitempty"`
+	// Ports and NamedPorts both empty mean every protocol and port.
+	Ports      []Port      `json:"ports,omitempty"`
+	NamedPorts []NamedPort `json:"namedPorts,omitempty"`
 }
 
 // Peer selects pods, in one namespace or in those a selector picks.
@@ -106,6 +108,33 @@ func (r PortRange) String() string {
 type Port struct {
 	Protocol Protocol `json:"protocol"`
 	PortRange
+}
+
+// NamedPort is whatever number the destination pod gives the name, for the
+// protocol. A pod without such a port, and what is no pod, has none.
+type NamedPort struct {
+	Protocol Protocol `json:"protocol"`
+	Name     string   `json:"name"`
+}
+
+// MergePorts sorts ports and joins those that overlap or touch.
+func MergePorts(ports []Port) []Port {
+	ports = slices.Clone(ports)
+	slices.SortFunc(ports, func(a, b Port) int {
+		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.First, b.First))
+	})
+	var merged []Port
+	for _, p := range ports {
+		if n := len(merged); n > 0 {
+			last := &merged[n-1]
+			if last.Protocol == p.Protocol && int(p.First) <= int(last.Last)+1 {
+				last.Last = max(last.Last, p.Last)
+				continue
+			}
+		}
+		merged = append(merged, p)
+	}
+	return merged
 }
 
 // Selector is a label selector: all requirements must hold. The zero value

@@ -57,12 +57,16 @@ type ProfileID string
 // PeerSetID names a PeerSet: 16 hexadecimal digits.
 type PeerSetID string
 
+// TupleSetID names a TupleSet: 16 hexadecimal digits.
+type TupleSetID string
+
 // State is everything a backend enforces.
 type State struct {
 	Node
 	Endpoints []Endpoint // by ID
 	Profiles  map[ProfileID]Profile
 	PeerSets  map[PeerSetID]PeerSet
+	TupleSets map[TupleSetID]TupleSet
 }
 
 // Endpoint is one attachment with what the policies make of it.
@@ -72,6 +76,8 @@ type Endpoint struct {
 	Profiles [2]ProfileID
 	// Peers are the peer sets that hold the endpoint's addresses.
 	Peers []PeerSetID
+	// Tuples are what the endpoint has in the tuple sets.
+	Tuples map[TupleSetID][]netip.AddrPort
 }
 
 // Profile is what is allowed, in one direction, for every endpoint that the
@@ -92,7 +98,9 @@ type ProfileRule struct {
 	Anyone bool
 	Peers  []PeerSetID
 	Blocks []netip.Prefix
+	// Ports and Tuples both empty mean every protocol and port.
 	Ports  []Port
+	Tuples []TupleSetID
 }
 
 // PeerSet is the addresses of the pods that one peer selects.
@@ -102,15 +110,23 @@ type PeerSet struct {
 	Addrs []netip.Addr // sorted
 }
 
+// TupleSet is where a named port leads: (address, protocol, port) for every pod
+// that has it.
+type TupleSet struct {
+	ID TupleSetID
+	NamedPort
+	Tuples []netip.AddrPort // sorted
+}
+
 // Build derives the state of a node from the policies and its attachments.
 // Given a single record, it yields that endpoint's share: its profiles, and of
-// each peer set only the endpoint's own addresses.
+// each peer or tuple set only what is the endpoint's own.
 func Build(node Node, policies Policies, records []ident.Record) State {
 	s := State{
 		Node:     node,
 		Profiles: map[ProfileID]Profile{},
-		PeerSets: policies.peerSets(),
 	}
+	s.PeerSets, s.TupleSets = policies.sets()
 	for _, r := range records {
 		e := Endpoint{Record: r}
 		for id, set := range s.PeerSets {
@@ -121,6 +137,16 @@ func Build(node Node, policies Policies, records []ident.Record) State {
 			}
 		}
 		slices.Sort(e.Peers)
+		for id, set := range s.TupleSets {
+			if own := set.of(r); own != nil {
+				if e.Tuples == nil {
+					e.Tuples = map[TupleSetID][]netip.AddrPort{}
+				}
+				e.Tuples[id] = own
+				set.Tuples = append(set.Tuples, own...)
+				s.TupleSets[id] = set
+			}
+		}
 		if r.Policed {
 			for _, d := range Directions {
 				if p := policies.profile(d, r.Namespace, r.Labels); p.ID != "" {
@@ -136,6 +162,11 @@ func Build(node Node, policies Policies, records []ident.Record) State {
 		set.Addrs = slices.Compact(set.Addrs)
 		s.PeerSets[id] = set
 	}
+	for id, set := range s.TupleSets {
+		slices.SortFunc(set.Tuples, netip.AddrPort.Compare)
+		set.Tuples = slices.Compact(set.Tuples)
+		s.TupleSets[id] = set
+	}
 	slices.SortFunc(s.Endpoints, func(a, b Endpoint) int { return cmp.Compare(a.ID, b.ID) })
 	return s
 }
@@ -148,22 +179,41 @@ func (p Policy) isolation(d Direction) *Isolation {
 	return p.Egress
 }
 
-// peerSets lists every distinct pod selection of the policies, without members.
-func (p Policies) peerSets() map[PeerSetID]PeerSet {
-	sets := map[PeerSetID]PeerSet{}
+// of lists what a pod has in the set. Something outside Kubernetes has nothing there.
+func (t TupleSet) of(r ident.Record) []netip.AddrPort {
+	var own []netip.AddrPort
+	for _, p := range r.Ports {
+		if r.Namespace == "" || p.Name != t.Name || Protocol(p.Protocol) != t.Protocol {
+			continue
+		}
+		for _, a := range r.Addresses {
+			own = append(own, netip.AddrPortFrom(a, p.Number))
+		}
+	}
+	return own
+}
+
+// sets lists every distinct pod selection and every named port of the policies,
+// without members.
+func (p Policies) sets() (map[PeerSetID]PeerSet, map[TupleSetID]TupleSet) {
+	peers, tuples := map[PeerSetID]PeerSet{}, map[TupleSetID]TupleSet{}
 	for _, policy := range p.Policies {
 		for _, d := range Directions {
-			if isolation := policy.isolation(d); isolation != nil {
-				for _, rule := range isolation.Rules {
-					for _, peer := range rule.Peers {
-						id := peer.id()
-						sets[id] = PeerSet{ID: id, Peer: peer}
-					}
+			isolation := policy.isolation(d)
+			if isolation == nil {
+				continue
+			}
+			for _, rule := range isolation.Rules {
+				for _, peer := range rule.Peers {
+					peers[peer.id()] = PeerSet{ID: peer.id(), Peer: peer}
+				}
+				for _, port := range rule.NamedPorts {
+					tuples[port.id()] = TupleSet{ID: port.id(), NamedPort: port}
 				}
 			}
 		}
 	}
-	return sets
+	return peers, tuples
 }
 
 // profile builds the profile of a pod in direction d; its ID is empty when no
@@ -205,6 +255,11 @@ func (r Rule) resolve(origin string) ProfileRule {
 	}
 	slices.Sort(resolved.Peers)
 	resolved.Peers = slices.Compact(resolved.Peers)
+	for _, port := range r.NamedPorts {
+		resolved.Tuples = append(resolved.Tuples, port.id())
+	}
+	slices.Sort(resolved.Tuples)
+	resolved.Tuples = slices.Compact(resolved.Tuples)
 	return resolved
 }
 
@@ -214,6 +269,8 @@ func (p Peer) id() PeerSetID {
 	}
 	return PeerSetID(digest("selector", p.NamespaceSelector.canonical(), p.Pods.canonical()))
 }
+
+func (n NamedPort) id() TupleSetID { return TupleSetID(digest("port", n.Protocol.String(), n.Name)) }
 
 // digest hashes parts to 64 bits in hexadecimal. Each part is preceded by its
 // length, so that no two lists of parts read alike.
@@ -257,7 +314,12 @@ func (s State) Narrows(next State) bool {
 		}
 	}
 	for id, set := range s.PeerSets {
-		if n, ok := next.PeerSets[id]; ok && !containsAll(n.Addrs, set.Addrs) {
+		if n, ok := next.PeerSets[id]; ok && !containsAll(n.Addrs, set.Addrs, netip.Addr.Compare) {
+			return true
+		}
+	}
+	for id, set := range s.TupleSets {
+		if n, ok := next.TupleSets[id]; ok && !containsAll(n.Tuples, set.Tuples, netip.AddrPort.Compare) {
 			return true
 		}
 	}
@@ -285,9 +347,10 @@ func (r ProfileRule) canonical() string {
 	return fmt.Sprint(r)
 }
 
-func containsAll(have, want []netip.Addr) bool {
-	for _, a := range want {
-		if _, ok := slices.BinarySearchFunc(have, a, netip.Addr.Compare); !ok {
+// containsAll looks for the items of want in have, which is sorted.
+func containsAll[T any](have, want []T, compare func(T, T) int) bool {
+	for _, item := range want {
+		if _, ok := slices.BinarySearchFunc(have, item, compare); !ok {
 			return false
 		}
 	}
@@ -299,3 +362,6 @@ func (s State) ProfileIDs() []ProfileID { return slices.Sorted(maps.Keys(s.Profi
 
 // PeerSetIDs lists the peer sets in a stable order.
 func (s State) PeerSetIDs() []PeerSetID { return slices.Sorted(maps.Keys(s.PeerSets)) }
+
+// TupleSetIDs lists the tuple sets in a stable order.
+func (s State) TupleSetIDs() []TupleSetID { return slices.Sorted(maps.Keys(s.TupleSets)) }

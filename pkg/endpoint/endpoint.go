@@ -26,9 +26,18 @@ type Endpoint struct {
 	// Addresses are those of the container interface, IPv4 and IPv6, unmapped
 	// and without zone.
 	Addresses []netip.Addr `json:"addresses"`
+	// Ports are the named ports of the pod's containers.
+	Ports []NamedPort `json:"ports,omitempty"`
 	// Gateways are the prevResult's gateways: addresses of the host where the
 	// main plugin routes.
 	Gateways []netip.Addr `json:"gateways,omitempty"`
+}
+
+// NamedPort is a container port that has a name.
+type NamedPort struct {
+	Name     string `json:"name"`
+	Protocol uint8  `json:"protocol"` // IANA number
+	Number   uint16 `json:"number"`
 }
 
 // Routed reports whether the host veth is itself the L3 interface. A routed

@@ -142,26 +142,7 @@ func compilePorts(ports []networkingv1.NetworkPolicyPort, path *field.Path) ([]d
 		}
 		compiled = append(compiled, p)
 	}
-	return mergePorts(compiled), errs
-}
-
-// mergePorts sorts ports and joins those that overlap or touch.
-func mergePorts(ports []desired.Port) []desired.Port {
-	slices.SortFunc(ports, func(a, b desired.Port) int {
-		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.First, b.First))
-	})
-	var merged []desired.Port
-	for _, p := range ports {
-		if n := len(merged); n > 0 {
-			last := &merged[n-1]
-			if last.Protocol == p.Protocol && int(p.First) <= int(last.Last)+1 {
-				last.Last = max(last.Last, p.Last)
-				continue
-			}
-		}
-		merged = append(merged, p)
-	}
-	return merged
+	return desired.MergePorts(compiled), errs
 }
 
 // selector translates a label selector; nil and empty select everything. The

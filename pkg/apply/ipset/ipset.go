@@ -28,6 +28,7 @@ type Type string
 const (
 	HashIP       Type = "hash:ip"
 	HashNet      Type = "hash:net" // prefixes of length 1 or more
+	HashIPPort   Type = "hash:ip,port"
 	HashIPMAC    Type = "hash:ip,mac"
 	HashMAC      Type = "hash:mac"       // of no family
 	HashNetIface Type = "hash:net,iface" // with a mark per element (skbinfo)
@@ -35,7 +36,10 @@ const (
 )
 
 // revisions is the first revision of each type that has what is used of it.
-var revisions = map[Type]uint8{HashNetIface: 6} // 6 added skbinfo, Linux 3.19
+var revisions = map[Type]uint8{
+	HashIPPort:   1, // added SCTP, Linux 2.6.39
+	HashNetIface: 6, // added skbinfo, Linux 3.19
+}
 
 // Family is the address family of a set's elements.
 type Family uint8
@@ -60,7 +64,8 @@ type Element struct {
 	Iface       string       // hash:net,iface
 	Mark        mark.Mark    // hash:net,iface
 	MAC         string       // hash:ip,mac and hash:mac
-	First, Last uint16       // bitmap:port, inclusive
+	First, Last uint16       // bitmap:port, inclusive; hash:ip,port has one: First
+	Protocol    uint8        // hash:ip,port; IANA number
 }
 
 // Key is the part of the element that identifies it in its set: everything but
@@ -115,6 +120,7 @@ const (
 	dataCIDR       = 3
 	dataPort       = 4
 	dataPortTo     = 5
+	dataProtocol   = 7
 	dataFlags      = 8
 	dataMaxElem    = 19
 	dataElements   = 24
@@ -294,6 +300,8 @@ func (e Element) String() string {
 		return fmt.Sprintf("%s,%s", e.Prefix.Addr(), e.MAC)
 	case e.MAC != "":
 		return e.MAC
+	case e.Protocol != 0:
+		return fmt.Sprintf("%s,%s:%d", e.Prefix.Addr(), protocolName(e.Protocol), e.First)
 	case e.Iface != "":
 		return fmt.Sprintf("%s,%s skbmark %s", e.Prefix.Addr(), e.Iface, e.Mark)
 	case e.Prefix.IsSingleIP():
@@ -303,6 +311,19 @@ func (e Element) String() string {
 	default:
 		return fmt.Sprintf("%d-%d", e.First, e.Last)
 	}
+}
+
+// protocolName is what ipset(8) calls a protocol; it takes the number of others.
+func protocolName(p uint8) string {
+	switch p {
+	case unix.IPPROTO_TCP:
+		return "tcp"
+	case unix.IPPROTO_UDP:
+		return "udp"
+	case unix.IPPROTO_SCTP:
+		return "sctp"
+	}
+	return fmt.Sprint(p)
 }
 
 const (
@@ -334,6 +355,9 @@ func elementOf(s Set, e Element) func(*netlink.AttributeEncoder) {
 			switch s.Type {
 			case HashNet:
 				ae.Uint8(dataCIDR, uint8(e.Prefix.Bits()))
+			case HashIPPort:
+				ae.Uint8(dataProtocol, e.Protocol)
+				ae.Uint16(netOrder|dataPort, e.First)
 			case HashIPMAC:
 				return encodeMAC(ae, e.MAC)
 			case HashNetIface:

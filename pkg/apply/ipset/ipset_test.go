@@ -56,6 +56,8 @@ func TestElements(t *testing.T) {
 		{ipset.Set{Name: "d", Type: ipset.HashNet, Family: ipset.IPv6}, ipset.Element{Prefix: netip.MustParsePrefix("8000::/1")}, "8000::/1"},
 		{ipset.Set{Name: "e", Type: ipset.HashNetIface, Family: ipset.IPv4}, ipset.Element{Prefix: host("10.1.0.2"), Iface: "veth1", Mark: m}, "10.1.0.2,veth1 skbmark 0x20000/0xffff0000"},
 		{ipset.Set{Name: "f", Type: ipset.HashNetIface, Family: ipset.IPv6}, ipset.Element{Prefix: host("fd00::2"), Iface: "veth1", Mark: m}, "fd00::2,veth1 skbmark 0x20000/0xffff0000"},
+		{ipset.Set{Name: "h", Type: ipset.HashIPPort, Family: ipset.IPv4}, ipset.Element{Prefix: host("10.1.0.2"), Protocol: 132, First: 80}, "10.1.0.2,sctp:80"},
+		{ipset.Set{Name: "i", Type: ipset.HashIPPort, Family: ipset.IPv6}, ipset.Element{Prefix: host("fd00::2"), Protocol: 6, First: 65535}, "fd00::2,tcp:65535"},
 		{ipset.Set{Name: "g", Type: ipset.BitmapPort}, ipset.Element{First: 30000, Last: 30001}, "30000 30001"},
 	}
 	for _, tt := range tests {

@@ -14,6 +14,9 @@ const (
 	SetPrefix   = "podmark-" // a set name has at most 31
 )
 
+// Owns reports whether a set is one of podmark's.
+func Owns(set string) bool { return strings.HasPrefix(set, SetPrefix) }
+
 // table holds every rule. In mangle nobody accepts, so no rule of another tool
 // that stands before ours ends the judgement; see docs/packet-path.md.
 const table = "mangle"
@@ -110,6 +113,11 @@ func (n naming) members(d desired.Direction, id desired.ProfileID) ipset.Set {
 
 // peers holds the addresses of the pods a peer selects.
 func (n naming) peers(id desired.PeerSetID) ipset.Set { return n.set("p", ipset.HashIP, string(id)) }
+
+// tuples holds (address, protocol, port) of what a named port stands for.
+func (n naming) tuples(id desired.TupleSetID) ipset.Set {
+	return n.set("t", ipset.HashIPPort, string(id))
+}
 
 // blocks holds the prefixes of one rule's ipBlocks; id is their content's.
 func (n naming) blocks(id string) ipset.Set { return n.set("b", ipset.HashNet, id) }

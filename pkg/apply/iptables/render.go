@@ -212,7 +212,7 @@ func profile(p desired.Profile, n naming) chain {
 			peers = append(peers, fmt.Sprintf("-m set --match-set %s %s ", n.blocks(desired.BlocksID(b)).Name, peerSide))
 		}
 		for _, peer := range peers {
-			for _, ports := range portMatches(r.Ports) {
+			for _, ports := range portMatches(r, n) {
 				c.rules = append(c.rules, peer+ports+comment+"-j RETURN")
 			}
 		}
@@ -231,16 +231,16 @@ func truncate(s string, n int) string {
 	return s[:n]
 }
 
-// portMatches renders ports as few matches as multiport allows; one empty match
-// stands for "anything".
-func portMatches(ports []desired.Port) []string {
-	if len(ports) == 0 {
+// portMatches renders ports as few matches as multiport allows, and one for each
+// name; one empty match stands for "anything".
+func portMatches(r desired.ProfileRule, n naming) []string {
+	if len(r.Ports)+len(r.Tuples) == 0 {
 		return []string{""}
 	}
 	var matches []string
 	for _, proto := range []desired.Protocol{desired.TCP, desired.UDP, desired.SCTP} {
 		var ranges []desired.PortRange
-		for _, p := range ports {
+		for _, p := range r.Ports {
 			if p.Protocol == proto {
 				ranges = append(ranges, p.PortRange)
 			}
@@ -252,6 +252,9 @@ func portMatches(ports []desired.Port) []string {
 		for _, list := range multiports(ranges) {
 			matches = append(matches, fmt.Sprintf("-p %s -m multiport --dports %s ", proto, list))
 		}
+	}
+	for _, id := range r.Tuples {
+		matches = append(matches, fmt.Sprintf("-m set --match-set %s dst,dst ", n.tuples(id).Name))
 	}
 	return matches
 }

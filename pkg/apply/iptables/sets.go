@@ -25,6 +25,9 @@ func everySet(s desired.State, n naming) []content {
 	for _, id := range s.PeerSetIDs() {
 		all = append(all, content{Set: n.peers(id)})
 	}
+	for _, id := range s.TupleSetIDs() {
+		all = append(all, content{Set: n.tuples(id)})
+	}
 	for _, id := range s.ProfileIDs() {
 		for _, c := range profileSets(s.Profiles[id], n) {
 			// Profiles share the prefixes that they have in common.
@@ -93,6 +96,14 @@ func memberships(s desired.State, n naming) []content {
 				for _, h := range host {
 					h.MAC = e.MAC
 					add(n.pairs(), h)
+				}
+			}
+		}
+		for id, list := range e.Tuples {
+			for _, t := range list {
+				for _, h := range single(t.Addr(), n) {
+					h.Protocol, h.First = uint8(s.TupleSets[id].Protocol), t.Port()
+					add(n.tuples(id), h)
 				}
 			}
 		}
