@@ -13,6 +13,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/iptables"
+	"github.com/podmark/podmark/pkg/apply/nftables"
 	"github.com/podmark/podmark/pkg/apply/port"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/endpoint"
@@ -47,12 +48,13 @@ func rounds(byDefault int) int {
 // Every verdict of the kernel equals the model's, for random policies, after a
 // whole-node change and after endpoints came and went one by one.
 func TestVerdicts(t *testing.T) {
-	for _, variant := range []iptables.Variant{iptables.NFT, iptables.Legacy} {
-		t.Run("iptables-"+string(variant), func(t *testing.T) {
-			r := rand.New(rand.NewPCG(seed(t), 0))
-			b := newBench(t, podCount)
-			backend := iptables.Backend{Variant: variant, Wait: 30 * time.Second}
-			drive(t, r, b, backend)
+	for name, backend := range map[string]apply.Backend{
+		"nftables":        nftables.Backend{},
+		"iptables-nft":    iptables.Backend{Variant: iptables.NFT, Wait: 30 * time.Second},
+		"iptables-legacy": iptables.Backend{Variant: iptables.Legacy, Wait: 30 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			drive(t, rand.New(rand.NewPCG(seed(t), 0)), newBench(t, podCount), backend)
 		})
 	}
 }
@@ -153,6 +155,12 @@ func records(b *bench) []ident.Record {
 				Namespace: []string{"one", "two"}[i%2], Pod: w.name,
 				Labels:    map[string]string{"app": apps[i%len(apps)], "n": fmt.Sprint(i)},
 				Interface: w.name, Port: w.name, Addresses: w.addrs,
+				// What the names stand for differs from pod to pod.
+				Ports: []endpoint.NamedPort{
+					{Name: "http", Protocol: uint8(desired.TCP), Number: somePorts[i%len(somePorts)]},
+					{Name: "http", Protocol: uint8(desired.UDP), Number: somePorts[(i+3)%len(somePorts)]},
+					{Name: "bulk", Protocol: uint8(desired.SCTP), Number: somePorts[(i+5)%len(somePorts)]},
+				}[:i%4],
 			},
 			Policed: true, Committed: true,
 		}
@@ -208,6 +216,14 @@ func randomIsolation(r *rand.Rand) *desired.Isolation {
 		}
 		for range r.IntN(3) {
 			rule.Ports = append(rule.Ports, randomPort(r))
+		}
+		if r.IntN(3) == 0 {
+			rule.NamedPorts = []desired.NamedPort{
+				{Protocol: desired.TCP, Name: "http"},
+				{Protocol: desired.UDP, Name: "http"},
+				{Protocol: desired.SCTP, Name: "bulk"},
+				{Protocol: desired.UDP, Name: "bulk"},
+			}[r.IntN(4):]
 		}
 		isolation.Rules = append(isolation.Rules, rule)
 	}

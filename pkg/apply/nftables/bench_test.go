@@ -1,0 +1,131 @@
+package nftables
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/mark"
+	"github.com/podmark/podmark/test/netns"
+)
+
+var sizes = []int{10, 1000, 4000}
+
+// nth is the i-th of many endpoints, isolated both ways.
+func nth(i int) ident.Record {
+	r := pod(2, "web", fmt.Sprintf("veth%d", i))
+	r.ContainerID, r.Port, r.ID = r.Interface, r.Interface, mark.First+mark.ID(i)
+	r.Addresses = []netip.Addr{
+		netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}),
+		netip.AddrFrom16([16]byte{0xfd, 13: byte(i >> 16), 14: byte(i >> 8), 15: byte(i)}),
+	}
+	return r
+}
+
+// BenchmarkAdd is an endpoint that comes to a node with so many, its profiles in place.
+func BenchmarkAdd(b *testing.B) {
+	for _, size := range sizes {
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			netns.Enter(b)
+			ctx := context.Background()
+			var all []ident.Record
+			for i := range size {
+				all = append(all, nth(i))
+			}
+			if err := (Backend{}).Sync(ctx, node(b, 0xffff0000, all...)); err != nil {
+				b.Fatal(err)
+			}
+			next := size
+			for b.Loop() {
+				if err := (Backend{}).Update(ctx, desired.State{}, node(b, 0xffff0000, nth(next))); err != nil {
+					b.Fatal(err)
+				}
+				next++
+			}
+		})
+	}
+}
+
+// BenchmarkSync is a policy change on a node with so many endpoints.
+func BenchmarkSync(b *testing.B) {
+	for _, size := range sizes {
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			netns.Enter(b)
+			ctx := context.Background()
+			var all []ident.Record
+			for i := range size {
+				all = append(all, nth(i))
+			}
+			with := node(b, 0xffff0000, all...)
+			without := desired.Build(with.Node, desired.Policies{}, all)
+			for b.Loop() {
+				for _, s := range []desired.State{with, without} {
+					if err := (Backend{}).Sync(ctx, s); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkVerdicts is the way not taken: a chain an endpoint that sets its
+// mark, and maps that lead to it and to its profile by a verdict. The kernel
+// walks them all, from each base chain, when one comes.
+func BenchmarkVerdicts(b *testing.B) {
+	endpoints := set{inet, "endpoints4", concat(nftables.TypeIFName, nftables.TypeIPAddr), nftables.TypeVerdict}
+	egress := set{inet, "egress", nftables.TypeMark, nftables.TypeVerdict}
+	web := chain{table: inet, name: "web"}
+	come := func(i int) []command {
+		r := nth(i)
+		id := layout(b, 0xffff0000).ID(r.ID)
+		own := chain{table: inet, name: fmt.Sprintf("id-%d", r.ID)}
+		return append([]command{addChain(own), addRule(own, rule{parts: on(setMark(id))})}, append(
+			addElements(endpoints, []element{{key: string(ifname(r.Interface)) + string(r.Addresses[0].AsSlice()), chain: own.name}}),
+			addElements(egress, []element{{key: string(native(id.Value)), chain: web.name}})...)...)
+	}
+	for _, size := range sizes {
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			netns.Enter(b)
+			c, err := dial()
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer c.close()
+			commands := []command{addTable(inet), addSet(endpoints), addSet(egress), addChain(web)}
+			for range 10 {
+				commands = append(commands, addRule(web, rule{parts: on(counter(), giveBack())}))
+			}
+			for i, h := range []hook{hookInput, hookForward} {
+				base := chain{table: inet, name: fmt.Sprint("base-", i), hook: &h}
+				commands = append(commands, addChain(base),
+					addRule(base, rule{parts: on(vmap(v4.inputAndSource(), endpoints))}),
+					addRule(base, rule{parts: on(vmap(maskedMark(0xffff0000), egress))}))
+			}
+			for i := range size {
+				commands = append(commands, come(i)...)
+			}
+			if err := c.commit(0, commands); err != nil {
+				b.Fatal(err)
+			}
+			next := size
+			for b.Loop() {
+				if err := c.commit(0, come(next)); err != nil {
+					b.Fatal(err)
+				}
+				next++
+			}
+		})
+	}
+}
+
+func vmap(key part, s set) part {
+	key.exprs = append(key.exprs, &expr.Lookup{SourceRegister: reg, SetName: s.name, IsDestRegSet: true})
+	return key
+}

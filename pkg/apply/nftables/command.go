@@ -1,0 +1,251 @@
+package nftables
+
+import (
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// command is one step of a transaction: as nft writes it, and as the kernel reads it.
+type command struct {
+	text   string
+	encode func(*encoder) ([]netlink.Message, error)
+}
+
+// encoder has the library write messages, and takes them from it before they
+// are sent: see conn.
+type encoder struct {
+	lib   *nftables.Conn
+	taken []netlink.Message
+}
+
+func newEncoder() (*encoder, error) {
+	e := &encoder{}
+	var err error
+	e.lib, err = nftables.New(nftables.WithTestDial(e.take))
+	return e, err
+}
+
+// take is the library's transport: it keeps a batch, without its first and last
+// message, and answers nothing.
+func (e *encoder) take(batch []netlink.Message) ([]netlink.Message, error) {
+	if len(batch) > 2 {
+		e.taken = append(e.taken, batch[1:len(batch)-1]...)
+	}
+	return nil, io.EOF
+}
+
+// messages returns what the library writes for add.
+func (e *encoder) messages(add func(*nftables.Conn) error) ([]netlink.Message, error) {
+	e.taken = nil
+	if err := add(e.lib); err != nil {
+		return nil, err
+	}
+	err := e.lib.Flush()
+	return e.taken, err
+}
+
+// library makes a command of one that the library knows.
+func library(text string, add func(*nftables.Conn) error) command {
+	return command{text, func(e *encoder) ([]netlink.Message, error) { return e.messages(add) }}
+}
+
+func addTable(t nftables.Table) command {
+	return library("add table "+path(t), func(lib *nftables.Conn) error {
+		lib.AddTable(&t)
+		return nil
+	})
+}
+
+func deleteTable(t nftables.Table) command {
+	return library("delete table "+path(t), func(lib *nftables.Conn) error {
+		lib.DelTable(&t)
+		return nil
+	})
+}
+
+func (c chain) wire() *nftables.Chain {
+	out := &nftables.Chain{Table: &c.table, Name: c.name}
+	if c.hook != nil {
+		accept := nftables.ChainPolicyAccept
+		out.Type, out.Hooknum, out.Priority, out.Policy = nftables.ChainTypeFilter, c.hook.num, &c.hook.priority, &accept
+	}
+	return out
+}
+
+func addChain(c chain) command {
+	return library("add chain "+path(c.table, c.name), func(lib *nftables.Conn) error {
+		lib.AddChain(c.wire())
+		return nil
+	})
+}
+
+func flushChain(c chain) command {
+	return library("flush chain "+path(c.table, c.name), func(lib *nftables.Conn) error {
+		lib.FlushChain(c.wire())
+		return nil
+	})
+}
+
+func deleteChain(c chain) command {
+	return library("delete chain "+path(c.table, c.name), func(lib *nftables.Conn) error {
+		lib.DelChain(c.wire())
+		return nil
+	})
+}
+
+func (s set) wire() *nftables.Set {
+	return &nftables.Set{
+		Table: &s.table, Name: s.name, KeyType: s.key, DataType: s.data, IsMap: s.isMap(),
+	}
+}
+
+func addSet(s set) command {
+	kind := "set "
+	if s.isMap() {
+		kind = "map "
+	}
+	return command{"add " + kind + path(s.table, s.name), func(e *encoder) ([]netlink.Message, error) {
+		messages, err := e.messages(func(lib *nftables.Conn) error { return lib.AddSet(s.wire(), nil) })
+		if err != nil {
+			return nil, err
+		}
+		attr, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NFTA_SET_USERDATA, Data: s.byteOrders()}})
+		messages[0].Data = append(messages[0].Data, attr...)
+		return messages, err
+	}}
+}
+
+// byteOrders tells nft how to print keys and values. The kernel does not look
+// at it; the library writes that of keys only.
+func (s set) byteOrders() []byte {
+	const host, network = 1, 2 // enum byteorder of nft
+	key := uint32(network)
+	if s.key == nftables.TypeMark || s.key == nftables.TypeIFName {
+		key = host
+	}
+	data := userdata.AppendUint32(nil, userdata.NFTNL_UDATA_SET_KEYBYTEORDER, key)
+	if s.data == nftables.TypeMark {
+		data = userdata.AppendUint32(data, userdata.NFTNL_UDATA_SET_DATABYTEORDER, host)
+	}
+	return data
+}
+
+func deleteSet(s set) command {
+	return library("delete set "+path(s.table, s.name), func(lib *nftables.Conn) error {
+		lib.DelSet(s.wire())
+		return nil
+	})
+}
+
+// elementsAtOnce bounds a message: the list of its elements has 64 KiB.
+const elementsAtOnce = 500
+
+// changeElements adds or deletes elements, as many at once as a message holds.
+func changeElements(verb string, s set, list []element, change func(*nftables.Conn, *nftables.Set, []nftables.SetElement) error) []command {
+	var out []command
+	for some := range slices.Chunk(list, elementsAtOnce) {
+		wire := make([]nftables.SetElement, len(some))
+		for i, e := range some {
+			wire[i] = e.wire(s)
+		}
+		text := fmt.Sprintf("%s element %s { %s", verb, path(s.table, s.name), some[0].text)
+		if len(some) > 1 {
+			text += fmt.Sprintf(", and %d more", len(some)-1)
+		}
+		out = append(out, library(text+" }", func(lib *nftables.Conn) error { return change(lib, s.wire(), wire) }))
+	}
+	return out
+}
+
+func addElements(s set, list []element) []command {
+	return changeElements("add", s, list, (*nftables.Conn).SetAddElements)
+}
+
+func deleteElements(s set, list []element) []command {
+	return changeElements("delete", s, list, (*nftables.Conn).SetDeleteElements)
+}
+
+// addRule appends a rule, with the constants it looks into. The message is our
+// own, because the library has no shift.
+func addRule(c chain, r rule) command {
+	encode := func(e *encoder) ([]netlink.Message, error) {
+		var messages []netlink.Message
+		var encoded [][]byte
+		for _, p := range r.parts {
+			var constant *nftables.Set
+			if p.set != nil {
+				constant = &nftables.Set{Table: &c.table, Anonymous: true, Constant: true, Interval: p.set.interval, KeyType: p.set.key}
+				more, err := e.messages(func(lib *nftables.Conn) error { return addConstant(lib, constant, p.set.elements) })
+				if err != nil {
+					return nil, err
+				}
+				messages = append(messages, more...)
+			}
+			for _, x := range p.exprs {
+				b, err := encodeExpr(c.table.Family, x, constant)
+				if err != nil {
+					return nil, err
+				}
+				encoded = append(encoded, b)
+			}
+		}
+		ae := netlink.NewAttributeEncoder()
+		ae.String(unix.NFTA_RULE_TABLE, c.table.Name)
+		ae.String(unix.NFTA_RULE_CHAIN, c.name)
+		ae.Nested(unix.NFTA_RULE_EXPRESSIONS, func(ae *netlink.AttributeEncoder) error {
+			for _, b := range encoded {
+				ae.Bytes(unix.NLA_F_NESTED|unix.NFTA_LIST_ELEM, b)
+			}
+			return nil
+		})
+		if r.comment != "" {
+			ae.Bytes(unix.NFTA_RULE_USERDATA, userdata.AppendString(nil, userdata.TypeComment, r.comment))
+		}
+		attrs, err := ae.Encode()
+		if err != nil {
+			return nil, err
+		}
+		return append(messages, request(unix.NFT_MSG_NEWRULE, netlink.Create|netlink.Append, c.table.Family, attrs)), nil
+	}
+	return command{fmt.Sprintf("add rule %s %s", path(c.table, c.name), r), encode}
+}
+
+// addConstant adds an anonymous set with elements, as many at once as a message
+// holds: the library would write all into one, and refuses to add to such a set.
+func addConstant(lib *nftables.Conn, s *nftables.Set, list []nftables.SetElement) error {
+	if err := lib.AddSet(s, nil); err != nil {
+		return err
+	}
+	open := *s
+	open.Anonymous = false
+	for some := range slices.Chunk(list, elementsAtOnce) {
+		if err := lib.SetAddElements(&open, some); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// encodeExpr encodes an expression; a Lookup without a name is into the constant.
+func encodeExpr(f nftables.TableFamily, x any, constant *nftables.Set) ([]byte, error) {
+	switch x := x.(type) {
+	case shift:
+		return x.marshal()
+	case *expr.Lookup:
+		lookup := *x
+		if lookup.SetName == "" {
+			lookup.SetName, lookup.SetID = constant.Name, constant.ID
+		}
+		return expr.Marshal(byte(f), &lookup)
+	case expr.Any:
+		return expr.Marshal(byte(f), x)
+	}
+	return nil, fmt.Errorf("expression %T is not known", x)
+}

@@ -1,0 +1,228 @@
+package nftables
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"syscall"
+
+	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const subsystem = unix.NFNL_SUBSYS_NFTABLES << 8
+
+// conn is a netlink connection to the nf_tables of the current network namespace.
+//
+// It is what of the wire the library does not have: a transaction that names
+// the generation it was decided on, that is answered once and not once a
+// message (the answers to some thousands do not fit a socket's buffer), and
+// whose error names the message that the kernel refused.
+type conn struct {
+	fd       int
+	sequence uint32
+}
+
+// receiveTimeout bounds the wait for the kernel's answer, in seconds. It answers
+// at once; a large transaction takes milliseconds.
+const receiveTimeout = 30
+
+func dial() (*conn, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, fmt.Errorf("connecting to nf_tables: %w", err)
+	}
+	err = errors.Join(
+		// An error quotes the header of what it is about, not all of it.
+		unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: receiveTimeout}),
+		unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}),
+	)
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("connecting to nf_tables: %w", err)
+	}
+	return &conn{fd: fd}, nil
+}
+
+// close does not wait: the kernel closes a netfilter socket only when it is done
+// with what was deleted before (nft_rcv_nl_event), a grace period of 10 ms
+// or 20, and the caller holds a lock that others wait for.
+func (c *conn) close() {
+	go unix.Close(c.fd)
+}
+
+// refused is an error of the kernel's about one message of several.
+type refused struct {
+	index int
+	errno unix.Errno
+}
+
+func (r refused) Error() string { return r.errno.Error() }
+func (r refused) Unwrap() error { return r.errno }
+
+// exchange sends messages in one piece and returns what is answered, up to the
+// answer to messages[last], which asks for one. Errors are joined.
+func (c *conn) exchange(messages []netlink.Message, last int) ([]netlink.Message, error) {
+	var replies []netlink.Message
+	err := c.exchangeEach(messages, last, func(m netlink.Message) (bool, error) {
+		replies = append(replies, m)
+		return true, nil
+	})
+	return replies, err
+}
+
+// exchangeEach hands each answer to visit. When visit wants no more, the rest is
+// not read, and the connection is good for nothing else.
+func (c *conn) exchangeEach(messages []netlink.Message, last int, visit func(netlink.Message) (more bool, err error)) error {
+	var out []byte
+	first := c.sequence + 1
+	for _, m := range messages {
+		c.sequence++
+		m.Header.Sequence = c.sequence
+		m.Header.Length = uint32(unix.NLMSG_HDRLEN + len(m.Data))
+		b, err := m.MarshalBinary()
+		if err != nil {
+			return fmt.Errorf("encoding message: %w", err)
+		}
+		out = append(out, b...)
+	}
+	if len(out) > 1<<16 {
+		if err := unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 2*len(out)); err != nil {
+			return fmt.Errorf("making room for %d bytes: %w", len(out), err)
+		}
+	}
+	if err := unix.Sendto(c.fd, out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("sending %d bytes: %w", len(out), err)
+	}
+	return c.answers(first, first+uint32(last), visit)
+}
+
+// answers reads what belongs to the messages first to last, by sequence number.
+func (c *conn) answers(first, last uint32, visit func(netlink.Message) (bool, error)) error {
+	var errs []error
+	buffer := make([]byte, 1<<16)
+	for {
+		n, _, err := unix.Recvfrom(c.fd, buffer, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("receiving: %w", err)
+		}
+		received, err := syscall.ParseNetlinkMessage(buffer[:n])
+		if err != nil {
+			return fmt.Errorf("receiving: %w", err)
+		}
+		for _, m := range received {
+			if m.Header.Seq < first || m.Header.Seq > last {
+				continue // of an exchange that was given up
+			}
+			switch m.Header.Type {
+			case unix.NLMSG_DONE:
+				return errors.Join(errs...)
+			case unix.NLMSG_ERROR:
+				if len(m.Data) < 4 {
+					return fmt.Errorf("receiving: an error of %d bytes", len(m.Data))
+				}
+				errno := unix.Errno(-int32(binary.NativeEndian.Uint32(m.Data)))
+				if errno != 0 {
+					errs = append(errs, refused{int(m.Header.Seq - first), errno})
+				}
+				// An error about the first is about the transaction as a whole.
+				if m.Header.Seq == last || m.Header.Seq == first && errno != 0 && first != last {
+					return errors.Join(errs...)
+				}
+			default:
+				more, err := visit(netlink.Message{
+					Header: netlink.Header{Type: netlink.HeaderType(m.Header.Type), Sequence: m.Header.Seq},
+					Data:   slices.Clone(m.Data),
+				})
+				if err != nil || !more {
+					return err
+				}
+			}
+		}
+	}
+}
+
+// commit carries out the commands in one transaction, unless somebody has
+// changed nf_tables since generation: then it returns errChanged. Zero is any
+// generation. A refused command is quoted.
+func (c *conn) commit(generation uint32, commands []command) error {
+	if len(commands) == 0 {
+		return nil
+	}
+	e, err := newEncoder()
+	if err != nil {
+		return err
+	}
+	begin := request(unix.NFNL_MSG_BATCH_BEGIN, 0, 0, nil)
+	begin.Header.Type = unix.NFNL_MSG_BATCH_BEGIN
+	binary.BigEndian.PutUint16(begin.Data[2:], unix.NFNL_SUBSYS_NFTABLES)
+	if generation != 0 {
+		ae := netlink.NewAttributeEncoder()
+		ae.ByteOrder = binary.BigEndian
+		ae.Uint32(unix.NFNL_BATCH_GENID, generation)
+		attrs, err := ae.Encode()
+		if err != nil {
+			return err
+		}
+		begin.Data = append(begin.Data, attrs...)
+	}
+	messages := []netlink.Message{begin}
+	origin := []int{-1} // which command a message is of
+	for i, cmd := range commands {
+		more, err := cmd.encode(e)
+		if err != nil {
+			return fmt.Errorf("encoding %q: %w", cmd.text, err)
+		}
+		for _, m := range more {
+			m.Header.Flags &^= netlink.Acknowledge
+			messages, origin = append(messages, m), append(origin, i)
+		}
+	}
+	last := len(messages) - 1
+	messages[last].Header.Flags |= netlink.Acknowledge
+	end := begin
+	end.Header.Type, end.Data = unix.NFNL_MSG_BATCH_END, begin.Data[:4]
+	_, err = c.exchange(append(messages, end), last)
+	var r refused
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.ERESTART):
+		return errChanged
+	case errors.As(err, &r) && origin[r.index] >= 0:
+		return fmt.Errorf("nf_tables refuses %q: %w", commands[origin[r.index]].text, err)
+	default:
+		return fmt.Errorf("changing nf_tables: %w", err)
+	}
+}
+
+// errChanged is returned when somebody else came in between.
+var errChanged = errors.New("nf_tables was changed meanwhile")
+
+// request is a message of the subsystem.
+func request(kind int, flags netlink.HeaderFlags, family nftables.TableFamily, attrs []byte) netlink.Message {
+	return netlink.Message{
+		Header: netlink.Header{Type: netlink.HeaderType(subsystem | kind), Flags: netlink.Request | flags},
+		// struct nfgenmsg: family, version 0, resource 0
+		Data: append([]byte{byte(family), unix.NFNETLINK_V0, 0, 0}, attrs...),
+	}
+}
+
+// attributes skips the nfgenmsg of an answer.
+func attributes(m netlink.Message) (*netlink.AttributeDecoder, error) {
+	if len(m.Data) < 4 {
+		return nil, fmt.Errorf("answer of %d bytes is too short", len(m.Data))
+	}
+	ad, err := netlink.NewAttributeDecoder(m.Data[4:])
+	if err != nil {
+		return nil, err
+	}
+	ad.ByteOrder = binary.BigEndian
+	return ad, nil
+}

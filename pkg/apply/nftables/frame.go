@@ -1,0 +1,214 @@
+package nftables
+
+import (
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/mark"
+)
+
+// Where our base chains stand among the others, in the order of a packet's way:
+//
+//	bridge prerouting  -200 bridge-ports          0 br_netfilter hands the frame to IP
+//	input              -150 input                98 IPVS, 100 nat, 101 host
+//	forward            -150 forward              99 IPVS (replies)
+//	output             -151 output             -150 iptables' mangle: others may change the mark there
+//	postrouting        -151 postrouting         100 nat: masquerade
+var (
+	hookBridge      = hook{nftables.ChainHookPrerouting, -200, "type filter hook prerouting priority filter; policy accept;"}
+	hookInput       = hook{nftables.ChainHookInput, -150, "type filter hook input priority mangle; policy accept;"}
+	hookHost        = hook{nftables.ChainHookInput, 101, "type filter hook input priority 101; policy accept;"}
+	hookForward     = hook{nftables.ChainHookForward, -150, "type filter hook forward priority mangle; policy accept;"}
+	hookOutput      = hook{nftables.ChainHookOutput, -151, "type filter hook output priority mangle - 1; policy accept;"}
+	hookPostrouting = hook{nftables.ChainHookPostrouting, -151, "type filter hook postrouting priority mangle - 1; policy accept;"}
+)
+
+// frame renders the static chains: all that does not depend on who is on the node.
+func frame(s desired.State) []chain {
+	none, outside, epoch := s.Layout.ID(mark.None), s.Layout.ID(mark.Outside), s.Layout.Mark(s.Epoch)
+	ofEgress := byNumber(maskedMarkAt(keyReg, s.Layout.Mask()), egress(), profiles(desired.Egress))
+	ofIngress := func(f family) []part {
+		return byNumber(f.outputAndDestination(), ingress(f), profiles(desired.Ingress))
+	}
+	return []chain{
+		// What was judged before passes: what is related to a flow, replies, and
+		// flows that were allowed under the current epoch. So do neighbour
+		// discovery and MLD. A new flow is asked as little as can be.
+		//
+		//	ct state established,related goto tracked
+		//	icmpv6 type { 130, 131, 132, 133, 134, 135, 136, 137, 143 } goto pass
+		{table: inet, name: chainLive, rules: rules(
+			on(establishedOrRelated(), goTo(chainTracked)),
+			on(icmpv6Types(v6.is(), desired.NeighbourTypes...), goTo(chainPass)),
+		)},
+		//	ct direction reply goto pass
+		//	ct mark & 0xffff0000 == 0x00010000 goto pass
+		//	ct state related goto pass
+		{table: inet, name: chainTracked, rules: rules(
+			on(reply(), goTo(chainPass)),
+			on(epochIs(epoch), goTo(chainPass)),
+			on(related(), goTo(chainPass)),
+		)},
+		// What is not judged has no ID.
+		//
+		//	meta mark set meta mark & 0x0000ffff accept
+		{table: inet, name: chainPass, rules: rules(on(setMark(none), accept()))},
+		// Every packet gets the ID of where it comes from. On a routed veth an
+		// unknown address is somebody posing as another, or an endpoint that is
+		// not complete.
+		//
+		//	meta mark set meta mark & 0x0000ffff | iifname . ip saddr map @endpoints4 goto known
+		//	meta mark set meta mark & 0x0000ffff | iifname . ip6 saddr map @endpoints6 goto known
+		//	iifgroup 1886 counter drop
+		//	meta mark set meta mark & 0x0000ffff | 0x00010000
+		{table: inet, name: chainClassify, rules: rules(
+			on(setMarkFrom(s.Layout, v4.inputAndSource(), endpoints(v4)), goTo(chainKnown)),
+			on(setMarkFrom(s.Layout, v6.inputAndSource(), endpoints(v6)), goTo(chainKnown)),
+			on(deviceGroup("iifgroup", expr.MetaKeyIIFGROUP, port.Group), counter(), drop()),
+			on(setMark(outside)),
+		)},
+		// A routed veth is the endpoint's alone. On a bridge others may take its
+		// address, and have another MAC address.
+		//
+		//	iifgroup 1886 return
+		//	iifname . ether saddr . ip saddr @bridged4 return
+		//	iifname . ether saddr . ip6 saddr @bridged6 return
+		//	counter drop
+		{table: inet, name: chainKnown, rules: rules(
+			on(deviceGroup("iifgroup", expr.MetaKeyIIFGROUP, port.Group), giveBack()),
+			on(in(v4.inEthernet(interfaceMACAnd("ip saddr", v4.address(true, reg+6))), bridged(v4)), giveBack()),
+			on(in(v6.inEthernet(interfaceMACAnd("ip6 saddr", v6.address(true, reg+6))), bridged(v6)), giveBack()),
+			on(counter(), drop()),
+		)},
+		// Both ends are judged, and the flow gets the epoch.
+		//
+		//	meta mark & 0xffff0000 != 0x00010000 jump egress
+		//	jump ingress
+		//	ct mark set ct mark & 0x0000ffff | 0x00010000
+		{table: inet, name: chainJudge, rules: rules(
+			on(markIsNot(outside), jump(chainEgress)),
+			on(jump(chainIngress)),
+			on(setEpoch(epoch)),
+		)},
+		// A profile returns what it allows; number 0 returns at once. An ID that
+		// nobody has is dropped.
+		//
+		//	meta mark & 0xffff0000 map @egress vmap @egress-profiles
+		//	counter drop
+		{table: inet, name: chainEgress, rules: []rule{
+			{parts: ofEgress, comment: "by the number in map egress"},
+			{parts: on(counter(), drop())},
+		}},
+		// The same for the endpoint that the packet goes to. What goes elsewhere
+		// returns, but for a routed veth: an endpoint that is not complete yet, or
+		// gone, gets nothing.
+		//
+		//	oifname . ip daddr map @ingress4 vmap @ingress-profiles
+		//	oifname . ip6 daddr map @ingress6 vmap @ingress-profiles
+		//	oifgroup 1886 counter drop
+		{table: inet, name: chainIngress, rules: []rule{
+			{parts: ofIngress(v4), comment: "by the number in map ingress4"},
+			{parts: ofIngress(v6), comment: "by the number in map ingress6"},
+			{parts: on(deviceGroup("oifgroup", expr.MetaKeyOIFGROUP, port.Group), counter(), drop())},
+		}},
+		// Nothing is judged here: IPVS may take the packet and send it elsewhere.
+		//
+		//	iifname "lo" accept
+		//	jump live
+		//	jump classify
+		{table: inet, name: chainInput, hook: &hookInput, rules: rules(
+			on(loopback(), accept()),
+			on(jump(chainLive)),
+			on(jump(chainClassify)),
+		)},
+		// What IPVS did not take is for a host process, behind a service address
+		// or not. A flow to the host never gets the epoch: a service that appears
+		// later may turn it into one to a pod, which must be judged.
+		//
+		//	iifname "lo" accept
+		//	meta mark & 0xffff0000 == 0x00000000 accept
+		//	meta mark & 0xffff0000 == 0x00010000 accept
+		//	jump egress
+		{table: inet, name: chainHost, hook: &hookHost, rules: rules(
+			on(loopback(), accept()),
+			on(markIs(none), accept()),
+			on(markIs(outside), accept()),
+			on(jump(chainEgress)),
+		)},
+		//	jump live
+		//	jump classify
+		//	jump judge
+		{table: inet, name: chainForward, hook: &hookForward, rules: rules(
+			on(jump(chainLive)),
+			on(jump(chainClassify)),
+			on(jump(chainJudge)),
+		)},
+		// What has an ID here was sent on by IPVS. A reply of the node has one
+		// where net.ipv4.tcp_fwmark_accept is 1.
+		//
+		//	meta mark & 0xffff0000 == 0x00000000 accept
+		//	jump live
+		//	jump judge
+		{table: inet, name: chainOutput, hook: &hookOutput, rules: rules(
+			on(markIs(none), accept()),
+			on(jump(chainLive)),
+			on(jump(chainJudge)),
+		)},
+		// A packet that is put into a tunnel does not hand its ID to the outer one.
+		//
+		//	meta mark & 0xffff0000 != 0x00000000 meta mark set meta mark & 0x0000ffff
+		{table: inet, name: chainPostrouting, hook: &hookPostrouting, rules: rules(
+			on(markIsNot(none), setMark(none)),
+		)},
+		//	iifname @ports jump guard
+		{table: bridge, name: chainBridge, hook: &hookBridge, rules: rules(
+			on(in(part{text: "iifname", exprs: []any{load(expr.MetaKeyIIFNAME, reg)}}, ports()), jump(chainGuard)),
+		)},
+		guard(),
+	}
+}
+
+// guard holds an endpoint's bridge port to the endpoint's own MAC address and
+// addresses: in what it sends, and in what it answers to who asks for them by
+// ARP or neighbour discovery. It may speak of its link-local address, and of none
+// at all, to its neighbours only. What is neither IP nor ARP is dropped, tagged
+// frames with it: behind a tag br_netfilter does not look.
+//
+//	ether type ip iifname . ether saddr . ip saddr @own4 accept
+//	ether type arp iifname . ether saddr . arp saddr ip @own4 accept
+//	ether type ip6 icmpv6 type 136 iifname . ether saddr . @th,64,128 @own6 accept
+//	ether type ip6 icmpv6 type 136 @th,64,16 & 0xffc0 != 0xfe80 counter drop
+//	ether type ip6 iifname . ether saddr . ip6 saddr @own6 accept
+//	ether type ip6 ip6 saddr { ::, fe80::/10 } icmpv6 type { 130, 131, 132, 133, 134, 135, 136, 137, 143 } accept
+//	counter drop
+func guard() chain {
+	const ethIP, ethARP, ethIP6 = unix.ETH_P_IP, unix.ETH_P_ARP, unix.ETH_P_IPV6
+	const answer = 136 // neighbour advertisement: whose address, 8 bytes on
+	target := payload(expr.PayloadBaseTransportHeader, 8, 16, reg+6)
+	notLinkLocal := part{text: "@th,64,16 & 0xffc0 != 0xfe80", exprs: []any{
+		payload(expr.PayloadBaseTransportHeader, 8, 2, reg),
+		&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 2, Mask: []byte{0xff, 0xc0}, Xor: []byte{0, 0}},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: []byte{0xfe, 0x80}},
+	}}
+	ip, ip6, arp := etherType("ip", ethIP), etherType("ip6", ethIP6), etherType("arp", ethARP)
+	local, _ := blocks(v6, part{text: "ip6 saddr", exprs: []any{v6.address(true, reg)}},
+		[]netip.Prefix{netip.MustParsePrefix("::/128"), netip.MustParsePrefix("fe80::/10")})
+	return chain{table: bridge, name: chainGuard, rules: rules(
+		on(ip, in(interfaceMACAnd("ip saddr", v4.address(true, reg+6)), own(v4)), accept()),
+		on(arp, in(interfaceMACAnd("arp saddr ip", payload(expr.PayloadBaseNetworkHeader, 14, 4, reg+6)), own(v4)), accept()),
+		on(ip6, icmpv6Types(nil, answer), in(interfaceMACAnd("@th,64,128", target), own(v6)), accept()),
+		on(ip6, icmpv6Types(nil, answer), notLinkLocal, counter(), drop()),
+		on(ip6, in(interfaceMACAnd("ip6 saddr", v6.address(true, reg+6)), own(v6)), accept()),
+		on(ip6, local, icmpv6Types(nil, desired.NeighbourTypes...), accept()),
+		on(counter(), drop()),
+	)}
+}
+
+func etherType(name string, proto uint16) part {
+	return part{text: "ether type " + name, exprs: []any{payload(expr.PayloadBaseLLHeader, 12, 2, reg), equal(big16(proto)...)}}
+}

@@ -1,0 +1,283 @@
+// Package nftables enforces a desired.State with nf_tables, over netlink: no
+// nft binary is needed.
+//
+// It renders purely (frame.go, profile.go, ruleset.go), finds out purely what
+// that changes (change.go), and carries it out in one transaction (conn.go).
+// Endpoints are elements of a few maps; rules are written for profiles only. So
+// what an endpoint costs does not depend on how many there are: were each one
+// led to by a verdict, the kernel would check all of them at every change.
+//
+// Who is who after a restart: everything is in the tables inet podmark and
+// bridge podmark, and routed host veths are in device group 1886.
+package nftables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/pkg/desired"
+)
+
+// ErrIncomplete is returned when the tables are not as a Sync left them, as
+// before the first endpoint or after 'nft flush ruleset': a Sync mends that.
+var ErrIncomplete = errors.New("the data plane is incomplete")
+
+// Backend applies states. Its methods are not safe for concurrent use: the
+// caller holds the node's lock.
+type Backend struct {
+	// Step, if set, is called after each write to the kernel: tests end the
+	// process there.
+	Step func(string)
+}
+
+// plan decides on commands by what there is.
+type plan func(*conn) ([]command, error)
+
+// Sync makes the kernel hold exactly want, in one step; a zero State removes
+// everything.
+func (b Backend) Sync(ctx context.Context, want desired.State) error {
+	change := func(c *conn) ([]command, error) {
+		have, err := readAll(c)
+		if err != nil || want.Layout.Mask() == 0 {
+			return nothing(have), err
+		}
+		n := have.numbers().only(want).with(want)
+		return whole(have, render(want, n)), nil
+	}
+	rebuild := func(c *conn) ([]command, error) {
+		have, err := readAll(c)
+		return fresh(have, render(want, numbers{}.with(want))), err
+	}
+	return b.transact(ctx, "synced", change, rebuild)
+}
+
+// Remove removes both tables. A kernel without nf_tables has none.
+func Remove(ctx context.Context) error {
+	if err := (Backend{}).Sync(ctx, desired.State{}); !errors.Is(err, unix.EPROTONOSUPPORT) {
+		return err
+	}
+	return nil
+}
+
+// Update moves the endpoints of from to what to says, and nothing else: from is
+// empty for a new endpoint, to for one that leaves. Profiles appear with their
+// first endpoint and go with their last. It returns ErrIncomplete when something
+// that it changes is not what it should be; Check looks at the rest.
+func (b Backend) Update(ctx context.Context, from, to desired.State) error {
+	err := b.transact(ctx, "updated", func(c *conn) ([]command, error) { return update(c, from, to) })
+	if unexpected(err) {
+		err = fmt.Errorf("%w: %w", ErrIncomplete, err)
+	}
+	return err
+}
+
+// knowing is the state that knows the node: a zero one does not.
+func knowing(a, b desired.State) desired.State {
+	if b.Layout.Mask() == 0 {
+		return a
+	}
+	return b
+}
+
+// transact decides on what there is and commits it, again when somebody else
+// came in between. When the kernel refuses it, because things are not what their
+// names say, the next plan is tried.
+func (b Backend) transact(ctx context.Context, step string, plans ...plan) error {
+	c, err := dial()
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	for {
+		generation, err := c.generation()
+		if err != nil {
+			return err
+		}
+		commands, err := plans[0](c)
+		if err != nil {
+			return err
+		}
+		err = c.commit(generation, commands)
+		switch {
+		case errors.Is(err, errChanged) && ctx.Err() == nil:
+			continue
+		case unexpected(err) && len(plans) > 1:
+			plans = plans[1:]
+			continue
+		case err == nil && b.Step != nil:
+			b.Step(step)
+		}
+		return err
+	}
+}
+
+// unexpected holds for what the kernel answers when an object is missing, is of
+// another kind, or maps to something else.
+func unexpected(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EINVAL)
+}
+
+// update lists what moves the endpoints of from to what to says.
+func update(c *conn, from, to desired.State) ([]command, error) {
+	var used numbers
+	if len(from.Profiles)+len(to.Profiles) > 0 {
+		for _, d := range desired.Directions {
+			list, err := c.elements(profiles(d))
+			if err != nil {
+				return nil, err
+			}
+			used[d] = numbersOf(d, list)
+		}
+	}
+	n := used.with(to)
+	var out []command
+	for _, id := range to.ProfileIDs() {
+		p := to.Profiles[id]
+		ch := profile(p)
+		_, led := used[p.Direction][id]
+		if there, err := checkProfile(c, ch, led); err != nil {
+			return nil, err
+		} else if there {
+			continue
+		}
+		// A number that only its map has lost is somebody's still.
+		taken, err := anyOther(p.Direction, toNumber("", "", n.of(p.Direction, id)).value, nil)
+		if err != nil {
+			return nil, err
+		} else if taken {
+			return nil, fmt.Errorf("%w: map %s lacks number %d", ErrIncomplete, path(inet, profiles(p.Direction).name), n.of(p.Direction, id))
+		}
+		out = append(out, addChain(ch))
+		for _, r := range ch.rules {
+			out = append(out, addRule(ch, r))
+		}
+		out = append(out, addElements(profiles(p.Direction), []element{profileElement(n.of(p.Direction, id), ch.name)})...)
+	}
+	old, added := placed(from, used), placed(to, n)
+	for _, s := range setsOf(knowing(from, to)) {
+		// What should be there is added in any case: somebody may have deleted it.
+		gone, _ := differences(old[s.name], added[s.name])
+		out = append(out, deleteElements(s, gone)...)
+		out = append(out, addElements(s, added[s.name].sorted())...)
+	}
+	for _, id := range from.ProfileIDs() {
+		p := from.Profiles[id]
+		_, kept := to.Profiles[id]
+		_, there := used[p.Direction][id]
+		if kept || !there {
+			continue
+		}
+		number := n.of(p.Direction, id)
+		others, err := anyOther(p.Direction, toNumber("", "", number).value, old)
+		if err != nil {
+			return nil, err
+		}
+		if !others {
+			ch := chain{table: inet, name: chainOf(p)}
+			out = append(out, deleteElements(profiles(p.Direction), []element{profileElement(number, ch.name)})...)
+			out = append(out, deleteChain(ch))
+		}
+	}
+	return out, nil
+}
+
+// anyOther reports whether an endpoint that is not among those of old has the
+// profile that number leads to. It reads until it finds one.
+func anyOther(d desired.Direction, number string, old map[string]elements) (found bool, err error) {
+	maps := []set{egress()}
+	if d == desired.Ingress {
+		maps = []set{ingress(v4), ingress(v6)}
+	}
+	for _, m := range maps {
+		c, err := dial()
+		if err != nil {
+			return false, err
+		}
+		err = c.eachElement(m, func(e element) bool {
+			_, leaving := old[m.name][e.key]
+			found = found || e.value == number && !leaving
+			return !found
+		})
+		c.close()
+		if err != nil || found {
+			return found, err
+		}
+	}
+	return false, nil
+}
+
+// Check reports the first thing of want that is not in place, changing nothing.
+func (b Backend) Check(_ context.Context, want desired.State) error {
+	c, err := dial()
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	if err := checkFrame(c, want); err != nil || len(want.Endpoints)+len(want.Profiles) == 0 {
+		return err
+	}
+	have := actual{elements: map[string]elements{}}
+	for _, s := range setsOf(want) {
+		if have.elements[s.name], err = c.elements(s); err != nil {
+			return fmt.Errorf("%w: %w", ErrIncomplete, err)
+		}
+	}
+	r := render(want, have.numbers())
+	for _, s := range r.sets {
+		for _, e := range r.elements[s.name].sorted() {
+			if !have.elements[s.name][e.key].same(e) {
+				return fmt.Errorf("%w: %s lacks %s", ErrIncomplete, path(s.table, s.name), e.text)
+			}
+		}
+	}
+	for _, id := range want.ProfileIDs() {
+		if _, err := checkProfile(c, profile(want.Profiles[id]), true); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkProfile reports whether a profile's chain is there. One that lacks a rule,
+// or to which nothing leads, is an error, as is one that a map leads to (led) and
+// that is not there.
+func checkProfile(c *conn, ch chain, led bool) (there bool, err error) {
+	uses, err := c.chainUses([]chain{ch})
+	if err != nil {
+		return false, err
+	}
+	use, there := uses[ch.name]
+	if there != led || there && use != len(ch.rules)+1 {
+		return there, errChain(ch)
+	}
+	return there, nil
+}
+
+// checkFrame reports the first static chain that lacks a rule, or to which no
+// rule leads. What the rules say is not read.
+func checkFrame(c *conn, s desired.State) error {
+	chains := frame(s)
+	uses, err := c.chainUses(chains)
+	if err != nil {
+		return err
+	}
+	for _, ch := range chains {
+		want := len(ch.rules)
+		for _, other := range chains {
+			for _, r := range other.rules {
+				want += r.references(ch.name)
+			}
+		}
+		if uses[ch.name] != want {
+			return errChain(ch)
+		}
+	}
+	return nil
+}
+
+func errChain(c chain) error {
+	return fmt.Errorf("%w: chain %s is missing, or is not as it was written", ErrIncomplete, path(c.table, c.name))
+}

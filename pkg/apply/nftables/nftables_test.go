@@ -1,0 +1,309 @@
+package nftables
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"net/netip"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/test/netns"
+)
+
+var rewrite = flag.Bool("update", false, "write the goldens anew")
+
+// list is the ruleset as nft reads it off the kernel, counters at zero.
+func list(t testing.TB) string {
+	t.Helper()
+	return regexp.MustCompile(`packets \d+ bytes \d+`).ReplaceAllString(run(t, "", "nft", "list", "ruleset"), "packets 0 bytes 0")
+}
+
+// The frame as nft reads it off the kernel. Where a map's value is put into the
+// mark, nft shows the shifts of the value and not the old bits they let in.
+func TestFrame(t *testing.T) {
+	netns.Enter(t)
+	empty := desired.Build(desired.Node{Layout: layout(t, 0xffff0000), Epoch: 1}, desired.Policies{}, nil)
+	if err := (Backend{}).Sync(context.Background(), empty); err != nil {
+		t.Fatal(err)
+	}
+	const golden = "testdata/frame.nft"
+	got := list(t)
+	if *rewrite {
+		if err := os.WriteFile(golden, []byte(got), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("the frame differs from %s:\n%s", golden, diff)
+	}
+}
+
+// What Render prints is what Sync writes: nft, given the text, makes the kernel
+// hold the same.
+func TestRender(t *testing.T) {
+	for name, mask := range map[string]uint32{"default mask": 0xffff0000, "mask with holes": 0xa0500f01} {
+		t.Run(name, func(t *testing.T) {
+			netns.Enter(t)
+			s := node(t, mask, records()...)
+			if err := (Backend{}).Sync(context.Background(), s); err != nil {
+				t.Fatal(err)
+			}
+			// nft before 1.1.2 knows no map in an or, and the bits that shifts let in
+			// are not in its listing. It can print a neighbour's address as raw bits,
+			// and not read it. It knows no look-up of what a look-up found.
+			merged := regexp.MustCompile(`meta mark set meta mark & 0x[0-9a-f]+ \| (.* map)`)
+			shifts := regexp.MustCompile(`( (>>|<<) \d+)+`)
+			raw := regexp.MustCompile(`(?m)^.*(@th,64,|by the number in map).*\n`)
+			written := shifts.ReplaceAllString(raw.ReplaceAllString(list(t), ""), "")
+			run(t, "", "nft", "flush", "ruleset")
+			run(t, raw.ReplaceAllString(merged.ReplaceAllString(Render(s), "meta mark set $1"), ""), "nft", "-f", "-")
+			if diff := cmp.Diff(written, list(t)); diff != "" {
+				t.Errorf("what Sync wrote (-) is not what Render says (+):\n%s", diff)
+			}
+		})
+	}
+}
+
+// However the endpoints came, the kernel holds the same.
+func TestUpdateIsSync(t *testing.T) {
+	netns.Enter(t)
+	ctx := context.Background()
+	all := records()
+	sync := func(records ...ident.Record) []string {
+		if err := (Backend{}).Sync(ctx, node(t, 0xffff0000, records...)); err != nil {
+			t.Fatal(err)
+		}
+		return sorted(list(t))
+	}
+	empty := sync()
+	for _, order := range [][]int{{0, 1, 2}, {2, 1, 0}, {1, 0, 2}} {
+		for _, i := range order {
+			if err := (Backend{}).Update(ctx, desired.State{}, node(t, 0xffff0000, all[i])); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := (Backend{}).Check(ctx, node(t, 0xffff0000, all...)); err != nil {
+			t.Error(err)
+		}
+		got := sorted(list(t))
+		if diff := cmp.Diff(sync(all...), got); diff != "" {
+			t.Errorf("after adding %v one by one (+) there is not what a Sync leaves (-):\n%s", order, diff)
+		}
+		for _, i := range order {
+			if err := (Backend{}).Update(ctx, node(t, 0xffff0000, all[i]), node(t, 0xffff0000)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if diff := cmp.Diff(empty, sorted(list(t))); diff != "" {
+			t.Errorf("after removing %v one by one:\n%s", order, diff)
+		}
+	}
+	if err := (Backend{}).Sync(ctx, desired.State{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := list(t); got != "" {
+		t.Errorf("after removing everything there is:\n%s", got)
+	}
+}
+
+// sorted is the listing without its order, which is that in which things came.
+func sorted(listing string) []string {
+	listing = regexp.MustCompile(`,\n\s+`).ReplaceAllString(listing, ", ")
+	listing = regexp.MustCompile(`elements = \{ (.*) \}`).ReplaceAllStringFunc(listing, func(s string) string {
+		list := strings.Split(strings.TrimSuffix(strings.TrimPrefix(s, "elements = { "), " }"), ", ")
+		slices.Sort(list)
+		return "elements = { " + strings.Join(list, ", ") + " }"
+	})
+	objects := regexp.MustCompile(`(?ms)^\t(map|set|chain) .*?^\t\}`).FindAllString(listing, -1)
+	slices.Sort(objects)
+	return objects
+}
+
+// Check sees what somebody removed, and Sync puts it back.
+func TestDamage(t *testing.T) {
+	tests := []struct {
+		name   string
+		damage []string // arguments of nft
+		gone   bool     // what every Update needs
+	}{
+		{"everything", []string{"flush", "ruleset"}, true},
+		{"the bridge table", []string{"delete", "table", "bridge", "podmark"}, false},
+		{"rules of a hook", []string{"flush", "chain", "inet", "podmark", "forward"}, false},
+		{"rules of a static chain", []string{"flush", "chain", "inet", "podmark", "classify"}, false},
+		{"rules of the guard", []string{"flush", "chain", "bridge", "podmark", "guard"}, false},
+		{"a foreign rule", []string{"add", "rule", "inet", "podmark", "postrouting", "accept"}, false},
+		{"rules of a profile", []string{"flush", "chain", "inet", "podmark", "PROFILE"}, false},
+		{"an endpoint", []string{"delete", "element", "inet", "podmark", "endpoints4", "{ veth2 . 10.22.0.2 }"}, false},
+		{"all of a map", []string{"flush", "map", "inet", "podmark", "ingress6"}, false},
+		{"the profiles", []string{"flush", "map", "inet", "podmark", "ingress-profiles"}, false},
+		{"a peer set", []string{"flush", "set", "inet", "podmark", "PEERS"}, false},
+		{"the guarded ports", []string{"flush", "set", "bridge", "podmark", "ports"}, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			netns.Enter(t)
+			ctx := context.Background()
+			s := node(t, 0xffff0000, records()...)
+			if err := (Backend{}).Sync(ctx, s); err != nil {
+				t.Fatal(err)
+			}
+			if err := (Backend{}).Check(ctx, s); err != nil {
+				t.Fatalf("before the damage: %v", err)
+			}
+			before := list(t)
+			for i, word := range tt.damage {
+				switch word {
+				case "PROFILE":
+					tt.damage[i] = "i-" + string(s.Endpoints[0].Profiles[desired.Ingress])
+				case "PEERS":
+					tt.damage[i] = "p4-" + string(s.Endpoints[1].Peers[0])
+				}
+			}
+			run(t, "", "nft", tt.damage...)
+			if list(t) == before {
+				t.Fatalf("nft %v did no damage", tt.damage)
+			}
+			if err := (Backend{}).Check(ctx, s); !errors.Is(err, ErrIncomplete) {
+				t.Errorf("Check says %v, want ErrIncomplete", err)
+			}
+			err := (Backend{}).Update(ctx, desired.State{}, node(t, 0xffff0000, pod(5, "other", "veth5")))
+			if tt.gone && !errors.Is(err, ErrIncomplete) {
+				t.Errorf("Update says %v, want ErrIncomplete", err)
+			}
+			if err := (Backend{}).Sync(ctx, s); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(sorted(before), sorted(list(t))); diff != "" {
+				t.Errorf("after mending:\n%s", diff)
+			}
+		})
+	}
+}
+
+// What has our names and is something else gives way.
+func TestStrangersUnderOurNames(t *testing.T) {
+	for name, strange := range map[string]string{
+		"a set of another type": "add table inet podmark\nadd set inet podmark endpoints4 { type ipv4_addr; }\n",
+		"a chain elsewhere":     "add table inet podmark\nadd chain inet podmark forward { type filter hook input priority 0; }\n",
+		"chains that lead on":   "add table inet podmark\nadd chain inet podmark y\nadd chain inet podmark x\nadd rule inet podmark x jump y\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			netns.Enter(t)
+			run(t, strange, "nft", "-f", "-")
+			s := node(t, 0xffff0000, records()...)
+			if err := (Backend{}).Sync(context.Background(), s); err != nil {
+				t.Fatal(err)
+			}
+			if err := (Backend{}).Check(context.Background(), s); err != nil {
+				t.Error(err)
+			}
+			if got := list(t); strings.Contains(got, "chain x") || strings.Contains(got, "type ipv4_addr : ") {
+				t.Errorf("left:\n%s", got)
+			}
+		})
+	}
+}
+
+// A change by somebody else between reading and writing is noticed, and what was
+// decided is decided again.
+func TestForeignChange(t *testing.T) {
+	netns.Enter(t)
+	ctx := context.Background()
+	s := node(t, 0xffff0000, records()...)
+	asked := 0
+	err := Backend{}.transact(ctx, "test", func(c *conn) ([]command, error) {
+		have, err := readAll(c)
+		if asked++; asked <= 3 {
+			// What was read is no longer so: a transaction that adds would fail.
+			run(t, "add table inet podmark\nadd chain inet podmark forward { type filter hook input priority 0; }\n", "nft", "-f", "-")
+			if asked == 3 {
+				run(t, "", "nft", "delete", "table", "inet", "podmark")
+			}
+		}
+		return whole(have, render(s, numbers{}.with(s))), err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if asked != 4 {
+		t.Errorf("decided %d times, want 4", asked)
+	}
+	if err := (Backend{}).Check(ctx, s); err != nil {
+		t.Error(err)
+	}
+}
+
+// A refused transaction changes nothing, and names what was refused.
+func TestRefused(t *testing.T) {
+	netns.Enter(t)
+	c, err := dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	wrong := chain{table: inet, name: "wrong"}
+	err = c.commit(0, []command{
+		addTable(inet), addChain(wrong),
+		addRule(wrong, rule{parts: on(counter(), drop())}),
+		addRule(wrong, rule{parts: on(counter(), jump("nowhere")), comment: "this one"}),
+		addRule(wrong, rule{parts: on(accept())}),
+	})
+	if err == nil || !strings.Contains(err.Error(), `add rule inet podmark wrong counter jump nowhere comment \"this one\"`) {
+		t.Errorf("error %v, want one that quotes the refused rule", err)
+	}
+	if got := list(t); got != "" {
+		t.Errorf("it left:\n%s", got)
+	}
+}
+
+// A rule may name more prefixes than a message has room for.
+func TestManyBlocks(t *testing.T) {
+	netns.Enter(t)
+	const count = 5000
+	rule := desired.Rule{}
+	for i := range count {
+		rule.Blocks = append(rule.Blocks, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 128}), 25))
+	}
+	p := desired.Policies{Policies: []desired.Policy{{Namespace: "shop", Name: "many", Ingress: &desired.Isolation{Rules: []desired.Rule{rule}}}}}
+	s := desired.Build(desired.Node{Layout: layout(t, 0xffff0000), Epoch: 1}, p, records())
+	if err := (Backend{}).Sync(context.Background(), s); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Count(run(t, "", "nft", "list", "chain", "inet", "podmark", "i-"+string(s.ProfileIDs()[0])), ".128/25"); got != count {
+		t.Errorf("%d of %d blocks are in the kernel", got, count)
+	}
+}
+
+// The probe leaves nothing, and does not touch what is there.
+func TestProbe(t *testing.T) {
+	netns.Enter(t)
+	run(t, "add table inet podmark-probe\nadd chain inet podmark-probe left-by-a-crash\n", "nft", "-f", "-")
+	if err := Probe(); err != nil {
+		t.Fatal(err)
+	}
+	if got := list(t); got != "" {
+		t.Errorf("it left:\n%s", got)
+	}
+	if err := (Backend{}).Sync(context.Background(), node(t, 0xffff0000, records()...)); err != nil {
+		t.Fatal(err)
+	}
+	before := list(t)
+	if err := Probe(); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(before, list(t)); diff != "" {
+		t.Errorf("it changed something:\n%s", diff)
+	}
+}

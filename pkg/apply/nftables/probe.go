@@ -1,0 +1,77 @@
+package nftables
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/google/nftables"
+
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/endpoint"
+	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/mark"
+)
+
+// probeTable lives as long as one transaction: nobody ever sees it.
+const probeTable = Table + "-probe"
+
+// Probe reports why this kernel cannot do what the backend needs. It writes a
+// ruleset with everything in it and removes it again, in one transaction.
+func Probe() error {
+	s, err := probeState()
+	if err != nil {
+		return err
+	}
+	r := render(s, numbers{}.with(s))
+	for i := range r.chains {
+		r.chains[i].table.Name = probeTable
+	}
+	for i := range r.sets {
+		r.sets[i].table.Name = probeTable
+	}
+	var commands []command
+	for _, t := range tables() {
+		t.Name = probeTable
+		// Adding what is there is fine, so that what a crash of somebody else's
+		// left under this name goes.
+		commands = append(commands, addTable(t), deleteTable(t), addTable(t))
+	}
+	added := actual{tables: map[nftables.TableFamily]bool{inet.Family: true, bridge.Family: true}}
+	commands = append(commands, whole(added, r)...)
+	for _, t := range tables() {
+		t.Name = probeTable
+		commands = append(commands, deleteTable(t))
+	}
+	c, err := dial()
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	if err := c.commit(0, commands); err != nil {
+		return fmt.Errorf("this kernel cannot do what the nftables backend needs (Linux 5.6 with NF_TABLES_INET and NF_TABLES_BRIDGE can): %w", err)
+	}
+	return nil
+}
+
+// probeState has one of everything: both families, a routed and a bridged
+// endpoint, peers, blocks and ports.
+func probeState() (desired.State, error) {
+	layout, err := mark.NewLayout(0x80010000) // with holes, to need every shift
+	if err != nil {
+		return desired.State{}, err
+	}
+	prefixes := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")}
+	rule := desired.Rule{Peers: []desired.Peer{{Namespace: "probe"}}, Blocks: prefixes}
+	for _, p := range []desired.Protocol{desired.TCP, desired.UDP, desired.SCTP} {
+		rule.Ports = append(rule.Ports, desired.Port{Protocol: p, PortRange: desired.PortRange{First: 80, Last: 90}})
+	}
+	isolation := &desired.Isolation{Rules: []desired.Rule{rule}}
+	policies := desired.Policies{Policies: []desired.Policy{{Namespace: "probe", Name: "probe", Ingress: isolation, Egress: isolation}}}
+	e := endpoint.Endpoint{Namespace: "probe", Interface: "probe0", Port: "probe0", Addresses: []netip.Addr{prefixes[0].Addr(), prefixes[1].Addr()}}
+	onBridge := e
+	onBridge.Port, onBridge.MAC = "probe1", "02:00:00:00:00:01"
+	return desired.Build(desired.Node{Layout: layout, Epoch: 1}, policies, []ident.Record{
+		{ID: mark.First, Endpoint: e, Policed: true},
+		{ID: mark.First + 1, Endpoint: onBridge, Policed: true},
+	}), nil
+}

@@ -1,0 +1,382 @@
+package nftables
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/mark"
+)
+
+// chain is a chain of one of our tables with its rules.
+type chain struct {
+	table nftables.Table
+	name  string
+	hook  *hook // nil but for base chains
+	rules []rule
+}
+
+// hook is where a base chain is called from.
+type hook struct {
+	num      *nftables.ChainHook
+	priority nftables.ChainPriority
+	text     string
+}
+
+// rule is a list of matches and statements, and where it comes from.
+type rule struct {
+	parts   []part
+	comment string
+}
+
+// part is one match or statement, as nft writes it and as the kernel has it.
+// Every part loads what it looks at, so parts can be put in any order.
+type part struct {
+	text string
+	// exprs are expr.Any or shift. A Lookup without a name is in set.
+	exprs []any
+	set   *constant
+}
+
+// constant is an anonymous set: it comes and goes with its rule.
+type constant struct {
+	key      nftables.SetDatatype
+	interval bool
+	elements []nftables.SetElement
+}
+
+// String is the rule as nft writes it.
+func (r rule) String() string {
+	words := make([]string, 0, len(r.parts)+1)
+	for _, p := range r.parts {
+		words = append(words, p.text)
+	}
+	if r.comment != "" {
+		words = append(words, fmt.Sprintf("comment %q", r.comment))
+	}
+	return strings.Join(words, " ")
+}
+
+// references counts the rule's jumps and gotos to a chain.
+func (r rule) references(name string) int {
+	n := 0
+	for _, p := range r.parts {
+		for _, e := range p.exprs {
+			if v, ok := e.(*expr.Verdict); ok && v.Chain == name {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+func rules(lists ...[]part) []rule {
+	out := make([]rule, 0, len(lists))
+	for _, parts := range lists {
+		out = append(out, rule{parts: parts})
+	}
+	return out
+}
+
+func on(parts ...part) []part { return parts }
+
+// The kernel's 32-bit registers: NFT_REG32_00 and on. An interface name takes 4,
+// an IPv6 address 4, a MAC address 2, anything else here 1.
+const reg = unix.NFT_REG32_00
+
+// hex writes a mark with all its digits, as nft does.
+func hex(v uint32) string { return fmt.Sprintf("0x%08x", v) }
+
+func native(v uint32) []byte { return binaryutil.NativeEndian.PutUint32(v) }
+
+func big16(v uint16) []byte { return binary.BigEndian.AppendUint16(nil, v) }
+
+func equal(data ...byte) *expr.Cmp { return &expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: data} }
+
+func load(key expr.MetaKey, to uint32) *expr.Meta { return &expr.Meta{Key: key, Register: to} }
+
+func payload(base expr.PayloadBase, offset, length, to uint32) *expr.Payload {
+	return &expr.Payload{OperationType: expr.PayloadLoad, Base: base, Offset: offset, Len: length, DestRegister: to}
+}
+
+// and keeps the bits of mask in register r.
+func and(r, mask, xor uint32) *expr.Bitwise {
+	return &expr.Bitwise{SourceRegister: r, DestRegister: r, Len: 4, Mask: native(mask), Xor: native(xor)}
+}
+
+// ctState matches any of some conntrack states.
+func ctState(name string, bit uint32) part {
+	return part{text: "ct state " + name, exprs: []any{
+		&expr.Ct{Key: expr.CtKeySTATE, Register: reg}, and(reg, bit, 0),
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: native(0)},
+	}}
+}
+
+func related() part { return ctState("related", expr.CtStateBitRELATED) }
+
+func establishedOrRelated() part {
+	return ctState("established,related", expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED)
+}
+
+func reply() part {
+	const ctReply = 1 // IP_CT_DIR_REPLY
+	return part{text: "ct direction reply", exprs: []any{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: reg}, equal(ctReply)}}
+}
+
+// epochIs matches the policy epoch a flow carries.
+func epochIs(epoch mark.Mark) part {
+	return part{text: fmt.Sprintf("ct mark & %s == %s", hex(epoch.Mask), hex(epoch.Value)), exprs: []any{
+		&expr.Ct{Key: expr.CtKeyMARK, Register: reg}, and(reg, epoch.Mask, 0), equal(native(epoch.Value)...),
+	}}
+}
+
+func setEpoch(epoch mark.Mark) part {
+	return part{text: fmt.Sprintf("ct mark set ct mark & %s | %s", hex(^epoch.Mask), hex(epoch.Value)), exprs: []any{
+		&expr.Ct{Key: expr.CtKeyMARK, Register: reg}, and(reg, ^epoch.Mask, epoch.Value),
+		&expr.Ct{Key: expr.CtKeyMARK, Register: reg, SourceRegister: true},
+	}}
+}
+
+// maskedMark loads the bits of the packet's fwmark that are ours.
+func maskedMark(mask uint32) part { return maskedMarkAt(reg, mask) }
+
+func maskedMarkAt(r, mask uint32) part {
+	return part{text: "meta mark & " + hex(mask), exprs: []any{load(expr.MetaKeyMARK, r), and(r, mask, 0)}}
+}
+
+func markIs(m mark.Mark) part {
+	p := maskedMark(m.Mask)
+	p.text += " == " + hex(m.Value)
+	p.exprs = append(p.exprs, equal(native(m.Value)...))
+	return p
+}
+
+func markIsNot(m mark.Mark) part {
+	p := maskedMark(m.Mask)
+	p.text += " != " + hex(m.Value)
+	p.exprs = append(p.exprs, &expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: native(m.Value)})
+	return p
+}
+
+func setMark(m mark.Mark) part {
+	text := "meta mark set meta mark & " + hex(^m.Mask)
+	if m.Value != 0 {
+		text += " | " + hex(m.Value)
+	}
+	return part{text: text, exprs: []any{
+		load(expr.MetaKeyMARK, reg), and(reg, ^m.Mask, m.Value),
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg, SourceRegister: true},
+	}}
+}
+
+// byNumber goes where profiles sends the number that numbers holds for the key,
+// which load puts into the registers from keyReg on.
+//
+// nft 1.0.6 aborts when it lists a look-up of what a look-up found. So the
+// first one writes to the register before its key: the kernel then has the
+// number where nft believes the key to be, and nft shows a look-up of the key.
+// The comment says what it does not show.
+func byNumber(key part, numbers, profiles set) []part {
+	key.exprs = append(key.exprs,
+		&expr.Lookup{SourceRegister: keyReg, DestRegister: keyReg - 1, IsDestRegSet: true, SetName: numbers.name},
+		&expr.Lookup{SourceRegister: keyReg, SetName: profiles.name, IsDestRegSet: true})
+	key.text += " map @" + numbers.name + " vmap @" + profiles.name
+	return on(key)
+}
+
+// keyReg is where the key of byNumber begins.
+const keyReg = reg + 1
+
+// in matches what key has loaded if the set holds it.
+func in(key part, s set) part {
+	key.text += " @" + s.name
+	key.exprs = append(key.exprs, &expr.Lookup{SourceRegister: reg, SetName: s.name})
+	return key
+}
+
+func loopback() part {
+	return part{text: `iifname "lo"`, exprs: []any{load(expr.MetaKeyIIFNAME, reg), equal(ifname("lo")...)}}
+}
+
+func ifname(s string) []byte {
+	b := make([]byte, unix.IFNAMSIZ)
+	copy(b, s)
+	return b
+}
+
+func deviceGroup(word string, key expr.MetaKey, group uint32) part {
+	return part{text: fmt.Sprintf("%s %d", word, group), exprs: []any{load(key, reg), equal(native(group)...)}}
+}
+
+// is limits a rule to packets of the family. nft leaves it out where an address
+// says it.
+func (f family) is() []any {
+	proto := byte(unix.NFPROTO_IPV6)
+	if f.ip4 {
+		proto = unix.NFPROTO_IPV4
+	}
+	return []any{load(expr.MetaKeyNFPROTO, reg), equal(proto)}
+}
+
+// any matches every packet of the family.
+func (f family) any() part {
+	return part{text: "meta nfproto ipv" + f.digit, exprs: f.is()}
+}
+
+// word is the family as nft names it in front of a header field.
+func (f family) word() string {
+	if f.ip4 {
+		return "ip"
+	}
+	return "ip6"
+}
+
+// address loads the source or the destination address.
+func (f family) address(source bool, to uint32) *expr.Payload {
+	offset := map[[2]bool]uint32{{true, true}: 12, {true, false}: 16, {false, true}: 8, {false, false}: 24}[[2]bool{f.ip4, source}]
+	return payload(expr.PayloadBaseNetworkHeader, offset, f.addr.Bytes, to)
+}
+
+func (f family) src() part {
+	return part{text: f.word() + " saddr", exprs: append(f.is(), f.address(true, reg))}
+}
+
+func (f family) dst() part {
+	return part{text: f.word() + " daddr", exprs: append(f.is(), f.address(false, reg))}
+}
+
+// inputAndSource loads the key of endpoints.
+func (f family) inputAndSource() part {
+	return part{text: "iifname . " + f.word() + " saddr", exprs: append(f.is(), load(expr.MetaKeyIIFNAME, reg), f.address(true, reg+4))}
+}
+
+// outputAndDestination loads the key of ingress, for byNumber.
+func (f family) outputAndDestination() part {
+	return part{text: "oifname . " + f.word() + " daddr", exprs: append(f.is(), load(expr.MetaKeyOIFNAME, keyReg), f.address(false, keyReg+4))}
+}
+
+// inEthernet limits a part to packets of the family from an Ethernet link; only
+// they have a MAC address.
+func (f family) inEthernet(p part) part {
+	ether := []any{load(expr.MetaKeyIIFTYPE, reg), equal(binaryutil.NativeEndian.PutUint16(unix.ARPHRD_ETHER)...)}
+	p.exprs = slices.Concat(f.is(), ether, p.exprs)
+	return p
+}
+
+// interfaceMACAnd loads the input interface, the source MAC address and an address.
+func interfaceMACAnd(text string, address *expr.Payload) part {
+	return part{text: "iifname . ether saddr . " + text, exprs: []any{
+		load(expr.MetaKeyIIFNAME, reg), payload(expr.PayloadBaseLLHeader, 6, 6, reg+4), address,
+	}}
+}
+
+// icmpv6Types matches ICMPv6 of these types, in packets that is6 says to be IPv6:
+// meta nfproto in table inet, the type of the frame in table bridge.
+func icmpv6Types(is6 []any, types ...uint8) part {
+	key := part{text: "icmpv6 type", exprs: append(slices.Clone(is6),
+		load(expr.MetaKeyL4PROTO, reg), equal(unix.IPPROTO_ICMPV6), payload(expr.PayloadBaseTransportHeader, 0, 1, reg))}
+	values := make([]value, len(types))
+	for i, t := range types {
+		values[i] = value{text: fmt.Sprint(t), first: []byte{t}, last: []byte{t}}
+	}
+	return oneOf(key, nftables.TypeICMP6Type, values)
+}
+
+// value is one value, or a range of values, of the header field that is matched.
+type value struct {
+	text        string
+	first, last []byte
+	// mask is set for a range that is a prefix.
+	mask []byte
+}
+
+// oneOf matches what key has loaded against values that are in order and do not
+// touch: in an anonymous set, or if there is only one, directly.
+func oneOf(key part, of nftables.SetDatatype, values []value) part {
+	if len(values) == 1 {
+		return oneValue(key, values[0])
+	}
+	c := constant{key: of, interval: slices.ContainsFunc(values, value.isRange)}
+	names := make([]string, len(values))
+	for i, v := range values {
+		names[i] = v.text
+		c.elements = append(c.elements, nftables.SetElement{Key: v.first})
+		// A range ends before the next value; one up to the last value has no end.
+		if end := following(v.last); c.interval && end != nil {
+			c.elements = append(c.elements, nftables.SetElement{Key: end, IntervalEnd: true})
+		}
+	}
+	key.text += " { " + strings.Join(names, ", ") + " }"
+	key.exprs = append(key.exprs, &expr.Lookup{SourceRegister: reg})
+	key.set = &c
+	return key
+}
+
+func oneValue(key part, v value) part {
+	key.text += " " + v.text
+	switch {
+	case !v.isRange():
+		key.exprs = append(key.exprs, equal(v.first...))
+	case v.mask != nil:
+		masked := &expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: uint32(len(v.mask)), Mask: v.mask, Xor: make([]byte, len(v.mask))}
+		key.exprs = append(key.exprs, masked, equal(v.first...))
+	default:
+		key.exprs = append(key.exprs, &expr.Range{Op: expr.CmpOpEq, Register: reg, FromData: v.first, ToData: v.last})
+	}
+	return key
+}
+
+func (v value) isRange() bool { return !bytes.Equal(v.first, v.last) }
+
+// following is the number after the one in b, nil if there is none.
+func following(b []byte) []byte {
+	next := slices.Clone(b)
+	for i := len(next) - 1; i >= 0; i-- {
+		if next[i]++; next[i] != 0 {
+			return next
+		}
+	}
+	return nil
+}
+
+func protocol(p desired.Protocol) part {
+	return part{text: fmt.Sprintf("meta l4proto %s", p), exprs: []any{load(expr.MetaKeyL4PROTO, reg), equal(byte(p))}}
+}
+
+// dport loads the destination port of a protocol that has ports.
+func dport(p desired.Protocol) part {
+	return part{text: fmt.Sprintf("%s dport", p), exprs: []any{
+		load(expr.MetaKeyL4PROTO, reg), equal(byte(p)), payload(expr.PayloadBaseTransportHeader, 2, 2, reg),
+	}}
+}
+
+// destination loads the destination's address, protocol and port.
+func (f family) destination() part {
+	words := f.addr.Bytes / 4
+	return part{text: f.word() + " daddr . meta l4proto . th dport", exprs: append(f.is(),
+		f.address(false, reg), load(expr.MetaKeyL4PROTO, reg+words), payload(expr.PayloadBaseTransportHeader, 2, 2, reg+words+1))}
+}
+
+func counter() part { return part{text: "counter", exprs: []any{&expr.Counter{}}} }
+
+func verdict(text string, v expr.Verdict) part { return part{text: text, exprs: []any{&v}} }
+
+func accept() part   { return verdict("accept", expr.Verdict{Kind: expr.VerdictAccept}) }
+func drop() part     { return verdict("drop", expr.Verdict{Kind: expr.VerdictDrop}) }
+func giveBack() part { return verdict("return", expr.Verdict{Kind: expr.VerdictReturn}) }
+
+func jump(to string) part {
+	return verdict("jump "+to, expr.Verdict{Kind: expr.VerdictJump, Chain: to})
+}
+
+func goTo(to string) part {
+	return verdict("goto "+to, expr.Verdict{Kind: expr.VerdictGoto, Chain: to})
+}
