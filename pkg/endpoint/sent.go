@@ -13,29 +13,28 @@ import (
 // HasSent reports whether the network namespace at path has sent any IPv4
 // packet, or any IPv6 packet other than ICMPv6 (neighbour discovery and MLD begin by
 // themselves). A fresh one has not: nothing can have a flow in conntrack then,
-// and the table need not be searched. It enters the namespace on a thread of its own.
-func HasSent(path string) (bool, error) {
-	type answer struct {
-		sent bool
-		err  error
-	}
-	done := make(chan answer)
-	go func() {
-		// Never unlocked: the thread is in the wrong namespace and ends here.
-		runtime.LockOSThread()
-		sent, err := hasSent(path)
-		done <- answer{sent, err}
-	}()
-	a := <-done
-	return a.sent, a.err
-}
-
-func hasSent(path string) (bool, error) {
+// and the table need not be searched. It looks from inside, on the calling thread.
+func HasSent(path string) (sent bool, err error) {
 	ns, err := netns.GetFromPath(path)
 	if err != nil {
 		return false, fmt.Errorf("%w: opening %q: %w", ErrNetns, path, err)
 	}
 	defer ns.Close()
+	runtime.LockOSThread()
+	origin, err := netns.Get()
+	if err != nil {
+		runtime.UnlockOSThread()
+		return false, fmt.Errorf("%w: %w", ErrNetns, err)
+	}
+	defer origin.Close()
+	defer func() {
+		// A thread that cannot return is not used for anything else.
+		if back := netns.Set(origin); back != nil {
+			err = fmt.Errorf("%w: returning from %q: %w", ErrNetns, path, back)
+			return
+		}
+		runtime.UnlockOSThread()
+	}()
 	if err := netns.Set(ns); err != nil {
 		return false, fmt.Errorf("%w: entering %q: %w", ErrNetns, path, err)
 	}

@@ -41,7 +41,12 @@ const (
 // Close makes the endpoint's port pass nothing until [Open] and, when it is
 // routed, the backend has its element.
 func Close(e endpoint.Endpoint) error {
-	link, err := netlink.LinkByName(e.Port)
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE) // one socket for both requests
+	if err != nil {
+		return fmt.Errorf("closing port %q: %w", e.Port, err)
+	}
+	defer h.Close()
+	link, err := h.LinkByName(e.Port)
 	if err != nil {
 		return fmt.Errorf("closing port %q: %w", e.Port, err)
 	}
@@ -49,7 +54,7 @@ func Close(e endpoint.Endpoint) error {
 		if link.Attrs().Group == Group {
 			return nil
 		}
-		if err := netlink.LinkSetGroup(link, Group); err != nil {
+		if err := h.LinkSetGroup(link, Group); err != nil {
 			return fmt.Errorf("putting %q into device group %d: %w", e.Port, Group, err)
 		}
 		return nil
