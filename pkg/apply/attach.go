@@ -43,7 +43,7 @@ func (n Node) Add(ctx context.Context, settings Settings, r ident.Record) (ident
 	if f, err = n.ready(ctx, f, r); err != nil {
 		return ident.Record{}, err
 	}
-	before, err := n.displaced(r)
+	before, kept, err := n.displaced(r)
 	if err != nil {
 		return ident.Record{}, err
 	}
@@ -68,7 +68,7 @@ func (n Node) Add(ctx context.Context, settings Settings, r ident.Record) (ident
 		return ident.Record{}, err
 	}
 	n.step("owned")
-	if err := n.update(ctx, f, before, []ident.Record{r}); err != nil {
+	if err := n.update(ctx, f, before, kept, r); err != nil {
 		return ident.Record{}, err
 	}
 	if !r.Routed() {
@@ -88,27 +88,33 @@ func (n Node) Add(ctx context.Context, settings Settings, r ident.Record) (ident
 	return r, nil
 }
 
-// displaced lists what r takes the place of: its own earlier self, and of other
-// attachments the addresses that are r's from now on (their DEL is late, or lost).
-func (n Node) displaced(r ident.Record) ([]ident.Record, error) {
-	var before []ident.Record
+// displaced lists what r takes the place of: its own earlier self, and other
+// attachments that have an address which is r's from now on (their DEL is late, or
+// lost). Those are kept with the addresses they have besides.
+func (n Node) displaced(r ident.Record) (before, kept []ident.Record, err error) {
 	switch old, err := n.Store.Get(r.Key); {
 	case err == nil:
 		if old = n.owned(old); len(old.Addresses) > 0 {
 			before = append(before, old)
 		}
 	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ident.ErrDamaged):
-		return nil, err
+		return nil, nil, err
 	}
+	seen := map[ident.Key]bool{r.Key: true}
 	for _, a := range r.Addresses {
 		owner, err := n.Store.Owner(a)
-		if err != nil || owner.Key == r.Key {
+		if err != nil || seen[owner.Key] {
 			continue // nobody's, or what a crash left; Own overwrites it
 		}
-		owner.Addresses = slices.DeleteFunc(slices.Clone(r.Addresses), func(b addr) bool { return b != a })
+		seen[owner.Key] = true
+		owner = n.owned(owner)
 		before = append(before, owner)
+		taken := func(b addr) bool { return slices.Contains(r.Addresses, b) }
+		if owner.Addresses = slices.DeleteFunc(slices.Clone(owner.Addresses), taken); owner.Committed && len(owner.Addresses) > 0 {
+			kept = append(kept, owner)
+		}
 	}
-	return before, nil
+	return before, kept, nil
 }
 
 // unjudge makes the flows be judged that were there before the endpoint was: its
@@ -230,6 +236,12 @@ func (n Node) deleteDamaged(ctx context.Context, key ident.Key, damage error) (l
 // Check reports what is wrong with an attachment: its record, its port, its
 // elements and rules. It starts no process.
 func (n Node) Check(ctx context.Context, key ident.Key, e endpoint.Endpoint) error {
+	// A change of somebody else's would look like damage, half-way through.
+	unlock, err := n.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	r, err := n.Store.Get(key)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !r.Committed {
 		return fmt.Errorf("%w: %s", ErrNotFound, key)

@@ -16,21 +16,11 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/pkg/apply/conntrack"
-	"github.com/podmark/podmark/pkg/apply/iptables"
+	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 )
-
-// Backend makes the kernel agree with a state. Its user holds the node's lock.
-type Backend interface {
-	// Sync makes the kernel hold exactly want; a zero State removes everything.
-	Sync(ctx context.Context, want desired.State) error
-	// Update moves the endpoints of from to what to says and touches nothing else.
-	Update(ctx context.Context, from, to desired.State) error
-	// Check reports what of want is not in place, changing nothing.
-	Check(ctx context.Context, want desired.State) error
-}
 
 // Errors that callers branch on.
 var (
@@ -55,6 +45,7 @@ type Node struct {
 type Settings struct {
 	Layout    mark.Layout
 	NodePorts []desired.PortRange
+	Backend   config.Backend
 }
 
 // file is node.json: what the node enforces besides its attachments.
@@ -62,8 +53,11 @@ type file struct {
 	Mask      uint32              `json:"mask"`
 	Epoch     uint32              `json:"epoch"`
 	NodePorts []desired.PortRange `json:"nodePorts"`
-	// Backend is the iptables variant, decided once.
-	Backend  iptables.Variant `json:"backend"`
+	// Backend enforces, Auto is what auto stands for once it was asked, and Former
+	// are those that may have something left in the kernel.
+	Backend  Kind             `json:"backend"`
+	Auto     Kind             `json:"auto,omitempty"`
+	Former   []Kind           `json:"former,omitempty"`
 	Policies desired.Policies `json:"policies"`
 	// Synced is false from the moment something whole-node was decided until the
 	// kernel has it. Whoever comes next finishes that first.
@@ -79,6 +73,9 @@ func (f file) node() (desired.Node, error) {
 	}
 	if f.Epoch == 0 || f.Epoch > layout.Max() {
 		return desired.Node{}, fmt.Errorf("%w: %s: epoch %d is not in 1..%d", ident.ErrDamaged, ident.NodeFile, f.Epoch, layout.Max())
+	}
+	if f.Backend != "" && f.Backend != NFTables && variants[f.Backend] == "" {
+		return desired.Node{}, fmt.Errorf("%w: %s: there is no backend %q", ident.ErrDamaged, ident.NodeFile, f.Backend)
 	}
 	return desired.Node{Layout: layout, Epoch: f.Epoch, NodePorts: f.NodePorts}, nil
 }
@@ -149,20 +146,17 @@ func (n Node) adopt(settings Settings) (f file, changed bool, err error) {
 	if !slices.Equal(f.NodePorts, settings.NodePorts) {
 		f.NodePorts, changed = settings.NodePorts, true
 	}
-	if f.Backend == "" {
-		if f.Backend, err = iptables.Detect(); err != nil {
-			return file{}, false, fmt.Errorf("%w: %w", ErrBackend, err)
-		}
+	backend, auto := f.Backend, f.Auto
+	if err := f.choose(settings.Backend); err != nil {
+		return file{}, false, err
+	}
+	if f.Backend != backend || f.Auto != auto {
 		changed = true
 	}
 	if changed {
 		f.Synced = false
 	}
 	return f, changed, nil
-}
-
-func (n Node) backend(f file) Backend {
-	return iptables.Backend{Variant: f.Backend, Wait: n.LockTimeout, Step: n.Step}
 }
 
 // records lists the attachments that are complete, each with the addresses that
@@ -210,7 +204,11 @@ func (n Node) sync(ctx context.Context, f file, coming ...ident.Record) (file, e
 	if err := n.backend(f).Sync(ctx, state); err != nil {
 		return f, fmt.Errorf("%w: %w", ErrBackend, err)
 	}
-	f.Synced = true
+	// Until here both judged, by the same IDs and the same epoch.
+	if err := n.removeFormer(ctx, f); err != nil {
+		return f, err
+	}
+	f.Former, f.Synced = nil, true
 	return f, n.save(f)
 }
 
@@ -253,7 +251,7 @@ func (n Node) ready(ctx context.Context, f file, r ident.Record) (file, error) {
 		if err == nil {
 			return f, nil
 		}
-		if !errors.Is(err, iptables.ErrIncomplete) {
+		if !incomplete(err) {
 			return f, fmt.Errorf("%w: %w", ErrBackend, err)
 		}
 	}
@@ -265,23 +263,25 @@ func (n Node) ready(ctx context.Context, f file, r ident.Record) (file, error) {
 	return f, nil
 }
 
-// update moves the node from the attachments of before to those of after. A node
-// that is unsynced or whose frame is gone is rewritten whole instead.
-func (n Node) update(ctx context.Context, f file, before, after []ident.Record) error {
+// update moves the node from the attachments of before to those of kept, which are
+// noted, and of coming, which are not yet. A node that is unsynced or whose frame
+// is gone is rewritten whole instead.
+func (n Node) update(ctx context.Context, f file, before, kept []ident.Record, coming ...ident.Record) error {
 	from, errFrom := f.share(before...)
-	to, errTo := f.share(after...)
+	to, errTo := f.share(append(kept, coming...)...)
 	if err := errors.Join(errFrom, errTo); err != nil {
 		return err
 	}
-	err := iptables.ErrIncomplete
-	if f.Synced {
-		err = n.backend(f).Update(ctx, from, to)
+	if !f.Synced {
+		_, err := n.sync(ctx, f, coming...)
+		return err
 	}
+	err := n.backend(f).Update(ctx, from, to)
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, iptables.ErrIncomplete):
-		_, err = n.sync(ctx, f, after...)
+	case incomplete(err):
+		_, err = n.sync(ctx, f, coming...)
 		return err
 	}
 	// Half a change may be in the kernel: let the next one start from scratch.

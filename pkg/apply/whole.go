@@ -6,13 +6,10 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
-	"os/exec"
 
 	"github.com/vishvananda/netlink"
 
 	"github.com/podmark/podmark/pkg/apply/conntrack"
-	"github.com/podmark/podmark/pkg/apply/ipset"
-	"github.com/podmark/podmark/pkg/apply/iptables"
 	"github.com/podmark/podmark/pkg/apply/port"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
@@ -89,6 +86,16 @@ func (n Node) State() (desired.State, error) {
 		return desired.State{}, err
 	}
 	return n.state(f)
+}
+
+// Kind is the backend that enforces, or that auto would choose where podmark has
+// never run.
+func (n Node) Kind() (Kind, error) {
+	f, err := n.load()
+	if errors.Is(err, fs.ErrNotExist) {
+		return detect()
+	}
+	return f.Backend, err
 }
 
 // Preview returns what the node would enforce with policies, or with the present
@@ -175,12 +182,12 @@ func (n Node) Uninstall(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
-	variants := []iptables.Variant{iptables.NFT, iptables.Legacy}
+	kinds := leftovers()
 	if f, err := n.load(); err == nil && f.Backend != "" {
-		variants = []iptables.Variant{f.Backend}
+		kinds = append(f.Former, f.Backend)
 	}
-	if err := iptables.Remove(ctx, n.LockTimeout, variants...); err != nil {
-		return fmt.Errorf("%w: %w", ErrBackend, err)
+	if err := remove(ctx, n.LockTimeout, kinds); err != nil {
+		return err
 	}
 	records, _ := n.Store.List()
 	for _, r := range records {
@@ -213,11 +220,6 @@ func (n Node) Status(ctx context.Context, settings Settings) error {
 	if capacity := settings.Layout.Capacity(); used >= capacity {
 		return fmt.Errorf("%w: all %d IDs of iptablesMarkMask %#x are taken", ident.ErrExhausted, capacity, settings.Layout.Mask())
 	}
-	conn, err := ipset.Dial()
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrBackend, err)
-	}
-	defer conn.Close()
 	f, err := n.load()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -227,10 +229,8 @@ func (n Node) Status(ctx context.Context, settings Settings) error {
 			return errors.Join(fmt.Errorf("%w: it is %#x and the node's endpoints were given IDs in %#x", ErrLayout, settings.Layout.Mask(), f.Mask), err)
 		}
 	}
-	for _, command := range iptables.Commands(f.Backend) {
-		if _, err := exec.LookPath(command); err != nil {
-			return fmt.Errorf("%w: %w: install iptables", ErrBackend, err)
-		}
+	if err := f.usable(settings.Backend); err != nil {
+		return err
 	}
 	return ctx.Err()
 }

@@ -11,7 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -42,7 +42,8 @@ type Backend string
 
 // The values of the key "backend".
 const (
-	BackendAuto     Backend = "auto"
+	BackendAuto     Backend = "auto" // nftables where the kernel can, else iptables
+	BackendNFTables Backend = "nftables"
 	BackendIPTables Backend = "iptables"
 )
 
@@ -133,7 +134,7 @@ func Parse(stdin []byte) (Config, error) {
 		read(&c.Network, "name", in.Name, nil, networkName),
 		read(&c.Layout, "iptablesMarkMask", in.IPTablesMarkMask, fmt.Sprintf("%#x", uint32(DefaultMask)), maskLayout),
 		read(&c.NodePorts, "kubeNodePortRanges", in.KubeNodePortRanges, []any{DefaultNodePortRange}, portRanges),
-		read(&c.Backend, "backend", in.Backend, string(BackendAuto), oneOf(BackendAuto, BackendIPTables)),
+		read(&c.Backend, "backend", in.Backend, string(BackendAuto), oneOf(BackendAuto, BackendNFTables, BackendIPTables)),
 		read(&c.Policy, "policy", in.Policy, string(PolicyNone), oneOf(PolicyNone, PolicyFiles)),
 		read(&c.StateDir, "stateDir", in.StateDir, DefaultStateDir, absolutePath),
 		read(&c.LockTimeout, "lockTimeoutSeconds", in.LockTimeoutSeconds, DefaultLockTimeout.Seconds(), seconds),
@@ -173,17 +174,43 @@ func read[T any](dst *T, key string, msg json.RawMessage, byDefault any, parse f
 // A parser returns what it wanted, empty when it got it, and optionally why
 // what it got will not do.
 
-var (
-	versionPattern = regexp.MustCompile(`^[0-9]+\.[0-9]+\.[0-9]+$`)
-	// networkPattern is what the CNI specification allows in a network name; it
-	// cannot leave a folder.
-	networkPattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$`)
-	rangePattern   = regexp.MustCompile(`^([0-9]{1,5})(?:[:-]([0-9]{1,5}))?$`)
-)
+// digits reports whether s is a decimal number of at most n digits.
+func digits(s string, n int) bool {
+	return s != "" && len(s) <= n && strings.Trim(s, "0123456789") == ""
+}
+
+// These are no regular expressions because every call of the plugin would
+// compile them: 0.2 ms, a tenth of an ADD.
+
+// isVersion accepts three numbers with dots between.
+func isVersion(s string) bool {
+	parts := strings.Split(s, ".")
+	return len(parts) == 3 && !slices.ContainsFunc(parts, func(part string) bool { return !digits(part, 9) })
+}
+
+// isNetworkName accepts what the CNI specification allows in a network name; it
+// cannot leave a folder.
+func isNetworkName(s string) bool {
+	if s == "" || len(s) > 255 || strings.ContainsRune("_.-", rune(s[0])) {
+		return false
+	}
+	return !strings.ContainsFunc(s, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_.-", r))
+	})
+}
+
+// cutRange splits "a:b" or "a-b"; a number alone is a range of one.
+func cutRange(s string) (first, last string, ok bool) {
+	first, last = s, s
+	if i := strings.IndexAny(s, ":-"); i >= 0 {
+		first, last = s[:i], s[i+1:]
+	}
+	return first, last, digits(first, 5) && digits(last, 5)
+}
 
 func cniVersion(v any) (version, want string, err error) {
 	s, ok := v.(string)
-	if !ok || s != "" && !versionPattern.MatchString(s) {
+	if !ok || s != "" && !isVersion(s) {
 		return "", `a version such as "1.0.0"`, nil
 	}
 	return s, "", nil
@@ -191,7 +218,7 @@ func cniVersion(v any) (version, want string, err error) {
 
 func networkName(v any) (name, want string, err error) {
 	s, ok := v.(string)
-	if !ok || len(s) > 255 || !networkPattern.MatchString(s) {
+	if !ok || !isNetworkName(s) {
 		return "", "a network name of letters, digits, '_', '.' and '-'", nil
 	}
 	return s, "", nil
@@ -234,13 +261,9 @@ func portRanges(v any) ([]PortRange, string, error) {
 		case json.Number:
 			text = item.String()
 		}
-		m := rangePattern.FindStringSubmatch(text)
-		if m == nil {
+		first, last, ok := cutRange(text)
+		if !ok {
 			return nil, want, fmt.Errorf("%v is neither a port nor a range", item)
-		}
-		first, last := m[1], m[2]
-		if last == "" {
-			last = first
 		}
 		a, errA := strconv.ParseUint(first, 10, 16)
 		b, errB := strconv.ParseUint(last, 10, 16)

@@ -85,6 +85,7 @@ func TestAccepted(t *testing.T) {
 		{"kubeNodePortRanges", `["30000-32767", 80, "443", "1:65535", "7:7"]`, ranges, []config.PortRange{{30000, 32767}, {80, 80}, {443, 443}, {1, 65535}, {7, 7}}},
 		{"kubeNodePortRanges", `[]`, ranges, []config.PortRange{}},
 		{"backend", `"auto"`, func(c config.Config) any { return c.Backend }, config.BackendAuto},
+		{"backend", `"nftables"`, func(c config.Config) any { return c.Backend }, config.BackendNFTables},
 		{"backend", `"iptables"`, func(c config.Config) any { return c.Backend }, config.BackendIPTables},
 		{"policy", `"none"`, func(c config.Config) any { return c.Policy }, config.PolicyNone},
 		{"policy", `"files"`, func(c config.Config) any { return c.Policy }, config.PolicyFiles},
@@ -136,7 +137,7 @@ var rejected = map[string]struct {
 		`[""]`, `[" "]`, `["1:2:3"]`, `["1,2"]`, `["1..2"]`, `["1/2"]`, `["1:"]`, `[":1"]`, `["-1"]`, `[-1]`, `[1.5]`, `[1e3]`, `["1 : 2"]`, `["0x10"]`, `["http"]`,
 		`[["1:2"]]`, `[null]`, `[true]`, `[{}]`, `["1:2\n"]`, `["30000:32767", "bad"]`,
 	}},
-	"backend":            {`"auto", "iptables"`, []string{`"nftables"`, `"nft"`, `""`, `"AUTO"`, `null`, `1`, `["auto"]`}},
+	"backend":            {`"auto", "nftables", "iptables"`, []string{`"nft"`, `"iptables-nft"`, `"iptables-legacy"`, `""`, `"AUTO"`, `"NFTables"`, `null`, `1`, `["auto"]`}},
 	"policy":             {`"none", "files"`, []string{`"kubernetes"`, `""`, `"None"`, `null`, `true`, `{}`}},
 	"stateDir":           {"an absolute path", []string{`"run/podmark"`, `""`, `"/"`, `"//"`, `"/./"`, `"/run/../etc"`, `"/run/.."`, `".."`, `"/run/\u0000"`, `null`, `7`, `"/` + strings.Repeat("x", 4000) + `"`}},
 	"lockTimeoutSeconds": {"a number of seconds above 0, at most 600", []string{`0`, `-1`, `-0.0001`, `600.001`, `1e300`, `1e400`, `"10"`, `"10s"`, `null`, `true`, `[10]`}},
@@ -264,7 +265,7 @@ func FuzzParse(f *testing.F) {
 		if c.LockTimeout < time.Millisecond || c.LockTimeout > 10*time.Minute {
 			t.Errorf("timeout %v", c.LockTimeout)
 		}
-		if c.Backend != config.BackendAuto && c.Backend != config.BackendIPTables || c.Policy != config.PolicyNone && c.Policy != config.PolicyFiles {
+		if c.Backend != config.BackendAuto && c.Backend != config.BackendNFTables && c.Backend != config.BackendIPTables || c.Policy != config.PolicyNone && c.Policy != config.PolicyFiles {
 			t.Errorf("backend %q, policy %q", c.Backend, c.Policy)
 		}
 		if _, ok := c.Labels[""]; ok {

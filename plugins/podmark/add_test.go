@@ -7,7 +7,7 @@ import (
 )
 
 func TestAddPolices(t *testing.T) {
-	eachVariant(t, func(t *testing.T, n *node) {
+	eachBackend(t, func(t *testing.T, n *node) {
 		n.withHost()
 		p := n.addPod().listen()
 		open := p.flows(policed)
@@ -29,15 +29,16 @@ func TestAddPolices(t *testing.T) {
 }
 
 func TestAddTwice(t *testing.T) {
-	n := newNode(t, "nft")
-	p := n.addPod()
-	p.add().ok(t)
-	kernel, files := n.kernel(), n.files()
-	p.add().ok(t)
-	if diff := cmp.Diff(kernel, n.kernel()); diff != "" {
-		t.Errorf("second ADD changed the kernel:\n%s", diff)
-	}
-	if diff := cmp.Diff(files, n.files()); diff != "" {
-		t.Errorf("second ADD changed the state:\n%s", diff)
-	}
+	eachKind(t, func(t *testing.T, n *node) {
+		p := n.addPod()
+		p.add().ok(t)
+		kernel, files := n.kernel(), n.files()
+		p.add().ok(t)
+		if diff := cmp.Diff(kernel, n.kernel()); diff != "" {
+			t.Errorf("second ADD changed the kernel:\n%s", diff)
+		}
+		if diff := cmp.Diff(files, n.files()); diff != "" {
+			t.Errorf("second ADD changed the state:\n%s", diff)
+		}
+	})
 }

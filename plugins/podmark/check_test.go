@@ -1,133 +1,315 @@
 package main_test
 
 import (
+	"fmt"
 	"os"
-	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
-	"github.com/vishvananda/netlink"
+	"github.com/google/go-cmp/cmp"
 )
 
-func TestCheck(t *testing.T) {
-	tests := []struct {
-		name  string
-		harm  func(t *testing.T, p *pod)
-		code  uint
-		words []string
-	}{
-		{name: "IPv4 element deleted", harm: func(_ *testing.T, p *pod) { p.n.exec("", "ipset", "del", p.n.set("ep4"), p.v4+","+p.veth) }, code: 5, words: []string{"podmark-ep4", "10.1.0."}},
-		{name: "IPv6 element deleted", harm: func(_ *testing.T, p *pod) { p.n.exec("", "ipset", "del", p.n.set("ep6"), p.v6+","+p.veth) }, code: 5, words: []string{"podmark-ep6", "fd00:10::"}},
-		{name: "profile member deleted", harm: func(_ *testing.T, p *pod) { p.n.exec("", "ipset", "del", p.n.set("e4"), p.v4) }, code: 5, words: []string{"podmark-e4"}},
-		{name: "egress profile flushed", harm: func(_ *testing.T, p *pod) { p.n.iptables("-F", p.n.chain("PODMARK-E-")) }, code: 5, words: []string{"PODMARK-E-"}},
-		{name: "ingress profile flushed", harm: func(_ *testing.T, p *pod) { p.n.iptables("-F", p.n.chain("PODMARK-I-")) }, code: 5, words: []string{"PODMARK-I-"}},
-		{name: "dispatch flushed", harm: func(_ *testing.T, p *pod) { p.n.iptables("-F", "PODMARK-INGRESS") }, code: 5, words: []string{"PODMARK-I-"}},
-		{name: "all rules flushed", harm: func(_ *testing.T, p *pod) { p.n.iptables("-F") }, code: 5, words: []string{"no rule uses"}},
-		{name: "device group changed", harm: func(_ *testing.T, p *pod) { p.n.exec("", "ip", "link", "set", p.veth, "group", "0") }, code: 5, words: []string{"group 0", "1886", "veth"}},
-		{name: "host side gone", harm: func(_ *testing.T, p *pod) { p.unlink() }, code: 5, words: []string{"eth0"}},
-		{name: "address added", harm: func(_ *testing.T, p *pod) { p.v4 = "10.1.9.9" }, code: 5, words: []string{"10.1.9.9", "was added as"}},
-		{name: "record removed", harm: func(t *testing.T, p *pod) {
-			if err := os.Remove(p.recordFile()); err != nil {
-				t.Fatal(err)
-			}
-		}, code: 3, words: []string{"not known"}},
-		{name: "deleted", harm: func(t *testing.T, p *pod) { p.del().ok(t) }, code: 3, words: []string{"not known"}},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			eachVariant(t, func(t *testing.T, n *node) {
-				n.apply(webPolicy)
-				p := n.addPod()
-				p.add().ok(t)
-				ran := n.shims()
-				p.check().ok(t)
-				p.check(conf{"cniVersion": "0.4.0", "prevResult": p.result("0.4.0")}).ok(t)
-				if commands := ran(); len(commands) > 0 {
-					t.Errorf("CHECK ran %v", commands)
-				}
-				tt.harm(t, p)
-				ran()
-				p.check().fails(t, tt.code, tt.words...)
-				if commands := ran(); len(commands) > 0 {
-					t.Errorf("CHECK ran %v", commands)
-				}
-			})
-		})
+// harm is what somebody else may do to a policed pod.
+type harm struct {
+	name string
+	in   []backend
+	do   func(t *testing.T, p *pod)
+	// What CHECK says of it.
+	code  uint
+	words []string
+	// mends is what puts it right: the pod's "ADD", "ADD of another" with the same
+	// policy, "gc". Nothing where there is no pod any more.
+	mends []string
+}
+
+var (
+	inNFTables = []backend{nftables}
+	inIPTables = []backend{iptablesNFT, iptablesLegacy}
+
+	byAnything = []string{"ADD", "ADD of another", "gc"}
+	// The elements of a pod are looked at when that pod is.
+	byItself = []string{"ADD", "gc"}
+	byGC     = []string{"gc"}
+	byADD    = []string{"ADD"}
+)
+
+// ipset, nft and flush make harms of one command of ipset's, of nft's, and of one
+// that empties a chain of iptables.
+func ipset(args func(p *pod) []string) func(*testing.T, *pod) {
+	return func(_ *testing.T, p *pod) { p.n.exec("", "ipset", args(p)...) }
+}
+
+func nft(command func(p *pod) string) func(*testing.T, *pod) {
+	return func(_ *testing.T, p *pod) { p.n.nft(command(p)) }
+}
+
+func nftCommand(command string) func(*testing.T, *pod) {
+	return nft(func(*pod) string { return command })
+}
+
+func flush(chain ...string) func(*testing.T, *pod) {
+	return func(_ *testing.T, p *pod) { p.n.iptables(append([]string{"-F"}, chain...)...) }
+}
+
+var harms = []harm{
+	{name: "IPv4 element deleted", in: inIPTables, do: ipset(func(p *pod) []string { return []string{"del", p.n.set("ep4"), p.v4 + "," + p.veth} }), code: 5, words: []string{"podmark-ep4", "10.1.0."}, mends: byItself},
+	{name: "IPv6 element deleted", in: inIPTables, do: ipset(func(p *pod) []string { return []string{"del", p.n.set("ep6"), p.v6 + "," + p.veth} }), code: 5, words: []string{"podmark-ep6", "fd00:10::"}, mends: byItself},
+	{name: "profile member deleted", in: inIPTables, do: ipset(func(p *pod) []string { return []string{"del", p.n.set("e4"), p.v4} }), code: 5, words: []string{"podmark-e4"}, mends: byItself},
+	{name: "egress profile flushed", in: inIPTables, do: func(_ *testing.T, p *pod) { p.n.iptables("-F", p.n.chain("PODMARK-E-")) }, code: 5, words: []string{"PODMARK-E-"}, mends: byAnything},
+	{name: "ingress profile flushed", in: inIPTables, do: func(_ *testing.T, p *pod) { p.n.iptables("-F", p.n.chain("PODMARK-I-")) }, code: 5, words: []string{"PODMARK-I-"}, mends: byAnything},
+	{name: "dispatch flushed", in: inIPTables, do: flush("PODMARK-INGRESS"), code: 5, words: []string{"PODMARK-I-"}, mends: byAnything},
+	{name: "marking flushed", in: inIPTables, do: flush("PODMARK-MARK"), code: 5, words: []string{"no rule uses"}, mends: byAnything},
+	{name: "input flushed", in: inIPTables, do: flush("PODMARK-INPUT"), code: 5, words: []string{"no rule uses"}, mends: byAnything},
+	{name: "rules flushed", in: inIPTables, do: flush(), code: 5, words: []string{"no rule uses"}, mends: byAnything},
+	// Those of the whole node too, of which an ADD knows nothing.
+	{name: "sets flushed", in: inIPTables, do: ipset(func(*pod) []string { return []string{"flush"} }), code: 5, words: []string{"podmark-"}, mends: byGC},
+
+	{name: "IPv4 element deleted", in: inNFTables, do: nft(func(p *pod) string {
+		return fmt.Sprintf("delete element inet podmark endpoints4 { %q . %s }", p.veth, p.v4)
+	}), code: 5, words: []string{"endpoints4", "10.1.0."}, mends: byItself},
+	{name: "IPv6 element deleted", in: inNFTables, do: nft(func(p *pod) string {
+		return fmt.Sprintf("delete element inet podmark endpoints6 { %q . %s }", p.veth, p.v6)
+	}), code: 5, words: []string{"endpoints6", "fd00:10::"}, mends: byItself},
+	{name: "ingress element deleted", in: inNFTables, do: nft(func(p *pod) string {
+		return fmt.Sprintf("delete element inet podmark ingress4 { %q . %s }", p.veth, p.v4)
+	}), code: 5, words: []string{"ingress4", "10.1.0."}, mends: byItself},
+	{name: "ID deleted", in: inNFTables, do: nft(func(p *pod) string { return "delete element inet podmark egress { " + p.mark() + " }" }), code: 5, words: []string{"egress"}, mends: byItself},
+	{name: "ID led to no profile", in: inNFTables, do: nft(func(p *pod) string {
+		value := regexp.MustCompile(`0x[0-9a-f]{8}`).ReplaceAllString(p.n.value("egress", p.mark()), "0x00000000")
+		return fmt.Sprintf("delete element inet podmark egress { %s }; add element inet podmark egress { %s : %s }", p.mark(), p.mark(), value)
+	}), code: 5, words: []string{"egress"}, mends: byItself},
+	{name: "egress profile flushed", in: inNFTables, do: nft(func(p *pod) string { return "flush chain inet podmark " + p.n.chain("e-") }), code: 5, words: []string{" e-"}, mends: byAnything},
+	{name: "ingress profile flushed", in: inNFTables, do: nft(func(p *pod) string { return "flush chain inet podmark " + p.n.chain("i-") }), code: 5, words: []string{" i-"}, mends: byAnything},
+	{name: "rule of a profile deleted", in: inNFTables, do: nft(func(p *pod) string {
+		path := "inet podmark " + p.n.chain("e-")
+		return "delete rule " + path + " handle " + p.n.handles(path)[0]
+	}), code: 5, words: []string{" e-"}, mends: byAnything},
+	{name: "dispatch flushed", in: inNFTables, do: nftCommand("flush chain inet podmark ingress"), code: 5, words: []string{"inet podmark"}, mends: byAnything},
+	{name: "profile led to by nobody", in: inNFTables, do: nft(func(p *pod) string { return "delete element inet podmark egress-profiles { " + p.n.number("e-") + " }" }), code: 5, words: []string{"egress"}, mends: byAnything},
+	{name: "forward flushed", in: inNFTables, do: nftCommand("flush chain inet podmark forward"), code: 5, words: []string{"inet podmark"}, mends: byAnything},
+	{name: "rule deleted", in: inNFTables, do: nft(func(p *pod) string {
+		const path = "inet podmark egress"
+		return "delete rule " + path + " handle " + p.n.handles(path)[0]
+	}), code: 5, words: []string{"inet podmark"}, mends: byAnything},
+	{name: "all rules flushed", in: inNFTables, do: nftCommand("flush table inet podmark; flush table bridge podmark"), code: 5, words: []string{"inet podmark"}, mends: byAnything},
+	{name: "all elements deleted", in: inNFTables, do: func(_ *testing.T, p *pod) { p.n.flushMaps() }, code: 5, words: []string{"inet podmark"}, mends: byGC},
+	{name: "a foreign rule", in: inNFTables, do: nftCommand("insert rule inet podmark live accept"), code: 5, words: []string{"inet podmark live"}, mends: byAnything},
+	{name: "a foreign chain", in: inNFTables, do: nftCommand("add chain inet podmark foreign; add rule inet podmark foreign accept; insert rule inet podmark live jump foreign"), code: 5, words: []string{"inet podmark live"}, mends: byAnything},
+	{name: "a map that is another", in: inNFTables, do: nftCommand("flush table inet podmark; delete map inet podmark endpoints4; add set inet podmark endpoints4 { type mark; }"), code: 5, words: []string{"inet podmark"}, mends: byAnything},
+	{name: "table inet deleted", in: inNFTables, do: nftCommand("delete table inet podmark"), code: 5, words: []string{"inet podmark"}, mends: byAnything},
+	{name: "table bridge deleted", in: inNFTables, do: nftCommand("delete table bridge podmark"), code: 5, words: []string{"bridge podmark"}, mends: byAnything},
+
+	{name: "all gone", in: backends, do: func(_ *testing.T, p *pod) { p.n.wipe() }, code: 5, words: []string{"incomplete"}, mends: byAnything},
+	{name: "device group changed", in: backends, do: func(_ *testing.T, p *pod) { p.n.exec("", "ip", "link", "set", p.veth, "group", "0") }, code: 5, words: []string{"group 0", "1886", "veth"}, mends: byADD},
+	{name: "host side gone", in: backends, do: func(_ *testing.T, p *pod) { p.unlink() }, code: 5, words: []string{"eth0"}},
+	{name: "address added", in: backends, do: func(_ *testing.T, p *pod) { p.v4 = "10.1.9.9" }, code: 5, words: []string{"10.1.9.9", "was added as"}},
+	{name: "record removed", in: backends, do: func(t *testing.T, p *pod) {
+		if err := os.Remove(p.recordFile()); err != nil {
+			t.Fatal(err)
+		}
+	}, code: 3, words: []string{"not known"}},
+	{name: "deleted", in: backends, do: func(t *testing.T, p *pod) { p.del().ok(t) }, code: 3, words: []string{"not known"}},
+}
+
+// flushMaps deletes every element of podmark's in nft.
+func (n *node) flushMaps() {
+	n.t.Helper()
+	for _, object := range n.tables() {
+		if m := setHeader.FindStringSubmatch(object); m != nil && strings.HasPrefix(object, "table inet") {
+			n.nft("flush " + m[1] + " inet podmark " + m[2])
+		}
 	}
 }
 
-// What CHECK complains of, another ADD or a gc mends.
-func TestRepair(t *testing.T) {
-	harms := map[string]func(p *pod){
-		"profile flushed":  func(p *pod) { p.n.iptables("-F", p.n.chain("PODMARK-E-")) },
-		"dispatch flushed": func(p *pod) { p.n.iptables("-F", "PODMARK-EGRESS") },
-		"marking flushed":  func(p *pod) { p.n.iptables("-F", "PODMARK-MARK") },
-		"input flushed":    func(p *pod) { p.n.iptables("-F", "PODMARK-INPUT") },
-		"rules flushed":    func(p *pod) { p.n.iptables("-F") },
-		"sets flushed":     func(p *pod) { p.n.exec("", "ipset", "flush") },
-		"all gone":         func(p *pod) { p.n.wipe() },
-		"group changed": func(p *pod) {
-			link, err := netlink.LinkByName(p.veth)
-			if err == nil {
-				err = netlink.LinkSetGroup(link, 0)
-			}
-			if err != nil {
-				p.n.t.Error(err)
-			}
-		},
+// value is what a map of nft holds for a key.
+func (n *node) value(name, key string) string {
+	n.t.Helper()
+	for _, e := range n.elements() {
+		if v, found := strings.CutPrefix(e, name+": "+key+" : "); found {
+			return v
+		}
 	}
-	for name, harm := range harms {
-		t.Run(name, func(t *testing.T) {
-			eachVariant(t, func(t *testing.T, n *node) {
-				n.withHost().apply(webPolicy)
-				p := n.addPod().listen()
-				for _, mend := range []string{"ADD", "ADD of another", "gc"} {
-					p.add().ok(t)
-					harm(p)
-					switch {
-					case mend == "ADD" && name != "sets flushed":
+	n.t.Fatalf("map %s has no %s: %q", name, key, n.elements())
+	return ""
+}
+
+// number is what the maps of nft call the one profile whose chain begins so.
+func (n *node) number(prefix string) string {
+	n.t.Helper()
+	for _, e := range n.elements() {
+		if key, found := strings.CutSuffix(e, " : goto "+n.chain(prefix)); found {
+			_, number, _ := strings.Cut(key, ": ")
+			return number
+		}
+	}
+	n.t.Fatalf("no element leads to chain %s*: %q", prefix, n.elements())
+	return ""
+}
+
+// mark is the pod's ID as the fwmark has it.
+func (p *pod) mark() string { return fmt.Sprintf("0x%08x", uint32(p.record(p.n.t).ID)<<16) }
+
+// CHECK complains of what was done to a pod, changing nothing and running no
+// command, and an ADD or a gc mends it.
+func TestHarm(t *testing.T) {
+	eachBackend(t, func(t *testing.T, n *node) {
+		n.withHost().apply(webPolicy)
+		p := n.addPod().listen()
+		p.add().ok(t)
+		p.check().ok(t)
+		p.check(conf{"cniVersion": "0.4.0", "prevResult": p.result("0.4.0")}).ok(t)
+		other := n.addPod()
+		n.ctl("gc")
+		kernel := n.kernel()
+		path := n.path
+		ran := n.shims()
+		shimmed := n.path
+		n.path = path
+		harmed := func(t *testing.T, h harm, p *pod) {
+			t.Helper()
+			h.do(t, p)
+			harmed := n.kernel()
+			n.path = shimmed
+			p.check().fails(t, h.code, h.words...)
+			n.path = path
+			if commands := ran(); len(commands) > 0 {
+				t.Errorf("CHECK ran %v", commands)
+			}
+			if diff := cmp.Diff(harmed, n.kernel()); diff != "" {
+				t.Errorf("CHECK changed something:\n%s", diff)
+			}
+		}
+		for _, h := range harms {
+			switch {
+			case !slices.Contains(h.in, n.backend):
+				continue
+			case h.mends == nil:
+				n.run(t, h.name, func(t *testing.T) {
+					victim := n.addPod()
+					victim.add().ok(t)
+					harmed(t, h, victim)
+					victim.del().ok(t)
+				})
+				n.ctl("gc") // the host address of a veth that is gone
+				kernel = n.kernel()
+				continue
+			}
+			for _, mend := range h.mends {
+				n.run(t, h.name+", then "+mend, func(t *testing.T) {
+					defer func() {
+						if t.Failed() {
+							n.ctl("gc") // for the next
+						}
+					}()
+					harmed(t, h, p)
+					switch mend {
+					case "ADD":
 						p.add().ok(t)
-					case mend == "gc" && name != "group changed":
-						n.ctl("gc")
-					case mend != "gc" && name != "group changed" && name != "sets flushed":
-						other := n.addPod()
+					case "ADD of another":
 						other.add().ok(t)
 						other.del().ok(t)
-					default:
-						continue // the port is each pod's own, and prefixes are a whole-node matter
+					case "gc":
+						n.ctl("gc")
 					}
 					p.check().ok(t)
-					p.is(t, policed)
+					if diff := cmp.Diff(kernel, n.kernel()); diff != "" {
+						t.Errorf("left in the kernel:\n%s", diff)
+					}
+				})
+			}
+			p.is(t, policed)
+		}
+	})
+}
+
+// Every chain that is there whatever the policy says is looked at: one without a
+// rule, or with one too few, is noticed and put right by the ADD of any pod.
+func TestEveryRuleCounts(t *testing.T) {
+	n := newNode(t, nftables)
+	n.apply(webPolicy)
+	p, plain := n.addPod(), n.addPod()
+	plain.labels = nil
+	p.add().ok(t)
+	plain.add().ok(t)
+	n.ctl("gc")
+	kernel := n.kernel()
+	for _, path := range n.staticChains() {
+		count := len(n.handles(path))
+		for i := range count + 1 {
+			command := "flush chain " + path
+			if i < count {
+				command = "delete rule " + path + " handle " + n.handles(path)[i] // each is written anew, with a new handle
+			}
+			n.nft(command)
+			p.check().fails(t, 5, "incomplete")
+			plain.add().ok(t)
+			p.check().ok(t)
+			if diff := cmp.Diff(kernel, n.kernel()); diff != "" {
+				t.Fatalf("%s, rule %d of %d:\n%s", command, i+1, count, diff)
+			}
+		}
+	}
+}
+
+// staticChains names the chains of nft that are there whatever the policy says.
+func (n *node) staticChains() []string {
+	n.t.Helper()
+	var paths []string
+	for _, object := range n.tables() {
+		m := regexp.MustCompile(`^table (\S+ podmark) \{\n\tchain (\S+) \{`).FindStringSubmatch(object)
+		if m != nil && !strings.HasPrefix(m[2], "e-") && !strings.HasPrefix(m[2], "i-") {
+			paths = append(paths, m[1]+" "+m[2])
+		}
+	}
+	if len(paths) < 10 {
+		n.t.Fatalf("chains %q", paths)
+	}
+	return paths
+}
+
+// CHECK takes what others do to the node meanwhile for no harm to the pod.
+func TestCheckWhileOthersChange(t *testing.T) {
+	// Many rules: the more there are, the longer it takes to write them.
+	policy := &strings.Builder{}
+	policy.WriteString(webPolicy + "  - ports: [{port: 1}]\n---\n" + `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "many", "namespace": "default"}, "spec": {"podSelector": {}, "egress": [`)
+	for port := range 500 {
+		fmt.Fprintf(policy, `{"ports": [{"protocol": "TCP", "port": %d}]}, `, port+1)
+	}
+	manifests := strings.TrimSuffix(policy.String(), ", ") + `]}}`
+	eachKind(t, func(t *testing.T, n *node) {
+		n.apply(manifests)
+		p, other := n.addPod(), n.addPod()
+		p.add().ok(t)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			if err := n.enter(); err != nil {
+				t.Errorf("entering the node's namespace: %v", err)
+				return
+			}
+			for range 10 {
+				if _, err := n.try(manifests, filepath.Join(programs, "podmarkctl"), "--state-dir", n.dir, "apply", "-f", "-"); err != nil {
+					t.Error(err)
 				}
-			})
-		})
-	}
-}
-
-// set names the set of the node's that is in use: "ep4" is podmark-ep4a or podmark-ep4b.
-func (n *node) set(purpose string) string {
-	n.t.Helper()
-	for name := range strings.FieldsSeq(n.exec("", "ipset", "list", "-n")) {
-		if strings.HasPrefix(name, "podmark-"+purpose) {
-			return name
+				for _, r := range []reply{other.add(), other.del()} {
+					if r.code() != 0 {
+						t.Errorf("%d: %s", r.code(), r.text())
+					}
+				}
+			}
+		}()
+		for {
+			if r := p.check(); r.code() != 0 {
+				t.Errorf("CHECK: %d: %s", r.code(), r.text())
+			}
+			select {
+			case <-done:
+				return
+			default:
+			}
 		}
-	}
-	n.t.Fatalf("no set podmark-%s", purpose)
-	return ""
-}
-
-// chain names the one chain that begins with prefix.
-func (n *node) chain(prefix string) string {
-	n.t.Helper()
-	out, err := exec.Command("iptables-"+n.variant, "-w", "30", "-t", "mangle", "-S").Output()
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	for line := range strings.Lines(string(out)) {
-		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "-N "+prefix); ok {
-			return prefix + name
-		}
-	}
-	n.t.Fatalf("no chain %s*", prefix)
-	return ""
+	})
 }

@@ -3,6 +3,7 @@ package main_test
 import (
 	"errors"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -31,42 +32,46 @@ var delCalls = []struct {
 
 // DEL needs nothing but the key, runs no command, and may be repeated.
 func TestDel(t *testing.T) {
-	n := newNode(t, "nft")
-	other := n.addPod() // keeps the node's files and sets in use
-	other.add().ok(t)
-	ran := n.shims()
-	for i, tt := range delCalls {
-		n.run(t, tt.name, func(t *testing.T) {
-			version := versions[i%len(versions)]
-			p := n.addPod()
-			keys := conf{}
-			if tt.conf != nil {
-				keys = tt.conf(p)
-			}
-			kernel, files := n.kernel(), n.files()
-			p.add(conf{"cniVersion": version, "prevResult": p.result(version)}).ok(t)
-			ran()
-			for range 3 {
-				r := n.call("DEL", n.conf(conf{"cniVersion": version}, keys), append(p.env(), tt.env...)...).ok(t)
-				if r.stdout != "" || r.stderr != "" {
-					t.Errorf("DEL printed %q, %q", r.stdout, r.stderr)
+	eachKind(t, func(t *testing.T, n *node) {
+		other := n.addPod() // keeps the node's files and sets in use
+		other.add().ok(t)
+		ran := n.shims()
+		for i, tt := range delCalls {
+			n.run(t, tt.name, func(t *testing.T) {
+				version := versions[i%len(versions)]
+				p := n.addPod()
+				keys := conf{}
+				if tt.conf != nil {
+					keys = tt.conf(p)
 				}
-				if commands := ran(); len(commands) > 0 {
-					t.Errorf("DEL ran %v", commands)
+				kernel, files := n.kernel(), n.files()
+				p.add(conf{"cniVersion": version, "prevResult": p.result(version)}).ok(t)
+				ran()
+				for range 3 {
+					r := n.call("DEL", n.conf(conf{"cniVersion": version}, keys), append(p.env(), tt.env...)...).ok(t)
+					if r.stdout != "" || r.stderr != "" {
+						t.Errorf("DEL printed %q, %q", r.stdout, r.stderr)
+					}
+					if commands := ran(); len(commands) > 0 {
+						t.Errorf("DEL ran %v", commands)
+					}
+					if diff := cmp.Diff(files, n.files()); diff != "" {
+						t.Errorf("left behind:\n%s", diff)
+					}
 				}
-				if diff := cmp.Diff(kernel, n.kernel()) + cmp.Diff(files, n.files()); diff != "" {
-					t.Errorf("left behind:\n%s", diff)
+				if diff := cmp.Diff(kernel, n.kernel()); diff != "" {
+					t.Errorf("left in the kernel:\n%s", diff)
 				}
-			}
-		})
-	}
+			})
+		}
+	})
 }
 
 // A runtime deletes pods that were never added: that does nothing at all.
 func TestDelUnknown(t *testing.T) {
 	for _, version := range versions {
 		t.Run("virgin node "+version, func(t *testing.T) {
-			n := newNode(t, "")
+			n := newNode(t, undecided)
 			n.path = ""
 			p := n.addPod()
 			p.del(conf{"cniVersion": version}).ok(t)
@@ -76,89 +81,107 @@ func TestDelUnknown(t *testing.T) {
 		})
 	}
 	t.Run("used node", func(t *testing.T) {
-		n := newNode(t, "nft")
-		p, other := n.addPod(), n.addPod()
-		p.add().ok(t)
-		n.path = ""
-		defer n.holdLock()() // a DEL that has nothing to do does not wait
-		kernel, files := n.kernel(), n.files()
-		other.del().ok(t)
-		p.del(conf{"name": "another-net"}).ok(t)
-		n.call("DEL", n.conf(), append(p.env(), "CNI_IFNAME=eth1")...).ok(t)
-		if diff := cmp.Diff(kernel, n.kernel()) + cmp.Diff(files, n.files()); diff != "" {
-			t.Errorf("DEL of an unknown attachment changed something:\n%s", diff)
-		}
+		eachKind(t, testDelUnknown)
 	})
+}
+
+func testDelUnknown(t *testing.T, n *node) {
+	p, other := n.addPod(), n.addPod()
+	p.add().ok(t)
+	n.path = ""
+	defer n.holdLock()() // a DEL that has nothing to do does not wait
+	kernel, files := n.kernel(), n.files()
+	other.del().ok(t)
+	p.del(conf{"name": "another-net"}).ok(t)
+	n.call("DEL", n.conf(), append(p.env(), "CNI_IFNAME=eth1")...).ok(t)
+	if diff := cmp.Diff(kernel, n.kernel()) + cmp.Diff(files, n.files()); diff != "" {
+		t.Errorf("DEL of an unknown attachment changed something:\n%s", diff)
+	}
 }
 
 // What someone else removed from the kernel does not keep a pod from going.
 func TestDelAfterWipe(t *testing.T) {
-	wipes := map[string]func(n *node){
-		"rules and sets": (*node).wipe,
-		"rules":          func(n *node) { n.iptables("-F") },
-		"hooks":          func(n *node) { n.iptables("-F", "FORWARD") },
-		"dispatch":       func(n *node) { n.iptables("-F", "PODMARK-EGRESS") },
-		"elements":       func(n *node) { n.exec("", "ipset", "flush") },
-		"interface":      func(n *node) { n.exec("", "ip", "link", "del", n.peer.veth) },
+	wipes := []struct {
+		name string
+		in   []backend
+		wipe func(n *node, p *pod)
+	}{
+		{"everything", backends, func(n *node, _ *pod) { n.wipe() }},
+		{"interface", backends, func(_ *node, p *pod) { p.unlink() }},
+		{"rules", inIPTables, func(n *node, _ *pod) { n.iptables("-F") }},
+		{"hooks", inIPTables, func(n *node, _ *pod) { n.iptables("-F", "FORWARD") }},
+		{"dispatch", inIPTables, func(n *node, _ *pod) { n.iptables("-F", "PODMARK-EGRESS") }},
+		{"elements", inIPTables, func(n *node, _ *pod) { n.exec("", "ipset", "flush") }},
+		{"rules", inNFTables, func(n *node, _ *pod) { n.nft("flush table inet podmark") }},
+		{"dispatch", inNFTables, func(n *node, _ *pod) { n.nft("flush chain inet podmark egress") }},
+		{"elements", inNFTables, func(n *node, _ *pod) { n.flushMaps() }},
+		{"profile", inNFTables, func(n *node, _ *pod) { n.nft("flush chain inet podmark " + n.chain("e-")) }},
+		{"one table", inNFTables, func(n *node, _ *pod) { n.nft("delete table inet podmark") }},
+		{"the other table", inNFTables, func(n *node, _ *pod) { n.nft("delete table bridge podmark") }},
 	}
-	for name, wipe := range wipes {
-		t.Run(name, func(t *testing.T) {
-			eachVariant(t, func(t *testing.T, n *node) {
-				n.apply(webPolicy)
-				n.ensurePeer(t)
-				n.peer.del().ok(t)
+	eachBackend(t, func(t *testing.T, n *node) {
+		n.apply(webPolicy)
+		n.settle()
+		for _, w := range wipes {
+			if !slices.Contains(w.in, n.backend) {
+				continue
+			}
+			n.run(t, w.name, func(t *testing.T) {
+				p := n.addPod()
+				n.ctl("gc")
 				kernel, files := n.kernel(), n.files()
-				n.peer.add().ok(t)
-				wipe(n)
-				n.peer.del().ok(t)
+				p.add().ok(t)
+				w.wipe(n, p)
+				p.del().ok(t)
 				if left := n.attachments(); left != nil {
 					t.Errorf("left behind: %v", left)
 				}
-				switch name {
-				case "hooks":
-					return // nothing that podmark looks at names a hook
-				case "interface":
+				if w.name == "interface" {
 					kernel = strings.ReplaceAll(kernel, "add podmark-host4* 10.1.0.1\n", "")
 					kernel = strings.ReplaceAll(kernel, "add podmark-host6* fd00:10::1\n", "")
+				} else {
+					defer p.unlink()
 				}
 				n.ctl("gc")
 				if diff := cmp.Diff(kernel, n.kernel()) + cmp.Diff(files, n.files()); diff != "" {
 					t.Errorf("left behind:\n%s", diff)
 				}
 			})
-		})
-	}
+		}
+	})
 }
 
 func TestDelOfDamagedRecord(t *testing.T) {
-	n := newNode(t, "nft")
-	p, other := n.addPod(), n.addPod()
-	other.add().ok(t)
-	kernel, files := n.kernel(), n.files()
-	p.add().ok(t)
-	p.damage(t, []byte(`{"network":`))
-	p.check().fails(t, 103, "podmarkctl gc")
-	p.del().ok(t)
-	if diff := cmp.Diff(kernel, n.kernel()) + cmp.Diff(files, n.files()); diff != "" {
-		t.Errorf("left behind:\n%s", diff)
-	}
-	other.check().ok(t)
-	p.del().ok(t)
+	eachKind(t, func(t *testing.T, n *node) {
+		p, other := n.addPod(), n.addPod()
+		other.add().ok(t)
+		kernel, files := n.kernel(), n.files()
+		p.add().ok(t)
+		p.damage(t, []byte(`{"network":`))
+		p.check().fails(t, 103, "podmarkctl gc")
+		p.del().ok(t)
+		if diff := cmp.Diff(kernel, n.kernel()) + cmp.Diff(files, n.files()); diff != "" {
+			t.Errorf("left behind:\n%s", diff)
+		}
+		other.check().ok(t)
+		p.del().ok(t)
+	})
 }
 
 // Without node.json nobody knows what the pod had in the kernel. Its DEL says so
 // and succeeds: an error would keep the runtime from giving its address back.
 func TestDelWithDamagedNode(t *testing.T) {
-	n := newNode(t, "nft")
-	pod := n.addPod()
-	pod.add().ok(t)
-	n.write(t, "node.json", "{")
-	r := pod.del()
-	r.ok(t)
-	if !strings.Contains(r.stderr, "node.json") {
-		t.Errorf("stderr %q does not name node.json", r.stderr)
-	}
-	if left := n.attachments(); left != nil {
-		t.Errorf("left behind: %v", left)
-	}
+	eachKind(t, func(t *testing.T, n *node) {
+		pod := n.addPod()
+		pod.add().ok(t)
+		n.write(t, "node.json", "{")
+		r := pod.del()
+		r.ok(t)
+		if !strings.Contains(r.stderr, "node.json") {
+			t.Errorf("stderr %q does not name node.json", r.stderr)
+		}
+		if left := n.attachments(); left != nil {
+			t.Errorf("left behind: %v", left)
+		}
+	})
 }

@@ -53,35 +53,36 @@ func TestGC(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			n := newNode(t, "nft")
-			for _, network := range []string{"net", "other"} {
-				for _, id := range []string{"here", "gone"} {
-					p := n.addPod()
-					p.id = id
-					p.add(conf{"name": network}).ok(t)
-					if id == "gone" {
-						p.unlink()
+			eachKind(t, func(t *testing.T, n *node) {
+				for _, network := range []string{"net", "other"} {
+					for _, id := range []string{"here", "gone"} {
+						p := n.addPod()
+						p.id = id
+						p.add(conf{"name": network}).ok(t)
+						if id == "gone" {
+							p.unlink()
+						}
 					}
 				}
-			}
-			r := n.gc(tt.keys).ok(t)
-			if r.stdout != "" {
-				t.Errorf("stdout is %q", r.stdout)
-			}
-			if told := strings.Contains(r.stderr, "podmarkctl gc"); told != (tt.name == "key absent") {
-				t.Errorf("stderr is %q", r.stderr)
-			}
-			if diff := cmp.Diff(tt.want, n.known()); diff != "" {
-				t.Errorf("attachments after GC:\n%s", diff)
-			}
-			elements := strings.Count(n.exec("", "ipset", "list", n.set("ep4")), "skbmark")
-			if elements != len(tt.want) {
-				t.Errorf("%d endpoint elements, want %d", elements, len(tt.want))
-			}
+				r := n.gc(tt.keys).ok(t)
+				if r.stdout != "" {
+					t.Errorf("stdout is %q", r.stdout)
+				}
+				if told := strings.Contains(r.stderr, "podmarkctl gc"); told != (tt.name == "key absent") {
+					t.Errorf("stderr is %q", r.stderr)
+				}
+				if diff := cmp.Diff(tt.want, n.known()); diff != "" {
+					t.Errorf("attachments after GC:\n%s", diff)
+				}
+				// One of IPv4 and one of IPv6 each.
+				if elements := n.endpoints(); len(elements) != 2*len(tt.want) {
+					t.Errorf("endpoint elements %q, want two of each of %d", elements, len(tt.want))
+				}
+			})
 		})
 	}
 	t.Run("wrong list", func(t *testing.T) {
-		n := newNode(t, "nft")
+		n := newNode(t, nftables)
 		p := n.addPod()
 		p.add().ok(t)
 		n.gc(conf{key: "all"}).fails(t, 7, key, "all", "containerID")
@@ -91,7 +92,7 @@ func TestGC(t *testing.T) {
 		}
 	})
 	t.Run("virgin node", func(t *testing.T) {
-		n := newNode(t, "nft")
+		n := newNode(t, nftables)
 		n.path = ""
 		n.gc(conf{key: list()}).ok(t)
 		if files := n.files(); len(files) > 0 {

@@ -19,131 +19,135 @@ var hostile = []string{
 
 // A damaged or forged record never reaches the kernel or a path.
 func TestForgedRecord(t *testing.T) {
-	n := newNode(t, "nft")
-	n.apply(webPolicy)
-	victim := n.addPod()
-	victim.add().ok(t)
-	outside := filepath.Join(filepath.Dir(n.dir), "precious")
-	if err := os.WriteFile(outside, []byte("precious"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	p := n.addPod()
-	p.add().ok(t)
-	var good map[string]any
-	b, err := os.ReadFile(p.recordFile())
-	if err == nil {
-		err = json.Unmarshal(b, &good)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.del().ok(t)
-	kernel, files := n.kernel(), n.files()
-	forge := map[string][]any{
-		"interface": {}, "port": {}, "network": {"../net"}, "containerID": {}, "ifName": {},
-		"addresses": {[]string{}, []string{"10.1.0.2/0"}, []string{"fe80::1%../../precious"}, []string{"::ffff:10.1.0.2"}, []string{"0.0.0.0"}, []string{"../../precious"}, []string{"10.1.0.2\nflush"}, "10.1.0.2", nil},
-		"id":        {-1, 0, 1, 1.5, "2", 4294967296, "../../precious"},
-	}
-	for _, name := range hostile {
-		for _, key := range []string{"interface", "port", "containerID", "ifName"} {
-			forge[key] = append(forge[key], name)
+	eachKind(t, func(t *testing.T, n *node) {
+		n.apply(webPolicy)
+		victim := n.addPod()
+		victim.add().ok(t)
+		outside := filepath.Join(filepath.Dir(n.dir), "precious")
+		if err := os.WriteFile(outside, []byte("precious"), 0o600); err != nil {
+			t.Fatal(err)
 		}
-	}
-	for key, values := range forge {
-		for i, value := range values {
-			forged := maps.Clone(good)
-			forged[key] = value
-			p.damage(t, forged)
-			p.check().fails(t, 103, "podmarkctl gc")
-			if i > 0 {
-				continue
-			}
-			p.del().ok(t)
-			p.damage(t, forged)
-			p.add().ok(t)
-			p.check().ok(t)
-			p.del().ok(t)
-			if diff := cmp.Diff(kernel, n.kernel()) + cmp.Diff(files, n.files()); diff != "" {
-				t.Fatalf("record with %s %q changed something:\n%s", key, value, diff)
+		p := n.addPod()
+		p.add().ok(t)
+		var good map[string]any
+		b, err := os.ReadFile(p.recordFile())
+		if err == nil {
+			err = json.Unmarshal(b, &good)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.del().ok(t)
+		kernel, files := n.kernel(), n.files()
+		forge := map[string][]any{
+			"interface": {}, "port": {}, "network": {"../net"}, "containerID": {}, "ifName": {},
+			"addresses": {[]string{}, []string{"10.1.0.2/0"}, []string{"fe80::1%../../precious"}, []string{"::ffff:10.1.0.2"}, []string{"0.0.0.0"}, []string{"../../precious"}, []string{"10.1.0.2\nflush"}, "10.1.0.2", nil},
+			"id":        {-1, 0, 1, 1.5, "2", 4294967296, "../../precious"},
+		}
+		for _, name := range hostile {
+			for _, key := range []string{"interface", "port", "containerID", "ifName"} {
+				forge[key] = append(forge[key], name)
 			}
 		}
-	}
-	if b, err := os.ReadFile(outside); err != nil || string(b) != "precious" {
-		t.Errorf("a file outside the state folder: %q, %v", b, err)
-	}
-	victim.check().ok(t)
+		for key, values := range forge {
+			for i, value := range values {
+				forged := maps.Clone(good)
+				forged[key] = value
+				p.damage(t, forged)
+				p.check().fails(t, 103, "podmarkctl gc")
+				if i > 0 {
+					continue
+				}
+				p.del().ok(t)
+				p.damage(t, forged)
+				p.add().ok(t)
+				p.check().ok(t)
+				p.del().ok(t)
+				if diff := cmp.Diff(kernel, n.kernel()) + cmp.Diff(files, n.files()); diff != "" {
+					t.Fatalf("record with %s %q changed something:\n%s", key, value, diff)
+				}
+			}
+		}
+		if b, err := os.ReadFile(outside); err != nil || string(b) != "precious" {
+			t.Errorf("a file outside the state folder: %q, %v", b, err)
+		}
+		victim.check().ok(t)
+	})
 }
 
 // Files that name another file's attachment, or none.
 func TestForgedOwner(t *testing.T) {
-	n := newNode(t, "nft")
-	n.addPod().add().ok(t)
-	p := n.addPod()
-	for _, content := range append([]string{"0123456789abcdef0123456789abcdef", strings.Repeat("../", 10) + "etc/passwd", "1", "-1", "99999999999999999999"}, hostile...) {
-		n.write(t, "addresses/"+p.v4, content)
-		n.write(t, "next", content)
-		p.add().ok(t)
-		p.check().ok(t)
-		if id := p.record(t).ID; id != 3 {
-			t.Errorf("ID %d with cursor %q", id, content)
+	eachKind(t, func(t *testing.T, n *node) {
+		n.addPod().add().ok(t)
+		p := n.addPod()
+		for _, content := range append([]string{"0123456789abcdef0123456789abcdef", strings.Repeat("../", 10) + "etc/passwd", "1", "-1", "99999999999999999999"}, hostile...) {
+			n.write(t, "addresses/"+p.v4, content)
+			n.write(t, "next", content)
+			p.add().ok(t)
+			p.check().ok(t)
+			if id := p.record(t).ID; id != 3 {
+				t.Errorf("ID %d with cursor %q", id, content)
+			}
+			p.del().ok(t)
+			if left := len(n.attachments()); left != 4 { // the first pod's: record, ID, two addresses
+				t.Errorf("left behind with owner %q: %v", content, n.attachments())
+			}
 		}
-		p.del().ok(t)
-		if left := len(n.attachments()); left != 4 { // the first pod's: record, ID, two addresses
-			t.Errorf("left behind with owner %q: %v", content, n.attachments())
-		}
-	}
+	})
 }
 
 // A prevResult is another plugin's word: what it says must not become a rule.
 func TestHostilePrevResult(t *testing.T) {
-	n := newNode(t, "nft")
-	n.apply(webPolicy)
-	first := n.addPod()
-	first.add().ok(t)
-	p := n.addPod()
-	kernel, files := n.kernel(), n.files()
-	for _, name := range hostile {
-		r := p.prevResult()
-		r["interfaces"].([]conf)[0]["name"] = name
-		r["interfaces"].([]conf)[0]["mac"] = name
-		r["interfaces"].([]conf)[0]["sandbox"] = name
-		r["interfaces"] = append(r["interfaces"].([]conf), conf{"name": name, "sandbox": name})
-		r["dns"] = conf{"nameservers": []string{name}}
-		keys := conf{"prevResult": r, "args": conf{"cni": conf{"labels": map[string]string{"app": "web", name + "x": name}}}}
-		p.add(keys).ok(t)
-		got := p.record(t)
-		if got.Interface != p.veth || got.Port != p.veth {
-			t.Errorf("interface %q, port %q after name %q", got.Interface, got.Port, name)
+	eachKind(t, func(t *testing.T, n *node) {
+		n.apply(webPolicy)
+		first := n.addPod()
+		first.add().ok(t)
+		p := n.addPod()
+		kernel, files := n.kernel(), n.files()
+		for _, name := range hostile {
+			r := p.prevResult()
+			r["interfaces"].([]conf)[0]["name"] = name
+			r["interfaces"].([]conf)[0]["mac"] = name
+			r["interfaces"].([]conf)[0]["sandbox"] = name
+			r["interfaces"] = append(r["interfaces"].([]conf), conf{"name": name, "sandbox": name})
+			r["dns"] = conf{"nameservers": []string{name}}
+			keys := conf{"prevResult": r, "args": conf{"cni": conf{"labels": map[string]string{"app": "web", name + "x": name}}}}
+			p.add(keys).ok(t)
+			got := p.record(t)
+			if got.Interface != p.veth || got.Port != p.veth {
+				t.Errorf("interface %q, port %q after name %q", got.Interface, got.Port, name)
+			}
+			env := append(p.env(), "CNI_ARGS=K8S_POD_NAMESPACE="+strings.ReplaceAll(name, "\x00", "")+";K8S_POD_NAME="+strings.ReplaceAll(name, "\x00", "")+";=;;x")
+			n.call("ADD", p.conf(keys), env...).ok(t)
+			p.del().ok(t)
 		}
-		env := append(p.env(), "CNI_ARGS=K8S_POD_NAMESPACE="+strings.ReplaceAll(name, "\x00", "")+";K8S_POD_NAME="+strings.ReplaceAll(name, "\x00", "")+";=;;x")
-		n.call("ADD", p.conf(keys), env...).ok(t)
-		p.del().ok(t)
-	}
-	if diff := cmp.Diff(kernel, n.kernel()) + cmp.Diff(files, n.files()); diff != "" {
-		t.Fatalf("left behind:\n%s", diff)
-	}
-	first.check().ok(t)
+		if diff := cmp.Diff(kernel, n.kernel()) + cmp.Diff(files, n.files()); diff != "" {
+			t.Fatalf("left behind:\n%s", diff)
+		}
+		first.check().ok(t)
+	})
 }
 
 // The interface's name in the node is the kernel's, and the kernel allows more
 // than a restore input does.
 func TestOddInterfaceName(t *testing.T) {
-	n := newNode(t, "nft")
-	for _, name := range []string{`a"b`, `a'b\`, "a;b$c", "-j", "!x", "a,b", "#x", "a+", "[0-0]"} {
-		p := n.addPod()
-		n.exec("", "ip", "link", "set", p.veth, "down")
-		n.exec("", "ip", "link", "set", "dev", p.veth, "name", name)
-		p.veth = name
-		if err := up(name); err != nil {
-			t.Fatal(err)
+	eachKind(t, func(t *testing.T, n *node) {
+		for _, name := range []string{`a"b`, `a'b\`, "a;b$c", "-j", "!x", "a,b", "#x", "a+", "[0-0]"} {
+			p := n.addPod()
+			n.exec("", "ip", "link", "set", p.veth, "down")
+			n.exec("", "ip", "link", "set", "dev", p.veth, "name", name)
+			p.veth = name
+			if err := up(name); err != nil {
+				t.Fatal(err)
+			}
+			p.add().ok(t)
+			p.check().ok(t)
+			n.ctl("gc")
+			p.check().ok(t)
+			p.del().ok(t)
 		}
-		p.add().ok(t)
-		p.check().ok(t)
-		n.ctl("gc")
-		p.check().ok(t)
-		p.del().ok(t)
-	}
-	if left := n.attachments(); left != nil {
-		t.Errorf("left behind: %v", left)
-	}
+		if left := n.attachments(); left != nil {
+			t.Errorf("left behind: %v", left)
+		}
+	})
 }

@@ -35,7 +35,7 @@ func (n *node) network(version string) (*libcni.CNIConfig, *libcni.NetworkConfig
 			"ranges": [][]conf{{{"subnet": "10.1.0.0/24"}}, {{"subnet": "fd00:10::/64"}}},
 			"routes": []conf{{"dst": "0.0.0.0/0"}, {"dst": "::/0"}},
 		}},
-		{"type": "podmark", "stateDir": n.dir, "policy": "files", "args": conf{"cni": conf{"labels": conf{"app": "web"}}}},
+		{"type": "podmark", "backend": n.backend.key, "stateDir": n.dir, "policy": "files", "args": conf{"cni": conf{"labels": conf{"app": "web"}}}},
 	}})
 	if err != nil {
 		n.t.Fatal(err)
@@ -50,74 +50,77 @@ func (n *node) network(version string) (*libcni.CNIConfig, *libcni.NetworkConfig
 func TestLibcni(t *testing.T) {
 	for _, version := range versions {
 		t.Run(version, func(t *testing.T) {
-			n := newNode(t, "nft").withHost()
-			n.apply(webPolicy)
-			kernel := n.kernel()
-			cni, list := n.network(version)
-			ctx := context.Background()
-			p := &pod{space: newSpace(t), n: n, id: "container"}
-			rt := &libcni.RuntimeConf{
-				ContainerID: p.id, NetNS: p.path, IfName: "eth0",
-				Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "default"}, {"K8S_POD_NAME", "web-0"}},
-			}
-			got, err := cni.AddNetworkList(ctx, list, rt)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got.Version() != version {
-				t.Errorf("result has version %s", got.Version())
-			}
-			result, err := types100.GetResult(got)
-			if err != nil {
-				t.Fatal(err)
-			}
-			p.v4, p.v6 = result.IPs[0].Address.IP.String(), result.IPs[1].Address.IP.String()
-			p.listen().is(t, policed)
-			if r := p.record(t); r.Namespace != "default" || r.Pod != "web-0" {
-				t.Errorf("record is of %s/%s", r.Namespace, r.Pod)
-			}
-			if version >= "0.4.0" {
-				if err := cni.CheckNetworkList(ctx, list, rt); err != nil {
+			eachKind(t, func(t *testing.T, n *node) {
+				n.withHost().apply(webPolicy)
+				n.settle()
+				n.ctl("gc")
+				kernel := n.kernel()
+				cni, list := n.network(version)
+				ctx := context.Background()
+				p := &pod{space: newSpace(t), n: n, id: "container"}
+				rt := &libcni.RuntimeConf{
+					ContainerID: p.id, NetNS: p.path, IfName: "eth0",
+					Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "default"}, {"K8S_POD_NAME", "web-0"}},
+				}
+				got, err := cni.AddNetworkList(ctx, list, rt)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got.Version() != version {
+					t.Errorf("result has version %s", got.Version())
+				}
+				result, err := types100.GetResult(got)
+				if err != nil {
+					t.Fatal(err)
+				}
+				p.v4, p.v6 = result.IPs[0].Address.IP.String(), result.IPs[1].Address.IP.String()
+				p.listen().is(t, policed)
+				if r := p.record(t); r.Namespace != "default" || r.Pod != "web-0" {
+					t.Errorf("record is of %s/%s", r.Namespace, r.Pod)
+				}
+				if version >= "0.4.0" {
+					if err := cni.CheckNetworkList(ctx, list, rt); err != nil {
+						t.Error(err)
+					}
+				}
+				if err := cni.GetStatusNetworkList(ctx, list); err != nil {
 					t.Error(err)
 				}
-			}
-			if err := cni.GetStatusNetworkList(ctx, list); err != nil {
-				t.Error(err)
-			}
-			if version == "1.1.0" {
-				if err := cni.GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: []types.GCAttachment{{ContainerID: p.id, IfName: "eth0"}}}); err != nil {
-					t.Error(err)
+				if version == "1.1.0" {
+					if err := cni.GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: []types.GCAttachment{{ContainerID: p.id, IfName: "eth0"}}}); err != nil {
+						t.Error(err)
+					}
+					if err := cni.CheckNetworkList(ctx, list, rt); err != nil {
+						t.Errorf("after GC: %v", err)
+					}
+					// libcni deletes what it has cached and is not listed, then says so to the plugins.
+					if err := cni.GCNetworkList(ctx, list, &libcni.GCArgs{}); err != nil {
+						t.Error(err)
+					}
+					if left := n.attachments(); left != nil {
+						t.Errorf("left after GC: %v", left)
+					}
 				}
-				if err := cni.CheckNetworkList(ctx, list, rt); err != nil {
-					t.Errorf("after GC: %v", err)
-				}
-				// libcni deletes what it has cached and is not listed, then says so to the plugins.
-				if err := cni.GCNetworkList(ctx, list, &libcni.GCArgs{}); err != nil {
-					t.Error(err)
+				for range 2 {
+					if err := cni.DelNetworkList(ctx, list, rt); err != nil {
+						t.Error(err)
+					}
 				}
 				if left := n.attachments(); left != nil {
-					t.Errorf("left after GC: %v", left)
+					t.Errorf("left behind: %v", left)
 				}
-			}
-			for range 2 {
-				if err := cni.DelNetworkList(ctx, list, rt); err != nil {
-					t.Error(err)
+				n.ctl("gc") // ptp took its gateway address away after podmark
+				if diff := cmp.Diff(kernel, n.kernel()); diff != "" {
+					t.Errorf("left in the kernel:\n%s", diff)
 				}
-			}
-			if left := n.attachments(); left != nil {
-				t.Errorf("left behind: %v", left)
-			}
-			n.ctl("gc") // ptp took its gateway address away after podmark
-			if diff := cmp.Diff(kernel, n.kernel()); diff != "" {
-				t.Errorf("left in the kernel:\n%s", diff)
-			}
+			})
 		})
 	}
 }
 
 // A pod that podmark refuses leaves nothing of the plugins before it.
 func TestLibcniRefused(t *testing.T) {
-	n := newNode(t, "nft")
+	n := newNode(t, nftables)
 	cni, list := n.network("1.0.0")
 	if err := os.MkdirAll(n.dir, 0o700); err != nil {
 		t.Fatal(err)

@@ -31,7 +31,7 @@ func readLog(t *testing.T, file string) []logLine {
 }
 
 func TestLog(t *testing.T) {
-	n := newNode(t, "nft")
+	n := newNode(t, nftables)
 	file := filepath.Join(t.TempDir(), "podmark.log")
 	keys := conf{"logFile": file}
 	p := n.addPod()
@@ -67,7 +67,7 @@ func TestLog(t *testing.T) {
 
 // A log that cannot be written is no reason to refuse a pod.
 func TestLogUnwritable(t *testing.T) {
-	n := newNode(t, "nft")
+	n := newNode(t, nftables)
 	r := n.addPod().add(conf{"logFile": "/proc/nowhere/log"}).ok(t)
 	if !strings.Contains(r.stderr, "/proc/nowhere/log") {
 		t.Errorf("stderr is %q", r.stderr)
@@ -75,7 +75,7 @@ func TestLogUnwritable(t *testing.T) {
 }
 
 func TestLogOfManyWriters(t *testing.T) {
-	n := newNode(t, "nft")
+	n := newNode(t, nftables)
 	file := filepath.Join(t.TempDir(), "podmark.log")
 	var pods []*pod
 	for range 40 {

@@ -69,7 +69,7 @@ func (c call) key() ident.Key {
 }
 
 func (c call) settings() apply.Settings {
-	s := apply.Settings{Layout: c.config.Layout}
+	s := apply.Settings{Layout: c.config.Layout, Backend: c.config.Backend}
 	for _, r := range c.config.NodePorts {
 		s.NodePorts = append(s.NodePorts, desired.PortRange{First: r.First, Last: r.Last})
 	}

@@ -6,30 +6,18 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
-// rulesIn reports which variants hold rules of podmark's.
-func (n *node) rulesIn(t *testing.T) string {
-	t.Helper()
-	var in []string
-	for _, v := range variants {
-		out, err := exec.Command("iptables-"+v+"-save", "-t", "mangle").Output()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if strings.Contains(string(out), "PODMARK-") {
-			in = append(in, v)
-		}
-	}
-	return strings.Join(in, " ")
-}
-
+// Where iptables enforces, it is the variant that the kubelet uses.
 func TestVariant(t *testing.T) {
+	iptables := conf{"backend": "iptables"}
 	tests := []struct {
-		name           string
-		hint, in       string // the hint chain and the variant it is in
-		command        string // the variant that the command "iptables" stands for
-		want, wantFile string
+		name     string
+		hint, in string // the hint chain and the variant it is in
+		command  string // the variant that the command "iptables" stands for
+		want     string
 	}{
 		{name: "hint in legacy", hint: "KUBE-IPTABLES-HINT", in: "legacy", command: "nft", want: "legacy"},
 		{name: "hint in nft", hint: "KUBE-IPTABLES-HINT", in: "nft", command: "legacy", want: "nft"},
@@ -40,26 +28,26 @@ func TestVariant(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			n := newNode(t, "")
+			n := newNode(t, undecided)
 			n.command(tt.command)
 			if tt.hint != "" {
 				n.exec("", "iptables-"+tt.in, "-w", "30", "-t", "mangle", "-N", tt.hint)
 			}
 			p := n.addPod()
-			p.add().ok(t)
-			if got := n.rulesIn(t); got != tt.want {
-				t.Errorf("rules are in %q, want %q", got, tt.want)
+			p.add(iptables).ok(t)
+			if got, want := n.present(), "iptables-"+tt.want+" sets"; got != want {
+				t.Errorf("there is %q, want %q", got, want)
 			}
-			if file := n.files()["node.json"]; !strings.Contains(file, `"backend":"`+tt.want+`"`) {
+			if file := n.files()["node.json"]; !strings.Contains(file, `"backend":"iptables-`+tt.want+`"`) {
 				t.Errorf("node.json does not say %q: %s", tt.want, file)
 			}
 			// Once decided, it stays: rules in both would be judged twice.
 			other := map[string]string{"nft": "legacy", "legacy": "nft"}[tt.want]
 			n.command(other)
 			n.exec("", "iptables-"+other, "-w", "30", "-t", "mangle", "-N", "KUBE-OTHER")
-			p.add(conf{"kubeNodePortRanges": []int{31000}}).ok(t)
-			if got := n.rulesIn(t); got != tt.want {
-				t.Errorf("rules are in %q after the command changed, want %q", got, tt.want)
+			p.add(iptables, conf{"kubeNodePortRanges": []int{31000}}).ok(t)
+			if got, want := n.present(), "iptables-"+tt.want+" sets"; got != want {
+				t.Errorf("there is %q after the command changed, want %q", got, want)
 			}
 		})
 	}
@@ -84,26 +72,69 @@ func (n *node) command(variant string) {
 }
 
 func TestMaskChange(t *testing.T) {
-	n := newNode(t, "nft")
-	narrow := conf{"iptablesMarkMask": "0x00ff0000"}
-	a, b := n.addPod(), n.addPod()
-	a.add().ok(t)
-	b.add(narrow).fails(t, 7, "0xff0000", "0xffff0000", "drain")
-	a.add(narrow).fails(t, 7)
-	a.check().ok(t)
-	a.del().ok(t)
-	b.add(narrow).ok(t)
-	if out := n.exec("", "ipset", "list", n.set("ep4")); !strings.Contains(out, "/0xff0000") {
-		t.Errorf("element has another mask: %s", out)
-	}
-	if out := n.exec("", "iptables-nft", "-t", "mangle", "-S"); strings.Contains(out, "0xffff0000") {
-		t.Errorf("rules still have the old mask: %s", out)
-	}
-	b.check(narrow).ok(t)
+	eachKind(t, func(t *testing.T, n *node) {
+		n.withHost()
+		other := conf{"iptablesMarkMask": "0xff000000"}
+		a, b := n.addPod(), n.addPod().listen()
+		a.add().ok(t)
+		b.add(other).fails(t, 7, "0xff000000", "0xffff0000", "drain")
+		a.add(other).fails(t, 7)
+		a.check().ok(t)
+		a.del().ok(t)
+		b.add(other).ok(t)
+		want := []string{b.v4 + " " + b.veth + " 0x3000000", b.v6 + " " + b.veth + " 0x3000000"}
+		if diff := cmp.Diff(want, n.endpoints()); diff != "" {
+			t.Errorf("endpoint elements:\n%s", diff)
+		}
+		if strings.Contains(n.kernel(), "0xffff0000") {
+			t.Errorf("rules still have the old mask: %s", n.kernel())
+		}
+		b.check(other).ok(t)
+		n.apply(webPolicy)
+		b.is(t, policed)
+	})
 }
 
+// A mask holds as many endpoints as it can count, wherever its bits are, each
+// with policies of its own in both directions.
+func TestSmallMasks(t *testing.T) {
+	for bits, in := range map[string][]backend{
+		"0x80010000": kinds, "0x80000001": inNFTables, "0x3": inNFTables, "0xc0000000": inNFTables, "0x30000": kinds,
+	} {
+		t.Run(bits, func(t *testing.T) {
+			on(t, in, func(t *testing.T, n *node) {
+				mask := conf{"iptablesMarkMask": bits}
+				n.withHost()
+				web, db := n.addPod().listen(), n.addPod().listen()
+				db.labels = map[string]string{"app": "db"}
+				web.add(mask).ok(t)
+				n.apply(dbPolicy)
+				db.add(mask).ok(t)
+				web.is(t, policed)
+				db.isDB(t)
+				n.addPod().add(mask).fails(t, 100, bits)
+				web.is(t, policed)
+				db.isDB(t)
+				// Each takes the other's place, one after the other.
+				web.labels, db.labels = db.labels, web.labels
+				web.add(mask).ok(t)
+				web.isDB(t)
+				db.isDB(t)
+				db.add(mask).ok(t)
+				web.isDB(t)
+				db.is(t, policed)
+				web.del().ok(t)
+				db.is(t, policed)
+				db.check(mask).ok(t)
+			})
+		})
+	}
+}
+
+// Only iptables has to know the NodePorts: nftables judges what is for a host
+// process where IPVS has taken the rest.
 func TestNodePortChange(t *testing.T) {
-	n := newNode(t, "nft")
+	n := newNode(t, iptablesNFT)
 	a, b := n.addPod(), n.addPod()
 	ports := func() string {
 		_, members, _ := strings.Cut(n.exec("", "ipset", "list", n.set("port4")), "Members:\n")

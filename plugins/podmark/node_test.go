@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -28,25 +27,11 @@ import (
 // conf is a network configuration, or some keys of one.
 type conf = map[string]any
 
-// variants of iptables; a node has a hint chain in one of them.
-var variants = []string{"nft", "legacy"}
-
-// eachVariant runs test once per variant, all at the same time.
-func eachVariant(t *testing.T, test func(t *testing.T, n *node)) {
-	t.Parallel()
-	for _, v := range variants {
-		t.Run(v, func(t *testing.T) {
-			t.Parallel()
-			test(t, newNode(t, v))
-		})
-	}
-}
-
 // node is the test's own network namespace, set up as a Kubernetes node with
 // one host outside, and a state folder.
 type node struct {
 	t       *testing.T
-	variant string
+	backend backend
 	dir     string // stateDir
 	path    string // PATH of what is run
 	program string // the podmark to run
@@ -64,13 +49,13 @@ type host struct {
 	allowed   *server // 9002
 }
 
-// newNode moves the test into a node of its own. Its kubelet uses the variant; ""
-// is a node without kubelet.
-func newNode(t *testing.T, variant string) *node {
+// newNode moves the test into a node of its own, on which nothing has run yet but
+// the kubelet, if it has one.
+func newNode(t *testing.T, b backend) *node {
 	t.Helper()
 	testns.Enter(t)
 	n := &node{
-		t: t, variant: variant, netns: threadNetns(),
+		t: t, backend: b, netns: threadNetns(),
 		dir:     filepath.Join(t.TempDir(), "state"),
 		path:    os.Getenv("PATH"),
 		program: filepath.Join(programs, "podmark"),
@@ -84,8 +69,8 @@ func newNode(t *testing.T, variant string) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if variant != "" {
-		n.iptables("-N", "KUBE-IPTABLES-HINT")
+	if b.variant != "" {
+		n.hint()
 	}
 	return n
 }
@@ -156,24 +141,27 @@ func (n *node) try(stdin, name string, args ...string) (string, error) {
 	return stdout.String(), err
 }
 
-// iptables runs the node's variant, IPv4 and IPv6, on table mangle.
-func (n *node) iptables(args ...string) {
-	n.t.Helper()
-	for _, f := range []string{"iptables", "ip6tables"} {
-		n.exec("", f+"-"+n.variant, append([]string{"-w", "30", "-t", "mangle"}, args...)...)
-	}
-}
-
 // ctl runs podmarkctl.
-func (n *node) ctl(args ...string) string {
+func (n *node) ctl(args ...string) string { n.t.Helper(); return n.ctlIn("", args...) }
+
+func (n *node) ctlIn(stdin string, args ...string) string {
 	n.t.Helper()
-	return n.exec("", filepath.Join(programs, "podmarkctl"), append([]string{"--state-dir", n.dir, "--lock-timeout", "1m"}, args...)...)
+	args = append([]string{"PATH=" + n.path, filepath.Join(programs, "podmarkctl"), "--state-dir", n.dir, "--lock-timeout", "1m"}, args...)
+	return n.exec(stdin, "env", args...)
 }
 
-// apply makes manifests the node's policy.
-func (n *node) apply(manifests string) {
+// apply makes manifests the node's policy. On a virgin node that is podmarkctl's
+// choice of backend, until the first ADD says which it is.
+func (n *node) apply(manifests string) { n.t.Helper(); n.ctlIn(manifests, "apply", "-f", "-") }
+
+// settle has the node's own backend in force although no pod has come yet.
+func (n *node) settle() {
 	n.t.Helper()
-	n.exec(manifests, filepath.Join(programs, "podmarkctl"), "--state-dir", n.dir, "--lock-timeout", "1m", "apply", "-f", "-")
+	p := n.addPod()
+	p.labels = nil
+	p.add().ok(n.t)
+	p.del().ok(n.t)
+	p.unlink()
 }
 
 // reply is what came of one call of the plugin.
@@ -268,6 +256,9 @@ func (n *node) call(verb string, stdin any, env ...string) reply {
 // a nil value removes its key.
 func (n *node) conf(more ...conf) conf {
 	c := conf{"cniVersion": "1.1.0", "name": "net", "type": "podmark", "stateDir": n.dir, "policy": "files"}
+	if n.backend.key != "" {
+		c["backend"] = n.backend.key
+	}
 	for _, m := range more {
 		maps.Copy(c, m)
 	}
@@ -279,42 +270,6 @@ func (n *node) conf(more ...conf) conf {
 func (n *node) status(more ...conf) reply { return n.call("STATUS", n.conf(more...)) }
 
 func (n *node) gc(more ...conf) reply { return n.call("GC", n.conf(more...)) }
-
-var (
-	generation = regexp.MustCompile(`\b(podmark-[a-z]+[46])[ab]\b`)
-	counters   = regexp.MustCompile(`\[\d+:\d+\]`)
-	tuning     = regexp.MustCompile(` (hashsize|bucketsize|initval) \S+`)
-)
-
-// kernel is what podmark has in the kernel, in a form in which equal states are
-// equal strings: the sets in order and the rules of the node's variant, or of both
-// where it has none.
-func (n *node) kernel() string {
-	n.t.Helper()
-	var lines []string
-	for line := range strings.Lines(n.exec("", "ipset", "save")) {
-		switch {
-		case strings.HasPrefix(line, "add podmark-port"): // thousands; see TestNodePortChange
-		case strings.HasPrefix(line, "add podmark-host") && strings.Contains(line, " fe80:"): // of veths, as of the last sync
-		default:
-			lines = append(lines, tuning.ReplaceAllString(line, ""))
-		}
-	}
-	slices.Sort(lines)
-	for _, v := range variants {
-		if n.variant != "" && n.variant != v {
-			continue
-		}
-		for _, f := range []string{"iptables", "ip6tables"} {
-			for line := range strings.Lines(n.exec("", f+"-"+v+"-save", "-t", "mangle")) {
-				if !strings.HasPrefix(line, "#") {
-					lines = append(lines, f+" "+counters.ReplaceAllString(line, ""))
-				}
-			}
-		}
-	}
-	return generation.ReplaceAllString(strings.Join(lines, ""), "$1*")
-}
 
 // files are the state folder's files with their content, but for the lock and
 // the cursor, which are nobody's.

@@ -1,8 +1,11 @@
 package main_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // A runtime may delete an old sandbox after it has added the new one with the
@@ -19,7 +22,7 @@ func TestLateDel(t *testing.T) {
 		"podmarkctl gc": func(_ *testing.T, old *pod) { old.unlink(); old.n.ctl("gc") },
 	} {
 		t.Run(name, func(t *testing.T) {
-			eachVariant(t, func(t *testing.T, n *node) {
+			eachBackend(t, func(t *testing.T, n *node) {
 				n.withHost().apply(webPolicy)
 				old := n.addPod()
 				old.add().ok(t)
@@ -40,42 +43,58 @@ func TestLateDel(t *testing.T) {
 				if known := n.known(); len(known) != 1 {
 					t.Errorf("attachments %v, want the new one only", known)
 				}
-				if out := n.exec("", "ipset", "list", n.set("ep4")); strings.Contains(out, old.veth) {
-					t.Errorf("the old one still has its element: %s", out)
+				if list := n.endpoints(); strings.Contains(strings.Join(list, "\n"), old.veth) {
+					t.Errorf("the old one still has its element: %q", list)
 				}
 			})
 		})
 	}
 }
 
-// Of two addresses only the one that was taken over is the new pod's.
+// Of two addresses only the one that was taken over is the new pod's. The other
+// is the old one's as before.
 func TestHalfTakenOver(t *testing.T) {
-	n := newNode(t, "nft")
-	old := n.addPod()
-	old.add().ok(t)
-	young := n.addPodAt(old.v4, "fd00:10::99")
-	young.add().ok(t)
-	has := func(set, element string) bool {
-		return strings.Contains(n.exec("", "ipset", "list", n.set(set)), element)
-	}
-	if !has("ep4", young.v4+","+young.veth) || has("ep4", old.veth) || !has("ep6", old.v6+","+old.veth) || !has("ep6", young.veth) {
-		t.Error(n.exec("", "ipset", "save"))
-	}
-	young.check().ok(t)
-	old.del().ok(t)
-	young.check().ok(t)
-	if has("ep6", old.veth) {
-		t.Error("the old pod's own address is left")
-	}
-	young.del().ok(t)
-	if left := n.attachments(); left != nil {
-		t.Errorf("left behind: %v", left)
-	}
+	eachKind(t, func(t *testing.T, n *node) {
+		n.withHost().apply(webPolicy)
+		old := n.addPod().listen()
+		old.add().ok(t)
+		young := n.addPodAt(old.v4, "fd00:10::99").listen()
+		young.add().ok(t)
+		both := []string{
+			young.v4 + " " + young.veth + " 0x30000",
+			young.v6 + " " + young.veth + " 0x30000",
+		}
+		if diff := cmp.Diff(slices.Sorted(slices.Values(append(both, old.v6+" "+old.veth+" 0x20000"))), n.endpoints()); diff != "" {
+			t.Errorf("endpoint elements:\n%s", diff)
+		}
+		young.check().ok(t)
+		young.is(t, policed)
+		old.check().ok(t)
+		var left []flow
+		for _, f := range old.flows(policed) {
+			if f.to.Addr().Is6() {
+				left = append(left, f)
+			}
+		}
+		if err := problem(t, left...); err != nil {
+			t.Errorf("by the old pod's own address: %v", err)
+		}
+		old.del().ok(t)
+		young.check().ok(t)
+		young.is(t, policed)
+		if diff := cmp.Diff(both, n.endpoints()); diff != "" {
+			t.Errorf("endpoint elements after the old pod's DEL:\n%s", diff)
+		}
+		young.del().ok(t)
+		if left := append(n.attachments(), n.endpoints()...); left != nil {
+			t.Errorf("left behind: %v", left)
+		}
+	})
 }
 
 // A freed ID is the last to be given out again.
 func TestIDReuse(t *testing.T) {
-	n := newNode(t, "nft")
+	n := newNode(t, nftables)
 	mask := conf{"iptablesMarkMask": "0x70000"} // IDs 2 to 7
 	var got []int
 	for range 8 {

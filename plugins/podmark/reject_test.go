@@ -54,15 +54,19 @@ func TestAddRefused(t *testing.T) {
 		{name: "network name", conf: func(*pod) conf { return conf{"name": "../net"} }, code: 7, words: []string{"../net"}},
 		{name: "mask", conf: func(*pod) conf { return conf{"iptablesMarkMask": "0xc000"} }, code: 7, words: []string{"iptablesMarkMask", "0xc000", "kube-proxy"}},
 		{name: "NodePorts", conf: func(*pod) conf { return conf{"kubeNodePortRanges": []string{"2:1"}} }, code: 7, words: []string{"kubeNodePortRanges", "2:1", "a <= b"}},
-		{name: "two wrong keys", conf: func(*pod) conf { return conf{"policy": "kubernetes", "backend": "nftables"} }, code: 7, words: []string{`"policy"`, `"kubernetes"`, `"files"`, `"backend"`, `"nftables"`, `"iptables"`}},
+		{name: "backend", conf: func(*pod) conf { return conf{"backend": "nft"} }, code: 7, words: []string{`"backend"`, `"nft"`, `"auto"`, `"nftables"`, `"iptables"`}},
+		{name: "two wrong keys", conf: func(*pod) conf { return conf{"policy": "kubernetes", "backend": "ipvs"} }, code: 7, words: []string{`"policy"`, `"kubernetes"`, `"files"`, `"backend"`, `"ipvs"`, `"iptables"`}},
 		{name: "mask changed", conf: func(*pod) conf { return conf{"iptablesMarkMask": "0xff0000"} }, code: 7, words: []string{"iptablesMarkMask", "0xff0000", "0xffff0000", "drain"}},
 		{name: "lock held", node: func(t *testing.T, n *node) { t.Cleanup(n.holdLock()) }, conf: func(*pod) conf { return conf{"lockTimeoutSeconds": 0.05} }, code: 101, words: []string{"50ms", "lockTimeoutSeconds"}},
 		{name: "node.json damaged", node: func(t *testing.T, n *node) { n.write(t, "node.json", "{") }, code: 103, words: []string{"node.json", "podmarkctl uninstall"}},
 		{name: "node.json impossible", node: func(t *testing.T, n *node) { n.write(t, "node.json", `{"mask": 49152, "epoch": 1}`) }, code: 103, words: []string{"node.json", "0xc000"}},
 		{name: "epoch impossible", node: func(t *testing.T, n *node) { n.write(t, "node.json", `{"mask": 4294901760, "epoch": 0}`) }, code: 103, words: []string{"epoch 0"}},
+		{name: "backend unknown", node: func(t *testing.T, n *node) {
+			n.write(t, "node.json", strings.Replace(n.files()["node.json"], `"backend":"nftables"`, `"backend":"ebtables"`, 1))
+		}, code: 103, words: []string{"node.json", "ebtables"}},
 		{name: "macvlan", conf: func(p *pod) conf { p.macvlan(); return nil }, code: 104, words: []string{"eth0", "macvlan", "ptp"}},
 	}
-	n := newNode(t, "nft")
+	n := newNode(t, nftables)
 	first := n.addPod()
 	first.add().ok(t)
 	good := n.files()["node.json"]
@@ -98,33 +102,35 @@ func TestAddRefused(t *testing.T) {
 	}
 }
 
-// Without a backend nothing of the pod is kept, and the ADD works once it is there.
+// Without the commands that iptables needs nothing of the pod is kept, and the ADD
+// works once they are there.
 func TestAddWithoutBackend(t *testing.T) {
 	for _, name := range []string{"virgin", "flushed"} {
 		t.Run(name, func(t *testing.T) {
-			n := newNode(t, "nft")
-			p := n.addPod()
-			if name == "flushed" {
+			on(t, inIPTables, func(t *testing.T, n *node) {
+				p := n.addPod()
+				if name == "flushed" {
+					p.add().ok(t)
+					p.del().ok(t)
+					n.wipe()
+				}
+				path := n.path
+				n.path = "/nowhere"
+				p.add().fails(t, 102, "iptables", "executable file not found")
+				if left := n.attachments(); left != nil {
+					t.Errorf("left behind: %v", left)
+				}
+				n.path = path
 				p.add().ok(t)
-				p.del().ok(t)
-				n.wipe()
-			}
-			path := n.path
-			n.path = "/nowhere"
-			p.add().fails(t, 102, "iptables", "executable file not found")
-			if left := n.attachments(); left != nil {
-				t.Errorf("left behind: %v", left)
-			}
-			n.path = path
-			p.add().ok(t)
-			p.check().ok(t)
+				p.check().ok(t)
+			})
 		})
 	}
 }
 
 // A wrong configuration does not even make the state folder.
 func TestAddRefusedOnVirginNode(t *testing.T) {
-	n := newNode(t, "nft")
+	n := newNode(t, nftables)
 	p := n.addPod()
 	p.add(conf{"iptablesMarkMask": 1}).fails(t, 7)
 	if _, err := os.Stat(n.dir); !errors.Is(err, os.ErrNotExist) {
@@ -133,25 +139,38 @@ func TestAddRefusedOnVirginNode(t *testing.T) {
 }
 
 func TestMaskExhausted(t *testing.T) {
-	n := newNode(t, "nft")
-	mask := conf{"iptablesMarkMask": "0x3000"}
-	a, b, c := n.addPod(), n.addPod(), n.addPod()
-	a.add(mask).ok(t)
-	n.status(mask).ok(t)
-	b.add(mask).ok(t)
-	kernel, files := n.kernel(), n.files()
-	c.add(mask).fails(t, 100, "iptablesMarkMask 0x3000", "holds 2 endpoints", "0x80003000 for 6", "podmarkctl gc")
-	if diff := cmp.Diff(files, n.files()) + cmp.Diff(kernel, n.kernel()); diff != "" {
-		t.Errorf("a refused ADD changed something:\n%s", diff)
-	}
-	n.status(mask).fails(t, 50, "iptablesMarkMask 0x3000", "2 IDs")
-	a.add(mask).ok(t) // has one already
-	b.del(mask).ok(t)
-	n.status(mask).ok(t)
-	c.add(mask).ok(t)
-	if id := c.record(t).ID; id != 3 {
-		t.Errorf("ID is %d, want 3, the only free one", id)
-	}
+	eachKind(t, func(t *testing.T, n *node) {
+		mask := conf{"iptablesMarkMask": "0x3000"}
+		a, b, c := n.addPod(), n.addPod(), n.addPod()
+		a.add(mask).ok(t)
+		n.status(mask).ok(t)
+		b.add(mask).ok(t)
+		kernel, files := n.kernel(), n.files()
+		c.add(mask).fails(t, 100, "iptablesMarkMask 0x3000", "holds 2 endpoints", "0x80003000 for 6", "podmarkctl gc")
+		if diff := cmp.Diff(files, n.files()) + cmp.Diff(kernel, n.kernel()); diff != "" {
+			t.Errorf("a refused ADD changed something:\n%s", diff)
+		}
+		n.status(mask).fails(t, 50, "iptablesMarkMask 0x3000", "2 IDs")
+		a.add(mask).ok(t) // has one already
+		b.del(mask).ok(t)
+		n.status(mask).ok(t)
+		// Nor does one that finds the rules gone leave anything but the rules.
+		n.ctl("gc")
+		kernel = n.kernel()
+		n.wipe()
+		d := n.addPod()
+		c.add(mask).ok(t)
+		d.add(mask).fails(t, 100)
+		c.del(mask).ok(t)
+		d.unlink()
+		if diff := cmp.Diff(kernel, n.kernel()); diff != "" {
+			t.Errorf("a refused ADD left something:\n%s", diff)
+		}
+		c.add(mask).ok(t)
+		if id := c.record(t).ID; id != 3 {
+			t.Errorf("ID is %d, want 3, the only free one", id)
+		}
+	})
 }
 
 // macvlan puts an eth0 in the pod's place that has no host side of its own.
@@ -187,31 +206,77 @@ func (n *node) write(t *testing.T, name, content string) {
 	}
 }
 
-// A pod on a bridge shares its L3 interface, and is held to its MAC address: a
-// kernel without the set type for that cannot have one.
+// A pod on a bridge shares its L3 interface, and is held to its MAC address. For
+// that iptables needs a set type which not every kernel has; nftables needs none.
 func TestBridge(t *testing.T) {
-	n := newNode(t, "nft")
-	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "cni0"}}); err != nil {
-		t.Fatal(err)
-	}
-	p := n.addPod()
-	n.exec("", "ip", "link", "set", p.veth, "master", "cni0")
-	_, err := n.try("", "ipset", "create", "probe", "hash:ip,mac")
-	if err == nil {
-		n.exec("", "ipset", "destroy", "probe")
+	eachBackend(t, func(t *testing.T, n *node) {
+		n.withHost().apply(webPolicy)
+		n.bridge()
+		n.settle()
+		p := n.addPod().listen()
+		p.plug()
+		_, err := n.try("", "ipset", "create", "probe", "hash:ip,mac")
+		if err == nil {
+			n.exec("", "ipset", "destroy", "probe")
+		}
+		if n.backend != nftables && err != nil {
+			p.add().fails(t, 102, "hash:ip,mac")
+			if out := n.exec("", "bridge", "link", "show", "dev", p.veth); strings.Contains(out, "state forwarding") {
+				t.Errorf("port is open after a failed ADD: %s", out)
+			}
+			p.del().ok(t)
+			if left := n.attachments(); left != nil {
+				t.Errorf("left behind: %v", left)
+			}
+			return
+		}
+		n.ctl("gc")
+		kernel := n.kernel()
 		p.add().ok(t)
 		if r := p.record(t); r.Interface != "cni0" || r.Port != p.veth {
 			t.Errorf("interface %q, port %q", r.Interface, r.Port)
 		}
 		p.check().ok(t)
-	} else {
-		p.add().fails(t, 102, "hash:ip,mac")
-		if out := n.exec("", "bridge", "link", "show", "dev", p.veth); strings.Contains(out, "state forwarding") {
-			t.Errorf("port is open after a failed ADD: %s", out)
+		p.is(t, policed)
+		other := n.addPod().listen()
+		other.add().ok(t)
+		other.is(t, policed)
+		other.plug() // it was routed until now
+		other.add().ok(t)
+		other.check().ok(t)
+		other.is(t, policed)
+		other.del().ok(t)
+		other.is(t, closed)
+		p.check().ok(t)
+		p.is(t, policed)
+		p.del().ok(t)
+		if left := n.attachments(); left != nil {
+			t.Errorf("left behind: %v", left)
 		}
+		if diff := cmp.Diff(kernel, n.kernel()); diff != "" {
+			t.Errorf("left in the kernel:\n%s", diff)
+		}
+	})
+}
+
+// bridge makes the bridge cni0, which is the pods' gateway.
+func (n *node) bridge() {
+	n.t.Helper()
+	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "cni0"}}); err != nil {
+		n.t.Fatal(err)
 	}
-	p.del().ok(t)
-	if left := n.attachments(); left != nil {
-		t.Errorf("left behind: %v", left)
+	if err := errors.Join(up("cni0"), address("cni0", "10.1.0.1/32"), address("cni0", "fd00:10::1/128")); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// plug makes the pod's veth a port of the bridge.
+func (p *pod) plug() {
+	n := p.n
+	n.t.Helper()
+	n.exec("", "ip", "link", "set", p.veth, "master", "cni0")
+	n.exec("", "ip", "address", "flush", "dev", p.veth)
+	if err := errors.Join(route("cni0", p.v4+"/32", ""), route("cni0", p.v6+"/128", "")); err != nil {
+		n.t.Fatal(err)
 	}
 }

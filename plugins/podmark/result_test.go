@@ -46,7 +46,7 @@ func normal(t *testing.T, v any) any {
 }
 
 func TestPrevResultIsReturned(t *testing.T) {
-	n := newNode(t, "nft")
+	n := newNode(t, nftables)
 	for _, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
 		n.run(t, version, func(t *testing.T) {
 			p := n.addPod()
@@ -71,7 +71,7 @@ func TestPrevResultIsReturned(t *testing.T) {
 }
 
 func TestVersion(t *testing.T) {
-	n := newNode(t, "")
+	n := newNode(t, undecided)
 	t.Run("listed", func(t *testing.T) {
 		got := normal(t, n.call("VERSION", conf{"cniVersion": "1.1.0"}).ok(t).stdout)
 		want := normal(t, conf{"cniVersion": "1.1.0", "supportedVersions": []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}})
@@ -96,7 +96,7 @@ func TestVersion(t *testing.T) {
 }
 
 func TestVerbsOfLaterVersions(t *testing.T) {
-	n := newNode(t, "nft")
+	n := newNode(t, nftables)
 	p := n.addPod()
 	for verb, since := range map[string]string{"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"} {
 		for _, version := range []string{"0.3.1", "0.4.0", "1.0.0"} {

@@ -133,13 +133,24 @@ type server struct {
 	conn *net.UDPConn
 }
 
-func (s *space) serve(t *testing.T, port uint16) *server {
+func (s *space) serve(t *testing.T, port uint16) (v *server) {
+	t.Helper()
+	s.do(t, func() error {
+		v = listen(t, port)
+		return nil
+	})
+	return v
+}
+
+// listen starts a server in the calling thread's namespace.
+func listen(t *testing.T, port uint16) *server {
 	t.Helper()
 	v := &server{got: map[string]bool{}}
-	s.do(t, func() (err error) {
-		v.conn, err = net.ListenUDP("udp", &net.UDPAddr{Port: int(port)})
-		return err
-	})
+	var err error
+	if v.conn, err = net.ListenUDP("udp", &net.UDPAddr{Port: int(port)}); err != nil {
+		t.Errorf("listening on port %d: %v", port, err)
+		return v
+	}
 	t.Cleanup(func() { v.conn.Close() })
 	go func() {
 		b := make([]byte, 100)
@@ -160,6 +171,13 @@ func (v *server) has(nonce string) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.got[nonce]
+}
+
+// count is how many different datagrams it got.
+func (v *server) count() int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return len(v.got)
 }
 
 // flow is a datagram from one namespace to a server in another, and whether it

@@ -1,22 +1,28 @@
 package main_test
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 )
 
-// A pod whose profiles exist costs no process; one that brings a profile costs
-// one restore per family, and so does the last one that leaves with it.
+// With nftables nothing ever starts a process. With iptables, a pod whose profiles
+// exist costs none; one that brings a profile costs one restore per family, and so
+// does the last one that leaves with it.
 func TestProcesses(t *testing.T) {
-	eachVariant(t, func(t *testing.T, n *node) {
+	eachBackend(t, func(t *testing.T, n *node) {
 		n.apply(webPolicy)
+		n.settle()
 		a, b := n.addPod(), n.addPod()
 		plain := n.addPod()
 		plain.labels = nil
 		ran := n.shims()
-		restores := []string{"ip6tables-" + n.variant + "-restore", "iptables-" + n.variant + "-restore"}
+		restores := []string{"ip6tables-" + n.backend.variant + "-restore", "iptables-" + n.backend.variant + "-restore"}
+		if n.backend == nftables {
+			restores = nil
+		}
 		for _, step := range []struct {
 			name string
 			call func() reply
@@ -43,11 +49,63 @@ func TestProcesses(t *testing.T) {
 	})
 }
 
-// A pod that finds the rules gone has them written back together with its own:
-// still one restore per family.
+// With nftables no command is run whatever is asked, from the first ADD on a
+// virgin node to the end, and none has to be there.
+func TestNoCommands(t *testing.T) {
+	steps := []struct {
+		name string
+		call func(t *testing.T, n *node, a, b *pod)
+	}{
+		{"STATUS of a virgin node", func(t *testing.T, n *node, _, _ *pod) { n.status().ok(t) }},
+		{"first ADD", func(t *testing.T, _ *node, a, _ *pod) { a.add().ok(t) }},
+		{"apply", func(_ *testing.T, n *node, _, _ *pod) { n.apply(webPolicy) }},
+		{"ADD of another", func(t *testing.T, _ *node, _, b *pod) { b.add().ok(t) }},
+		{"CHECK", func(t *testing.T, _ *node, _, b *pod) { b.check().ok(t) }},
+		{"STATUS", func(t *testing.T, n *node, _, _ *pod) { n.status().ok(t) }},
+		{"list", func(_ *testing.T, n *node, _, _ *pod) { n.ctl("list") }},
+		{"render", func(_ *testing.T, n *node, _, _ *pod) { n.ctl("render") }},
+		{"ADD on a flushed node", func(t *testing.T, n *node, a, _ *pod) { n.nft("flush ruleset"); a.add().ok(t) }},
+		{"DEL on a flushed node", func(t *testing.T, n *node, a, _ *pod) { n.nft("flush ruleset"); a.del().ok(t) }},
+		{"DEL of the last", func(t *testing.T, _ *node, _, b *pod) { b.del().ok(t) }},
+		{"ADD again", func(t *testing.T, _ *node, a, _ *pod) { a.add().ok(t) }},
+		{"GC", func(t *testing.T, n *node, _, _ *pod) {
+			n.gc(conf{"cni.dev/valid-attachments": []conf{{"containerID": "another", "ifname": "eth0"}}}).ok(t)
+		}},
+		{"apply --delete", func(_ *testing.T, n *node, _, _ *pod) { n.ctl("apply", "--delete") }},
+		{"gc", func(_ *testing.T, n *node, _, _ *pod) { n.ctl("gc") }},
+		{"uninstall", func(_ *testing.T, n *node, _, _ *pod) { n.ctl("uninstall") }},
+		{"DEL after uninstall", func(t *testing.T, _ *node, a, _ *pod) { a.del().ok(t) }},
+	}
+	for _, key := range []string{"auto", "nftables"} {
+		for _, commands := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, commands there is %t", key, commands), func(t *testing.T) {
+				n := newNode(t, nftables)
+				n.backend.key = key
+				a, b := n.addPod(), n.addPod()
+				ran := n.shims()
+				if !commands {
+					n.path = "/nowhere"
+				}
+				for _, step := range steps {
+					step.call(t, n, a, b)
+					if got := ran(); len(got) > 0 {
+						t.Errorf("%s ran %v", step.name, got)
+					}
+				}
+				if got := n.present(); got != "" {
+					t.Errorf("%s is left after uninstall", got)
+				}
+			})
+		}
+	}
+}
+
+// A pod that finds the rules of iptables gone has them written back together with
+// its own: still one restore per family.
 func TestRestoresOnAFlushedNode(t *testing.T) {
-	eachVariant(t, func(t *testing.T, n *node) {
+	on(t, inIPTables, func(t *testing.T, n *node) {
 		n.apply(webPolicy)
+		n.settle()
 		pod := n.addPod()
 		n.iptables("-t", "mangle", "-F")
 		ran := n.shims()
@@ -56,7 +114,7 @@ func TestRestoresOnAFlushedNode(t *testing.T) {
 		for _, command := range ran() {
 			count[command]++
 		}
-		for _, command := range []string{"ip6tables-" + n.variant + "-restore", "iptables-" + n.variant + "-restore"} {
+		for _, command := range []string{"ip6tables-" + n.backend.variant + "-restore", "iptables-" + n.backend.variant + "-restore"} {
 			if count[command] != 1 {
 				t.Errorf("%s ran %d times, want once", command, count[command])
 			}

@@ -7,34 +7,43 @@ import (
 
 func TestStatus(t *testing.T) {
 	t.Run("virgin node", func(t *testing.T) {
-		n := newNode(t, "nft")
-		n.status().ok(t)
-		if files := n.files(); len(files) > 0 {
-			t.Errorf("STATUS made %v", files)
-		}
-		n.path = "/nowhere"
-		n.status().fails(t, 50, "iptables", "install iptables")
+		eachBackend(t, func(t *testing.T, n *node) {
+			n.status().ok(t)
+			if files := n.files(); len(files) > 0 {
+				t.Errorf("STATUS made %v", files)
+			}
+			if got := n.present(); got != "" {
+				t.Errorf("STATUS made something of %s", got)
+			}
+			n.withoutCommands(t)
+		})
 	})
 	t.Run("used node", func(t *testing.T) {
-		n := newNode(t, "legacy")
-		p := n.addPod()
-		p.add().ok(t)
-		n.status().ok(t)
-		n.status(conf{"iptablesMarkMask": "0xff"}).fails(t, 50, "0xff", "0xffff0000")
-		p.del().ok(t)
-		n.status(conf{"iptablesMarkMask": "0xff"}).ok(t)
-		path := n.path
-		n.path = "/nowhere"
-		n.status().fails(t, 50, "iptables")
-		n.path = path
-		n.write(t, "node.json", "[]")
-		n.status().fails(t, 50, "node.json")
+		eachBackend(t, func(t *testing.T, n *node) {
+			p := n.addPod()
+			p.add().ok(t)
+			kernel := n.kernel()
+			n.status().ok(t)
+			for _, key := range []string{"auto", "nftables", "iptables"} {
+				n.status(conf{"backend": key}).ok(t)
+			}
+			n.status(conf{"backend": "ipvs"}).fails(t, 7, `"auto"`, `"nftables"`, `"iptables"`)
+			n.status(conf{"iptablesMarkMask": "0xff"}).fails(t, 50, "0xff", "0xffff0000")
+			if kernel != n.kernel() {
+				t.Error("STATUS changed something")
+			}
+			p.del().ok(t)
+			n.status(conf{"iptablesMarkMask": "0xff"}).ok(t)
+			n.withoutCommands(t)
+			n.write(t, "node.json", "[]")
+			n.status().fails(t, 50, "node.json")
+		})
 	})
 	t.Run("wrong configuration", func(t *testing.T) {
-		newNode(t, "nft").status(conf{"policy": "all"}).fails(t, 7, "policy", "all")
+		newNode(t, nftables).status(conf{"policy": "all"}).fails(t, 7, "policy", "all")
 	})
 	t.Run("lock held", func(t *testing.T) {
-		n := newNode(t, "nft")
+		n := newNode(t, nftables)
 		n.addPod().add().ok(t)
 		defer n.holdLock()()
 		start := time.Now()
@@ -44,4 +53,14 @@ func TestStatus(t *testing.T) {
 			t.Errorf("STATUS took %v", took)
 		}
 	})
+}
+
+// withoutCommands asks for the status of a node where iptables is not installed.
+func (n *node) withoutCommands(t *testing.T) {
+	t.Helper()
+	defer func(path string) { n.path = path }(n.path)
+	n.path = "/nowhere"
+	n.status(conf{"backend": "iptables"}).fails(t, 50, "iptables", "install iptables")
+	n.status(conf{"backend": "nftables"}).ok(t)
+	n.status(conf{"backend": "auto"}).ok(t)
 }

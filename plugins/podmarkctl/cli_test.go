@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -10,7 +11,7 @@ import (
 )
 
 func TestUsage(t *testing.T) {
-	n := newNode(t, "nft")
+	n := newNode(t, nftables)
 	kernel := n.kernel()
 	t.Run("wrong", func(t *testing.T) {
 		for _, tt := range []struct {
@@ -27,7 +28,9 @@ func TestUsage(t *testing.T) {
 			{[]string{"apply", "-f"}, []string{"-f"}},
 			{[]string{"apply", "policy.yaml"}, []string{"policy.yaml"}},
 			{[]string{"apply", "-f", "/does/not/exist"}, []string{"/does/not/exist"}},
-			{[]string{"render", "--backend", "nftables"}, []string{"nftables", "auto", "iptables"}},
+			{[]string{"render", "--backend", "nft"}, []string{"nft", "auto", "nftables", "iptables"}},
+			{[]string{"render", "--backend", "iptables-nft"}, []string{"iptables-nft", "auto", "nftables", "iptables"}},
+			{[]string{"render", "--backend", ""}, []string{"auto", "nftables", "iptables"}},
 			{[]string{"render", "-f", "/does/not/exist"}, []string{"/does/not/exist"}},
 			{[]string{"gc", "now"}, []string{"now"}},
 			{[]string{"uninstall", "-f"}, []string{"-f"}},
@@ -58,7 +61,7 @@ func TestUsage(t *testing.T) {
 }
 
 func TestList(t *testing.T) {
-	n := newNode(t, "nft")
+	n := newNode(t, nftables)
 	if got := n.ctl("list", "-o", "json").ok(t).stdout; got != "[]\n" {
 		t.Errorf("list of a virgin node is %q", got)
 	}
@@ -110,7 +113,7 @@ func TestList(t *testing.T) {
 }
 
 func TestGC(t *testing.T) {
-	eachVariant(t, func(t *testing.T, n *node) {
+	eachBackend(t, func(t *testing.T, n *node) {
 		if got := n.ctl("gc").ok(t).stdout; got != "collected 0 attachments and 0 files\n" || len(n.files()) > 0 {
 			t.Errorf("gc of a virgin node says %q", got)
 		}
@@ -159,15 +162,39 @@ func TestUninstall(t *testing.T) {
 	for name, before := range map[string]func(n *node){
 		"known node":        func(*node) {},
 		"lost state folder": func(n *node) { n.lose() },
+		"tables gone": func(n *node) {
+			for _, family := range []string{"inet", "bridge"} {
+				n.exec("", "nft", fmt.Sprintf("add table %s podmark; delete table %s podmark", family, family))
+			}
+		},
+		"interrupted switch": func(n *node) {
+			// As where the process ended when both were in the kernel.
+			file := n.files()["node.json"]
+			other := map[backend]string{nftables: "iptables-nft", iptablesNFT: "nftables", iptablesLegacy: "nftables"}[n.backend]
+			n.another(other)
+			write(n.t, n.dir+"/node.json", strings.Replace(file, `"synced":true`, fmt.Sprintf(`"former":[%q],"synced":false`, other), 1))
+		},
 		"damaged state": func(n *node) {
 			write(n.t, n.dir+"/node.json", "{")
 			write(n.t, n.dir+"/attachments/0123456789abcdef0123456789abcdef", "{")
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			eachVariant(t, func(t *testing.T, n *node) { testUninstall(t, n, before) })
+			eachBackend(t, func(t *testing.T, n *node) { testUninstall(t, n, before) })
 		})
 	}
+}
+
+// another puts into the kernel what another node has of the backend, besides what
+// there is.
+func (n *node) another(name string) {
+	n.t.Helper()
+	out := n.ctl("render", "--backend", strings.TrimSuffix(name, "-nft"), "-o", "json").ok(n.t).stdout
+	var r rendered
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		n.t.Fatal(err)
+	}
+	n.load(r, strings.TrimPrefix(name, "iptables-"))
 }
 
 func (n *node) lose() {

@@ -93,7 +93,7 @@ func defaults() (apply.Settings, error) {
 	if err != nil {
 		return apply.Settings{}, err
 	}
-	return apply.Settings{Layout: layout, NodePorts: []desired.PortRange{{First: 30000, Last: 32767}}}, nil
+	return apply.Settings{Layout: layout, NodePorts: []desired.PortRange{{First: 30000, Last: 32767}}, Backend: config.BackendAuto}, nil
 }
 
 // print writes v as JSON, or calls table.

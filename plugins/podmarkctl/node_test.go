@@ -48,27 +48,48 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-var variants = []string{"nft", "legacy"}
+// backend is what enforces on a test's node.
+type backend struct {
+	name    string // as node.json has it
+	key     string // as the conflist has it
+	variant string // of iptables, in which the kubelet has its chain
+}
 
-// eachVariant runs test on a node of each variant of iptables.
-func eachVariant(t *testing.T, test func(t *testing.T, n *node)) {
-	for _, v := range variants {
-		t.Run(v, func(t *testing.T) { test(t, newNode(t, v)) })
+var (
+	nftables       = backend{"nftables", "nftables", "nft"}
+	iptablesNFT    = backend{"iptables-nft", "iptables", "nft"}
+	iptablesLegacy = backend{"iptables-legacy", "iptables", "legacy"}
+)
+
+var (
+	backends = []backend{nftables, iptablesNFT, iptablesLegacy}
+	variants = []string{"nft", "legacy"}
+)
+
+// eachBackend runs test on a node of each backend.
+func eachBackend(t *testing.T, test func(t *testing.T, n *node)) {
+	t.Parallel()
+	for _, b := range backends {
+		t.Run(b.name, func(t *testing.T) {
+			t.Parallel()
+			test(t, newNode(t, b))
+		})
 	}
 }
 
-// node is the test's own network namespace and a state folder.
+// node is the test's own network namespace and a state folder. What enforces is
+// the backend from the first pod on.
 type node struct {
 	t       *testing.T
-	variant string
+	backend backend
 	dir     string
 	pods    int
 }
 
-func newNode(t *testing.T, variant string) *node {
+func newNode(t *testing.T, b backend) *node {
 	t.Helper()
 	netns.Enter(t)
-	n := &node{t: t, variant: variant, dir: filepath.Join(t.TempDir(), "state")}
+	n := &node{t: t, backend: b, dir: filepath.Join(t.TempDir(), "state")}
 	n.iptables("-N", "KUBE-IPTABLES-HINT")
 	return n
 }
@@ -107,7 +128,7 @@ func (n *node) exec(stdin, name string, args ...string) string {
 func (n *node) iptables(args ...string) {
 	n.t.Helper()
 	for _, f := range []string{"iptables", "ip6tables"} {
-		n.exec("", f+"-"+n.variant, append([]string{"-w", "30", "-t", "mangle"}, args...)...)
+		n.exec("", f+"-"+n.backend.variant, append([]string{"-w", "30", "-t", "mangle"}, args...)...)
 	}
 }
 
@@ -161,7 +182,7 @@ func (n *node) addPod(labels map[string]string) string {
 		n.t.Fatal(err)
 	}
 	conf, err := json.Marshal(map[string]any{
-		"cniVersion": "1.1.0", "name": "net", "type": "podmark", "stateDir": n.dir, "policy": "files",
+		"cniVersion": "1.1.0", "name": "net", "type": "podmark", "stateDir": n.dir, "policy": "files", "backend": n.backend.key,
 		"args": map[string]any{"cni": map[string]any{"labels": labels}},
 		"prevResult": map[string]any{
 			"cniVersion": "1.1.0",
@@ -198,11 +219,11 @@ func (n *node) space() (path string) {
 
 var (
 	generation = regexp.MustCompile(`\b(podmark-[a-z]+[46])[ab]\b`)
-	changing   = regexp.MustCompile(`\[\d+:\d+\]| (hashsize|bucketsize|initval) \S+`)
+	changing   = regexp.MustCompile(`\[\d+:\d+\]| (hashsize|bucketsize|initval) \S+| packets \d+ bytes \d+`)
 )
 
 // kernel is what is in the kernel that podmark could have put there: sets, rules
-// of both variants, and links with their groups.
+// of nft and of both variants of iptables, and links with their groups.
 func (n *node) kernel() string {
 	n.t.Helper()
 	sets := slices.Sorted(strings.Lines(n.exec("", "ipset", "save")))
@@ -216,6 +237,9 @@ func (n *node) kernel() string {
 			}
 		}
 	}
+	// Of families ip and ip6 nft shows what iptables-nft shows itself, and what that
+	// has is there from the first look at it on.
+	out += n.exec("", "nft", "list", "ruleset", "inet") + n.exec("", "nft", "list", "ruleset", "bridge")
 	return changing.ReplaceAllString(out+n.exec("", "ip", "-o", "link"), "")
 }
 

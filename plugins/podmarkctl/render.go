@@ -6,10 +6,20 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/iptables"
+	"github.com/podmark/podmark/pkg/apply/nftables"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 )
+
+// rendered is what 'render -o json' shows: a ruleset for nftables, families for
+// iptables.
+type rendered struct {
+	Backend  config.Backend      `json:"backend"`
+	Ruleset  string              `json:"ruleset,omitempty"`
+	Families []iptables.Rendered `json:"families,omitempty"`
+}
 
 func newRender(o *options) *cobra.Command {
 	var files []string
@@ -17,15 +27,19 @@ func newRender(o *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "render",
 		Short: "Print what would be written to the kernel, changing nothing",
-		Long: `Render prints, per family, the sets in the form of 'ipset restore' and the rules
-in the form of 'iptables-restore' for the endpoints of this node and its policy,
-or with -f for a policy that is not applied yet.`,
+		Long: `Render prints what would be written for the endpoints of this node and its
+policy, or with -f for a policy that is not applied yet: for nftables in the form
+of nft, for iptables, per family, the sets in the form of 'ipset restore' and the
+rules in the form of 'iptables-restore'. Auto is the backend that enforces on this
+node, or the one that would.`,
 		Example: `  podmarkctl render
+  podmarkctl render --backend iptables
   podmarkctl render -f policies/ | less`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if b := config.Backend(backend); b != config.BackendAuto && b != config.BackendIPTables {
-				return fmt.Errorf("--backend %q: want %s or %s", backend, config.BackendAuto, config.BackendIPTables)
+			kind, err := o.renderer(config.Backend(backend))
+			if err != nil {
+				return err
 			}
 			var policies *desired.Policies
 			if len(files) > 0 {
@@ -43,18 +57,43 @@ or with -f for a policy that is not applied yet.`,
 			if err != nil {
 				return err
 			}
-			rendered := iptables.Render(state)
-			return o.print(cmd.OutOrStdout(), rendered, func(w io.Writer) error {
-				for _, r := range rendered {
-					if _, err := fmt.Fprintf(w, "# %s: ipset restore\n%s# %s: iptables-restore --noflush\n%s", r.Family, r.Sets, r.Family, r.Rules); err != nil {
-						return err
-					}
-				}
-				return nil
-			})
+			r := rendered{Backend: kind}
+			if kind == config.BackendNFTables {
+				r.Ruleset = nftables.Render(state)
+			} else {
+				r.Families = iptables.Render(state)
+			}
+			return o.print(cmd.OutOrStdout(), r, r.print)
 		},
 	}
 	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "a policy to render instead of the node's: a manifest, a folder, or - for stdin")
-	cmd.Flags().StringVar(&backend, "backend", string(config.BackendAuto), "auto or iptables")
+	cmd.Flags().StringVar(&backend, "backend", string(config.BackendAuto), "auto, nftables or iptables")
 	return cmd
+}
+
+// renderer resolves auto.
+func (o *options) renderer(wanted config.Backend) (config.Backend, error) {
+	switch wanted {
+	case config.BackendNFTables, config.BackendIPTables:
+		return wanted, nil
+	case config.BackendAuto:
+		kind, err := o.node().Kind()
+		if err == nil && kind != apply.NFTables {
+			return config.BackendIPTables, nil
+		}
+		return config.BackendNFTables, err
+	}
+	return "", fmt.Errorf("--backend %q: want %s, %s or %s", wanted, config.BackendAuto, config.BackendNFTables, config.BackendIPTables)
+}
+
+func (r rendered) print(w io.Writer) error {
+	if _, err := io.WriteString(w, r.Ruleset); err != nil {
+		return err
+	}
+	for _, f := range r.Families {
+		if _, err := fmt.Fprintf(w, "# %s: ipset restore\n%s# %s: iptables-restore --noflush\n%s", f.Family, f.Sets, f.Family, f.Rules); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/podmark/podmark/pkg/apply/iptables"
+	"github.com/podmark/podmark/pkg/apply/nftables"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/endpoint"
@@ -49,8 +50,8 @@ spec:
     ports: [{port: 8080}]
 `
 
-// rendered is that node, IPv4 and IPv6.
-func rendered(t *testing.T) (v4, v6 iptables.Rendered) {
+// example is that node's state.
+func example(t *testing.T) desired.State {
 	t.Helper()
 	policies, err := policy.Compile(policy.Source{Name: "example", Data: []byte(manifests)})
 	if err != nil {
@@ -84,7 +85,13 @@ func rendered(t *testing.T) (v4, v6 iptables.Rendered) {
 			Addresses: addrs("10.23.0.2", "fd00:23::2"),
 		}},
 	}
-	both := iptables.Render(desired.Build(node, policies, records))
+	return desired.Build(node, policies, records)
+}
+
+// rendered is that node for iptables, IPv4 and IPv6.
+func rendered(t *testing.T) (v4, v6 iptables.Rendered) {
+	t.Helper()
+	both := iptables.Render(example(t))
 	if len(both) != 2 {
 		t.Fatalf("%d families are rendered, want 2", len(both))
 	}
@@ -103,15 +110,23 @@ func TestRules(t *testing.T) {
 	}
 	want := fmt.Sprintf("Sets:\n\n```\n%s```\n\nRules:\n\n```\n%s```\n\n"+
 		"IPv6 has the same on sets of its own, whose names say 6, but for the IPv4 prefix, and these rules besides:\n\n```\n%s```\n", v4.Sets, v4.Rules, onlyV6.String())
+	shows(t, "rules", want)
+	shows(t, "nft-rules", "```\n"+strings.ReplaceAll(nftables.Render(example(t)), "\t", "    ")+"```\n")
+}
+
+// shows compares a marked block of the document with what the code renders.
+func shows(t *testing.T, name, want string) {
+	t.Helper()
 	document := read(t, packetPath)
-	got := marked(t, document, "rules")
+	got := marked(t, document, name)
 	if got == want {
 		return
 	}
 	if !*update {
-		t.Fatalf("%s shows other rules (-) than the code renders (+); run go test ./test/docs -update:\n%s", packetPath, cmp.Diff(got, want))
+		t.Errorf("%s shows other %s (-) than the code renders (+); run go test ./test/docs -update:\n%s", packetPath, name, cmp.Diff(got, want))
+		return
 	}
-	begin, end := "<!-- rules:begin -->\n", "<!-- rules:end -->\n"
+	begin, end := "<!-- "+name+":begin -->\n", "<!-- "+name+":end -->\n"
 	document = strings.Replace(document, begin+got+end, begin+want+end, 1)
 	if err := os.WriteFile(filepath.Join(root, packetPath), []byte(document), 0o644); err != nil {
 		t.Fatal(err)
@@ -148,34 +163,85 @@ func treeOf(rules string) (tr tree, chains []string) {
 	return tr, chains
 }
 
-// The tree of chains is the one that the rules make: the same chains, each led to
-// from where it stands, in this order.
-func TestChains(t *testing.T) {
-	drawn := tree{}
+var (
+	nftChain   = regexp.MustCompile(`(?m)^\tchain (\S+) \{$`)
+	nftLeads   = regexp.MustCompile(`(?:jump|goto) (\S+)|vmap @(\S+)`)
+	nftProfile = regexp.MustCompile(`\b([ei])-[0-9a-f]{16}\b`)
+)
+
+// nftTree reads the tree off the rules of nftables, with the chains that are declared.
+func nftTree(rules string) (tr tree, chains []string) {
+	rules = nftProfile.ReplaceAllString(rules, "$1-<profile>")
+	through := tree{} // what the maps lead to
+	for _, m := range regexp.MustCompile(`(?s)\tmap (\S+) \{(.*?)\n\t\}`).FindAllStringSubmatch(rules, -1) {
+		for _, to := range nftLeads.FindAllStringSubmatch(m[2], -1) {
+			through.add(m[1], strings.TrimSuffix(to[1], ","))
+		}
+	}
+	tr = tree{}
+	chain := ""
+	for line := range strings.Lines(rules) {
+		if m := nftChain.FindStringSubmatch(line); m != nil {
+			chain = m[1]
+			if !slices.Contains(chains, chain) {
+				chains = append(chains, chain)
+			}
+			continue
+		}
+		if m := nftLeads.FindStringSubmatch(strings.TrimSpace(line)); m != nil && chain != "" {
+			for _, to := range append(through[m[2]], m[1]) {
+				if to != "" {
+					tr.add(chain, to)
+				}
+			}
+		}
+	}
+	return tr, chains
+}
+
+// drawn reads the tree off the document, with the names at its roots.
+func drawnTree(t *testing.T, name string) (drawn tree, roots []string) {
+	t.Helper()
+	drawn = tree{}
 	var path []string
-	for line := range strings.Lines(blocks(marked(t, read(t, packetPath), "chains"))[0]) {
+	for line := range strings.Lines(blocks(marked(t, read(t, packetPath), name))[0]) {
 		depth := (len(line) - len(strings.TrimLeft(line, " "))) / 4
 		name := strings.Fields(line)[0]
 		if depth > len(path) {
 			t.Fatalf("%q stands too far to the right", line)
 		}
 		path = append(path[:depth], name)
-		if depth > 0 {
+		if depth == 0 {
+			roots = append(roots, name)
+		} else {
 			drawn.add(path[depth-1], name)
 		}
 	}
-	v4, v6 := rendered(t)
-	for _, r := range []iptables.Rendered{v4, v6} {
-		real, chains := treeOf(r.Rules)
+	return drawn, roots
+}
+
+// The trees of chains are the ones that the rules make: the same chains, each led
+// to from where it stands, in this order.
+func TestChains(t *testing.T) {
+	compare := func(backend string, real, drawn tree, chains, roots []string) {
 		if diff := cmp.Diff(real, drawn); diff != "" {
-			t.Errorf("%s: the rules lead (-) and %s draws (+):\n%s", r.Family, packetPath, diff)
+			t.Errorf("%s: the rules lead (-) and %s draws (+):\n%s", backend, packetPath, diff)
 		}
 		for _, c := range chains {
-			if !reached(drawn, c) {
-				t.Errorf("%s: nothing in %s leads to chain %s", r.Family, packetPath, c)
+			if !reached(drawn, c) && !slices.Contains(roots, c) {
+				t.Errorf("%s: nothing in %s leads to chain %s", backend, packetPath, c)
 			}
 		}
 	}
+	drawn, _ := drawnTree(t, "chains")
+	v4, v6 := rendered(t)
+	for _, r := range []iptables.Rendered{v4, v6} {
+		real, chains := treeOf(r.Rules)
+		compare(r.Family, real, drawn, chains, nil)
+	}
+	drawn, roots := drawnTree(t, "nft-chains")
+	real, chains := nftTree(nftables.Render(example(t)))
+	compare("nftables", real, drawn, chains, roots)
 }
 
 func reached(tr tree, chain string) bool {
@@ -207,7 +273,15 @@ func TestNames(t *testing.T) {
 	v4, _ := rendered(t)
 	_, chains := treeOf(v4.Rules)
 	sets := regexp.MustCompile(`(?m)^create (podmark-[a-z]+4)a`).FindAllStringSubmatch(v4.Sets, -1)
-	want := map[string][]string{"chains": chains}
+	want := map[string][]string{"chains in table mangle": chains}
+	ruleset := nftables.Render(example(t))
+	_, want["chains of nftables"] = nftTree(ruleset)
+	for _, m := range regexp.MustCompile(`(?m)^\t(?:set|map) (\S+) \{$`).FindAllStringSubmatch(ruleset, -1) {
+		want["sets of nftables"] = append(want["sets of nftables"], regexp.MustCompile(`[0-9a-f]{16}$`).ReplaceAllString(m[1], "<id>"))
+	}
+	for _, m := range regexp.MustCompile(`(?m)^table (.*) \{$`).FindAllStringSubmatch(ruleset, -1) {
+		want["tables of nftables"] = append(want["tables of nftables"], m[1])
+	}
 	for _, s := range sets {
 		want["ipsets"] = append(want["ipsets"], s[1])
 	}

@@ -6,10 +6,10 @@
 // test makes is removed at its end, and nodes share nothing but the kernel, so
 // tests run in parallel:
 //
-//	lab.Variants(t, func(t *testing.T, variant lab.Variant) {
-//		node := lab.NewNode(t, lab.Options{Variant: variant})
+//	lab.Backends(t, func(t *testing.T, backend lab.Backend) {
+//		node := lab.NewNode(t, lab.Options{Backend: backend})
 //		outside := node.AddHost("outside")
-//		web := node.AddPod(lab.PodSpec{Name: "web", Network: node.PTP()})
+//		web := node.AddPod(lab.PodSpec{Name: "web", Network: node.PTP(node.Podmark(nil))})
 //		web.Listen(lab.TCP, 8080)
 //		node.AddServices(lab.Service{
 //			Kind: lab.NodePort, Protocol: lab.TCP, Port: 30080,
@@ -22,10 +22,13 @@
 //		})
 //	})
 //
+// A test does not know which backend of podmark's it drives: where an outcome
+// differs, the [Row] says so.
+//
 // Methods that take no [testing.TB] fail the test the node was made for: call
 // them from that test's goroutine. [NS.Send], [NS.Probe] and [Stream.Ping] never
 // fail a test and may be called from anywhere.
 //
-// The package knows nothing of podmark but the name of the plugin. It never
-// sleeps: it waits, up to a limit, for what it expects.
+// The package knows nothing of podmark but the name of the plugin and its key for
+// the backend. It never sleeps: it waits, up to a limit, for what it expects.
 package lab

@@ -110,7 +110,7 @@ func TestStreams(t *testing.T) {
 func TestMasquerade(t *testing.T) {
 	t.Parallel()
 	lab.Variants(t, func(t *testing.T, variant lab.Variant) {
-		c := newCluster(t, variant, func(n *lab.Node) lab.Network { return n.PTP() })
+		c := newCluster(t, lab.Options{Variant: variant}, func(n *lab.Node) lab.Network { return n.PTP() })
 		for _, f := range lab.Families {
 			gateway := c.PodCIDRs[0].Addr().Next()
 			if f == lab.V6 {

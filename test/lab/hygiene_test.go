@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -105,6 +106,8 @@ func TestPodToHost(t *testing.T) {
 			rows = append(rows,
 				lab.Row{Name: "pod to external IP of the node", From: c.a.NS, Protocol: lab.TCP, To: netip.AddrPortFrom(second.Addr(), external), By: "b"},
 				lab.Row{Name: "outside to external IP of the node", From: c.outside.NS, Protocol: lab.TCP, To: netip.AddrPortFrom(second.Addr(), external), By: "b"},
+				lab.Row{Name: "pod to NodePort", From: c.a.NS, Protocol: lab.TCP, To: c.Node.At(f, nodePort), By: "b"},
+				lab.Row{Name: "pod to odd NodePort", From: c.a.NS, Protocol: lab.TCP, To: c.Node.At(f, oddPort), By: "b"},
 				// kube-proxy's own filter turns it down.
 				lab.Row{Name: "pod to service address without service", From: c.a.NS, Protocol: lab.TCP, To: netip.AddrPortFrom(c.vips[f], 2222), Want: lab.Refused},
 			)
@@ -115,13 +118,32 @@ func TestPodToHost(t *testing.T) {
 		lab.Table(t, rows)
 
 		apply(t, c.Node, isolate("b", "Ingress"))
-		lab.Table(t, want(t, rows, lab.Blocked, "pod to external IP of the node", "outside to external IP of the node"))
+		lab.Table(t, want(t, rows, lab.Blocked,
+			"pod to external IP of the node", "outside to external IP of the node", "pod to NodePort", "pod to odd NodePort",
+		))
 
+		// Expected failure of iptables: a host process on a port of the NodePort
+		// range. In INPUT it sees a packet that may be a service's, leaves it to
+		// OUTPUT, and OUTPUT is never reached.
+		rows = wantOn(t, rows, onlyNFTablesBlocks, "pod to host process on a NodePort")
 		apply(t, c.Node, isolate("a", "Egress"))
-		// Expected failure: a host process on a port of the NodePort range. In INPUT
-		// iptables sees a packet that may be a service's, leaves it to OUTPUT, and
-		// OUTPUT is never reached.
-		lab.Table(t, want(t, rows, lab.Blocked, "pod to external IP of the node"))
+		lab.Table(t, want(t, rows, lab.Blocked, "pod to external IP of the node", "pod to NodePort", "pod to odd NodePort"))
+
+		// What b answers is allowed. To iptables what has no port of the range looks
+		// like a host process, which is not.
+		rows = want(t, rows, lab.Blocked, "pod to external IP of the node", "pod to odd NodePort")
+		rows = wantOn(t, rows, onlyNFTablesAllows, "pod to external IP of the node", "pod to odd NodePort")
+		apply(t, c.Node, isolate("a", "Egress")+allowAToB)
+		lab.Table(t, rows)
+
+		// Expected failure of iptables, where kube-proxy does not turn it down, as one
+		// without https://github.com/kubernetes/kubernetes/pull/108460: a local
+		// address that is not the host's own must be a service's.
+		for _, f := range lab.Families {
+			c.Iptables(f, "-F", "KUBE-IPVS-FILTER")
+		}
+		rows = want(t, rows, lab.OK, "pod to service address without service")
+		lab.Table(t, wantOn(t, rows, onlyNFTablesBlocks, "pod to service address without service"))
 	})
 }
 
@@ -129,24 +151,24 @@ func TestPodToHost(t *testing.T) {
 // past every list of addresses.
 func TestPodToHostBeyondAddresses(t *testing.T) {
 	onRouted(t, func(t *testing.T, c *cluster) {
-		group := netip.MustParseAddrPort("224.0.0.251:5353")
+		group, group6 := netip.MustParseAddrPort("224.0.0.251:5353"), netip.MustParseAddrPort("[ff02::fb]:5353")
 		broadcast := netip.MustParseAddrPort("255.255.255.255:6767")
-		ears := map[netip.AddrPort]*lab.Server{
-			group:     c.Node.HearMulticast(c.a.HostVeth, group),
-			broadcast: c.Node.Listen(lab.UDP, broadcast.Port(), netip.IPv4Unspecified()),
+		ears := []ear{
+			{"a group", c.Node.HearMulticast(c.a.HostVeth, group)},
+			{"an IPv6 group", c.Node.HearMulticast(c.a.HostVeth, group6)},
+			{"broadcast", c.Node.Listen(lab.UDP, broadcast.Port(), netip.IPv4Unspecified())},
 		}
-		hears := func(to netip.AddrPort) bool {
-			before := ears[to].Requests()
-			c.a.Send(lab.Request{Protocol: lab.UDP, To: to, Limit: lab.SilenceLimit})
-			return ears[to].Requests() > before
+		requests := []lab.Request{
+			{To: group},
+			// Nothing of a's passes from a link-local address.
+			{To: netip.AddrPortFrom(group6.Addr().WithZone("eth0"), group6.Port()), Source: netip.AddrPortFrom(c.a.Addr(lab.V6), 0)},
+			{To: broadcast},
 		}
-		for to := range ears {
-			if !hears(to) {
-				t.Errorf("without a policy the node does not hear %v: the test proves nothing", to)
-			}
+		if got := hearing(c.a, requests, ears); len(got) != len(ears) {
+			t.Errorf("without a policy the node hears %q only: the test proves nothing", got)
 		}
 		// With its own address as the source, to the node's next to it.
-		linkLocal := linkLocalOf(c.Node, c.a.HostVeth)
+		linkLocal := linkLocalOf(c.Node.NS, c.a.HostVeth)
 		c.Node.Listen(lab.UDP, 2323, linkLocal.WithZone(c.a.HostVeth))
 		row := lab.Row{
 			Name: "pod to host veth's link-local", From: c.a.NS, Protocol: lab.UDP, By: "node",
@@ -156,10 +178,8 @@ func TestPodToHostBeyondAddresses(t *testing.T) {
 		lab.Table(t, []lab.Row{row})
 
 		apply(t, c.Node, isolate("a", "Egress"))
-		for to := range ears {
-			if hears(to) {
-				t.Errorf("the node hears %v of a pod whose egress is denied", to)
-			}
+		if got := hearing(c.a, requests, ears); got != nil {
+			t.Errorf("the node hears %q of a pod whose egress is denied", got)
 		}
 		row.Want, row.By = lab.Blocked, ""
 		lab.Table(t, []lab.Row{row})
@@ -167,7 +187,7 @@ func TestPodToHostBeyondAddresses(t *testing.T) {
 }
 
 // linkLocalOf finds the fe80:: address of a link.
-func linkLocalOf(n *lab.Node, link string) netip.Addr {
+func linkLocalOf(n *lab.NS, link string) netip.Addr {
 	for line := range strings.Lines(n.Run("ip", "-6", "-oneline", "address", "show", "dev", link, "scope", "link")) {
 		for _, field := range strings.Fields(line) {
 			if p, err := netip.ParsePrefix(field); err == nil {
@@ -245,14 +265,12 @@ func TestFirstInstant(t *testing.T) {
 func TestUninstall(t *testing.T) {
 	eachWay(t, func(t *testing.T, c *cluster) {
 		apply(t, c.Node, isolate("b", "Ingress")+allowAToB)
-		podmarkctl(t, c.Node, "uninstall")
-		for _, f := range lab.Families {
-			if rules := c.Iptables(f, "-t", "mangle", "-S"); strings.Contains(rules, "PODMARK") || strings.Contains(rules, "podmark") {
-				t.Errorf("%v rules are left:\n%s", f, rules)
-			}
+		if got, want := traces(c.Node), tracesOf(c.Backend()); !slices.Equal(got, want) {
+			t.Errorf("the backend is %s, and podmark has something in %q, want %q", c.Backend(), got, want)
 		}
-		if sets := c.Run("ipset", "list", "-name"); strings.Contains(sets, "podmark") {
-			t.Errorf("sets are left: %s", sets)
+		podmarkctl(t, c.Node, "uninstall")
+		if got := traces(c.Node); got != nil {
+			t.Errorf("something is left in %q", got)
 		}
 		if links := c.Run("ip", "link", "show", "group", "1886"); links != "" {
 			t.Errorf("links are left in the device group: %s", links)

@@ -144,8 +144,8 @@ func TestLiveConnections(t *testing.T) {
 // that still carry it: with two bits there are three epochs.
 func TestEpochWraps(t *testing.T) {
 	t.Parallel()
-	lab.Variants(t, func(t *testing.T, variant lab.Variant) {
-		node := lab.NewNode(t, lab.Options{Variant: variant})
+	lab.Backends(t, func(t *testing.T, backend lab.Backend) {
+		node := lab.NewNode(t, lab.Options{Backend: backend})
 		outside := node.AddHost("outside")
 		network := node.PTP(node.Podmark(lab.Plugin{"policy": "files", "iptablesMarkMask": "0x30000"}))
 		b := node.AddPod(lab.PodSpec{Name: "b", Labels: map[string]string{"app": "b"}, Network: network})

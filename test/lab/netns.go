@@ -55,21 +55,27 @@ type NS struct {
 	// Addresses are those its servers listen on, at most one of each family for a pod.
 	Addresses []netip.Addr
 
-	t       testing.TB
-	handle  ns.NetNS
-	path    string // the directories its commands are looked for in
+	t      testing.TB
+	handle ns.NetNS
+	path   string // the directories its commands are looked for in
+	site   *site
+}
+
+// site is what a node shares with the pods and hosts around it.
+type site struct {
+	backend Backend
 	journal *journal
 }
 
 // newNS makes a namespace with its loopback up. It is removed when the test ends.
-func newNS(t testing.TB, name string, j *journal) *NS {
+func newNS(t testing.TB, name string, s *site) *NS {
 	t.Helper()
 	n := &NS{
-		Name:    name,
-		Path:    filepath.Join(netnsDir, fmt.Sprintf("%s-%s", name, rand.Text()[:8])),
-		t:       t,
-		path:    os.Getenv("PATH"),
-		journal: j,
+		Name: name,
+		Path: filepath.Join(netnsDir, fmt.Sprintf("%s-%s", name, rand.Text()[:8])),
+		t:    t,
+		path: os.Getenv("PATH"),
+		site: s,
 	}
 	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
 		t.Fatal(err)

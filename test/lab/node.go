@@ -22,7 +22,8 @@ const (
 	Legacy Variant = "legacy"
 )
 
-// Variants runs test once for each variant, both at once.
+// Variants runs test once for each variant, both at once: for what is the same
+// whatever podmark enforces with.
 func Variants(t *testing.T, test func(t *testing.T, variant Variant)) {
 	for _, v := range []Variant{NFT, Legacy} {
 		t.Run("iptables-"+string(v), func(t *testing.T) {
@@ -32,10 +33,50 @@ func Variants(t *testing.T, test func(t *testing.T, variant Variant)) {
 	}
 }
 
+// Backend is what podmark enforces with on a node: a column of the suite.
+type Backend string
+
+// The backends.
+const (
+	NFTables       Backend = "nftables"
+	IPTablesNFT    Backend = "iptables-nft"
+	IPTablesLegacy Backend = "iptables-legacy"
+)
+
+// Variant is the iptables of a node with this backend, podmark's and everybody
+// else's. Next to nftables it is the one that shares the kernel's nf_tables.
+func (b Backend) Variant() Variant {
+	if b == IPTablesLegacy {
+		return Legacy
+	}
+	return NFT
+}
+
+// Key is the backend in podmark's configuration, which finds out the variant by
+// itself.
+func (b Backend) Key() string {
+	if b == NFTables {
+		return "nftables"
+	}
+	return "iptables"
+}
+
+// Backends runs test once for each backend, all at once.
+func Backends(t *testing.T, test func(t *testing.T, backend Backend)) {
+	for _, b := range []Backend{NFTables, IPTablesNFT, IPTablesLegacy} {
+		t.Run(string(b), func(t *testing.T) {
+			t.Parallel()
+			test(t, b)
+		})
+	}
+}
+
 // Options are what nodes differ in.
 type Options struct {
+	// Backend is podmark's; NFTables when empty.
+	Backend Backend
 	// Variant of kube-proxy's rules, and what "iptables" means to the node's
-	// programs; NFT when empty.
+	// programs; the backend's when empty.
 	Variant Variant
 	// PodCIDRs are the ranges pods get addresses from, one of each family;
 	// 10.1.0.0/24 and fd00:10:1::/64 when nil.
@@ -64,14 +105,17 @@ type Node struct {
 func NewNode(t testing.TB, o Options) *Node {
 	t.Helper()
 	needs.All(t, needs.Root, needs.Netns, needs.IPVS, needs.BridgeNetfilter, needs.SCTP, needs.Dummy)
+	if o.Backend == "" {
+		o.Backend = NFTables
+	}
 	if o.Variant == "" {
-		o.Variant = NFT
+		o.Variant = o.Backend.Variant()
 	}
 	if o.PodCIDRs == nil {
 		o.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("fd00:10:1::/64")}
 	}
 	n := &Node{
-		NS:       newNS(t, "node", newJournal()),
+		NS:       newNS(t, "node", &site{backend: o.Backend, journal: newJournal()}),
 		Variant:  o.Variant,
 		PodCIDRs: o.PodCIDRs,
 		Dir:      t.TempDir(),
@@ -110,6 +154,12 @@ func NewNode(t testing.TB, o Options) *Node {
 	}
 	return n
 }
+
+// Backend is what [Node.Podmark] asks for.
+func (n *Node) Backend() Backend { return n.site.backend }
+
+// Use makes podmark enforce with another backend from the next pod on.
+func (n *Node) Use(b Backend) { n.site.backend = b }
 
 // chooseVariant makes "iptables" and its kin mean the node's variant for every
 // program that the node runs.
@@ -156,7 +206,7 @@ func (n *Node) AddHost(name string, prefixes ...string) *Host {
 			fmt.Sprintf("fd00:%d::1/64", 50+number),
 		}
 	}
-	h := &Host{NS: newNS(n.t, name, n.journal), Link: fmt.Sprintf("eth%d", number), node: n}
+	h := &Host{NS: newNS(n.t, name, n.site), Link: fmt.Sprintf("eth%d", number), node: n}
 	err := n.Do(func() error {
 		return netlink.LinkAdd(&netlink.Veth{
 			LinkAttrs:     netlink.LinkAttrs{Name: h.Link},

@@ -73,10 +73,10 @@ func (n *Node) Bridge(chained ...Plugin) Network {
 	return Network{Name: "bridged", Plugins: append([]Plugin{bridge}, chained...)}
 }
 
-// Podmark is the entry of the plugin under test, keeping its state on this node;
-// keys add to it or replace what is there.
+// Podmark is the entry of the plugin under test, keeping its state on this node
+// and enforcing with the node's backend; keys add to it or replace what is there.
 func (n *Node) Podmark(keys Plugin) Plugin {
-	p := Plugin{"type": "podmark", "stateDir": n.StateDir}
+	p := Plugin{"type": "podmark", "stateDir": n.StateDir, "backend": n.Backend().Key()}
 	for k, v := range keys {
 		p[k] = v
 	}
@@ -151,7 +151,7 @@ func (n *Node) NewPod(spec PodSpec) *Pod {
 	if err != nil {
 		n.t.Fatalf("network %q: %v", spec.Network.Name, err)
 	}
-	pod := &Pod{NS: newNS(n.t, spec.Name, n.journal), Spec: spec, node: n, list: list}
+	pod := &Pod{NS: newNS(n.t, spec.Name, n.site), Spec: spec, node: n, list: list}
 	// The name of the namespace's file is unique, as a container's ID is.
 	pod.runtime = &libcni.RuntimeConf{
 		ContainerID:    filepath.Base(pod.Path),

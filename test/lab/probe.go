@@ -150,15 +150,28 @@ func (n *NS) Stream(r Request) *Stream {
 	return s
 }
 
-// TryStream is [NS.Stream] for a connection that may get no answer. The caller
-// closes it.
-func (n *NS) TryStream(r Request) (*Stream, error) {
+// Dial opens a connection and does not use it: a UDP one always exists then. The
+// caller closes it.
+func (n *NS) Dial(r Request) (*Stream, error) {
 	if r.Limit == 0 {
 		r.Limit = AnswerLimit
 	}
 	s, err := n.dial(r)
 	if err != nil {
 		return nil, fmt.Errorf("connecting %q to %v/%v: %w", n.Name, r.To, r.Protocol, err)
+	}
+	return s, nil
+}
+
+// TryStream is [NS.Stream] for a connection that may get no answer. The caller
+// closes it.
+func (n *NS) TryStream(r Request) (*Stream, error) {
+	if r.Limit == 0 {
+		r.Limit = AnswerLimit
+	}
+	s, err := n.Dial(r)
+	if err != nil {
+		return nil, err
 	}
 	if result := s.Ping(r.Limit); result.Outcome != OK {
 		s.Close()
@@ -238,5 +251,5 @@ func (n *NS) dial(r Request) (*Stream, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Stream{conn: conn, answers: bufio.NewReader(conn), journal: n.journal}, nil
+	return &Stream{conn: conn, answers: bufio.NewReader(conn), journal: n.site.journal}, nil
 }

@@ -55,7 +55,7 @@ func (n *NS) Listen(p Protocol, port uint16, addrs ...netip.Addr) *Server {
 	if addrs == nil {
 		addrs = n.Addresses
 	}
-	s := &Server{name: n.Name, journal: n.journal, open: map[io.Closer]bool{}}
+	s := &Server{name: n.Name, journal: n.site.journal, open: map[io.Closer]bool{}}
 	n.t.Cleanup(s.Close)
 	// Each address has a socket of its own, so that answers come from the address
 	// that was asked. A socket keeps the namespace it was made in.
@@ -72,14 +72,15 @@ func (n *NS) Listen(p Protocol, port uint16, addrs ...netip.Addr) *Server {
 // HearMulticast starts a UDP server that a group's packets reach by link.
 func (n *NS) HearMulticast(link string, group netip.AddrPort) *Server {
 	n.t.Helper()
-	s := &Server{name: n.Name, journal: n.journal, open: map[io.Closer]bool{}}
+	s := &Server{name: n.Name, journal: n.site.journal, open: map[io.Closer]bool{}}
 	n.t.Cleanup(s.Close)
 	err := n.Do(func() error {
 		iface, err := net.InterfaceByName(link)
 		if err != nil {
 			return err
 		}
-		conn, err := net.ListenMulticastUDP("udp4", iface, net.UDPAddrFromAddrPort(group))
+		network := map[Family]string{V4: "udp4", V6: "udp6"}[familyOf(group.Addr())]
+		conn, err := net.ListenMulticastUDP(network, iface, net.UDPAddrFromAddrPort(group))
 		if err != nil {
 			return err
 		}

@@ -34,9 +34,9 @@ type cluster struct {
 
 // newCluster makes a cluster in which everything listens. Backend of every
 // service is pod b, but for hostedPort's and remotePort's.
-func newCluster(t *testing.T, variant lab.Variant, network func(*lab.Node) lab.Network) *cluster {
+func newCluster(t *testing.T, o lab.Options, network func(*lab.Node) lab.Network) *cluster {
 	t.Helper()
-	node := lab.NewNode(t, lab.Options{Variant: variant})
+	node := lab.NewNode(t, o)
 	c := &cluster{
 		Node:      node,
 		outside:   node.AddHost("outside"),
@@ -138,7 +138,7 @@ func (c *cluster) everything() []lab.Row {
 func TestEverythingReachesRoutedPods(t *testing.T) {
 	t.Parallel()
 	lab.Variants(t, func(t *testing.T, variant lab.Variant) {
-		c := newCluster(t, variant, func(n *lab.Node) lab.Network { return n.PTP() })
+		c := newCluster(t, lab.Options{Variant: variant}, func(n *lab.Node) lab.Network { return n.PTP() })
 		lab.Table(t, c.everything())
 	})
 }
@@ -146,7 +146,7 @@ func TestEverythingReachesRoutedPods(t *testing.T) {
 func TestEverythingReachesBridgedPods(t *testing.T) {
 	t.Parallel()
 	lab.Variants(t, func(t *testing.T, variant lab.Variant) {
-		c := newCluster(t, variant, func(n *lab.Node) lab.Network { return n.Bridge() })
+		c := newCluster(t, lab.Options{Variant: variant}, func(n *lab.Node) lab.Network { return n.Bridge() })
 		lab.Table(t, c.everything())
 	})
 }

@@ -17,10 +17,23 @@ type Row struct {
 	To       netip.AddrPort
 	Source   netip.AddrPort // see [Request]
 	Want     Outcome
+	// On is what should become of it on the backends that differ from the others.
+	On Outcomes
 	// By is who must have answered, where that matters.
 	By string
 	// Seen is the client address the server must have seen, where that matters.
 	Seen netip.Addr
+}
+
+// Outcomes are what a request comes to on some of the backends.
+type Outcomes map[Backend]Outcome
+
+// want is what should become of the request on the backend of its node.
+func (r Row) want() Outcome {
+	if o, differs := r.On[r.From.site.backend]; differs {
+		return o
+	}
+	return r.Want
 }
 
 // Flow is the name without what [Cross] added to it.
@@ -34,7 +47,7 @@ func Table(t testing.TB, rows []Row) {
 	t.Helper()
 	results := send(rows, func(r Row) time.Duration {
 		// A refusal is an answer too.
-		if r.Want == OK || r.Want == Refused {
+		if r.want() == OK || r.want() == Refused {
 			return AnswerLimit
 		}
 		return SilenceLimit
@@ -42,11 +55,11 @@ func Table(t testing.TB, rows []Row) {
 	// Once in five full runs, some 13,000 requests, an answer was lost, for a reason
 	// that was not found. What should be answered is asked once more, and the log
 	// says so: that hides a fault which comes and goes, but none that stays.
-	ask(t, rows, results, func(i int) bool { return rows[i].Want == OK && results[i].Outcome != OK }, AnswerLimit)
+	ask(t, rows, results, func(i int) bool { return rows[i].want() == OK && results[i].Outcome != OK }, AnswerLimit)
 	// Silence proves something only if answers come faster. On a busy machine
 	// they may not: then listen longer.
 	if limit := 3 * slowest(rows, results); limit > SilenceLimit {
-		ask(t, rows, results, func(i int) bool { return rows[i].Want == Blocked && results[i].Outcome == Blocked }, min(limit, AnswerLimit))
+		ask(t, rows, results, func(i int) bool { return rows[i].want() == Blocked && results[i].Outcome == Blocked }, min(limit, AnswerLimit))
 	}
 	report(t, rows, results)
 }
@@ -59,7 +72,7 @@ func ask(t testing.TB, rows []Row, results []Result, which func(int) bool, limit
 	var at []int
 	for i, row := range rows {
 		if which(i) {
-			if row.Want == OK {
+			if row.want() == OK {
 				t.Logf("asking again: %s %s -> %v/%v: %v", row.Name, row.From.Name, row.To, row.Protocol, results[i])
 			}
 			again, at = append(again, row), append(at, i)
@@ -119,8 +132,9 @@ func report(t testing.TB, rows []Row, results []Result) {
 // mismatch says what was expected of a result that is not that.
 func (r Row) mismatch(got Result) string {
 	switch {
-	case got.Outcome != r.Want:
-		return r.Want.String()
+	case got.Outcome != r.want():
+		return r.want().String()
+	case got.Outcome != OK:
 	case r.By != "" && got.By != r.By:
 		return "answered by " + r.By
 	case r.Seen.IsValid() && got.Seen.Addr() != r.Seen:

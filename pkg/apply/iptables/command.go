@@ -8,9 +8,12 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	goiptables "github.com/coreos/go-iptables/iptables"
+
+	"github.com/podmark/podmark/pkg/apply/ipset"
 )
 
 // Variant is one of the two kernels' worth of iptables that a node can have.
@@ -73,7 +76,7 @@ func waitSeconds(d time.Duration) int { return max(1, int(d/time.Second)) }
 
 // restoreLine finds the line number in iptables-restore's complaint: "line 4: ...",
 // "Error occurred at line: 4".
-var restoreLine = regexp.MustCompile(`line:? ([0-9]+)`)
+var restoreLine = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`line:? ([0-9]+)`) })
 
 // restore applies input to table mangle in one step, leaving alone what it does
 // not name.
@@ -87,7 +90,7 @@ func (v Variant) restore(ctx context.Context, f family, wait time.Duration, inpu
 		return nil
 	}
 	msg := strings.TrimSpace(stderr.String())
-	if m := restoreLine.FindStringSubmatch(msg); m != nil {
+	if m := restoreLine().FindStringSubmatch(msg); m != nil {
 		n, _ := strconv.Atoi(m[1])
 		if lines := strings.Split(input, "\n"); n >= 1 && n <= len(lines) {
 			return fmt.Errorf("running %s: %w: %s: our line %d is %q", cmd.Args[0], err, msg, n, lines[n-1])
@@ -96,15 +99,20 @@ func (v Variant) restore(ctx context.Context, f family, wait time.Duration, inpu
 	return fmt.Errorf("running %s: %w: %s", cmd.Args[0], err, msg)
 }
 
-// Commands lists the commands a variant needs; with none decided yet, those
-// that stand for any.
-func Commands(v Variant) []string {
-	if v == "" {
-		return []string{v4.command, v4.command + "-restore"}
+// Usable reports why the variant cannot be used: a kernel without sets, a command
+// that is not installed. It starts no process.
+func Usable(v Variant) error {
+	conn, err := ipset.Dial()
+	if err != nil {
+		return err
 	}
-	var names []string
+	conn.Close()
 	for _, f := range families() {
-		names = append(names, v.command(f, ""), v.command(f, "-restore"))
+		for _, command := range []string{v.command(f, ""), v.command(f, "-restore")} {
+			if _, err := exec.LookPath(command); err != nil {
+				return fmt.Errorf("%w: install iptables", err)
+			}
+		}
 	}
-	return names
+	return nil
 }

@@ -40,6 +40,9 @@ const (
 // caller holds the node's lock.
 type Backend struct {
 	Variant Variant
+	// Former are variants that may have rules of ours. They use the same sets, so
+	// a Sync takes those rules out once its own are there.
+	Former []Variant
 	// Wait bounds the wait for the xtables lock.
 	Wait time.Duration
 	// Step, if set, is called after each write to the kernel: tests end the
@@ -128,7 +131,7 @@ func spareGeneration(conn *ipset.Conn, f family) (generation, error) {
 		return "", err
 	}
 	for _, name := range names {
-		if !strings.HasPrefix(name, SetPrefix) || !ofFamily(name, f) || !ofGeneration(name, genA) {
+		if !Owns(name) || !ofFamily(name, f) || !ofGeneration(name, genA) {
 			continue
 		}
 		if used, err := inUse(conn, name); err != nil {

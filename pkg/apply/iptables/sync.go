@@ -16,7 +16,7 @@ import (
 // family, one restore makes them see the new one. A zero State removes everything.
 func (b Backend) Sync(ctx context.Context, want desired.State) error {
 	if want.Layout.Mask() == 0 {
-		return Remove(ctx, b.Wait, b.Variant)
+		return Remove(ctx, b.Wait, append(b.Former, b.Variant)...)
 	}
 	conn, err := ipset.Dial()
 	if err != nil {
@@ -63,6 +63,11 @@ func (b Backend) sync(ctx context.Context, conn *ipset.Conn, f family, want desi
 			return fmt.Errorf("hooking %s: %w", h.chain, err)
 		}
 		b.step("hooked " + h.chain)
+	}
+	for _, v := range b.Former {
+		if err := removeRules(ctx, v, f, b.Wait); err != nil {
+			return err
+		}
 	}
 	return destroy(ctx, conn, func(name string) bool {
 		return ofFamily(name, f) && !slices.ContainsFunc(sets, func(c content) bool { return c.Name == name })
@@ -160,7 +165,7 @@ func destroy(ctx context.Context, conn *ipset.Conn, match func(name string) bool
 		return err
 	}
 	for _, name := range names {
-		if strings.HasPrefix(name, SetPrefix) && match(name) {
+		if Owns(name) && match(name) {
 			if err := destroyUnused(ctx, conn, name); err != nil {
 				return err
 			}

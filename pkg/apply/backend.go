@@ -1,0 +1,183 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/podmark/podmark/pkg/apply/ipset"
+	"github.com/podmark/podmark/pkg/apply/iptables"
+	"github.com/podmark/podmark/pkg/apply/nftables"
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/desired"
+)
+
+// Backend makes the kernel agree with a state. Its user holds the node's lock.
+type Backend interface {
+	// Sync makes the kernel hold exactly want; a zero State removes everything.
+	Sync(ctx context.Context, want desired.State) error
+	// Update moves the endpoints of from to what to says and touches nothing else.
+	Update(ctx context.Context, from, to desired.State) error
+	// Check reports what of want is not in place, changing nothing.
+	Check(ctx context.Context, want desired.State) error
+}
+
+// incomplete holds for what a backend returns that a Sync would mend.
+func incomplete(err error) bool {
+	return errors.Is(err, iptables.ErrIncomplete) || errors.Is(err, nftables.ErrIncomplete)
+}
+
+// Kind is a backend as node.json names it.
+type Kind string
+
+// The kinds, in the order in which a node is searched for what is left of them.
+const (
+	NFTables       Kind = "nftables"
+	IPTablesNFT    Kind = "iptables-nft"
+	IPTablesLegacy Kind = "iptables-legacy"
+)
+
+// variants are the kinds that iptables enforces.
+var variants = map[Kind]iptables.Variant{IPTablesNFT: iptables.NFT, IPTablesLegacy: iptables.Legacy}
+
+func kindOf(v iptables.Variant) Kind { return Kind("iptables-" + string(v)) }
+
+func (n Node) backend(f file) Backend {
+	if f.Backend == NFTables {
+		return nftables.Backend{Step: n.Step}
+	}
+	b := iptables.Backend{Variant: variants[f.Backend], Wait: n.LockTimeout, Step: n.Step}
+	for _, k := range f.Former {
+		if v, ok := variants[k]; ok {
+			b.Former = append(b.Former, v)
+		}
+	}
+	return b
+}
+
+// choose decides what enforces. What auto finds out is noted, and not asked again.
+func (f *file) choose(wanted config.Backend) error {
+	kind := f.Backend
+	switch {
+	case wanted == config.BackendAuto && f.Auto == "":
+		var err error
+		if f.Auto, err = detect(); err != nil {
+			return err
+		}
+		kind = f.Auto
+	case wanted == config.BackendAuto:
+		kind = f.Auto
+	case wanted == config.BackendNFTables && kind != NFTables:
+		if err := nftables.Probe(); err != nil {
+			return fmt.Errorf("%w: %w", ErrBackend, err)
+		}
+		kind = NFTables
+	case wanted == config.BackendIPTables && variants[kind] == "":
+		v, err := iptables.Detect()
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrBackend, err)
+		}
+		kind = kindOf(v)
+	}
+	if kind == f.Backend {
+		return nil
+	}
+	if f.Backend == "" {
+		f.Former = leftovers()
+	} else {
+		f.Former = append(f.Former, f.Backend)
+	}
+	f.Former = slices.DeleteFunc(f.Former, func(k Kind) bool { return k == kind })
+	f.Backend = kind
+	return nil
+}
+
+// usable reports why what choose would choose cannot be used. It changes nothing.
+func (f file) usable(wanted config.Backend) error {
+	kind := f.Backend
+	switch {
+	case wanted == config.BackendAuto:
+		kind = f.Auto
+	case wanted == config.BackendNFTables:
+		kind = NFTables
+	case variants[kind] == "":
+		kind = kindOf("") // whichever variant there is
+	}
+	var err error
+	switch {
+	case kind == "":
+		_, err = detect()
+	case kind != NFTables:
+		err = iptables.Usable(variants[kind])
+	case f.Backend != NFTables:
+		err = nftables.Probe()
+	}
+	if err != nil && !errors.Is(err, ErrBackend) {
+		err = fmt.Errorf("%w: %w", ErrBackend, err)
+	}
+	return err
+}
+
+// detect finds what auto stands for.
+func detect() (Kind, error) {
+	lacking := nftables.Probe()
+	if lacking == nil {
+		return NFTables, nil
+	}
+	v, err := iptables.Detect()
+	if err != nil {
+		return "", fmt.Errorf("%w: %w; %w", ErrBackend, lacking, err)
+	}
+	return kindOf(v), nil
+}
+
+// leftovers are the backends of which something may be in the kernel although no
+// file says so.
+func leftovers() []Kind {
+	kinds := []Kind{NFTables}
+	conn, err := ipset.Dial()
+	if err != nil {
+		return kinds // and no set can be there
+	}
+	defer conn.Close()
+	if names, err := conn.Names(); err != nil || slices.ContainsFunc(names, iptables.Owns) {
+		for k, v := range variants {
+			if iptables.Usable(v) == nil {
+				kinds = append(kinds, k)
+			}
+		}
+	}
+	return kinds
+}
+
+// removeFormer takes what is left of the former backends out of the kernel. A
+// variant of iptables has done that with the other one's rules.
+func (n Node) removeFormer(ctx context.Context, f file) error {
+	return remove(ctx, n.LockTimeout, slices.DeleteFunc(slices.Clone(f.Former), func(k Kind) bool {
+		return variants[k] != "" && variants[f.Backend] != ""
+	}))
+}
+
+// remove takes everything of these backends out of the kernel.
+func remove(ctx context.Context, wait time.Duration, kinds []Kind) error {
+	var of []iptables.Variant
+	for _, k := range kinds {
+		if k != NFTables {
+			of = append(of, variants[k])
+			continue
+		}
+		if err := nftables.Remove(ctx); err != nil {
+			return fmt.Errorf("%w: removing what %s has: %w", ErrBackend, k, err)
+		}
+	}
+	if len(of) == 0 {
+		return nil
+	}
+	// Their sets are the same ones, so they go together.
+	if err := iptables.Remove(ctx, wait, of...); err != nil {
+		return fmt.Errorf("%w: removing what iptables has: %w", ErrBackend, err)
+	}
+	return nil
+}

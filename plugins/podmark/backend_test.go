@@ -1,0 +1,255 @@
+package main_test
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// backend is what enforces on a test's node.
+type backend struct {
+	name    string // as node.json has it
+	key     string // as the conflist has it; "" leaves the key out
+	variant string // of iptables, in which the kubelet has its chain; "" is a node without kubelet
+}
+
+var (
+	nftables       = backend{name: "nftables", key: "nftables", variant: "nft"}
+	iptablesNFT    = backend{name: "iptables-nft", key: "iptables", variant: "nft"}
+	iptablesLegacy = backend{name: "iptables-legacy", key: "iptables", variant: "legacy"}
+	// undecided is a node that tells podmark nothing.
+	undecided = backend{}
+)
+
+// backends are what the suite runs for.
+var backends = []backend{nftables, iptablesNFT, iptablesLegacy}
+
+// kinds are one of each kind, for what cannot depend on the variant of iptables.
+var kinds = []backend{nftables, iptablesNFT}
+
+// variants of iptables.
+var variants = []string{"nft", "legacy"}
+
+// eachBackend runs test once per backend, all at the same time.
+func eachBackend(t *testing.T, test func(t *testing.T, n *node)) { on(t, backends, test) }
+
+// eachKind runs test once per kind of backend.
+func eachKind(t *testing.T, test func(t *testing.T, n *node)) { on(t, kinds, test) }
+
+// on is eachBackend for what is about some of them.
+func on(t *testing.T, list []backend, test func(t *testing.T, n *node)) {
+	t.Parallel()
+	for _, b := range list {
+		t.Run(b.name, func(t *testing.T) {
+			t.Parallel()
+			test(t, newNode(t, b))
+		})
+	}
+}
+
+// inTurn is eachKind for a test that needs the machine for itself.
+func inTurn(t *testing.T, test func(t *testing.T, n *node)) {
+	for _, b := range kinds {
+		t.Run(b.name, func(t *testing.T) { test(t, newNode(t, b)) })
+	}
+}
+
+// hint makes the chain by which a kubelet tells which variant it uses.
+func (n *node) hint() { n.t.Helper(); n.iptables("-N", "KUBE-IPTABLES-HINT") }
+
+// iptables runs the node's variant, IPv4 and IPv6, on table mangle.
+func (n *node) iptables(args ...string) {
+	n.t.Helper()
+	for _, f := range []string{"iptables", "ip6tables"} {
+		n.exec("", f+"-"+n.backend.variant, append([]string{"-w", "30", "-t", "mangle"}, args...)...)
+	}
+}
+
+// nft runs a command of nft's.
+func (n *node) nft(command string) string { n.t.Helper(); return n.exec("", "nft", command) }
+
+var (
+	generation = regexp.MustCompile(`\b(podmark-[a-z]+[46])[ab]\b`)
+	counters   = regexp.MustCompile(`\[\d+:\d+\]`)
+	counter    = regexp.MustCompile(`counter packets \d+ bytes \d+`)
+	tuning     = regexp.MustCompile(` (hashsize|bucketsize|initval) \S+`)
+)
+
+// kernel is what podmark has in the kernel, in a form in which equal states are
+// equal strings: the sets, the tables of nft, and the rules of the node's variant
+// of iptables, or of both where it has no kubelet.
+func (n *node) kernel() string {
+	n.t.Helper()
+	lines := append(n.sets(), n.tables()...)
+	for _, v := range variants {
+		if n.backend.variant == "" || n.backend.variant == v {
+			lines = append(lines, n.rules(v)...)
+		}
+	}
+	return generation.ReplaceAllString(strings.Join(lines, ""), "$1*")
+}
+
+// sets lists the ipsets with their content, in order.
+func (n *node) sets() []string {
+	n.t.Helper()
+	var lines []string
+	for line := range strings.Lines(n.exec("", "ipset", "save")) {
+		switch {
+		case strings.HasPrefix(line, "add podmark-port"): // thousands; see TestNodePortChange
+		case strings.HasPrefix(line, "add podmark-host") && strings.Contains(line, " fe80:"): // of veths, as of the last sync
+		default:
+			lines = append(lines, tuning.ReplaceAllString(line, ""))
+		}
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+// tables lists what nft shows of families inet and bridge, a text an object. The
+// kernel lists objects by age, so they are put in order; rules stay in theirs. What
+// families ip and ip6 hold is iptables-nft's, which shows it itself.
+func (n *node) tables() []string {
+	n.t.Helper()
+	var objects []string
+	var table, object string
+	for line := range strings.Lines(n.nft("list ruleset")) {
+		line = counter.ReplaceAllString(line, "counter")
+		switch {
+		case line == "\n":
+		case strings.HasPrefix(line, "table "):
+			if table = line; strings.HasPrefix(line, "table ip") {
+				table = ""
+			}
+			object = table
+		case table == "":
+		case line == "}\n":
+			objects = append(objects, table)
+		case line == "\t}\n":
+			objects = append(objects, object)
+			object = table
+		default:
+			object += line
+		}
+	}
+	slices.Sort(objects)
+	return objects
+}
+
+// rules lists table mangle of a variant, both families.
+func (n *node) rules(variant string) []string {
+	n.t.Helper()
+	var lines []string
+	for _, f := range []string{"iptables", "ip6tables"} {
+		for line := range strings.Lines(n.exec("", f+"-"+variant+"-save", "-t", "mangle")) {
+			if !strings.HasPrefix(line, "#") {
+				lines = append(lines, f+" "+counters.ReplaceAllString(line, ""))
+			}
+		}
+	}
+	return lines
+}
+
+// present names the backends that have anything in the kernel, and "sets" where
+// there are ipsets of podmark's.
+func (n *node) present() string {
+	n.t.Helper()
+	var found []string
+	if slices.ContainsFunc(n.tables(), func(s string) bool { return strings.Contains(s, "podmark") }) {
+		found = append(found, "nftables")
+	}
+	for _, v := range variants {
+		if slices.ContainsFunc(n.rules(v), func(s string) bool { return strings.Contains(s, "PODMARK-") }) {
+			found = append(found, "iptables-"+v)
+		}
+	}
+	if slices.ContainsFunc(n.sets(), func(s string) bool { return strings.Contains(s, " podmark-") }) {
+		found = append(found, "sets")
+	}
+	return strings.Join(found, " ")
+}
+
+// alone is what present says of a node on which b alone enforces.
+func (b backend) alone() string {
+	if b.name == nftables.name {
+		return b.name
+	}
+	return b.name + " sets"
+}
+
+var (
+	setElement = regexp.MustCompile(`(?m)^add podmark-ep[46][ab] (\S+),(\S+) skbmark 0x([0-9a-f]+)/`)
+	mapElement = regexp.MustCompile(`"(\S+)" \. (\S+) : 0x0*([0-9a-f]+)`)
+)
+
+// endpoints lists the elements that give a packet its ID, each as "address
+// interface mark".
+func (n *node) endpoints() []string {
+	n.t.Helper()
+	var list []string
+	for _, m := range setElement.FindAllStringSubmatch(n.exec("", "ipset", "save"), -1) {
+		list = append(list, m[1]+" "+m[2]+" 0x"+m[3])
+	}
+	for _, object := range n.tables() {
+		if !strings.Contains(object, "\tmap endpoints") {
+			continue
+		}
+		for _, m := range mapElement.FindAllStringSubmatch(object, -1) {
+			list = append(list, m[2]+" "+m[1]+" 0x"+m[3])
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+// wipe takes podmark's rules and sets away, as a reload of a firewall does.
+func (n *node) wipe() {
+	n.t.Helper()
+	if n.backend == nftables {
+		n.nft("flush ruleset") // the kubelet's chain too
+	} else {
+		n.iptables("-F")
+		n.iptables("-X")
+		n.exec("", "ipset", "destroy")
+	}
+	n.hint()
+}
+
+// set names the set of the node's that is in use: "ep4" is podmark-ep4a or podmark-ep4b.
+func (n *node) set(purpose string) string {
+	n.t.Helper()
+	for name := range strings.FieldsSeq(n.exec("", "ipset", "list", "-n")) {
+		if strings.HasPrefix(name, "podmark-"+purpose) {
+			return name
+		}
+	}
+	n.t.Fatalf("no set podmark-%s", purpose)
+	return ""
+}
+
+// chain names the one chain that begins with prefix, in either backend's names.
+func (n *node) chain(prefix string) string {
+	n.t.Helper()
+	for _, line := range append(n.tables(), n.rules(n.backend.variant)...) {
+		for word := range strings.FieldsSeq(line) {
+			if word = strings.TrimPrefix(word, ":"); strings.HasPrefix(word, prefix) {
+				return word
+			}
+		}
+	}
+	n.t.Fatalf("no chain %s*", prefix)
+	return ""
+}
+
+// handles lists the handles of the rules of a chain of table inet podmark, or of
+// another table.
+func (n *node) handles(chain string) []string {
+	n.t.Helper()
+	var list []string
+	for line := range strings.Lines(n.exec("", "nft", "-a", "list chain "+chain)) {
+		if rule, handle, ok := strings.Cut(strings.TrimSpace(line), " # handle "); ok && !strings.HasSuffix(rule, "{") {
+			list = append(list, handle)
+		}
+	}
+	return list
+}
