@@ -17,7 +17,7 @@ test: ## run every test: on this machine's kernel, then in the lab
 lab: ## run only the lab's tests (RUN=regexp V=1), on a real IPVS kernel under QEMU
 	@scripts/lab-test.sh
 
-bench: ## measure ADD and DEL beside a no-op plugin and portmap (SIZES=10,4000 ROUNDS=40)
+bench: ## measure ADDs, packets, streams and policy changes beside others (ONLY=add SIZES= ROUNDS=)
 	@scripts/bench.sh
 
 lint: ## check format, vet, staticcheck, shellcheck and package dependencies

@@ -1,31 +1,41 @@
 #!/usr/bin/env bash
-# Measures ADD and DEL beside a plugin that does nothing and portmap, in network
-# and mount namespaces of its own. The report goes to the terminal and report/bench.md.
-#   SIZES=10,4000   endpoints that are there already     ROUNDS=40
+# Measures what podmark costs, beside other plugins and other rules: an ADD and a
+# DEL, the first packet of a flow, a TCP stream, a change of policy. Each section
+# runs in network and mount namespaces of its own. The report goes to the terminal
+# and to report/bench.md.
+#   ONLY=packet,stream   some of add packet stream change; into report/bench-packet-stream.md
+#   SIZES=100,4000       endpoints, rising; stream and change take the last
+#   ROUNDS=10            how often each candidate is measured
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH=$PATH:/usr/local/go/bin:/usr/sbin:/sbin
 
-scripts/deps.sh
+scripts/deps.sh >&2
 scripts/build.sh >&2
 scripts/tools.sh cni >&2
-for program in noop bench; do
-  dir=./test/bench
-  [[ $program == noop ]] && dir=./test/bench/noop
-  CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "bin/$program" "$dir"
-done
+CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/bench ./test/bench
+CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/noop ./test/bench/noop
+
+only=${ONLY:-}
+only=${only//,/ }
+report=report/bench.md
+[[ -z $only ]] || report=report/bench-${only// /-}.md
 mkdir -p report
+
+section() { # NAME: a section, with /run to itself: state is on a tmpfs, as on a node
+  # shellcheck disable=SC2016 # the inner shell expands them
+  unshare --net --mount bash -c '
+    mount -t tmpfs tmpfs /run && mkdir /run/bench && exec bin/bench "$0" -dir /run/bench -sizes "$1" -rounds "$2"
+  ' "$1" "${SIZES:-}" "${ROUNDS:-0}"
+}
+
 {
-  printf '# ADD and DEL, whole processes, medians\n\n'
-  printf 'Machine: %s, %s cores, Linux %s; %s; %s\n\n' \
+  printf '# What podmark costs\n\nMachine: %s, %s processors, Linux %s; %s; %s; CNI plugins %s; %s.\n' \
     "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" "$(nproc)" "$(uname -r)" \
-    "$(iptables --version)" "$(go version)"
-  for variant in nft legacy; do
-    # State is on a tmpfs, as /run is on a node.
-    # shellcheck disable=SC2016 # the inner shell expands them
-    unshare --net --mount bash -c '
-      dir=$(mktemp -d) && mount -t tmpfs tmpfs "$dir" && exec bin/bench -dir "$dir" -variant "$0" -sizes "$1" -rounds "$2"
-    ' "$variant" "${SIZES:-10,4000}" "${ROUNDS:-40}"
-    echo
+    "$(iptables --version)" "$(nft --version)" \
+    "$(go -C test/tools list -m -f '{{.Version}}' github.com/containernetworking/plugins)" "$(go version)"
+  for name in ${only:-add packet stream change}; do
+    section "$name"
   done
-} | tee report/bench.md
+  printf '\nMeasured in %d minutes.\n' "$(((SECONDS + 59) / 60))"
+} | tee "$report"

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/apply/iptables"
+	"github.com/podmark/podmark/pkg/apply/nftables"
+)
+
+// candidate is a way to police a node, or a reason not to.
+type candidate struct {
+	name string
+	// fill puts a population's rules into a node.
+	fill func(node space, p population) error
+	// mark is what a packet of the sender has when IPVS sends it on.
+	mark func(p population) uint32
+	// judges is false where nothing is ever dropped.
+	judges bool
+}
+
+// The names by which sections speak of single candidates.
+const (
+	// baseline is what the others are compared with: every node with kube-proxy
+	// tracks connections.
+	baseline     = "no rules"
+	untracked    = "no rules, connections not tracked"
+	withNFTables = "podmark nftables"
+)
+
+// podmarks are podmark's backends.
+func podmarks() map[string]apply.Backend {
+	const wait = time.Minute
+	return map[string]apply.Backend{
+		withNFTables:              nftables.Backend{},
+		"podmark iptables-nft":    iptables.Backend{Variant: iptables.NFT, Wait: wait},
+		"podmark iptables-legacy": iptables.Backend{Variant: iptables.Legacy, Wait: wait},
+	}
+}
+
+// podmarkNames are podmark's backends in the order of the report.
+var podmarkNames = []string{withNFTables, "podmark iptables-nft", "podmark iptables-legacy"}
+
+// track makes the kernel track connections without looking at any packet: a rule
+// that asks for it is enough, in a chain that nothing leads to.
+func track(node space, _ population) error {
+	_, err := node.command("table inet tracked {\n chain unused {\n ct state new\n }\n}\n", "nft", "-f", "-")
+	return err
+}
+
+// candidates are all there are, the baseline first.
+func candidates() []candidate {
+	unmarked := func(population) uint32 { return 0 }
+	list := []candidate{
+		{name: baseline, fill: track, mark: unmarked},
+		{name: untracked, fill: func(space, population) error { return nil }, mark: unmarked},
+	}
+	backends := podmarks()
+	for _, name := range podmarkNames {
+		list = append(list, candidate{
+			name: name, judges: true,
+			fill: func(node space, p population) error {
+				return node.do(func() error { return backends[name].Sync(context.Background(), p.state()) })
+			},
+			mark: func(p population) uint32 { return p.node.Layout.ID(p.records[p.sender].ID).Value },
+		})
+	}
+	for _, v := range []iptables.Variant{iptables.NFT, iptables.Legacy} {
+		list = append(list, candidate{
+			name: "Felix's layout, iptables-" + string(v), judges: true,
+			fill: func(node space, p population) error { return (&felix{population: p}).fill(node, v) },
+			mark: func(p population) uint32 { return felixMark(p.sender) },
+		})
+	}
+	return list
+}
+
+// lane is a node of its own for a candidate, so that all can be measured in turn.
+type lane struct {
+	candidate
+	node             space
+	sender, receiver *link
+}
+
+// lanes makes a node for every candidate, filled with the population. The two real
+// pods are alive where the pods themselves are to talk.
+func lanes(p population, alive bool) ([]*lane, error) {
+	var out []*lane
+	for _, c := range candidates() {
+		begin := time.Now()
+		node, err := newNode()
+		if err != nil {
+			return nil, err
+		}
+		l := &lane{candidate: c, node: node}
+		connect := func(i int) (*link, error) {
+			return node.connect(linkOptions{name: p.records[i].Interface, addr: p.addr(i), alive: alive})
+		}
+		var errSender, errReceiver error
+		l.sender, errSender = connect(p.sender)
+		l.receiver, errReceiver = connect(p.receiver)
+		if err := errors.Join(errSender, errReceiver); err != nil {
+			return nil, err
+		}
+		if err := c.fill(node, p); err != nil {
+			return nil, fmt.Errorf("%s: %w", c.name, err)
+		}
+		out = append(out, l)
+		progress("%s is there, with %d endpoints, after %v", c.name, len(p.records), time.Since(begin).Round(10*time.Millisecond))
+	}
+	return out, nil
+}
+
+// free gives the namespaces back. The kernel takes them apart in the background,
+// which must not be counted as anybody's.
+func free(lanes []*lane) {
+	for _, l := range lanes {
+		for _, s := range []space{l.sender.pod, l.receiver.pod, l.node} {
+			s.ns.Close()
+		}
+	}
+	time.Sleep(2 * time.Second)
+}
+
+// inTurn calls f for every candidate of a round, each round beginning with another.
+func inTurn[C any](round int, list []C, f func(int, C) error) error {
+	for i := range list {
+		at := (i + round) % len(list)
+		if err := f(at, list[at]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
