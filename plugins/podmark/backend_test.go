@@ -73,6 +73,7 @@ var (
 	generation = regexp.MustCompile(`\b(podmark-[a-z]+[46])[ab]\b`)
 	counters   = regexp.MustCompile(`\[\d+:\d+\]`)
 	counter    = regexp.MustCompile(`counter packets \d+ bytes \d+`)
+	sizeLine   = regexp.MustCompile(`^\s+size \d+\n$`)
 	tuning     = regexp.MustCompile(` (hashsize|bucketsize|initval) \S+`)
 )
 
@@ -114,6 +115,9 @@ func (n *node) tables() []string {
 	var objects []string
 	var table, object string
 	for line := range strings.Lines(n.nft("list ruleset")) {
+		if sizeLine.MatchString(line) {
+			continue // a set that had to grow stays so
+		}
 		line = counter.ReplaceAllString(line, "counter")
 		switch {
 		case line == "\n":
@@ -179,7 +183,7 @@ func (b backend) alone() string {
 
 var (
 	setElement = regexp.MustCompile(`(?m)^add podmark-ep[46][ab] (\S+),(\S+) skbmark 0x([0-9a-f]+)/`)
-	mapElement = regexp.MustCompile(`"(\S+)" \. (\S+) : 0x0*([0-9a-f]+)`)
+	mapElement = regexp.MustCompile(`"(\S+)" (?:\. \S+ )?\. (\S+) : 0x0*([0-9a-f]+) `)
 )
 
 // endpoints lists the elements that give a packet its ID, each as "address
@@ -191,7 +195,7 @@ func (n *node) endpoints() []string {
 		list = append(list, m[1]+" "+m[2]+" 0x"+m[3])
 	}
 	for _, object := range n.tables() {
-		if !strings.Contains(object, "\tmap endpoints") {
+		if !strings.Contains(object, "\tmap routed") && !strings.Contains(object, "\tmap bridged") {
 			continue
 		}
 		for _, m := range mapElement.FindAllStringSubmatch(object, -1) {

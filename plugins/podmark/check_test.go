@@ -68,27 +68,29 @@ var harms = []harm{
 	{name: "sets flushed", in: inIPTables, do: ipset(func(*pod) []string { return []string{"flush"} }), code: 5, words: []string{"podmark-"}, mends: byGC},
 
 	{name: "IPv4 element deleted", in: inNFTables, do: nft(func(p *pod) string {
-		return fmt.Sprintf("delete element inet podmark endpoints4 { %q . %s }", p.veth, p.v4)
-	}), code: 5, words: []string{"endpoints4", "10.1.0."}, mends: byItself},
+		return fmt.Sprintf("delete element inet podmark routed4 { %q . %s }", p.veth, p.v4)
+	}), code: 5, words: []string{"routed4", "10.1.0."}, mends: byItself},
 	{name: "IPv6 element deleted", in: inNFTables, do: nft(func(p *pod) string {
-		return fmt.Sprintf("delete element inet podmark endpoints6 { %q . %s }", p.veth, p.v6)
-	}), code: 5, words: []string{"endpoints6", "fd00:10::"}, mends: byItself},
+		return fmt.Sprintf("delete element inet podmark routed6 { %q . %s }", p.veth, p.v6)
+	}), code: 5, words: []string{"routed6", "fd00:10::"}, mends: byItself},
 	{name: "ingress element deleted", in: inNFTables, do: nft(func(p *pod) string {
 		return fmt.Sprintf("delete element inet podmark ingress4 { %q . %s }", p.veth, p.v4)
 	}), code: 5, words: []string{"ingress4", "10.1.0."}, mends: byItself},
-	{name: "ID deleted", in: inNFTables, do: nft(func(p *pod) string { return "delete element inet podmark egress { " + p.mark() + " }" }), code: 5, words: []string{"egress"}, mends: byItself},
+	{name: "ID deleted", in: inNFTables, do: nft(func(p *pod) string { return "delete element inet podmark egress { ipv4 . " + p.mark() + " }" }), code: 5, words: []string{"egress"}, mends: byItself},
 	{name: "ID led to no profile", in: inNFTables, do: nft(func(p *pod) string {
-		value := regexp.MustCompile(`0x[0-9a-f]{8}`).ReplaceAllString(p.n.value("egress", p.mark()), "0x00000000")
-		return fmt.Sprintf("delete element inet podmark egress { %s }; add element inet podmark egress { %s : %s }", p.mark(), p.mark(), value)
+		value := regexp.MustCompile(`0x[0-9a-f]{8}`).ReplaceAllString(p.n.value("egress", "ipv4 . "+p.mark()), "0x00000000")
+		return fmt.Sprintf("delete element inet podmark egress { ipv4 . %[1]s }; add element inet podmark egress { ipv4 . %[1]s : %[2]s }", p.mark(), value)
 	}), code: 5, words: []string{"egress"}, mends: byItself},
-	{name: "egress profile flushed", in: inNFTables, do: nft(func(p *pod) string { return "flush chain inet podmark " + p.n.chain("e-") }), code: 5, words: []string{" e-"}, mends: byAnything},
-	{name: "ingress profile flushed", in: inNFTables, do: nft(func(p *pod) string { return "flush chain inet podmark " + p.n.chain("i-") }), code: 5, words: []string{" i-"}, mends: byAnything},
+	{name: "egress profile flushed", in: inNFTables, do: nft(func(p *pod) string { return "flush chain inet podmark " + p.n.chain("e4-") }), code: 5, words: []string{" e4-"}, mends: byAnything},
+	{name: "ingress profile flushed", in: inNFTables, do: nft(func(p *pod) string { return "flush chain inet podmark " + p.n.chain("i4-") }), code: 5, words: []string{" i4-"}, mends: byAnything},
 	{name: "rule of a profile deleted", in: inNFTables, do: nft(func(p *pod) string {
-		path := "inet podmark " + p.n.chain("e-")
+		path := "inet podmark " + p.n.chain("e4-")
 		return "delete rule " + path + " handle " + p.n.handles(path)[0]
-	}), code: 5, words: []string{" e-"}, mends: byAnything},
+	}), code: 5, words: []string{" e4-"}, mends: byAnything},
 	{name: "dispatch flushed", in: inNFTables, do: nftCommand("flush chain inet podmark ingress"), code: 5, words: []string{"inet podmark"}, mends: byAnything},
-	{name: "profile led to by nobody", in: inNFTables, do: nft(func(p *pod) string { return "delete element inet podmark egress-profiles { " + p.n.number("e-") + " }" }), code: 5, words: []string{"egress"}, mends: byAnything},
+	{name: "profile led to by nobody", in: inNFTables, do: nft(func(p *pod) string {
+		return "delete element inet podmark egress-profiles { " + p.n.number("e4-") + " }"
+	}), code: 5, words: []string{"egress-profiles", "e4-"}, mends: byAnything},
 	{name: "forward flushed", in: inNFTables, do: nftCommand("flush chain inet podmark forward"), code: 5, words: []string{"inet podmark"}, mends: byAnything},
 	{name: "rule deleted", in: inNFTables, do: nft(func(p *pod) string {
 		const path = "inet podmark egress"
@@ -98,7 +100,7 @@ var harms = []harm{
 	{name: "all elements deleted", in: inNFTables, do: func(_ *testing.T, p *pod) { p.n.flushMaps() }, code: 5, words: []string{"inet podmark"}, mends: byGC},
 	{name: "a foreign rule", in: inNFTables, do: nftCommand("insert rule inet podmark live accept"), code: 5, words: []string{"inet podmark live"}, mends: byAnything},
 	{name: "a foreign chain", in: inNFTables, do: nftCommand("add chain inet podmark foreign; add rule inet podmark foreign accept; insert rule inet podmark live jump foreign"), code: 5, words: []string{"inet podmark live"}, mends: byAnything},
-	{name: "a map that is another", in: inNFTables, do: nftCommand("flush table inet podmark; delete map inet podmark endpoints4; add set inet podmark endpoints4 { type mark; }"), code: 5, words: []string{"inet podmark"}, mends: byAnything},
+	{name: "a map that is another", in: inNFTables, do: nftCommand("flush table inet podmark; delete map inet podmark routed4; add set inet podmark routed4 { type mark; }"), code: 5, words: []string{"inet podmark"}, mends: byAnything},
 	{name: "table inet deleted", in: inNFTables, do: nftCommand("delete table inet podmark"), code: 5, words: []string{"inet podmark"}, mends: byAnything},
 	{name: "table bridge deleted", in: inNFTables, do: nftCommand("delete table bridge podmark"), code: 5, words: []string{"bridge podmark"}, mends: byAnything},
 
@@ -260,7 +262,7 @@ func (n *node) staticChains() []string {
 	var paths []string
 	for _, object := range n.tables() {
 		m := regexp.MustCompile(`^table (\S+ podmark) \{\n\tchain (\S+) \{`).FindStringSubmatch(object)
-		if m != nil && !strings.HasPrefix(m[2], "e-") && !strings.HasPrefix(m[2], "i-") {
+		if m != nil && !profileChain.MatchString(object) {
 			paths = append(paths, m[1]+" "+m[2])
 		}
 	}

@@ -115,7 +115,7 @@ func TestDelAfterWipe(t *testing.T) {
 		{"rules", inNFTables, func(n *node, _ *pod) { n.nft("flush table inet podmark") }},
 		{"dispatch", inNFTables, func(n *node, _ *pod) { n.nft("flush chain inet podmark egress") }},
 		{"elements", inNFTables, func(n *node, _ *pod) { n.flushMaps() }},
-		{"profile", inNFTables, func(n *node, _ *pod) { n.nft("flush chain inet podmark " + n.chain("e-")) }},
+		{"profile", inNFTables, func(n *node, _ *pod) { n.nft("flush chain inet podmark " + n.chain("e4-")) }},
 		{"one table", inNFTables, func(n *node, _ *pod) { n.nft("delete table inet podmark") }},
 		{"the other table", inNFTables, func(n *node, _ *pod) { n.nft("delete table bridge podmark") }},
 	}

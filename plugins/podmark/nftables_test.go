@@ -94,11 +94,11 @@ func TestElementsOnly(t *testing.T) {
 	}
 	added := slices.DeleteFunc(slices.Clone(after), func(e string) bool { return slices.Contains(elements, e) })
 	for _, e := range added {
-		if _, what, _ := strings.Cut(e, ": "); !strings.HasPrefix(what, fmt.Sprintf("%q . ", sibling.veth)) && !strings.HasPrefix(what, sibling.mark()+" : ") && what != sibling.v4 && what != sibling.v6 {
+		if _, what, _ := strings.Cut(e, ": "); !strings.HasPrefix(what, fmt.Sprintf("%q . ", sibling.veth)) && !strings.Contains(what, " . "+sibling.mark()+" : ") && what != sibling.v4 && what != sibling.v6 {
 			t.Errorf("ADD added %s", e)
 		}
 	}
-	for _, set := range []string{"endpoints4", "endpoints6", "egress", "ingress4", "ingress6", "p4-", "p6-"} {
+	for _, set := range []string{"routed4", "routed6", "egress", "ingress4", "ingress6", "p4-", "p6-"} {
 		if !slices.ContainsFunc(added, func(e string) bool { return strings.HasPrefix(e, set) }) {
 			t.Errorf("ADD added nothing to %s*: %q", set, added)
 		}
@@ -109,7 +109,7 @@ func TestElementsOnly(t *testing.T) {
 	}
 }
 
-var profileChain = regexp.MustCompile(`(?:chain |:PODMARK-)([eiEI]-[0-9a-f]{16})`)
+var profileChain = regexp.MustCompile(`(?:chain |:PODMARK-)([eiEI])[46]?(-[0-9a-f]{16})`)
 
 // profiles lists the profiles that there are rules of, sorted, e-<id> and i-<id>.
 func (n *node) profiles() []string {
@@ -117,7 +117,7 @@ func (n *node) profiles() []string {
 	var found []string
 	for _, line := range append(n.tables(), n.rules(n.backend.variant)...) {
 		for _, m := range profileChain.FindAllStringSubmatch(line, -1) {
-			found = append(found, strings.ToLower(m[1]))
+			found = append(found, strings.ToLower(m[1]+m[2]))
 		}
 	}
 	slices.Sort(found)
@@ -192,7 +192,7 @@ func TestLostNumber(t *testing.T) {
 	p, db := n.addPod().listen(), n.addPod().listen()
 	db.labels = map[string]string{"app": "db"}
 	p.add().ok(t)
-	n.nft(fmt.Sprintf("delete element inet podmark egress-profiles { %s }; delete element inet podmark ingress-profiles { %s }", n.number("e-"), n.number("i-")))
+	n.nft(fmt.Sprintf("delete element inet podmark egress-profiles { %s }; delete element inet podmark ingress-profiles { %s }", n.number("e4-"), n.number("i4-")))
 	db.add().ok(t)
 	p.is(t, guarded)
 	db.isDB(t)

@@ -166,12 +166,13 @@ func treeOf(rules string) (tr tree, chains []string) {
 var (
 	nftChain   = regexp.MustCompile(`(?m)^\tchain (\S+) \{$`)
 	nftLeads   = regexp.MustCompile(`(?:jump|goto) (\S+)|vmap @(\S+)`)
-	nftProfile = regexp.MustCompile(`\b([ei])-[0-9a-f]{16}\b`)
+	nftProfile = regexp.MustCompile(`\b([ei])[46]-[0-9a-f]{16}\b`)
 )
 
-// nftTree reads the tree off the rules of nftables, with the chains that are declared.
+// nftTree reads the tree off the rules of nftables, with the chains that are
+// declared; the profiles' chains for IPv6 stand where those for IPv4 do.
 func nftTree(rules string) (tr tree, chains []string) {
-	rules = nftProfile.ReplaceAllString(rules, "$1-<profile>")
+	rules = nftProfile.ReplaceAllString(rules, "${1}4-<profile>")
 	through := tree{} // what the maps lead to
 	for _, m := range regexp.MustCompile(`(?s)\tmap (\S+) \{(.*?)\n\t\}`).FindAllStringSubmatch(rules, -1) {
 		for _, to := range nftLeads.FindAllStringSubmatch(m[2], -1) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
@@ -27,17 +26,17 @@ type actual struct {
 func (a actual) numbers() numbers {
 	var out numbers
 	for _, d := range desired.Directions {
-		out[d] = numbersOf(d, a.elements[profiles(d).name])
+		out[d] = numbersOf(a.elements[profiles(d).name])
 	}
 	return out
 }
 
 // numbersOf reads the numbers off the map of one direction's profiles.
-func numbersOf(d desired.Direction, list elements) map[desired.ProfileID]uint32 {
-	out := map[desired.ProfileID]uint32{}
+func numbersOf(list elements) map[string]uint32 {
+	out := map[string]uint32{}
 	for _, e := range list {
-		if id, ok := strings.CutPrefix(e.chain, prefix(d)); ok && len(e.key) == 4 {
-			out[desired.ProfileID(id)] = binary.NativeEndian.Uint32([]byte(e.key))
+		if e.chain != "" && len(e.key) == 4 {
+			out[e.chain] = binary.NativeEndian.Uint32([]byte(e.key))
 		}
 	}
 	return out
@@ -77,7 +76,7 @@ func readAll(c *conn) (actual, error) {
 			if s.Anonymous {
 				continue
 			}
-			ours := set{table: t, name: s.Name}
+			ours := set{table: t, name: s.Name, size: s.Size}
 			a.sets = append(a.sets, ours)
 			if a.elements[s.Name], err = c.elements(ours); err != nil {
 				return a, err

@@ -2,6 +2,7 @@ package nftables
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -28,7 +29,8 @@ func nth(i int) ident.Record {
 	return r
 }
 
-// BenchmarkAdd is an endpoint that comes to a node with so many, its profiles in place.
+// BenchmarkAdd is endpoints that come to a node with so many, its profiles in
+// place; making room is in it.
 func BenchmarkAdd(b *testing.B) {
 	for _, size := range sizes {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
@@ -41,12 +43,15 @@ func BenchmarkAdd(b *testing.B) {
 			if err := (Backend{}).Sync(ctx, node(b, 0xffff0000, all...)); err != nil {
 				b.Fatal(err)
 			}
-			next := size
 			for b.Loop() {
-				if err := (Backend{}).Update(ctx, desired.State{}, node(b, 0xffff0000, nth(next))); err != nil {
+				all = append(all, nth(len(all)))
+				err := Backend{}.Update(ctx, desired.State{}, node(b, 0xffff0000, all[len(all)-1]))
+				if errors.Is(err, ErrIncomplete) { // no room
+					err = Backend{}.Sync(ctx, node(b, 0xffff0000, all...))
+				}
+				if err != nil {
 					b.Fatal(err)
 				}
-				next++
 			}
 		})
 	}
@@ -79,8 +84,8 @@ func BenchmarkSync(b *testing.B) {
 // mark, and maps that lead to it and to its profile by a verdict. The kernel
 // walks them all, from each base chain, when one comes.
 func BenchmarkVerdicts(b *testing.B) {
-	endpoints := set{inet, "endpoints4", concat(nftables.TypeIFName, nftables.TypeIPAddr), nftables.TypeVerdict}
-	egress := set{inet, "egress", nftables.TypeMark, nftables.TypeVerdict}
+	endpoints := set{table: inet, name: "endpoints4", key: concat(nftables.TypeIFName, nftables.TypeIPAddr), data: nftables.TypeVerdict}
+	egress := set{table: inet, name: "egress", key: nftables.TypeMark, data: nftables.TypeVerdict}
 	web := chain{table: inet, name: "web"}
 	come := func(i int) []command {
 		r := nth(i)
@@ -105,8 +110,8 @@ func BenchmarkVerdicts(b *testing.B) {
 			for i, h := range []hook{hookInput, hookForward} {
 				base := chain{table: inet, name: fmt.Sprint("base-", i), hook: &h}
 				commands = append(commands, addChain(base),
-					addRule(base, rule{parts: on(vmap(v4.inputAndSource(), endpoints))}),
-					addRule(base, rule{parts: on(vmap(maskedMark(0xffff0000), egress))}))
+					addRule(base, rule{parts: on(vmap(v4.inputAndSource(reg), endpoints))}),
+					addRule(base, rule{parts: on(vmap(maskedMark(0xffff0000, reg), egress))}))
 			}
 			for i := range size {
 				commands = append(commands, come(i)...)

@@ -12,11 +12,6 @@ func whole(have actual, want ruleset) []command {
 			out = append(out, addTable(t))
 		}
 	}
-	for _, s := range want.sets {
-		if !slices.ContainsFunc(have.sets, func(h set) bool { return h.name == s.name }) {
-			out = append(out, addSet(s))
-		}
-	}
 	known := func(list []chain, name string) bool {
 		return slices.ContainsFunc(list, func(c chain) bool { return c.name == name })
 	}
@@ -28,13 +23,25 @@ func whole(have actual, want ruleset) []command {
 	for _, c := range have.chains {
 		out = append(out, flushChain(c))
 	}
+	kept := map[string]elements{}
+	for _, s := range want.sets {
+		i := slices.IndexFunc(have.sets, func(h set) bool { return h.name == s.name })
+		if i >= 0 && int(have.sets[i].size) >= len(want.elements[s.name]) {
+			kept[s.name] = have.elements[s.name]
+			continue
+		}
+		if i >= 0 {
+			out = append(out, deleteSet(s)) // too small
+		}
+		out = append(out, addSet(s))
+	}
 	for _, c := range want.chains {
 		for _, r := range c.rules {
 			out = append(out, addRule(c, r))
 		}
 	}
 	for _, s := range want.sets {
-		out = append(out, replaceElements(s, have.elements[s.name], want.elements[s.name])...)
+		out = append(out, replaceElements(s, kept[s.name], want.elements[s.name])...)
 	}
 	for _, s := range have.sets {
 		if !slices.ContainsFunc(want.sets, func(w set) bool { return w.name == s.name }) {

@@ -102,7 +102,7 @@ func deleteChain(c chain) command {
 
 func (s set) wire() *nftables.Set {
 	return &nftables.Set{
-		Table: &s.table, Name: s.name, KeyType: s.key, DataType: s.data, IsMap: s.isMap(),
+		Table: &s.table, Name: s.name, KeyType: s.key, DataType: s.data, IsMap: s.isMap(), Size: s.size,
 	}
 }
 

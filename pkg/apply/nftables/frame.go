@@ -31,10 +31,6 @@ var (
 // frame renders the static chains: all that does not depend on who is on the node.
 func frame(s desired.State) []chain {
 	none, outside, epoch := s.Layout.ID(mark.None), s.Layout.ID(mark.Outside), s.Layout.Mark(s.Epoch)
-	ofEgress := byNumber(maskedMarkAt(keyReg, s.Layout.Mask()), egress(), profiles(desired.Egress))
-	ofIngress := func(f family) []part {
-		return byNumber(f.outputAndDestination(), ingress(f), profiles(desired.Ingress))
-	}
 	return []chain{
 		// What was judged before passes: what is related to a flow, replies, and
 		// flows that were allowed under the current epoch. So do neighbour
@@ -58,53 +54,29 @@ func frame(s desired.State) []chain {
 		//
 		//	meta mark set meta mark & 0x0000ffff accept
 		{table: inet, name: chainPass, rules: rules(on(setMark(none), accept()))},
-		// Every packet gets the ID of where it comes from. On a routed veth an
-		// unknown address is somebody posing as another, or an endpoint that is
-		// not complete.
+		// The ID of where a packet comes from.
 		//
-		//	meta mark set meta mark & 0x0000ffff | iifname . ip saddr map @endpoints4 goto known
-		//	meta mark set meta mark & 0x0000ffff | iifname . ip6 saddr map @endpoints6 goto known
-		//	iifgroup 1886 counter drop
+		//	meta mark set meta mark & 0x0000ffff | iifname . ip saddr map @routed4 return
+		//	...
 		//	meta mark set meta mark & 0x0000ffff | 0x00010000
-		{table: inet, name: chainClassify, rules: rules(
-			on(setMarkFrom(s.Layout, v4.inputAndSource(), endpoints(v4)), goTo(chainKnown)),
-			on(setMarkFrom(s.Layout, v6.inputAndSource(), endpoints(v6)), goTo(chainKnown)),
-			on(deviceGroup("iifgroup", expr.MetaKeyIIFGROUP, port.Group), counter(), drop()),
-			on(setMark(outside)),
-		)},
-		// A routed veth is the endpoint's alone. On a bridge others may take its
-		// address, and have another MAC address.
+		{table: inet, name: chainClassify, rules: append(origin(func(key part, leads set) rule {
+			return rule{on(setMarkFrom(s.Layout, key, leads), giveBack()), "by the ID in map " + leads.name}
+		}), rule{parts: on(setMark(outside))})},
+		// The egress profile of whom a packet comes from. A profile returns what it
+		// allows; number 0 returns at once.
 		//
-		//	iifgroup 1886 return
-		//	iifname . ether saddr . ip saddr @bridged4 return
-		//	iifname . ether saddr . ip6 saddr @bridged6 return
-		//	counter drop
-		{table: inet, name: chainKnown, rules: rules(
-			on(deviceGroup("iifgroup", expr.MetaKeyIIFGROUP, port.Group), giveBack()),
-			on(in(v4.inEthernet(interfaceMACAnd("ip saddr", v4.address(true, reg+6))), bridged(v4)), giveBack()),
-			on(in(v6.inEthernet(interfaceMACAnd("ip6 saddr", v6.address(true, reg+6))), bridged(v6)), giveBack()),
-			on(counter(), drop()),
-		)},
-		// Both ends are judged, and the flow gets the epoch.
+		//	iifname . ip saddr map @routed4 vmap @egress-profiles
+		//	...
+		{table: inet, name: chainOrigin, rules: origin(toProfile(desired.Egress))},
+		// The egress profile of who has the ID; one that nobody has is dropped.
 		//
-		//	meta mark & 0xffff0000 != 0x00010000 jump egress
-		//	jump ingress
-		//	ct mark set ct mark & 0x0000ffff | 0x00010000
-		{table: inet, name: chainJudge, rules: rules(
-			on(markIsNot(outside), jump(chainEgress)),
-			on(jump(chainIngress)),
-			on(setEpoch(epoch)),
-		)},
-		// A profile returns what it allows; number 0 returns at once. An ID that
-		// nobody has is dropped.
-		//
-		//	meta mark & 0xffff0000 map @egress vmap @egress-profiles
+		//	meta nfproto . meta mark & 0xffff0000 map @egress vmap @egress-profiles
 		//	counter drop
 		{table: inet, name: chainEgress, rules: []rule{
-			{parts: ofEgress, comment: "by the number in map egress"},
+			toProfile(desired.Egress)(familyAndID(s.Layout.Mask(), keyReg), egress()),
 			{parts: on(counter(), drop())},
 		}},
-		// The same for the endpoint that the packet goes to. What goes elsewhere
+		// The ingress profile of whom the packet goes to. What goes elsewhere
 		// returns, but for a routed veth: an endpoint that is not complete yet, or
 		// gone, gets nothing.
 		//
@@ -112,8 +84,8 @@ func frame(s desired.State) []chain {
 		//	oifname . ip6 daddr map @ingress6 vmap @ingress-profiles
 		//	oifgroup 1886 counter drop
 		{table: inet, name: chainIngress, rules: []rule{
-			{parts: ofIngress(v4), comment: "by the number in map ingress4"},
-			{parts: ofIngress(v6), comment: "by the number in map ingress6"},
+			toProfile(desired.Ingress)(v4.outputAndDestination(keyReg), ingress(v4)),
+			toProfile(desired.Ingress)(v6.outputAndDestination(keyReg), ingress(v6)),
 			{parts: on(deviceGroup("oifgroup", expr.MetaKeyOIFGROUP, port.Group), counter(), drop())},
 		}},
 		// Nothing is judged here: IPVS may take the packet and send it elsewhere.
@@ -140,24 +112,32 @@ func frame(s desired.State) []chain {
 			on(markIs(outside), accept()),
 			on(jump(chainEgress)),
 		)},
+		// Both ends are judged, and the flow gets the epoch.
+		//
 		//	jump live
-		//	jump classify
-		//	jump judge
+		//	jump origin
+		//	jump ingress
+		//	ct mark set ct mark & 0x0000ffff | 0x00010000
 		{table: inet, name: chainForward, hook: &hookForward, rules: rules(
 			on(jump(chainLive)),
-			on(jump(chainClassify)),
-			on(jump(chainJudge)),
+			on(jump(chainOrigin)),
+			on(jump(chainIngress)),
+			on(setEpoch(epoch)),
 		)},
-		// What has an ID here was sent on by IPVS. A reply of the node has one
-		// where net.ipv4.tcp_fwmark_accept is 1.
+		// What has an ID here was sent on by IPVS, and is judged as in forward. A
+		// reply of the node has one where net.ipv4.tcp_fwmark_accept is 1.
 		//
 		//	meta mark & 0xffff0000 == 0x00000000 accept
 		//	jump live
-		//	jump judge
+		//	meta mark & 0xffff0000 != 0x00010000 jump egress
+		//	jump ingress
+		//	ct mark set ct mark & 0x0000ffff | 0x00010000
 		{table: inet, name: chainOutput, hook: &hookOutput, rules: rules(
 			on(markIs(none), accept()),
 			on(jump(chainLive)),
-			on(jump(chainJudge)),
+			on(markIsNot(outside), jump(chainEgress)),
+			on(jump(chainIngress)),
+			on(setEpoch(epoch)),
 		)},
 		// A packet that is put into a tunnel does not hand its ID to the outer one.
 		//
@@ -170,6 +150,38 @@ func frame(s desired.State) []chain {
 			on(in(part{text: "iifname", exprs: []any{load(expr.MetaKeyIIFNAME, reg)}}, ports()), jump(chainGuard)),
 		)},
 		guard(),
+	}
+}
+
+// origin lists what is known about where a packet comes from: found is done with
+// what comes from an endpoint. A routed veth is the endpoint's alone: on it an
+// unknown address is somebody posing as another, or an endpoint that is not
+// complete. On a bridge others may take the endpoint's address, and have another
+// MAC address.
+//
+//	iifname . ip saddr map @routed4 FOUND
+//	iifname . ip6 saddr map @routed6 FOUND
+//	iifgroup 1886 counter drop
+//	iifname . ether saddr . ip saddr map @bridged4 FOUND
+//	iifname . ether saddr . ip6 saddr map @bridged6 FOUND
+//	iifname . ip saddr @claimed4 counter drop
+//	iifname . ip6 saddr @claimed6 counter drop
+func origin(found func(key part, leads set) rule) []rule {
+	return []rule{
+		found(v4.inputAndSource(keyReg), routed(v4)),
+		found(v6.inputAndSource(keyReg), routed(v6)),
+		{parts: on(deviceGroup("iifgroup", expr.MetaKeyIIFGROUP, port.Group), counter(), drop())},
+		found(v4.inputMACAndSource(keyReg), bridged(v4)),
+		found(v6.inputMACAndSource(keyReg), bridged(v6)),
+		{parts: on(in(v4.inputAndSource(reg), claimed(v4)), counter(), drop())},
+		{parts: on(in(v6.inputAndSource(reg), claimed(v6)), counter(), drop())},
+	}
+}
+
+// toProfile goes to the profile whose number leads holds for the key.
+func toProfile(d desired.Direction) func(key part, leads set) rule {
+	return func(key part, leads set) rule {
+		return rule{on(lead(key, leads), follow(profiles(d))), "by the number in map " + leads.name}
 	}
 }
 
@@ -199,12 +211,12 @@ func guard() chain {
 	local, _ := blocks(v6, part{text: "ip6 saddr", exprs: []any{v6.address(true, reg)}},
 		[]netip.Prefix{netip.MustParsePrefix("::/128"), netip.MustParsePrefix("fe80::/10")})
 	return chain{table: bridge, name: chainGuard, rules: rules(
-		on(ip, in(interfaceMACAnd("ip saddr", v4.address(true, reg+6)), own(v4)), accept()),
-		on(arp, in(interfaceMACAnd("arp saddr ip", payload(expr.PayloadBaseNetworkHeader, 14, 4, reg+6)), own(v4)), accept()),
-		on(ip6, icmpv6Types(nil, answer), in(interfaceMACAnd("@th,64,128", target), own(v6)), accept()),
+		on(ip, in(interfaceMACAnd("ip saddr", v4.address(true, reg+6), reg), own(v4)), accept()),
+		on(arp, in(interfaceMACAnd("arp saddr ip", payload(expr.PayloadBaseNetworkHeader, 14, 4, reg+6), reg), own(v4)), accept()),
+		on(ip6, icmpv6Types(nil, answer), in(interfaceMACAnd("@th,64,128", target, reg), own(v6)), accept()),
 		on(ip6, icmpv6Types(nil, answer), notLinkLocal, counter(), drop()),
-		on(ip6, in(interfaceMACAnd("ip6 saddr", v6.address(true, reg+6)), own(v6)), accept()),
-		on(ip6, local, icmpv6Types(nil, desired.NeighbourTypes...), accept()),
+		on(ip6, in(interfaceMACAnd("ip6 saddr", v6.address(true, reg+6), reg), own(v6)), accept()),
+		on(ip6, local[0], icmpv6Types(nil, desired.NeighbourTypes...), accept()),
 		on(counter(), drop()),
 	)}
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/podmark/podmark/pkg/mark"
 )
 
-// setMarkFrom puts what a map holds for key into the bits of the layout and
-// leaves the others of the fwmark as they are.
+// setMarkFrom puts the ID that lead finds into the bits of the layout and leaves
+// the others of the fwmark as they are.
 //
 // A map's value can be or'ed into a mark from Linux 6.13 on only, and a chain a
 // value, with a constant each, makes every change of the map cost as much as
@@ -20,12 +20,11 @@ import (
 // over two registers, which Linux has since 5.6, carry bits from one into the
 // other, so the mark is put together from the runs of bits that it takes from
 // either, the highest first. 'nft list' shows the shifts of the value alone.
-func setMarkFrom(layout mark.Layout, key part, s set) part {
-	const a, b, value, old = reg, reg + 1, reg + 2, reg + 3
-	p := part{
-		text:  fmt.Sprintf("meta mark set meta mark & %s | %s map @%s", hex(^layout.Mask()), key.text, s.name),
-		exprs: append(key.exprs, &expr.Lookup{SourceRegister: reg, DestRegister: value, IsDestRegSet: true, SetName: s.name}, load(expr.MetaKeyMARK, old)),
-	}
+func setMarkFrom(layout mark.Layout, key part, leads set) part {
+	const a, b, value, old = keyReg + 1, keyReg + 2, idReg, keyReg + 3
+	p := lead(key, leads)
+	p.text = fmt.Sprintf("meta mark set meta mark & %s | %s", hex(^layout.Mask()), p.text)
+	p.exprs = append(p.exprs, load(expr.MetaKeyMARK, old))
 	for high := uint32(32); high > 0; {
 		low := runBelow(layout.Mask(), high)
 		from := uint32(old)

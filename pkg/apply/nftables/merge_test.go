@@ -56,14 +56,14 @@ func TestSetMarkFrom(t *testing.T) {
 func sendMarked(t *testing.T, l mark.Layout, pairs [][2]uint32) int {
 	t.Helper()
 	output := hook{nftables.ChainHookOutput, 0, ""}
-	set := set{inet, "m", nftables.TypeMark, nftables.TypeMark}
+	set := set{table: inet, name: "m", key: nftables.TypeMark, data: numbered}
 	c := chain{table: inet, name: "c", hook: &output}
 	commands := []command{
 		addTable(inet), deleteTable(inet), addTable(inet), addSet(set), addChain(c),
-		addRule(c, rule{parts: on(setMarkFrom(l, maskedMark(l.Mask()), set))}),
+		addRule(c, rule{parts: on(setMarkFrom(l, maskedMark(l.Mask(), keyReg), set))}),
 	}
 	for i, p := range pairs {
-		commands = append(commands, addElements(set, []element{{key: string(native(p[0] & l.Mask())), value: string(native(p[1]))}})...)
+		commands = append(commands, addElements(set, []element{{key: string(native(p[0] & l.Mask())), value: leadingTo(p[1], none)}})...)
 		whole := mark.Mark{Value: p[0]&^l.Mask() | p[1], Mask: 0xffffffff}
 		commands = append(commands, addRule(c, rule{parts: on(markIs(whole), counter()), comment: fmt.Sprint("pair ", i)}))
 	}

@@ -21,8 +21,7 @@ const (
 	chainTracked     = "tracked"
 	chainPass        = "pass"
 	chainClassify    = "classify"
-	chainKnown       = "known"
-	chainJudge       = "judge"
+	chainOrigin      = "origin"
 	chainEgress      = "egress"
 	chainIngress     = "ingress"
 	chainBridge      = "bridge-ports" // in the bridge table
@@ -46,6 +45,9 @@ type set struct {
 	table     nftables.Table
 	name      string
 	key, data nftables.SetDatatype
+	// size is how many elements there is room for; ruleset gives it. Where the kernel
+	// knows, it need not be ready to grow, and finds things sooner.
+	size uint32
 }
 
 func (s set) isMap() bool { return s.data != nftables.SetDatatype{} }
@@ -55,32 +57,42 @@ func concat(types ...nftables.SetDatatype) nftables.SetDatatype {
 	return nftables.MustConcatSetType(types...)
 }
 
-// endpoints maps (input interface, source address) to the endpoint's mark.
-func endpoints(f family) set {
-	return set{inet, "endpoints" + f.digit, concat(nftables.TypeIFName, f.addr), nftables.TypeMark}
-}
-
-// bridged holds (bridge, MAC address, address) of the endpoints on bridges.
-func bridged(f family) set {
-	return set{table: inet, name: "bridged" + f.digit, key: concat(nftables.TypeIFName, nftables.TypeEtherAddr, f.addr)}
-}
-
-// numbered is what leads to a profile: nothing, and the profile's number. Why it
-// is the second word: see byNumber.
+// numbered is what leads to a profile: an ID, where there is one to be given, and
+// the number of a chain. Why the number comes second: see byNumber.
 var numbered = concat(nftables.TypeMark, nftables.TypeMark)
 
-// egress maps an endpoint's mark to the number of its egress profile.
-func egress() set { return set{inet, "egress", nftables.TypeMark, numbered} }
+// routed maps (input interface, source address) of the endpoints with a veth of
+// their own to the ID and the number of the egress profile.
+func routed(f family) set {
+	return set{table: inet, name: "routed" + f.digit, key: concat(nftables.TypeIFName, f.addr), data: numbered}
+}
+
+// bridged maps (bridge, source MAC address, source address) of the endpoints on
+// bridges to the same.
+func bridged(f family) set {
+	return set{table: inet, name: "bridged" + f.digit, key: concat(nftables.TypeIFName, nftables.TypeEtherAddr, f.addr), data: numbered}
+}
+
+// claimed holds (bridge, address) of the endpoints on bridges: nobody else on the
+// bridge may have it.
+func claimed(f family) set {
+	return set{table: inet, name: "claimed" + f.digit, key: concat(nftables.TypeIFName, f.addr)}
+}
+
+// egress maps (family, ID) to the number of the endpoint's egress profile.
+func egress() set {
+	return set{table: inet, name: "egress", key: concat(nftables.TypeNFProto, nftables.TypeMark), data: numbered}
+}
 
 // ingress maps (output interface, destination address) to the number of the
 // endpoint's ingress profile.
 func ingress(f family) set {
-	return set{inet, "ingress" + f.digit, concat(nftables.TypeIFName, f.addr), numbered}
+	return set{table: inet, name: "ingress" + f.digit, key: concat(nftables.TypeIFName, f.addr), data: numbered}
 }
 
 // profiles maps the numbers of one direction's profiles to their chains.
 func profiles(d desired.Direction) set {
-	return set{inet, d.String() + "-profiles", nftables.TypeMark, nftables.TypeVerdict}
+	return set{table: inet, name: d.String() + "-profiles", key: nftables.TypeMark, data: nftables.TypeVerdict}
 }
 
 // peers holds the addresses of the pods a peer selects.
@@ -104,16 +116,16 @@ func own(f family) set {
 // staticSets are there whatever the policy says.
 func staticSets() []set {
 	return []set{
-		endpoints(v4), endpoints(v6), bridged(v4), bridged(v6), egress(), ingress(v4), ingress(v6),
+		routed(v4), routed(v6), bridged(v4), bridged(v6), claimed(v4), claimed(v6), egress(), ingress(v4), ingress(v6),
 		profiles(desired.Egress), profiles(desired.Ingress),
 		ports(), own(v4), own(v6),
 	}
 }
 
-// chainOf names the chain of a profile: e-<id> or i-<id>.
-func chainOf(p desired.Profile) string { return prefix(p.Direction) + string(p.ID) }
-
-func prefix(d desired.Direction) string { return d.String()[:1] + "-" }
+// chainOf names a chain of a profile: e4-<id>, e6-<id>, i4-<id> or i6-<id>.
+func chainOf(d desired.Direction, f family, id desired.ProfileID) string {
+	return d.String()[:1] + f.digit + "-" + string(id)
+}
 
 // The two tables.
 var (

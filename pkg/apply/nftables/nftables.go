@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -115,9 +116,9 @@ func (b Backend) transact(ctx context.Context, step string, plans ...plan) error
 }
 
 // unexpected holds for what the kernel answers when an object is missing, is of
-// another kind, or maps to something else.
+// another kind, maps to something else, or is full.
 func unexpected(err error) bool {
-	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EINVAL)
+	return slices.ContainsFunc([]error{unix.ENOENT, unix.EEXIST, unix.EBUSY, unix.EINVAL, unix.ENFILE}, func(e error) bool { return errors.Is(err, e) })
 }
 
 // update lists what moves the endpoints of from to what to says.
@@ -129,32 +130,32 @@ func update(c *conn, from, to desired.State) ([]command, error) {
 			if err != nil {
 				return nil, err
 			}
-			used[d] = numbersOf(d, list)
+			used[d] = numbersOf(list)
 		}
 	}
 	n := used.with(to)
 	var out []command
-	for _, id := range to.ProfileIDs() {
-		p := to.Profiles[id]
-		ch := profile(p)
-		_, led := used[p.Direction][id]
+	for _, h := range halves(to) {
+		ch := h.render()
+		_, led := used[h.Direction][ch.name]
+		number := n[h.Direction][ch.name]
 		if there, err := checkProfile(c, ch, led); err != nil {
 			return nil, err
 		} else if there {
 			continue
 		}
 		// A number that only its map has lost is somebody's still.
-		taken, err := anyOther(p.Direction, toNumber("", "", n.of(p.Direction, id)).value, nil)
+		taken, err := anyOther(h, number, nil)
 		if err != nil {
 			return nil, err
 		} else if taken {
-			return nil, fmt.Errorf("%w: map %s lacks number %d", ErrIncomplete, path(inet, profiles(p.Direction).name), n.of(p.Direction, id))
+			return nil, fmt.Errorf("%w: map %s lacks number %d", ErrIncomplete, path(inet, profiles(h.Direction).name), number)
 		}
 		out = append(out, addChain(ch))
 		for _, r := range ch.rules {
 			out = append(out, addRule(ch, r))
 		}
-		out = append(out, addElements(profiles(p.Direction), []element{profileElement(n.of(p.Direction, id), ch.name)})...)
+		out = append(out, addElements(profiles(h.Direction), []element{profileElement(number, ch.name)})...)
 	}
 	old, added := placed(from, used), placed(to, n)
 	for _, s := range setsOf(knowing(from, to)) {
@@ -163,50 +164,41 @@ func update(c *conn, from, to desired.State) ([]command, error) {
 		out = append(out, deleteElements(s, gone)...)
 		out = append(out, addElements(s, added[s.name].sorted())...)
 	}
-	for _, id := range from.ProfileIDs() {
-		p := from.Profiles[id]
-		_, kept := to.Profiles[id]
-		_, there := used[p.Direction][id]
+	for _, h := range halves(from) {
+		_, kept := to.Profiles[h.ID]
+		number, there := used[h.Direction][h.chain()]
 		if kept || !there {
 			continue
 		}
-		number := n.of(p.Direction, id)
-		others, err := anyOther(p.Direction, toNumber("", "", number).value, old)
+		others, err := anyOther(h, number, old)
 		if err != nil {
 			return nil, err
 		}
 		if !others {
-			ch := chain{table: inet, name: chainOf(p)}
-			out = append(out, deleteElements(profiles(p.Direction), []element{profileElement(number, ch.name)})...)
-			out = append(out, deleteChain(ch))
+			out = append(out, deleteElements(profiles(h.Direction), []element{profileElement(number, h.chain())})...)
+			out = append(out, deleteChain(chain{table: inet, name: h.chain()}))
 		}
 	}
 	return out, nil
 }
 
 // anyOther reports whether an endpoint that is not among those of old has the
-// profile that number leads to. It reads until it finds one.
-func anyOther(d desired.Direction, number string, old map[string]elements) (found bool, err error) {
-	maps := []set{egress()}
-	if d == desired.Ingress {
-		maps = []set{ingress(v4), ingress(v6)}
+// number of h. It reads until it finds one.
+func anyOther(h half, number uint32, old map[string]elements) (found bool, err error) {
+	m := egress()
+	if h.Direction == desired.Ingress {
+		m = ingress(h.family)
 	}
-	for _, m := range maps {
-		c, err := dial()
-		if err != nil {
-			return false, err
-		}
-		err = c.eachElement(m, func(e element) bool {
-			_, leaving := old[m.name][e.key]
-			found = found || e.value == number && !leaving
-			return !found
-		})
-		c.close()
-		if err != nil || found {
-			return found, err
-		}
+	c, err := dial()
+	if err != nil {
+		return false, err
 	}
-	return false, nil
+	defer c.close()
+	return found, c.eachElement(m, func(e element) bool {
+		_, leaving := old[m.name][e.key]
+		found = e.value == leadingTo(none, number) && !leaving
+		return !found
+	})
 }
 
 // Check reports the first thing of want that is not in place, changing nothing.
@@ -225,7 +217,13 @@ func (b Backend) Check(_ context.Context, want desired.State) error {
 			return fmt.Errorf("%w: %w", ErrIncomplete, err)
 		}
 	}
-	r := render(want, have.numbers())
+	n := have.numbers()
+	for _, h := range halves(want) {
+		if _, led := n[h.Direction][h.chain()]; !led {
+			return fmt.Errorf("%w: map %s does not lead to chain %s", ErrIncomplete, path(inet, profiles(h.Direction).name), h.chain())
+		}
+	}
+	r := render(want, n)
 	for _, s := range r.sets {
 		for _, e := range r.elements[s.name].sorted() {
 			if !have.elements[s.name][e.key].same(e) {
@@ -233,8 +231,8 @@ func (b Backend) Check(_ context.Context, want desired.State) error {
 			}
 		}
 	}
-	for _, id := range want.ProfileIDs() {
-		if _, err := checkProfile(c, profile(want.Profiles[id]), true); err != nil {
+	for _, h := range halves(want) {
+		if _, err := checkProfile(c, h.render(), true); err != nil {
 			return err
 		}
 	}

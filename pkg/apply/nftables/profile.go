@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -15,24 +16,42 @@ import (
 // maxComment is what nft lets a comment be.
 const maxComment = 128
 
-// profile renders the flat list of what is allowed; the rest is dropped.
+// half is a profile for the packets of one family: a chain.
+type half struct {
+	desired.Profile
+	family family
+}
+
+// halves lists the chains of s in a stable order.
+func halves(s desired.State) []half {
+	var out []half
+	for _, id := range s.ProfileIDs() {
+		out = append(out, half{s.Profiles[id], v4}, half{s.Profiles[id], v6})
+	}
+	return out
+}
+
+func (h half) chain() string { return chainOf(h.Direction, h.family, h.ID) }
+
+// render gives the flat list of what is allowed; the rest is dropped. A rule that does not match costs a packet a comparison:
+// ports are what rules differ in most, and peers are searched, so ports come
+// first, and a port before its protocol.
 //
-//	tcp dport { 80, 8000-8100 } ip saddr @p4-d86f44cd2fe36465 counter return comment "shop/web ingress[0]"
+//	th dport { 80, 8000-8100 } meta l4proto tcp ip saddr @p4-d86f44cd2fe36465 counter return comment "shop/web ingress[0]"
 //	meta l4proto udp ip saddr 192.0.2.0/24 counter return comment "shop/web ingress[1]"
 //	ip daddr . meta l4proto . th dport @t4-07b89b9e2d02df2a counter return comment "shop/web ingress[2]"
 //	counter drop comment "shop/web"
-func profile(p desired.Profile) chain {
-	c := chain{table: inet, name: chainOf(p)}
-	for _, r := range p.Rules {
-		for _, other := range otherSide(r, p.Direction) {
-			for _, port := range append(portMatches(r), tupleMatches(r, other.families)...) {
-				// Ports first: they are compared, where a set of peers is searched.
-				parts := append(append([]part{}, port...), other.parts...)
-				c.rules = append(c.rules, rule{parts: append(parts, counter(), giveBack()), comment: truncate(r.Origin)})
+func (h half) render() chain {
+	c := chain{table: inet, name: h.chain()}
+	for _, r := range h.Rules {
+		for _, others := range otherSide(r, h.Direction, h.family) {
+			for _, ports := range append(portMatches(r), tupleMatches(r, h.family)...) {
+				parts := slices.Concat(ports, others, on(counter(), giveBack()))
+				c.rules = append(c.rules, rule{parts: parts, comment: truncate(r.Origin)})
 			}
 		}
 	}
-	c.rules = append(c.rules, rule{parts: on(counter(), drop()), comment: truncate(strings.Join(p.Policies, " "))})
+	c.rules = append(c.rules, rule{parts: on(counter(), drop()), comment: truncate(strings.Join(h.Policies, " "))})
 	return c
 }
 
@@ -44,30 +63,22 @@ func truncate(s string) string {
 	return strings.ToValidUTF8(s[:maxComment], "")
 }
 
-// match is whom a rule speaks about, and of which families that can be.
-type match struct {
-	parts    []part
-	families []family
-}
-
-// otherSide renders whom the rule speaks about, one match each.
-func otherSide(r desired.ProfileRule, d desired.Direction) []match {
-	both := []family{v4, v6}
+// otherSide renders whom of a family the rule speaks about, one match each; an
+// empty one is anyone.
+func otherSide(r desired.ProfileRule, d desired.Direction, f family) [][]part {
 	if r.Anyone {
-		return []match{{families: both}}
+		return [][]part{nil}
 	}
-	var out []match
-	for i, f := range both {
-		field := f.src()
-		if d == desired.Egress {
-			field = f.dst()
-		}
-		for _, id := range r.Peers {
-			out = append(out, match{on(in(clone(field), peers(f, id))), both[i : i+1]})
-		}
-		if m, ok := blocks(f, field, r.Blocks); ok {
-			out = append(out, match{on(m), both[i : i+1]})
-		}
+	field := f.src()
+	if d == desired.Egress {
+		field = f.dst()
+	}
+	var out [][]part
+	for _, id := range r.Peers {
+		out = append(out, on(in(clone(field), peers(f, id))))
+	}
+	if m, ok := blocks(f, field, r.Blocks); ok {
+		out = append(out, m)
 	}
 	return out
 }
@@ -78,9 +89,10 @@ func clone(p part) part {
 	return p
 }
 
-// blocks matches an address against the prefixes of one family. The kernel
-// takes no intervals that overlap, so they are joined first.
-func blocks(f family, field part, prefixes []netip.Prefix) (part, bool) {
+// blocks matches an address against the prefixes of one family, if there are any;
+// an empty match is any address. The kernel takes no intervals that overlap, so
+// they are joined first.
+func blocks(f family, field part, prefixes []netip.Prefix) ([]part, bool) {
 	var b netipx.IPSetBuilder
 	for _, p := range prefixes {
 		if p.Addr().Is4() == f.ip4 {
@@ -89,10 +101,10 @@ func blocks(f family, field part, prefixes []netip.Prefix) (part, bool) {
 	}
 	joined, err := b.IPSet()
 	if err != nil || len(joined.Ranges()) == 0 {
-		return part{}, false
+		return nil, false
 	}
 	if all, ok := joined.Ranges()[0].Prefix(); ok && all.Bits() == 0 {
-		return f.any(), true
+		return nil, true
 	}
 	values := make([]value, 0, len(joined.Ranges()))
 	for _, r := range joined.Ranges() {
@@ -105,7 +117,7 @@ func blocks(f family, field part, prefixes []netip.Prefix) (part, bool) {
 		}
 		values = append(values, v)
 	}
-	return oneOf(clone(field), f.addr, values), true
+	return on(oneOf(clone(field), f.addr, values)), true
 }
 
 // portMatches renders numbered ports as one match a protocol; an empty one is
@@ -125,24 +137,22 @@ func portMatches(r desired.ProfileRule) [][]part {
 		case list[0] == desired.AllPorts:
 			out = append(out, on(protocol(proto)))
 		default:
-			out = append(out, on(portsOf(proto, list)))
+			out = append(out, on(portsOf(list), protocol(proto)))
 		}
 	}
 	return out
 }
 
-// tupleMatches renders named ports as one match a name and family.
-func tupleMatches(r desired.ProfileRule, families []family) [][]part {
+// tupleMatches renders named ports as one match a name.
+func tupleMatches(r desired.ProfileRule, f family) [][]part {
 	var out [][]part
-	for _, f := range families {
-		for _, id := range r.Tuples {
-			out = append(out, on(in(f.destination(), tuples(f, id))))
-		}
+	for _, id := range r.Tuples {
+		out = append(out, on(in(f.destination(), tuples(f, id))))
 	}
 	return out
 }
 
-func portsOf(proto desired.Protocol, ranges []desired.PortRange) part {
+func portsOf(ranges []desired.PortRange) part {
 	values := make([]value, len(ranges))
 	for i, r := range ranges {
 		values[i] = value{text: fmt.Sprint(r.First), first: big16(r.First), last: big16(r.Last)}
@@ -150,5 +160,5 @@ func portsOf(proto desired.Protocol, ranges []desired.PortRange) part {
 			values[i].text = fmt.Sprintf("%d-%d", r.First, r.Last)
 		}
 	}
-	return oneOf(dport(proto), nftables.TypeInetService, values)
+	return oneOf(dport(), nftables.TypeInetService, values)
 }

@@ -146,21 +146,25 @@ func setEpoch(epoch mark.Mark) part {
 }
 
 // maskedMark loads the bits of the packet's fwmark that are ours.
-func maskedMark(mask uint32) part { return maskedMarkAt(reg, mask) }
+func maskedMark(mask, to uint32) part {
+	return part{text: "meta mark & " + hex(mask), exprs: []any{load(expr.MetaKeyMARK, to), and(to, mask, 0)}}
+}
 
-func maskedMarkAt(r, mask uint32) part {
-	return part{text: "meta mark & " + hex(mask), exprs: []any{load(expr.MetaKeyMARK, r), and(r, mask, 0)}}
+// familyAndID loads the family and the bits of the packet's fwmark that are ours.
+func familyAndID(mask, to uint32) part {
+	p := maskedMark(mask, to+1)
+	return part{text: "meta nfproto . " + p.text, exprs: append([]any{load(expr.MetaKeyNFPROTO, to)}, p.exprs...)}
 }
 
 func markIs(m mark.Mark) part {
-	p := maskedMark(m.Mask)
+	p := maskedMark(m.Mask, reg)
 	p.text += " == " + hex(m.Value)
 	p.exprs = append(p.exprs, equal(native(m.Value)...))
 	return p
 }
 
 func markIsNot(m mark.Mark) part {
-	p := maskedMark(m.Mask)
+	p := maskedMark(m.Mask, reg)
 	p.text += " != " + hex(m.Value)
 	p.exprs = append(p.exprs, &expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: native(m.Value)})
 	return p
@@ -177,23 +181,29 @@ func setMark(m mark.Mark) part {
 	}}
 }
 
-// byNumber goes where profiles sends the number that numbers holds for the key,
-// which load puts into the registers from keyReg on.
+// What leads to a profile is found in two steps: leads maps a key to an ID and a
+// number, and the number, in a map of its direction, leads to a chain. So no
+// chain is led to by an endpoint: see the package.
 //
-// nft 1.0.6 aborts when it lists a look-up of what a look-up found. So the
-// first one writes to the register before its key: the kernel then has the
-// number where nft believes the key to be, and nft shows a look-up of the key.
-// The comment says what it does not show.
-func byNumber(key part, numbers, profiles set) []part {
-	key.exprs = append(key.exprs,
-		&expr.Lookup{SourceRegister: keyReg, DestRegister: keyReg - 1, IsDestRegSet: true, SetName: numbers.name},
-		&expr.Lookup{SourceRegister: keyReg, SetName: profiles.name, IsDestRegSet: true})
-	key.text += " map @" + numbers.name + " vmap @" + profiles.name
-	return on(key)
+// nft 1.0.6 aborts when it lists a look-up of what a look-up found. So the first
+// writes to the register before its key: the kernel then has the number where
+// nft believes the key to be, and shows a look-up of the key.
+const (
+	idReg  = reg
+	keyReg = idReg + 1 // where the key begins, then the number
+)
+
+// lead looks what key has loaded up in leads.
+func lead(key part, leads set) part {
+	key.exprs = append(key.exprs, &expr.Lookup{SourceRegister: keyReg, DestRegister: idReg, IsDestRegSet: true, SetName: leads.name})
+	key.text += " map @" + leads.name
+	return key
 }
 
-// keyReg is where the key of byNumber begins.
-const keyReg = reg + 1
+// follow goes where profiles sends the number that lead has found.
+func follow(profiles set) part {
+	return part{text: "vmap @" + profiles.name, exprs: []any{&expr.Lookup{SourceRegister: keyReg, SetName: profiles.name, IsDestRegSet: true}}}
+}
 
 // in matches what key has loaded if the set holds it.
 func in(key part, s set) part {
@@ -219,16 +229,15 @@ func deviceGroup(word string, key expr.MetaKey, group uint32) part {
 // is limits a rule to packets of the family. nft leaves it out where an address
 // says it.
 func (f family) is() []any {
-	proto := byte(unix.NFPROTO_IPV6)
-	if f.ip4 {
-		proto = unix.NFPROTO_IPV4
-	}
-	return []any{load(expr.MetaKeyNFPROTO, reg), equal(proto)}
+	return []any{load(expr.MetaKeyNFPROTO, reg), equal(f.number())}
 }
 
-// any matches every packet of the family.
-func (f family) any() part {
-	return part{text: "meta nfproto ipv" + f.digit, exprs: f.is()}
+// number is the family as the kernel numbers it.
+func (f family) number() byte {
+	if f.ip4 {
+		return unix.NFPROTO_IPV4
+	}
+	return unix.NFPROTO_IPV6
 }
 
 // word is the family as nft names it in front of a header field.
@@ -253,28 +262,30 @@ func (f family) dst() part {
 	return part{text: f.word() + " daddr", exprs: append(f.is(), f.address(false, reg))}
 }
 
-// inputAndSource loads the key of endpoints.
-func (f family) inputAndSource() part {
-	return part{text: "iifname . " + f.word() + " saddr", exprs: append(f.is(), load(expr.MetaKeyIIFNAME, reg), f.address(true, reg+4))}
+// inputAndSource loads the input interface and the source address.
+func (f family) inputAndSource(to uint32) part {
+	return part{text: "iifname . " + f.word() + " saddr", exprs: append(f.is(), load(expr.MetaKeyIIFNAME, to), f.address(true, to+4))}
 }
 
-// outputAndDestination loads the key of ingress, for byNumber.
-func (f family) outputAndDestination() part {
-	return part{text: "oifname . " + f.word() + " daddr", exprs: append(f.is(), load(expr.MetaKeyOIFNAME, keyReg), f.address(false, keyReg+4))}
+// outputAndDestination loads the output interface and the destination address.
+func (f family) outputAndDestination(to uint32) part {
+	return part{text: "oifname . " + f.word() + " daddr", exprs: append(f.is(), load(expr.MetaKeyOIFNAME, to), f.address(false, to+4))}
 }
 
-// inEthernet limits a part to packets of the family from an Ethernet link; only
-// they have a MAC address.
-func (f family) inEthernet(p part) part {
+// inputMACAndSource loads the input interface, the source MAC address and the
+// source address. Only packets from an Ethernet link have a MAC address.
+func (f family) inputMACAndSource(to uint32) part {
 	ether := []any{load(expr.MetaKeyIIFTYPE, reg), equal(binaryutil.NativeEndian.PutUint16(unix.ARPHRD_ETHER)...)}
+	p := interfaceMACAnd(f.word()+" saddr", f.address(true, to+6), to)
 	p.exprs = slices.Concat(f.is(), ether, p.exprs)
 	return p
 }
 
-// interfaceMACAnd loads the input interface, the source MAC address and an address.
-func interfaceMACAnd(text string, address *expr.Payload) part {
+// interfaceMACAnd loads the input interface, the source MAC address and an
+// address, which goes to the sixth register from there.
+func interfaceMACAnd(text string, address *expr.Payload, to uint32) part {
 	return part{text: "iifname . ether saddr . " + text, exprs: []any{
-		load(expr.MetaKeyIIFNAME, reg), payload(expr.PayloadBaseLLHeader, 6, 6, reg+4), address,
+		load(expr.MetaKeyIIFNAME, to), payload(expr.PayloadBaseLLHeader, 6, 6, to+4), address,
 	}}
 }
 
@@ -351,11 +362,9 @@ func protocol(p desired.Protocol) part {
 	return part{text: fmt.Sprintf("meta l4proto %s", p), exprs: []any{load(expr.MetaKeyL4PROTO, reg), equal(byte(p))}}
 }
 
-// dport loads the destination port of a protocol that has ports.
-func dport(p desired.Protocol) part {
-	return part{text: fmt.Sprintf("%s dport", p), exprs: []any{
-		load(expr.MetaKeyL4PROTO, reg), equal(byte(p)), payload(expr.PayloadBaseTransportHeader, 2, 2, reg),
-	}}
+// dport loads what is the destination port if the packet's protocol has ports.
+func dport() part {
+	return part{text: "th dport", exprs: []any{payload(expr.PayloadBaseTransportHeader, 2, 2, reg)}}
 }
 
 // destination loads the destination's address, protocol and port.

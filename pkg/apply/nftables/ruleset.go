@@ -42,55 +42,54 @@ func (e element) same(other element) bool {
 	return e.key == other.key && e.value == other.value && e.chain == other.chain
 }
 
-// numbers are what the maps call the profiles of each direction, 1 and up.
-type numbers [2]map[desired.ProfileID]uint32
+// numbers are what the maps call the chains of each direction's profiles, 1 and up.
+type numbers [2]map[string]uint32
 
 // none is the number of "not isolated".
 const none = 0
 
-// with gives the profiles of s that have no number the lowest that are free.
+// with gives the chains of s that have no number the lowest that are free.
 func (n numbers) with(s desired.State) numbers {
 	out := numbers{maps.Clone(n[0]), maps.Clone(n[1])}
 	for _, d := range desired.Directions {
 		if out[d] == nil {
-			out[d] = map[desired.ProfileID]uint32{}
+			out[d] = map[string]uint32{}
 		}
 		taken := map[uint32]bool{none: true}
 		for _, number := range out[d] {
 			taken[number] = true
 		}
-		for _, id := range s.ProfileIDs() {
-			if _, ok := out[d][id]; ok || s.Profiles[id].Direction != d {
+		number := uint32(none)
+		for _, h := range halves(s) {
+			if _, ok := out[d][h.chain()]; ok || h.Direction != d {
 				continue
 			}
-			number := uint32(none)
 			for taken[number] {
 				number++
 			}
-			out[d][id], taken[number] = number, true
+			out[d][h.chain()], taken[number] = number, true
 		}
 	}
 	return out
 }
 
-// only leaves the profiles of s.
+// only leaves the chains of s.
 func (n numbers) only(s desired.State) numbers {
-	out := numbers{maps.Clone(n[0]), maps.Clone(n[1])}
-	for _, d := range desired.Directions {
-		maps.DeleteFunc(out[d], func(id desired.ProfileID, _ uint32) bool {
-			_, ok := s.Profiles[id]
-			return !ok
-		})
+	out := numbers{map[string]uint32{}, map[string]uint32{}}
+	for _, h := range halves(s) {
+		if number, ok := n[h.Direction][h.chain()]; ok {
+			out[h.Direction][h.chain()] = number
+		}
 	}
 	return out
 }
 
-// of is the number of a profile; the empty one is none.
-func (n numbers) of(d desired.Direction, id desired.ProfileID) uint32 {
+// of is the number of a profile's chain; the empty profile's is none.
+func (n numbers) of(d desired.Direction, f family, id desired.ProfileID) uint32 {
 	if id == "" {
 		return none
 	}
-	return n[d][id]
+	return n[d][chainOf(d, f, id)]
 }
 
 // render derives the whole ruleset.
@@ -99,12 +98,24 @@ func render(s desired.State, n numbers) ruleset {
 	for _, d := range desired.Directions {
 		r.elements[profiles(d).name] = elements{}.with(profileElement(none, ""))
 	}
-	for _, id := range s.ProfileIDs() {
-		p := s.Profiles[id]
-		r.chains = append(r.chains, profile(p))
-		r.elements[profiles(p.Direction).name].with(profileElement(n.of(p.Direction, id), chainOf(p)))
+	for _, h := range halves(s) {
+		r.chains = append(r.chains, h.render())
+		r.elements[profiles(h.Direction).name].with(profileElement(n[h.Direction][h.chain()], h.chain()))
+	}
+	for i, s := range r.sets {
+		r.sets[i].size = room(len(r.elements[s.name]))
 	}
 	return r
+}
+
+// room is the size of a set that holds so many elements: endpoints may come until
+// there are twice as many, before a Sync must make room anew.
+func room(n int) uint32 {
+	size := uint32(128)
+	for size < 2*uint32(n) {
+		size *= 2
+	}
+	return size
 }
 
 // setsOf lists the sets of s: the static ones and the policy's.
@@ -130,53 +141,48 @@ func placed(s desired.State, n numbers) map[string]elements {
 
 // place puts one endpoint into the sets. One without an address has nothing there.
 func place(s desired.State, e desired.Endpoint, n numbers, put func(set, element)) {
-	if len(e.Addresses) == 0 {
-		return
+	id := s.Layout.ID(e.ID).Value
+	mac, err := net.ParseMAC(e.MAC)
+	if err != nil && !e.Routed() {
+		return // package port refuses to open such a port
 	}
-	id := s.Layout.ID(e.ID)
-	key := string(native(id.Value))
-	put(egress(), toNumber(key, hex(id.Value), n.of(desired.Egress, e.Profiles[desired.Egress])))
 	for _, a := range e.Addresses {
 		f := familyOf(a)
-		key := string(ifname(e.Interface)) + string(a.AsSlice())
+		number := n.of(desired.Egress, f, e.Profiles[desired.Egress])
+		put(egress(), leading(key([]byte{f.number()}, native(id)), fmt.Sprintf("ipv%s . %s", f.digit, hex(id)), none, number))
+		at := key(ifname(e.Interface), a.AsSlice())
 		text := fmt.Sprintf("%q . %s", e.Interface, a)
-		put(endpoints(f), element{key: key, value: string(native(id.Value)), text: text + " : " + hex(id.Value)})
-		put(ingress(f), toNumber(key, text, n.of(desired.Ingress, e.Profiles[desired.Ingress])))
+		put(ingress(f), leading(at, text, none, n.of(desired.Ingress, f, e.Profiles[desired.Ingress])))
 		for _, p := range e.Peers {
-			put(peers(f, p), element{key: string(a.AsSlice()), text: a.String()})
+			put(peers(f, p), element{key: key(a.AsSlice()), text: a.String()})
 		}
+		if e.Routed() {
+			put(routed(f), leading(at, text, id, number))
+			continue
+		}
+		put(claimed(f), element{key: at, text: text})
+		put(bridged(f), leading(key(ifname(e.Interface), mac, a.AsSlice()), fmt.Sprintf("%q . %s . %s", e.Interface, mac, a), id, number))
+		put(own(f), element{key: key(ifname(e.Port), mac, a.AsSlice()), text: fmt.Sprintf("%q . %s . %s", e.Port, mac, a)})
+		put(ports(), element{key: key(ifname(e.Port)), text: fmt.Sprintf("%q", e.Port)})
 	}
 	for id, list := range e.Tuples {
 		proto := s.TupleSets[id].Protocol
 		for _, t := range list {
 			put(tuples(familyOf(t.Addr()), id), element{
-				key:  string(t.Addr().AsSlice()) + string(padded([]byte{byte(proto)})) + string(padded(big16(t.Port()))),
+				key:  key(t.Addr().AsSlice(), []byte{byte(proto)}, big16(t.Port())),
 				text: fmt.Sprintf("%s . %s . %d", t.Addr(), proto, t.Port()),
-			})
-		}
-	}
-	if e.Routed() {
-		return
-	}
-	put(ports(), element{key: string(ifname(e.Port)), text: fmt.Sprintf("%q", e.Port)})
-	mac, err := net.ParseMAC(e.MAC)
-	if err != nil {
-		return // package port refuses to open such a port
-	}
-	for _, a := range e.Addresses {
-		for s, iface := range map[set]string{own(familyOf(a)): e.Port, bridged(familyOf(a)): e.Interface} {
-			put(s, element{
-				key:  string(ifname(iface)) + string(padded(mac)) + string(a.AsSlice()),
-				text: fmt.Sprintf("%q . %s . %s", iface, mac, a),
 			})
 		}
 	}
 }
 
-// toNumber is an element of a map that leads to profiles.
-func toNumber(key, text string, number uint32) element {
-	return element{key: key, value: string(append(native(none), native(number)...)), text: text + " : " + hex(none) + " . " + hex(number)}
+// leading is an element of a map that leads to profiles: to an ID, where the map
+// has one, and a number.
+func leading(key, text string, id, number uint32) element {
+	return element{key: key, value: leadingTo(id, number), text: fmt.Sprintf("%s : %s . %s", text, hex(id), hex(number))}
 }
+
+func leadingTo(id, number uint32) string { return key(native(id), native(number)) }
 
 // profileElement leads a profile's number to its chain, or back where it is empty.
 func profileElement(number uint32, chain string) element {
@@ -184,11 +190,17 @@ func profileElement(number uint32, chain string) element {
 	if chain != "" {
 		to = "goto " + chain
 	}
-	return element{key: string(native(number)), chain: chain, text: hex(number) + " : " + to}
+	return element{key: key(native(number)), chain: chain, text: hex(number) + " : " + to}
 }
 
-// padded fills a part of a key up to whole registers.
-func padded(b []byte) []byte { return append(slices.Clone(b), make([]byte, -len(b)&3)...) }
+// key puts a key or value together; each part fills whole registers.
+func key(parts ...[]byte) string {
+	var b []byte
+	for _, p := range parts {
+		b = append(append(b, p...), make([]byte, -len(p)&3)...)
+	}
+	return string(b)
+}
 
 func familyOf(a netip.Addr) family {
 	if a.Is4() {

@@ -9,8 +9,8 @@ import (
 	"github.com/podmark/podmark/pkg/desired"
 )
 
-// Render is what a Sync writes, as nft writes it. Lines that put a map's value
-// into a mark are understood by nft from 1.1.2 on.
+// Render is what a Sync writes, as nft would write it: no nft knows the rules that
+// look something up and go on from there, whose comments name the map.
 func Render(s desired.State) string {
 	r := render(s, numbers{}.with(s))
 	var b strings.Builder
@@ -46,7 +46,7 @@ func (s set) text(content elements) string {
 		kind, types = "map", s.key.Name+" : "+s.data.Name
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "\t%s %s {\n\t\ttype %s\n", kind, s.name, types)
+	fmt.Fprintf(&b, "\t%s %s {\n\t\ttype %s\n\t\tsize %d\n", kind, s.name, types, s.size)
 	if len(content) > 0 {
 		b.WriteString("\t\telements = {\n")
 		for _, e := range content.sorted() {
