@@ -97,11 +97,13 @@ func (c *conn) exchangeEach(messages []netlink.Message, last int, visit func(net
 	if err := unix.Sendto(c.fd, out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return fmt.Errorf("sending %d bytes: %w", len(out), err)
 	}
-	return c.answers(first, first+uint32(last), visit)
+	transaction := messages[0].Header.Type == unix.NFNL_MSG_BATCH_BEGIN
+	return c.answers(first, first+uint32(last), transaction, visit)
 }
 
-// answers reads what belongs to the messages first to last, by sequence number.
-func (c *conn) answers(first, last uint32, visit func(netlink.Message) (bool, error)) error {
+// answers reads what belongs to the messages first to last, by sequence number. An
+// error about the first of a transaction is about all of it.
+func (c *conn) answers(first, last uint32, transaction bool, visit func(netlink.Message) (bool, error)) error {
 	var errs []error
 	buffer := make([]byte, 1<<16)
 	for {
@@ -131,8 +133,7 @@ func (c *conn) answers(first, last uint32, visit func(netlink.Message) (bool, er
 				if errno != 0 {
 					errs = append(errs, refused{int(m.Header.Seq - first), errno})
 				}
-				// An error about the first is about the transaction as a whole.
-				if m.Header.Seq == last || m.Header.Seq == first && errno != 0 && first != last {
+				if m.Header.Seq == last || transaction && m.Header.Seq == first && errno != 0 {
 					return errors.Join(errs...)
 				}
 			default:

@@ -2,6 +2,7 @@ package nftables
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -18,42 +19,39 @@ import (
 //	input              -150 input                98 IPVS, 100 nat, 101 host
 //	forward            -150 forward              99 IPVS (replies)
 //	output             -151 output             -150 iptables' mangle: others may change the mark there
-//	postrouting        -151 postrouting         100 nat: masquerade
+//	                    101 unmark                0 filter, behind which nobody looks for an ID
 var (
-	hookBridge      = hook{nftables.ChainHookPrerouting, -200, "type filter hook prerouting priority filter; policy accept;"}
-	hookInput       = hook{nftables.ChainHookInput, -150, "type filter hook input priority mangle; policy accept;"}
-	hookHost        = hook{nftables.ChainHookInput, 101, "type filter hook input priority 101; policy accept;"}
-	hookForward     = hook{nftables.ChainHookForward, -150, "type filter hook forward priority mangle; policy accept;"}
-	hookOutput      = hook{nftables.ChainHookOutput, -151, "type filter hook output priority mangle - 1; policy accept;"}
-	hookPostrouting = hook{nftables.ChainHookPostrouting, -151, "type filter hook postrouting priority mangle - 1; policy accept;"}
+	hookBridge  = hook{nftables.ChainHookPrerouting, -200, "type filter hook prerouting priority filter; policy accept;"}
+	hookInput   = hook{nftables.ChainHookInput, -150, "type filter hook input priority mangle; policy accept;"}
+	hookHost    = hook{nftables.ChainHookInput, 101, "type filter hook input priority 101; policy accept;"}
+	hookForward = hook{nftables.ChainHookForward, -150, "type filter hook forward priority mangle; policy accept;"}
+	hookOutput  = hook{nftables.ChainHookOutput, -151, "type filter hook output priority mangle - 1; policy accept;"}
+	hookUnmark  = hook{nftables.ChainHookOutput, 101, "type filter hook output priority 101; policy accept;"}
 )
 
 // frame renders the static chains: all that does not depend on who is on the node.
 func frame(s desired.State) []chain {
 	none, outside, epoch := s.Layout.ID(mark.None), s.Layout.ID(mark.Outside), s.Layout.Mark(s.Epoch)
+	// What was judged before passes: flows that were allowed under the current
+	// epoch, replies, and what is related to a flow. So do neighbour discovery and
+	// MLD. Each of the hooks has these rules: a chain of their own would cost a
+	// packet more.
+	//
+	//	ct mark & 0xffff0000 == 0x00010000 accept
+	//	ct state established,related goto tracked
+	//	icmpv6 type { 130, 131, 132, 133, 134, 135, 136, 137, 143 } accept
+	live := rules(
+		on(epochIs(epoch), accept()),
+		on(establishedOrRelated(), goTo(chainTracked)),
+		on(icmpv6Types(v6.is(), desired.NeighbourTypes...), accept()),
+	)
 	return []chain{
-		// What was judged before passes: what is related to a flow, replies, and
-		// flows that were allowed under the current epoch. So do neighbour
-		// discovery and MLD. A new flow is asked as little as can be.
-		//
-		//	ct state established,related goto tracked
-		//	icmpv6 type { 130, 131, 132, 133, 134, 135, 136, 137, 143 } goto pass
-		{table: inet, name: chainLive, rules: rules(
-			on(establishedOrRelated(), goTo(chainTracked)),
-			on(icmpv6Types(v6.is(), desired.NeighbourTypes...), goTo(chainPass)),
-		)},
-		//	ct direction reply goto pass
-		//	ct mark & 0xffff0000 == 0x00010000 goto pass
-		//	ct state related goto pass
+		//	ct direction reply accept
+		//	ct state related accept
 		{table: inet, name: chainTracked, rules: rules(
-			on(reply(), goTo(chainPass)),
-			on(epochIs(epoch), goTo(chainPass)),
-			on(related(), goTo(chainPass)),
+			on(reply(), accept()),
+			on(related(), accept()),
 		)},
-		// What is not judged has no ID.
-		//
-		//	meta mark set meta mark & 0x0000ffff accept
-		{table: inet, name: chainPass, rules: rules(on(setMark(none), accept()))},
 		// The ID of where a packet comes from.
 		//
 		//	meta mark set meta mark & 0x0000ffff | iifname . ip saddr map @routed4 return
@@ -89,14 +87,16 @@ func frame(s desired.State) []chain {
 			{parts: on(deviceGroup("oifgroup", expr.MetaKeyOIFGROUP, port.Group), counter(), drop())},
 		}},
 		// Nothing is judged here: IPVS may take the packet and send it elsewhere.
+		// What is not to be judged has no ID, whoever gave it one.
 		//
 		//	iifname "lo" accept
-		//	jump live
+		//	meta mark & 0xffff0000 != 0x00000000 meta mark set meta mark & 0x0000ffff
+		//	... live
 		//	jump classify
-		{table: inet, name: chainInput, hook: &hookInput, rules: rules(
-			on(loopback(), accept()),
-			on(jump(chainLive)),
-			on(jump(chainClassify)),
+		{table: inet, name: chainInput, hook: &hookInput, rules: slices.Concat(
+			rules(on(loopback(), accept()), on(markIsNot(none), setMark(none))),
+			live,
+			rules(on(jump(chainClassify))),
 		)},
 		// What IPVS did not take is for a host process, behind a service address
 		// or not. A flow to the host never gets the epoch: a service that appears
@@ -112,37 +112,36 @@ func frame(s desired.State) []chain {
 			on(markIs(outside), accept()),
 			on(jump(chainEgress)),
 		)},
-		// Both ends are judged, and the flow gets the epoch.
+		// Both ends are judged, and the flow gets the epoch. An ID here is somebody
+		// else's doing, and does not go on.
 		//
-		//	jump live
+		//	meta mark & 0xffff0000 != 0x00000000 meta mark set meta mark & 0x0000ffff
+		//	... live
 		//	jump origin
 		//	jump ingress
 		//	ct mark set ct mark & 0x0000ffff | 0x00010000
-		{table: inet, name: chainForward, hook: &hookForward, rules: rules(
-			on(jump(chainLive)),
-			on(jump(chainOrigin)),
-			on(jump(chainIngress)),
-			on(setEpoch(epoch)),
+		{table: inet, name: chainForward, hook: &hookForward, rules: slices.Concat(
+			rules(on(markIsNot(none), setMark(none))),
+			live,
+			rules(on(jump(chainOrigin)), on(jump(chainIngress)), on(setEpoch(epoch))),
 		)},
 		// What has an ID here was sent on by IPVS, and is judged as in forward. A
 		// reply of the node has one where net.ipv4.tcp_fwmark_accept is 1.
 		//
 		//	meta mark & 0xffff0000 == 0x00000000 accept
-		//	jump live
+		//	... live
 		//	meta mark & 0xffff0000 != 0x00010000 jump egress
 		//	jump ingress
 		//	ct mark set ct mark & 0x0000ffff | 0x00010000
-		{table: inet, name: chainOutput, hook: &hookOutput, rules: rules(
-			on(markIs(none), accept()),
-			on(jump(chainLive)),
-			on(markIsNot(outside), jump(chainEgress)),
-			on(jump(chainIngress)),
-			on(setEpoch(epoch)),
+		{table: inet, name: chainOutput, hook: &hookOutput, rules: slices.Concat(
+			rules(on(markIs(none), accept())),
+			live,
+			rules(on(markIsNot(outside), jump(chainEgress)), on(jump(chainIngress)), on(setEpoch(epoch))),
 		)},
 		// A packet that is put into a tunnel does not hand its ID to the outer one.
 		//
 		//	meta mark & 0xffff0000 != 0x00000000 meta mark set meta mark & 0x0000ffff
-		{table: inet, name: chainPostrouting, hook: &hookPostrouting, rules: rules(
+		{table: inet, name: chainUnmark, hook: &hookUnmark, rules: rules(
 			on(markIsNot(none), setMark(none)),
 		)},
 		//	iifname @ports jump guard

@@ -12,20 +12,18 @@ const Table = "podmark"
 
 // The static chains.
 const (
-	chainInput       = "input"
-	chainHost        = "host"
-	chainForward     = "forward"
-	chainOutput      = "output"
-	chainPostrouting = "postrouting"
-	chainLive        = "live"
-	chainTracked     = "tracked"
-	chainPass        = "pass"
-	chainClassify    = "classify"
-	chainOrigin      = "origin"
-	chainEgress      = "egress"
-	chainIngress     = "ingress"
-	chainBridge      = "bridge-ports" // in the bridge table
-	chainGuard       = "guard"        // in the bridge table
+	chainInput    = "input"
+	chainHost     = "host"
+	chainForward  = "forward"
+	chainOutput   = "output"
+	chainUnmark   = "unmark"
+	chainTracked  = "tracked"
+	chainClassify = "classify"
+	chainOrigin   = "origin"
+	chainEgress   = "egress"
+	chainIngress  = "ingress"
+	chainBridge   = "bridge-ports" // in the bridge table
+	chainGuard    = "guard"        // in the bridge table
 )
 
 // family is what differs between the sets of IPv4 and those of IPv6.

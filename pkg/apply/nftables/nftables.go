@@ -134,28 +134,9 @@ func update(c *conn, from, to desired.State) ([]command, error) {
 		}
 	}
 	n := used.with(to)
-	var out []command
-	for _, h := range halves(to) {
-		ch := h.render()
-		_, led := used[h.Direction][ch.name]
-		number := n[h.Direction][ch.name]
-		if there, err := checkProfile(c, ch, led); err != nil {
-			return nil, err
-		} else if there {
-			continue
-		}
-		// A number that only its map has lost is somebody's still.
-		taken, err := anyOther(h, number, nil)
-		if err != nil {
-			return nil, err
-		} else if taken {
-			return nil, fmt.Errorf("%w: map %s lacks number %d", ErrIncomplete, path(inet, profiles(h.Direction).name), number)
-		}
-		out = append(out, addChain(ch))
-		for _, r := range ch.rules {
-			out = append(out, addRule(ch, r))
-		}
-		out = append(out, addElements(profiles(h.Direction), []element{profileElement(number, ch.name)})...)
+	out, err := appear(c, halves(to), used, n)
+	if err != nil {
+		return nil, err
 	}
 	old, added := placed(from, used), placed(to, n)
 	for _, s := range setsOf(knowing(from, to)) {
@@ -164,40 +145,109 @@ func update(c *conn, from, to desired.State) ([]command, error) {
 		out = append(out, deleteElements(s, gone)...)
 		out = append(out, addElements(s, added[s.name].sorted())...)
 	}
+	var leaving []half
 	for _, h := range halves(from) {
 		_, kept := to.Profiles[h.ID]
-		number, there := used[h.Direction][h.chain()]
-		if kept || !there {
+		if _, there := used[h.Direction][h.chain()]; there && !kept {
+			leaving = append(leaving, h)
+		}
+	}
+	gone, err := vanish(leaving, used, old)
+	return append(out, gone...), err
+}
+
+// appear lists what makes the chains of come that are not there.
+func appear(c *conn, come []half, used, n numbers) ([]command, error) {
+	there, err := checkProfiles(c, come, used)
+	if err != nil {
+		return nil, err
+	}
+	var out []command
+	var added []half
+	for _, h := range come {
+		if there[h.chain()] {
 			continue
 		}
-		others, err := anyOther(h, number, old)
+		ch := h.render()
+		out = append(out, addChain(ch))
+		for _, r := range ch.rules {
+			out = append(out, addRule(ch, r))
+		}
+		out = append(out, addElements(profiles(h.Direction), []element{profileElement(n[h.Direction][ch.name], ch.name)})...)
+		added = append(added, h)
+	}
+	// A number that only its map has lost is somebody's still.
+	for _, m := range leadingMaps() {
+		taken, err := leadsTo(c, m, inMap(m, added), n, nil)
 		if err != nil {
 			return nil, err
 		}
-		if !others {
-			out = append(out, deleteElements(profiles(h.Direction), []element{profileElement(number, h.chain())})...)
+		for name := range taken {
+			return nil, fmt.Errorf("%w: the number that %s would get is somebody's already", ErrIncomplete, path(inet, name))
+		}
+	}
+	return out, nil
+}
+
+// vanish lists what removes those of the leaving profiles that no endpoint is left
+// in but those of old. An endpoint may have addresses of one family only.
+func vanish(leaving []half, used numbers, old map[string]elements) ([]command, error) {
+	var out []command
+	others := map[desired.ProfileID]bool{}
+	for _, m := range leadingMaps() {
+		list := inMap(m, leaving)
+		if len(list) == 0 {
+			continue
+		}
+		c, err := dial() // which cannot be used again when it was not read to the end
+		if err != nil {
+			return nil, err
+		}
+		found, err := leadsTo(c, m, list, used, old[m.name])
+		c.close()
+		if err != nil {
+			return nil, err
+		}
+		for _, h := range list {
+			others[h.ID] = others[h.ID] || found[h.chain()]
+		}
+	}
+	for _, h := range leaving {
+		if !others[h.ID] {
+			out = append(out, deleteElements(profiles(h.Direction), []element{profileElement(used[h.Direction][h.chain()], h.chain())})...)
 			out = append(out, deleteChain(chain{table: inet, name: h.chain()}))
 		}
 	}
 	return out, nil
 }
 
-// anyOther reports whether an endpoint that is not among those of old has the
-// number of h. It reads until it finds one.
-func anyOther(h half, number uint32, old map[string]elements) (found bool, err error) {
-	m := egress()
-	if h.Direction == desired.Ingress {
-		m = ingress(h.family)
+// leadingMaps are those that say, whole, who is in which chain.
+func leadingMaps() []set { return []set{egress(), ingress(v4), ingress(v6)} }
+
+// inMap lists those of the chains to which map m leads.
+func inMap(m set, list []half) []half {
+	return slices.DeleteFunc(slices.Clone(list), func(h half) bool {
+		return h.Direction == desired.Egress && m != egress() || h.Direction == desired.Ingress && m != ingress(h.family)
+	})
+}
+
+// leadsTo names those of the chains to which map m leads anybody who is not among
+// except. It reads until it has found them all.
+func leadsTo(c *conn, m set, list []half, n numbers, except elements) (map[string]bool, error) {
+	found := map[string]bool{}
+	if len(list) == 0 {
+		return found, nil
 	}
-	c, err := dial()
-	if err != nil {
-		return false, err
+	chains := map[string]string{} // by the value that leads there
+	for _, h := range list {
+		chains[leadingTo(none, n[h.Direction][h.chain()])] = h.chain()
 	}
-	defer c.close()
 	return found, c.eachElement(m, func(e element) bool {
-		_, leaving := old[m.name][e.key]
-		found = e.value == leadingTo(none, number) && !leaving
-		return !found
+		_, excepted := except[e.key]
+		if name, wanted := chains[e.value]; wanted && !excepted {
+			found[name] = true
+		}
+		return len(found) < len(chains)
 	})
 }
 
@@ -231,25 +281,32 @@ func (b Backend) Check(_ context.Context, want desired.State) error {
 			}
 		}
 	}
-	for _, h := range halves(want) {
-		if _, err := checkProfile(c, h.render(), true); err != nil {
-			return err
-		}
-	}
-	return nil
+	_, err = checkProfiles(c, halves(want), n)
+	return err
 }
 
-// checkProfile reports whether a profile's chain is there. One that lacks a rule,
-// or to which nothing leads, is an error, as is one that a map leads to (led) and
-// that is not there.
-func checkProfile(c *conn, ch chain, led bool) (there bool, err error) {
-	uses, err := c.chainUses([]chain{ch})
-	if err != nil {
-		return false, err
+// checkProfiles tells which of the chains are there. One that lacks a rule, or to
+// which nothing leads, is an error, as is one that is not there and has a number.
+func checkProfiles(c *conn, list []half, n numbers) (map[string]bool, error) {
+	there := map[string]bool{}
+	if len(list) == 0 {
+		return there, nil
 	}
-	use, there := uses[ch.name]
-	if there != led || there && use != len(ch.rules)+1 {
-		return there, errChain(ch)
+	chains := make([]chain, len(list))
+	for i, h := range list {
+		chains[i] = h.render()
+	}
+	uses, err := c.chainUses(chains)
+	if err != nil {
+		return nil, err
+	}
+	for i, h := range list {
+		_, led := n[h.Direction][h.chain()]
+		use, ok := uses[h.chain()]
+		if ok != led || ok && use != len(chains[i].rules)+1 {
+			return nil, errChain(chains[i])
+		}
+		there[h.chain()] = ok
 	}
 	return there, nil
 }

@@ -174,7 +174,7 @@ func TestDamage(t *testing.T) {
 		{"rules of a hook", []string{"flush", "chain", "inet", "podmark", "forward"}, false},
 		{"rules of a static chain", []string{"flush", "chain", "inet", "podmark", "classify"}, false},
 		{"rules of the guard", []string{"flush", "chain", "bridge", "podmark", "guard"}, false},
-		{"a foreign rule", []string{"add", "rule", "inet", "podmark", "postrouting", "accept"}, false},
+		{"a foreign rule", []string{"add", "rule", "inet", "podmark", "unmark", "accept"}, false},
 		{"rules of a profile", []string{"flush", "chain", "inet", "podmark", "PROFILE"}, false},
 		{"an endpoint", []string{"delete", "element", "inet", "podmark", "routed4", "{ veth2 . 10.22.0.2 }"}, false},
 		{"all of a map", []string{"flush", "map", "inet", "podmark", "ingress6"}, false},
