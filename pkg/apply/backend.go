@@ -22,6 +22,9 @@ type Backend interface {
 	Update(ctx context.Context, from, to desired.State) error
 	// Check reports what of want is not in place, changing nothing.
 	Check(ctx context.Context, want desired.State) error
+	// Keep does too, and looks closer. What belongs to the node and not to an
+	// endpoint it brings up to date, without writing a rule, and names it.
+	Keep(ctx context.Context, want desired.State) (replaced []string, err error)
 }
 
 // incomplete holds for what a backend returns that a Sync would mend.

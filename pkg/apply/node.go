@@ -53,6 +53,8 @@ type file struct {
 	Mask      uint32              `json:"mask"`
 	Epoch     uint32              `json:"epoch"`
 	NodePorts []desired.PortRange `json:"nodePorts"`
+	// Ports are used instead, once the daemon knows.
+	Ports *Ports `json:"ports,omitempty"`
 	// Backend enforces, Auto is what auto stands for once it was asked, and Former
 	// are those that may have something left in the kernel.
 	Backend  Kind             `json:"backend"`
@@ -77,7 +79,11 @@ func (f file) node() (desired.Node, error) {
 	if f.Backend != "" && f.Backend != NFTables && variants[f.Backend] == "" {
 		return desired.Node{}, fmt.Errorf("%w: %s: there is no backend %q", ident.ErrDamaged, ident.NodeFile, f.Backend)
 	}
-	return desired.Node{Layout: layout, Epoch: f.Epoch, NodePorts: f.NodePorts}, nil
+	node := desired.Node{Layout: layout, Epoch: f.Epoch, NodePorts: f.NodePorts, SCTPPorts: f.NodePorts}
+	if f.Ports != nil {
+		node.NodePorts, node.SCTPPorts = f.Ports.Ranges, f.Ports.SCTP
+	}
+	return node, nil
 }
 
 func (n Node) step(name string) {
@@ -218,7 +224,7 @@ func (n Node) state(f file, coming ...ident.Record) (desired.State, error) {
 	if err != nil {
 		return desired.State{}, err
 	}
-	if node.HostAddresses, err = hostAddresses(); err != nil {
+	if node.HostAddresses, err = HostAddresses(); err != nil {
 		return desired.State{}, err
 	}
 	records, err := n.records()

@@ -210,6 +210,22 @@ func (n Node) Uninstall(ctx context.Context) error {
 // Records lists the attachments; damaged ones are reported with the good ones.
 func (n Node) Records() ([]ident.Record, error) { return n.Store.List() }
 
+// IDs counts the IDs that are in use and those there are; none before the first change.
+func (n Node) IDs() (used, capacity int, err error) {
+	if used, err = n.Store.IDsInUse(); err != nil {
+		return 0, 0, fmt.Errorf("counting IDs: %w", err)
+	}
+	f, err := n.load()
+	if errors.Is(err, fs.ErrNotExist) {
+		return used, 0, nil
+	}
+	if err != nil {
+		return 0, 0, err
+	}
+	node, err := f.node()
+	return used, node.Layout.Capacity(), err
+}
+
 // Status reports why an Add with settings would fail: no free ID, no usable
 // backend. It changes nothing.
 func (n Node) Status(ctx context.Context, settings Settings) error {
@@ -235,8 +251,8 @@ func (n Node) Status(ctx context.Context, settings Settings) error {
 	return ctx.Err()
 }
 
-// hostAddresses lists every address of the node but the services'.
-func hostAddresses() ([]netip.Addr, error) {
+// HostAddresses lists every address of the node but the services'.
+func HostAddresses() ([]netip.Addr, error) {
 	service := -1
 	if link, err := netlink.LinkByName(ServiceLink); err == nil {
 		service = link.Attrs().Index

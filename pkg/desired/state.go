@@ -47,6 +47,9 @@ type Node struct {
 	// NodePorts are the ports on which a packet to a host address may be for a
 	// service rather than for a host process.
 	NodePorts []PortRange
+	// SCTPPorts are those of SCTP, which the kernel's sets of ports do not know
+	// (ip_set_get_ip_port): they are in a rule.
+	SCTPPorts []PortRange
 	// HostAddresses are the node's own addresses, service addresses excluded.
 	HostAddresses []netip.Addr
 }

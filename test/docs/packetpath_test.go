@@ -71,6 +71,7 @@ func example(t *testing.T) desired.State {
 	node := desired.Node{
 		Layout: layout, Epoch: 1,
 		NodePorts:     []desired.PortRange{{First: 30000, Last: 32767}},
+		SCTPPorts:     []desired.PortRange{{First: 30000, Last: 32767}},
 		HostAddresses: addrs("192.168.50.1", "fd00:50::1"),
 	}
 	records := []ident.Record{

@@ -65,7 +65,7 @@ func drive(t *testing.T, r *rand.Rand, b *bench, backend apply.Backend) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	node := desired.Node{Layout: layout, NodePorts: []desired.PortRange{{First: 30000, Last: 32767}}, HostAddresses: b.host}
+	node := desired.Node{Layout: layout, NodePorts: []desired.PortRange{{First: 30000, Last: 32767}}, SCTPPorts: []desired.PortRange{{First: 30000, Last: 32767}}, HostAddresses: b.host}
 	allowed, judged := 0, 0
 	for round := range rounds(12) {
 		node.Epoch = layout.NextEpoch(node.Epoch)

@@ -103,6 +103,7 @@ const (
 	cmdProtocol = 1
 	cmdCreate   = 2
 	cmdDestroy  = 3
+	cmdSwap     = 6
 	cmdList     = 7
 	cmdAdd      = 9
 	cmdDel      = 10
@@ -111,6 +112,7 @@ const (
 	attrProtocol = 1
 	attrSetName  = 2
 	attrTypeName = 3
+	attrSetName2 = attrTypeName
 	attrRevision = 4
 	attrFamily   = 5
 	attrFlags    = 6
@@ -204,6 +206,16 @@ func (c *Conn) Destroy(name string) error {
 		err = ErrBusy
 	}
 	return wrap(err, "destroying", name)
+}
+
+// Swap exchanges what two sets of one type hold, for packets in one step: rules go
+// on to use the names they used.
+func (c *Conn) Swap(a, b string) error {
+	_, err := c.do(cmdSwap, 0, func(ae *netlink.AttributeEncoder) {
+		ae.String(attrSetName, a)
+		ae.String(attrSetName2, b)
+	})
+	return wrap(err, "swapping "+a+" and", b)
 }
 
 // Add puts e into the set; an element that is there gets e's mark.

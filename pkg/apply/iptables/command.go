@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -99,6 +100,51 @@ func (v Variant) restore(ctx context.Context, f family, wait time.Duration, inpu
 	return fmt.Errorf("running %s: %w: %s", cmd.Args[0], err, msg)
 }
 
+// listing are the chains of table mangle with their rules, as iptables-save writes
+// them.
+type listing map[string][]string
+
+// own names our chains, sorted.
+func (l listing) own() []string {
+	var names []string
+	for name := range l {
+		if strings.HasPrefix(name, ChainPrefix) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// leads reports whether the hook is the first rule of its chain, and once there.
+func (l listing) leads(h hook) bool {
+	return slices.Index(l[h.chain], h.rule) == 0 && !slices.Contains(l[h.chain][1:], h.rule)
+}
+
+// list reads table mangle.
+func (v Variant) list(ctx context.Context, f family) (listing, error) {
+	cmd := exec.CommandContext(ctx, v.command(f, "-save"), "-t", table)
+	var out, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	cmd.Env = append(cmd.Environ(), "LC_ALL=C")
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("running %s: %w: %s", cmd.Args[0], err, strings.TrimSpace(stderr.String()))
+	}
+	l := listing{}
+	for line := range strings.Lines(out.String()) {
+		line = strings.TrimSpace(line)
+		if rest, ok := strings.CutPrefix(line, ":"); ok {
+			chain, _, _ := strings.Cut(rest, " ")
+			l[chain] = nil
+		}
+		if rest, ok := strings.CutPrefix(line, "-A "); ok {
+			chain, rule, _ := strings.Cut(rest, " ")
+			l[chain] = append(l[chain], rule)
+		}
+	}
+	return l, nil
+}
+
 // Usable reports why the variant cannot be used: a kernel without sets, a command
 // that is not installed. It starts no process.
 func Usable(v Variant) error {
@@ -108,7 +154,7 @@ func Usable(v Variant) error {
 	}
 	conn.Close()
 	for _, f := range families() {
-		for _, command := range []string{v.command(f, ""), v.command(f, "-restore")} {
+		for _, command := range []string{v.command(f, ""), v.command(f, "-save"), v.command(f, "-restore")} {
 			if _, err := exec.LookPath(command); err != nil {
 				return fmt.Errorf("%w: install iptables", err)
 			}

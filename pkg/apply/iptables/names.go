@@ -37,17 +37,16 @@ const (
 // hook is a built-in chain and the rule in it that leads to ours.
 type hook struct {
 	chain string
-	rule  []string
+	rule  string // as iptables-save writes it
 }
 
-// hooks are put in place in this order: a mark is cleared and judged before one
-// is ever set.
+// hooks lead to ours. They are put in place all at once.
 var hooks = []hook{
-	{"POSTROUTING", []string{"-j", chainPost}},
-	{"OUTPUT", []string{"-j", chainOutput}},
-	{"FORWARD", []string{"-j", chainForward}},
+	{"POSTROUTING", "-j " + chainPost},
+	{"OUTPUT", "-j " + chainOutput},
+	{"FORWARD", "-j " + chainForward},
 	// What comes from the node itself has no endpoint to be judged for.
-	{"INPUT", []string{"!", "-i", "lo", "-j", chainInput}},
+	{"INPUT", "! -i lo -j " + chainInput},
 }
 
 // family is IPv4 or IPv6.

@@ -57,6 +57,15 @@ func frame(s desired.State, n naming) []chain {
 	}
 }
 
+// chainsOf renders every chain of one family.
+func chainsOf(s desired.State, n naming) []chain {
+	chains := frame(s, n)
+	for _, id := range s.ProfileIDs() {
+		chains = append(chains, profile(s.Profiles[id], n))
+	}
+	return chains
+}
+
 // live lets pass what was judged before: what is related to a flow, replies,
 // and flows that were allowed under the current epoch.
 func live(m marks) []string {
@@ -131,7 +140,7 @@ func renderInput(s desired.State, m marks, n naming) []string {
 		fmt.Sprintf("-p udp -m set --match-set %s dst -j RETURN", n.nodePorts().Name),
 	)
 	// bitmap:port matches TCP and UDP only (ip_set_get_ip_port).
-	for _, ports := range multiports(s.NodePorts) {
+	for _, ports := range multiports(s.SCTPPorts) {
 		rules = append(rules, fmt.Sprintf("-p sctp -m multiport --dports %s -j RETURN", ports))
 	}
 	return append(rules, "-g "+chainEgress)

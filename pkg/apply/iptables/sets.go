@@ -10,15 +10,7 @@ import (
 
 // everySet renders all sets of a whole-node state in one family.
 func everySet(s desired.State, n naming) []content {
-	hosts := content{Set: n.hosts()}
-	for _, a := range s.HostAddresses {
-		hosts.elements = append(hosts.elements, single(a, n)...)
-	}
-	ports := content{Set: n.nodePorts()}
-	for _, r := range s.NodePorts {
-		ports.elements = append(ports.elements, ipset.Element{First: r.First, Last: r.Last})
-	}
-	all := []content{hosts, ports, {Set: n.endpoints()}}
+	all := append(nodeSets(s, n), content{Set: n.endpoints()})
 	if bridged(s) {
 		all = append(all, content{Set: n.pairs()}, content{Set: n.macs()})
 	}
@@ -45,6 +37,23 @@ func everySet(s desired.State, n naming) []content {
 		all[i].elements = append(all[i].elements, m.elements...)
 	}
 	return all
+}
+
+// nodeSets renders the sets that are the node's own: which addresses are its, and
+// on which of their ports IPVS may answer.
+func nodeSets(s desired.State, n naming) []content {
+	hosts, ports := gateways(s, n), content{Set: n.nodePorts()}
+	for _, a := range s.HostAddresses {
+		for _, e := range single(a, n) {
+			if !slices.Contains(hosts.elements, e) {
+				hosts.elements = append(hosts.elements, e)
+			}
+		}
+	}
+	for _, r := range s.NodePorts {
+		ports.elements = append(ports.elements, ipset.Element{First: r.First, Last: r.Last})
+	}
+	return []content{hosts, ports}
 }
 
 // profileSets renders the sets that appear with a profile: its members, empty,
@@ -135,7 +144,11 @@ func gateways(s desired.State, n naming) content {
 	c := content{Set: n.hosts()}
 	for _, e := range s.Endpoints {
 		for _, g := range e.Gateways {
-			c.elements = append(c.elements, single(g, n)...)
+			for _, h := range single(g, n) {
+				if !slices.Contains(c.elements, h) {
+					c.elements = append(c.elements, h)
+				}
+			}
 		}
 	}
 	return c

@@ -41,29 +41,15 @@ func (b Backend) sync(ctx context.Context, conn *ipset.Conn, f family, want desi
 	if err := fill(ctx, conn, sets, n); err != nil {
 		return err
 	}
-	ipt, err := b.Variant.open(f, b.Wait)
-	if err != nil {
-		return fmt.Errorf("starting %s: %w", b.Variant.command(f, ""), err)
-	}
-	existing, err := ownChains(ipt.ListChains(table))
+	there, err := b.Variant.list(ctx, f)
 	if err != nil {
 		return err
 	}
-	chains := frame(want, n)
-	for _, id := range want.ProfileIDs() {
-		chains = append(chains, profile(want.Profiles[id], n))
-	}
 	b.step("filled")
-	if err := b.Variant.restore(ctx, f, b.Wait, whole(chains, existing)); err != nil {
+	if err := b.Variant.restore(ctx, f, b.Wait, whole(chainsOf(want, n), there)); err != nil {
 		return err
 	}
 	b.step("restored")
-	for _, h := range hooks {
-		if err := ipt.InsertUnique(table, h.chain, 1, h.rule...); err != nil {
-			return fmt.Errorf("hooking %s: %w", h.chain, err)
-		}
-		b.step("hooked " + h.chain)
-	}
 	for _, v := range b.Former {
 		if err := removeRules(ctx, v, f, b.Wait); err != nil {
 			return err
@@ -93,12 +79,13 @@ func fill(ctx context.Context, conn *ipset.Conn, sets []content, n naming) error
 	return nil
 }
 
-// whole is the restore input that rewrites every chain of ours and removes
-// those of existing that are not wanted.
-func whole(chains []chain, existing []string) string {
+// whole is the restore input that rewrites every chain of ours, makes the hooks the
+// first rules of theirs, and removes what there is of ours besides. Without chains it
+// removes all.
+func whole(chains []chain, there listing) string {
 	var b strings.Builder
 	b.WriteString("*" + table + "\n")
-	obsolete := slices.DeleteFunc(slices.Clone(existing), func(name string) bool {
+	obsolete := slices.DeleteFunc(there.own(), func(name string) bool {
 		return slices.ContainsFunc(chains, func(c chain) bool { return c.name == name })
 	})
 	for _, c := range chains {
@@ -110,6 +97,19 @@ func whole(chains []chain, existing []string) string {
 	for _, c := range chains {
 		for _, r := range c.rules {
 			fmt.Fprintf(&b, "-A %s %s\n", c.name, r)
+		}
+	}
+	for _, h := range hooks {
+		if len(chains) > 0 && there.leads(h) {
+			continue
+		}
+		for _, r := range there[h.chain] {
+			if r == h.rule {
+				fmt.Fprintf(&b, "-D %s %s\n", h.chain, r)
+			}
+		}
+		if len(chains) > 0 {
+			fmt.Fprintf(&b, "-I %s 1 %s\n", h.chain, h.rule)
 		}
 	}
 	for _, name := range obsolete {
@@ -138,24 +138,11 @@ func Remove(ctx context.Context, wait time.Duration, variants ...Variant) error 
 }
 
 func removeRules(ctx context.Context, v Variant, f family, wait time.Duration) error {
-	ipt, err := v.open(f, wait)
-	if err != nil {
-		return fmt.Errorf("starting %s: %w", v.command(f, ""), err)
-	}
-	existing, err := ownChains(ipt.ListChains(table))
-	if err != nil || len(existing) == 0 {
+	there, err := v.list(ctx, f)
+	if err != nil || len(there.own()) == 0 {
 		return err
 	}
-	// In reverse: nothing is marked any more when nothing judges it any more.
-	for _, h := range slices.Backward(hooks) {
-		if !slices.Contains(existing, h.rule[len(h.rule)-1]) {
-			continue
-		}
-		if err := ipt.DeleteIfExists(table, h.chain, h.rule...); err != nil {
-			return fmt.Errorf("unhooking %s: %w", h.chain, err)
-		}
-	}
-	return v.restore(ctx, f, wait, whole(nil, existing))
+	return v.restore(ctx, f, wait, whole(nil, there))
 }
 
 // destroy removes our sets that match.
@@ -191,12 +178,4 @@ func destroyUnused(ctx context.Context, conn *ipset.Conn, name string) error {
 		case <-time.After(pause):
 		}
 	}
-}
-
-// ownChains filters the result of ListChains.
-func ownChains(names []string, err error) ([]string, error) {
-	if err != nil {
-		return nil, fmt.Errorf("listing chains of %s: %w", table, err)
-	}
-	return slices.DeleteFunc(names, func(n string) bool { return !strings.HasPrefix(n, ChainPrefix) }), nil
 }

@@ -28,15 +28,7 @@ func Render(s desired.State) []Rendered {
 				fmt.Fprintf(&sets, "add %s %s\n", c.Name, e)
 			}
 		}
-		chains := frame(s, n)
-		for _, id := range s.ProfileIDs() {
-			chains = append(chains, profile(s.Profiles[id], n))
-		}
-		rules := strings.TrimSuffix(whole(chains, nil), "COMMIT\n")
-		for _, h := range hooks {
-			rules += fmt.Sprintf("-I %s 1 %s\n", h.chain, strings.Join(h.rule, " "))
-		}
-		out = append(out, Rendered{Family: "IPv" + f.digit, Sets: sets.String(), Rules: rules + "COMMIT\n"})
+		out = append(out, Rendered{Family: "IPv" + f.digit, Sets: sets.String(), Rules: whole(chainsOf(s, n), nil)})
 	}
 	return out
 }

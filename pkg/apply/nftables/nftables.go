@@ -285,6 +285,13 @@ func (b Backend) Check(_ context.Context, want desired.State) error {
 	return err
 }
 
+// Keep is Check: that sees all there is to see without reading what rules say, and
+// there is nothing of the node's own to bring up to date, neither a host address
+// nor a NodePort.
+func (b Backend) Keep(ctx context.Context, want desired.State) ([]string, error) {
+	return nil, b.Check(ctx, want)
+}
+
 // checkProfiles tells which of the chains are there. One that lacks a rule, or to
 // which nothing leads, is an error, as is one that is not there and has a number.
 func checkProfiles(c *conn, list []half, n numbers) (map[string]bool, error) {

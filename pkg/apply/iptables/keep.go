@@ -1,0 +1,116 @@
+package iptables
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/podmark/podmark/pkg/apply/ipset"
+	"github.com/podmark/podmark/pkg/desired"
+)
+
+// Keep reports what of want is not in place: what Check sees, and what only a
+// process can tell, a hook that does not come first, a chain with a rule too few
+// or too many. It runs one command per family. What the rules say is not read.
+//
+// The sets that are the node's own, the host's addresses and the NodePorts, it
+// brings up to date, and names those that it has replaced. The kernel swaps a new
+// set for the old one: no packet sees one that is half full, and no rule is written.
+func (b Backend) Keep(ctx context.Context, want desired.State) (replaced []string, err error) {
+	if err := b.Check(ctx, want); err != nil {
+		return nil, err
+	}
+	if err := b.verify(ctx, want); err != nil {
+		return nil, err
+	}
+	return b.refresh(want)
+}
+
+func (b Backend) verify(ctx context.Context, want desired.State) error {
+	for _, f := range families() {
+		there, err := b.Variant.list(ctx, f)
+		if err != nil {
+			return err
+		}
+		for _, h := range hooks {
+			if !there.leads(h) {
+				return fmt.Errorf("%w: '%s' is not the first rule of IPv%s %s", ErrIncomplete, h.rule, f.digit, h.chain)
+			}
+		}
+		for _, c := range chainsOf(want, naming{f, genA}) {
+			if has := len(there[c.name]); has != len(c.rules) {
+				return fmt.Errorf("%w: IPv%s chain %s has %d rules, and should have %d", ErrIncomplete, f.digit, c.name, has, len(c.rules))
+			}
+		}
+	}
+	return nil
+}
+
+func (b Backend) refresh(want desired.State) (replaced []string, err error) {
+	conn, err := ipset.Dial()
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	for _, f := range families() {
+		gen, err := generationInUse(conn, f)
+		if err != nil {
+			return replaced, fmt.Errorf("IPv%s: %w", f.digit, err)
+		}
+		n := naming{f, gen}
+		for _, c := range nodeSets(want, n) {
+			if same, err := holds(conn, c); err != nil {
+				return replaced, err
+			} else if same {
+				continue
+			}
+			if err := replace(conn, c); err != nil {
+				return replaced, err
+			}
+			b.step("replaced " + c.Name)
+			replaced = append(replaced, c.Name)
+		}
+	}
+	return replaced, nil
+}
+
+// holds reports whether the kernel's set is c: as many elements, and each of c's
+// among them. Of a range of ports the ends are looked up.
+func holds(conn *ipset.Conn, c content) (bool, error) {
+	h, err := conn.Header(c.Name)
+	if err != nil {
+		return false, err
+	}
+	size := 0
+	for _, e := range c.elements {
+		size += int(e.Last) - int(e.First) + 1 // 1 for an address without ports
+		for _, port := range []uint16{e.First, e.Last} {
+			end := e
+			end.First, end.Last = port, port
+			if there, err := conn.Test(c.Set, end); err != nil || !there {
+				return false, err
+			}
+		}
+	}
+	return int(h.Elements) == size, nil
+}
+
+// replace fills a set of another name and swaps the two.
+func replace(conn *ipset.Conn, c content) error {
+	next := c.Set
+	next.Name += "-next"
+	if err := conn.Destroy(next.Name); err != nil { // of a crash
+		return err
+	}
+	if err := conn.Create(next); err != nil {
+		return err
+	}
+	for _, e := range c.elements {
+		if err := conn.Add(next, e); err != nil {
+			return err
+		}
+	}
+	if err := conn.Swap(next.Name, c.Name); err != nil {
+		return err
+	}
+	return conn.Destroy(next.Name)
+}
