@@ -254,25 +254,27 @@ func portRanges(v any) ([]PortRange, string, error) {
 	}
 	ranges := make([]PortRange, 0, len(list))
 	for _, item := range list {
-		var text string
-		switch item := item.(type) {
-		case string:
-			text = item
-		case json.Number:
-			text = item.String()
+		r, err := ParsePortRange(fmt.Sprint(item))
+		if err != nil {
+			return nil, want, err
 		}
-		first, last, ok := cutRange(text)
-		if !ok {
-			return nil, want, fmt.Errorf("%v is neither a port nor a range", item)
-		}
-		a, errA := strconv.ParseUint(first, 10, 16)
-		b, errB := strconv.ParseUint(last, 10, 16)
-		if errA != nil || errB != nil || a == 0 || a > b {
-			return nil, want, fmt.Errorf("%q is out of bounds or reversed", text)
-		}
-		ranges = append(ranges, PortRange{First: uint16(a), Last: uint16(b)})
+		ranges = append(ranges, r)
 	}
 	return ranges, "", nil
+}
+
+// ParsePortRange reads a port or a range of ports: 80, 80-90 or 80:90.
+func ParsePortRange(text string) (PortRange, error) {
+	first, last, ok := cutRange(text)
+	if !ok {
+		return PortRange{}, fmt.Errorf("%v is neither a port nor a range", text)
+	}
+	a, errA := strconv.ParseUint(first, 10, 16)
+	b, errB := strconv.ParseUint(last, 10, 16)
+	if errA != nil || errB != nil || a == 0 || a > b {
+		return PortRange{}, fmt.Errorf("%q is out of bounds or reversed", text)
+	}
+	return PortRange{First: uint16(a), Last: uint16(b)}, nil
 }
 
 func oneOf[T ~string](accepted ...T) func(any) (T, string, error) {

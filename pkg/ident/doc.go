@@ -5,6 +5,8 @@
 //
 //	lock                   held by whoever changes anything
 //	node.json              what the node enforces; see package apply
+//	daemon.json            what the daemon says about itself; see package node
+//	daemon.lock            held by the daemon
 //	next                   the ID to try first, so that a freed ID is reused last
 //	attachments/<hash>     one Record each; <hash> is of (network, containerID, ifname)
 //	ids/<n>                created O_EXCL; holds the <hash> of its attachment

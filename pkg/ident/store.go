@@ -26,6 +26,8 @@ var (
 	ErrDamaged = errors.New("state file is damaged")
 	// ErrExhausted: every ID of the mask is taken.
 	ErrExhausted = errors.New("mask exhausted")
+	// ErrClaimed: another daemon looks after the node.
+	ErrClaimed = errors.New("another podmarkd is running")
 )
 
 // Store is a state folder. Its methods other than Lock, Get, List and Empty are called
@@ -41,8 +43,11 @@ const (
 	nextFile       = "next"
 	lockFile       = "lock"
 	// NodeFile is where package apply keeps what the node enforces.
-	NodeFile  = "node.json"
-	temporary = ".tmp"
+	NodeFile = "node.json"
+	// DaemonFile is where the daemon keeps its status, and daemonLock what it holds.
+	DaemonFile = "daemon.json"
+	daemonLock = "daemon.lock"
+	temporary  = ".tmp"
 )
 
 // At names the state folder dir without touching it.
@@ -90,6 +95,26 @@ func (s Store) Lock(ctx context.Context, timeout time.Duration) (unlock func(), 
 		case <-time.After(pause):
 		}
 	}
+}
+
+// Claim makes the caller the node's daemon until release, or until the process
+// dies; ErrClaimed when there is one.
+func (s Store) Claim() (release func(), err error) {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("creating state folder: %w", err)
+	}
+	f, err := os.OpenFile(s.path(daemonLock), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("claiming the node: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%w: it holds %q; 'podmarkctl status' says which", ErrClaimed, f.Name())
+		}
+		return nil, fmt.Errorf("claiming the node: %w", err)
+	}
+	return func() { f.Close() }, nil
 }
 
 // Get reads the record of key. The error is fs.ErrNotExist when there is none,
@@ -385,7 +410,7 @@ func (s Store) Sweep(dryRun bool) (removed []string, err error) {
 // RemoveAll deletes the state folder's content, the lock last, and the folder
 // itself if nothing foreign is in it.
 func (s Store) RemoveAll() error {
-	for _, name := range []string{attachmentsDir, idsDir, addressesDir, nextFile, nextFile + temporary, NodeFile, NodeFile + temporary, lockFile} {
+	for _, name := range []string{attachmentsDir, idsDir, addressesDir, nextFile, nextFile + temporary, NodeFile, NodeFile + temporary, DaemonFile, DaemonFile + temporary, daemonLock, lockFile} {
 		if err := os.RemoveAll(s.path(name)); err != nil {
 			return fmt.Errorf("removing state: %w", err)
 		}

@@ -1,0 +1,108 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"slices"
+
+	"github.com/moby/ipvs"
+	"github.com/vishvananda/netlink"
+
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/desired"
+)
+
+// Mode is how the node's services are done.
+type Mode struct {
+	// IPVS is set where IPVS has services and their addresses are on the link that
+	// kube-proxy keeps for them. A link that kube-proxy left behind is not enough.
+	IPVS bool `json:"ipvs"`
+	// Link is whether kube-ipvs0 is there, Services how many IPVS has.
+	Link     bool `json:"link"`
+	Services int  `json:"services"`
+}
+
+// String names the mode.
+func (m Mode) String() string {
+	if m.IPVS {
+		return "ipvs"
+	}
+	return "other"
+}
+
+// service is a virtual service of IPVS.
+type service struct {
+	addr     netip.Addr
+	port     uint16
+	protocol desired.Protocol
+}
+
+// facts are what the kernel says about services.
+type facts struct {
+	link     bool
+	services []service
+	// hosts are the node's own addresses: not those of services.
+	hosts []netip.Addr
+}
+
+func (f facts) mode() Mode {
+	return Mode{IPVS: f.link && len(f.services) > 0, Link: f.link, Services: len(f.services)}
+}
+
+// inUse lists the ports of the node's own addresses that IPVS answers on, by one of
+// these protocols if any are named, sorted.
+func (f facts) inUse(protocols ...desired.Protocol) []uint16 {
+	var ports []uint16
+	for _, s := range f.services {
+		if slices.Contains(f.hosts, s.addr) && (len(protocols) == 0 || slices.Contains(protocols, s.protocol)) {
+			ports = append(ports, s.port)
+		}
+	}
+	slices.Sort(ports)
+	return slices.Compact(ports)
+}
+
+func readFacts() (facts, error) {
+	var f facts
+	_, err := netlink.LinkByName(apply.ServiceLink)
+	if missing := (netlink.LinkNotFoundError{}); err != nil && !errors.As(err, &missing) {
+		return f, fmt.Errorf("reading link %s: %w", apply.ServiceLink, err)
+	}
+	f.link = err == nil
+	if f.hosts, err = apply.HostAddresses(); err != nil {
+		return f, err
+	}
+	f.services, err = readServices()
+	return f, err
+}
+
+// ipvsTable is there while the kernel has IPVS loaded.
+const ipvsTable = "/proc/net/ip_vs"
+
+// readServices reads the table of IPVS. A service that goes by a fwmark has no port
+// of its own. The library loads the module when it is asked, which is for
+// kube-proxy to decide: so it is asked only where IPVS is loaded.
+func readServices() ([]service, error) {
+	if _, err := os.Stat(ipvsTable); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	h, err := ipvs.New("")
+	if err != nil {
+		return nil, fmt.Errorf("connecting to IPVS: %w", err)
+	}
+	defer h.Close()
+	list, err := h.GetServices()
+	if err != nil {
+		return nil, fmt.Errorf("reading the services of IPVS: %w", err)
+	}
+	var out []service
+	for _, s := range list {
+		if addr, ok := netip.AddrFromSlice(s.Address); ok && s.FWMark == 0 {
+			out = append(out, service{addr.Unmap(), s.Port, desired.Protocol(s.Protocol)})
+		}
+	}
+	return out, nil
+}

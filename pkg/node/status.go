@@ -1,0 +1,64 @@
+package node
+
+import (
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/podmark/podmark/pkg/ident"
+)
+
+// Status is what the daemon has to say about itself and the node, in daemon.json of
+// the state folder.
+type Status struct {
+	PID     int       `json:"pid"`
+	Version string    `json:"version"`
+	Started time.Time `json:"started"`
+	// Looked is when the node was last looked at, and Reason why.
+	Looked time.Time `json:"looked"`
+	Reason Reason    `json:"reason"`
+	// Error is what went wrong in that; empty when nothing did.
+	Error string `json:"error,omitempty"`
+	// Idle is set where podmark has never run.
+	Idle  bool     `json:"idle"`
+	Mode  Mode     `json:"mode"`
+	Ports Decision `json:"ports"`
+	// Repairs counts what was missing in the kernel since the start.
+	Repairs    int     `json:"repairs"`
+	LastRepair *Repair `json:"lastRepair,omitempty"`
+}
+
+// Repair is one time that something was missing in the kernel.
+type Repair struct {
+	Time    time.Time `json:"time"`
+	Missing string    `json:"missing"`
+}
+
+// After is the status after one more look.
+func (s Status) After(l Look) Status {
+	s.Looked, s.Reason, s.Idle, s.Mode, s.Ports, s.Error = l.Time, l.Reason, l.Idle, l.Mode, l.Ports, ""
+	if l.Err != nil {
+		s.Error = l.Err.Error()
+	}
+	if l.Kept.Missing != nil {
+		s.Repairs++
+		s.LastRepair = &Repair{l.Time, l.Kept.Missing.Error()}
+	}
+	return s
+}
+
+// Write puts the status into the state folder.
+func (s Status) Write(store ident.Store) error {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return fmt.Errorf("encoding the status: %w", err)
+	}
+	return store.Write(ident.DaemonFile, b)
+}
+
+// ReadStatus reads what the daemon wrote last; fs.ErrNotExist where none ever ran.
+func ReadStatus(store ident.Store) (Status, error) {
+	var s Status
+	return s, ident.ReadJSON(filepath.Join(store.Dir(), ident.DaemonFile), &s)
+}

@@ -1,0 +1,71 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Reason says why the node was looked at.
+type Reason string
+
+// The reasons.
+const (
+	Started Reason = "start"
+	Changed Reason = "link or address"
+	Written Reason = "nf_tables"
+	Waited  Reason = "interval"
+)
+
+// group is a notification of the kernel: include/uapi/linux/rtnetlink.h and
+// nfnetlink.h. IPVS has none; kube-proxy gives kube-ipvs0 an address for each
+// service. Nor has a change of iptables-legacy.
+type group struct {
+	protocol int
+	number   uint32
+	reason   Reason
+}
+
+func groups() []group {
+	return []group{
+		{unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, Changed},
+		{unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_IFADDR, Changed},
+		{unix.NETLINK_ROUTE, unix.RTNLGRP_IPV6_IFADDR, Changed},
+		{unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES, Written},
+	}
+}
+
+// watch calls tell for every notification until ctx is done. What a notification
+// says is not read: the node is looked at as a whole. One that was lost, because
+// they came too fast, is one too.
+func watch(ctx context.Context, log *slog.Logger, tell func(Reason)) error {
+	for _, g := range groups() {
+		c, err := netlink.Dial(g.protocol, &netlink.Config{Groups: 1 << (g.number - 1)})
+		if err != nil {
+			return fmt.Errorf("listening for notifications of %s: %w", g.reason, err)
+		}
+		go func() {
+			<-ctx.Done()
+			c.Close()
+		}()
+		go func() {
+			for {
+				_, err := c.Receive()
+				if ctx.Err() != nil {
+					return
+				}
+				if err != nil && !errors.Is(err, unix.ENOBUFS) {
+					log.Warn("listening for notifications", "of", g.reason, "error", err)
+					wait(ctx, time.Second)
+				}
+				tell(g.reason)
+			}
+		}()
+	}
+	return nil
+}

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/node"
+)
+
+// status is what 'status -o json' shows.
+type status struct {
+	// Backend is empty where podmark has never run.
+	Backend   apply.Kind `json:"backend"`
+	Mask      string     `json:"mask"`
+	Epoch     uint32     `json:"epoch"`
+	Endpoints int        `json:"endpoints"`
+	Capacity  int        `json:"capacity"`
+	// Daemon is null where none has ever run; Running tells whether it still does.
+	Running bool         `json:"running"`
+	Daemon  *node.Status `json:"daemon"`
+}
+
+func newStatus(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show what the node enforces with, and what podmarkd found last",
+		Example: `  podmarkctl status
+  podmarkctl status -o json | jq .daemon.ports`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := readStatus(o)
+			if err != nil {
+				return err
+			}
+			return o.print(cmd.OutOrStdout(), s, func(w io.Writer) error { return s.table(w) })
+		},
+	}
+}
+
+func readStatus(o *options) (status, error) {
+	var s status
+	state, err := o.node().State()
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return s, err
+	default:
+		s.Mask, s.Epoch = fmt.Sprintf("%#x", state.Layout.Mask()), uint32(state.Epoch)
+		s.Endpoints, s.Capacity = len(state.Endpoints), state.Layout.Capacity()
+		if s.Backend, err = o.node().Kind(); err != nil {
+			return s, err
+		}
+	}
+	d, err := node.ReadStatus(o.node().Store)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return s, err
+	default:
+		s.Daemon, s.Running = &d, unix.Kill(d.PID, 0) == nil
+	}
+	return s, nil
+}
+
+func (s status) table(w io.Writer) error {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(tw, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+	}
+	if s.Backend == "" {
+		row("backend", "none: podmark has not run on this node")
+	} else {
+		row("backend", "%s", s.Backend)
+		row("mask", "%s, epoch %d", s.Mask, s.Epoch)
+		row("endpoints", "%d of %d", s.Endpoints, s.Capacity)
+	}
+	d := s.Daemon
+	switch {
+	case d == nil:
+		row("podmarkd", "has not run on this node")
+	case !s.Running:
+		row("podmarkd", "does not run; what follows is what it said last")
+	default:
+		row("podmarkd", "process %d, since %s", d.PID, d.Started.Format(time.RFC3339))
+	}
+	if d != nil {
+		row("looked", "%s, because of: %s", d.Looked.Format(time.RFC3339), d.Reason)
+		if d.Error != "" {
+			row("error", "%s", d.Error)
+		}
+		row("services", "%s, %d in IPVS", map[bool]string{true: "IPVS", false: "not by IPVS"}[d.Mode.IPVS], d.Mode.Services)
+		if !d.Idle {
+			row("NodePorts", "%s %v, of %v by %s", d.Ports.Mode, d.Ports.Ranges, d.Ports.Configured, d.Ports.Source)
+		}
+		if len(d.Ports.Outside) > 0 {
+			row("outside", "%v are in use and in no configured range", d.Ports.Outside)
+		}
+		row("repairs", "%d", d.Repairs)
+		if d.LastRepair != nil {
+			row("last repair", "%s: %s", d.LastRepair.Time.Format(time.RFC3339), d.LastRepair.Missing)
+		}
+	}
+	return tw.Flush()
+}

@@ -1,0 +1,348 @@
+package main_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const policy = `apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web, namespace: default}
+spec:
+  podSelector: {}
+  policyTypes: [Ingress, Egress]
+  ingress: [{ports: [{port: 80}]}]
+`
+
+// harm is something that others do to a node, and what podmarkd calls it.
+type harm struct {
+	name string
+	do   func(h *host)
+	word string
+}
+
+func harms(b backend) []harm {
+	if b == nftables {
+		nft := func(command string) func(*host) { return func(h *host) { h.exec("", "nft", command) } }
+		return []harm{
+			{"nft flush ruleset", nft("flush ruleset"), "missing"},
+			{"table gone", nft("delete table inet podmark"), "missing"},
+			{"chain flushed", nft("flush chain inet podmark forward"), "inet podmark"},
+			{"rule inserted", nft("insert rule inet podmark forward accept"), "inet podmark forward"},
+			{"element gone", nft(`delete element inet podmark routed4 { "veth1" . 10.1.0.2 }`), "routed4"},
+			{"maps flushed", nft("flush map inet podmark ingress4"), "ingress4"},
+		}
+	}
+	rule := func(args ...string) func(*host) { return func(h *host) { h.iptables(args...) } }
+	return []harm{
+		{"iptables -F", rule("-F"), "no rule uses"},
+		{"hook gone", rule("-D", "FORWARD", "-j", "PODMARK-FORWARD"), "FORWARD"},
+		{"hook not first", rule("-I", "OUTPUT", "1", "-j", "ACCEPT"), "OUTPUT"},
+		{"chain flushed", rule("-F", "PODMARK-POST"), "PODMARK-POST"},
+		{"rule inserted", rule("-I", "PODMARK-POLICE", "1", "-j", "RETURN"), "PODMARK-POLICE"},
+		{"ipset destroy", func(h *host) {
+			h.iptables("-F")
+			h.iptables("-X")
+			h.eventually("the kernel lets go of the sets", func() error { return exec.Command("ipset", "destroy").Run() })
+			h.iptables("-N", "KUBE-IPTABLES-HINT")
+		}, "no rule uses"},
+		{"element gone", func(h *host) {
+			for name := range strings.FieldsSeq(h.exec("", "ipset", "list", "-n")) {
+				if strings.HasPrefix(name, "podmark-ep4") {
+					h.exec("", "ipset", "flush", name)
+				}
+			}
+		}, "podmark-ep4"},
+	}
+}
+
+// What others take out of the data plane is back soon, and counted.
+func TestRepair(t *testing.T) {
+	eachBackend(t, func(t *testing.T, h *host) {
+		h.ctl(policy, "apply", "-f", "-")
+		h.addPod()
+		h.addPod()
+		d := h.start()
+		want := h.kernel()
+		for i, harm := range harms(h.backend) {
+			harm.do(h)
+			h.eventually(harm.name+" is repaired", func() error {
+				s, err := d.status()
+				if err != nil || s.Repairs <= i {
+					return fmt.Errorf("%d repairs: %w", s.Repairs, err)
+				}
+				if s.Repairs > i+1 || !strings.Contains(s.LastRepair.Missing, harm.word) {
+					t.Fatalf("%s: repair %d of %q, want repair %d of something with %q", harm.name, s.Repairs, s.LastRepair.Missing, i+1, harm.word)
+				}
+				return nil
+			})
+			foreign := "-A OUTPUT -j ACCEPT\n"
+			if diff := cmp.Diff(want, strings.ReplaceAll(h.kernel(), foreign, "")); diff != "" {
+				t.Fatalf("%s: after the repair:\n%s", harm.name, diff)
+			}
+			if got := d.metric("podmark_repairs_total"); got != fmt.Sprint(i+1) {
+				t.Errorf("%s: podmark_repairs_total %s, want %d", harm.name, got, i+1)
+			}
+		}
+	})
+}
+
+// What podmarkd and the plugin do themselves is no reason to repair anything.
+func TestNothingToRepair(t *testing.T) {
+	eachBackend(t, func(t *testing.T, h *host) {
+		d := h.start()
+		if s, err := d.status(); err != nil || !s.Idle {
+			t.Errorf("on a node that podmark has never run on: %+v, %v", s, err)
+		}
+		h.ctl(policy, "apply", "-f", "-")
+		for range 5 {
+			h.addPod()
+		}
+		h.ctl("", "apply", "--delete")
+		first, err := d.status()
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.eventually("it has looked once more", func() error {
+			if s, err := d.status(); err != nil || !s.Looked.After(first.Looked) || s.Idle {
+				return fmt.Errorf("%+v, %w", s, err)
+			}
+			return nil
+		})
+		if s, err := d.status(); err != nil || s.Repairs != 0 || s.Error != "" {
+			t.Errorf("%+v, %v", s, err)
+		}
+	})
+}
+
+// The set of the node's own addresses follows them, without a rule being written.
+func TestHostAddresses(t *testing.T) {
+	eachBackend(t, func(t *testing.T, h *host) {
+		if h.backend == nftables {
+			t.Skip("nftables needs none")
+		}
+		h.addPod()
+		h.start()
+		rules := h.rules()
+		h.exec("", "ip", "addr", "add", "192.0.2.7/32", "dev", "lo")
+		h.exec("", "ip", "addr", "add", "2001:db8::7/128", "dev", "lo")
+		h.eventually("new addresses are the host's", func() error { return h.has("192.0.2.7", "2001:db8::7") })
+		h.exec("", "ip", "addr", "del", "192.0.2.7/32", "dev", "lo")
+		h.eventually("an address is the host's no longer", func() error {
+			if h.has("192.0.2.7") == nil {
+				return errors.New("192.0.2.7 is there")
+			}
+			return h.has("2001:db8::7")
+		})
+		if diff := cmp.Diff(rules, h.rules()); diff != "" {
+			t.Errorf("rules were written:\n%s", diff)
+		}
+	})
+}
+
+// rules are those of the node's variant, with their counters.
+func (h *host) rules() string {
+	h.t.Helper()
+	return h.exec("", "iptables-"+h.backend.variant, "-t", "mangle", "-S") + h.exec("", "ip6tables-"+h.backend.variant, "-t", "mangle", "-S")
+}
+
+// has says which of these are in none of podmark's sets of addresses and ports.
+func (h *host) has(elements ...string) error {
+	h.t.Helper()
+	sets := h.exec("", "ipset", "save")
+	for _, e := range elements {
+		if !slices.ContainsFunc(strings.Split(sets, "\n"), func(line string) bool {
+			f := strings.Fields(line)
+			return len(f) == 3 && f[0] == "add" && (strings.HasPrefix(f[1], "podmark-host") || strings.HasPrefix(f[1], "podmark-port")) && f[2] == e
+		}) {
+			return fmt.Errorf("%s is in no set", e)
+		}
+	}
+	return nil
+}
+
+// NodePorts are what the daemon was told, and stay so when the plugin comes with
+// what it was told: a daemon that ends leaves them as they are.
+func TestNodePorts(t *testing.T) {
+	eachBackend(t, func(t *testing.T, h *host) {
+		h.addPod()
+		d := h.start("--node-port-mode", "range", "--node-port-ranges", "30000-30002,40000:40001")
+		ports := []string{"30000", "30001", "30002", "40000", "40001"}
+		check := func() {
+			t.Helper()
+			h.eventually("the ports are there", func() error {
+				if h.backend == nftables {
+					return nil // needs none
+				}
+				if err := h.has("30003"); err == nil {
+					return errors.New("30003 is there")
+				}
+				return h.has(ports...)
+			})
+		}
+		check()
+		h.eventually("the status says so", func() error {
+			if s, err := d.status(); err != nil || s.Ports.Source != "--node-port-ranges" || fmt.Sprint(s.Ports.Ranges) != "[30000:30002 40000:40001]" {
+				return fmt.Errorf("%+v, %w", s.Ports, err)
+			}
+			return nil
+		})
+		if got := d.metric(`podmark_node_ports_info{mode="range",source="--node-port-ranges"}`); got != "1" {
+			t.Errorf("podmark_node_ports_info %s", got)
+		}
+		h.addPod()
+		check()
+		if code := d.stop(); code != 0 {
+			t.Errorf("ended with %d", code)
+		}
+		h.addPod()
+		h.ctl("", "gc")
+		check()
+		if s, err := d.status(); err != nil || s.Repairs != 0 {
+			t.Errorf("%+v, %v", s, err)
+		}
+	})
+}
+
+// A second daemon is refused, and the first one, when it is killed, leaves the data
+// plane as it is and its place to another.
+func TestOneDaemon(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nftables)
+	h.addPod()
+	d := h.start()
+	kernel := h.kernel()
+	out, err := exec.Command(filepath.Join(programs, "podmarkd"), "--state-dir", h.dir, "--listen", "").CombinedOutput()
+	if exit := (&exec.ExitError{}); !errors.As(err, &exit) || exit.ExitCode() != 2 || !strings.Contains(string(out), "another podmarkd is running") {
+		t.Errorf("a second one: %v: %s", err, out)
+	}
+	if err := d.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = d.cmd.Wait()
+	if diff := cmp.Diff(kernel, h.kernel()); diff != "" {
+		t.Errorf("it was killed, and left:\n%s", diff)
+	}
+	h.exec("", "nft", "flush", "ruleset")
+	h.start()
+	h.eventually("the next one repairs", func() error {
+		if diff := cmp.Diff(kernel, h.kernel()); diff != "" {
+			return errors.New(diff)
+		}
+		return nil
+	})
+}
+
+// Probes are answered by whether looks come and end well.
+func TestProbes(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nftables)
+	h.addPod()
+	d := h.start()
+	for _, path := range []string{"/healthz", "/readyz"} {
+		if code, body := d.get(path); code != 200 || body != "" {
+			t.Errorf("%s: %d %s", path, code, body)
+		}
+	}
+	if got := d.metric("podmark_ids_in_use"); got != "1" {
+		t.Errorf("podmark_ids_in_use %s", got)
+	}
+	if got := d.metric("podmark_ids_capacity"); got != "65534" {
+		t.Errorf("podmark_ids_capacity %s", got)
+	}
+	file := filepath.Join(h.dir, "node.json")
+	good, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.eventually("a damaged node is not ready, and podmarkd is well", func() error {
+		ready, why := d.get("/readyz")
+		if well, _ := d.get("/healthz"); ready != 503 || well != 200 || !strings.Contains(why, "node.json") {
+			return fmt.Errorf("/readyz %d %s, /healthz %d", ready, why, well)
+		}
+		return nil
+	})
+	if err := os.WriteFile(file, good, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.eventually("it is ready again", func() error {
+		if code, why := d.get("/readyz"); code != 200 {
+			return fmt.Errorf("/readyz %d %s", code, why)
+		}
+		return nil
+	})
+}
+
+// README.md lists the metrics that there are.
+func TestMetricsAreDocumented(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, backends[1])
+	h.addPod()
+	d := h.start()
+	h.exec("", "ip", "addr", "add", "192.0.2.7/32", "dev", "lo") // so that a set is replaced
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := func(text, pattern string) []string {
+		var found []string
+		for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(text, -1) {
+			found = append(found, m[1])
+		}
+		slices.Sort(found)
+		return slices.Compact(found)
+	}
+	h.eventually("what is exported is in README.md", func() error {
+		_, body := d.get("/metrics")
+		if diff := cmp.Diff(names(body, `(?m)^(podmark_\w+)`), names(string(readme), "`(podmark_\\w+)`")); diff != "" {
+			return fmt.Errorf("exported (-) and in README.md (+):\n%s", diff)
+		}
+		return nil
+	})
+}
+
+// Wrong usage changes nothing and says what would be right; flags come from the
+// environment too.
+func TestUsage(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		env, args []string
+		words     []string
+	}{
+		{nil, []string{"--node-port-mode", "some"}, []string{"--node-port-mode", "exact or range"}},
+		{nil, []string{"--node-port-ranges", "9-1"}, []string{"--node-port-ranges", "9-1"}},
+		{nil, []string{"--log-level", "loud"}, []string{"--log-level", "debug"}},
+		{nil, []string{"--log-format", "xml"}, []string{"--log-format", "json"}},
+		{[]string{"PODMARKD_NODE_PORT_MODE=some"}, nil, []string{"--node-port-mode", "some"}},
+		{[]string{"PODMARKD_INTERVAL=soon"}, nil, []string{"PODMARKD_INTERVAL", "soon"}},
+		{nil, []string{"extra"}, []string{"extra"}},
+	} {
+		dir := filepath.Join(t.TempDir(), "state")
+		cmd := exec.Command(filepath.Join(programs, "podmarkd"), append(tt.args, "--state-dir", dir, "--listen", "")...)
+		cmd.Env = append(os.Environ(), tt.env...)
+		out, err := cmd.CombinedOutput()
+		if exit := (&exec.ExitError{}); !errors.As(err, &exit) || exit.ExitCode() != 2 {
+			t.Errorf("%v %v: %v", tt.env, tt.args, err)
+		}
+		for _, w := range tt.words {
+			if !strings.Contains(string(out), w) {
+				t.Errorf("%v %v: %q does not say %q", tt.env, tt.args, out, w)
+			}
+		}
+		if _, err := os.Stat(dir); err == nil {
+			t.Errorf("%v %v: made a state folder", tt.env, tt.args)
+		}
+	}
+}

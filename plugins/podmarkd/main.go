@@ -1,0 +1,78 @@
+// Command podmarkd keeps a node that podmark runs on current: it notices what
+// others change, and puts right what is not as it should be. Pods start without it.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/ident"
+)
+
+// exitFailure is the status for wrong usage and for what could not be done.
+const exitFailure = 2
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	if err := root.ExecuteContext(ctx); err != nil {
+		fmt.Fprintf(stderr, "podmarkd: %v\n", err)
+		return exitFailure
+	}
+	return 0
+}
+
+// options are the flags of every command.
+type options struct {
+	stateDir    string
+	lockTimeout time.Duration
+}
+
+func newRoot() *cobra.Command {
+	o := &options{}
+	root := newDaemon(o)
+	root.Version, root.SilenceUsage, root.SilenceErrors = version(), true, true
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		if err := fromEnvironment(cmd.Flags()); err != nil {
+			return err
+		}
+		var err error
+		o.stateDir, err = filepath.Abs(o.stateDir)
+		return err
+	}
+	flags := root.PersistentFlags()
+	flags.StringVar(&o.stateDir, "state-dir", config.DefaultStateDir, "the plugin's stateDir")
+	flags.DurationVar(&o.lockTimeout, "lock-timeout", config.DefaultLockTimeout, "how long to wait for other podmark processes")
+	root.CompletionOptions.DisableDefaultCmd = true
+	return root
+}
+
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.Main.Version
+	}
+	return "unknown"
+}
+
+func (o *options) node() apply.Node {
+	return apply.Node{Store: ident.At(o.stateDir), LockTimeout: o.lockTimeout}
+}

@@ -1,0 +1,323 @@
+package main_test
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/test/netns"
+)
+
+// programs is a folder with podmarkd, podmarkctl and podmark, built once.
+var programs string
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	// As in /run, where the state folder is, syncing a file costs nothing there.
+	if info, err := os.Stat("/dev/shm"); err == nil && info.IsDir() {
+		os.Setenv("TMPDIR", "/dev/shm")
+	}
+	dir, err := os.MkdirTemp("", "podmarkd-test-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	cmd := exec.Command("go", "build", "-o", dir+"/", ".", "../podmark", "../podmarkctl")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "building: %v\n%s", err, out)
+		return 1
+	}
+	programs = dir
+	return m.Run()
+}
+
+// backend is what enforces on a test's node.
+type backend struct {
+	name    string // as node.json has it
+	key     string // as the conflist has it
+	variant string // of iptables, in which the kubelet has its chain
+}
+
+var (
+	nftables = backend{"nftables", "nftables", "nft"}
+	backends = []backend{nftables, {"iptables-nft", "iptables", "nft"}, {"iptables-legacy", "iptables", "legacy"}}
+)
+
+// eachBackend runs test on a node of each backend.
+func eachBackend(t *testing.T, test func(t *testing.T, n *host)) {
+	t.Parallel()
+	for _, b := range backends {
+		t.Run(b.name, func(t *testing.T) {
+			t.Parallel()
+			test(t, newHost(t, b))
+		})
+	}
+}
+
+// host is the test's own network namespace and a state folder.
+type host struct {
+	t       *testing.T
+	backend backend
+	dir     string
+	pods    int
+}
+
+func newHost(t *testing.T, b backend) *host {
+	t.Helper()
+	netns.Enter(t)
+	h := &host{t: t, backend: b, dir: filepath.Join(t.TempDir(), "state")}
+	h.exec("", "ip", "link", "set", "lo", "up")
+	h.iptables("-N", "KUBE-IPTABLES-HINT")
+	return h
+}
+
+// exec runs a command that must succeed.
+func (h *host) exec(stdin, name string, args ...string) string {
+	h.t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Stdin = strings.NewReader(stdin)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		h.t.Fatalf("%s %q: %v: %s", name, args, err, stderr.String())
+	}
+	return stdout.String()
+}
+
+// iptables runs the node's variant, IPv4 and IPv6, on table mangle.
+func (h *host) iptables(args ...string) {
+	h.t.Helper()
+	for _, f := range []string{"iptables", "ip6tables"} {
+		h.exec("", f+"-"+h.backend.variant, append([]string{"-w", "30", "-t", "mangle"}, args...)...)
+	}
+}
+
+// ctl runs podmarkctl.
+func (h *host) ctl(stdin string, args ...string) string {
+	h.t.Helper()
+	return h.exec(stdin, filepath.Join(programs, "podmarkctl"), append([]string{"--state-dir", h.dir}, args...)...)
+}
+
+// addPod adds a pod that has a routed veth and both kinds of address.
+func (h *host) addPod() {
+	h.t.Helper()
+	h.pods++
+	path := h.space()
+	ns, err := os.Open(path)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer ns.Close()
+	veth := &netlink.Veth{
+		LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprintf("veth%d", h.pods)}, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(ns.Fd())),
+	}
+	if err := netlink.LinkAdd(veth); err != nil {
+		h.t.Fatal(err)
+	}
+	conf, err := json.Marshal(map[string]any{
+		"cniVersion": "1.1.0", "name": "net", "type": "podmark", "stateDir": h.dir, "policy": "files", "backend": h.backend.key,
+		"prevResult": map[string]any{
+			"cniVersion": "1.1.0",
+			"ips":        []any{map[string]any{"address": fmt.Sprintf("10.1.0.%d/32", h.pods+1)}, map[string]any{"address": fmt.Sprintf("fd00:10::%x/128", h.pods+1)}},
+		},
+	})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.exec(string(conf), "env", "CNI_COMMAND=ADD", fmt.Sprintf("CNI_CONTAINERID=container-%d", h.pods), "CNI_NETNS="+path, "CNI_IFNAME=eth0",
+		"CNI_PATH=/", fmt.Sprintf("CNI_ARGS=K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-%d", h.pods), filepath.Join(programs, "podmark"))
+}
+
+// space makes a network namespace that lives as long as the test.
+func (h *host) space() (path string) {
+	h.t.Helper()
+	ready, end := make(chan error), make(chan struct{})
+	h.t.Cleanup(func() { close(end) })
+	go func() {
+		runtime.LockOSThread() // never unlocked: thread and namespace end together
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		path = fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
+		ready <- err
+		<-end
+	}()
+	if err := <-ready; err != nil {
+		h.t.Fatal(err)
+	}
+	return path
+}
+
+var (
+	generation = regexp.MustCompile(`\b(podmark-[a-z]+[46])[ab]\b`)
+	changing   = regexp.MustCompile(`\[\d+:\d+\]| (hashsize|bucketsize|initval|references) \S+| packets \d+ bytes \d+`)
+)
+
+// kernel is what of podmark's is in the kernel, in a stable order, whichever
+// generation of sets is used.
+func (h *host) kernel() string {
+	h.t.Helper()
+	var lines []string
+	if h.backend == nftables {
+		lines = append(lines, h.exec("", "nft", "-s", "list", "ruleset", "inet"), h.exec("", "nft", "-s", "list", "ruleset", "bridge"))
+	} else {
+		for line := range strings.Lines(h.exec("", "ipset", "save")) {
+			lines = append(lines, generation.ReplaceAllString(line, "$1"))
+		}
+		slices.Sort(lines)
+		for _, f := range []string{"iptables", "ip6tables"} {
+			for line := range strings.Lines(h.exec("", f+"-"+h.backend.variant+"-save", "-t", "mangle")) {
+				if !strings.HasPrefix(line, "#") {
+					lines = append(lines, generation.ReplaceAllString(line, "$1"))
+				}
+			}
+		}
+	}
+	return changing.ReplaceAllString(strings.Join(lines, ""), "")
+}
+
+// daemon is a running podmarkd.
+type daemon struct {
+	h       *host
+	cmd     *exec.Cmd
+	log     *logBuffer
+	address string
+}
+
+// logBuffer collects what a process writes while it is read.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// start runs podmarkd in the node's network namespace until the test ends, and
+// waits until it has looked at the node.
+func (h *host) start(args ...string) *daemon {
+	h.t.Helper()
+	d := &daemon{h: h, log: &logBuffer{}}
+	d.cmd = exec.Command(filepath.Join(programs, "podmarkd"), append([]string{"--state-dir", h.dir, "--listen", "127.0.0.1:0", "--interval", "300ms"}, args...)...)
+	d.cmd.Stderr = d.log
+	if err := d.cmd.Start(); err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() {
+		_ = d.cmd.Process.Kill()
+		_ = d.cmd.Wait()
+		if h.t.Failed() {
+			h.t.Logf("podmarkd said:\n%s", d.log)
+		}
+	})
+	h.eventually("podmarkd has looked at the node", func() error {
+		if s, err := d.status(); err != nil || s.PID != d.cmd.Process.Pid {
+			return fmt.Errorf("status of %d: %w", s.PID, err)
+		}
+		m := regexp.MustCompile(`address=(\S+)`).FindStringSubmatch(d.log.String())
+		if m == nil {
+			return errors.New("it does not say where it serves metrics")
+		}
+		d.address = m[1]
+		return nil
+	})
+	return d
+}
+
+func (d *daemon) status() (node.Status, error) { return node.ReadStatus(ident.At(d.h.dir)) }
+
+// stop ends podmarkd as a service manager does and returns its exit status.
+func (d *daemon) stop() int {
+	d.h.t.Helper()
+	if err := d.cmd.Process.Signal(unix.SIGTERM); err != nil {
+		d.h.t.Fatal(err)
+	}
+	_ = d.cmd.Wait()
+	return d.cmd.ProcessState.ExitCode()
+}
+
+// get asks podmarkd over HTTP, from the test's own thread: it is the one that is in
+// the node's network namespace.
+func (d *daemon) get(path string) (code int, body string) {
+	d.h.t.Helper()
+	conn, err := net.DialTimeout("tcp", d.address, patience)
+	if err != nil {
+		d.h.t.Fatal(err)
+	}
+	defer conn.Close()
+	request, err := http.NewRequest(http.MethodGet, "http://"+d.address+path, nil)
+	if err == nil {
+		err = request.Write(conn)
+	}
+	if err != nil {
+		d.h.t.Fatal(err)
+	}
+	r, err := http.ReadResponse(bufio.NewReader(conn), request)
+	if err != nil {
+		d.h.t.Fatal(err)
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	if err != nil {
+		d.h.t.Fatal(err)
+	}
+	return r.StatusCode, string(b)
+}
+
+// metric is the value of a metric, with its labels as Prometheus writes them.
+func (d *daemon) metric(name string) string {
+	d.h.t.Helper()
+	_, body := d.get("/metrics")
+	for line := range strings.Lines(body) {
+		if value, ok := strings.CutPrefix(line, name+" "); ok {
+			return strings.TrimSpace(value)
+		}
+	}
+	d.h.t.Fatalf("no metric %s in:\n%s", name, body)
+	return ""
+}
+
+// patience is how long something may take on a busy machine.
+const patience = 20 * time.Second
+
+// eventually waits until check returns nil.
+func (h *host) eventually(what string, check func() error) {
+	h.t.Helper()
+	var err error
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if err = check(); err == nil {
+			return
+		}
+	}
+	h.t.Fatalf("not within %v: %s: %v", patience, what, err)
+}
