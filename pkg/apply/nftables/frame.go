@@ -35,14 +35,15 @@ func frame(s desired.State) []chain {
 	// What was judged before passes: flows that were allowed under the current
 	// epoch, replies, and what is related to a flow. So do neighbour discovery and
 	// MLD. Each of the hooks has these rules: a chain of their own would cost a
-	// packet more.
+	// packet more. A jump, because the end of a chain that a hook goes to is the
+	// hook's end, which accepts.
 	//
 	//	ct mark & 0xffff0000 == 0x00010000 accept
-	//	ct state established,related goto tracked
+	//	ct state established,related jump tracked
 	//	icmpv6 type { 130, 131, 132, 133, 134, 135, 136, 137, 143 } accept
 	live := rules(
 		on(epochIs(epoch), accept()),
-		on(establishedOrRelated(), goTo(chainTracked)),
+		on(establishedOrRelated(), jump(chainTracked)),
 		on(icmpv6Types(v6.is(), desired.NeighbourTypes...), accept()),
 	)
 	return []chain{

@@ -50,6 +50,17 @@ func TestFrame(t *testing.T) {
 	}
 }
 
+// No hook goes to a chain: where that ends, the hook ends too, and accepts.
+func TestHooksDoNotGo(t *testing.T) {
+	for _, c := range frame(node(t, 0xffff0000)) {
+		for _, r := range c.rules {
+			if c.hook != nil && strings.Contains(r.String(), "goto ") {
+				t.Errorf("%s: %s", c.name, r)
+			}
+		}
+	}
+}
+
 // What Render prints is what Sync writes: nft, given the text, makes the kernel
 // hold the same.
 func TestRender(t *testing.T) {

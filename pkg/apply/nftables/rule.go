@@ -385,7 +385,3 @@ func giveBack() part { return verdict("return", expr.Verdict{Kind: expr.VerdictR
 func jump(to string) part {
 	return verdict("jump "+to, expr.Verdict{Kind: expr.VerdictJump, Chain: to})
 }
-
-func goTo(to string) part {
-	return verdict("goto "+to, expr.Verdict{Kind: expr.VerdictGoto, Chain: to})
-}
