@@ -21,7 +21,9 @@ import (
 // A crash or an error on the way leaves the port closed and an uncommitted
 // record, which the DEL that a runtime owes a failed ADD removes, as does a gc;
 // another ADD starts over.
-func (n Node) Add(ctx context.Context, settings Settings, r ident.Record) (ident.Record, error) {
+//
+// Sent tells whether the endpoint has sent anything by then.
+func (n Node) Add(ctx context.Context, settings Settings, r ident.Record, sent func() (bool, error)) (ident.Record, error) {
 	unlock, err := n.lock(ctx)
 	if err != nil {
 		return ident.Record{}, err
@@ -59,7 +61,7 @@ func (n Node) Add(ctx context.Context, settings Settings, r ident.Record) (ident
 	// anew before the elements are there. A bridge port keeps the endpoint from
 	// sending, so its flows wait for the elements.
 	if r.Routed() {
-		err = n.unjudge(r, settings.Layout, before)
+		err = n.unjudge(r, settings.Layout, before, sent)
 	}
 	if err != nil {
 		return ident.Record{}, err
@@ -72,7 +74,7 @@ func (n Node) Add(ctx context.Context, settings Settings, r ident.Record) (ident
 		return ident.Record{}, err
 	}
 	if !r.Routed() {
-		if err := n.unjudge(r, settings.Layout, before); err != nil {
+		if err := n.unjudge(r, settings.Layout, before, sent); err != nil {
 			return ident.Record{}, err
 		}
 	}
@@ -120,13 +122,11 @@ func (n Node) displaced(r ident.Record) (before, kept []ident.Record, err error)
 // unjudge makes the flows be judged that were there before the endpoint was: its
 // own, if it sent anything before its port was closed, and those of whoever had
 // its address and was not properly deleted.
-func (n Node) unjudge(r ident.Record, layout mark.Layout, before []ident.Record) error {
-	sent, err := endpoint.HasSent(r.Netns)
-	if err != nil {
-		return err
-	}
-	if !sent && len(before) == 0 {
-		return nil
+func (n Node) unjudge(r ident.Record, layout mark.Layout, before []ident.Record, sent func() (bool, error)) error {
+	if len(before) == 0 {
+		if any, err := sent(); err != nil || !any {
+			return err
+		}
 	}
 	return conntrack.Unjudge(r.Addresses, layout.Mask())
 }

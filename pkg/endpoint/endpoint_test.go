@@ -152,10 +152,11 @@ func TestFromResult(t *testing.T) {
 			if want.Gateways == nil {
 				want.Gateways = addrs("10.0.0.1")
 			}
-			got, err := endpoint.FromResult(result(t, tt.result), c.path, "eth0")
+			got, counters, err := endpoint.FromResult(result(t, tt.result), c.path, "eth0")
 			if err != nil {
 				t.Fatal(err)
 			}
+			counters.Close()
 			if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}), cmpopts.EquateEmpty()); diff != "" {
 				t.Error(diff)
 			}
@@ -251,7 +252,7 @@ func TestRefused(t *testing.T) {
 			if tt.result != "" {
 				text = tt.result
 			}
-			_, err := endpoint.FromResult(result(t, text), path, ifName)
+			_, _, err := endpoint.FromResult(result(t, text), path, ifName)
 			if err == nil || tt.is != nil && !errors.Is(err, tt.is) {
 				t.Fatalf("error is %v, want %v", err, tt.is)
 			}
@@ -277,7 +278,7 @@ func FuzzPrevResult(f *testing.F) {
 		if json.Unmarshal(text, r) != nil {
 			return
 		}
-		_, err := endpoint.FromResult(r, "/does/not/exist", "eth0")
+		_, _, err := endpoint.FromResult(r, "/does/not/exist", "eth0")
 		if !errors.Is(err, endpoint.ErrNoAddress) && !errors.Is(err, endpoint.ErrNetns) {
 			t.Errorf("error is %v", err)
 		}

@@ -8,7 +8,6 @@ import (
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -27,34 +26,42 @@ var ErrNetns = errors.New("network namespace unusable")
 // network namespace at path netnsPath: its addresses from the prevResult, its
 // interfaces from the kernel. The host veth is found by its peer's index and not by the
 // prevResult's names, because not every main plugin lists it. Identity
-// (namespace, pod, labels) is for the caller to fill in.
-func FromResult(result *types100.Result, netnsPath, ifName string) (Endpoint, error) {
-	e := Endpoint{}
+// (namespace, pod, labels) is for the caller to fill in, and Counters for it to close.
+func FromResult(result *types100.Result, netnsPath, ifName string) (e Endpoint, c Counters, err error) {
 	e.Addresses, e.Gateways = addresses(result, ifName)
 	if len(e.Addresses) == 0 {
-		return Endpoint{}, fmt.Errorf("%w for interface %q in prevResult: podmark belongs after a plugin that assigns one", ErrNoAddress, ifName)
+		return Endpoint{}, Counters{}, fmt.Errorf("%w for interface %q in prevResult: podmark belongs after a plugin that assigns one", ErrNoAddress, ifName)
 	}
-	inner, err := containerLink(netnsPath, ifName)
+	inner, c, err := containerLink(netnsPath, ifName)
+	if err == nil {
+		err = e.connect(inner, ifName)
+	}
 	if err != nil {
-		return Endpoint{}, err
+		c.Close()
+		return Endpoint{}, Counters{}, err
 	}
+	return e, c, nil
+}
+
+// connect finds the host's side of the container's link.
+func (e *Endpoint) connect(inner netlink.Link, ifName string) error {
 	e.MAC = inner.Attrs().HardwareAddr.String()
 	port, err := hostVeth(inner)
 	if err != nil {
-		return Endpoint{}, fmt.Errorf("interface %q: %w", ifName, err)
+		return fmt.Errorf("interface %q: %w", ifName, err)
 	}
 	e.Port, e.Interface = port.Attrs().Name, port.Attrs().Name
 	if master := port.Attrs().MasterIndex; master != 0 {
 		link, err := netlink.LinkByIndex(master)
 		if err != nil {
-			return Endpoint{}, fmt.Errorf("reading master %d of host veth %q: %w", master, e.Port, err)
+			return fmt.Errorf("reading master %d of host veth %q: %w", master, e.Port, err)
 		}
 		if kind := link.Type(); kind == "openvswitch" {
-			return Endpoint{}, fmt.Errorf("%w: host veth %q is a port of an %s datapath, which forwards packets past the IP hooks", ErrNoHostInterface, e.Port, kind)
+			return fmt.Errorf("%w: host veth %q is a port of an %s datapath, which forwards packets past the IP hooks", ErrNoHostInterface, e.Port, kind)
 		}
 		e.Interface = link.Attrs().Name
 	}
-	return e, nil
+	return nil
 }
 
 // addresses lists what the prevResult assigns to ifName in the container. An
@@ -89,23 +96,22 @@ func specified(ip net.IP) (netip.Addr, bool) {
 	return addr, ok && !addr.IsUnspecified()
 }
 
-// containerLink reads the link ifName in another network namespace.
-func containerLink(netnsPath, ifName string) (netlink.Link, error) {
-	ns, err := netns.GetFromPath(netnsPath)
-	if err != nil {
-		return nil, fmt.Errorf("%w: opening %q: %w", ErrNetns, netnsPath, err)
-	}
-	defer ns.Close()
-	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, fmt.Errorf("%w: entering %q: %w", ErrNetns, netnsPath, err)
-	}
-	defer h.Close()
-	link, err := h.LinkByName(ifName)
-	if err != nil {
-		return nil, fmt.Errorf("reading interface %q in %q: %w", ifName, netnsPath, err)
-	}
-	return link, nil
+// containerLink reads the link ifName in another network namespace, and opens the
+// namespace's counters: it is entered once.
+func containerLink(netnsPath, ifName string) (link netlink.Link, c Counters, err error) {
+	err = visit(netnsPath, func() error {
+		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return fmt.Errorf("%w: connecting in %q: %w", ErrNetns, netnsPath, err)
+		}
+		defer h.Close()
+		if link, err = h.LinkByName(ifName); err != nil {
+			return fmt.Errorf("reading interface %q in %q: %w", ifName, netnsPath, err)
+		}
+		c, err = openCounters()
+		return err
+	})
+	return link, c, err
 }
 
 // hostVeth finds the host's end of the veth pair that inner is the other end of.

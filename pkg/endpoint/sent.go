@@ -1,7 +1,10 @@
 package endpoint
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"runtime"
 	"strconv"
@@ -10,44 +13,85 @@ import (
 	"github.com/vishvananda/netns"
 )
 
-// HasSent reports whether the network namespace at path has sent any IPv4
-// packet, or any IPv6 packet other than ICMPv6 (neighbour discovery and MLD begin by
-// themselves). A fresh one has not: nothing can have a flow in conntrack then,
-// and the table need not be searched. It looks from inside, on the calling thread.
-func HasSent(path string) (sent bool, err error) {
+// Counters tell what a network namespace has sent. They were opened inside and are
+// read from anywhere.
+type Counters struct{ snmp, snmp6 *os.File }
+
+// openCounters opens those of the calling thread's network namespace.
+func openCounters() (c Counters, err error) {
+	if c.snmp, err = os.Open("/proc/thread-self/net/snmp"); err != nil {
+		return Counters{}, fmt.Errorf("opening IPv4 counters: %w", err)
+	}
+	c.snmp6, err = os.Open("/proc/thread-self/net/snmp6")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // no IPv6 in this kernel
+		return Counters{}, errors.Join(fmt.Errorf("opening IPv6 counters: %w", err), c.snmp.Close())
+	}
+	return c, nil
+}
+
+// Close lets the namespace go.
+func (c Counters) Close() {
+	if c.snmp != nil {
+		c.snmp.Close()
+	}
+	if c.snmp6 != nil {
+		c.snmp6.Close()
+	}
+}
+
+// HasSent reports whether the network namespace has sent any IPv4 packet by now, or
+// any IPv6 packet other than ICMPv6 (neighbour discovery and MLD begin by
+// themselves). A fresh one has not: nothing can have a flow in conntrack then, and
+// the table need not be searched.
+func (c Counters) HasSent() (bool, error) {
+	snmp, err := readAgain(c.snmp)
+	if err != nil {
+		return false, fmt.Errorf("reading IPv4 counters: %w", err)
+	}
+	if counter4(snmp, "OutRequests") > 0 || c.snmp6 == nil {
+		return counter4(snmp, "OutRequests") > 0, nil
+	}
+	snmp6, err := readAgain(c.snmp6)
+	if err != nil {
+		return false, fmt.Errorf("reading IPv6 counters: %w", err)
+	}
+	return counter6(snmp6, "Ip6OutRequests") > counter6(snmp6, "Icmp6OutMsgs"), nil
+}
+
+// readAgain reads a file of /proc as it is now.
+func readAgain(f *os.File) (string, error) {
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return "", err
+	}
+	b, err := io.ReadAll(f)
+	return string(b), err
+}
+
+// visit runs f in the network namespace at path, on the calling thread.
+func visit(path string, f func() error) (err error) {
 	ns, err := netns.GetFromPath(path)
 	if err != nil {
-		return false, fmt.Errorf("%w: opening %q: %w", ErrNetns, path, err)
+		return fmt.Errorf("%w: opening %q: %w", ErrNetns, path, err)
 	}
 	defer ns.Close()
 	runtime.LockOSThread()
 	origin, err := netns.Get()
 	if err != nil {
 		runtime.UnlockOSThread()
-		return false, fmt.Errorf("%w: %w", ErrNetns, err)
+		return fmt.Errorf("%w: %w", ErrNetns, err)
 	}
 	defer origin.Close()
-	defer func() {
-		// A thread that cannot return is not used for anything else.
-		if back := netns.Set(origin); back != nil {
-			err = fmt.Errorf("%w: returning from %q: %w", ErrNetns, path, back)
-			return
-		}
-		runtime.UnlockOSThread()
-	}()
 	if err := netns.Set(ns); err != nil {
-		return false, fmt.Errorf("%w: entering %q: %w", ErrNetns, path, err)
+		runtime.UnlockOSThread()
+		return fmt.Errorf("%w: entering %q: %w", ErrNetns, path, err)
 	}
-	snmp, err := os.ReadFile("/proc/thread-self/net/snmp")
-	if err != nil {
-		return false, fmt.Errorf("reading IPv4 counters of %q: %w", path, err)
+	err = f()
+	// A thread that cannot return is not used for anything else.
+	if back := netns.Set(origin); back != nil {
+		return fmt.Errorf("%w: returning from %q: %w", ErrNetns, path, back)
 	}
-	snmp6, err := os.ReadFile("/proc/thread-self/net/snmp6")
-	if err != nil && !os.IsNotExist(err) { // no IPv6 in this kernel
-		return false, fmt.Errorf("reading IPv6 counters of %q: %w", path, err)
-	}
-	return counter4(string(snmp), "OutRequests") > 0 ||
-		counter6(string(snmp6), "Ip6OutRequests") > counter6(string(snmp6), "Icmp6OutMsgs"), nil
+	runtime.UnlockOSThread()
+	return err
 }
 
 // counter4 reads a counter of the "Ip:" group of /proc/net/snmp, which is a line

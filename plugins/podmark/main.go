@@ -120,12 +120,13 @@ func openLog(file string) (log *slog.Logger, closeLog func()) {
 }
 
 func cmdAdd(ctx context.Context, c *call) error {
-	result, e, err := attachment(c)
+	result, e, counters, err := attachment(c)
 	if err != nil {
 		return err
 	}
+	defer counters.Close()
 	r := ident.Record{Key: c.key(), Endpoint: e, Netns: c.Netns, Policed: c.config.Policy != config.PolicyNone}
-	if r, err = c.node.Add(ctx, c.settings(), r); err != nil {
+	if r, err = c.node.Add(ctx, c.settings(), r, counters.HasSent); err != nil {
 		return err
 	}
 	c.log = c.log.With("id", r.ID, "mark", c.config.Layout.ID(r.ID).String())
@@ -144,10 +145,11 @@ func cmdDel(ctx context.Context, c *call) error {
 }
 
 func cmdCheck(ctx context.Context, c *call) error {
-	_, e, err := attachment(c)
+	_, e, counters, err := attachment(c)
 	if err != nil {
 		return err
 	}
+	counters.Close()
 	return c.node.Check(ctx, c.key(), e)
 }
 
@@ -189,26 +191,27 @@ func cmdStatus(ctx context.Context, c *call) error {
 }
 
 // attachment reads the endpoint that the plugins before us made.
-func attachment(c *call) (types.Result, endpoint.Endpoint, error) {
+func attachment(c *call) (types.Result, endpoint.Endpoint, endpoint.Counters, error) {
+	none := endpoint.Counters{}
 	conf := types.PluginConf{}
 	if err := decode(c.StdinData, &conf); err != nil {
-		return nil, endpoint.Endpoint{}, err
+		return nil, endpoint.Endpoint{}, none, err
 	}
 	if conf.RawPrevResult == nil {
-		return nil, endpoint.Endpoint{}, types.NewError(types.ErrInvalidNetworkConfig, "no prevResult: podmark is a chained plugin", "list it in a conflist behind the plugin that makes the interface, such as ptp or bridge")
+		return nil, endpoint.Endpoint{}, none, types.NewError(types.ErrInvalidNetworkConfig, "no prevResult: podmark is a chained plugin", "list it in a conflist behind the plugin that makes the interface, such as ptp or bridge")
 	}
 	if err := version.ParsePrevResult(&conf); err != nil {
-		return nil, endpoint.Endpoint{}, types.NewError(types.ErrDecodingFailure, "reading prevResult", err.Error())
+		return nil, endpoint.Endpoint{}, none, types.NewError(types.ErrDecodingFailure, "reading prevResult", err.Error())
 	}
 	result, err := types100.NewResultFromResult(conf.PrevResult)
 	if err != nil {
-		return nil, endpoint.Endpoint{}, types.NewError(types.ErrDecodingFailure, "converting prevResult", err.Error())
+		return nil, endpoint.Endpoint{}, none, types.NewError(types.ErrDecodingFailure, "converting prevResult", err.Error())
 	}
-	e, err := endpoint.FromResult(result, c.Netns, c.IfName)
+	e, counters, err := endpoint.FromResult(result, c.Netns, c.IfName)
 	if err != nil {
-		return nil, endpoint.Endpoint{}, err
+		return nil, endpoint.Endpoint{}, none, err
 	}
 	e.Namespace, e.Pod = podOf(c.Args)
 	e.Labels = c.config.Labels
-	return conf.PrevResult, e, nil
+	return conf.PrevResult, e, counters, nil
 }

@@ -156,10 +156,7 @@ func (c *conn) commit(generation uint32, commands []command) error {
 	if len(commands) == 0 {
 		return nil
 	}
-	e, err := newEncoder()
-	if err != nil {
-		return err
-	}
+	e := &encoder{}
 	begin := request(unix.NFNL_MSG_BATCH_BEGIN, 0, 0, nil)
 	begin.Header.Type = unix.NFNL_MSG_BATCH_BEGIN
 	binary.BigEndian.PutUint16(begin.Data[2:], unix.NFNL_SUBSYS_NFTABLES)
@@ -189,7 +186,7 @@ func (c *conn) commit(generation uint32, commands []command) error {
 	messages[last].Header.Flags |= netlink.Acknowledge
 	end := begin
 	end.Header.Type, end.Data = unix.NFNL_MSG_BATCH_END, begin.Data[:4]
-	_, err = c.exchange(append(messages, end), last)
+	_, err := c.exchange(append(messages, end), last)
 	var r refused
 	switch {
 	case err == nil:

@@ -8,9 +8,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
-
 	"github.com/podmark/podmark/pkg/desired"
 )
 
@@ -226,16 +223,4 @@ func (e elements) sorted() []element {
 	}
 	slices.SortFunc(list, func(a, b element) int { return cmp.Compare(a.key, b.key) })
 	return list
-}
-
-// wire is the element in the library's form.
-func (e element) wire(s set) nftables.SetElement {
-	out := nftables.SetElement{Key: []byte(e.key), Val: []byte(e.value)}
-	if s.data == nftables.TypeVerdict {
-		out.VerdictData = &expr.Verdict{Kind: expr.VerdictReturn}
-		if e.chain != "" {
-			out.VerdictData = &expr.Verdict{Kind: expr.VerdictGoto, Chain: e.chain}
-		}
-	}
-	return out
 }
