@@ -18,8 +18,11 @@ import (
 
 // Keeper looks after one node.
 type Keeper struct {
-	Node  apply.Node
-	Ports PortOptions
+	Node apply.Node
+	// Ports are what others say about NodePorts. Changed tells that they may say
+	// something else; nil where they never do.
+	Ports   func() PortOptions
+	Changed <-chan struct{}
 	// Interval is how long the node is left alone when nothing is notified.
 	Interval time.Duration
 	Log      *slog.Logger
@@ -75,6 +78,8 @@ func (k Keeper) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case reason = <-told:
+		case <-k.Changed:
+			reason = Said
 		case <-time.After(next):
 			reason = Waited
 		}
@@ -108,7 +113,7 @@ func (k Keeper) look(ctx context.Context, reason Reason) (l Look) {
 		l.Err = err
 		return l
 	}
-	l.Ports = k.Ports.decide(configured, facts)
+	l.Ports = k.Ports().decide(configured, facts)
 	l.Kept, l.Err = k.Node.Keep(ctx, &apply.Ports{Ranges: l.Ports.Ranges, SCTP: l.Ports.SCTP, Source: l.Ports.Source})
 	return l
 }

@@ -19,6 +19,7 @@ const (
 	Started Reason = "start"
 	Changed Reason = "link or address"
 	Written Reason = "nf_tables"
+	Said    Reason = "NodePort source"
 	Waited  Reason = "interval"
 )
 

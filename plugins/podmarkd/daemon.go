@@ -10,14 +10,19 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/node/source"
 )
 
 // daemonOptions are the flags of the daemon.
@@ -26,13 +31,19 @@ type daemonOptions struct {
 	interval  time.Duration
 	portRange []string
 	portMode  string
-	listen    string
-	logFormat string
-	logLevel  string
+	// Where NodePorts are looked for, besides.
+	configFile, kubeconfig string
+	staticPods             []string
+	listen                 string
+	logFormat              string
+	logLevel               string
+	// keepInstalled runs the guard, with install's flags.
+	keepInstalled bool
+	install       installOptions
 }
 
 func newDaemon(common *options) *cobra.Command {
-	o := daemonOptions{options: common}
+	o := daemonOptions{options: common, install: installOptions{options: common}}
 	cmd := &cobra.Command{
 		Use:   "podmarkd",
 		Short: "Keep a node that podmark runs on current",
@@ -50,8 +61,12 @@ SIGINT, 2 wrong usage or failure.`,
 			if err != nil {
 				return err
 			}
-			ports, err := o.ports()
+			klog.SetSlogLogger(log) // client-go's
+			ports, err := o.sources(log)
 			if err != nil {
+				return err
+			}
+			if _, err := o.install.entry(); err != nil {
 				return err
 			}
 			return o.keep(cmd.Context(), log, ports)
@@ -60,8 +75,13 @@ SIGINT, 2 wrong usage or failure.`,
 	flags := cmd.Flags()
 	flags.DurationVar(&o.interval, "interval", 10*time.Second, "how long the node is left alone when the kernel notifies of nothing")
 	flags.StringSliceVar(&o.portRange, "node-port-ranges", nil, "NodePort ranges, as 30000-32767 (default the plugin's kubeNodePortRanges)")
-	flags.StringVar(&o.portMode, "node-port-mode", string(node.PortsExact), "exact: only the ports in use count as NodePorts; range: the whole ranges")
+	flags.StringVar(&o.portMode, "node-port-mode", "", "exact, the default: only the ports in use count as NodePorts; range: the whole ranges")
+	flags.StringVar(&o.configFile, "config", "", "YAML file with nodePortRanges and nodePortMode, read again whenever it changes")
+	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "how to ask the API server for node ports and for their range (default as a pod does, where it is one)")
+	flags.StringSliceVar(&o.staticPods, "static-pod-dirs", []string{"/etc/kubernetes/manifests"}, "where the manifest of a kube-apiserver may be, whose flags say the range")
 	flags.StringVar(&o.listen, "listen", "127.0.0.1:9469", "address for /metrics, /healthz and /readyz; empty for none")
+	flags.BoolVar(&o.keepInstalled, "keep-installed", false, "do what 'podmarkd install' does, and again whenever others undo it; --cni-conf-dir, --cni-bin-dir, --source, --entry and --drop-in are for it")
+	o.install.addFlags(flags)
 	flags.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
@@ -81,23 +101,34 @@ func fromEnvironment(flags *pflag.FlagSet) error {
 	return errors.Join(errs...)
 }
 
-func (o daemonOptions) ports() (node.PortOptions, error) {
-	p := node.PortOptions{Mode: node.PortMode(o.portMode), Source: "--node-port-ranges"}
-	if p.Mode != node.PortsExact && p.Mode != node.PortsRange {
-		return p, fmt.Errorf("--node-port-mode %q: want %s or %s", o.portMode, node.PortsExact, node.PortsRange)
+// sources are where NodePorts are looked for.
+func (o daemonOptions) sources(log *slog.Logger) (*source.Watcher, error) {
+	w := &source.Watcher{Mode: node.PortMode(o.portMode), ConfigFile: o.configFile, ManifestDirs: o.staticPods, Log: log}
+	if w.Mode != "" && w.Mode != node.PortsExact && w.Mode != node.PortsRange {
+		return nil, fmt.Errorf("--node-port-mode %q: want %s or %s", o.portMode, node.PortsExact, node.PortsRange)
 	}
 	for _, text := range o.portRange {
 		r, err := config.ParsePortRange(text)
 		if err != nil {
-			return p, fmt.Errorf("--node-port-ranges: %w", err)
+			return nil, fmt.Errorf("--node-port-ranges: %w", err)
 		}
-		p.Ranges = append(p.Ranges, desired.PortRange{First: r.First, Last: r.Last})
+		w.Given = append(w.Given, desired.PortRange{First: r.First, Last: r.Last})
 	}
-	return p, nil
+	var err error
+	if o.kubeconfig != "" {
+		if w.API, err = clientcmd.BuildConfigFromFlags("", o.kubeconfig); err != nil {
+			return nil, fmt.Errorf("--kubeconfig: %w", err)
+		}
+	} else if w.API, err = rest.InClusterConfig(); err != nil && !errors.Is(err, rest.ErrNotInCluster) {
+		return nil, fmt.Errorf("asking the API server as a pod: %w", err)
+	}
+	return w, nil
 }
 
 // keep looks after the node until ctx is done.
-func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports node.PortOptions) error {
+func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source.Watcher) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	n := o.node()
 	release, err := n.Store.Claim()
 	if err != nil {
@@ -106,14 +137,17 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports node.Po
 	defer release()
 	m := newMetrics(n)
 	status := node.Status{PID: os.Getpid(), Version: version(), Started: time.Now()}
-	k := node.Keeper{Node: n, Ports: ports, Interval: o.interval, Log: log, Looked: func(l node.Look) {
+	changed := make(chan struct{}, 1)
+	k := node.Keeper{Node: n, Interval: o.interval, Log: log, Changed: changed}
+	k.Ports = func() node.PortOptions { return ports.Current().Options() }
+	k.Looked = func(l node.Look) {
 		m.looked(l)
 		logLook(log, status, l)
 		status = status.After(l)
 		if err := status.Write(n.Store); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			log.Error("writing the status", "error", err)
 		}
-	}}
+	}
 	if o.listen != "" {
 		l, err := net.Listen("tcp", o.listen)
 		if err != nil {
@@ -125,7 +159,28 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports node.Po
 		log.Info("serving metrics", "address", l.Addr().String())
 	}
 	log.Info("started", "version", version(), "stateDir", o.stateDir)
-	if err := k.Run(ctx); err != nil {
+	var running sync.WaitGroup
+	if o.keepInstalled {
+		running.Go(func() {
+			if err := guard(ctx, &o.install, log); err != nil {
+				log.Error("podmark is not kept installed", "error", err)
+			}
+		})
+	}
+	var unsaid error // written before stop, read when nothing runs any more
+	running.Go(func() {
+		defer stop()
+		unsaid = ports.Run(ctx, func() {
+			select {
+			case changed <- struct{}{}:
+			default: // it is about to be looked at
+			}
+		})
+	})
+	err = k.Run(ctx)
+	stop()
+	running.Wait()
+	if err := errors.Join(err, unsaid); err != nil {
 		return err
 	}
 	log.Info("ended, and left the data plane as it is")

@@ -213,6 +213,51 @@ func TestNodePorts(t *testing.T) {
 	})
 }
 
+// A configuration file is read again when it changes, however it is written; a
+// static pod manifest counts where it says nothing.
+func TestConfigFile(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nftables)
+	h.addPod()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "podmarkd.yaml")
+	write := func(path, content string) {
+		t.Helper()
+		if err := os.WriteFile(path+".new", []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(path+".new", path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(file, "nodePortRanges: [20000-20010]\nnodePortMode: range\n")
+	d := h.start("--config", file, "--static-pod-dirs", dir)
+	is := func(source, ranges string) {
+		t.Helper()
+		h.eventually(source+" says "+ranges, func() error {
+			if s, err := d.status(); err != nil || !strings.HasPrefix(s.Ports.Source, source) || fmt.Sprint(s.Ports.Configured) != ranges {
+				return fmt.Errorf("%+v, %w", s.Ports, err)
+			}
+			return nil
+		})
+	}
+	is("configuration file", "[20000:20010]")
+	write(file, "nodePortRanges: [20000-20010, 40000]\n")
+	is("configuration file", "[20000:20010 40000]")
+	write(filepath.Join(dir, "kube-apiserver.yaml"), "apiVersion: v1\nkind: Pod\nmetadata: {name: kube-apiserver, namespace: kube-system}\n"+
+		"spec: {containers: [{name: kube-apiserver, image: a, command: [kube-apiserver, --service-node-port-range=31000-31999]}]}\n")
+	write(file, "nodePortMode: range\n")
+	is("static pod manifest", "[31000:31999]")
+	write(file, "nodePortMode: some\n")
+	h.eventually("it says what is wrong", func() error {
+		if !strings.Contains(d.log.String(), "nodePortMode") {
+			return errors.New(d.log.String())
+		}
+		return nil
+	})
+	is("static pod manifest", "[31000:31999]")
+}
+
 // A second daemon is refused, and the first one, when it is killed, leaves the data
 // plane as it is and its place to another.
 func TestOneDaemon(t *testing.T) {

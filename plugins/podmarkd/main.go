@@ -62,6 +62,7 @@ func newRoot() *cobra.Command {
 	flags := root.PersistentFlags()
 	flags.StringVar(&o.stateDir, "state-dir", config.DefaultStateDir, "the plugin's stateDir")
 	flags.DurationVar(&o.lockTimeout, "lock-timeout", config.DefaultLockTimeout, "how long to wait for other podmark processes")
+	root.AddCommand(newInstall(o), newUninstall(o))
 	root.CompletionOptions.DisableDefaultCmd = true
 	return root
 }

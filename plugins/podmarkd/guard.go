@@ -1,0 +1,184 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+
+	"github.com/podmark/podmark/pkg/conflist"
+)
+
+const (
+	// quiet is how long nothing must happen before the guard looks: somebody who
+	// writes a file in place is in the middle of it. It looks after patience all the same.
+	quiet    = 50 * time.Millisecond
+	patience = 500 * time.Millisecond
+	// again is when it looks without an event, and retry when something failed.
+	again = time.Minute
+	retry = time.Second
+	// burst repairs within the window are no fight.
+	burst    = 5
+	window   = time.Minute
+	minPause = 2 * time.Second
+	maxPause = 5 * time.Minute
+)
+
+// guard keeps plugin and entry installed until ctx is done. It puts the entry back
+// when somebody rewrites the conflist, puts it into the conflist that becomes the
+// active one, and waits for one where there is none. It never fights for long: see
+// pace. Its own writes it knows by what they hold. The error is that of a node on
+// which nothing can be watched.
+func guard(ctx context.Context, o *installOptions, log *slog.Logger) error {
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		return fmt.Errorf("watching network configurations: %w", err)
+	}
+	defer w.Close()
+	g := guardian{options: o, log: log}
+	for ctx.Err() == nil {
+		// Armed first: what happens while it looks is an event.
+		armed := errors.Join(watch(w, o.confDir), watch(w, o.binDir)) == nil
+		pause := g.look(ctx)
+		next := again
+		if !armed || g.problem != "" {
+			next = retry
+		}
+		g.wait(ctx, w, pause, max(next, pause))
+	}
+	return nil
+}
+
+// watch arms w for a folder, once: a folder that was removed has left w by itself.
+func watch(w *fsnotify.Watcher, dir string) error {
+	if slices.Contains(w.WatchList(), dir) {
+		return nil
+	}
+	return w.Add(dir)
+}
+
+// guardian is what the guard remembers.
+type guardian struct {
+	options *installOptions
+	log     *slog.Logger
+	// entry is the last that was seen, for a conflist that was written without it.
+	entry []byte
+	// installed is whether it ever was: what comes then is a repair.
+	installed bool
+	problem   string
+	pace      pace
+}
+
+// look installs what is missing and returns how long to leave the node alone.
+func (g *guardian) look(ctx context.Context) time.Duration {
+	done, err := g.options.install(ctx, g.entry, false)
+	switch {
+	case ctx.Err() != nil:
+		return 0
+	case err != nil:
+		if err.Error() != g.problem {
+			level := slog.LevelError
+			if errors.Is(err, conflist.ErrNone) {
+				level = slog.LevelInfo
+			}
+			g.log.Log(ctx, level, "podmark cannot be installed yet", "error", err)
+		}
+		g.problem = err.Error()
+		if errors.Is(err, errChanged) {
+			return g.repaired()
+		}
+		return 0
+	}
+	g.problem, g.entry = "", done.Entry
+	if len(done.Changes) == 0 {
+		g.installed = true
+		return 0
+	}
+	message := "installed"
+	if g.installed {
+		message = "put back"
+	}
+	for _, c := range done.Changes {
+		g.log.Info(message, "verb", c.Verb, "path", c.Path, "why", c.Why)
+	}
+	for _, n := range done.Notes {
+		g.log.Warn(n)
+	}
+	g.installed = true
+	return g.repaired()
+}
+
+func (g *guardian) repaired() time.Duration {
+	pause := g.pace.repaired(time.Now())
+	if pause > 0 {
+		g.log.Warn("somebody else keeps taking podmark out of the conflist; leaving it alone for a while",
+			"pause", pause, "hint", "let only one agent own the conflist; for Cilium set cni.exclusive=false")
+	}
+	return pause
+}
+
+// wait returns when something happened and it is quiet again, but not before pause
+// is over, and at the latest after limit.
+func (g *guardian) wait(ctx context.Context, w *fsnotify.Watcher, pause, limit time.Duration) {
+	start := time.Now()
+	var first time.Time
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+			return
+		case err := <-w.Errors:
+			// Events may be lost.
+			g.log.Warn("watching network configurations", "error", err)
+		case e := <-w.Events:
+			if isTemporary(filepath.Base(e.Name)) {
+				continue
+			}
+		}
+		now := time.Now()
+		if first.IsZero() {
+			first = now
+		}
+		due := earliest(first.Add(patience), now.Add(quiet))
+		if after := start.Add(pause); due.Before(after) {
+			due = after
+		}
+		timer.Reset(time.Until(due))
+	}
+}
+
+func earliest(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
+// pace bounds how often something is repaired: burst times a window without a
+// pause. Beyond that each repair is followed by a pause, twice as long as the one
+// before, until a window goes by without a repair.
+type pace struct {
+	last  []time.Time
+	pause time.Duration
+}
+
+// repaired notes a repair and returns how long to pause after it.
+func (p *pace) repaired(now time.Time) time.Duration {
+	fighting := p.pause > 0 && len(p.last) > 0 && now.Sub(p.last[len(p.last)-1]) < p.pause+window
+	p.last = slices.DeleteFunc(p.last, func(t time.Time) bool { return now.Sub(t) >= p.pause+window })
+	p.last = append(p.last, now)
+	if !fighting && len(p.last) <= burst {
+		p.pause = 0
+		return 0
+	}
+	p.pause = min(max(2*p.pause, minPause), maxPause)
+	return p.pause
+}

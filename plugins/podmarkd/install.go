@@ -1,0 +1,395 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+
+	cniversion "github.com/containernetworking/cni/pkg/version"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/conflist"
+)
+
+// installOptions are the flags of everything that installs.
+type installOptions struct {
+	*options
+	confDir, binDir string
+	entryFile       string
+	source          string
+	dropIn          bool
+}
+
+func (o *installOptions) addFolders(flags *pflag.FlagSet) {
+	flags.StringVar(&o.confDir, "cni-conf-dir", "/etc/cni/net.d", "the runtime's folder of network configurations")
+	flags.StringVar(&o.binDir, "cni-bin-dir", "/opt/cni/bin", "the runtime's folder of plugins")
+}
+
+func (o *installOptions) addFlags(flags *pflag.FlagSet) {
+	o.addFolders(flags)
+	flags.StringVar(&o.entryFile, "entry", "", `file with the entry for the conflist (default the entry that is there, else {"type":"podmark"})`)
+	flags.StringVar(&o.source, "source", "", "folder with the plugin podmark (default that of podmarkd)")
+	flags.BoolVar(&o.dropIn, "drop-in", false, "put the entry into a file of its own; needs containerd 2.1 or CRI-O 1.33, older ones ignore it")
+}
+
+func (o *installOptions) site() site {
+	return site{conf: o.confDir, bin: o.binDir, step: stepHook(), swap: swapHook()}
+}
+
+// change is something that differs from what is wanted.
+type change struct {
+	// Verb is write, reload (write the same again, so that the runtime reads it) or remove.
+	Verb string `json:"verb"`
+	Path string `json:"path"`
+	Why  string `json:"why"`
+	// content of a file that is written; before is what it was decided upon, nil for
+	// a file that is not there yet.
+	content, before []byte
+}
+
+// installed is what 'install -o json' shows.
+type installed struct {
+	Binary   string `json:"binary"`
+	Conflist string `json:"conflist"`
+	Network  string `json:"network"`
+	// DropIn is empty where the entry stands in the conflist.
+	DropIn  string          `json:"dropIn,omitempty"`
+	Entry   json.RawMessage `json:"entry"`
+	Changes []change        `json:"changes"`
+	Notes   []string        `json:"notes"`
+}
+
+func newInstall(common *options) *cobra.Command {
+	o := &installOptions{options: common}
+	var dryRun bool
+	var output string
+	cmd := &cobra.Command{
+		Use:   "install",
+		Short: "Install the plugin and its entry in the active conflist",
+		Long: `Install puts the plugin podmark into the runtime's folder, then its entry at the
+end of the conflist that runtimes take: the first by name. Everything else in the
+conflist stays byte for byte. When nothing differs, nothing is written.
+
+Each file is replaced in one step, the plugin first, so pods start whenever the
+command is ended; run it again to finish.`,
+		Example: `  podmarkd install --dry-run
+  podmarkd install --entry /etc/podmark/entry.json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if output != "table" && output != "json" {
+				return fmt.Errorf("--output %q: want table or json", output)
+			}
+			done, err := o.install(cmd.Context(), nil, dryRun)
+			if err != nil {
+				return err
+			}
+			if output == "json" {
+				enc := json.NewEncoder(cmd.OutOrStdout())
+				enc.SetIndent("", "  ")
+				return enc.Encode(done)
+			}
+			return done.table(cmd.OutOrStdout(), dryRun)
+		},
+	}
+	o.addFlags(cmd.Flags())
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be changed and change nothing")
+	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	return cmd
+}
+
+func (i installed) table(w io.Writer, dryRun bool) error {
+	printChanges(w, i.Changes, dryRun)
+	for _, n := range i.Notes {
+		fmt.Fprintf(w, "note: %s\n", n)
+	}
+	where := i.Conflist
+	if i.DropIn != "" {
+		where = i.DropIn
+	}
+	state := "is installed"
+	if dryRun && len(i.Changes) > 0 {
+		state = "would be installed"
+	}
+	_, err := fmt.Fprintf(w, "podmark %s: network %s, entry in %s, plugin %s\n", state, i.Network, where, i.Binary)
+	return err
+}
+
+func printChanges(w io.Writer, changes []change, dryRun bool) {
+	would := ""
+	if dryRun {
+		would = "would "
+	}
+	for _, c := range changes {
+		fmt.Fprintf(w, "%s%s %s: %s\n", would, c.Verb, c.Path, c.Why)
+	}
+}
+
+// install brings plugin and entry to what is wanted. The entry is that of --entry,
+// else the one that is there, else known, else the default.
+func (o *installOptions) install(ctx context.Context, known []byte, dryRun bool) (installed, error) {
+	given, err := o.entry()
+	if err != nil {
+		return installed{}, err
+	}
+	s := o.site()
+	unlock, err := s.lock(ctx, o.lockTimeout)
+	if err != nil {
+		return installed{}, err
+	}
+	defer unlock()
+	binary, err := o.binary()
+	if err != nil {
+		return installed{}, err
+	}
+	if known == nil {
+		known = o.byDefault()
+	}
+	first := slices.Concat(binary, o.left())
+	// Another process may write at the same time; its content is the next one's base.
+	for try := range 20 {
+		var f folder
+		if f, err = s.read(); err != nil {
+			return installed{}, err
+		}
+		var done installed
+		if done, err = f.plan(s, given, known, o.dropIn); err != nil {
+			return installed{}, err
+		}
+		rest := done.Changes
+		done.Changes = append(append([]change{}, first...), rest...)
+		if dryRun {
+			return done, nil
+		}
+		if try == 0 {
+			err = s.act(first)
+		}
+		if err == nil {
+			err = s.act(rest)
+		}
+		if !errors.Is(err, errChanged) {
+			return done, err
+		}
+	}
+	return installed{}, err
+}
+
+// plan says what is to be changed in a folder, in an order that may end anywhere.
+func (f folder) plan(s site, given, known []byte, dropIn bool) (installed, error) {
+	active, n, skipped, err := f.active(s.conf)
+	if err != nil {
+		return installed{}, err
+	}
+	done := installed{
+		Binary: filepath.Join(s.bin, pluginFile), Conflist: filepath.Join(s.conf, active.Name), Network: n.Name, Notes: []string{},
+	}
+	if done.Entry, err = f.entry(active, n, given, known); err != nil {
+		return installed{}, err
+	}
+	if err := validate(done.Entry, n.Name, n.CNIVersion); err != nil {
+		return installed{}, fmt.Errorf("the entry for %q: %w", done.Conflist, err)
+	}
+	for _, bad := range skipped {
+		done.Notes = append(done.Notes, fmt.Sprintf("%q comes first and cannot be read; containerd has no network until it is mended: %v", bad.Name, bad.Reason))
+	}
+	if dropIn && n.OnlyInlined {
+		dropIn = false
+		done.Notes = append(done.Notes, "the conflist has loadOnlyInlinedPlugins, so the entry stands in it and not in a file of its own")
+	}
+	file := filepath.Join(s.conf, n.Name, dropInFile)
+	var wanted []byte
+	if dropIn {
+		done.DropIn = file
+		wanted, err = conflist.Remove(active.Content, pluginFile)
+	} else if wanted, err = conflist.Insert(active.Content, done.Entry); errors.Is(err, conflist.ErrNoPlugins) {
+		err = fmt.Errorf("%w: use --drop-in", err)
+	}
+	if err != nil {
+		return installed{}, fmt.Errorf("editing %q: %w", done.Conflist, err)
+	}
+	for _, path := range f.left {
+		done.Changes = append(done.Changes, change{Verb: "remove", Path: path, Why: "left by a crash"})
+	}
+	sub := f.networks[n.Name]
+	switch {
+	case done.DropIn != "" && !conflist.Equal(sub.dropIn, done.Entry):
+		var content bytes.Buffer
+		_ = json.Indent(&content, done.Entry, "", "  ") // it is valid
+		content.WriteByte('\n')
+		done.Changes = append(done.Changes, change{Verb: "write", Path: file, Why: "podmark's entry", content: content.Bytes(), before: sub.dropIn})
+	case done.DropIn == "" && sub.dropIn != nil:
+		done.Changes = append(done.Changes, change{Verb: "remove", Path: file, Why: "the entry stands in the conflist"})
+	}
+	if c, ok := f.rewrite(s, active, wanted, len(done.Changes) > len(f.left)); ok {
+		done.Changes = append(done.Changes, c)
+	}
+	return done, nil
+}
+
+// active is the conflist that runtimes take, what it says, and what comes before it.
+func (f folder) active(dir string) (conflist.File, conflist.Network, []conflist.Skipped, error) {
+	active, skipped, err := conflist.Active(f.files)
+	if errors.Is(err, conflist.ErrNone) {
+		err = fmt.Errorf("%w; the agent of the main plugin has not written it yet, or --cni-conf-dir is another folder", err)
+	}
+	if err == nil && f.links[active.Name] {
+		err = fmt.Errorf("%q is a symbolic link, and runtimes do not notice when what it leads to changes: make it a file", active.Name)
+	}
+	if err != nil {
+		return conflist.File{}, conflist.Network{}, nil, errors.Join(fmt.Errorf("looking for the conflist in %q: %w", dir, err), reasons(skipped))
+	}
+	n, err := conflist.Parse(active.Content)
+	return active, n, skipped, err
+}
+
+// rewrite is the change of a conflist to wanted, if there is one. Runtimes do not
+// watch the folders of networks, so the conflist is written again, the same, when
+// something is changed there, or was since the conflist was written.
+func (f folder) rewrite(s site, list conflist.File, wanted []byte, changed bool) (change, bool) {
+	c := change{Path: filepath.Join(s.conf, list.Name), content: wanted, before: list.Content}
+	n, err := conflist.Parse(list.Content)
+	sub, ok := f.networks[n.Name]
+	switch {
+	case !bytes.Equal(wanted, list.Content):
+		c.Verb, c.Why = "write", "podmark's entry"
+	case changed, err == nil && ok && sub.modified.After(f.modified[list.Name]):
+		c.Verb, c.Why = "reload", "so that the runtime reads the folder of the network"
+	default:
+		return change{}, false
+	}
+	return c, true
+}
+
+func reasons(skipped []conflist.Skipped) error {
+	var errs []error
+	for _, s := range skipped {
+		errs = append(errs, fmt.Errorf("%q: %w", s.Name, s.Reason))
+	}
+	return errors.Join(errs...)
+}
+
+// entry is the entry for the active conflist.
+func (f folder) entry(active conflist.File, n conflist.Network, given, known []byte) (json.RawMessage, error) {
+	if given != nil {
+		return given, nil
+	}
+	if e, err := conflist.Entry(active.Content, pluginFile); err != nil || e != nil {
+		return e, err
+	}
+	if e := f.networks[n.Name].dropIn; e != nil {
+		return bytes.TrimSpace(e), nil
+	}
+	return known, nil
+}
+
+// entry reads --entry and refuses one that is wrong for every network; nil without.
+func (o *installOptions) entry() ([]byte, error) {
+	if o.entryFile == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(o.entryFile)
+	if err != nil {
+		return nil, fmt.Errorf("--entry: %w", err)
+	}
+	b = bytes.TrimSpace(b)
+	if err := validate(b, "network", "1.0.0"); err != nil {
+		return nil, fmt.Errorf("--entry %q: %w", o.entryFile, err)
+	}
+	return b, nil
+}
+
+func (o *installOptions) byDefault() []byte {
+	entry := struct {
+		Type     string `json:"type"`
+		StateDir string `json:"stateDir,omitempty"`
+	}{Type: pluginFile}
+	if o.stateDir != config.DefaultStateDir {
+		entry.StateDir = o.stateDir
+	}
+	b, _ := json.Marshal(entry)
+	return b
+}
+
+// validate refuses what the plugin would refuse, at the first pod, as an entry of
+// that network.
+func validate(entry []byte, network, version string) error {
+	plugin, err := conflist.EntryType(entry)
+	if err != nil {
+		return err
+	}
+	if plugin != pluginFile {
+		return fmt.Errorf("it has type %q, want %q", plugin, pluginFile)
+	}
+	if !slices.Contains(cniversion.VersionsStartingFrom("0.3.1").SupportedVersions(), version) {
+		return fmt.Errorf("the conflist has cniVersion %q, and podmark speaks 0.3.1 to %s", version, cniversion.Current())
+	}
+	keys := map[string]any{}
+	if err := json.Unmarshal(entry, &keys); err != nil {
+		return err
+	}
+	maps.Copy(keys, map[string]any{"name": network, "cniVersion": version}) // as libcni does
+	whole, err := json.Marshal(keys)
+	if err == nil {
+		_, err = config.Parse(whole)
+	}
+	return err
+}
+
+// binary is the change of the plugin, if there is one.
+func (o *installOptions) binary() ([]change, error) {
+	from, err := o.plugin()
+	if err != nil {
+		return nil, err
+	}
+	content, err := os.ReadFile(from)
+	if err != nil {
+		return nil, fmt.Errorf("reading the plugin: %w; --source names the folder it is in", err)
+	}
+	c := change{Verb: "write", Path: filepath.Join(o.binDir, pluginFile), Why: "the plugin is not there", content: content}
+	info, err := os.Stat(c.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return []change{c}, nil
+	}
+	if err == nil {
+		c.before, err = os.ReadFile(c.Path)
+	}
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("reading the plugin: %w", err)
+	case bytes.Equal(c.before, content) && info.Mode().Perm()&0o555 == 0o555:
+		return nil, nil
+	}
+	c.Why = "the plugin is another one"
+	return []change{c}, nil
+}
+
+// plugin is the path of the plugin that is to be installed.
+func (o *installOptions) plugin() (string, error) {
+	if o.source != "" {
+		return filepath.Join(o.source, pluginFile), nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("looking for the plugin beside podmarkd: %w", err)
+	}
+	return filepath.Join(filepath.Dir(self), pluginFile), nil
+}
+
+// left are the temporary files of crashes in the folder of plugins.
+func (o *installOptions) left() []change {
+	var out []change
+	paths, _ := filepath.Glob(filepath.Join(o.binDir, temporaryPrefix+"*"+temporarySuffix))
+	for _, path := range paths {
+		out = append(out, change{Verb: "remove", Path: path, Why: "left by a crash"})
+	}
+	return out
+}

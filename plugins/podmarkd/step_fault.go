@@ -1,0 +1,48 @@
+//go:build podmark_fault
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// stepHook kills the process, as 'kill -9' would, after the step whose number is
+// in PODMARK_KILL_AFTER, or stops it, until SIGCONT, after that in PODMARK_STOP_AFTER.
+// It is built into the podmarkd of the crash tests only. With PODMARK_STEPS set, each
+// step's name is appended to that file.
+func stepHook() func(string) {
+	killAfter, _ := strconv.Atoi(os.Getenv("PODMARK_KILL_AFTER"))
+	stopAfter, _ := strconv.Atoi(os.Getenv("PODMARK_STOP_AFTER"))
+	log := os.Getenv("PODMARK_STEPS")
+	n := 0
+	return func(name string) {
+		n++
+		if f, err := os.OpenFile(log, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600); err == nil {
+			fmt.Fprintf(f, "%d %s\n", n, name)
+			f.Close()
+		}
+		if n == stopAfter {
+			// To this very thread: it goes no further, whatever the others do.
+			runtime.LockOSThread()
+			unix.Tgkill(unix.Getpid(), unix.Gettid(), unix.SIGSTOP)
+			runtime.UnlockOSThread()
+		}
+		if n == killAfter {
+			unix.Kill(unix.Getpid(), unix.SIGKILL)
+			select {}
+		}
+	}
+}
+
+// swapHook is a file system that cannot exchange files where PODMARK_NO_EXCHANGE is set.
+func swapHook() func(a, b string) error {
+	if os.Getenv("PODMARK_NO_EXCHANGE") != "" {
+		return func(string, string) error { return unix.EINVAL }
+	}
+	return swapFiles
+}

@@ -1,0 +1,229 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/conflist"
+)
+
+// uninstallOptions are the flags of uninstall.
+type uninstallOptions struct {
+	installOptions
+	wait   time.Duration
+	dryRun bool
+}
+
+func newUninstall(common *options) *cobra.Command {
+	o := &uninstallOptions{installOptions: installOptions{options: common}}
+	cmd := &cobra.Command{
+		Use:   "uninstall",
+		Short: "Take podmark off this node, as far as its pods allow",
+		Long: `Uninstall takes podmark's entry out of every conflist, so that no pod starts with
+it any more. Rules and plugin stay while pods live that were started with it: they
+are policed on, and the runtime needs the plugin to delete them. With the last of
+them gone, rules, state and plugin go too; run the command again then, or let it
+--wait. End podmarkd first.`,
+		Example: `  podmarkd uninstall --dry-run
+  podmarkd uninstall --wait 10m`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), cmd.OutOrStdout()) },
+	}
+	o.addFolders(cmd.Flags())
+	cmd.Flags().DurationVar(&o.wait, "wait", 0, "how long to wait for the last pod that was started with podmark")
+	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "say what would be changed and change nothing")
+	return cmd
+}
+
+func (o *uninstallOptions) run(ctx context.Context, out io.Writer) error {
+	n, s := o.node(), o.site()
+	if !o.dryRun {
+		// A daemon would put back what is taken out here.
+		release, err := n.Store.Claim()
+		if err != nil {
+			return fmt.Errorf("%w; end it first", err)
+		}
+		defer release()
+	}
+	if err := o.removeEntries(ctx, s, out); err != nil {
+		return err
+	}
+	live, err := o.drained(ctx, n)
+	if err != nil {
+		return err
+	}
+	binary := filepath.Join(o.binDir, pluginFile)
+	if live > 0 {
+		_, err := fmt.Fprintf(out, `attachments that were made with podmark: %d
+%s and the rules stay for them. Run 'podmarkd uninstall' again when these pods are
+gone; 'podmarkctl list' shows them, 'podmarkctl gc' forgets those that lost their interface
+`, live, binary)
+		return err
+	}
+	if o.dryRun {
+		_, err := fmt.Fprintf(out, "would remove all rules, %s and %s\n", o.stateDir, binary)
+		return err
+	}
+	if err := n.Uninstall(ctx); err != nil {
+		return err
+	}
+	s.step("removed the rules")
+	// An ADD that had read the conflist before may have come to its end since.
+	if live, err = records(n); err != nil {
+		return err
+	}
+	if live > 0 {
+		return fmt.Errorf("%d pods were started meanwhile, so %q stays: run 'podmarkd uninstall' again", live, binary)
+	}
+	for _, c := range o.left() {
+		if err := s.remove(c.Path); err != nil {
+			return err
+		}
+	}
+	if err := s.remove(binary); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(out, "podmark is removed from this node")
+	return err
+}
+
+// removeEntries takes podmark out of every conflist and drop-in folder.
+func (o *uninstallOptions) removeEntries(ctx context.Context, s site, out io.Writer) error {
+	if _, err := os.Stat(s.conf); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	unlock, err := s.lock(ctx, o.lockTimeout)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	for range 20 {
+		var f folder
+		if f, err = s.read(); err != nil {
+			return err
+		}
+		var changes []change
+		if changes, err = f.without(s, o.stateDir); err != nil {
+			return err
+		}
+		printChanges(out, changes, o.dryRun)
+		if o.dryRun {
+			return nil
+		}
+		if err = s.act(changes); !errors.Is(err, errChanged) {
+			return err
+		}
+	}
+	return err
+}
+
+// without says what is to be changed in a folder for podmark to be gone from it.
+// Files that an agent has set aside under another name are among it: they may come back.
+func (f folder) without(s site, stateDir string) ([]change, error) {
+	var changes, folders []change
+	for _, path := range f.left {
+		changes = append(changes, change{Verb: "remove", Path: path, Why: "left by a crash"})
+	}
+	for _, name := range slices.Sorted(maps.Keys(f.networks)) {
+		n := f.networks[name]
+		if n.dropIn != nil {
+			if err := sameState(n.dropIn, stateDir); err != nil {
+				return nil, fmt.Errorf("the entry of network %q: %w", name, err)
+			}
+			changes = append(changes, change{Verb: "remove", Path: filepath.Join(s.conf, name, dropInFile), Why: "podmark's entry"})
+		}
+		if n.others == 0 && (n.dropIn != nil || f.hasList(name)) {
+			folders = append(folders, change{Verb: "remove", Path: filepath.Join(s.conf, name), Why: "empty"})
+		}
+	}
+	for _, file := range f.files {
+		list, err := conflist.Parse(file.Content)
+		if err != nil {
+			continue // no list, so there is no entry in it
+		}
+		entry, err := conflist.Entry(file.Content, pluginFile)
+		if err == nil && entry != nil {
+			err = sameState(entry, stateDir)
+		}
+		var content []byte
+		if err == nil {
+			content, err = conflist.Remove(file.Content, pluginFile)
+		}
+		if err == nil && f.links[file.Name] && !bytes.Equal(content, file.Content) {
+			err = errors.New("it is a symbolic link: take the entry out by hand")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("taking the entry out of %q: %w", filepath.Join(s.conf, file.Name), err)
+		}
+		if f.links[file.Name] {
+			continue
+		}
+		if c, ok := f.rewrite(s, file, content, f.networks[list.Name].dropIn != nil); ok {
+			changes = append(changes, c)
+		}
+	}
+	// The folders last: while they are there, a second try knows that the runtime
+	// may not have read the conflist since.
+	return slices.Concat(changes, folders), nil
+}
+
+// hasList reports whether there is a list of that network.
+func (f folder) hasList(network string) bool {
+	return slices.ContainsFunc(f.files, func(file conflist.File) bool {
+		n, err := conflist.Parse(file.Content)
+		return err == nil && n.Name == network
+	})
+}
+
+// sameState refuses to go on for an entry whose attachments are looked for elsewhere.
+func sameState(entry []byte, stateDir string) error {
+	keys := struct {
+		StateDir string `json:"stateDir"`
+	}{config.DefaultStateDir}
+	if json.Unmarshal(entry, &keys) != nil || filepath.Clean(keys.StateDir) == stateDir {
+		return nil // the plugin refuses one that cannot be read, so it has no attachments
+	}
+	return fmt.Errorf("its stateDir is %q and --state-dir %q: they must be the same, for the pods that live to be found", keys.StateDir, stateDir)
+}
+
+// drained waits, at most as long as --wait says, until no attachment is left, and
+// returns how many are.
+func (o *uninstallOptions) drained(ctx context.Context, n apply.Node) (live int, err error) {
+	ticker := time.NewTicker(200 * time.Millisecond)
+	defer ticker.Stop()
+	for deadline := time.Now().Add(o.wait); ; {
+		live, err = records(n)
+		if err != nil || live == 0 || o.dryRun || !time.Now().Before(deadline) {
+			return live, err
+		}
+		select {
+		case <-ctx.Done():
+			return live, nil
+		case <-ticker.C:
+		}
+	}
+}
+
+// records counts the attachments, those that were not finished too. A damaged one
+// is an error: nobody knows whether its pod lives.
+func records(n apply.Node) (int, error) {
+	list, err := n.Records()
+	if err != nil {
+		return 0, fmt.Errorf("counting attachments: %w", err)
+	}
+	return len(list), nil
+}
