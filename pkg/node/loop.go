@@ -23,6 +23,9 @@ type Keeper struct {
 	// something else; nil where they never do.
 	Ports   func() PortOptions
 	Changed <-chan struct{}
+	// CollectAfter is how long a pod must have been gone until what its DEL should
+	// have taken back is collected; 0 for never.
+	CollectAfter time.Duration
 	// Interval is how long the node is left alone when nothing is notified.
 	Interval time.Duration
 	Log      *slog.Logger
@@ -39,8 +42,10 @@ type Look struct {
 	Mode  Mode
 	Ports Decision
 	Kept  apply.Kept
-	Took  time.Duration
-	Err   error
+	// Collected is what pods had left that no DEL came for.
+	Collected apply.Collected
+	Took      time.Duration
+	Err       error
 }
 
 // Between two looks a pause leaves room for others: notifications come in bursts,
@@ -65,8 +70,12 @@ func (k Keeper) Run(ctx context.Context) error {
 	if err := watch(ctx, k.Log, tell); err != nil {
 		return err
 	}
+	c := collector{after: k.CollectAfter}
 	for reason := Started; ctx.Err() == nil; {
 		look := k.look(ctx, reason)
+		if k.CollectAfter > 0 && look.Err == nil && !look.Idle {
+			look.Collected, look.Err = c.collect(ctx, k.Node, time.Now())
+		}
 		if k.Looked != nil && ctx.Err() == nil {
 			k.Looked(look)
 		}

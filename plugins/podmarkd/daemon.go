@@ -29,6 +29,7 @@ import (
 type daemonOptions struct {
 	*options
 	interval  time.Duration
+	collect   time.Duration
 	portRange []string
 	portMode  string
 	// Where NodePorts are looked for, besides.
@@ -74,6 +75,7 @@ SIGINT, 2 wrong usage or failure.`,
 	}
 	flags := cmd.Flags()
 	flags.DurationVar(&o.interval, "interval", 10*time.Second, "how long the node is left alone when the kernel notifies of nothing")
+	flags.DurationVar(&o.collect, "collect-after", 5*time.Minute, "how long interface and network namespace of a pod must have been gone until it is deleted without a DEL; 0 for never")
 	flags.StringSliceVar(&o.portRange, "node-port-ranges", nil, "NodePort ranges, as 30000-32767 (default the plugin's kubeNodePortRanges)")
 	flags.StringVar(&o.portMode, "node-port-mode", "", "exact, the default: only the ports in use count as NodePorts; range: the whole ranges")
 	flags.StringVar(&o.configFile, "config", "", "YAML file with nodePortRanges and nodePortMode, read again whenever it changes")
@@ -138,7 +140,7 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 	m := newMetrics(n)
 	status := node.Status{PID: os.Getpid(), Version: version(), Started: time.Now()}
 	changed := make(chan struct{}, 1)
-	k := node.Keeper{Node: n, Interval: o.interval, Log: log, Changed: changed}
+	k := node.Keeper{Node: n, Interval: o.interval, CollectAfter: o.collect, Log: log, Changed: changed}
 	k.Ports = func() node.PortOptions { return ports.Current().Options() }
 	k.Looked = func(l node.Look) {
 		m.looked(l)
@@ -198,6 +200,9 @@ func logLook(log *slog.Logger, before node.Status, l node.Look) {
 	}
 	if l.Kept.Missing != nil {
 		log.Warn("repaired", "missing", l.Kept.Missing, "reason", l.Reason)
+	}
+	for _, r := range l.Collected.Attachments {
+		log.Warn("collected", "attachment", r.Key.String(), "pod", r.Namespace+"/"+r.Pod, "id", r.ID)
 	}
 	for _, set := range l.Kept.Replaced {
 		log.Info("brought up to date", "set", set)

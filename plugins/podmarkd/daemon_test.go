@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/podmark/podmark/pkg/ident"
 )
 
 const policy = `apiVersion: networking.k8s.io/v1
@@ -285,6 +287,47 @@ func TestOneDaemon(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// A pod of which nothing is left, and for which no DEL came, is taken back. One whose
+// interface is gone and whose namespace is there is not.
+func TestCollect(t *testing.T) {
+	eachBackend(t, func(t *testing.T, h *host) {
+		h.ctl(policy, "apply", "-f", "-")
+		h.addPod()
+		d := h.start("--collect-after", "1s")
+		end := h.addPodUntil()
+		h.addPod()
+		h.exec("", "ip", "link", "del", "veth3")
+		end() // takes veth2 with it
+		listed := func() (names string) {
+			for _, r := range h.records() {
+				names += r.Pod + " "
+			}
+			return names
+		}
+		h.eventually("web-2 is collected, and web-3 is not", func() error {
+			kernel := h.kernel()
+			if got := listed(); got != "web-1 web-3 " || strings.Contains(kernel, "10.1.0.3") || !strings.Contains(kernel, "10.1.0.4") {
+				return fmt.Errorf("%s are known, and in the kernel is\n%s", got, kernel)
+			}
+			if got := d.metric("podmark_collected_total"); got != "1" {
+				return fmt.Errorf("podmark_collected_total %s", got)
+			}
+			return nil
+		})
+	})
+}
+
+// records are the node's attachments, by ID.
+func (h *host) records() []ident.Record {
+	h.t.Helper()
+	list, err := ident.At(h.dir).List()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	slices.SortFunc(list, func(a, b ident.Record) int { return int(a.ID) - int(b.ID) })
+	return list
 }
 
 // Probes are answered by whether looks come and end well.

@@ -21,23 +21,25 @@ type metrics struct {
 	registry *prometheus.Registry
 	last     atomic.Pointer[node.Look]
 
-	looks    *prometheus.CounterVec
-	repairs  prometheus.Counter
-	replaced *prometheus.CounterVec
-	failures prometheus.Counter
+	looks     *prometheus.CounterVec
+	repairs   prometheus.Counter
+	collected prometheus.Counter
+	replaced  *prometheus.CounterVec
+	failures  prometheus.Counter
 }
 
 func newMetrics(n apply.Node) *metrics {
 	m := &metrics{
 		node: n, registry: prometheus.NewRegistry(),
-		looks:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "podmark_looks_total", Help: "Looks at the node, by reason."}, []string{"reason"}),
-		repairs:  prometheus.NewCounter(prometheus.CounterOpts{Name: "podmark_repairs_total", Help: "Times that something was missing in the kernel and was put back."}),
-		replaced: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "podmark_replaced_sets_total", Help: "Sets of the node that had gone stale, by name."}, []string{"set"}),
-		failures: prometheus.NewCounter(prometheus.CounterOpts{Name: "podmark_look_failures_total", Help: "Looks that ended in an error."}),
+		looks:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "podmark_looks_total", Help: "Looks at the node, by reason."}, []string{"reason"}),
+		repairs:   prometheus.NewCounter(prometheus.CounterOpts{Name: "podmark_repairs_total", Help: "Times that something was missing in the kernel and was put back."}),
+		collected: prometheus.NewCounter(prometheus.CounterOpts{Name: "podmark_collected_total", Help: "Attachments of pods that were gone and had no DEL."}),
+		replaced:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "podmark_replaced_sets_total", Help: "Sets of the node that had gone stale, by name."}, []string{"set"}),
+		failures:  prometheus.NewCounter(prometheus.CounterOpts{Name: "podmark_look_failures_total", Help: "Looks that ended in an error."}),
 	}
 	m.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		m.looks, m.repairs, m.replaced, m.failures, m,
+		m.looks, m.repairs, m.collected, m.replaced, m.failures, m,
 	)
 	return m
 }
@@ -49,6 +51,7 @@ func (m *metrics) looked(l node.Look) {
 	if l.Kept.Missing != nil {
 		m.repairs.Inc()
 	}
+	m.collected.Add(float64(len(l.Collected.Attachments)))
 	for _, set := range l.Kept.Replaced {
 		m.replaced.WithLabelValues(set).Inc()
 	}

@@ -124,8 +124,15 @@ func (h *host) ctl(stdin string, args ...string) string {
 // addPod adds a pod that has a routed veth and both kinds of address.
 func (h *host) addPod() {
 	h.t.Helper()
+	end := h.addPodUntil()
+	h.t.Cleanup(end)
+}
+
+// addPodUntil adds such a pod, whose network namespace is gone after end.
+func (h *host) addPodUntil() (end func()) {
+	h.t.Helper()
 	h.pods++
-	path := h.space()
+	path, end := h.space()
 	ns, err := os.Open(path)
 	if err != nil {
 		h.t.Fatal(err)
@@ -149,24 +156,24 @@ func (h *host) addPod() {
 	}
 	h.exec(string(conf), "env", "CNI_COMMAND=ADD", fmt.Sprintf("CNI_CONTAINERID=container-%d", h.pods), "CNI_NETNS="+path, "CNI_IFNAME=eth0",
 		"CNI_PATH=/", fmt.Sprintf("CNI_ARGS=K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-%d", h.pods), filepath.Join(programs, "podmark"))
+	return end
 }
 
-// space makes a network namespace that lives as long as the test.
-func (h *host) space() (path string) {
+// space makes a network namespace that lives until end.
+func (h *host) space() (path string, end func()) {
 	h.t.Helper()
-	ready, end := make(chan error), make(chan struct{})
-	h.t.Cleanup(func() { close(end) })
+	ready, over := make(chan error), make(chan struct{})
 	go func() {
 		runtime.LockOSThread() // never unlocked: thread and namespace end together
 		err := unix.Unshare(unix.CLONE_NEWNET)
 		path = fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
 		ready <- err
-		<-end
+		<-over
 	}()
 	if err := <-ready; err != nil {
 		h.t.Fatal(err)
 	}
-	return path
+	return path, func() { close(over) }
 }
 
 var (

@@ -1,0 +1,63 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/ident"
+)
+
+// collector takes back what pods left that no DEL came for: containerd never calls
+// GC, and a DEL is lost with the runtime's state.
+type collector struct {
+	// after is how long a pod must have been gone: its DEL may be on the way.
+	after time.Duration
+	// gone is since when.
+	gone map[ident.Key]time.Time
+	next time.Time
+}
+
+// collect removes attachments whose interface and network namespace have both been
+// gone for long enough, with the files that crashes left. It looks a few times
+// within that, and touches nothing where there is nothing to be removed.
+func (c *collector) collect(ctx context.Context, n apply.Node, now time.Time) (apply.Collected, error) {
+	if now.Before(c.next) {
+		return apply.Collected{}, nil
+	}
+	c.next = now.Add(c.after / 4)
+	records, _ := n.Records() // damaged ones are for who can say what to do
+	seen := map[ident.Key]time.Time{}
+	due := false
+	for _, r := range records {
+		if !vanished(r) {
+			continue
+		}
+		seen[r.Key] = now
+		if since, ok := c.gone[r.Key]; ok {
+			seen[r.Key] = since
+		}
+		due = due || now.Sub(seen[r.Key]) >= c.after
+	}
+	c.gone = seen
+	if !due {
+		return apply.Collected{}, nil
+	}
+	return n.Collect(ctx, func(r ident.Record) bool {
+		since, ok := seen[r.Key]
+		return ok && now.Sub(since) >= c.after && vanished(r)
+	}, false)
+}
+
+// vanished holds for a pod of which nothing is left on the node.
+func vanished(r ident.Record) bool {
+	if r.Netns == "" || port.Alive(r.Endpoint) {
+		return false
+	}
+	_, err := os.Stat(r.Netns)
+	return errors.Is(err, fs.ErrNotExist)
+}
