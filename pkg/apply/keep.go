@@ -62,10 +62,13 @@ func (n Node) Keep(ctx context.Context, ports *Ports) (Kept, error) {
 	}
 	if ports != nil && !f.Ports.equal(*ports) {
 		f.Ports = ports
+		// In iptables a rule has them. Whoever comes after a crash finishes that.
+		rewrite := f.Backend != NFTables && !slices.Equal(old.SCTPPorts, ports.SCTP)
+		f.Synced = f.Synced && !rewrite
 		if err := n.save(f); err != nil {
 			return Kept{}, err
 		}
-		if !slices.Equal(old.SCTPPorts, ports.SCTP) {
+		if rewrite {
 			_, err := n.sync(ctx, f)
 			return Kept{}, err
 		}

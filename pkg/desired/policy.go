@@ -137,6 +137,21 @@ func MergePorts(ports []Port) []Port {
 	return merged
 }
 
+// MergeRanges sorts ranges and joins those that overlap or touch. The result is
+// not nil.
+func MergeRanges(ranges []PortRange) []PortRange {
+	ports := make([]Port, len(ranges))
+	for i, r := range ranges {
+		ports[i] = Port{PortRange: r}
+	}
+	ports = MergePorts(ports)
+	out := make([]PortRange, len(ports))
+	for i, p := range ports {
+		out[i] = p.PortRange
+	}
+	return out
+}
+
 // Selector is a label selector: all requirements must hold. The zero value
 // matches everything.
 type Selector []Requirement

@@ -107,11 +107,7 @@ func wait(ctx context.Context, d time.Duration) {
 func (k Keeper) look(ctx context.Context, reason Reason) (l Look) {
 	l = Look{Time: time.Now(), Reason: reason}
 	defer func() { l.Took = time.Since(l.Time) }()
-	facts, err := readFacts()
-	if err != nil {
-		l.Err = err
-		return l
-	}
+	facts, unread := readFacts()
 	l.Mode = facts.mode()
 	configured, err := k.Node.Configured()
 	if errors.Is(err, fs.ErrNotExist) {
@@ -122,7 +118,13 @@ func (k Keeper) look(ctx context.Context, reason Reason) (l Look) {
 		l.Err = err
 		return l
 	}
-	l.Ports = k.Ports().decide(configured, facts)
-	l.Kept, l.Err = k.Node.Keep(ctx, &apply.Ports{Ranges: l.Ports.Ranges, SCTP: l.Ports.SCTP, Source: l.Ports.Source})
+	// What cannot be read does not keep from repairing: the NodePorts stay as they are.
+	var ports *apply.Ports
+	if unread == nil {
+		l.Ports = k.Ports().decide(configured, facts)
+		ports = &apply.Ports{Ranges: l.Ports.Ranges, SCTP: l.Ports.SCTP, Source: l.Ports.Source}
+	}
+	l.Kept, err = k.Node.Keep(ctx, ports)
+	l.Err = errors.Join(unread, err)
 	return l
 }

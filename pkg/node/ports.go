@@ -51,7 +51,7 @@ func (o PortOptions) decide(plugin []desired.PortRange, f facts) Decision {
 	if o.Ranges == nil {
 		d.Configured, d.Source = plugin, "kubeNodePortRanges of the conflist"
 	}
-	d.Configured = join(d.Configured)
+	d.Configured = desired.MergeRanges(d.Configured)
 	used, sctp := o.inUse(f), o.inUse(f, desired.SCTP)
 	for _, p := range used {
 		if !slices.ContainsFunc(d.Configured, func(r desired.PortRange) bool { return r.First <= p && p <= r.Last }) {
@@ -62,7 +62,7 @@ func (o PortOptions) decide(plugin []desired.PortRange, f facts) Decision {
 	if d.Mode == PortsRange {
 		d.Ranges, d.SCTP = append(d.Ranges, d.Configured...), append(d.SCTP, d.Configured...)
 	}
-	d.Ranges, d.SCTP = join(d.Ranges), join(d.SCTP)
+	d.Ranges, d.SCTP = desired.MergeRanges(d.Ranges), desired.MergeRanges(d.SCTP)
 	return d
 }
 
@@ -86,20 +86,6 @@ func single(ports []uint16) []desired.PortRange {
 	out := make([]desired.PortRange, len(ports))
 	for i, p := range ports {
 		out[i] = desired.PortRange{First: p, Last: p}
-	}
-	return out
-}
-
-// join sorts ranges and joins those that overlap or touch.
-func join(ranges []desired.PortRange) []desired.PortRange {
-	ports := make([]desired.Port, len(ranges))
-	for i, r := range ranges {
-		ports[i] = desired.Port{PortRange: r}
-	}
-	ports = desired.MergePorts(ports)
-	out := make([]desired.PortRange, len(ports))
-	for i, p := range ports {
-		out[i] = p.PortRange
 	}
 	return out
 }

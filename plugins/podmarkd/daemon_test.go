@@ -415,6 +415,8 @@ func TestUsage(t *testing.T) {
 		{nil, []string{"--log-format", "xml"}, []string{"--log-format", "json"}},
 		{[]string{"PODMARKD_NODE_PORT_MODE=some"}, nil, []string{"--node-port-mode", "some"}},
 		{[]string{"PODMARKD_INTERVAL=soon"}, nil, []string{"PODMARKD_INTERVAL", "soon"}},
+		{nil, []string{"--config", "/no/such/file"}, []string{"--config", "/no/such/file"}},
+		{nil, []string{"--kubeconfig", "/no/such/file"}, []string{"--kubeconfig", "/no/such/file"}},
 		{nil, []string{"extra"}, []string{"extra"}},
 	} {
 		dir := filepath.Join(t.TempDir(), "state")

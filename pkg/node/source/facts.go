@@ -88,7 +88,7 @@ func (s state) facts(given []desired.PortRange, mode node.PortMode, configFile s
 	f := Facts{Mode: cmp.Or(mode, s.config.Mode), FelixMask: s.felix.Mask, Services: s.services}
 	add := func(source Source, detail string, ranges []desired.PortRange) {
 		if ranges != nil {
-			f.Ranges = append(f.Ranges, Stated{source, detail, join(ranges)})
+			f.Ranges = append(f.Ranges, Stated{source, detail, desired.MergeRanges(ranges)})
 		}
 	}
 	add(Flag, "", given)
@@ -114,18 +114,4 @@ func servers(byName map[string]APIServer) (detail string, ranges []desired.PortR
 		names = append(names, name)
 	}
 	return strings.Join(names, ", "), ranges
-}
-
-// join sorts ranges and joins those that overlap or touch. The result is not nil.
-func join(ranges []desired.PortRange) []desired.PortRange {
-	ports := make([]desired.Port, len(ranges))
-	for i, r := range ranges {
-		ports[i] = desired.Port{PortRange: r}
-	}
-	ports = desired.MergePorts(ports)
-	out := make([]desired.PortRange, len(ports))
-	for i, p := range ports {
-		out[i] = p.PortRange
-	}
-	return out
 }
