@@ -9,9 +9,10 @@
 //	daemon.lock            held by the daemon
 //	next                   the ID to try first, so that a freed ID is reused last
 //	attachments/<hash>     one Record each; <hash> is of (network, containerID, ifname)
-//	ids/<n>                created O_EXCL; holds the <hash> of its attachment
-//	addresses/<address>    holds the <hash> of the attachment that owns it now
+//	ids/<n>                a link to the attachment that has the ID
+//	addresses/<address>    a link to the attachment that owns it now
 //
-// Every file is written beside its place, synced and renamed, so a reader sees
-// the old one or the new one. Nothing here touches the kernel's network.
+// A link is there, whole, or is not, and it cannot be made twice. Other files but
+// next are written beside their place, synced and renamed, so a reader sees the
+// old one or the new one. Nothing here touches the kernel's network.
 package ident

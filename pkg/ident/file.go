@@ -23,8 +23,17 @@ func ReadJSON(path string, v any) error {
 }
 
 // Write replaces the file name, relative to the state folder, in one step: a
-// reader, or whoever comes after a crash, finds the old content or the new.
+// reader, or whoever comes after a crash, finds the old content or the new. When
+// it returns, the new one outlives a loss of power too.
 func (s Store) Write(name string, content []byte) error {
+	if err := s.replace(name, content); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(s.path(name)))
+}
+
+// replace is Write for what a loss of power makes worthless: it ends the endpoints.
+func (s Store) replace(name string, content []byte) error {
 	path := s.path(name)
 	if err := writeSynced(path+temporary, content); err != nil {
 		return fmt.Errorf("writing %q: %w", path, err)
@@ -32,7 +41,7 @@ func (s Store) Write(name string, content []byte) error {
 	if err := os.Rename(path+temporary, path); err != nil {
 		return fmt.Errorf("writing %q: %w", path, err)
 	}
-	return syncDir(filepath.Dir(path))
+	return nil
 }
 
 // Remove deletes the file name, relative to the state folder; a missing one is fine.

@@ -226,7 +226,7 @@ func (s Store) count(sub string) (int, error) {
 
 // Reserve writes r, uncommitted, with an ID of its own: the one it had if the
 // attachment is known, else the next free one. The record comes first: an ID
-// file always has a record that tells whose it is.
+// always leads to a record that tells whose it is.
 func (s Store) Reserve(layout mark.Layout, r Record) (Record, error) {
 	hash := r.Hash()
 	r.Committed = false
@@ -242,23 +242,39 @@ func (s Store) Reserve(layout mark.Layout, r Record) (Record, error) {
 	if err := s.Put(r); err != nil {
 		return Record{}, err
 	}
-	if err := s.createID(id, hash); err != nil {
-		return Record{}, err
+	if err := os.Symlink(target(hash), s.idPath(id)); err != nil {
+		return Record{}, fmt.Errorf("reserving ID %d: %w", id, err)
 	}
-	if err := s.Write(nextFile, []byte(strconv.FormatUint(uint64(id)+1, 10))); err != nil {
+	if err := s.setNext(id + 1); err != nil {
 		return Record{}, err
 	}
 	return r, nil
 }
 
+// next is the ID to try first. Whatever else the file holds means the first one.
+func (s Store) next() mark.ID {
+	b, _ := os.ReadFile(s.path(nextFile))
+	n, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 32)
+	if err != nil {
+		return mark.First
+	}
+	return mark.ID(n)
+}
+
+// setNext overwrites the file in place: it is a line of ten digits at any time, and
+// a hint only.
+func (s Store) setNext(id mark.ID) error {
+	f, err := os.OpenFile(s.path(nextFile), os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("writing state: %w", err)
+	}
+	_, err = fmt.Fprintf(f, "%010d\n", id)
+	return errors.Join(err, f.Close())
+}
+
 // free finds the first ID from the cursor on that has no file.
 func (s Store) free(layout mark.Layout) (mark.ID, error) {
-	next := mark.First
-	if b, err := os.ReadFile(s.path(nextFile)); err == nil {
-		if n, err := strconv.ParseUint(string(b), 10, 32); err == nil {
-			next = mark.ID(n)
-		}
-	}
+	next := s.next()
 	for range layout.Capacity() {
 		if next < mark.First || uint32(next) > layout.Max() {
 			next = mark.First
@@ -279,22 +295,26 @@ func (s Store) free(layout mark.Layout) (mark.ID, error) {
 
 func (s Store) idPath(id mark.ID) string { return s.path(idsDir, strconv.FormatUint(uint64(id), 10)) }
 
-func (s Store) createID(id mark.ID, hash string) error {
-	f, err := os.OpenFile(s.idPath(id), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return fmt.Errorf("reserving ID %d: %w", id, err)
+// target is what the links of ids and addresses point to.
+func target(hash string) string { return filepath.Join("..", attachmentsDir, hash) }
+
+// linked reads a link of ids or addresses: the hash it points to, empty where it is
+// none, and fs.ErrNotExist where there is nothing.
+func (s Store) linked(sub, name string) (hash string, err error) {
+	to, err := os.Readlink(s.path(sub, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", err
 	}
-	_, err = f.WriteString(hash)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("reserving ID %d: %w", id, errors.Join(err, os.Remove(f.Name())))
+	if hash := filepath.Base(to); err == nil && to == target(hash) && hashName(hash) {
+		return hash, nil
 	}
-	return nil
+	return "", nil
 }
 
-// holds reports whether the ID file of id belongs to the attachment hash.
+// holds reports whether id belongs to the attachment hash.
 func (s Store) holds(id mark.ID, hash string) bool {
-	b, err := os.ReadFile(s.idPath(id))
-	return err == nil && string(b) == hash
+	to, err := s.linked(idsDir, strconv.FormatUint(uint64(id), 10))
+	return err == nil && to == hash
 }
 
 // Put writes the record as it is.
@@ -303,7 +323,7 @@ func (s Store) Put(r Record) error {
 	if err != nil {
 		return fmt.Errorf("encoding record of %s: %w", r.Key, err)
 	}
-	return s.Write(filepath.Join(attachmentsDir, r.Hash()), b)
+	return s.replace(filepath.Join(attachmentsDir, r.Hash()), b)
 }
 
 // Release forgets the attachment: its addresses, its ID, then its record.
@@ -327,14 +347,14 @@ func (s Store) Release(r Record) error {
 
 // Owner returns the record that owns addr now; fs.ErrNotExist when none does.
 func (s Store) Owner(addr netip.Addr) (Record, error) {
-	b, err := os.ReadFile(s.path(addressesDir, addr.String()))
+	hash, err := s.linked(addressesDir, addr.String())
 	if err != nil {
 		return Record{}, err
 	}
-	if !hashName(string(b)) {
+	if hash == "" {
 		return Record{}, fmt.Errorf("%w: %q", ErrDamaged, s.path(addressesDir, addr.String()))
 	}
-	return s.readRecord(s.path(attachmentsDir, string(b)))
+	return s.readRecord(s.path(attachmentsDir, hash))
 }
 
 // hashName reports whether name has the shape of a record's file name.
@@ -345,20 +365,38 @@ func hashName(name string) bool {
 // Owns reports whether key is the owner of addr. An address has one owner: the
 // attachment that was added last.
 func (s Store) Owns(key Key, addr netip.Addr) bool {
-	b, err := os.ReadFile(s.path(addressesDir, addr.String()))
-	return err == nil && string(b) == key.Hash()
+	hash, err := s.linked(addressesDir, addr.String())
+	return err == nil && hash == key.Hash()
 }
 
 // Own makes key the owner of its addresses.
 func (s Store) Own(r Record) error {
+	hash := r.Hash()
 	for _, a := range r.Addresses {
-		if !s.Owns(r.Key, a) {
-			if err := s.Write(filepath.Join(addressesDir, a.String()), []byte(r.Hash())); err != nil {
-				return err
-			}
+		owner, err := s.linked(addressesDir, a.String())
+		if err == nil && owner == hash {
+			continue
+		}
+		path := s.path(addressesDir, a.String())
+		if err = os.Symlink(target(hash), path); errors.Is(err, fs.ErrExist) {
+			err = replaceLink(target(hash), path) // another's, or damaged
+		}
+		if err != nil {
+			return fmt.Errorf("owning address %s: %w", a, err)
 		}
 	}
 	return nil
+}
+
+// replaceLink makes path a link to another place, in one step.
+func replaceLink(to, path string) error {
+	if err := os.Remove(path + temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.Symlink(to, path+temporary); err != nil {
+		return err
+	}
+	return os.Rename(path+temporary, path)
 }
 
 // Sweep removes the files that belong to no record: ID and address files of
@@ -370,11 +408,11 @@ func (s Store) Sweep(dryRun bool) (removed []string, err error) {
 	for _, r := range records {
 		good[r.Hash()] = r
 	}
-	keep := func(sub, name, content string) bool {
+	keep := func(sub, name, hash string) bool {
 		if strings.HasSuffix(name, temporary) {
 			return false
 		}
-		owner, ok := good[content]
+		owner, ok := good[hash]
 		switch sub {
 		case attachmentsDir:
 			_, ok = good[name]
@@ -392,8 +430,8 @@ func (s Store) Sweep(dryRun bool) (removed []string, err error) {
 		}
 		for _, entry := range entries {
 			name := filepath.Join(sub, entry.Name())
-			content, _ := os.ReadFile(s.path(name))
-			if keep(sub, entry.Name(), string(content)) {
+			hash, _ := s.linked(sub, entry.Name())
+			if keep(sub, entry.Name(), hash) {
 				continue
 			}
 			removed = append(removed, name)

@@ -281,6 +281,11 @@ func (n *node) files() map[string]string {
 			return err
 		}
 		b, err := os.ReadFile(path)
+		if d.Type() == fs.ModeSymlink {
+			var to string
+			to, err = os.Readlink(path)
+			b = []byte(to)
+		}
 		if name, _ := filepath.Rel(n.dir, path); name != "lock" && name != "next" {
 			files[name] = string(b)
 		}

@@ -252,6 +252,11 @@ func (n *node) files() map[string]string {
 			return err
 		}
 		b, err := os.ReadFile(path)
+		if d.Type() == fs.ModeSymlink {
+			var to string
+			to, err = os.Readlink(path)
+			b = []byte(to)
+		}
 		name, _ := filepath.Rel(n.dir, path)
 		files[name] = string(b)
 		return err
