@@ -67,6 +67,8 @@ type Config struct {
 	Labels map[string]string
 	// Attachments is the runtime's list of live attachments. It is set by GC only.
 	Attachments Attachments
+	// PrevResult is what the plugins before returned, as JSON; nil without any.
+	PrevResult json.RawMessage
 }
 
 // Attachments is what a GC says about the attachments that are still valid.
@@ -119,6 +121,7 @@ type raw struct {
 	// libcni sends the list under both names (containernetworking/cni#1101).
 	ValidAttachments  json.RawMessage `json:"cni.dev/valid-attachments"`
 	LegacyAttachments json.RawMessage `json:"cni.dev/attachments"`
+	PrevResult        json.RawMessage `json:"prevResult"`
 }
 
 // Parse reads and validates a network configuration. Every wrong value is
@@ -143,6 +146,9 @@ func Parse(stdin []byte) (Config, error) {
 	)
 	if err != nil {
 		return Config{}, err
+	}
+	if string(in.PrevResult) != "null" {
+		c.PrevResult = in.PrevResult
 	}
 	c.Attachments, err = attachments(in.ValidAttachments, in.LegacyAttachments)
 	if err != nil {

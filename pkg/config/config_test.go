@@ -45,7 +45,7 @@ func TestDefaults(t *testing.T) {
 	}
 	for _, stdin := range []string{
 		`{"cniVersion": "1.1.0", "name": "net"}`,
-		`{"cniVersion": "1.1.0", "name": "net", "type": 7, "prevResult": [], "unknown": {}, "args": {"other": 1}, "runtimeConfig": null}`,
+		`{"cniVersion": "1.1.0", "name": "net", "type": 7, "prevResult": null, "unknown": {}, "args": {"other": 1}, "runtimeConfig": null}`,
 		`{"cniVersion": "1.1.0", "name": "net", "args": {"cni": {"labels": null}}}`,
 		`{"cniVersion": "1.1.0", "name": "net", "args": {"cni": 7}}`,
 		`{"cniVersion": "1.1.0", "name": "net", "args": 7}`,

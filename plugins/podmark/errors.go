@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"strings"
 
@@ -58,13 +57,6 @@ func coded(err error) error {
 		}
 	}
 	return types.NewError(types.ErrIOFailure, "podmark failed", err.Error())
-}
-
-func decode(stdin []byte, conf *types.PluginConf) error {
-	if err := json.Unmarshal(stdin, conf); err != nil {
-		return types.NewError(types.ErrDecodingFailure, "reading network configuration", err.Error())
-	}
-	return nil
 }
 
 // podOf reads the pod's namespace and name from CNI_ARGS. Both are empty when

@@ -6,6 +6,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -130,7 +131,7 @@ func cmdAdd(ctx context.Context, c *call) error {
 		return err
 	}
 	c.log = c.log.With("id", r.ID, "mark", c.config.Layout.ID(r.ID).String())
-	return types.PrintResult(result, c.config.CNIVersion)
+	return handOn(c, result)
 }
 
 func cmdDel(ctx context.Context, c *call) error {
@@ -190,28 +191,30 @@ func cmdStatus(ctx context.Context, c *call) error {
 	return nil
 }
 
-// attachment reads the endpoint that the plugins before us made.
-func attachment(c *call) (types.Result, endpoint.Endpoint, endpoint.Counters, error) {
-	none := endpoint.Counters{}
-	conf := types.PluginConf{}
-	if err := decode(c.StdinData, &conf); err != nil {
-		return nil, endpoint.Endpoint{}, none, err
+// attachment reads the endpoint that the plugins before us made, and what they
+// returned. Its fields are the same in all versions we support.
+func attachment(c *call) (result types100.Result, e endpoint.Endpoint, counters endpoint.Counters, err error) {
+	if c.config.PrevResult == nil {
+		return result, e, counters, types.NewError(types.ErrInvalidNetworkConfig, "no prevResult: podmark is a chained plugin", "list it in a conflist behind the plugin that makes the interface, such as ptp or bridge")
 	}
-	if conf.RawPrevResult == nil {
-		return nil, endpoint.Endpoint{}, none, types.NewError(types.ErrInvalidNetworkConfig, "no prevResult: podmark is a chained plugin", "list it in a conflist behind the plugin that makes the interface, such as ptp or bridge")
+	if err := json.Unmarshal(c.config.PrevResult, &result); err != nil {
+		return result, e, counters, types.NewError(types.ErrDecodingFailure, "reading prevResult", err.Error())
 	}
-	if err := version.ParsePrevResult(&conf); err != nil {
-		return nil, endpoint.Endpoint{}, none, types.NewError(types.ErrDecodingFailure, "reading prevResult", err.Error())
-	}
-	result, err := types100.NewResultFromResult(conf.PrevResult)
-	if err != nil {
-		return nil, endpoint.Endpoint{}, none, types.NewError(types.ErrDecodingFailure, "converting prevResult", err.Error())
-	}
-	e, counters, err := endpoint.FromResult(result, c.Netns, c.IfName)
-	if err != nil {
-		return nil, endpoint.Endpoint{}, none, err
+	if e, counters, err = endpoint.FromResult(&result, c.Netns, c.IfName); err != nil {
+		return result, e, counters, err
 	}
 	e.Namespace, e.Pod = podOf(c.Args)
 	e.Labels = c.config.Labels
-	return conf.PrevResult, e, counters, nil
+	return result, e, counters, nil
+}
+
+// handOn prints what the plugins before us returned: as it is, with what we do not
+// know in it, unless it is of another version than the runtime wants.
+func handOn(c *call, result types100.Result) error {
+	if result.CNIVersion == c.config.CNIVersion {
+		_, err := os.Stdout.Write(append(c.config.PrevResult, '\n'))
+		return err
+	}
+	result.CNIVersion = types100.ImplementedSpecVersion
+	return types.PrintResult(&result, c.config.CNIVersion)
 }

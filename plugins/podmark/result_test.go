@@ -19,6 +19,7 @@ func (p *pod) result(version string) conf {
 	}
 	r["routes"] = []conf{{"dst": "0.0.0.0/0", "gw": "10.1.0.1"}}
 	r["dns"] = conf{"nameservers": []string{"10.96.0.10"}, "search": []string{"svc.cluster.local"}}
+	r["unknown"] = conf{"kept": true}
 	if version == "1.1.0" {
 		r["interfaces"].([]conf)[1]["mtu"] = 1400
 		r["routes"].([]conf)[0]["mtu"] = 1300
@@ -66,6 +67,32 @@ func TestPrevResultIsReturned(t *testing.T) {
 			if out := p.del(keys).ok(t).stdout; out != "" {
 				t.Errorf("DEL printed %q", out)
 			}
+		})
+	}
+}
+
+// A prevResult that says another version than the runtime wants, or none, is
+// returned as the runtime wants it.
+func TestPrevResultOfAnotherVersion(t *testing.T) {
+	n := newNode(t, nftables)
+	for _, c := range []struct{ wants, says string }{{"1.0.0", ""}, {"0.4.0", ""}, {"1.1.0", "1.0.0"}, {"1.0.0", "0.4.0"}} {
+		n.run(t, c.wants+" and "+c.says, func(t *testing.T) {
+			p := n.addPod()
+			says, wants := p.result(c.says), p.result(c.wants)
+			if c.says == "" {
+				says = p.result(c.wants)
+				delete(says, "cniVersion")
+			}
+			delete(wants, "unknown")
+			got := p.add(conf{"cniVersion": c.wants, "prevResult": says}).ok(t).stdout
+			if c.wants == "1.1.0" { // which knows more than the other says
+				delete(wants["interfaces"].([]conf)[1], "mtu")
+				delete(wants["routes"].([]conf)[0], "mtu")
+			}
+			if diff := cmp.Diff(normal(t, wants), normal(t, got)); diff != "" {
+				t.Errorf("result differs:\n%s", diff)
+			}
+			p.del(conf{"cniVersion": c.wants}).ok(t)
 		})
 	}
 }

@@ -29,6 +29,27 @@ var (
 	hookUnmark  = hook{nftables.ChainHookOutput, 101, "type filter hook output priority 101; policy accept;"}
 )
 
+// frameUses says how many rules each static chain has, with the jumps that lead to
+// it, as the kernel counts them. An ADD asks for the counts and renders no frame: that
+// takes longer than the kernel's answer.
+var frameUses = map[string]int{
+	chainTracked: 5, chainClassify: 9, chainOrigin: 8, chainEgress: 4, chainIngress: 5, chainInput: 6,
+	chainHost: 4, chainForward: 7, chainOutput: 7, chainUnmark: 1, chainBridge: 1, chainGuard: 8,
+}
+
+// frameChains names the static chains.
+func frameChains() []chain {
+	var out []chain
+	for name := range frameUses {
+		c := chain{table: inet, name: name}
+		if name == chainBridge || name == chainGuard {
+			c.table = bridge
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
 // frame renders the static chains: all that does not depend on who is on the node.
 func frame(s desired.State) []chain {
 	none, outside, epoch := s.Layout.ID(mark.None), s.Layout.ID(mark.Outside), s.Layout.Mark(s.Epoch)

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/nftables/expr"
 
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
@@ -48,6 +49,38 @@ func TestFrame(t *testing.T) {
 	if diff := cmp.Diff(string(want), got); diff != "" {
 		t.Errorf("the frame differs from %s:\n%s", golden, diff)
 	}
+}
+
+func TestFrameUses(t *testing.T) {
+	chains := frame(node(t, 0xffff0000))
+	want := map[string]int{}
+	for _, c := range chains {
+		want[c.name] = len(c.rules)
+		for _, other := range chains {
+			for _, r := range other.rules {
+				want[c.name] += r.references(c.name)
+			}
+		}
+		if !slices.ContainsFunc(frameChains(), func(f chain) bool { return f.name == c.name && f.table == c.table }) {
+			t.Errorf("frameChains lacks %s", path(c.table, c.name))
+		}
+	}
+	if diff := cmp.Diff(want, frameUses); diff != "" {
+		t.Errorf("frameUses is not what frame renders:\n%s", diff)
+	}
+}
+
+// references counts the rule's jumps and gotos to a chain.
+func (r rule) references(name string) int {
+	n := 0
+	for _, p := range r.parts {
+		for _, e := range p.exprs {
+			if v, ok := e.(*expr.Verdict); ok && v.Chain == name {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // No hook goes to a chain: where that ends, the hook ends too, and accepts.

@@ -65,19 +65,6 @@ func (r rule) String() string {
 	return strings.Join(words, " ")
 }
 
-// references counts the rule's jumps and gotos to a chain.
-func (r rule) references(name string) int {
-	n := 0
-	for _, p := range r.parts {
-		for _, e := range p.exprs {
-			if v, ok := e.(*expr.Verdict); ok && v.Chain == name {
-				n++
-			}
-		}
-	}
-	return n
-}
-
 func rules(lists ...[]part) []rule {
 	out := make([]rule, 0, len(lists))
 	for _, parts := range lists {
