@@ -29,7 +29,28 @@ func (n Node) Add(ctx context.Context, settings Settings, r ident.Record, sent f
 		return ident.Record{}, err
 	}
 	defer unlock()
-	f, changed, err := n.adopt(settings)
+	return n.add(ctx, settings, r, false, sent)
+}
+
+// Adopt is Add for an endpoint that is running already, unmarked and unpoliced: its
+// port is never closed, and its connections are judged from their next packet on.
+// It reports whether there was anything to do: an attachment that is known is none.
+func (n Node) Adopt(ctx context.Context, settings Settings, r ident.Record) (added ident.Record, adopted bool, err error) {
+	unlock, err := n.lock(ctx)
+	if err != nil {
+		return ident.Record{}, false, err
+	}
+	defer unlock()
+	if old, err := n.Store.Get(r.Key); err == nil && old.Committed {
+		return old, false, nil
+	}
+	r, err = n.add(ctx, settings, r, true, func() (bool, error) { return true, nil })
+	return r, err == nil, err
+}
+
+// add is Add with the lock held, or Adopt of a running endpoint.
+func (n Node) add(ctx context.Context, settings Settings, r ident.Record, running bool, sent func() (bool, error)) (ident.Record, error) {
+	f, changed, err := n.agree(settings)
 	if err != nil {
 		return ident.Record{}, err
 	}
@@ -53,18 +74,22 @@ func (n Node) Add(ctx context.Context, settings Settings, r ident.Record, sent f
 		return ident.Record{}, err
 	}
 	n.step("reserved")
-	if err := port.Close(r.Endpoint); err != nil {
-		return ident.Record{}, err
+	open := port.Hold
+	if !running {
+		open = port.Open
+		if err := port.Close(r.Endpoint); err != nil {
+			return ident.Record{}, err
+		}
+		n.step("closed")
 	}
-	n.step("closed")
 	// The group keeps others from reaching a routed port, so no flow is judged
 	// anew before the elements are there. A bridge port keeps the endpoint from
-	// sending, so its flows wait for the elements.
-	if r.Routed() {
-		err = n.unjudge(r, settings.Layout, before, sent)
-	}
-	if err != nil {
-		return ident.Record{}, err
+	// sending, so its flows wait for the elements, as those of a running one do.
+	closed := r.Routed() && !running
+	if closed {
+		if err := n.unjudge(r, settings.Layout, before, sent); err != nil {
+			return ident.Record{}, err
+		}
 	}
 	if err := n.Store.Own(r); err != nil {
 		return ident.Record{}, err
@@ -73,12 +98,12 @@ func (n Node) Add(ctx context.Context, settings Settings, r ident.Record, sent f
 	if err := n.update(ctx, f, before, kept, r); err != nil {
 		return ident.Record{}, err
 	}
-	if !r.Routed() {
+	if !closed {
 		if err := n.unjudge(r, settings.Layout, before, sent); err != nil {
 			return ident.Record{}, err
 		}
 	}
-	if err := port.Open(r.Endpoint); err != nil {
+	if err := open(r.Endpoint); err != nil {
 		return ident.Record{}, err
 	}
 	n.step("opened")
@@ -177,7 +202,7 @@ func (n Node) Delete(ctx context.Context, key ident.Key) (left, err error) {
 	}
 	defer unlock()
 	again, err := n.Store.Get(key)
-	if err != nil || again.Committed || again.ID != r.ID {
+	if err != nil || again.Committed {
 		return left, nil // somebody else finished, or added it anew
 	}
 	if err := n.Store.Release(again); err != nil {

@@ -48,6 +48,15 @@ type Settings struct {
 	Backend   config.Backend
 }
 
+// SettingsOf takes the node's part out of a network configuration.
+func SettingsOf(c config.Config) Settings {
+	s := Settings{Layout: c.Layout, Backend: c.Backend}
+	for _, r := range c.NodePorts {
+		s.NodePorts = append(s.NodePorts, desired.PortRange{First: r.First, Last: r.Last})
+	}
+	return s
+}
+
 // file is node.json: what the node enforces besides its attachments.
 type file struct {
 	Mask      uint32              `json:"mask"`
@@ -61,6 +70,8 @@ type file struct {
 	Auto     Kind             `json:"auto,omitempty"`
 	Former   []Kind           `json:"former,omitempty"`
 	Policies desired.Policies `json:"policies"`
+	// Moving is set while endpoints move to another mask, which Mask is already.
+	Moving *moving `json:"moving,omitempty"`
 	// Synced is false from the moment something whole-node was decided until the
 	// kernel has it. Whoever comes next finishes that first.
 	Synced bool `json:"synced"`
@@ -80,6 +91,13 @@ func (f file) node() (desired.Node, error) {
 		return desired.Node{}, fmt.Errorf("%w: %s: there is no backend %q", ident.ErrDamaged, ident.NodeFile, f.Backend)
 	}
 	node := desired.Node{Layout: layout, Epoch: f.Epoch, NodePorts: f.NodePorts, SCTPPorts: f.NodePorts}
+	if f.Moving != nil {
+		former, err := mark.NewLayout(f.Moving.Mask)
+		if err != nil {
+			return desired.Node{}, fmt.Errorf("%w: %s: %w", ident.ErrDamaged, ident.NodeFile, err)
+		}
+		node.Layout, node.Former = node.Layout.Over(former), former
+	}
 	if f.Ports != nil {
 		node.NodePorts, node.SCTPPorts = f.Ports.Ranges, f.Ports.SCTP
 	}
@@ -125,9 +143,9 @@ func (n Node) save(f file) error {
 	return n.Store.Write(ident.NodeFile, b)
 }
 
-// adopt loads node.json and makes it agree with settings, deciding the backend
+// agree loads node.json and makes it agree with settings, deciding the backend
 // if nobody has. What it changed is unsynced and not saved yet.
-func (n Node) adopt(settings Settings) (f file, changed bool, err error) {
+func (n Node) agree(settings Settings) (f file, changed bool, err error) {
 	f, err = n.load()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return file{}, false, err
@@ -141,7 +159,7 @@ func (n Node) adopt(settings Settings) (f file, changed bool, err error) {
 		case !empty && f.Mask == 0:
 			return file{}, false, fmt.Errorf("%w: %s is missing although there are attachments; %s", ident.ErrDamaged, ident.NodeFile, startOver)
 		case !empty:
-			return file{}, false, fmt.Errorf("%w: it is %#x and the node's endpoints were given IDs in %#x; set it back, or drain the node first", ErrLayout, settings.Layout.Mask(), f.Mask)
+			return file{}, false, fmt.Errorf("%w: it is %#x and the node's endpoints were given IDs in %#x; podmarkd moves them once every network says so; without it set the mask back, or drain the node first", ErrLayout, settings.Layout.Mask(), f.Mask)
 		}
 		f.Mask, f.Epoch, changed = settings.Layout.Mask(), 1, true
 		// Of another mask, or of an earlier life of podmark.
@@ -194,8 +212,24 @@ func (n Node) owned(r ident.Record) ident.Record {
 }
 
 // sync brings the whole node to what f and the attachments say, with those of
-// coming among them, and notes it in f.
+// coming among them, and notes it in f. A node that is moving arrives.
 func (n Node) sync(ctx context.Context, f file, coming ...ident.Record) (file, error) {
+	if f.Moving == nil {
+		return n.write(ctx, f, coming...)
+	}
+	f, err := n.write(ctx, f)
+	if err != nil {
+		return f, err
+	}
+	n.step("understands both")
+	if f, err = n.arrive(f); err != nil {
+		return f, err
+	}
+	return n.write(ctx, f, coming...)
+}
+
+// write makes the kernel hold what f and the attachments say, and notes that in f.
+func (n Node) write(ctx context.Context, f file, coming ...ident.Record) (file, error) {
 	state, err := n.state(f, coming...)
 	if err != nil {
 		return f, err
@@ -214,7 +248,7 @@ func (n Node) sync(ctx context.Context, f file, coming ...ident.Record) (file, e
 	if err := n.removeFormer(ctx, f); err != nil {
 		return f, err
 	}
-	f.Former, f.Synced = nil, true
+	f.Former, f.Synced = nil, f.Moving == nil
 	return f, n.save(f)
 }
 
@@ -231,7 +265,20 @@ func (n Node) state(f file, coming ...ident.Record) (desired.State, error) {
 	if err != nil {
 		return desired.State{}, err
 	}
-	return desired.Build(node, f.Policies, append(records, coming...)), nil
+	former := map[ident.Key]mark.ID{}
+	for i, r := range records {
+		if f.Moving == nil {
+			break
+		}
+		if id, ok := f.Moving.IDs[r.Hash()]; ok {
+			records[i].ID, former[r.Key] = id.To, id.From
+		}
+	}
+	s := desired.Build(node, f.Policies, append(records, coming...))
+	for i, e := range s.Endpoints {
+		s.Endpoints[i].FormerID = former[e.Key]
+	}
+	return s, nil
 }
 
 // share derives the part of the state that is these records'. It knows the

@@ -42,7 +42,10 @@ func (n Node) SetPolicies(ctx context.Context, settings Settings, policies desir
 	defer unlock()
 	f, err := n.load()
 	if errors.Is(err, fs.ErrNotExist) {
-		f, _, err = n.adopt(settings)
+		f, _, err = n.agree(settings)
+	}
+	if err == nil && f.Moving != nil {
+		f, err = n.sync(ctx, f)
 	}
 	if err != nil {
 		return Applied{}, err

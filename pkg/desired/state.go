@@ -42,6 +42,9 @@ func (d Direction) String() string {
 // Node is what the node itself contributes to a State.
 type Node struct {
 	Layout mark.Layout
+	// Former is the layout of which packets on their way may carry an endpoint's
+	// FormerID, while the node moves to another one; zero when it does not.
+	Former mark.Layout
 	// Epoch is the number of the policy in force, 1 to Layout.Max().
 	Epoch uint32
 	// NodePorts are the ports on which a packet to a host address may be for a
@@ -75,6 +78,8 @@ type State struct {
 // Endpoint is one attachment with what the policies make of it.
 type Endpoint struct {
 	ident.Record
+	// FormerID is the endpoint's ID in the node's Former layout, if there is one.
+	FormerID mark.ID
 	// Profiles holds the endpoint's profile per Direction; empty is "not isolated".
 	Profiles [2]ProfileID
 	// Peers are the peer sets that hold the endpoint's addresses.

@@ -295,6 +295,20 @@ func (s Store) free(layout mark.Layout) (mark.ID, error) {
 
 func (s Store) idPath(id mark.ID) string { return s.path(idsDir, strconv.FormatUint(uint64(id), 10)) }
 
+// Renumber gives the attachment whose file is hash another ID. The ID it had is left
+// to a Sweep: it may be another's by now. Errors: fs.ErrNotExist, ErrDamaged.
+func (s Store) Renumber(hash string, id mark.ID) error {
+	r, err := s.readRecord(s.path(attachmentsDir, hash))
+	if err != nil {
+		return err
+	}
+	if err := replaceLink(target(hash), s.idPath(id)); err != nil {
+		return fmt.Errorf("giving ID %d to %s: %w", id, r.Key, err)
+	}
+	r.ID = id
+	return s.Put(r)
+}
+
 // target is what the links of ids and addresses point to.
 func target(hash string) string { return filepath.Join("..", attachmentsDir, hash) }
 

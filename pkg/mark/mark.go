@@ -46,6 +46,8 @@ func (m Mark) String() string {
 // Layout is a validated IptablesMarkMask.
 type Layout struct {
 	mask uint32
+	// besides are bits that every mark of the layout has at zero.
+	besides uint32
 }
 
 // NewLayout accepts any mask of at least two bits, contiguous or not, that
@@ -69,8 +71,15 @@ func ParseMask(s string) (uint32, error) {
 	return uint32(n), nil
 }
 
-// Mask returns the bits of the layout.
-func (l Layout) Mask() uint32 { return l.mask }
+// Mask returns the bits that marks of the layout speak about.
+func (l Layout) Mask() uint32 { return l.mask | l.besides }
+
+// Over is the layout while packets still carry marks of another one: it has the same
+// numbers in the same bits, and its marks say of the other's bits that they are zero.
+func (l Layout) Over(former Layout) Layout {
+	l.besides |= former.Mask() &^ l.mask
+	return l
+}
 
 // Max is the highest number that fits: 2^n - 1 for a mask of n bits.
 func (l Layout) Max() uint32 {
@@ -86,7 +95,7 @@ func (l Layout) Mark(n uint32) Mark {
 	if n > l.Max() {
 		panic(fmt.Sprintf("mark: number %d does not fit mask %#x", n, l.mask))
 	}
-	m := Mark{Mask: l.mask}
+	m := Mark{Mask: l.Mask()}
 	for rest := l.mask; rest != 0; rest &= rest - 1 {
 		if n&1 != 0 {
 			m.Value |= rest & -rest

@@ -2,8 +2,8 @@
 //
 // A flow that was judged and allowed carries the policy epoch in its conntrack
 // mark. [Unjudge] takes it off the flows of one address, [Clear] takes a number
-// off the flows that carry it, so that it can be given out again, and [Forget] drops the flows
-// of an address that is nobody's any more.
+// off the flows that carry it, so that it can be given out again, [Strip] only some
+// of its bits, and [Forget] drops the flows of an address that is nobody's any more.
 //
 // Attribute numbers: include/uapi/linux/netfilter/nfnetlink_conntrack.h.
 package conntrack
@@ -167,7 +167,11 @@ func sourceFilter(tuple, asked, other uint16, addr netip.Addr) func(*netlink.Att
 
 // Clear sets the bits of m.Mask to zero in the mark of every flow that has
 // m.Value there. Other bits stay.
-func Clear(m mark.Mark) error {
+func Clear(m mark.Mark) error { return Strip(m, m.Mask) }
+
+// Strip sets bits to zero in the mark of every flow that has m.Value in the bits of
+// m.Mask. Other bits stay.
+func Strip(m mark.Mark, bits uint32) error {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return fmt.Errorf("connecting to conntrack: %w", err)
@@ -181,11 +185,11 @@ func Clear(m mark.Mark) error {
 		return fmt.Errorf("listing flows with mark %s: %w", m, err)
 	}
 	for _, f := range flows {
-		if f.mark&m.Mask != m.Value {
+		if f.mark&m.Mask != m.Value || f.mark&bits == 0 {
 			continue
 		}
-		if err := f.setMark(c, mark.Mark{Mask: m.Mask}); err != nil {
-			return fmt.Errorf("clearing mark %s of a flow: %w", m, err)
+		if err := f.setMark(c, mark.Mark{Mask: bits}); err != nil {
+			return fmt.Errorf("clearing bits %#x of a flow with mark %s: %w", bits, m, err)
 		}
 	}
 	return nil

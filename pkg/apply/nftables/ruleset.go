@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/mark"
 )
 
 // ruleset is what our two tables hold.
@@ -130,10 +131,21 @@ func setsOf(s desired.State) []set {
 // placed are the elements that the endpoints of s bring, by set.
 func placed(s desired.State, n numbers) map[string]elements {
 	out := map[string]elements{}
+	put := func(to set, e element) { out[to.name] = out[to.name].with(e) }
 	for _, e := range s.Endpoints {
-		place(s, e, n, func(to set, e element) { out[to.name] = out[to.name].with(e) })
+		place(s, e, n, put)
+	}
+	if s.Former.Mask() != 0 {
+		for _, f := range []family{v4, v6} { // which no profile is for
+			put(egress(), carrying(f, s.Former.ID(mark.Outside).Value, none))
+		}
 	}
 	return out
+}
+
+// carrying leads from a mark that packets carry to the egress profile.
+func carrying(f family, fwmark, number uint32) element {
+	return leading(key([]byte{f.number()}, native(fwmark)), fmt.Sprintf("ipv%s . %s", f.digit, hex(fwmark)), none, number)
 }
 
 // place puts one endpoint into the sets. One without an address has nothing there.
@@ -146,7 +158,10 @@ func place(s desired.State, e desired.Endpoint, n numbers, put func(set, element
 	for _, a := range e.Addresses {
 		f := familyOf(a)
 		number := n.of(desired.Egress, f, e.Profiles[desired.Egress])
-		put(egress(), leading(key([]byte{f.number()}, native(id)), fmt.Sprintf("ipv%s . %s", f.digit, hex(id)), none, number))
+		put(egress(), carrying(f, id, number))
+		if e.FormerID != mark.None {
+			put(egress(), carrying(f, s.Former.ID(e.FormerID).Value, number))
+		}
 		at := key(ifname(e.Interface), a.AsSlice())
 		text := fmt.Sprintf("%q . %s", e.Interface, a)
 		put(ingress(f), leading(at, text, none, n.of(desired.Ingress, f, e.Profiles[desired.Ingress])))

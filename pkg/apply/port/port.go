@@ -40,15 +40,21 @@ const (
 
 // Close makes the endpoint's port pass nothing until [Open] and, when it is
 // routed, the backend has its element.
-func Close(e endpoint.Endpoint) error {
+func Close(e endpoint.Endpoint) error { return guard(e, stateListening) }
+
+// Hold guards a port as Close and Open do together, without closing it: for an
+// endpoint that is running. When it is routed, the backend has its element.
+func Hold(e endpoint.Endpoint) error { return guard(e, stateForwarding) }
+
+func guard(e endpoint.Endpoint, state byte) error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE) // one socket for both requests
 	if err != nil {
-		return fmt.Errorf("closing port %q: %w", e.Port, err)
+		return fmt.Errorf("guarding port %q: %w", e.Port, err)
 	}
 	defer h.Close()
 	link, err := h.LinkByName(e.Port)
 	if err != nil {
-		return fmt.Errorf("closing port %q: %w", e.Port, err)
+		return fmt.Errorf("guarding port %q: %w", e.Port, err)
 	}
 	if e.Routed() {
 		if link.Attrs().Group == Group {
@@ -59,15 +65,16 @@ func Close(e endpoint.Endpoint) error {
 		}
 		return nil
 	}
-	if err := setBridgePort(link, stateListening, true); err != nil {
-		return fmt.Errorf("blocking bridge port %q: %w", e.Port, err)
-	}
 	entry, err := forwardingEntry(e, link)
 	if err != nil {
 		return err
 	}
+	// First the entry: a locked port takes no frame without one.
 	if err := netlink.NeighSet(entry); err != nil {
 		return fmt.Errorf("holding bridge port %q to MAC %s: %w", e.Port, e.MAC, err)
+	}
+	if err := setBridgePort(link, state, true); err != nil {
+		return fmt.Errorf("locking bridge port %q: %w", e.Port, err)
 	}
 	return nil
 }
