@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/ident"
 )
 
 // Keeper looks after one node.
@@ -23,6 +25,10 @@ type Keeper struct {
 	// something else; nil where they never do.
 	Ports   func() PortOptions
 	Changed <-chan struct{}
+	// ConfDir is the runtime's folder of network configurations, and Cache libcni's:
+	// from them a changed mask is known, and pods that were there before podmark.
+	// Without them, empty, that is not done.
+	ConfDir, Cache string
 	// CollectAfter is how long a pod must have been gone until what its DEL should
 	// have taken back is collected; 0 for never.
 	CollectAfter time.Duration
@@ -42,6 +48,12 @@ type Look struct {
 	Mode  Mode
 	Ports Decision
 	Kept  apply.Kept
+	// Moved is the mask that the endpoints were moved to; 0 when they were not.
+	Moved uint32
+	// Adopted are the pods from before podmark that have an ID now, and Unadopted is
+	// why others have none, told once for each.
+	Adopted   []ident.Record
+	Unadopted error
 	// Collected is what pods had left that no DEL came for.
 	Collected apply.Collected
 	Took      time.Duration
@@ -70,17 +82,25 @@ func (k Keeper) Run(ctx context.Context) error {
 	if err := watch(ctx, k.Log, tell); err != nil {
 		return err
 	}
+	if k.ConfDir != "" {
+		go watchFolder(ctx, k.ConfDir, k.Interval, func() { tell(Configured) })
+	}
 	c := collector{after: k.CollectAfter}
+	a := adopter{cache: k.Cache, every: k.Interval}
 	for reason := Started; ctx.Err() == nil; {
-		look := k.look(ctx, reason)
+		look := k.look(ctx, reason, &a)
 		if k.CollectAfter > 0 && look.Err == nil && !look.Idle {
 			look.Collected, look.Err = c.collect(ctx, k.Node, time.Now())
 		}
+		look.Took = time.Since(look.Time)
 		if k.Looked != nil && ctx.Err() == nil {
 			k.Looked(look)
 		}
 		wait(ctx, max(leastPause, pauseRatio*look.Took))
 		next := k.Interval
+		if len(a.seen) > 0 {
+			next = min(next, max(0, time.Until(a.next)))
+		}
 		if reason != Waited {
 			next = min(next, follow)
 		}
@@ -104,19 +124,33 @@ func wait(ctx context.Context, d time.Duration) {
 }
 
 // look finds out what is so, and has what follows from it carried out.
-func (k Keeper) look(ctx context.Context, reason Reason) (l Look) {
+func (k Keeper) look(ctx context.Context, reason Reason, a *adopter) (l Look) {
 	l = Look{Time: time.Now(), Reason: reason}
-	defer func() { l.Took = time.Since(l.Time) }()
+	networks, unread := networks(k.ConfDir, k.Node.Store.Dir())
+	l.Err = errors.Join(unread, k.keep(ctx, &l, networks))
+	l.Adopted, l.Unadopted = a.adopt(ctx, k.Node, networks, l.Time)
+	return l
+}
+
+// keep moves the endpoints to the mask that the networks want, and has missing
+// things put back.
+func (k Keeper) keep(ctx context.Context, l *Look, networks map[string]config.Config) error {
 	facts, unread := readFacts()
 	l.Mode = facts.mode()
 	configured, err := k.Node.Configured()
 	if errors.Is(err, fs.ErrNotExist) {
 		l.Idle = true
-		return l
+		return nil
 	}
 	if err != nil {
-		l.Err = err
-		return l
+		return err
+	}
+	layout, errMask := layoutOf(networks)
+	if errMask == nil && layout.Mask() != 0 {
+		var moved bool
+		if moved, errMask = k.Node.SetMask(ctx, layout); moved {
+			l.Moved = layout.Mask()
+		}
 	}
 	// What cannot be read does not keep from repairing: the NodePorts stay as they are.
 	var ports *apply.Ports
@@ -125,6 +159,5 @@ func (k Keeper) look(ctx context.Context, reason Reason) (l Look) {
 		ports = &apply.Ports{Ranges: l.Ports.Ranges, SCTP: l.Ports.SCTP, Source: l.Ports.Source}
 	}
 	l.Kept, err = k.Node.Keep(ctx, ports)
-	l.Err = errors.Join(unread, err)
-	return l
+	return errors.Join(unread, errMask, err)
 }

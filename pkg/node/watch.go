@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -20,7 +21,9 @@ const (
 	Changed Reason = "link or address"
 	Written Reason = "nf_tables"
 	Said    Reason = "NodePort source"
-	Waited  Reason = "interval"
+	// Configured is a network configuration.
+	Configured Reason = "network configuration"
+	Waited     Reason = "interval"
 )
 
 // group is a notification of the kernel: include/uapi/linux/rtnetlink.h and
@@ -69,4 +72,25 @@ func watch(ctx context.Context, log *slog.Logger, tell func(Reason)) error {
 		}()
 	}
 	return nil
+}
+
+// watchFolder calls tell when something in a folder changes, until ctx is done. The
+// folder may come and go: it is looked for every so often.
+func watchFolder(ctx context.Context, dir string, every time.Duration, tell func()) {
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		return // the folder is read now and then anyway
+	}
+	defer w.Close()
+	for ctx.Err() == nil {
+		_ = w.Add(dir)
+		select {
+		case <-ctx.Done():
+		case <-w.Events:
+			tell()
+		case <-w.Errors:
+			tell()
+		case <-time.After(every):
+		}
+	}
 }

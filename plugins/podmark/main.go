@@ -21,7 +21,6 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/config"
-	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/pkg/ident"
 )
@@ -67,14 +66,6 @@ type call struct {
 // key identifies the attachment the runtime speaks of.
 func (c call) key() ident.Key {
 	return ident.Key{Network: c.config.Network, ContainerID: c.ContainerID, IfName: c.IfName}
-}
-
-func (c call) settings() apply.Settings {
-	s := apply.Settings{Layout: c.config.Layout, Backend: c.config.Backend}
-	for _, r := range c.config.NodePorts {
-		s.NodePorts = append(s.NodePorts, desired.PortRange{First: r.First, Last: r.Last})
-	}
-	return s
 }
 
 // verb wraps a command with what all have in common: the configuration, the
@@ -127,7 +118,7 @@ func cmdAdd(ctx context.Context, c *call) error {
 	}
 	defer counters.Close()
 	r := ident.Record{Key: c.key(), Endpoint: e, Netns: c.Netns, Policed: c.config.Policy != config.PolicyNone}
-	if r, err = c.node.Add(ctx, c.settings(), r, counters.HasSent); err != nil {
+	if r, err = c.node.Add(ctx, apply.SettingsOf(c.config), r, counters.HasSent); err != nil {
 		return err
 	}
 	c.log = c.log.With("id", r.ID, "mark", c.config.Layout.ID(r.ID).String())
@@ -181,7 +172,7 @@ func cmdGC(ctx context.Context, c *call) error {
 }
 
 func cmdStatus(ctx context.Context, c *call) error {
-	err := c.node.Status(ctx, c.settings())
+	err := c.node.Status(ctx, apply.SettingsOf(c.config))
 	if errors.Is(err, context.DeadlineExceeded) {
 		return nil // slow is not unavailable
 	}

@@ -40,6 +40,8 @@ func run(m *testing.M) int {
 		{"-o", filepath.Join(dir, "podmark"), "."},
 		{"-o", filepath.Join(dir, "fault", "podmark"), "-tags", "podmark_fault", "."},
 		{"-o", filepath.Join(dir, "podmarkctl"), "../podmarkctl"},
+		{"-o", filepath.Join(dir, "podmarkd"), "../podmarkd"},
+		{"-o", filepath.Join(dir, "fault", "podmarkd"), "-tags", "podmark_fault", "../podmarkd"},
 	} {
 		cmd := exec.Command("go", append([]string{"build"}, args...)...)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containernetworking/cni/libcni"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"k8s.io/client-go/rest"
@@ -30,6 +31,7 @@ type daemonOptions struct {
 	*options
 	interval  time.Duration
 	collect   time.Duration
+	cache     string
 	portRange []string
 	portMode  string
 	// Where NodePorts are looked for, besides.
@@ -76,6 +78,7 @@ SIGINT, 2 wrong usage or failure.`,
 	flags := cmd.Flags()
 	flags.DurationVar(&o.interval, "interval", 10*time.Second, "how long the node is left alone when the kernel notifies of nothing")
 	flags.DurationVar(&o.collect, "collect-after", 5*time.Minute, "how long interface and network namespace of a pod must have been gone until it is deleted without a DEL; 0 for never")
+	flags.StringVar(&o.cache, "cni-cache-dir", libcni.CacheDir, "where the runtime notes what plugins returned: from there pods are adopted that were there before podmark; empty for no adoption")
 	flags.StringSliceVar(&o.portRange, "node-port-ranges", nil, "NodePort ranges, as 30000-32767 (default the plugin's kubeNodePortRanges)")
 	flags.StringVar(&o.portMode, "node-port-mode", "", "exact, the default: only the ports in use count as NodePorts; range: the whole ranges")
 	flags.StringVar(&o.configFile, "config", "", "YAML file with nodePortRanges and nodePortMode, read again whenever it changes")
@@ -144,7 +147,7 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 	m := newMetrics(n)
 	status := node.Status{PID: os.Getpid(), Version: version(), Started: time.Now()}
 	changed := make(chan struct{}, 1)
-	k := node.Keeper{Node: n, Interval: o.interval, CollectAfter: o.collect, Log: log, Changed: changed}
+	k := node.Keeper{Node: n, Interval: o.interval, CollectAfter: o.collect, Log: log, Changed: changed, ConfDir: o.install.confDir, Cache: o.cache}
 	k.Ports = func() node.PortOptions { return ports.Current().Options() }
 	k.Looked = func(l node.Look) {
 		m.looked(l)
@@ -204,6 +207,15 @@ func logLook(log *slog.Logger, before node.Status, l node.Look) {
 	}
 	if l.Kept.Missing != nil {
 		log.Warn("repaired", "missing", l.Kept.Missing, "reason", l.Reason)
+	}
+	if l.Moved != 0 {
+		log.Warn("moved the endpoints to another mask", "iptablesMarkMask", fmt.Sprintf("%#x", l.Moved))
+	}
+	if l.Unadopted != nil {
+		log.Warn("a pod from before podmark has no ID", "error", l.Unadopted)
+	}
+	for _, r := range l.Adopted {
+		log.Info("adopted", "attachment", r.Key.String(), "pod", r.Namespace+"/"+r.Pod, "id", r.ID)
 	}
 	for _, r := range l.Collected.Attachments {
 		log.Warn("collected", "attachment", r.Key.String(), "pod", r.Namespace+"/"+r.Pod, "id", r.ID)

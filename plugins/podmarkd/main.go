@@ -75,5 +75,5 @@ func version() string {
 }
 
 func (o *options) node() apply.Node {
-	return apply.Node{Store: ident.At(o.stateDir), LockTimeout: o.lockTimeout}
+	return apply.Node{Store: ident.At(o.stateDir), LockTimeout: o.lockTimeout, Step: stepHook()}
 }

@@ -1,0 +1,115 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/endpoint"
+	"github.com/podmark/podmark/pkg/ident"
+)
+
+// adopter gives an ID and its policy to pods that were there before podmark. What
+// the runtime knows of them is in libcni's cache: it notes there what the plugins
+// returned at ADD, and forgets it at DEL.
+type adopter struct {
+	// cache is libcni's folder, /var/lib/cni with all runtimes we know.
+	cache string
+	// every is how often it is read.
+	every time.Duration
+	// seen are the pods that lacked an ID at the last reading. One is taken at the
+	// second: a pod that is being deleted is in the cache for a moment longer.
+	seen map[ident.Key]bool
+	next time.Time
+	// failed are those that could not be adopted, and why, so that it is said once.
+	failed map[ident.Key]string
+}
+
+// soon is how long after the first sight of a pod the cache is read again.
+const soon = 400 * time.Millisecond
+
+// adopt adds the pods of networks that are not known yet. An error about one does
+// not keep from adopting others, and is told once.
+func (a *adopter) adopt(ctx context.Context, n apply.Node, networks map[string]config.Config, now time.Time) (adopted []ident.Record, err error) {
+	if a.cache == "" || len(networks) == 0 || now.Before(a.next) {
+		return nil, nil
+	}
+	a.next = now.Add(a.every)
+	cni := libcni.NewCNIConfigWithCacheDir(nil, a.cache, nil)
+	cached, err := cni.GetCachedAttachments("")
+	if err != nil {
+		return nil, fmt.Errorf("reading the cache of the runtime: %w", err)
+	}
+	seen, failed := map[ident.Key]bool{}, map[ident.Key]string{}
+	var errs []error
+	for _, c := range cached {
+		key := ident.Key{Network: c.Network, ContainerID: c.ContainerID, IfName: c.IfName}
+		network, ours := networks[c.Network]
+		if !ours || c.NetNS == "" {
+			continue
+		}
+		if old, err := n.Store.Get(key); err == nil && old.Committed {
+			continue
+		}
+		if _, err := os.Stat(c.NetNS); err != nil {
+			continue // the pod is gone, and its DEL will come
+		}
+		seen[key] = true
+		if !a.seen[key] {
+			a.next = now.Add(min(soon, a.every))
+			continue
+		}
+		r, did, err := a.one(ctx, cni, n, network, key, c)
+		switch {
+		case err != nil:
+			failed[key] = err.Error()
+			if a.failed[key] != failed[key] {
+				errs = append(errs, fmt.Errorf("adopting %s: %w", key, err))
+			}
+		case did:
+			adopted = append(adopted, r)
+		}
+	}
+	a.seen, a.failed = seen, failed
+	return adopted, errors.Join(errs...)
+}
+
+// one adopts one pod.
+func (a *adopter) one(ctx context.Context, cni *libcni.CNIConfig, n apply.Node, network config.Config, key ident.Key, c *libcni.NetworkAttachment) (r ident.Record, did bool, err error) {
+	list := &libcni.NetworkConfigList{Name: c.Network, CNIVersion: types100.ImplementedSpecVersion}
+	cached, err := cni.GetNetworkListCachedResult(list, &libcni.RuntimeConf{ContainerID: c.ContainerID, IfName: c.IfName})
+	if err != nil {
+		return r, false, fmt.Errorf("reading the cached result: %w", err)
+	}
+	if cached == nil {
+		return r, false, nil // a DEL came in between
+	}
+	result, err := types100.NewResultFromResult(cached)
+	if err != nil {
+		return r, false, fmt.Errorf("reading the cached result: %w", err)
+	}
+	e, counters, err := endpoint.FromResult(result, c.NetNS, c.IfName)
+	if err != nil {
+		return r, false, err
+	}
+	counters.Close()
+	for _, arg := range c.CniArgs {
+		switch arg[0] {
+		case "K8S_POD_NAMESPACE":
+			e.Namespace = arg[1]
+		case "K8S_POD_NAME":
+			e.Pod = arg[1]
+		}
+	}
+	e.Labels = network.Labels
+	return n.Adopt(ctx, apply.SettingsOf(network), ident.Record{
+		Key: key, Endpoint: e, Netns: c.NetNS, Policed: network.Policy != config.PolicyNone,
+	})
+}

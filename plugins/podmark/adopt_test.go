@@ -1,0 +1,175 @@
+package main_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/google/go-cmp/cmp"
+)
+
+// Pods that the runtime made before podmark was in its conflist get an ID and their
+// policy from podmarkd, while they run: nothing they may send is lost, what they may
+// not ends, and their DEL is one like any other.
+func TestAdopt(t *testing.T) {
+	eachBackend(t, func(t *testing.T, n *node) {
+		n.withHost().apply(switchPolicy)
+		n.keeper("podmarkd")
+		_, chain := n.network("1.1.0")
+		before := *chain
+		before.Plugins = chain.Plugins[:1]
+		plugins, err := filepath.Abs("../../bin/cni")
+		if err != nil {
+			t.Fatal(err)
+		}
+		cni := libcni.NewCNIConfigWithCacheDir([]string{programs, plugins}, filepath.Join(filepath.Dir(n.dir), "cache"), nil)
+		ctx := context.Background()
+		runtimeOf := func(p *pod) *libcni.RuntimeConf {
+			return &libcni.RuntimeConf{
+				ContainerID: p.id, NetNS: p.path, IfName: "eth0",
+				Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "default"}, {"K8S_POD_NAME", "web-" + p.id}},
+			}
+		}
+		var pods []*pod
+		for _, id := range []string{"first", "second"} {
+			p := &pod{space: newSpace(t), n: n, id: id}
+			got, err := cni.AddNetworkList(ctx, &before, runtimeOf(p))
+			if err != nil {
+				t.Fatal(err)
+			}
+			result, err := types100.GetResult(got)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.v4, p.v6 = result.IPs[0].Address.IP.String(), result.IPs[1].Address.IP.String()
+			pods = append(pods, p.listen())
+		}
+		p := pods[0]
+		n.outside.echo(t, 9001)
+		n.outside.echo(t, 9002)
+		allowed, forbidden := p.dial(t, net.JoinHostPort(n.outside.v4, "9002")), p.dial(t, net.JoinHostPort(n.outside.v6, "9001"))
+		for _, l := range []*line{allowed, forbidden} {
+			if err := l.ping(); err != nil {
+				t.Fatalf("before podmark: %v", err)
+			}
+		}
+		stop := p.count(t, net.JoinHostPort(n.outside.v4, "9002"))
+		n.configure(conf{"args": conf{"cni": conf{"labels": conf{"app": "web"}}}})
+		eventually(t, "both pods are adopted", func() bool {
+			list := n.ctl("list")
+			return strings.Contains(list, "default/web-first") && strings.Contains(list, "default/web-second")
+		})
+		sent := stop()
+		eventually(t, fmt.Sprintf("all of %d datagrams that are allowed have arrived", sent), func() bool { return n.outside.allowed.count() == sent && sent > 0 })
+		if err := allowed.ping(); err != nil {
+			t.Errorf("a connection that is allowed broke: %v", err)
+		}
+		allowed.close(t)
+		if err := forbidden.ping(); err == nil {
+			t.Error("a connection that is not allowed goes on")
+		}
+		for _, p := range pods {
+			p.is(t, policed)
+			if err := cni.CheckNetworkList(ctx, chain, runtimeOf(p)); err != nil {
+				t.Errorf("CHECK of %s: %v", p.id, err)
+			}
+			if err := cni.DelNetworkList(ctx, chain, runtimeOf(p)); err != nil {
+				t.Errorf("DEL of %s: %v", p.id, err)
+			}
+		}
+		if left := slicesWithout(n.attachments(), "daemon.json", "daemon.lock"); len(left) > 0 {
+			t.Errorf("left behind: %v", left)
+		}
+		if left := n.endpoints(); len(left) > 0 {
+			t.Errorf("left in the kernel: %v", left)
+		}
+	})
+}
+
+// count sends one datagram after the other, each a number, until stop, which returns
+// how many there were.
+func (p *pod) count(t *testing.T, to string) (stop func() int) {
+	t.Helper()
+	var c net.Conn
+	p.do(t, func() (err error) {
+		c, err = net.Dial("udp", to)
+		return err
+	})
+	end, sent := make(chan struct{}), make(chan int)
+	go func() {
+		defer c.Close()
+		for n := 0; ; n++ {
+			select {
+			case <-end:
+				sent <- n
+				return
+			case <-time.After(time.Millisecond):
+				fmt.Fprintf(c, "number %d", n)
+			}
+		}
+	}()
+	return func() int {
+		close(end)
+		return <-sent
+	}
+}
+
+// What is not a running pod of a network with podmark is left alone.
+func TestNotAdopted(t *testing.T) {
+	n := newNode(t, nftables)
+	known, alive := n.addPod(), n.addPod()
+	known.add().ok(t)
+	cache := filepath.Join(filepath.Dir(n.dir), "cache", "results")
+	if err := os.MkdirAll(cache, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write := func(network, id, netns, result string) {
+		t.Helper()
+		text := fmt.Sprintf(`{"kind": "cniCacheV1", "containerId": %q, "ifName": "eth0", "networkName": %q, "netns": %q, "result": %s}`, id, network, netns, result)
+		if err := os.WriteFile(filepath.Join(cache, network+"-"+id+"-eth0"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const bare = `{"cniVersion": "1.0.0", "ips": [{"address": "10.1.0.77/24"}]}`
+	write("net", known.id, known.path, bare)
+	write("net", "gone", "/run/netns/gone", bare)
+	write("other", "foreign", alive.path, bare)
+	write("net", "without-result", alive.path, "{}")
+	write("net", "of-no-version", alive.path, `{"cniVersion": "7.0.0"}`)
+	write("net", "seen-last", alive.path, `{"cniVersion": "1.0.0", "ips": []}`)
+	if err := os.WriteFile(filepath.Join(cache, "net-damaged-eth0"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.configure(nil)
+	kernel, records := n.kernel(), n.ctl("list")
+	k := n.keeper("podmarkd")
+	eventually(t, "podmarkd says why", func() bool {
+		return strings.Contains(k.said(), "net/seen-last/eth0") && strings.Contains(k.said(), "net/of-no-version/eth0")
+	})
+	if diff := cmp.Diff(kernel, n.kernel()); diff != "" {
+		t.Errorf("the kernel has changed:\n%s", diff)
+	}
+	if diff := cmp.Diff(records, n.ctl("list")); diff != "" {
+		t.Errorf("the attachments have changed:\n%s", diff)
+	}
+	if alike := strings.Count(k.said(), "net/seen-last/eth0"); alike != 1 {
+		t.Errorf("it says so %d times:\n%s", alike, k.said())
+	}
+}
+
+func slicesWithout(list []string, names ...string) []string {
+	var out []string
+	for _, s := range list {
+		if !strings.Contains(" "+strings.Join(names, " ")+" ", " "+s+" ") {
+			out = append(out, s)
+		}
+	}
+	return out
+}
