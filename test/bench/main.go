@@ -5,6 +5,7 @@
 //	bench packet  the first packet of a flow
 //	bench stream  a TCP stream that is established
 //	bench change  a change of policy, while packets are sent
+//	bench daemon  podmarkd, left alone, with events, and when it repairs
 //
 // Candidates are measured in turn, in one loop, so that noise hits all alike, and
 // what is printed are medians. scripts/bench.sh runs each section in namespaces
@@ -51,6 +52,7 @@ var sections = map[string]func(options) error{
 	"packet": benchPacket,
 	"stream": benchStream,
 	"change": benchChange,
+	"daemon": benchDaemon,
 }
 
 func main() {
@@ -64,11 +66,11 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 || sections[args[0]] == nil {
-		return fmt.Errorf("usage: bench add|packet|stream|change [-bin DIR] [-dir DIR] [-sizes N,N] [-rounds N]")
+		return fmt.Errorf("usage: bench add|packet|stream|change|daemon [-bin DIR] [-dir DIR] [-sizes N,N] [-rounds N]")
 	}
 	var o options
 	flags := flag.NewFlagSet(args[0], flag.ExitOnError)
-	flags.StringVar(&o.bin, "bin", "bin", "where podmark, podmarkctl, noop and cni are")
+	flags.StringVar(&o.bin, "bin", "bin", "where podmark, podmarkctl, podmarkd, noop and cni are")
 	flags.StringVar(&o.dir, "dir", "", "an empty folder on a tmpfs, for state")
 	sizes := flags.String("sizes", "", "how many endpoints there are, rising")
 	flags.IntVar(&o.rounds, "rounds", 0, "how often each candidate is measured")
