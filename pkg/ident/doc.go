@@ -7,12 +7,13 @@
 //	node.json              what the node enforces; see package apply
 //	daemon.json            what the daemon says about itself; see package node
 //	daemon.lock            held by the daemon
+//	calls                  what the plugin did, until the daemon counts it; see Call
 //	next                   the ID to try first, so that a freed ID is reused last
 //	attachments/<hash>     one Record each; <hash> is of (network, containerID, ifname)
 //	ids/<n>                a link to the attachment that has the ID
 //	addresses/<address>    a link to the attachment that owns it now
 //
 // A link is there, whole, or is not, and it cannot be made twice. Other files but
-// next are written beside their place, synced and renamed, so a reader sees the
-// old one or the new one. Nothing here touches the kernel's network.
+// calls and next are written beside their place, synced and renamed, so a reader
+// sees the old one or the new one. Nothing here touches the kernel's network.
 package ident

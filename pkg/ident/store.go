@@ -30,8 +30,8 @@ var (
 	ErrClaimed = errors.New("another podmarkd is running")
 )
 
-// Store is a state folder. Its methods other than Lock, Get, List and Empty are called
-// with the lock held.
+// Store is a state folder. Its methods other than Lock, Get, List, Empty, Note and
+// Take are called with the lock held.
 type Store struct {
 	dir string
 }
@@ -462,7 +462,7 @@ func (s Store) Sweep(dryRun bool) (removed []string, err error) {
 // RemoveAll deletes the state folder's content, the lock last, and the folder
 // itself if nothing foreign is in it.
 func (s Store) RemoveAll() error {
-	for _, name := range []string{attachmentsDir, idsDir, addressesDir, nextFile, nextFile + temporary, NodeFile, NodeFile + temporary, DaemonFile, DaemonFile + temporary, daemonLock, lockFile} {
+	for _, name := range []string{attachmentsDir, idsDir, addressesDir, nextFile, nextFile + temporary, NodeFile, NodeFile + temporary, DaemonFile, DaemonFile + temporary, daemonLock, SpoolFile, lockFile} {
 		if err := os.RemoveAll(s.path(name)); err != nil {
 			return fmt.Errorf("removing state: %w", err)
 		}

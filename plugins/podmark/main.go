@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"runtime/debug"
@@ -72,12 +73,14 @@ func (c call) key() ident.Key {
 // deadline, the log, and errors with CNI codes.
 func verb(name string, deadline time.Duration, run func(context.Context, *call) error) func(*skel.CmdArgs) error {
 	return func(args *skel.CmdArgs) (err error) {
+		start := time.Now()
+		c := call{CmdArgs: args}
 		defer func() {
 			if p := recover(); p != nil {
 				err = types.NewError(types.ErrInternal, fmt.Sprintf("podmark panicked: %v", p), string(debug.Stack()))
 			}
+			c.note(name, err, time.Since(start))
 		}()
-		c := call{CmdArgs: args}
 		if c.config, err = config.Parse(args.StdinData); err != nil {
 			return coded(err)
 		}
@@ -87,13 +90,28 @@ func verb(name string, deadline time.Duration, run func(context.Context, *call) 
 		c.node = apply.Node{Store: ident.At(c.config.StateDir), LockTimeout: c.config.LockTimeout, Step: stepHook()}
 		ctx, cancel := context.WithTimeout(context.Background(), deadline)
 		defer cancel()
-		start := time.Now()
 		if err := run(ctx, &c); err != nil {
 			c.log.Error("failed", "error", err, "duration", time.Since(start))
 			return coded(err)
 		}
 		c.log.Info("done", "duration", time.Since(start))
 		return nil
+	}
+}
+
+// note leaves word of the call for podmarkd's metrics. Of a configuration that cannot
+// be read nobody knows the state folder, and STATUS changes nothing.
+func (c call) note(verb string, err error, took time.Duration) {
+	if c.config.StateDir == "" || verb == "STATUS" {
+		return
+	}
+	var code uint
+	if coded := (*types.Error)(nil); errors.As(err, &coded) {
+		code = coded.Code
+	}
+	err = ident.At(c.config.StateDir).Note(ident.Call{Verb: verb, Code: code, Took: took})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		fmt.Fprintf(os.Stderr, "podmark: the call is not counted: %v\n", err)
 	}
 }
 

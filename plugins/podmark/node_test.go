@@ -21,6 +21,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/podmark/podmark/pkg/ident"
 	testns "github.com/podmark/podmark/test/netns"
 )
 
@@ -271,8 +272,8 @@ func (n *node) status(more ...conf) reply { return n.call("STATUS", n.conf(more.
 
 func (n *node) gc(more ...conf) reply { return n.call("GC", n.conf(more...)) }
 
-// files are the state folder's files with their content, but for the lock and
-// the cursor, which are nobody's.
+// files are the state folder's files with their content, but for the lock, the
+// cursor and the spool, which are nobody's.
 func (n *node) files() map[string]string {
 	n.t.Helper()
 	files := map[string]string{}
@@ -286,7 +287,7 @@ func (n *node) files() map[string]string {
 			to, err = os.Readlink(path)
 			b = []byte(to)
 		}
-		if name, _ := filepath.Rel(n.dir, path); name != "lock" && name != "next" {
+		if name, _ := filepath.Rel(n.dir, path); name != "lock" && name != "next" && name != ident.SpoolFile {
 			files[name] = string(b)
 		}
 		return err

@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/test/netns"
 )
 
@@ -248,7 +249,7 @@ func (n *node) files() map[string]string {
 	n.t.Helper()
 	files := map[string]string{}
 	err := filepath.WalkDir(n.dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || d.Name() == "lock" {
+		if err != nil || d.IsDir() || d.Name() == "lock" || d.Name() == ident.SpoolFile {
 			return err
 		}
 		b, err := os.ReadFile(path)

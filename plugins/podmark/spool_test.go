@@ -1,0 +1,74 @@
+package main_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/podmark/podmark/pkg/ident"
+)
+
+// Each call leaves word of its verb and its error code, with how long it took; STATUS
+// does not, nor a call whose configuration cannot be read.
+func TestCallsAreNoted(t *testing.T) {
+	n := newNode(t, nftables)
+	n.status().ok(t)
+	mask := conf{"iptablesMarkMask": "0x00030000"}
+	a, b, c := n.addPod(), n.addPod(), n.addPod()
+	a.add(mask).ok(t)
+	b.add(mask).ok(t)
+	c.add(mask).fails(t, 100)
+	c.add(mask, conf{"policy": "all"}).fails(t, 7)
+	c.add(mask, conf{"prevResult": nil}).fails(t, 7)
+	a.check(mask).ok(t)
+	n.gc(mask, conf{"cni.dev/valid-attachments": []conf{}}).ok(t)
+	a.del(mask).ok(t)
+	n.status(mask).ok(t)
+	calls, damaged, full, err := ident.At(n.dir).Take()
+	if damaged != 0 || full || err != nil {
+		t.Fatalf("%d damaged, full %v, %v", damaged, full, err)
+	}
+	var got []string
+	for _, call := range calls {
+		got = append(got, fmt.Sprintf("%s %d", call.Verb, call.Code))
+		if call.Took <= 0 {
+			t.Errorf("%+v took no time", call)
+		}
+	}
+	want := []string{"ADD 0", "ADD 0", "ADD 100", "ADD 7", "CHECK 0", "GC 0", "DEL 0"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("noted:\n%s", diff)
+	}
+}
+
+// Where podmark has no state folder, a call leaves no trace of itself.
+func TestNothingIsNotedWithoutState(t *testing.T) {
+	n := newNode(t, nftables)
+	n.addPod().del().ok(t)
+	if _, err := os.Stat(n.dir); err == nil {
+		t.Error("a DEL made the folder")
+	}
+	p := n.addPod()
+	p.add().ok(t)
+	n.ctl("uninstall")
+	p.del().ok(t)
+	if _, err := os.Stat(filepath.Join(n.dir, ident.SpoolFile)); err == nil {
+		t.Error("it is there after podmarkctl uninstall")
+	}
+}
+
+// A spool that cannot be written is no reason to refuse a pod.
+func TestSpoolUnwritable(t *testing.T) {
+	n := newNode(t, nftables)
+	if err := os.MkdirAll(filepath.Join(n.dir, ident.SpoolFile), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r := n.addPod().add().ok(t)
+	if !strings.Contains(r.stderr, "not counted") {
+		t.Errorf("stderr is %q", r.stderr)
+	}
+}
