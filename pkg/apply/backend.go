@@ -7,14 +7,17 @@ import (
 	"slices"
 	"time"
 
+	"github.com/podmark/podmark/pkg/apply/counters"
 	"github.com/podmark/podmark/pkg/apply/ipset"
 	"github.com/podmark/podmark/pkg/apply/iptables"
+	"github.com/podmark/podmark/pkg/apply/missing"
 	"github.com/podmark/podmark/pkg/apply/nftables"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 )
 
-// Backend makes the kernel agree with a state. Its user holds the node's lock.
+// Backend makes the kernel agree with a state. Its user holds the node's lock, but
+// for Counters.
 type Backend interface {
 	// Sync makes the kernel hold exactly want; a zero State removes everything.
 	Sync(ctx context.Context, want desired.State) error
@@ -25,11 +28,14 @@ type Backend interface {
 	// Keep does too, and looks closer. What belongs to the node and not to an
 	// endpoint it brings up to date, without writing a rule, and names it.
 	Keep(ctx context.Context, want desired.State) (replaced []string, err error)
+	// Counters reads what each rule that drops has counted since it was written. It
+	// changes nothing, and needs no lock.
+	Counters(ctx context.Context) ([]counters.Rule, error)
 }
 
 // incomplete holds for what a backend returns that a Sync would mend.
 func incomplete(err error) bool {
-	return errors.Is(err, iptables.ErrIncomplete) || errors.Is(err, nftables.ErrIncomplete)
+	return errors.Is(err, missing.Err)
 }
 
 // Kind is a backend as node.json names it.

@@ -2,10 +2,11 @@ package apply
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 
+	"github.com/podmark/podmark/pkg/apply/counters"
+	"github.com/podmark/podmark/pkg/apply/missing"
 	"github.com/podmark/podmark/pkg/desired"
 )
 
@@ -23,11 +24,25 @@ func (p *Ports) equal(other Ports) bool {
 	return p != nil && p.Source == other.Source && slices.Equal(p.Ranges, other.Ranges) && slices.Equal(p.SCTP, other.SCTP)
 }
 
-// Configured are the NodePort ranges of the plugin's configuration; fs.ErrNotExist
-// when podmark has never run here.
-func (n Node) Configured() ([]desired.PortRange, error) {
+// Configured is what the plugin's configuration says of mask and NodePort ranges;
+// fs.ErrNotExist when podmark has never run here.
+func (n Node) Configured() (Settings, error) {
 	f, err := n.load()
-	return f.NodePorts, err
+	if err != nil {
+		return Settings{}, err
+	}
+	node, err := f.node()
+	return Settings{Layout: node.Layout, NodePorts: f.NodePorts}, err
+}
+
+// Counters reads what each rule that drops has counted since it was written, without
+// the node's lock; fs.ErrNotExist when podmark has never run here.
+func (n Node) Counters(ctx context.Context) ([]counters.Rule, error) {
+	f, err := n.load()
+	if err != nil {
+		return nil, err
+	}
+	return n.backend(f).Counters(ctx)
 }
 
 // Kept says what Keep found and did.
@@ -36,6 +51,9 @@ type Kept struct {
 	Missing error
 	// Replaced names the sets whose content had gone stale.
 	Replaced []string
+	// Policies are the namespace/name of those that each profile stands for; nil where
+	// that was not found out.
+	Policies map[desired.ProfileID][]string
 }
 
 // Keep makes the kernel hold what the node should enforce, and looks closer than
@@ -73,23 +91,33 @@ func (n Node) Keep(ctx context.Context, ports *Ports) (Kept, error) {
 			return Kept{}, err
 		}
 	}
-	missing := errUnfinished
+	kept := Kept{Missing: errUnfinished}
 	if f.Synced {
 		want, err := n.state(f)
 		if err != nil {
 			return Kept{}, err
 		}
-		var replaced []string
-		if replaced, missing = n.backend(f).Keep(ctx, want); missing == nil {
-			return Kept{Replaced: replaced}, nil
+		kept.Policies = policiesOf(want)
+		if kept.Replaced, kept.Missing = n.backend(f).Keep(ctx, want); kept.Missing == nil {
+			return kept, nil
 		}
-		if !incomplete(missing) {
-			return Kept{}, fmt.Errorf("%w: %w", ErrBackend, missing)
+		if !incomplete(kept.Missing) {
+			return Kept{Policies: kept.Policies}, fmt.Errorf("%w: %w", ErrBackend, kept.Missing)
 		}
+		kept.Replaced = nil // all sets are filled anew
 	}
 	_, err = n.sync(ctx, f)
-	return Kept{Missing: missing}, err
+	return kept, err
+}
+
+// policiesOf names those that each profile stands for.
+func policiesOf(s desired.State) map[desired.ProfileID][]string {
+	out := map[desired.ProfileID][]string{}
+	for id, p := range s.Profiles {
+		out[id] = p.Policies
+	}
+	return out
 }
 
 // errUnfinished is what Keep finds where a change was interrupted.
-var errUnfinished = errors.New("a change was not finished")
+var errUnfinished = fmt.Errorf("%w: a change was not finished", missing.Change.Err())

@@ -155,7 +155,7 @@ func (k Keeper) keep(ctx context.Context, l *Look, networks map[string]config.Co
 	// What cannot be read does not keep from repairing: the NodePorts stay as they are.
 	var ports *apply.Ports
 	if unread == nil {
-		l.Ports = k.Ports().decide(configured, facts)
+		l.Ports = k.Ports().decide(configured.NodePorts, facts)
 		ports = &apply.Ports{Ranges: l.Ports.Ranges, SCTP: l.Ports.SCTP, Source: l.Ports.Source}
 	}
 	l.Kept, err = k.Node.Keep(ctx, ports)

@@ -121,17 +121,26 @@ func (l listing) leads(h hook) bool {
 	return slices.Index(l[h.chain], h.rule) == 0 && !slices.Contains(l[h.chain][1:], h.rule)
 }
 
-// list reads table mangle.
-func (v Variant) list(ctx context.Context, f family) (listing, error) {
-	cmd := exec.CommandContext(ctx, v.command(f, "-save"), "-t", table)
+// save reads table mangle as iptables-save writes it.
+func (v Variant) save(ctx context.Context, f family, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, v.command(f, "-save"), append(args, "-t", table)...)
 	var out, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &stderr
 	cmd.Env = append(cmd.Environ(), "LC_ALL=C")
 	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("running %s: %w: %s", cmd.Args[0], err, strings.TrimSpace(stderr.String()))
+		return "", fmt.Errorf("running %s: %w: %s", cmd.Args[0], err, strings.TrimSpace(stderr.String()))
+	}
+	return out.String(), nil
+}
+
+// list reads table mangle.
+func (v Variant) list(ctx context.Context, f family) (listing, error) {
+	out, err := v.save(ctx, f)
+	if err != nil {
+		return nil, err
 	}
 	l := listing{}
-	for line := range strings.Lines(out.String()) {
+	for line := range strings.Lines(out) {
 		line = strings.TrimSpace(line)
 		if rest, ok := strings.CutPrefix(line, ":"); ok {
 			chain, _, _ := strings.Cut(rest, " ")

@@ -22,12 +22,13 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/pkg/apply/ipset"
+	"github.com/podmark/podmark/pkg/apply/missing"
 	"github.com/podmark/podmark/pkg/desired"
 )
 
 // ErrIncomplete is returned when the static rules or sets are not in place, as
 // before the first endpoint or after 'iptables -F': a Sync puts them there.
-var ErrIncomplete = errors.New("the data plane is incomplete")
+var ErrIncomplete = missing.Err
 
 // References that the complete frame holds on its sets.
 const (
@@ -90,7 +91,7 @@ func (b Backend) Check(_ context.Context, want desired.State) error {
 				if ok, err := conn.Test(c.Set, e); err != nil {
 					return err
 				} else if !ok {
-					return fmt.Errorf("%w: set %s lacks %s", ErrIncomplete, c.Name, e)
+					return fmt.Errorf("%w: set %s lacks %s", missing.Element.Err(), c.Name, e)
 				}
 			}
 		}
@@ -100,7 +101,7 @@ func (b Backend) Check(_ context.Context, want desired.State) error {
 
 // errProfile says that someone else removed a profile's rules, or some of them.
 func errProfile(p desired.Profile) error {
-	return fmt.Errorf("%w: chain %s is empty or missing, or %s does not lead to it", ErrIncomplete, chainOf(p), dispatchChain(p))
+	return fmt.Errorf("%w: chain %s is empty or missing, or %s does not lead to it", missing.Chain.Err(), chainOf(p), dispatchChain(p))
 }
 
 // generationInUse finds the generation whose sets the frame's rules use. It
@@ -120,7 +121,7 @@ func generationInUse(conn *ipset.Conn, f family) (generation, error) {
 			return gen, nil
 		}
 	}
-	return "", fmt.Errorf("%w: no rule uses set %s", ErrIncomplete, naming{f, genA}.endpoints().Name)
+	return "", fmt.Errorf("%w: no rule uses set %s", missing.Chain.Err(), naming{f, genA}.endpoints().Name)
 }
 
 // spareGeneration finds the generation that no rule uses, also where somebody

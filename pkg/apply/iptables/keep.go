@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/podmark/podmark/pkg/apply/ipset"
+	"github.com/podmark/podmark/pkg/apply/missing"
 	"github.com/podmark/podmark/pkg/desired"
 )
 
@@ -33,12 +34,12 @@ func (b Backend) verify(ctx context.Context, want desired.State) error {
 		}
 		for _, h := range hooks {
 			if !there.leads(h) {
-				return fmt.Errorf("%w: '%s' is not the first rule of IPv%s %s", ErrIncomplete, h.rule, f.digit, h.chain)
+				return fmt.Errorf("%w: '%s' is not the first rule of IPv%s %s", missing.Hook.Err(), h.rule, f.digit, h.chain)
 			}
 		}
 		for _, c := range chainsOf(want, naming{f, genA}) {
 			if has := len(there[c.name]); has != len(c.rules) {
-				return fmt.Errorf("%w: IPv%s chain %s has %d rules, and should have %d", ErrIncomplete, f.digit, c.name, has, len(c.rules))
+				return fmt.Errorf("%w: IPv%s chain %s has %d rules, and should have %d", missing.Chain.Err(), f.digit, c.name, has, len(c.rules))
 			}
 		}
 	}

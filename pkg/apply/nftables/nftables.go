@@ -19,12 +19,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/podmark/podmark/pkg/apply/missing"
 	"github.com/podmark/podmark/pkg/desired"
 )
 
 // ErrIncomplete is returned when the tables are not as a Sync left them, as
 // before the first endpoint or after 'nft flush ruleset': a Sync mends that.
-var ErrIncomplete = errors.New("the data plane is incomplete")
+var ErrIncomplete = missing.Err
 
 // Backend applies states. Its methods are not safe for concurrent use: the
 // caller holds the node's lock.
@@ -264,20 +265,20 @@ func (b Backend) Check(_ context.Context, want desired.State) error {
 	have := actual{elements: map[string]elements{}}
 	for _, s := range setsOf(want) {
 		if have.elements[s.name], err = c.elements(s); err != nil {
-			return fmt.Errorf("%w: %w", ErrIncomplete, err)
+			return fmt.Errorf("%w: %w", missing.Element.Err(), err)
 		}
 	}
 	n := have.numbers()
 	for _, h := range halves(want) {
 		if _, led := n[h.Direction][h.chain()]; !led {
-			return fmt.Errorf("%w: map %s does not lead to chain %s", ErrIncomplete, path(inet, profiles(h.Direction).name), h.chain())
+			return fmt.Errorf("%w: map %s does not lead to chain %s", missing.Element.Err(), path(inet, profiles(h.Direction).name), h.chain())
 		}
 	}
 	r := render(want, n)
 	for _, s := range r.sets {
 		for _, e := range r.elements[s.name].sorted() {
 			if !have.elements[s.name][e.key].same(e) {
-				return fmt.Errorf("%w: %s lacks %s", ErrIncomplete, path(s.table, s.name), e.text)
+				return fmt.Errorf("%w: %s lacks %s", missing.Element.Err(), path(s.table, s.name), e.text)
 			}
 		}
 	}
@@ -334,5 +335,5 @@ func checkFrame(c *conn) error {
 }
 
 func errChain(c chain) error {
-	return fmt.Errorf("%w: chain %s is missing, or is not as it was written", ErrIncomplete, path(c.table, c.name))
+	return fmt.Errorf("%w: chain %s is missing, or is not as it was written", missing.Chain.Err(), path(c.table, c.name))
 }

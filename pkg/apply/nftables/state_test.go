@@ -1,10 +1,14 @@
 package nftables
 
 import (
+	"net"
 	"net/netip"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/endpoint"
@@ -111,4 +115,21 @@ func run(t testing.TB, stdin, name string, args ...string) string {
 		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 	}
 	return string(out)
+}
+
+// sendUDP sends one packet with a fwmark.
+func sendUDP(mark uint32, to string) error {
+	dialer := net.Dialer{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		if e := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark)) }); e != nil {
+			return e
+		}
+		return err
+	}}
+	conn, err := dialer.Dial("udp", to)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_, err = conn.Write([]byte("x"))
+	return err
 }

@@ -1,0 +1,88 @@
+// Package counters makes totals that only grow of what the kernel's rules have
+// counted, which begins from 0 whenever a rule is written anew. It is pure: backends
+// read the rules.
+package counters
+
+import "github.com/podmark/podmark/pkg/desired"
+
+// Reason is why a rule drops.
+type Reason string
+
+// The reasons.
+const (
+	// Spoofed: the source is not the endpoint's own, or the endpoint is not complete.
+	Spoofed Reason = "spoofed"
+	// Unclassified: no endpoint has the ID, or the address behind a pod's veth.
+	Unclassified Reason = "unclassified"
+	// Policy: no rule of the profile allows it.
+	Policy Reason = "policy"
+)
+
+// Key is what packets are counted by. Direction and Profile are those of a Policy
+// drop, and zero else.
+type Key struct {
+	Reason    Reason
+	Direction desired.Direction
+	Profile   desired.ProfileID
+}
+
+// Rule is a rule of the kernel's that drops.
+type Rule struct {
+	Key
+	// ID names the rule until it is written anew.
+	ID string
+	// Packets that it has dropped since it was written.
+	Packets uint64
+}
+
+// keptGone is how many totals are kept of keys that have no rule any more: a profile
+// that comes back goes on counting. Beyond, all of them are forgotten.
+const keptGone = 500
+
+// Totals are packets since the first Add. The zero value is ready to be used; it is
+// not safe for concurrent use.
+type Totals struct {
+	begun bool
+	seen  map[string]uint64 // by ID, at the last Add
+	byKey map[Key]uint64
+}
+
+// Add takes over what the rules have counted since the last Add. Of the first it takes
+// what they have as the beginning. What a rule counted between an Add and being
+// written anew is lost. A rule that has counted less than before was written anew
+// under its old ID.
+func (t *Totals) Add(rules []Rule) {
+	seen := map[string]uint64{}
+	there := map[Key]bool{}
+	if t.byKey == nil {
+		t.byKey = map[Key]uint64{}
+	}
+	for _, r := range rules {
+		before, known := t.seen[r.ID]
+		switch {
+		case !t.begun:
+			t.byKey[r.Key] += 0
+		case known && r.Packets >= before:
+			t.byKey[r.Key] += r.Packets - before
+		default:
+			t.byKey[r.Key] += r.Packets
+		}
+		seen[r.ID], there[r.Key] = r.Packets, true
+	}
+	t.seen, t.begun = seen, true
+	if len(t.byKey)-len(there) > keptGone {
+		for k := range t.byKey {
+			if !there[k] {
+				delete(t.byKey, k)
+			}
+		}
+	}
+}
+
+// Rewritten tells that all rules were written anew since the last Add, where their IDs
+// may not: what they have counted when it comes to the next Add counts in full.
+func (t *Totals) Rewritten() { t.seen = nil }
+
+// ByKey are the totals of every rule that there is, and of some that were. The caller
+// does not change them.
+func (t *Totals) ByKey() map[Key]uint64 { return t.byKey }

@@ -1,0 +1,152 @@
+package nftables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/podmark/podmark/pkg/apply/counters"
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/test/netns"
+)
+
+// totals sums what Counters reads, by key, and counts its rules.
+func totals(t testing.TB) (sum map[counters.Key]uint64, ids map[string]bool) {
+	t.Helper()
+	rules, err := Backend{}.Counters(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum, ids = map[counters.Key]uint64{}, map[string]bool{}
+	for _, r := range rules {
+		sum[r.Key] += r.Packets
+		if ids[r.ID] {
+			t.Errorf("two rules have the ID %s", r.ID)
+		}
+		ids[r.ID] = true
+	}
+	return sum, ids
+}
+
+// Every rule that drops is counted, by its reason, and no other one: those that nft
+// sees in the kernel with a counter of which the packets are dropped.
+func TestCounters(t *testing.T) {
+	netns.Enter(t)
+	if sum, _ := totals(t); len(sum) > 0 {
+		t.Errorf("where there is nothing: %v", sum)
+	}
+	ctx := context.Background()
+	s := node(t, 0xffff0000, records()...)
+	if err := (Backend{}).Sync(ctx, s); err != nil {
+		t.Fatal(err)
+	}
+	want := map[counters.Key]uint64{{Reason: counters.Spoofed}: 0, {Reason: counters.Unclassified}: 0}
+	for id, p := range s.Profiles {
+		want[counters.Key{Reason: counters.Policy, Direction: p.Direction, Profile: id}] = 0
+	}
+	sum, ids := totals(t)
+	if diff := cmp.Diff(want, sum); diff != "" {
+		t.Errorf("keys:\n%s", diff)
+	}
+	drops := 0
+	for _, c := range render(s, numbers{}.with(s)).chains {
+		for _, r := range c.rules {
+			if n := len(r.parts); r.parts[n-1].text == "drop" {
+				drops++
+				if n < 2 || r.parts[n-2].text != "counter" {
+					t.Errorf("chain %s: %q counts nothing", c.name, r)
+				}
+			}
+		}
+	}
+	if len(ids) != drops {
+		t.Errorf("%d rules are read, and %d drop", len(ids), drops)
+	}
+	// Written anew, they are others.
+	if err := (Backend{}).Sync(ctx, s); err != nil {
+		t.Fatal(err)
+	}
+	_, again := totals(t)
+	run(t, "", "nft", "flush", "ruleset")
+	if err := (Backend{}).Sync(ctx, s); err != nil {
+		t.Fatal(err)
+	}
+	_, fromNothing := totals(t)
+	for id := range ids {
+		if again[id] || fromNothing[id] {
+			t.Errorf("a rule has the ID %s as one before it", id)
+		}
+	}
+}
+
+// What the kernel counts is read as what it is.
+func TestCountersCount(t *testing.T) {
+	netns.Enter(t)
+	s := node(t, 0xffff0000, records()...)
+	if err := (Backend{}).Sync(context.Background(), s); err != nil {
+		t.Fatal(err)
+	}
+	// A packet to a link in the group of the pods' veths, with an address behind it that
+	// is nobody's; it has an ID, as if IPVS had sent it.
+	run(t, "", "ip", "link", "set", "lo", "up")
+	run(t, "", "ip", "link", "add", "veth2", "type", "veth", "peer", "name", "peer2")
+	run(t, "", "ip", "link", "set", "veth2", "up", "group", "1886")
+	run(t, "", "ip", "link", "set", "peer2", "up")
+	run(t, "", "ip", "addr", "add", "192.0.2.1/24", "dev", "veth2")
+	run(t, "", "ip", "neigh", "add", "192.0.2.9", "lladdr", "02:00:00:00:00:09", "dev", "veth2")
+	send := func(mark uint32, to string) {
+		t.Helper()
+		if err := sendUDP(mark, to); err != nil && !errors.Is(err, fs.ErrPermission) { // dropped
+			t.Fatal(err)
+		}
+	}
+	for range 3 {
+		send(0x10000, "192.0.2.9:9")
+	}
+	send(0xfff00000, "192.0.2.9:9") // an ID that nobody has
+	sum, _ := totals(t)
+	if got := sum[counters.Key{Reason: counters.Unclassified}]; got != 4 {
+		t.Errorf("%d unclassified packets, want 4", got)
+	}
+	delete(sum, counters.Key{Reason: counters.Unclassified})
+	for k, n := range sum {
+		if n != 0 {
+			t.Errorf("%+v: %d packets, want 0", k, n)
+		}
+	}
+}
+
+// BenchmarkCounters is a scrape of a node with so many profiles of 10 rules.
+func BenchmarkCounters(b *testing.B) {
+	for _, profiles := range []int{10, 200} {
+		b.Run(fmt.Sprint(profiles), func(b *testing.B) {
+			netns.Enter(b)
+			var p desired.Policies
+			all := records()[:0]
+			for i := range profiles {
+				var rules []desired.Rule
+				for port := range 10 {
+					rules = append(rules, desired.Rule{Ports: []desired.Port{{Protocol: desired.TCP, PortRange: desired.PortRange{First: uint16(port + 1), Last: uint16(port + 1)}}}})
+				}
+				app := fmt.Sprint("app", i)
+				p.Policies = append(p.Policies, desired.Policy{Namespace: "shop", Name: app, Pods: labelled(app), Ingress: &desired.Isolation{Rules: rules}})
+				r := nth(i)
+				r.Labels = map[string]string{"app": app}
+				all = append(all, r)
+			}
+			s := desired.Build(desired.Node{Layout: layout(b, 0xffff0000), Epoch: 1}, p, all)
+			if err := (Backend{}).Sync(context.Background(), s); err != nil {
+				b.Fatal(err)
+			}
+			for b.Loop() {
+				if _, ids := totals(b); len(ids) < 2*profiles {
+					b.Fatal(len(ids))
+				}
+			}
+		})
+	}
+}
