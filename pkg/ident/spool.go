@@ -107,9 +107,9 @@ func lockSpool(fd, how int) (err error) {
 	return err
 }
 
-// verbs are those that change something, or say whether something is as it should be.
-// STATUS is none of them: runtimes ask for it all the time.
-func verbs() []string { return []string{"ADD", "DEL", "CHECK", "GC"} }
+// Verbs are those of a Call: they change something, or say whether something is as it
+// should be. STATUS is none of them: runtimes ask for it all the time.
+func Verbs() []string { return []string{"ADD", "DEL", "CHECK", "GC"} }
 
 // line is c as the spool has it: "ADD 0 2750".
 func (c Call) line() []byte {
@@ -120,7 +120,7 @@ func (c Call) line() []byte {
 func parseCall(line []byte) (Call, bool) {
 	text, ended := bytes.CutSuffix(line, []byte("\n"))
 	fields := bytes.Split(text, []byte(" "))
-	if !ended || len(fields) != 3 || !slices.Contains(verbs(), string(fields[0])) {
+	if !ended || len(fields) != 3 || !slices.Contains(Verbs(), string(fields[0])) {
 		return Call{}, false
 	}
 	code, errCode := strconv.ParseUint(string(fields[1]), 10, 16)

@@ -29,6 +29,8 @@ type Keeper struct {
 	// from them a changed mask is known, and pods that were there before podmark.
 	// Without them, empty, that is not done.
 	ConfDir, Cache string
+	// FelixMask is the iptablesMarkMask that Calico was told; nil where nobody says.
+	FelixMask func() *uint32
 	// CollectAfter is how long a pod must have been gone until what its DEL should
 	// have taken back is collected; 0 for never.
 	CollectAfter time.Duration
@@ -47,13 +49,20 @@ type Look struct {
 	Idle  bool
 	Mode  Mode
 	Ports Decision
-	Kept  apply.Kept
 	// Moved is the mask that the endpoints were moved to; 0 when they were not.
 	Moved uint32
 	// Adopted are the pods from before podmark that have an ID now, and Unadopted is
 	// why others have none, told once for each.
 	Adopted   []ident.Record
 	Unadopted error
+	// FelixMask is Calico's mask where it is not the node's, whose mask is Mask.
+	FelixMask *uint32
+	Mask      uint32
+	Kept      apply.Kept
+	// Applied is how long it took to make the kernel agree, with the wait for the
+	// node's lock, and ApplyErr why it does not; both zero where that was not tried.
+	Applied  time.Duration
+	ApplyErr error
 	// Collected is what pods had left that no DEL came for.
 	Collected apply.Collected
 	Took      time.Duration
@@ -158,6 +167,15 @@ func (k Keeper) keep(ctx context.Context, l *Look, networks map[string]config.Co
 		l.Ports = k.Ports().decide(configured.NodePorts, facts)
 		ports = &apply.Ports{Ranges: l.Ports.Ranges, SCTP: l.Ports.SCTP, Source: l.Ports.Source}
 	}
-	l.Kept, err = k.Node.Keep(ctx, ports)
-	return errors.Join(unread, errMask, err)
+	l.Mask = configured.Layout.Mask()
+	if l.Moved != 0 {
+		l.Mask = l.Moved
+	}
+	if felix := k.FelixMask(); felix != nil && *felix != l.Mask {
+		l.FelixMask = felix
+	}
+	start := time.Now()
+	l.Kept, l.ApplyErr = k.Node.Keep(ctx, ports)
+	l.Applied = time.Since(start)
+	return errors.Join(unread, errMask, l.ApplyErr)
 }

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/podmark/podmark/pkg/apply/missing"
 	"github.com/podmark/podmark/pkg/ident"
 )
 
@@ -24,6 +25,9 @@ type Status struct {
 	Idle  bool     `json:"idle"`
 	Mode  Mode     `json:"mode"`
 	Ports Decision `json:"ports"`
+	// FelixMask is the iptablesMarkMask of FelixConfiguration, in hexadecimal, where it
+	// is not the node's.
+	FelixMask string `json:"felixMask,omitempty"`
 	// Repairs counts what was missing in the kernel since the start.
 	Repairs    int     `json:"repairs"`
 	LastRepair *Repair `json:"lastRepair,omitempty"`
@@ -31,8 +35,9 @@ type Status struct {
 
 // Repair is one time that something was missing in the kernel.
 type Repair struct {
-	Time    time.Time `json:"time"`
-	Missing string    `json:"missing"`
+	Time    time.Time    `json:"time"`
+	Kind    missing.Kind `json:"kind"`
+	Missing string       `json:"missing"`
 }
 
 // After is the status after one more look.
@@ -41,9 +46,12 @@ func (s Status) After(l Look) Status {
 	if l.Err != nil {
 		s.Error = l.Err.Error()
 	}
+	if s.FelixMask = ""; l.FelixMask != nil {
+		s.FelixMask = fmt.Sprintf("%#x", *l.FelixMask)
+	}
 	if l.Kept.Missing != nil {
 		s.Repairs++
-		s.LastRepair = &Repair{l.Time, l.Kept.Missing.Error()}
+		s.LastRepair = &Repair{l.Time, missing.KindOf(l.Kept.Missing), l.Kept.Missing.Error()}
 	}
 	return s
 }

@@ -103,9 +103,12 @@ func (s status) table(w io.Writer) error {
 		if len(d.Ports.Outside) > 0 {
 			row("outside", "%v are in use and in no configured range", d.Ports.Outside)
 		}
+		if d.FelixMask != "" {
+			row("Felix mask", "%s in FelixConfiguration, which is not the mask above", d.FelixMask)
+		}
 		row("repairs", "%d", d.Repairs)
 		if d.LastRepair != nil {
-			row("last repair", "%s: %s", d.LastRepair.Time.Format(time.RFC3339), d.LastRepair.Missing)
+			row("last repair", "%s, %s: %s", d.LastRepair.Time.Format(time.RFC3339), d.LastRepair.Kind, d.LastRepair.Missing)
 		}
 	}
 	return tw.Flush()

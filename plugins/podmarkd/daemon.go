@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
+	"github.com/podmark/podmark/pkg/apply/missing"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/node"
@@ -144,11 +145,12 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 		return err
 	}
 	defer release()
-	m := newMetrics(n)
+	m := newMetrics(n, log)
 	status := node.Status{PID: os.Getpid(), Version: version(), Started: time.Now()}
 	changed := make(chan struct{}, 1)
 	k := node.Keeper{Node: n, Interval: o.interval, CollectAfter: o.collect, Log: log, Changed: changed, ConfDir: o.install.confDir, Cache: o.cache}
 	k.Ports = func() node.PortOptions { return ports.Current().Options() }
+	k.FelixMask = func() *uint32 { return ports.Current().FelixMask }
 	k.Looked = func(l node.Look) {
 		m.looked(l)
 		logLook(log, status, l)
@@ -206,7 +208,7 @@ func logLook(log *slog.Logger, before node.Status, l node.Look) {
 		log.Info("the node can be kept current again")
 	}
 	if l.Kept.Missing != nil {
-		log.Warn("repaired", "missing", l.Kept.Missing, "reason", l.Reason)
+		log.Warn("repaired", "missing", l.Kept.Missing, "kind", string(missing.KindOf(l.Kept.Missing)), "reason", l.Reason)
 	}
 	if l.Moved != 0 {
 		log.Warn("moved the endpoints to another mask", "iptablesMarkMask", fmt.Sprintf("%#x", l.Moved))
@@ -219,6 +221,9 @@ func logLook(log *slog.Logger, before node.Status, l node.Look) {
 	}
 	for _, r := range l.Collected.Attachments {
 		log.Warn("collected", "attachment", r.Key.String(), "pod", r.Namespace+"/"+r.Pod, "id", r.ID)
+	}
+	if l.FelixMask != nil && fmt.Sprintf("%#x", *l.FelixMask) != before.FelixMask {
+		log.Warn("iptablesMarkMask of FelixConfiguration is another", "felix", fmt.Sprintf("%#x", *l.FelixMask), "podmark", fmt.Sprintf("%#x", l.Mask))
 	}
 	for _, set := range l.Kept.Replaced {
 		log.Info("brought up to date", "set", set)

@@ -6,13 +6,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/podmark/podmark/pkg/apply/missing"
 	"github.com/podmark/podmark/pkg/ident"
 )
 
@@ -30,40 +30,41 @@ type harm struct {
 	name string
 	do   func(h *host)
 	word string
+	kind missing.Kind
 }
 
 func harms(b backend) []harm {
 	if b == nftables {
 		nft := func(command string) func(*host) { return func(h *host) { h.exec("", "nft", command) } }
 		return []harm{
-			{"nft flush ruleset", nft("flush ruleset"), "missing"},
-			{"table gone", nft("delete table inet podmark"), "missing"},
-			{"chain flushed", nft("flush chain inet podmark forward"), "inet podmark"},
-			{"rule inserted", nft("insert rule inet podmark forward accept"), "inet podmark forward"},
-			{"element gone", nft(`delete element inet podmark routed4 { "veth1" . 10.1.0.2 }`), "routed4"},
-			{"maps flushed", nft("flush map inet podmark ingress4"), "ingress4"},
+			{"nft flush ruleset", nft("flush ruleset"), "missing", missing.Chain},
+			{"table gone", nft("delete table inet podmark"), "missing", missing.Chain},
+			{"chain flushed", nft("flush chain inet podmark forward"), "inet podmark", missing.Chain},
+			{"rule inserted", nft("insert rule inet podmark forward accept"), "inet podmark forward", missing.Chain},
+			{"element gone", nft(`delete element inet podmark routed4 { "veth1" . 10.1.0.2 }`), "routed4", missing.Element},
+			{"maps flushed", nft("flush map inet podmark ingress4"), "ingress4", missing.Element},
 		}
 	}
 	rule := func(args ...string) func(*host) { return func(h *host) { h.iptables(args...) } }
 	return []harm{
-		{"iptables -F", rule("-F"), "no rule uses"},
-		{"hook gone", rule("-D", "FORWARD", "-j", "PODMARK-FORWARD"), "FORWARD"},
-		{"hook not first", rule("-I", "OUTPUT", "1", "-j", "ACCEPT"), "OUTPUT"},
-		{"chain flushed", rule("-F", "PODMARK-POST"), "PODMARK-POST"},
-		{"rule inserted", rule("-I", "PODMARK-POLICE", "1", "-j", "RETURN"), "PODMARK-POLICE"},
+		{"iptables -F", rule("-F"), "no rule uses", missing.Chain},
+		{"hook gone", rule("-D", "FORWARD", "-j", "PODMARK-FORWARD"), "FORWARD", missing.Hook},
+		{"hook not first", rule("-I", "OUTPUT", "1", "-j", "ACCEPT"), "OUTPUT", missing.Hook},
+		{"chain flushed", rule("-F", "PODMARK-POST"), "PODMARK-POST", missing.Chain},
+		{"rule inserted", rule("-I", "PODMARK-POLICE", "1", "-j", "RETURN"), "PODMARK-POLICE", missing.Chain},
 		{"ipset destroy", func(h *host) {
 			h.iptables("-F")
 			h.iptables("-X")
 			h.eventually("the kernel lets go of the sets", func() error { return exec.Command("ipset", "destroy").Run() })
 			h.iptables("-N", "KUBE-IPTABLES-HINT")
-		}, "no rule uses"},
+		}, "no rule uses", missing.Chain},
 		{"element gone", func(h *host) {
 			for name := range strings.FieldsSeq(h.exec("", "ipset", "list", "-n")) {
 				if strings.HasPrefix(name, "podmark-ep4") {
 					h.exec("", "ipset", "flush", name)
 				}
 			}
-		}, "podmark-ep4"},
+		}, "podmark-ep4", missing.Element},
 	}
 }
 
@@ -75,7 +76,9 @@ func TestRepair(t *testing.T) {
 		h.addPod()
 		d := h.start()
 		want := h.kernel()
+		byKind := map[missing.Kind]int{}
 		for i, harm := range harms(h.backend) {
+			byKind[harm.kind]++
 			harm.do(h)
 			h.eventually(harm.name+" is repaired", func() error {
 				s, err := d.status()
@@ -91,8 +94,10 @@ func TestRepair(t *testing.T) {
 			if diff := cmp.Diff(want, strings.ReplaceAll(h.kernel(), foreign, "")); diff != "" {
 				t.Fatalf("%s: after the repair:\n%s", harm.name, diff)
 			}
-			if got := d.metric("podmark_repairs_total"); got != fmt.Sprint(i+1) {
-				t.Errorf("%s: podmark_repairs_total %s, want %d", harm.name, got, i+1)
+			for _, k := range missing.Kinds() {
+				if got := d.metric(fmt.Sprintf("podmark_repairs_total{kind=%q}", k)); got != fmt.Sprint(byKind[k]) {
+					t.Errorf("%s: podmark_repairs_total of %s is %s, want %d", harm.name, k, got, byKind[k])
+				}
 			}
 		}
 	})
@@ -368,34 +373,6 @@ func TestProbes(t *testing.T) {
 	h.eventually("it is ready again", func() error {
 		if code, why := d.get("/readyz"); code != 200 {
 			return fmt.Errorf("/readyz %d %s", code, why)
-		}
-		return nil
-	})
-}
-
-// README.md lists the metrics that there are.
-func TestMetricsAreDocumented(t *testing.T) {
-	t.Parallel()
-	h := newHost(t, backends[1])
-	h.addPod()
-	d := h.start()
-	h.exec("", "ip", "addr", "add", "192.0.2.7/32", "dev", "lo") // so that a set is replaced
-	readme, err := os.ReadFile("../../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	names := func(text, pattern string) []string {
-		var found []string
-		for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(text, -1) {
-			found = append(found, m[1])
-		}
-		slices.Sort(found)
-		return slices.Compact(found)
-	}
-	h.eventually("what is exported is in README.md", func() error {
-		_, body := d.get("/metrics")
-		if diff := cmp.Diff(names(body, `(?m)^(podmark_\w+)`), names(string(readme), "`(podmark_\\w+)`")); diff != "" {
-			return fmt.Errorf("exported (-) and in README.md (+):\n%s", diff)
 		}
 		return nil
 	})

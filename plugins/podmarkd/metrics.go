@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"log/slog"
 	"net/http"
 	"sync/atomic"
 	"time"
@@ -11,45 +12,85 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/apply/missing"
 	"github.com/podmark/podmark/pkg/node"
 )
 
-// metrics is what the daemon exports. What the node's files say is read when it is
-// asked for; what looks found is kept.
+// metrics is what the daemon exports. What the node's files and the kernel say is read
+// when it is asked for; what looks found is kept. docs/operations.md has the list.
 type metrics struct {
 	node     apply.Node
 	registry *prometheus.Registry
 	last     atomic.Pointer[node.Look]
+	packets  *packetMetrics
 
 	looks     *prometheus.CounterVec
-	repairs   prometheus.Counter
+	repairs   *prometheus.CounterVec
 	collected prometheus.Counter
 	replaced  *prometheus.CounterVec
 	failures  prometheus.Counter
 }
 
-func newMetrics(n apply.Node) *metrics {
+func newMetrics(n apply.Node, log *slog.Logger) *metrics {
 	m := &metrics{
 		node: n, registry: prometheus.NewRegistry(),
-		looks:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "podmark_looks_total", Help: "Looks at the node, by reason."}, []string{"reason"}),
-		repairs:   prometheus.NewCounter(prometheus.CounterOpts{Name: "podmark_repairs_total", Help: "Times that something was missing in the kernel and was put back."}),
-		collected: prometheus.NewCounter(prometheus.CounterOpts{Name: "podmark_collected_total", Help: "Attachments of pods that were gone and had no DEL."}),
-		replaced:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "podmark_replaced_sets_total", Help: "Sets of the node that had gone stale, by name."}, []string{"set"}),
-		failures:  prometheus.NewCounter(prometheus.CounterOpts{Name: "podmark_look_failures_total", Help: "Looks that ended in an error."}),
+		looks:     counterVec("podmark_looks_total", "Looks at the node, by reason.", "reason"),
+		repairs:   counterVec("podmark_repairs_total", "Times that something was missing in the kernel and was put back, by its kind.", "kind"),
+		collected: counter("podmark_collected_total", "Attachments of pods that were gone and had no DEL."),
+		replaced:  counterVec("podmark_replaced_sets_total", "Sets of the node that had gone stale, by name.", "set"),
+		failures:  counter("podmark_look_failures_total", "Looks that ended in an error."),
 	}
+	// A counter that is not there until it is 1 never seems to grow.
+	for _, k := range missing.Kinds() {
+		m.repairs.WithLabelValues(string(k))
+	}
+	unread := unreadMetrics{log: log, failures: counterVec("podmark_unread_total", "Times that a source of metrics could not be read for a scrape.", "source")}
+	m.packets = newPacketMetrics(n, unread.of("packets"))
 	m.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		m.looks, m.repairs, m.collected, m.replaced, m.failures, m,
+		unread.failures, m.packets, newCallMetrics(n.Store, unread.of("calls")),
 	)
 	return m
+}
+
+func counter(name, help string) prometheus.Counter {
+	return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+}
+
+func counterVec(name, help string, labels ...string) *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+}
+
+// unreadMetrics counts what cannot be read for a scrape, which goes on without it.
+type unreadMetrics struct {
+	log      *slog.Logger
+	failures *prometheus.CounterVec
+}
+
+// of returns what is told of each try to read one source.
+func (u unreadMetrics) of(source string) func(error) {
+	failures := u.failures.WithLabelValues(source)
+	var before atomic.Pointer[string]
+	return func(err error) {
+		text := ""
+		if err != nil {
+			failures.Inc()
+			text = err.Error()
+		}
+		if old := before.Swap(&text); text != "" && (old == nil || *old != text) {
+			u.log.Warn("a source of metrics cannot be read", "source", source, "error", text)
+		}
+	}
 }
 
 // looked counts a look.
 func (m *metrics) looked(l node.Look) {
 	m.last.Store(&l)
+	m.packets.looked(l)
 	m.looks.WithLabelValues(string(l.Reason)).Inc()
 	if l.Kept.Missing != nil {
-		m.repairs.Inc()
+		m.repairs.WithLabelValues(string(missing.KindOf(l.Kept.Missing))).Inc()
 	}
 	m.collected.Add(float64(len(l.Collected.Attachments)))
 	for _, set := range l.Kept.Replaced {
@@ -68,9 +109,12 @@ var (
 	ipvsServices = gauge("podmark_ipvs_services", "Virtual services of IPVS.")
 	portsInfo    = gauge("podmark_node_ports_info", "1, with whose NodePort ranges are used, and how.", "source", "mode")
 	portsOutside = gauge("podmark_node_ports_outside_range", "NodePorts in use that are in no configured range.")
+	felixDiffers = gauge("podmark_felix_mask_differs", "1 where iptablesMarkMask of FelixConfiguration is not the node's.")
 	lookTime     = gauge("podmark_last_look_timestamp_seconds", "When the node was last looked at.")
 	lookSeconds  = gauge("podmark_last_look_duration_seconds", "How long that took.")
 	lookOK       = gauge("podmark_last_look_ok", "1 when it ended without an error.")
+	applySeconds = gauge("podmark_last_apply_duration_seconds", "How long it took last to make the kernel agree with the node's state.")
+	applyError   = gauge("podmark_last_apply_error", "1 where the kernel could not be made to agree.")
 )
 
 func gauge(name, help string, labels ...string) *prometheus.Desc {
@@ -79,7 +123,10 @@ func gauge(name, help string, labels ...string) *prometheus.Desc {
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{idsInUse, idsCapacity, proxyIPVS, ipvsServices, portsInfo, portsOutside, lookTime, lookSeconds, lookOK} {
+	for _, d := range []*prometheus.Desc{
+		idsInUse, idsCapacity, proxyIPVS, ipvsServices, portsInfo, portsOutside, felixDiffers,
+		lookTime, lookSeconds, lookOK, applySeconds, applyError,
+	} {
 		out <- d
 	}
 }
@@ -103,6 +150,9 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	if !l.Idle {
 		set(portsInfo, 1, l.Ports.Source, string(l.Ports.Mode))
 		set(portsOutside, float64(len(l.Ports.Outside)))
+		set(felixDiffers, number(l.FelixMask != nil))
+		set(applySeconds, l.Applied.Seconds())
+		set(applyError, number(l.ApplyErr != nil))
 	}
 	set(lookTime, float64(l.Time.UnixMilli())/1000)
 	set(lookSeconds, l.Took.Seconds())
@@ -127,8 +177,13 @@ func (m *metrics) handler(interval time.Duration) http.Handler {
 			if l == nil || !well(l) {
 				w.WriteHeader(http.StatusServiceUnavailable)
 			}
-			if l != nil && l.Err != nil {
+			switch {
+			case l == nil:
+				fmt.Fprintln(w, "the node has not been looked at yet")
+			case l.Err != nil:
 				fmt.Fprintln(w, l.Err)
+			case !well(l):
+				fmt.Fprintln(w, "the node was last looked at", l.Time.Format(time.RFC3339))
 			}
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -83,6 +84,7 @@ type host struct {
 	backend backend
 	dir     string
 	pods    int
+	spaces  []string // of the pods, by path
 }
 
 func newHost(t *testing.T, b backend) *host {
@@ -133,6 +135,7 @@ func (h *host) addPodUntil() (end func()) {
 	h.t.Helper()
 	h.pods++
 	path, end := h.space()
+	h.spaces = append(h.spaces, path)
 	ns, err := os.Open(path)
 	if err != nil {
 		h.t.Fatal(err)
@@ -144,19 +147,34 @@ func (h *host) addPodUntil() (end func()) {
 	if err := netlink.LinkAdd(veth); err != nil {
 		h.t.Fatal(err)
 	}
-	conf, err := json.Marshal(map[string]any{
+	if out, err := h.plugin("ADD", h.pods, nil); err != nil {
+		h.t.Fatalf("ADD: %v: %s", err, out)
+	}
+	return end
+}
+
+// plugin calls podmark for a pod, by number; more replaces keys of its configuration.
+func (h *host) plugin(verb string, pod int, more map[string]any) (string, error) {
+	h.t.Helper()
+	conf := map[string]any{
 		"cniVersion": "1.1.0", "name": "net", "type": "podmark", "stateDir": h.dir, "policy": "files", "backend": h.backend.key,
 		"prevResult": map[string]any{
 			"cniVersion": "1.1.0",
-			"ips":        []any{map[string]any{"address": fmt.Sprintf("10.1.0.%d/32", h.pods+1)}, map[string]any{"address": fmt.Sprintf("fd00:10::%x/128", h.pods+1)}},
+			"ips":        []any{map[string]any{"address": fmt.Sprintf("10.1.0.%d/32", pod+1)}, map[string]any{"address": fmt.Sprintf("fd00:10::%x/128", pod+1)}},
 		},
-	})
+	}
+	maps.Copy(conf, more)
+	stdin, err := json.Marshal(conf)
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	h.exec(string(conf), "env", "CNI_COMMAND=ADD", fmt.Sprintf("CNI_CONTAINERID=container-%d", h.pods), "CNI_NETNS="+path, "CNI_IFNAME=eth0",
-		"CNI_PATH=/", fmt.Sprintf("CNI_ARGS=K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-%d", h.pods), filepath.Join(programs, "podmark"))
-	return end
+	cmd := exec.Command(filepath.Join(programs, "podmark"))
+	cmd.Stdin = bytes.NewReader(stdin)
+	cmd.Env = append(
+		os.Environ(), "CNI_COMMAND="+verb, fmt.Sprintf("CNI_CONTAINERID=container-%d", pod), "CNI_NETNS="+h.spaces[pod-1], "CNI_IFNAME=eth0",
+		"CNI_PATH=/", fmt.Sprintf("CNI_ARGS=K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-%d", pod))
+	out, err := cmd.CombinedOutput()
+	return string(out), err
 }
 
 // space makes a network namespace that lives until end.
@@ -232,11 +250,14 @@ func (l *logBuffer) String() string {
 
 // start runs podmarkd in the node's network namespace until the test ends, and
 // waits until it has looked at the node.
-func (h *host) start(args ...string) *daemon {
+func (h *host) start(args ...string) *daemon { h.t.Helper(); return h.startIn(nil, args...) }
+
+// startIn adds to the environment.
+func (h *host) startIn(env []string, args ...string) *daemon {
 	h.t.Helper()
 	d := &daemon{h: h, log: &logBuffer{}}
 	d.cmd = exec.Command(filepath.Join(programs, "podmarkd"), append([]string{"--state-dir", h.dir, "--listen", "127.0.0.1:0", "--interval", "300ms"}, args...)...)
-	d.cmd.Stderr = d.log
+	d.cmd.Stderr, d.cmd.Env = d.log, append(os.Environ(), env...)
 	if err := d.cmd.Start(); err != nil {
 		h.t.Fatal(err)
 	}

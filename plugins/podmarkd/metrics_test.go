@@ -1,0 +1,328 @@
+package main_test
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// values are the metrics of a scrape, by name and labels.
+func (d *daemon) values() map[string]float64 {
+	d.h.t.Helper()
+	_, body := d.get("/metrics")
+	out := map[string]float64{}
+	for line := range strings.Lines(body) {
+		if i := strings.LastIndexByte(line, ' '); i > 0 && strings.HasPrefix(line, "podmark_") {
+			value, err := strconv.ParseFloat(strings.TrimSpace(line[i:]), 64)
+			if err != nil {
+				d.h.t.Fatalf("%q: %v", line, err)
+			}
+			out[line[:i]] = value
+		}
+	}
+	return out
+}
+
+// become waits until a scrape has these values.
+func (d *daemon) become(what string, want map[string]float64) {
+	d.h.t.Helper()
+	d.h.eventually(what, func() error {
+		got := d.values()
+		for name, value := range want {
+			if v, there := got[name]; !there || v != value {
+				return fmt.Errorf("%s is %v (there: %v), want %v", name, v, there, value)
+			}
+		}
+		return nil
+	})
+}
+
+// What the plugin does is counted, once, whether a daemon runs or not.
+func TestCallMetrics(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nftables)
+	mask := map[string]any{"iptablesMarkMask": "0x00030000"}
+	for range 2 { // with the default mask, which cannot change while they live
+		h.addPod()
+	}
+	if out, err := h.plugin("CHECK", 1, nil); err != nil {
+		t.Fatalf("CHECK: %v: %s", err, out)
+	}
+	for pod := range 2 {
+		if out, err := h.plugin("DEL", pod+1, nil); err != nil {
+			t.Fatalf("DEL: %v: %s", err, out)
+		}
+	}
+	d := h.start()
+	calls := func(verb string, code int) string {
+		return fmt.Sprintf("podmark_plugin_calls_total{code=\"%d\",verb=%q}", code, verb)
+	}
+	d.become("calls before the daemon are counted", map[string]float64{
+		calls("ADD", 0): 2, calls("DEL", 0): 2, calls("CHECK", 0): 1, calls("GC", 0): 0, "podmark_allocation_failures_total": 0,
+		`podmark_plugin_call_duration_seconds_count{verb="ADD"}`: 2, `podmark_plugin_call_duration_seconds_bucket{verb="ADD",le="+Inf"}`: 2,
+	})
+	h.addPod()
+	d.become("and those that come", map[string]float64{calls("ADD", 0): 3, `podmark_plugin_call_duration_seconds_count{verb="ADD"}`: 3})
+	if v := d.values(); v[`podmark_plugin_call_duration_seconds_sum{verb="ADD"}`] <= 0 || v[`podmark_plugin_call_duration_seconds_bucket{verb="ADD",le="30"}`] != 3 {
+		t.Errorf("durations: %v", v)
+	}
+	// What nobody has asked for stays for the next one, and what was counted does not.
+	if code := d.stop(); code != 0 {
+		t.Errorf("ended with %d", code)
+	}
+	if out, err := h.plugin("DEL", 3, nil); err != nil {
+		t.Fatalf("DEL: %v: %s", err, out)
+	}
+	for pod := range 3 {
+		if out, err := h.plugin("ADD", pod+1, mask); (err == nil) != (pod < 2) {
+			t.Fatalf("ADD %d: %v: %s", pod, err, out)
+		}
+	}
+	d = h.start()
+	d.become("the next one", map[string]float64{calls("ADD", 0): 2, calls("ADD", 100): 1, calls("DEL", 0): 1, "podmark_allocation_failures_total": 1})
+	d.become("only once", map[string]float64{calls("ADD", 0): 2})
+	f, err := os.OpenFile(filepath.Join(h.dir, "calls"), os.O_APPEND|os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.WriteString("nonsense\n" + strings.Repeat("GC 0 1\n", 300<<10/7))
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.become("a full spool", map[string]float64{"podmark_spool_full_total": 1, "podmark_spool_damaged_total": 1, calls("GC", 0): 300 << 10 / 7})
+}
+
+// send sends n packets from an address of a namespace.
+func (h *host) send(space, from, to string, n int) {
+	h.t.Helper()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		done <- func() error {
+			ns, err := os.Open(space)
+			if err != nil {
+				return err
+			}
+			defer ns.Close()
+			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+				return err
+			}
+			conn, err := net.DialUDP("udp4", &net.UDPAddr{IP: net.ParseIP(from)}, &net.UDPAddr{IP: net.ParseIP(to), Port: 9})
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			for range n {
+				if _, err := conn.Write([]byte("x")); err != nil && !errors.Is(err, unix.ECONNREFUSED) {
+					return err
+				}
+			}
+			return nil
+		}()
+	}()
+	if err := <-done; err != nil {
+		h.t.Fatalf("sending from %s to %s: %v", from, to, err)
+	}
+}
+
+// ip runs ip in a namespace; "" is the node's.
+func (h *host) ip(space string, lines ...string) {
+	h.t.Helper()
+	for _, line := range lines {
+		args := append([]string{"ip"}, strings.Fields(line)...)
+		if space != "" {
+			args = append([]string{"nsenter", "--net=" + space}, args...)
+		}
+		h.exec("", args[0], args[1:]...)
+	}
+}
+
+// drops are the totals of dropped packets; those of policies by direction and names.
+func (d *daemon) drops() map[string]float64 {
+	d.h.t.Helper()
+	labels := regexp.MustCompile(`^podmark_policy_dropped_packets_total\{direction="(\w+)",policies="([^"]*)",profile="([0-9a-f]{16})"\}$`)
+	out := map[string]float64{}
+	for name, value := range d.values() {
+		switch m := labels.FindStringSubmatch(name); {
+		case m != nil:
+			out[m[1]+" "+m[2]] = value
+		case strings.HasPrefix(name, "podmark_policy_dropped"):
+			d.h.t.Fatalf("labels of %s", name)
+		case strings.HasSuffix(name, "_packets_total"):
+			out[name] = value
+		}
+	}
+	return out
+}
+
+// Dropped packets are counted by their reason, and go on to be when all rules are
+// written anew, by podmarkctl or after others have taken them out.
+func TestPacketMetrics(t *testing.T) {
+	eachBackend(t, func(t *testing.T, h *host) {
+		for _, name := range []string{"ip_forward", "conf/all/rp_filter", "conf/default/rp_filter"} {
+			if err := os.WriteFile("/proc/sys/net/ipv4/"+name, []byte(map[bool]string{true: "1", false: "0"}[name == "ip_forward"]), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		outside, end := h.space()
+		defer end()
+		h.ip("", "link add out0 type veth peer name eth0 netns "+strings.TrimPrefix(regexp.MustCompile(`task/(\d+)`).FindString(outside), "task/"),
+			"addr add 198.51.100.1/24 dev out0", "link set out0 up")
+		h.ip(outside, "addr add 198.51.100.2/24 dev eth0", "link set eth0 up", "route add default via 198.51.100.1")
+		h.ctl(policy, "apply", "-f", "-")
+		h.addPod()
+		pod := h.spaces[0]
+		h.ip("", "link set veth1 up", "addr add 10.1.0.1/32 dev veth1", "route add 10.1.0.2 dev veth1", "route add 10.1.0.77 dev veth1", "route add 10.1.0.99 dev out0")
+		h.ip(pod, "addr add 10.1.0.2/32 dev eth0", "addr add 10.1.0.99/32 dev eth0", "link set eth0 up", "route add 10.1.0.1 dev eth0", "route add default via 10.1.0.1")
+		traffic := func() {
+			t.Helper()
+			h.send(pod, "10.1.0.2", "198.51.100.1", 1)
+			h.send(pod, "10.1.0.99", "198.51.100.1", 2)
+			h.send(outside, "198.51.100.2", "10.1.0.2", 3)
+			h.send(outside, "198.51.100.2", "10.1.0.77", 4)
+		}
+		traffic() // before the daemon looks: not counted
+		d := h.start()
+		var was map[string]float64
+		h.eventually("counting has begun", func() error {
+			was = d.drops()
+			for _, key := range []string{"egress default/web", "ingress default/web", "podmark_spoofed_packets_total", "podmark_unclassified_packets_total"} {
+				if n, there := was[key]; n != 0 || !there {
+					return fmt.Errorf("%s is %v (there: %v)", key, n, there)
+				}
+			}
+			return nil
+		})
+		rounds := 0.
+		is := func(what string) {
+			t.Helper()
+			rounds++
+			want := map[string]float64{"egress default/web": 1 * rounds, "podmark_spoofed_packets_total": 2 * rounds, "ingress default/web": 3 * rounds, "podmark_unclassified_packets_total": 4 * rounds}
+			h.eventually(what, func() error {
+				got := d.drops()
+				for key, n := range want {
+					if got[key] < was[key] {
+						t.Fatalf("%s: %s was %v and is %v", what, key, was[key], got[key])
+					}
+					if got[key] != n {
+						return fmt.Errorf("%s is %v, want %v, in %v", key, got[key], n, got)
+					}
+				}
+				was = got
+				return nil
+			})
+		}
+		traffic()
+		is("drops are counted")
+		h.ctl(strings.ReplaceAll(policy, "port: 80", "port: 81"), "apply", "-f", "-")
+		traffic()
+		is("after another policy of the same name")
+		if h.backend == nftables {
+			h.exec("", "nft", "flush", "ruleset")
+		} else {
+			h.iptables("-F")
+		}
+		h.eventually("all rules are back", func() error {
+			if s, err := d.status(); err != nil || s.Repairs != 1 {
+				return fmt.Errorf("%d repairs, %w", s.Repairs, err)
+			}
+			return nil
+		})
+		traffic()
+		is("after a repair")
+		// A second policy makes another profile of it.
+		h.ctl(policy+"---\n"+strings.ReplaceAll(policy, "name: web", "name: all"), "apply", "-f", "-")
+		traffic()
+		h.eventually("drops of the new profile", func() error {
+			got := d.drops()
+			if got["egress default/all,default/web"] != 1 || got["egress default/web"] != rounds {
+				return fmt.Errorf("%v", got)
+			}
+			return nil
+		})
+	})
+}
+
+// However many policies select a pod, the label that names them stays short.
+func TestPoliciesLabel(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nftables)
+	var all strings.Builder
+	for i := range 30 {
+		all.WriteString("---\n" + strings.ReplaceAll(policy, "name: web", fmt.Sprintf("name: a-rather-long-name-%02d", i)))
+	}
+	h.ctl(all.String(), "apply", "-f", "-")
+	h.addPod()
+	d := h.start()
+	h.eventually("the label is there", func() error {
+		for key := range d.drops() {
+			if names, ok := strings.CutPrefix(key, "egress "); ok {
+				if len(names) > 280 || !strings.HasPrefix(names, "default/a-rather-long-name-00,default/a-rather-long-name-01,") || !strings.HasSuffix(names, ",+22") {
+					t.Fatalf("label %q of %d bytes", names, len(names))
+				}
+				return nil
+			}
+		}
+		return errors.New("no drops of egress")
+	})
+}
+
+// A kernel that cannot be kept current is said: not ready, with the reason, and in the metrics.
+func TestNotReady(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, backends[1])
+	h.addPod()
+	// A PATH of which a command can be taken away.
+	dir := t.TempDir()
+	for _, f := range []string{"iptables", "ip6tables"} {
+		for _, s := range []string{"", "-save", "-restore"} {
+			path, err := exec.LookPath(f + "-nft" + s)
+			if err == nil {
+				err = os.Symlink(path, filepath.Join(dir, f+"-nft"+s))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	d := h.startIn([]string{"PATH=" + dir})
+	d.become("all is well", map[string]float64{"podmark_last_apply_error": 0, "podmark_last_look_ok": 1})
+	if code, body := d.get("/readyz"); code != 200 || body != "" {
+		t.Errorf("/readyz: %d %s", code, body)
+	}
+	hidden := filepath.Join(dir, "iptables-nft-save")
+	if err := os.Rename(hidden, hidden+".not"); err != nil {
+		t.Fatal(err)
+	}
+	h.eventually("it is not ready, and well", func() error {
+		ready, why := d.get("/readyz")
+		if well, _ := d.get("/healthz"); ready != 503 || well != 200 || !strings.Contains(why, "iptables-save") {
+			return fmt.Errorf("/readyz %d %s, /healthz %d", ready, why, well)
+		}
+		return nil
+	})
+	d.become("the metrics say so", map[string]float64{"podmark_last_apply_error": 1, "podmark_last_look_ok": 0})
+	h.eventually("a scrape that cannot read the kernel says so, and has the rest", func() error {
+		if v := d.values(); v[`podmark_unread_total{source="packets"}`] == 0 || v["podmark_ids_in_use"] != 1 {
+			return fmt.Errorf("%v", v)
+		}
+		return nil
+	})
+	if err := os.Rename(hidden+".not", hidden); err != nil {
+		t.Fatal(err)
+	}
+	d.become("it can again", map[string]float64{"podmark_last_apply_error": 0, "podmark_last_look_ok": 1})
+	if v := d.values(); v["podmark_last_apply_duration_seconds"] <= 0 {
+		t.Errorf("podmark_last_apply_duration_seconds %v", v["podmark_last_apply_duration_seconds"])
+	}
+}
