@@ -38,6 +38,7 @@ type daemonOptions struct {
 	// Where NodePorts are looked for, besides.
 	configFile, kubeconfig string
 	staticPods             []string
+	nodeName               string
 	listen                 string
 	logFormat              string
 	logLevel               string
@@ -85,6 +86,7 @@ SIGINT, 2 wrong usage or failure.`,
 	flags.StringVar(&o.configFile, "config", "", "YAML file with nodePortRanges and nodePortMode, read again whenever it changes")
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "how to ask the API server for node ports and for their range (default as a pod does, where it is one)")
 	flags.StringSliceVar(&o.staticPods, "static-pod-dirs", []string{"/etc/kubernetes/manifests"}, "where the manifest of a kube-apiserver may be, whose flags say the range")
+	flags.StringVar(&o.nodeName, "node-name", "", "the Node to which events are attached, where the API server is asked (default the host's name)")
 	flags.StringVar(&o.listen, "listen", "127.0.0.1:9469", "address for /metrics, /healthz and /readyz; empty for none")
 	flags.BoolVar(&o.keepInstalled, "keep-installed", false, "do what 'podmarkd install' does, and again whenever others undo it; --cni-conf-dir, --cni-bin-dir, --source, --entry and --drop-in are for it")
 	o.install.addFlags(flags)
@@ -135,6 +137,18 @@ func (o daemonOptions) sources(log *slog.Logger) (*source.Watcher, error) {
 	return w, nil
 }
 
+// nodeNamed is the name of the Node, by default as the kubelet has it.
+func (o daemonOptions) nodeNamed() (string, error) {
+	if o.nodeName != "" {
+		return o.nodeName, nil
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		return "", fmt.Errorf("reading the host's name: %w: give --node-name", err)
+	}
+	return strings.ToLower(name), nil
+}
+
 // keep looks after the node until ctx is done.
 func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source.Watcher) error {
 	ctx, stop := context.WithCancel(ctx)
@@ -146,6 +160,19 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 	}
 	defer release()
 	m := newMetrics(n, log)
+	tell := func(node.Look) {}
+	if ports.API != nil {
+		name, err := o.nodeNamed()
+		if err != nil {
+			return err
+		}
+		e, err := newEvents(ports.API, name)
+		if err != nil {
+			return err
+		}
+		defer e.stop()
+		tell = e.looked
+	}
 	status := node.Status{PID: os.Getpid(), Version: version(), Started: time.Now()}
 	changed := make(chan struct{}, 1)
 	k := node.Keeper{Node: n, Interval: o.interval, CollectAfter: o.collect, Log: log, Changed: changed, ConfDir: o.install.confDir, Cache: o.cache}
@@ -153,6 +180,7 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 	k.FelixMask = func() *uint32 { return ports.Current().FelixMask }
 	k.Looked = func(l node.Look) {
 		m.looked(l)
+		tell(l)
 		logLook(log, status, l)
 		status = status.After(l)
 		if err := status.Write(n.Store); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -40,7 +40,7 @@ type resource struct {
 
 // resources are what is asked for.
 func (w *Watcher) resources() ([]resource, error) {
-	core, err := coreClient(w.API)
+	core, err := CoreClient(w.API)
 	if err != nil {
 		return nil, err
 	}
@@ -92,9 +92,9 @@ func (w *Watcher) resources() ([]resource, error) {
 	}, nil
 }
 
-// coreClient is a client for the core objects alone: client-go's own brings the types
+// CoreClient is a client for the core objects alone: client-go's own brings the types
 // of every group along.
-func coreClient(base *rest.Config) (*rest.RESTClient, error) {
+func CoreClient(base *rest.Config) (*rest.RESTClient, error) {
 	scheme := runtime.NewScheme()
 	if err := corev1.AddToScheme(scheme); err != nil {
 		return nil, fmt.Errorf("registering the core types: %w", err)
