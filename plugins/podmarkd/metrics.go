@@ -27,6 +27,7 @@ type metrics struct {
 	looks     *prometheus.CounterVec
 	repairs   *prometheus.CounterVec
 	collected prometheus.Counter
+	adopted   prometheus.Counter
 	replaced  *prometheus.CounterVec
 	failures  prometheus.Counter
 }
@@ -37,6 +38,7 @@ func newMetrics(n apply.Node, log *slog.Logger) *metrics {
 		looks:     counterVec("podmark_looks_total", "Looks at the node, by reason.", "reason"),
 		repairs:   counterVec("podmark_repairs_total", "Times that something was missing in the kernel and was put back, by its kind.", "kind"),
 		collected: counter("podmark_collected_total", "Attachments of pods that were gone and had no DEL."),
+		adopted:   counter("podmark_adopted_total", "Pods from before podmark that got an ID while they ran."),
 		replaced:  counterVec("podmark_replaced_sets_total", "Sets of the node that had gone stale, by name.", "set"),
 		failures:  counter("podmark_look_failures_total", "Looks that ended in an error."),
 	}
@@ -48,7 +50,7 @@ func newMetrics(n apply.Node, log *slog.Logger) *metrics {
 	m.packets = newPacketMetrics(n, unread.of("packets"))
 	m.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		m.looks, m.repairs, m.collected, m.replaced, m.failures, m,
+		m.looks, m.repairs, m.collected, m.adopted, m.replaced, m.failures, m,
 		unread.failures, m.packets, newCallMetrics(n.Store, unread.of("calls")),
 	)
 	return m
@@ -93,6 +95,7 @@ func (m *metrics) looked(l node.Look) {
 		m.repairs.WithLabelValues(string(missing.KindOf(l.Kept.Missing))).Inc()
 	}
 	m.collected.Add(float64(len(l.Collected.Attachments)))
+	m.adopted.Add(float64(len(l.Adopted)))
 	for _, set := range l.Kept.Replaced {
 		m.replaced.WithLabelValues(set).Inc()
 	}

@@ -60,7 +60,7 @@ func (m *packetMetrics) looked(l node.Look) {
 	for id, names := range m.current {
 		m.policies[id] = policiesLabel(names)
 	}
-	if l.Kept.Missing != nil && l.ApplyErr == nil && m.asked.Before(l.Time) {
+	if (l.Kept.Missing != nil || l.Moved != 0) && l.ApplyErr == nil && m.asked.Before(l.Time) {
 		m.totals.Rewritten()
 	}
 	if m.asked.IsZero() {
