@@ -29,25 +29,25 @@ var (
 	hookUnmark  = hook{nftables.ChainHookOutput, 101, "type filter hook output priority 101; policy accept;"}
 )
 
-// frameUses says how many rules each static chain has, with the jumps that lead to
-// it, as the kernel counts them. An ADD asks for the counts and renders no frame: that
-// takes longer than the kernel's answer.
-var frameUses = map[string]int{
-	chainTracked: 5, chainClassify: 9, chainOrigin: 8, chainEgress: 4, chainIngress: 5, chainInput: 6,
-	chainHost: 4, chainForward: 7, chainOutput: 7, chainUnmark: 1, chainBridge: 1, chainGuard: 8,
-}
-
-// frameChains names the static chains.
-func frameChains() []chain {
-	var out []chain
-	for name := range frameUses {
-		c := chain{table: inet, name: name}
-		if name == chainBridge || name == chainGuard {
-			c.table = bridge
-		}
-		out = append(out, c)
-	}
-	return out
+// frameUses lists the static chains, each with how many rules it has and jumps that
+// lead to it, as the kernel counts them. An ADD asks for the counts and renders no
+// frame: that takes longer than the kernel's answer.
+var frameUses = []struct {
+	chain
+	uses int
+}{
+	{chain{table: inet, name: chainTracked}, 5},
+	{chain{table: inet, name: chainClassify}, 9},
+	{chain{table: inet, name: chainOrigin}, 8},
+	{chain{table: inet, name: chainEgress}, 4},
+	{chain{table: inet, name: chainIngress}, 5},
+	{chain{table: inet, name: chainInput}, 6},
+	{chain{table: inet, name: chainHost}, 4},
+	{chain{table: inet, name: chainForward}, 7},
+	{chain{table: inet, name: chainOutput}, 7},
+	{chain{table: inet, name: chainUnmark}, 1},
+	{chain{table: bridge, name: chainBridge}, 1},
+	{chain{table: bridge, name: chainGuard}, 8},
 }
 
 // frame renders the static chains: all that does not depend on who is on the node.

@@ -322,13 +322,17 @@ func checkProfiles(c *conn, list []half, n numbers) (map[string]bool, error) {
 // checkFrame reports the first static chain that lacks a rule, or to which no
 // rule leads. What the rules say is not read.
 func checkFrame(c *conn) error {
-	uses, err := c.chainUses(frameChains())
+	chains := make([]chain, len(frameUses))
+	for i, f := range frameUses {
+		chains[i] = f.chain
+	}
+	uses, err := c.chainUses(chains)
 	if err != nil {
 		return err
 	}
-	for _, ch := range frameChains() {
-		if uses[ch.name] != frameUses[ch.name] {
-			return errChain(ch)
+	for _, f := range frameUses {
+		if uses[f.name] != f.uses {
+			return errChain(f.chain)
 		}
 	}
 	return nil
