@@ -47,23 +47,15 @@ func Close(e endpoint.Endpoint) error { return guard(e, stateListening) }
 func Hold(e endpoint.Endpoint) error { return guard(e, stateForwarding) }
 
 func guard(e endpoint.Endpoint, state byte) error {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE) // one socket for both requests
-	if err != nil {
-		return fmt.Errorf("guarding port %q: %w", e.Port, err)
-	}
-	defer h.Close()
-	link, err := h.LinkByName(e.Port)
-	if err != nil {
-		return fmt.Errorf("guarding port %q: %w", e.Port, err)
-	}
 	if e.Routed() {
-		if link.Attrs().Group == Group {
-			return nil
-		}
-		if err := h.LinkSetGroup(link, Group); err != nil {
+		if err := setGroup(e.Port, Group); err != nil {
 			return fmt.Errorf("putting %q into device group %d: %w", e.Port, Group, err)
 		}
 		return nil
+	}
+	link, err := netlink.LinkByName(e.Port)
+	if err != nil {
+		return fmt.Errorf("guarding port %q: %w", e.Port, err)
 	}
 	entry, err := forwardingEntry(e, link)
 	if err != nil {
@@ -211,6 +203,17 @@ func forwardingEntry(e endpoint.Endpoint, link netlink.Link) (*netlink.Neigh, er
 		State:        netlink.NUD_NOARP,
 		HardwareAddr: mac,
 	}, nil
+}
+
+// setGroup puts a link into a device group, by its name. The library would ask for
+// the link first.
+func setGroup(name string, group uint32) error {
+	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
 }
 
 // setBridgePort changes state, learning and lock of a bridge port in one message.
