@@ -66,26 +66,34 @@ func (f facts) inUse(protocols ...desired.Protocol) []uint16 {
 }
 
 func readFacts() (facts, error) {
+	hosts, err := apply.HostAddresses()
+	if err != nil {
+		return facts{}, err
+	}
+	f, err := readServices()
+	f.hosts = hosts
+	return f, err
+}
+
+// readServices reads what the mode follows from: the link, and the services.
+func readServices() (facts, error) {
 	var f facts
 	_, err := netlink.LinkByName(apply.ServiceLink)
 	if missing := (netlink.LinkNotFoundError{}); err != nil && !errors.As(err, &missing) {
 		return f, fmt.Errorf("reading link %s: %w", apply.ServiceLink, err)
 	}
 	f.link = err == nil
-	if f.hosts, err = apply.HostAddresses(); err != nil {
-		return f, err
-	}
-	f.services, err = readServices()
+	f.services, err = readIPVS()
 	return f, err
 }
 
 // ipvsTable is there while the kernel has IPVS loaded.
 const ipvsTable = "/proc/net/ip_vs"
 
-// readServices reads the table of IPVS. A service that goes by a fwmark has no port
+// readIPVS reads the table of IPVS. A service that goes by a fwmark has no port
 // of its own. The library loads the module when it is asked, which is for
 // kube-proxy to decide: so it is asked only where IPVS is loaded.
-func readServices() ([]service, error) {
+func readIPVS() ([]service, error) {
 	if _, err := os.Stat(ipvsTable); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

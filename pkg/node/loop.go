@@ -11,6 +11,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/podmark/podmark/pkg/apply"
@@ -39,6 +40,9 @@ type Keeper struct {
 	Log      *slog.Logger
 	// Looked, if set, is told of each look, after it.
 	Looked func(Look)
+	// ModeIs is told how services are done: before the first look, and whenever it has
+	// changed, by another goroutine than Looked.
+	ModeIs func(Mode)
 }
 
 // Look is what was found and done when the node was looked at.
@@ -47,7 +51,6 @@ type Look struct {
 	Reason Reason
 	// Idle is set where podmark has never run: nothing is there to be kept.
 	Idle  bool
-	Mode  Mode
 	Ports Decision
 	// Moved is the mask that the endpoints were moved to; 0 when they were not.
 	Moved uint32
@@ -81,11 +84,15 @@ const (
 
 // Run looks after the node until ctx is done. It leaves the data plane as it is.
 func (k Keeper) Run(ctx context.Context) error {
-	told := make(chan Reason, 1)
+	told, notified := make(chan Reason, 1), make(chan struct{}, 1)
 	tell := func(r Reason) {
 		select {
 		case told <- r:
 		default: // a look is due anyway
+		}
+		select {
+		case notified <- struct{}{}:
+		default:
 		}
 	}
 	if err := watch(ctx, k.Log, tell); err != nil {
@@ -94,6 +101,11 @@ func (k Keeper) Run(ctx context.Context) error {
 	if k.ConfDir != "" {
 		go watchFolder(ctx, k.ConfDir, k.Interval, func() { tell(Configured) })
 	}
+	mode := modeWatch{every: k.Interval, tell: k.ModeIs}
+	mode.read()
+	var running sync.WaitGroup
+	defer running.Wait()
+	running.Go(func() { mode.run(ctx, notified) })
 	c := collector{after: k.CollectAfter}
 	a := adopter{cache: k.Cache, every: k.Interval}
 	for reason := Started; ctx.Err() == nil; {
@@ -145,7 +157,6 @@ func (k Keeper) look(ctx context.Context, reason Reason, a *adopter) (l Look) {
 // things put back.
 func (k Keeper) keep(ctx context.Context, l *Look, networks map[string]config.Config) error {
 	facts, unread := readFacts()
-	l.Mode = facts.mode()
 	configured, err := k.Node.Configured()
 	if errors.Is(err, fs.ErrNotExist) {
 		l.Idle = true

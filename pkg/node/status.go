@@ -22,7 +22,8 @@ type Status struct {
 	// Error is what went wrong in that; empty when nothing did.
 	Error string `json:"error,omitempty"`
 	// Idle is set where podmark has never run.
-	Idle  bool     `json:"idle"`
+	Idle bool `json:"idle"`
+	// Mode is current, whenever Looked was.
 	Mode  Mode     `json:"mode"`
 	Ports Decision `json:"ports"`
 	// FelixMask is the iptablesMarkMask of FelixConfiguration, in hexadecimal, where it
@@ -42,7 +43,7 @@ type Repair struct {
 
 // After is the status after one more look.
 func (s Status) After(l Look) Status {
-	s.Looked, s.Reason, s.Idle, s.Mode, s.Ports, s.Error = l.Time, l.Reason, l.Idle, l.Mode, l.Ports, ""
+	s.Looked, s.Reason, s.Idle, s.Ports, s.Error = l.Time, l.Reason, l.Idle, l.Ports, ""
 	if l.Err != nil {
 		s.Error = l.Err.Error()
 	}

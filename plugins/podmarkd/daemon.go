@@ -178,14 +178,36 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 	k := node.Keeper{Node: n, Interval: o.interval, CollectAfter: o.collect, Log: log, Changed: changed, ConfDir: o.install.confDir, Cache: o.cache}
 	k.Ports = func() node.PortOptions { return ports.Current().Options() }
 	k.FelixMask = func() *uint32 { return ports.Current().FelixMask }
-	k.Looked = func(l node.Look) {
-		m.looked(l)
-		tell(l)
-		logLook(log, status, l)
-		status = status.After(l)
+	var mu sync.Mutex
+	// set changes the status, and writes it from the first look on.
+	set := func(change func(node.Status) node.Status) {
+		mu.Lock()
+		defer mu.Unlock()
+		status = change(status)
+		if status.Looked.IsZero() {
+			return
+		}
 		if err := status.Write(n.Store); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			log.Error("writing the status", "error", err)
 		}
+	}
+	k.Looked = func(l node.Look) {
+		m.looked(l)
+		tell(l)
+		set(func(s node.Status) node.Status {
+			logLook(log, s, l)
+			return s.After(l)
+		})
+	}
+	k.ModeIs = func(mode node.Mode) {
+		m.mode.Store(&mode)
+		set(func(s node.Status) node.Status {
+			if mode.IPVS != s.Mode.IPVS || s.Looked.IsZero() {
+				log.Info("proxy mode", "mode", mode.String(), "services", mode.Services)
+			}
+			s.Mode = mode
+			return s
+		})
 	}
 	if o.listen != "" {
 		l, err := net.Listen("tcp", o.listen)
@@ -255,9 +277,6 @@ func logLook(log *slog.Logger, before node.Status, l node.Look) {
 	}
 	for _, set := range l.Kept.Replaced {
 		log.Info("brought up to date", "set", set)
-	}
-	if l.Mode.IPVS != before.Mode.IPVS || before.Looked.IsZero() {
-		log.Info("proxy mode", "mode", l.Mode.String(), "services", l.Mode.Services)
 	}
 	if fmt.Sprint(l.Ports) != fmt.Sprint(before.Ports) && !l.Idle {
 		log.Info("NodePorts", "source", l.Ports.Source, "mode", l.Ports.Mode, "ranges", fmt.Sprint(l.Ports.Ranges))

@@ -23,6 +23,7 @@ type metrics struct {
 	registry *prometheus.Registry
 	last     atomic.Pointer[node.Look]
 	packets  *packetMetrics
+	mode     atomic.Pointer[node.Mode]
 
 	looks     *prometheus.CounterVec
 	repairs   *prometheus.CounterVec
@@ -144,12 +145,14 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 		set(idsInUse, float64(used))
 		set(idsCapacity, float64(capacity))
 	}
+	if mode := m.mode.Load(); mode != nil {
+		set(proxyIPVS, number(mode.IPVS))
+		set(ipvsServices, float64(mode.Services))
+	}
 	l := m.last.Load()
 	if l == nil {
 		return
 	}
-	set(proxyIPVS, number(l.Mode.IPVS))
-	set(ipvsServices, float64(l.Mode.Services))
 	if !l.Idle {
 		set(portsInfo, 1, l.Ports.Source, string(l.Ports.Mode))
 		set(portsOutside, float64(len(l.Ports.Outside)))

@@ -1,0 +1,51 @@
+package node
+
+import (
+	"context"
+	"time"
+)
+
+// mostPause is the longest pause between two reads of the mode. It leaves room for
+// others too, but a change has to be told of within a second.
+const mostPause = 300 * time.Millisecond
+
+// modeWatch tells how services are done, in its own time: a look at the node waits for
+// the node's lock, and after the look before it leaves room for others.
+type modeWatch struct {
+	every time.Duration
+	tell  func(Mode)
+	last  Mode
+	told  bool
+}
+
+// run reads the mode after each notification and every so often, until ctx is done.
+func (w *modeWatch) run(ctx context.Context, notified <-chan struct{}) {
+	took := time.Duration(0)
+	for next := w.every; ; {
+		wait(ctx, min(max(leastPause, pauseRatio*took), mostPause))
+		select {
+		case <-ctx.Done():
+			return
+		case <-notified:
+			next = min(w.every, follow)
+		case <-time.After(next):
+			next = w.every
+		}
+		start := time.Now()
+		w.read()
+		took = time.Since(start)
+	}
+}
+
+// read reads the mode and tells of it, the first time and when it has changed. One that
+// cannot be read stays what it was: a look, which reads it too, says why.
+func (w *modeWatch) read() {
+	f, err := readServices()
+	if err != nil {
+		return
+	}
+	if m := f.mode(); m != w.last || !w.told {
+		w.last, w.told = m, true
+		w.tell(m)
+	}
+}
