@@ -273,3 +273,19 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// An entry of a list is read with the name and the version of that list, which it
+// cannot change, and is refused as the plugin would refuse it.
+func TestParseEntry(t *testing.T) {
+	c, err := config.ParseEntry([]byte(`{"type": "podmark", "name": "other", "cniVersion": "0.1.0", "policy": "files"}`), "net", "1.0.0")
+	if err != nil || c.Network != "net" || c.CNIVersion != "1.0.0" || c.Policy != config.PolicyFiles {
+		t.Errorf("%+v, %v", c, err)
+	}
+	var wrong *config.Error
+	if _, err := config.ParseEntry([]byte(`{"iptablesMarkMask": "0xc000"}`), "net", "1.0.0"); !errors.As(err, &wrong) || wrong.Key != "iptablesMarkMask" {
+		t.Errorf("a wrong mask: %v", err)
+	}
+	if _, err := config.ParseEntry([]byte(`[]`), "net", "1.0.0"); !errors.Is(err, config.ErrSyntax) {
+		t.Errorf("no object: %v", err)
+	}
+}
