@@ -25,7 +25,9 @@ type Backend interface {
 	Update(ctx context.Context, from, to desired.State) error
 	// Check reports what of want is not in place, changing nothing.
 	Check(ctx context.Context, want desired.State) error
-	// Keep does too, and looks closer. What belongs to the node and not to an
+	// Verify does too, and looks closer: at what only a process can tell.
+	Verify(ctx context.Context, want desired.State) error
+	// Keep is Verify, with more. What belongs to the node and not to an
 	// endpoint it brings up to date, without writing a rule, and names it.
 	Keep(ctx context.Context, want desired.State) (replaced []string, err error)
 	// Counters reads what each rule that drops has counted since it was written. It

@@ -119,5 +119,33 @@ func policiesOf(s desired.State) map[desired.ProfileID][]string {
 	return out
 }
 
+// Missing reports what [Node.Keep] would put back, and changes nothing; nil where
+// the kernel has everything. fs.ErrNotExist when podmark has never run here.
+func (n Node) Missing(ctx context.Context) (missing, err error) {
+	if _, err := n.load(); err != nil {
+		return nil, err
+	}
+	unlock, err := n.lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	f, err := n.load()
+	if err != nil {
+		return nil, err
+	}
+	if !f.Synced {
+		return errUnfinished, nil
+	}
+	want, err := n.state(f)
+	if err != nil {
+		return nil, err
+	}
+	if missing = n.backend(f).Verify(ctx, want); missing == nil || incomplete(missing) {
+		return missing, nil
+	}
+	return nil, fmt.Errorf("%w: %w", ErrBackend, missing)
+}
+
 // errUnfinished is what Keep finds where a change was interrupted.
 var errUnfinished = fmt.Errorf("%w: a change was not finished", missing.Change.Err())

@@ -9,24 +9,26 @@ import (
 	"github.com/podmark/podmark/pkg/desired"
 )
 
-// Keep reports what of want is not in place: what Check sees, and what only a
-// process can tell, a hook that does not come first, a chain with a rule too few
-// or too many. It runs one command per family. What the rules say is not read.
+// Keep reports what Verify does.
 //
 // The sets that are the node's own, the host's addresses and the NodePorts, it
 // brings up to date, and names those that it has replaced. The kernel swaps a new
 // set for the old one: no packet sees one that is half full, and no rule is written.
 func (b Backend) Keep(ctx context.Context, want desired.State) (replaced []string, err error) {
-	if err := b.Check(ctx, want); err != nil {
-		return nil, err
-	}
-	if err := b.verify(ctx, want); err != nil {
+	if err := b.Verify(ctx, want); err != nil {
 		return nil, err
 	}
 	return b.refresh(want)
 }
 
-func (b Backend) verify(ctx context.Context, want desired.State) error {
+// Verify reports what of want is not in place, changing nothing: what Check sees,
+// and what only a process can tell, a hook that does not come first, a chain with a
+// rule too few or too many. It runs one command per family. What the rules say is
+// not read.
+func (b Backend) Verify(ctx context.Context, want desired.State) error {
+	if err := b.Check(ctx, want); err != nil {
+		return err
+	}
 	for _, f := range families() {
 		there, err := b.Variant.list(ctx, f)
 		if err != nil {

@@ -286,8 +286,10 @@ func (b Backend) Check(_ context.Context, want desired.State) error {
 	return err
 }
 
-// Keep is Check: that sees all there is to see without reading what rules say, and
-// there is nothing of the node's own to bring up to date, neither a host address
+// Verify is Check: that sees all there is to see without reading what rules say.
+func (b Backend) Verify(ctx context.Context, want desired.State) error { return b.Check(ctx, want) }
+
+// Keep is Check: there is nothing of the node's own to bring up to date, neither a host address
 // nor a NodePort.
 func (b Backend) Keep(ctx context.Context, want desired.State) ([]string, error) {
 	return nil, b.Check(ctx, want)
