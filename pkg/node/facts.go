@@ -65,6 +65,13 @@ func (f facts) inUse(protocols ...desired.Protocol) []uint16 {
 	return slices.Compact(ports)
 }
 
+// Observe tells how services are done on the node, and on which ports of the
+// node's own addresses IPVS answers, sorted.
+func Observe() (Mode, []uint16, error) {
+	f, err := readFacts()
+	return f.mode(), f.inUse(), err
+}
+
 func readFacts() (facts, error) {
 	hosts, err := apply.HostAddresses()
 	if err != nil {

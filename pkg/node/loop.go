@@ -35,6 +35,11 @@ type Keeper struct {
 	// CollectAfter is how long a pod must have been gone until what its DEL should
 	// have taken back is collected; 0 for never.
 	CollectAfter time.Duration
+	// SetSysctls lets kernel parameters be set that the node needs; else they are
+	// only looked at. Bridged, if set, tells whether the network makes bridge ports
+	// and polices them.
+	SetSysctls bool
+	Bridged    func() bool
 	// Interval is how long the node is left alone when nothing is notified.
 	Interval time.Duration
 	Log      *slog.Logger
@@ -68,8 +73,13 @@ type Look struct {
 	ApplyErr error
 	// Collected is what pods had left that no DEL came for.
 	Collected apply.Collected
-	Took      time.Duration
-	Err       error
+	// Sysctls are what the node needs of kernel parameters.
+	Sysctls []Sysctl
+	Took    time.Duration
+	Err     error
+	// mode is how services are done, where it could be read.
+	mode Mode
+	read bool
 }
 
 // Between two looks a pause leaves room for others: notifications come in bursts,
@@ -108,8 +118,12 @@ func (k Keeper) Run(ctx context.Context) error {
 	running.Go(func() { mode.run(ctx, notified) })
 	c := collector{after: k.CollectAfter}
 	a := adopter{cache: k.Cache, every: k.Interval}
+	params := sysctls{set: k.SetSysctls, paces: map[string]pace{}}
 	for reason := Started; ctx.Err() == nil; {
 		look := k.look(ctx, reason, &a)
+		if look.read && !look.Idle {
+			look.Sysctls = params.look(k.needs(look.mode), time.Now())
+		}
 		if k.CollectAfter > 0 && look.Err == nil && !look.Idle {
 			look.Collected, look.Err = c.collect(ctx, k.Node, time.Now())
 		}
@@ -137,6 +151,13 @@ func (k Keeper) Run(ctx context.Context) error {
 	return nil
 }
 
+// needs are those of a node with its services in that mode. Damaged records are
+// reported by whoever keeps the rules.
+func (k Keeper) needs(mode Mode) Needs {
+	records, _ := k.Node.Records()
+	return NeedsOf(mode, records, k.Bridged != nil && k.Bridged())
+}
+
 func wait(ctx context.Context, d time.Duration) {
 	select {
 	case <-ctx.Done():
@@ -157,6 +178,7 @@ func (k Keeper) look(ctx context.Context, reason Reason, a *adopter) (l Look) {
 // things put back.
 func (k Keeper) keep(ctx context.Context, l *Look, networks map[string]config.Config) error {
 	facts, unread := readFacts()
+	l.mode, l.read = facts.mode(), unread == nil
 	configured, err := k.Node.Configured()
 	if errors.Is(err, fs.ErrNotExist) {
 		l.Idle = true

@@ -16,6 +16,8 @@ type Status struct {
 	PID     int       `json:"pid"`
 	Version string    `json:"version"`
 	Started time.Time `json:"started"`
+	// Interval is the longest that passes between two looks, in seconds.
+	Interval float64 `json:"intervalSeconds"`
 	// Looked is when the node was last looked at, and Reason why.
 	Looked time.Time `json:"looked"`
 	Reason Reason    `json:"reason"`
@@ -29,6 +31,8 @@ type Status struct {
 	// FelixMask is the iptablesMarkMask of FelixConfiguration, in hexadecimal, where it
 	// is not the node's.
 	FelixMask string `json:"felixMask,omitempty"`
+	// Sysctls are what the node needs of kernel parameters.
+	Sysctls []Sysctl `json:"sysctls,omitempty"`
 	// Repairs counts what was missing in the kernel since the start.
 	Repairs    int     `json:"repairs"`
 	LastRepair *Repair `json:"lastRepair,omitempty"`
@@ -43,7 +47,7 @@ type Repair struct {
 
 // After is the status after one more look.
 func (s Status) After(l Look) Status {
-	s.Looked, s.Reason, s.Idle, s.Ports, s.Error = l.Time, l.Reason, l.Idle, l.Ports, ""
+	s.Looked, s.Reason, s.Idle, s.Ports, s.Sysctls, s.Error = l.Time, l.Reason, l.Idle, l.Ports, l.Sysctls, ""
 	if l.Err != nil {
 		s.Error = l.Err.Error()
 	}
@@ -55,6 +59,12 @@ func (s Status) After(l Look) Status {
 		s.LastRepair = &Repair{l.Time, missing.KindOf(l.Kept.Missing), l.Kept.Missing.Error()}
 	}
 	return s
+}
+
+// Stale reports whether the daemon should have looked at the node again by now:
+// three times over, and half a minute for a busy one.
+func (s Status) Stale(now time.Time) bool {
+	return now.Sub(s.Looked) > time.Duration(3*s.Interval*float64(time.Second))+30*time.Second
 }
 
 // Write puts the status into the state folder.

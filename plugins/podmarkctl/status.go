@@ -106,6 +106,11 @@ func (s status) table(w io.Writer) error {
 		if d.FelixMask != "" {
 			row("Felix mask", "%s in FelixConfiguration, which is not the mask above", d.FelixMask)
 		}
+		for _, p := range d.Sysctls {
+			if !p.OK() {
+				row("sysctl", "%s is not %s: %s", p.Name, p.Want, p.Mend())
+			}
+		}
 		row("repairs", "%d", d.Repairs)
 		if d.LastRepair != nil {
 			row("last repair", "%s, %s: %s", d.LastRepair.Time.Format(time.RFC3339), d.LastRepair.Kind, d.LastRepair.Missing)

@@ -42,6 +42,7 @@ type daemonOptions struct {
 	listen                 string
 	logFormat              string
 	logLevel               string
+	setSysctls             bool
 	// keepInstalled runs the guard, with install's flags.
 	keepInstalled bool
 	install       installOptions
@@ -87,6 +88,7 @@ SIGINT, 2 wrong usage or failure.`,
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "how to ask the API server for node ports and for their range (default as a pod does, where it is one)")
 	flags.StringSliceVar(&o.staticPods, "static-pod-dirs", []string{"/etc/kubernetes/manifests"}, "where the manifest of a kube-apiserver may be, whose flags say the range")
 	flags.StringVar(&o.nodeName, "node-name", "", "the Node to which events are attached, where the API server is asked (default the host's name)")
+	flags.BoolVar(&o.setSysctls, "set-sysctls", false, "set net.ipv4.vs.conntrack and net.bridge.bridge-nf-call-iptables and -ip6tables to 1 where they are needed and are not; without it podmarkd only warns")
 	flags.StringVar(&o.listen, "listen", "127.0.0.1:9469", "address for /metrics, /healthz and /readyz; empty for none")
 	flags.BoolVar(&o.keepInstalled, "keep-installed", false, "do what 'podmarkd install' does, and again whenever others undo it; --cni-conf-dir, --cni-bin-dir, --source, --entry and --drop-in are for it")
 	o.install.addFlags(flags)
@@ -173,9 +175,9 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 		defer e.stop()
 		tell = e.looked
 	}
-	status := node.Status{PID: os.Getpid(), Version: version(), Started: time.Now()}
+	status := node.Status{PID: os.Getpid(), Version: version(), Started: time.Now(), Interval: o.interval.Seconds()}
 	changed := make(chan struct{}, 1)
-	k := node.Keeper{Node: n, Interval: o.interval, CollectAfter: o.collect, Log: log, Changed: changed, ConfDir: o.install.confDir, Cache: o.cache}
+	k := node.Keeper{Node: n, Interval: o.interval, CollectAfter: o.collect, Log: log, Changed: changed, ConfDir: o.install.confDir, Cache: o.cache, SetSysctls: o.setSysctls, Bridged: o.bridged}
 	k.Ports = func() node.PortOptions { return ports.Current().Options() }
 	k.FelixMask = func() *uint32 { return ports.Current().FelixMask }
 	var mu sync.Mutex
@@ -278,6 +280,7 @@ func logLook(log *slog.Logger, before node.Status, l node.Look) {
 	for _, set := range l.Kept.Replaced {
 		log.Info("brought up to date", "set", set)
 	}
+	logSysctls(log, before.Sysctls, l.Sysctls)
 	if fmt.Sprint(l.Ports) != fmt.Sprint(before.Ports) && !l.Idle {
 		log.Info("NodePorts", "source", l.Ports.Source, "mode", l.Ports.Mode, "ranges", fmt.Sprint(l.Ports.Ranges))
 		if len(l.Ports.Outside) > 0 {

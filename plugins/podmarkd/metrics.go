@@ -114,6 +114,7 @@ var (
 	portsInfo    = gauge("podmark_node_ports_info", "1, with whose NodePort ranges are used, and how.", "source", "mode")
 	portsOutside = gauge("podmark_node_ports_outside_range", "NodePorts in use that are in no configured range.")
 	felixDiffers = gauge("podmark_felix_mask_differs", "1 where iptablesMarkMask of FelixConfiguration is not the node's.")
+	sysctlOK     = gauge("podmark_sysctl_ok", "1 where a kernel parameter that the node needs is what it should be; one that is not needed is left out.", "name")
 	lookTime     = gauge("podmark_last_look_timestamp_seconds", "When the node was last looked at.")
 	lookSeconds  = gauge("podmark_last_look_duration_seconds", "How long that took.")
 	lookOK       = gauge("podmark_last_look_ok", "1 when it ended without an error.")
@@ -128,7 +129,7 @@ func gauge(name, help string, labels ...string) *prometheus.Desc {
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		idsInUse, idsCapacity, proxyIPVS, ipvsServices, portsInfo, portsOutside, felixDiffers,
+		idsInUse, idsCapacity, proxyIPVS, ipvsServices, portsInfo, portsOutside, felixDiffers, sysctlOK,
 		lookTime, lookSeconds, lookOK, applySeconds, applyError,
 	} {
 		out <- d
@@ -159,6 +160,9 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 		set(felixDiffers, number(l.FelixMask != nil))
 		set(applySeconds, l.Applied.Seconds())
 		set(applyError, number(l.ApplyErr != nil))
+	}
+	for _, s := range l.Sysctls {
+		set(sysctlOK, number(s.OK()), s.Name)
 	}
 	set(lookTime, float64(l.Time.UnixMilli())/1000)
 	set(lookSeconds, l.Took.Seconds())

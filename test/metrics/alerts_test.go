@@ -78,6 +78,10 @@ func TestAlerts(t *testing.T) {
 			[]store{{of("podmark_node_ports_outside_range", steady(0))}},
 		},
 		"PodmarkFelixMaskDiffers": {[]store{{of("podmark_felix_mask_differs", steady(1))}}, []store{{of("podmark_felix_mask_differs", steady(0))}}},
+		"PodmarkSysctlNotSet": {
+			[]store{{of("podmark_sysctl_ok", steady(0), "name", "net.ipv4.vs.conntrack")}},
+			[]store{{of("podmark_sysctl_ok", steady(1), "name", "net.ipv4.vs.conntrack")}},
+		},
 		"PodmarkCallsNotCounted": {
 			[]store{{of("podmark_spool_full_total", once(1))}, {of("podmark_unread_total", from(0, 1), "source", "packets")}},
 			[]store{{of("podmark_spool_full_total", steady(1)), of("podmark_unread_total", once(2), "source", "packets")}},

@@ -129,6 +129,18 @@ func (n node) addPod() {
 	}
 }
 
+// bridgeList makes a folder with a network whose pods are on a bridge: it needs kernel
+// parameters.
+func (n node) bridgeList() string {
+	n.t.Helper()
+	dir := n.t.TempDir()
+	list := fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "bridge"}, {"type": "podmark", "policy": "files", "stateDir": %q}]}`, n.dir)
+	if err := os.WriteFile(filepath.Join(dir, "10-net.conflist"), []byte(list), 0o600); err != nil {
+		n.t.Fatal(err)
+	}
+	return dir
+}
+
 // startDaemon runs podmarkd until the test ends, and returns where it serves.
 func (n node) startDaemon() (address string) {
 	n.t.Helper()
@@ -136,7 +148,7 @@ func (n node) startDaemon() (address string) {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	cmd := exec.Command(filepath.Join(n.bin, "podmarkd"), "--state-dir", n.dir, "--listen", "127.0.0.1:0", "--interval", "300ms")
+	cmd := exec.Command(filepath.Join(n.bin, "podmarkd"), "--state-dir", n.dir, "--listen", "127.0.0.1:0", "--interval", "300ms", "--cni-conf-dir", n.bridgeList())
 	cmd.Stderr = log
 	if err := cmd.Start(); err != nil {
 		n.t.Fatal(err)

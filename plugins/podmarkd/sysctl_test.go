@@ -1,0 +1,148 @@
+package main_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/podmark/podmark/test/needs"
+)
+
+const bridgeFour, bridgeSix = "net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables"
+
+// onBridge is a node whose conflist makes bridge ports and polices them, with both
+// parameters off. podmark has run there.
+func onBridge(t *testing.T) (h *host, confDir string) {
+	t.Helper()
+	needs.All(t, needs.BridgeNetfilter)
+	h = newHost(t, nftables)
+	h.ctl(policy, "apply", "-f", "-")
+	h.off(bridgeFour, bridgeSix)
+	return h, h.bridgeList()
+}
+
+// bridgeList makes a folder with such a conflist.
+func (h *host) bridgeList() string {
+	h.t.Helper()
+	dir := h.t.TempDir()
+	list := fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "bridge"}, {"type": "podmark", "policy": "files", "stateDir": %q}]}`, h.dir)
+	if err := os.WriteFile(filepath.Join(dir, "10-net.conflist"), []byte(list), 0o600); err != nil {
+		h.t.Fatal(err)
+	}
+	return dir
+}
+
+func (h *host) off(names ...string) {
+	h.t.Helper()
+	for _, name := range names {
+		h.exec("", "sysctl", "-qw", name+"=0")
+	}
+}
+
+func (h *host) sysctl(name string) string {
+	h.t.Helper()
+	return strings.TrimSpace(h.exec("", "sysctl", "-n", name))
+}
+
+// is waits until the status says that the parameters are on or off.
+func (d *daemon) is(value string) {
+	d.h.t.Helper()
+	d.h.eventually("both parameters are "+value, func() error {
+		s, err := d.status()
+		if err != nil || len(s.Sysctls) != 2 {
+			return fmt.Errorf("%+v, %w", s.Sysctls, err)
+		}
+		for _, p := range s.Sysctls {
+			if p.Value != value {
+				return fmt.Errorf("%+v", p)
+			}
+		}
+		return nil
+	})
+}
+
+// Without --set-sysctls, what is wrong is said and left as it is.
+func TestSysctlsAreLeft(t *testing.T) {
+	t.Parallel()
+	h, conf := onBridge(t)
+	d := h.start("--cni-conf-dir", conf)
+	d.is("0")
+	if got := d.metric(`podmark_sysctl_ok{name="` + bridgeFour + `"}`); got != "0" {
+		t.Errorf("podmark_sysctl_ok %s", got)
+	}
+	first, err := d.status()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.eventually("it looks again", func() error {
+		if s, err := d.status(); err != nil || !s.Looked.After(first.Looked) {
+			return fmt.Errorf("%v, %w", s.Looked, err)
+		}
+		return nil
+	})
+	if h.sysctl(bridgeFour) != "0" || h.sysctl(bridgeSix) != "0" {
+		t.Error("a parameter was set")
+	}
+	if n := strings.Count(d.log.String(), "sysctl -w "+bridgeFour+"=1"); n != 1 {
+		t.Errorf("it is said %d times how to mend it", n)
+	}
+	h.exec("", "sysctl", "-qw", bridgeFour+"=1", bridgeSix+"=1")
+	d.is("1")
+	if got := d.metric(`podmark_sysctl_ok{name="` + bridgeFour + `"}`); got != "1" {
+		t.Errorf("podmark_sysctl_ok %s", got)
+	}
+}
+
+// With --set-sysctls, they are set, and what they were is said; and once more when
+// somebody changes them.
+func TestSysctlsAreSet(t *testing.T) {
+	t.Parallel()
+	h, conf := onBridge(t)
+	d := h.start("--cni-conf-dir", conf, "--set-sysctls")
+	d.is("1")
+	if h.sysctl(bridgeFour) != "1" || h.sysctl(bridgeSix) != "1" {
+		t.Error("a parameter was not set")
+	}
+	if !strings.Contains(d.log.String(), "sysctl="+bridgeFour+" before=0 now=1") {
+		t.Errorf("it does not say what it was")
+	}
+	// At once, or when the pause behind the first time is over.
+	h.off(bridgeSix)
+	h.eventually("it is set again", func() error {
+		if h.sysctl(bridgeSix) != "1" {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	h.eventually("it is said a second time", func() error {
+		if n := strings.Count(d.log.String(), "sysctl="+bridgeSix+" before=0 now=1"); n != 2 {
+			return fmt.Errorf("%d times", n)
+		}
+		return nil
+	})
+}
+
+// What the node does not need is not touched, nor is a node that podmark has never
+// run on.
+func TestSysctlsThatAreNotNeeded(t *testing.T) {
+	t.Parallel()
+	h, conf := onBridge(t)
+	list := filepath.Join(conf, "10-net.conflist")
+	b, err := os.ReadFile(list)
+	if err == nil {
+		err = os.WriteFile(list, []byte(strings.ReplaceAll(string(b), `"bridge"`, `"ptp"`)), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := h.start("--cni-conf-dir", conf, "--set-sysctls")
+	if s, err := d.status(); err != nil || len(s.Sysctls) != 0 || h.sysctl(bridgeFour) != "0" {
+		t.Errorf("%+v, %v", s.Sysctls, err)
+	}
+	if _, body := d.get("/metrics"); strings.Contains(body, "podmark_sysctl_ok{") {
+		t.Error("there is a metric of what is not needed")
+	}
+}
