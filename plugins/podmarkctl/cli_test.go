@@ -33,6 +33,7 @@ func TestUsage(t *testing.T) {
 			{[]string{"render", "--backend", ""}, []string{"auto", "nftables", "iptables"}},
 			{[]string{"render", "-f", "/does/not/exist"}, []string{"/does/not/exist"}},
 			{[]string{"gc", "now"}, []string{"now"}},
+			{[]string{"doctor", "all"}, []string{"all"}},
 			{[]string{"uninstall", "-f"}, []string{"-f"}},
 		} {
 			n.t = t
@@ -40,7 +41,7 @@ func TestUsage(t *testing.T) {
 		}
 	})
 	n.t = t
-	for _, command := range []string{"list", "apply", "render", "gc", "uninstall"} {
+	for _, command := range []string{"list", "apply", "doctor", "render", "gc", "uninstall"} {
 		help := n.ctl(command, "--help").ok(t).stdout
 		for _, want := range []string{"Examples:\n  podmarkctl " + command, "Usage:", "--state-dir", "/run/podmark", "--output", "--lock-timeout"} {
 			if !strings.Contains(help, want) {
@@ -49,7 +50,7 @@ func TestUsage(t *testing.T) {
 		}
 	}
 	help := n.ctl("--help").ok(t).stdout
-	for _, want := range []string{"list", "apply", "render", "gc", "uninstall", "Exit status: 0 ok"} {
+	for _, want := range []string{"list", "apply", "doctor", "render", "gc", "uninstall", "Exit status: 0 ok"} {
 		if !strings.Contains(help, want) {
 			t.Errorf("help does not say %q:\n%s", want, help)
 		}

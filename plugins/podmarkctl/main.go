@@ -3,6 +3,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -20,8 +21,11 @@ import (
 )
 
 // exitFailure is the status for wrong usage and for a command that could not do
-// its work. 1 is kept for commands that work and find something wrong.
-const exitFailure = 2
+// its work, exitFound for one that worked and found something wrong.
+const (
+	exitFound   = 1
+	exitFailure = 2
+)
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 
@@ -31,7 +35,11 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	if err := root.Execute(); err != nil {
+	err := root.Execute()
+	if errors.Is(err, errFound) {
+		return exitFound
+	}
+	if err != nil {
 		fmt.Fprintf(stderr, "podmarkctl: %v\n", err)
 		return exitFailure
 	}
@@ -52,7 +60,7 @@ func newRoot() *cobra.Command {
 		Short: "Show and change what podmark enforces on this node",
 		Long: `podmarkctl shows and changes what podmark enforces on this node.
 
-Exit status: 0 ok, 2 wrong usage or failure.`,
+Exit status: 0 ok, 1 doctor found something wrong, 2 wrong usage or failure.`,
 		Version:       version(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -71,7 +79,7 @@ Exit status: 0 ok, 2 wrong usage or failure.`,
 	flags.StringVar(&o.stateDir, "state-dir", config.DefaultStateDir, "the plugin's stateDir")
 	flags.DurationVar(&o.lockTimeout, "lock-timeout", config.DefaultLockTimeout, "how long to wait for other podmark processes")
 	flags.StringVarP(&o.output, "output", "o", "table", "table or json")
-	root.AddCommand(newList(o), newStatus(o), newApply(o), newRender(o), newGC(o), newUninstall(o))
+	root.AddCommand(newList(o), newStatus(o), newDoctor(o), newApply(o), newRender(o), newGC(o), newUninstall(o))
 	root.CompletionOptions.DisableDefaultCmd = true
 	return root
 }

@@ -23,7 +23,7 @@ import (
 	"github.com/podmark/podmark/test/netns"
 )
 
-// programs is a folder with podmarkctl and podmark, built once.
+// programs is a folder with podmarkctl, podmark and podmarkd, built once.
 var programs string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -39,7 +39,7 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	cmd := exec.Command("go", "build", "-o", dir+"/", ".", "../podmark")
+	cmd := exec.Command("go", "build", "-o", dir+"/", ".", "../podmark", "../podmarkd")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "building: %v\n%s", err, out)
@@ -85,6 +85,8 @@ type node struct {
 	backend backend
 	dir     string
 	pods    int
+	// mask of pods; the default when empty.
+	mask string
 }
 
 func newNode(t *testing.T, b backend) *node {
@@ -182,14 +184,18 @@ func (n *node) addPod(labels map[string]string) string {
 	if err := netlink.LinkAdd(veth); err != nil {
 		n.t.Fatal(err)
 	}
-	conf, err := json.Marshal(map[string]any{
+	entry := map[string]any{
 		"cniVersion": "1.1.0", "name": "net", "type": "podmark", "stateDir": n.dir, "policy": "files", "backend": n.backend.key,
 		"args": map[string]any{"cni": map[string]any{"labels": labels}},
 		"prevResult": map[string]any{
 			"cniVersion": "1.1.0",
 			"ips":        []any{map[string]any{"address": fmt.Sprintf("10.1.0.%d/32", n.pods+1)}, map[string]any{"address": fmt.Sprintf("fd00:10::%x/128", n.pods+1)}},
 		},
-	})
+	}
+	if n.mask != "" {
+		entry["iptablesMarkMask"] = n.mask
+	}
+	conf, err := json.Marshal(entry)
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -1,0 +1,247 @@
+package doctor
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/conflist"
+)
+
+// plugin is the type of podmark's entry and the name of its file.
+const plugin = "podmark"
+
+func checkConflist(f Facts) []Finding {
+	var out []Finding
+	for _, s := range f.Skipped {
+		path := filepath.Join(f.ConfDir, s.Name)
+		out = append(out, Finding{
+			Severity: Error,
+			What:     fmt.Sprintf("%q comes first by name, and no runtime can read it: %v", path, s.Reason),
+			Why:      "containerd has no network until it is mended, and CRI-O takes the next file, which may be without podmark",
+			Mend:     fmt.Sprintf("mv %s %s", quote(path), quote(path+".off")),
+		})
+	}
+	switch {
+	case errors.Is(f.ActiveErr, conflist.ErrPlain):
+		out = append(out, Finding{
+			Severity: Error,
+			What:     fmt.Sprintf("in %q: %v", f.ConfDir, f.ActiveErr),
+			Why:      "pods start without podmark: unmarked, and with no policy",
+			Mend:     chainable(f),
+		})
+	case f.ActiveErr != nil:
+		out = append(out, Finding{
+			Severity: Error,
+			What:     fmt.Sprintf("in %q: %v: the agent of the main plugin has not written it yet, or the runtime reads another folder", f.ConfDir, f.ActiveErr),
+			Why:      "pods start without podmark, or not at all",
+			Mend:     "podmarkctl doctor --cni-conf-dir DIR  # the runtime's folder",
+		})
+	case len(f.Networks) > 0 && f.Networks[0].Entry == nil:
+		out = append(out, Finding{
+			Severity: Error,
+			What:     fmt.Sprintf("%q, the conflist that the node uses, has no entry of type %q", f.Networks[0].File, plugin),
+			Why:      "pods start without podmark: unmarked, and with no policy. If another agent wrote the conflist anew, 'podmarkd --keep-installed' puts the entry back each time",
+			Mend:     installer(f),
+		})
+	}
+	return out
+}
+
+// chainable is the command that makes a list of a configuration of one plugin.
+func chainable(f Facts) string {
+	object := map[string]any{}
+	if json.Unmarshal(f.PlainPlugin, &object) != nil {
+		return installer(f)
+	}
+	list := map[string]any{"name": object["name"], "cniVersion": object["cniVersion"], "plugins": []any{object}}
+	delete(object, "name")
+	delete(object, "cniVersion")
+	b, _ := json.Marshal(list) // it came from JSON
+	old := filepath.Join(f.ConfDir, f.PlainPluginFile)
+	return fmt.Sprintf("%s && mv %s %s && %s",
+		write(strings.TrimSuffix(old, filepath.Ext(old))+".conflist", b), quote(old), quote(old+".off"), installer(f))
+}
+
+func checkOrder(f Facts) []Finding {
+	var out []Finding
+	for _, n := range f.Networks {
+		at := slices.Index(n.Types, plugin)
+		if n.Entry == nil || n.DropIn != "" || at < 0 || at == len(n.Types)-1 && at > 0 {
+			continue
+		}
+		found := Finding{
+			Severity: Warning,
+			What:     fmt.Sprintf("in %q podmark comes before %s", n.File, strings.Join(n.Types[at+1:], ", ")),
+			Why:      "podmark opens the pod's port when it is done: what a plugin behind it adds or changes comes to a pod that is open already, and addresses that it gives are not the endpoint's",
+			Mend:     installer(f),
+		}
+		if at == 0 {
+			found.Severity = Error
+			found.What = fmt.Sprintf("in %q podmark comes first, with no main plugin before it", n.File)
+			found.Why = "podmark needs the prevResult of the plugin that makes the interface: every ADD fails with error 7"
+		}
+		if without, err := conflist.Remove(n.Content, plugin); err == nil {
+			if content, err := conflist.Insert(without, n.Entry); err == nil {
+				found.Mend = write(n.File, content)
+			}
+		}
+		out = append(out, found)
+	}
+	return out
+}
+
+func checkConfiguration(f Facts) []Finding {
+	var out []Finding
+	for _, n := range f.Networks {
+		if n.Entry == nil {
+			continue
+		}
+		speaks := version.VersionsStartingFrom("0.3.1").SupportedVersions()
+		if !slices.Contains(speaks, n.CNIVersion) {
+			edit := `s/("cniVersion"[[:space:]]*:[[:space:]]*)"[^"]*"/\1"1.0.0"/`
+			if n.CNIVersion == "" || !strings.Contains(string(n.Content), `"cniVersion"`) {
+				edit = `0,/[{]/s//{"cniVersion": "1.0.0",/`
+			}
+			out = append(out, Finding{
+				Severity: Error,
+				What:     fmt.Sprintf("%q has cniVersion %q, and podmark speaks %s to %s", n.File, n.CNIVersion, speaks[0], version.Current()),
+				Why:      "every ADD fails with error 1, so no pod starts",
+				Mend:     "sed -i -E " + quote(edit) + " " + quote(n.File),
+			})
+		}
+		if n.Err == nil {
+			continue
+		}
+		out = append(out, Finding{
+			Severity: Error,
+			What:     fmt.Sprintf("podmark's entry in %q is refused: %v", n.where(), n.Err),
+			Why:      "every ADD fails with error 6 or 7, so no pod starts. Without the keys that are wrong, their defaults hold",
+			Mend:     n.edit(f, wrongKeys(n.Entry)),
+		})
+	}
+	return out
+}
+
+// where is the file that has the entry.
+func (n Network) where() string {
+	if n.DropIn != "" {
+		return n.DropIn
+	}
+	return n.File
+}
+
+// edit is the command that changes keys of the network's entry.
+func (n Network) edit(f Facts, keys map[string]any) string {
+	entry := changed(f, n.Entry, keys)
+	if n.DropIn != "" {
+		return write(n.DropIn, append(entry, '\n'))
+	}
+	content, err := conflist.Insert(n.Content, entry)
+	if err != nil {
+		return installer(f)
+	}
+	return write(n.File, content)
+}
+
+// wrongKeys are the keys of an entry that are refused on their own, to be taken away.
+func wrongKeys(entry json.RawMessage) map[string]any {
+	object, out := map[string]json.RawMessage{}, map[string]any{}
+	if json.Unmarshal(entry, &object) != nil {
+		return out
+	}
+	for key, value := range object {
+		alone, _ := json.Marshal(map[string]json.RawMessage{key: value}) // it came from JSON
+		if _, err := config.ParseEntry(alone, "network", "1.0.0"); err != nil {
+			out[key] = nil
+		}
+	}
+	return out
+}
+
+func checkSettings(f Facts) []Finding {
+	var out []Finding
+	first, ok := f.active()
+	if !ok || first.Err != nil {
+		return nil
+	}
+	if dir := first.Config.StateDir; dir != f.StateDir {
+		out = append(out, Finding{
+			Severity: Error,
+			What:     fmt.Sprintf("the state folder of %q is %q, and this looked into %q", first.where(), dir, f.StateDir),
+			Why:      "podmarkctl and podmarkd look after another folder than the plugin writes to, and see none of its pods",
+			Mend:     "podmarkctl doctor --state-dir " + quote(dir),
+		})
+	}
+	if now := f.State.Layout.Mask(); now != 0 && now != first.Config.Layout.Mask() && len(f.State.Records) > 0 {
+		out = append(out, Finding{
+			Severity: Error,
+			What:     fmt.Sprintf("the conflist has iptablesMarkMask %#x, and the node's endpoints have IDs in %#x", first.Config.Layout.Mask(), now),
+			Why:      "the mask cannot change while endpoints live, so every ADD fails with error 7. Drain the node to change it; this sets it back",
+			Mend:     install(f, map[string]any{"iptablesMarkMask": fmt.Sprintf("%#x", now)}),
+		})
+	}
+	for _, n := range f.Networks[1:] {
+		if n.Entry == nil || n.Err != nil {
+			continue
+		}
+		keys := map[string]any{}
+		var differ []string
+		for _, k := range []struct {
+			key         string
+			first, here any
+		}{
+			{"iptablesMarkMask", first.Config.Layout.Mask(), n.Config.Layout.Mask()},
+			{"kubeNodePortRanges", first.Config.NodePorts, n.Config.NodePorts},
+			{"backend", first.Config.Backend, n.Config.Backend},
+			{"stateDir", first.Config.StateDir, n.Config.StateDir},
+		} {
+			if !reflect.DeepEqual(k.first, k.here) {
+				keys[k.key] = valueOf(first.Entry, k.key)
+				differ = append(differ, k.key)
+			}
+		}
+		if len(differ) > 0 {
+			out = append(out, Finding{
+				Severity: Error,
+				What:     fmt.Sprintf("%q and %q give podmark different values of %s", first.where(), n.where(), strings.Join(differ, ", ")),
+				Why:      "these are settings of the node: each ADD takes the node to those of its own network, or fails",
+				Mend:     n.edit(f, keys),
+			})
+		}
+	}
+	return out
+}
+
+// valueOf is the value of a key in an entry as it stands there; nil without one.
+func valueOf(entry json.RawMessage, key string) any {
+	object := map[string]json.RawMessage{}
+	if json.Unmarshal(entry, &object) != nil || object[key] == nil {
+		return nil
+	}
+	return object[key]
+}
+
+func checkPlugin(f Facts) []Finding {
+	n, ok := f.active()
+	if !ok || f.Plugin == nil {
+		return nil
+	}
+	found := Finding{
+		Severity: Error,
+		What:     fmt.Sprintf("%q has podmark, and the plugin cannot be run: %v", n.where(), f.Plugin),
+		Why:      "no pod starts: containerd fails each ADD, CRI-O passes the network over",
+		Mend:     "chmod 0755 " + quote(filepath.Join(f.BinDir, plugin)),
+	}
+	if f.PluginMissing {
+		found.Mend = installer(f)
+	}
+	return []Finding{found}
+}

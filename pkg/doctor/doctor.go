@@ -1,0 +1,108 @@
+// Package doctor finds what is wrong with podmark on a node: what others do to the
+// bits, rules and kernel parameters that it needs, and what has become of its own
+// state.
+//
+// [Gather] reads the node and changes nothing; [Examine] decides, purely, on what was
+// read. It mends nothing either: a [Finding] names the command that does.
+//
+//	for _, f := range doctor.Examine(doctor.Gather(ctx, options)) {
+//		fmt.Println(f.What, f.Mend)
+//	}
+package doctor
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Severity says how bad a finding is.
+type Severity string
+
+// The severities.
+const (
+	// Error: packets are judged wrongly or not at all, or pods cannot start.
+	Error Severity = "error"
+	// Warning: it works, and will not for long or not in every case.
+	Warning Severity = "warning"
+	// Unknown: something could not be looked at.
+	Unknown Severity = "unknown"
+)
+
+// Finding is one thing that is wrong.
+type Finding struct {
+	// Check is the name of the check that found it.
+	Check    string   `json:"check"`
+	Severity Severity `json:"severity"`
+	// What is wrong, and Why it matters.
+	What string `json:"what"`
+	Why  string `json:"why"`
+	// Mend is a command for root's shell on this node. Where What names a cause that
+	// lasts, such as a program that will do it again, that is to be mended too.
+	Mend string `json:"mend"`
+}
+
+// Check is one thing that is looked at.
+type Check struct {
+	Name string
+	// Finds says what the check finds, in a few words.
+	Finds string
+	// parts are what it needs to have been read.
+	parts []Part
+	run   func(Facts) []Finding
+}
+
+// Checks are all checks, in the order in which their findings come: what keeps pods
+// from being policed first.
+func Checks() []Check {
+	cni, rules := []Part{PartConflists}, []Part{PartNFTables, PartLegacy, PartLinks}
+	return []Check{
+		{"state", "a file of the state folder is damaged, or the state of what is in the kernel is gone", []Part{PartState, PartNFTables, PartLegacy, PartLinks}, checkState},
+		{"backend", "the kernel or the node lacks what the backend needs", []Part{PartKernel}, checkBackend},
+		{"kernel", "a rule, hook, set or element is missing in the kernel", []Part{PartKernel}, checkKernel},
+		{"conflist", "podmark is not in the conflist that the node uses, or no runtime can read it", cni, checkConflist},
+		{"conflist-order", "podmark does not come last in a conflist, or has no main plugin before it", cni, checkOrder},
+		{"configuration", "the plugin refuses its entry or the version of the conflist", cni, checkConfiguration},
+		{"settings", "networks differ in what is the node's, or the conflist's mask is not that of the endpoints", []Part{PartConflists, PartState}, checkSettings},
+		{"plugin", "the plugin's file is missing, or cannot be executed", cni, checkPlugin},
+		{"ipvs-conntrack", "IPVS is in use and does not track its connections", []Part{PartServices, PartSysctls}, checkIPVS},
+		{"bridge-netfilter", "frames between the policed pods of a bridge pass no hook", []Part{PartState, PartSysctls}, checkBridge},
+		{"mark-users", "a well-known program on this node uses bits of the mask", rules, checkUsers},
+		{"mark-rules", "a rule of somebody else's writes bits of the mask, or all bits", rules, checkRules},
+		{"notrack", "a rule of somebody else's keeps pods' packets out of conntrack", []Part{PartNFTables, PartLegacy, PartState}, checkNoTrack},
+		{"iptables-mix", "both variants of iptables have rules", []Part{PartNFTables, PartLegacy}, checkMix},
+		{"iptables-variant", "podmark's rules are in the variant of iptables that the kubelet does not use", []Part{PartNFTables, PartLegacy, PartState}, checkVariant},
+		{"node-ports", "a NodePort in use is in no configured range", []Part{PartServices, PartConflists}, checkNodePorts},
+		{"ids", "IDs are nearly or all taken", []Part{PartState}, checkIDs},
+		{"leaked", "an attachment or a file is left of a pod that is gone", []Part{PartLeaked}, checkLeaked},
+		{"podmarkd", "podmarkd has ended, hangs, or could not do its work", []Part{PartDaemon}, checkDaemon},
+		{"conntrack-table", "the conntrack table is nearly full", []Part{PartConntrack}, checkConntrack},
+	}
+}
+
+// Unlooked is the name under which what could not be looked at is found.
+const Unlooked = "could-not-look"
+
+// Examine runs every check. What could not be read is a finding of its own, which
+// names the checks that may have missed something.
+func Examine(f Facts) []Finding {
+	findings := []Finding{}
+	touched := map[Part][]string{}
+	for _, c := range Checks() {
+		for _, found := range c.run(f) {
+			found.Check = c.Name
+			findings = append(findings, found)
+		}
+		for _, p := range c.parts {
+			touched[p] = append(touched[p], c.Name)
+		}
+	}
+	for _, u := range f.Unread {
+		findings = append(findings, Finding{
+			Check: Unlooked, Severity: Unknown,
+			What: fmt.Sprintf("could not look at %s: %v", u.Part, u.Err),
+			Why:  "these checks may have missed something: " + strings.Join(touched[u.Part], ", "),
+			Mend: u.Mend,
+		})
+	}
+	return findings
+}

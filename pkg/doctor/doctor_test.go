@@ -1,0 +1,226 @@
+package doctor_test
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/conflist"
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/doctor"
+	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/mark"
+	"github.com/podmark/podmark/pkg/node"
+)
+
+// healthy are the facts of a node on which nothing is wrong, with this mask.
+func healthy(t *testing.T, mask uint32) doctor.Facts {
+	t.Helper()
+	layout, err := mark.NewLayout(mask)
+	if err != nil {
+		t.Fatal(err)
+	}
+	entry := fmt.Appendf(nil, `{"type": "podmark", "iptablesMarkMask": "%#x"}`, mask)
+	list := fmt.Appendf(nil, `{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "ptp"}, %s]}`, entry)
+	parsed, err := conflist.Parse(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := config.ParseEntry(entry, "net", "1.0.0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+	return doctor.Facts{
+		Now: now, StateDir: config.DefaultStateDir, ConfDir: doctor.DefaultConfDir, BinDir: doctor.DefaultBinDir,
+		State: doctor.State{
+			Ran: true, Layout: layout, Kind: apply.NFTables,
+			NodePorts: []desired.PortRange{{First: 30000, Last: 32767}},
+			Records:   []ident.Record{{Key: ident.Key{Network: "net", ContainerID: "one", IfName: "eth0"}, ID: mark.First, Committed: true}},
+			IDs:       1,
+		},
+		Networks: []doctor.Network{{File: doctor.DefaultConfDir + "/10-net.conflist", Network: parsed, Content: list, Entry: entry, Config: c}},
+		Daemon:   &node.Status{PID: 1, Interval: 10, Looked: now.Add(-5 * time.Second)}, DaemonRuns: true,
+		Mode: node.Mode{IPVS: true, Link: true, Services: 3}, PortsInUse: []uint16{30000, 32767},
+		Sysctls: []node.Sysctl{{Name: "net.ipv4.vs.conntrack", Want: "1", Value: "1", Module: "ip_vs"}},
+		Tracked: 10, Tracks: 100,
+	}
+}
+
+// found lists the names of the checks that found something, each once.
+func found(f doctor.Facts) []string {
+	var names []string
+	for _, x := range doctor.Examine(f) {
+		names = append(names, x.Check)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// only fails the test unless exactly that check finds something, and says words.
+func only(t *testing.T, f doctor.Facts, check string, words ...string) doctor.Finding {
+	t.Helper()
+	list := doctor.Examine(f)
+	if len(list) != 1 || list[0].Check != check {
+		t.Fatalf("want one finding of %s: %+v", check, list)
+	}
+	for _, w := range words {
+		if !strings.Contains(list[0].What+list[0].Why+list[0].Mend, w) {
+			t.Errorf("it does not say %q: %+v", w, list[0])
+		}
+	}
+	return list[0]
+}
+
+func TestHealthy(t *testing.T) {
+	if list := doctor.Examine(healthy(t, 0xffff0000)); len(list) != 0 {
+		t.Errorf("%+v", list)
+	}
+}
+
+// Each well-known user is found by each of its traces, where its bits are among the
+// mask's, and not where they are not.
+func TestUsers(t *testing.T) {
+	for _, u := range doctor.Users() {
+		var traces []func(*doctor.Facts)
+		for _, name := range u.Chains {
+			for _, origin := range []doctor.Origin{doctor.NFTables, doctor.Legacy} {
+				traces = append(traces, func(f *doctor.Facts) {
+					f.Chains = append(f.Chains, doctor.Chain{Origin: origin, Family: "ip", Table: "filter", Name: name + "X"})
+				})
+			}
+		}
+		for _, name := range u.Tables {
+			traces = append(traces, func(f *doctor.Facts) {
+				f.Chains = append(f.Chains, doctor.Chain{Origin: doctor.NFTables, Family: "inet", Table: name, Name: "x"})
+			})
+		}
+		for _, name := range u.Links {
+			traces = append(traces, func(f *doctor.Facts) { f.Links = append(f.Links, doctor.Link{Name: name}) })
+		}
+		over, beside := u.Bits&^mark.KubeProxy|0x3, ^u.Bits&^mark.KubeProxy
+		for i, trace := range traces {
+			f := healthy(t, over)
+			trace(&f)
+			if u.Name == "kube-proxy" { // no mask can have its bits
+				if names := found(f); len(names) != 0 {
+					t.Errorf("%s, trace %d: %q", u.Name, i, names)
+				}
+				continue
+			}
+			only(t, f, "mark-users", u.Name, fmt.Sprintf("%#x", u.Bits), fmt.Sprintf("%#x", over))
+			f = healthy(t, beside)
+			trace(&f)
+			if names := found(f); len(names) != 0 {
+				t.Errorf("%s beside mask %#x: %q", u.Name, beside, names)
+			}
+		}
+	}
+}
+
+// In the chains of a user that says by rules which bits it has, those count: a
+// FelixConfiguration may have given Calico others.
+func TestUserWithOtherBits(t *testing.T) {
+	chain := doctor.Chain{Origin: doctor.NFTables, Family: "ip", Table: "mangle", Name: "cali-PREROUTING"}
+	for bits, mask := range map[uint32]uint32{0xff000000: 0x00ff0000, 0x00ff0000: 0xff000000} {
+		f := healthy(t, mask)
+		f.Chains = []doctor.Chain{chain}
+		f.Rules = []doctor.Rule{{Chain: chain, Handle: 7, Writes: []doctor.Write{{Field: doctor.PacketMark, Bits: bits, Text: "MARK"}}}}
+		if names := found(f); len(names) != 0 {
+			t.Errorf("Calico with %#x beside %#x: %q", bits, mask, names)
+		}
+		f = healthy(t, bits)
+		f.Chains = []doctor.Chain{chain}
+		f.Rules = []doctor.Rule{{Chain: chain, Handle: 7, Writes: []doctor.Write{{Field: doctor.PacketMark, Bits: bits, Text: "MARK"}}}}
+		only(t, f, "mark-users", "Calico", "rule 7 of chain ip mangle cali-PREROUTING")
+	}
+}
+
+// The mask that is proposed has none of the bits of anybody who was seen.
+func TestProposedMask(t *testing.T) {
+	f := healthy(t, 0xffff0000)
+	f.State.Records = nil
+	f.Links = []doctor.Link{{Name: "tailscale0"}, {Name: "kubespan"}}
+	mend := only(t, f, "mark-users", "Tailscale").Mend
+	m := regexp.MustCompile(`"iptablesMarkMask":"(0x[0-9a-f]+)"`).FindStringSubmatch(mend)
+	if m == nil {
+		t.Fatal(mend)
+	}
+	mask, err := mark.ParseMask(m[1])
+	if err != nil || mask&(0xff0000|0x60|mark.KubeProxy) != 0 {
+		t.Errorf("%#x, %v", mask, err)
+	}
+	f.Links = append(f.Links, doctor.Link{Name: "cilium_host"})
+	f.Chains = []doctor.Chain{{Origin: doctor.Legacy, Family: "ip", Table: "nat", Name: "CNI-HOSTPORT-DNAT"}}
+	for _, x := range doctor.Examine(f) { // one bit is left
+		if !strings.HasPrefix(x.Mend, "# no two bits are free") {
+			t.Errorf("%+v", x)
+		}
+	}
+}
+
+// What a node cannot be brought to in a test.
+func TestRare(t *testing.T) {
+	f := healthy(t, 0x30000)
+	f.State.IDs = 2
+	if x := only(t, f, "ids", "2 of the 2", "kubectl drain", "iptablesMarkMask"); x.Severity != doctor.Error {
+		t.Errorf("%+v", x)
+	}
+	f = healthy(t, 0x00ff0000) // 254 endpoints
+	for ids, want := range map[int]int{1: 0, 228: 0, 229: 1, 254: 1} {
+		f.State.IDs = ids
+		if got := len(found(f)); got != want {
+			t.Errorf("%d of 254 IDs: %d findings, want %d", ids, got, want)
+		}
+	}
+	f = healthy(t, 0xffff0000)
+	f.Tracked = 90
+	only(t, f, "conntrack-table", "sysctl -w net.netfilter.nf_conntrack_max=200")
+	f.Tracks = 0 // no limit
+	if names := found(f); len(names) != 0 {
+		t.Errorf("%q", names)
+	}
+	f = healthy(t, 0xffff0000)
+	f.Daemon.Looked = f.Now.Add(-61 * time.Second)
+	only(t, f, "podmarkd", "kill -KILL 1", "every 10s")
+	f = healthy(t, 0xffff0000)
+	f.PortsInUse = append(f.PortsInUse, 40000)
+	only(t, f, "node-ports", "40000", `"kubeNodePortRanges":["30000-32767","40000-40000"]`)
+	f.Daemon.Ports = node.Decision{Source: "--node-port-ranges", Configured: []desired.PortRange{{First: 30000, Last: 32767}}}
+	only(t, f, "node-ports", "podmarkd --node-port-ranges 30000-32767,40000-40000")
+	f = healthy(t, 0xffff0000)
+	f.Sysctls[0].Value = ""
+	only(t, f, "ipvs-conntrack", "modprobe ip_vs && sysctl -w net.ipv4.vs.conntrack=1")
+}
+
+// What could not be read is said, with the checks that needed it.
+func TestUnread(t *testing.T) {
+	for _, part := range []doctor.Part{
+		doctor.PartState, doctor.PartLeaked, doctor.PartKernel, doctor.PartDaemon, doctor.PartConflists, doctor.PartServices,
+		doctor.PartSysctls, doctor.PartLinks, doctor.PartNFTables, doctor.PartLegacy, doctor.PartConntrack,
+	} {
+		f := healthy(t, 0xffff0000)
+		f.Unread = []doctor.Unread{{Part: part, Err: errors.New("for a reason"), Mend: "do this"}}
+		x := only(t, f, doctor.Unlooked, string(part), "for a reason", "do this")
+		if _, checks, _ := strings.Cut(x.Why, ": "); checks == "" || x.Severity != doctor.Unknown {
+			t.Errorf("%s: no check needs it: %+v", part, x)
+		}
+	}
+}
+
+// Every finding says all it should, and no two checks have one name.
+func TestChecks(t *testing.T) {
+	names := map[string]bool{doctor.Unlooked: true}
+	for _, c := range doctor.Checks() {
+		if names[c.Name] || c.Finds == "" || !regexp.MustCompile(`^[a-z-]+$`).MatchString(c.Name) {
+			t.Errorf("%+v", c)
+		}
+		names[c.Name] = true
+	}
+}

@@ -1,0 +1,125 @@
+package doctor
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/conflist"
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/mark"
+	"github.com/podmark/podmark/pkg/node"
+)
+
+// Part is something that is read as a whole, or not.
+type Part string
+
+// The parts.
+const (
+	PartState     Part = "the state folder"
+	PartLeaked    Part = "what pods have left"
+	PartKernel    Part = "podmark's share of the kernel"
+	PartDaemon    Part = "podmarkd's status"
+	PartConflists Part = "the network configurations"
+	PartServices  Part = "IPVS and the node's addresses"
+	PartSysctls   Part = "kernel parameters"
+	PartLinks     Part = "links"
+	PartNFTables  Part = "nf_tables"
+	PartLegacy    Part = "iptables-legacy"
+	PartConntrack Part = "the size of conntrack"
+)
+
+// Unread is a part that could not be read, or not all of it.
+type Unread struct {
+	Part Part
+	Err  error
+	// Mend is the command that may help.
+	Mend string
+}
+
+// Facts are what was read of a node. Where a part is in Unread, what it gives is
+// zero or incomplete.
+type Facts struct {
+	Now             time.Time
+	StateDir        string
+	ConfDir, BinDir string
+	Unread          []Unread
+	State           State
+	Daemon          *node.Status // nil where none has ever run
+	DaemonRuns      bool
+	Mode            node.Mode
+	PortsInUse      []uint16
+	Sysctls         []node.Sysctl
+	Active          conflist.File // the conflist that the node uses
+	ActiveErr       error         // why there is none
+	Skipped         []conflist.Skipped
+	Networks        []Network // those with podmark, the active one first
+	Plugin          error     // why the plugin's file cannot be executed
+	PluginMissing   bool
+	Links           []Link
+	Chains          []Chain
+	Rules           []Rule // those of others that do something that matters here
+	Tracked, Tracks uint64 // entries of conntrack, and how many there may be; 0 for no limit
+	// PlainPlugin is the configuration of one plugin that runtimes take instead of a
+	// list, and PlainPluginFile its name.
+	PlainPlugin     []byte
+	PlainPluginFile string
+}
+
+// State is what is in the state folder, and what follows from it.
+type State struct {
+	// Ran is set where podmark has run.
+	Ran       bool
+	Layout    mark.Layout
+	Kind      apply.Kind
+	NodePorts []desired.PortRange
+	Records   []ident.Record
+	IDs       int
+	// NodeDamaged is about node.json, Damaged about attachments.
+	NodeDamaged, Damaged error
+	Leaked               apply.Collected
+	// Missing is what the kernel lacks, Backend why nothing can enforce.
+	Missing, Backend error
+}
+
+// Network is a network whose pods podmark marks, or should.
+type Network struct {
+	// File is the path of the list, DropIn that of podmark's own file, if it has one.
+	File, DropIn string
+	conflist.Network
+	Content []byte
+	// Entry is podmark's, nil without one; Config what it says, if Err is nil.
+	Entry  json.RawMessage
+	Config config.Config
+	Err    error
+}
+
+// Link is a link of the node.
+type Link struct {
+	Name  string
+	Group uint32
+}
+
+// mask is the mask in force, or the one that the next endpoint will have: without
+// any, that of the conflist.
+func (f Facts) mask() mark.Layout {
+	active, ok := f.active()
+	switch now := f.State.Layout; {
+	case ok && active.Err == nil && len(f.State.Records) == 0:
+		return active.Config.Layout
+	case now.Mask() != 0:
+		return now
+	}
+	layout, _ := mark.NewLayout(config.DefaultMask) // valid
+	return layout
+}
+
+// active is the network that the node uses, if podmark is in it.
+func (f Facts) active() (Network, bool) {
+	if len(f.Networks) == 0 || f.ActiveErr != nil || f.Networks[0].Entry == nil {
+		return Network{}, false
+	}
+	return f.Networks[0], true
+}

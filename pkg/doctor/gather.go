@@ -1,0 +1,186 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/node"
+)
+
+// Options say which node is looked at: the one of the process's network namespace.
+type Options struct {
+	Node apply.Node
+	// ConfDir and BinDir are the runtime's folders of network configurations and
+	// of plugins.
+	ConfDir, BinDir string
+}
+
+// Gather reads the node, and changes nothing but that it waits for the node's lock.
+// What cannot be read is in Unread.
+func Gather(ctx context.Context, o Options) Facts {
+	f := Facts{Now: time.Now(), StateDir: o.Node.Store.Dir(), ConfDir: o.ConfDir, BinDir: o.BinDir}
+	f.note(PartConflists, f.readCNI(), "podmarkctl doctor --cni-conf-dir DIR --cni-bin-dir DIR  # the runtime's folders")
+	f.readState(ctx, o.Node)
+	f.readDaemon(o.Node)
+	var err error
+	f.Mode, f.PortsInUse, err = node.Observe()
+	f.note(PartServices, err, "modprobe ip_vs")
+	f.Sysctls = node.ReadSysctls(f.needs())
+	for _, s := range f.Sysctls {
+		if s.Error != "" {
+			f.note(PartSysctls, errors.New(s.Error), asRoot)
+		}
+	}
+	f.note(PartLinks, f.readLinks(), asRoot)
+	chains, rules, err := readNFTables()
+	f.Chains, f.Rules = append(f.Chains, chains...), append(f.Rules, rules...)
+	f.note(PartNFTables, err, asRoot)
+	chains, rules, err = readLegacy(ctx)
+	f.Chains, f.Rules = append(f.Chains, chains...), append(f.Rules, rules...)
+	f.note(PartLegacy, err, "apt-get install iptables")
+	f.note(PartConntrack, f.readConntrack(), asRoot)
+	return f
+}
+
+// asRoot is what mends most that cannot be read.
+const asRoot = "sudo podmarkctl doctor"
+
+func (f *Facts) note(p Part, err error, mend string) {
+	if errors.Is(err, fs.ErrPermission) {
+		mend = asRoot
+	}
+	if err != nil {
+		f.Unread = append(f.Unread, Unread{p, err, mend})
+	}
+}
+
+// needs are the node's, as podmarkd sees them.
+func (f *Facts) needs() node.Needs {
+	n, ok := f.active()
+	bridged := ok && n.Err == nil && n.Config.Policy != config.PolicyNone && len(n.Types) > 0 && node.OnBridge(n.Types[0])
+	return node.NeedsOf(f.Mode, f.State.Records, bridged)
+}
+
+func (f *Facts) readState(ctx context.Context, n apply.Node) {
+	s := &f.State
+	var err error
+	s.Layout, err = n.Layout()
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		f.readUsable(ctx, n)
+		return
+	case errors.Is(err, ident.ErrDamaged):
+		s.NodeDamaged = err
+		return
+	case err != nil:
+		f.note(PartState, err, asRoot)
+		return
+	}
+	s.Ran = true
+	s.Kind, err = n.Kind()
+	f.note(PartState, err, asRoot)
+	s.NodePorts, err = n.Configured()
+	f.note(PartState, err, asRoot)
+	s.IDs, _, err = n.IDs()
+	f.note(PartState, err, asRoot)
+	if s.Records, err = n.Records(); errors.Is(err, ident.ErrDamaged) {
+		s.Damaged = err
+	} else {
+		f.note(PartState, err, asRoot)
+	}
+	locked := "fuser -v " + quote(f.StateDir+"/lock") + "  # who holds the lock"
+	s.Leaked, err = n.Collect(ctx, gone, true)
+	f.note(PartLeaked, err, locked)
+	if s.Damaged != nil {
+		return // what should be in the kernel is not known
+	}
+	switch s.Missing, err = n.Missing(ctx); {
+	case errors.Is(err, apply.ErrBackend):
+		s.Backend = err
+	case err != nil:
+		f.note(PartKernel, err, locked)
+	default:
+		f.readUsable(ctx, n)
+	}
+}
+
+// gone holds for an attachment of which nothing is left but its record: one whose
+// ADD or DEL is under way still has its namespace.
+func gone(r ident.Record) bool {
+	if port.Alive(r.Endpoint) {
+		return false
+	}
+	_, err := os.Stat(r.Netns)
+	return r.Committed || errors.Is(err, fs.ErrNotExist)
+}
+
+// readUsable asks whether the next ADD would have something to enforce with.
+func (f *Facts) readUsable(ctx context.Context, n apply.Node) {
+	active, ok := f.active()
+	if !ok || active.Err != nil {
+		return
+	}
+	settings := apply.Settings{Layout: active.Config.Layout, Backend: active.Config.Backend}
+	for _, r := range active.Config.NodePorts {
+		settings.NodePorts = append(settings.NodePorts, desired.PortRange{First: r.First, Last: r.Last})
+	}
+	// What else keeps an ADD from succeeding other checks find.
+	if err := n.Status(ctx, settings); errors.Is(err, apply.ErrBackend) {
+		f.State.Backend = err
+	}
+}
+
+func (f *Facts) readDaemon(n apply.Node) {
+	d, err := node.ReadStatus(n.Store)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if err != nil {
+		f.note(PartDaemon, err, asRoot)
+		return
+	}
+	err = unix.Kill(d.PID, 0)
+	f.Daemon, f.DaemonRuns = &d, err == nil || errors.Is(err, unix.EPERM)
+}
+
+func (f *Facts) readLinks() error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("listing links: %w", err)
+	}
+	for _, l := range links {
+		f.Links = append(f.Links, Link{l.Attrs().Name, l.Attrs().Group})
+	}
+	return nil
+}
+
+// readConntrack reads how full conntrack is; a kernel without it has nothing.
+func (f *Facts) readConntrack() error {
+	for name, value := range map[string]*uint64{"count": &f.Tracked, "max": &f.Tracks} {
+		b, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_" + name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			*value, err = strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,126 @@
+package doctor
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/conflist"
+)
+
+const (
+	// dropIn is podmark's file in the folder of a network, as 'podmarkd install
+	// --drop-in' makes it.
+	dropIn = "50-podmark.conf"
+	// maxConfiguration is far above any network configuration, in bytes.
+	maxConfiguration = 1 << 20
+)
+
+// readCNI reads the runtime's folders.
+func (f *Facts) readCNI() error {
+	files, err := readFiles(f.ConfDir)
+	if err != nil {
+		f.ActiveErr = fmt.Errorf("%w: %w", conflist.ErrNone, err)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // that there is none is a finding
+		}
+		return err
+	}
+	f.Active, f.Skipped, f.ActiveErr = conflist.Active(files)
+	if errors.Is(f.ActiveErr, conflist.ErrPlain) {
+		f.readPlain(files)
+	}
+	for _, file := range files {
+		if filepath.Ext(file.Name) != ".conflist" {
+			continue
+		}
+		list, err := conflist.Parse(file.Content)
+		if err != nil {
+			continue // if it comes first, it is among those skipped
+		}
+		n, err := f.network(file, list)
+		if err != nil {
+			return err
+		}
+		switch active := f.ActiveErr == nil && file.Name == f.Active.Name; {
+		case active:
+			f.Networks = append([]Network{n}, f.Networks...)
+		case n.Entry != nil:
+			f.Networks = append(f.Networks, n)
+		}
+	}
+	path := filepath.Join(f.BinDir, plugin)
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		f.Plugin, f.PluginMissing = err, errors.Is(err, fs.ErrNotExist)
+	case !info.Mode().IsRegular() || info.Mode().Perm()&0o111 == 0:
+		f.Plugin = fmt.Errorf("%q is not an executable file: its mode is %v", path, info.Mode())
+	}
+	return nil
+}
+
+// readFiles reads the configurations of a folder. What disappears meanwhile is
+// left out.
+func readFiles(dir string) ([]conflist.File, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var files []conflist.File
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		info, err := os.Stat(path)
+		if err != nil || !info.Mode().IsRegular() || info.Size() > maxConfiguration || !conflist.IsConfiguration(e.Name()) {
+			continue
+		}
+		b, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, conflist.File{Name: e.Name(), Content: b})
+	}
+	return files, nil
+}
+
+// readPlain finds the configuration of one plugin that runtimes take: the first by
+// name that is none of the skipped.
+func (f *Facts) readPlain(files []conflist.File) { // sorted, as os.ReadDir has them
+	for _, file := range files {
+		if !slices.ContainsFunc(f.Skipped, func(s conflist.Skipped) bool { return s.Name == file.Name }) {
+			f.PlainPlugin, f.PlainPluginFile = file.Content, file.Name
+			return
+		}
+	}
+}
+
+// network reads what podmark is told for a network.
+func (f *Facts) network(file conflist.File, list conflist.Network) (Network, error) {
+	n := Network{File: filepath.Join(f.ConfDir, file.Name), Network: list, Content: file.Content}
+	entry, err := conflist.Entry(file.Content, plugin)
+	if err != nil {
+		return n, err
+	}
+	if n.Entry = entry; entry == nil && !list.OnlyInlined {
+		path := filepath.Join(f.ConfDir, list.Name, dropIn)
+		b, err := os.ReadFile(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrInvalid) {
+			return n, err
+		}
+		if b != nil {
+			n.Entry, n.DropIn = bytes.TrimSpace(b), path
+		}
+	}
+	if n.Entry != nil {
+		n.Config, n.Err = config.ParseEntry(n.Entry, list.Name, list.CNIVersion)
+	}
+	return n, nil
+}

@@ -1,0 +1,209 @@
+package doctor
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// readLegacy reads what iptables-legacy has. The kernel says which tables there
+// are, so that without any no command is run and no module is loaded for it.
+func readLegacy(ctx context.Context) ([]Chain, []Rule, error) {
+	var chains []Chain
+	var rules []Rule
+	for _, f := range []struct{ family, command, tables string }{
+		{"ip", "iptables", "/proc/net/ip_tables_names"},
+		{"ip6", "ip6tables", "/proc/net/ip6_tables_names"},
+	} {
+		names, err := os.ReadFile(f.tables)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && len(bytes.TrimSpace(names)) == 0 {
+			continue
+		}
+		if err != nil {
+			return chains, rules, err
+		}
+		out, err := save(ctx, f.command)
+		if err != nil {
+			return chains, rules, fmt.Errorf("the kernel has tables %q: %w", strings.Fields(string(names)), err)
+		}
+		c, r := ParseLegacy(f.family, out)
+		chains, rules = append(chains, c...), append(rules, r...)
+	}
+	return chains, rules, nil
+}
+
+// save runs the command that prints the rules of iptables-legacy: by its own name,
+// or by the short one where that is not the other variant's.
+func save(ctx context.Context, command string) (string, error) {
+	name := command + "-legacy-save"
+	if _, err := exec.LookPath(name); err != nil {
+		name = command + "-save"
+		version, err := exec.CommandContext(ctx, name, "--version").Output()
+		if err != nil || strings.Contains(string(version), "nf_tables") {
+			return "", fmt.Errorf("there is no %s-legacy-save to show them", command)
+		}
+	}
+	cmd := exec.CommandContext(ctx, name)
+	var out, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("running %s: %w: %s", name, err, strings.TrimSpace(stderr.String()))
+	}
+	return out.String(), nil
+}
+
+// ParseLegacy reads what iptables-save or, for family ip6, ip6tables-save prints. Of
+// the rules it returns those that write a mark or keep packets out of conntrack and
+// are not podmark's. Lines that it does not know say nothing.
+func ParseLegacy(family, text string) ([]Chain, []Rule) {
+	var chains []Chain
+	var rules []Rule
+	table := ""
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if name, ok := strings.CutPrefix(line, "*"); ok {
+			table = name
+			continue
+		}
+		if rest, ok := strings.CutPrefix(line, ":"); ok {
+			name, _, _ := strings.Cut(rest, " ")
+			chains = append(chains, Chain{Origin: Legacy, Family: family, Table: table, Name: name})
+			continue
+		}
+		words := split(line)
+		if len(words) < 2 || words[0] != "-A" {
+			continue
+		}
+		i := slices.IndexFunc(chains, func(c Chain) bool { return c.Table == table && c.Name == words[1] })
+		if i < 0 {
+			continue
+		}
+		r := Rule{Chain: chains[i], Spec: words[2:]}
+		if target, _ := r.option("-j"); !leads(target) {
+			chains[i].Rules++
+		}
+		r.read()
+		if (len(r.Writes) > 0 || r.NoTrack) && !r.own() {
+			rules = append(rules, r)
+		}
+	}
+	return chains, rules
+}
+
+// split cuts a line of iptables-save into words. Those with a space in them are in
+// double quotes, with a backslash before quotes and backslashes.
+func split(line string) []string {
+	var words []string
+	var word strings.Builder
+	quoted, escaped, inside := false, false, false
+	for _, r := range line {
+		switch {
+		case escaped:
+			word.WriteRune(r)
+			escaped = false
+		case r == '\\' && quoted:
+			escaped = true
+		case r == '"':
+			quoted, inside = !quoted, true
+		case r == ' ' && !quoted:
+			if inside {
+				words = append(words, word.String())
+			}
+			word.Reset()
+			inside = false
+		default:
+			word.WriteRune(r)
+			inside = true
+		}
+	}
+	if inside {
+		words = append(words, word.String())
+	}
+	return words
+}
+
+// option is the value of an option of the rule, and whether it is there, not
+// negated.
+func (r Rule) option(name string) (string, bool) {
+	i := slices.Index(r.Spec, name)
+	if i < 0 || i > 0 && r.Spec[i-1] == "!" {
+		return "", false
+	}
+	if i+1 < len(r.Spec) {
+		return r.Spec[i+1], true
+	}
+	return "", true
+}
+
+// number reads the value of an option; without it, or where it cannot be read, it
+// is every bit.
+func (r Rule) number(name string) uint32 {
+	text, _ := r.option(name)
+	n, err := strconv.ParseUint(text, 0, 32)
+	if err != nil {
+		return all
+	}
+	return uint32(n)
+}
+
+// read finds out what the rule does. iptables-save writes --or-mark, --and-mark and
+// the like as --set-xmark.
+func (r *Rule) read() {
+	for name, prefix := range map[string]*netip.Prefix{"-s": &r.Source, "-d": &r.Destination} {
+		if text, ok := r.option(name); ok {
+			*prefix, _ = netip.ParsePrefix(text)
+		}
+	}
+	in, _ := r.option("-i")
+	out, _ := r.option("-o")
+	r.Loopback = in == "lo" || out == "lo"
+	target, _ := r.option("-j")
+	shift := 0
+	if text, ok := r.option("--left-shift-mark"); ok {
+		shift, _ = strconv.Atoi(text)
+	}
+	if text, ok := r.option("--right-shift-mark"); ok {
+		n, _ := strconv.Atoi(text)
+		shift = -n
+	}
+	has := func(name string) bool { _, ok := r.option(name); return ok }
+	switch {
+	case target == "NOTRACK", target == "CT" && has("--notrack"):
+		r.NoTrack = true
+	case target == "MARK":
+		value, mask := r.xmark()
+		r.Writes = append(r.Writes, setXmark(PacketMark, value, mask))
+	case target == "CONNMARK" && has("--save-mark"):
+		r.Writes = append(r.Writes, connmark(0, r.number("--ctmask"), r.number("--nfmask"), connmarkSave, shift))
+	case target == "CONNMARK" && has("--restore-mark"):
+		r.Writes = append(r.Writes, connmark(0, r.number("--ctmask"), r.number("--nfmask"), connmarkRestore, shift))
+	case target == "CONNMARK":
+		value, mask := r.xmark()
+		r.Writes = append(r.Writes, connmark(value, mask, 0, connmarkSet, shift))
+	case target == "SET" && has("--map-mark"):
+		r.Writes = append(r.Writes, Write{Field: PacketMark, Bits: all, Text: "SET --map-mark"})
+	}
+}
+
+// xmark reads --set-xmark VALUE[/MASK].
+func (r Rule) xmark() (value, mask uint32) {
+	text, _ := r.option("--set-xmark")
+	first, second, masked := strings.Cut(text, "/")
+	v, errV := strconv.ParseUint(first, 0, 32)
+	m, errM := uint64(all), error(nil)
+	if masked {
+		m, errM = strconv.ParseUint(second, 0, 32)
+	}
+	if errors.Join(errV, errM) != nil {
+		return 0, all
+	}
+	return uint32(v), uint32(m)
+}

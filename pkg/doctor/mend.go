@@ -1,0 +1,86 @@
+package doctor
+
+import (
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/podmark/podmark/pkg/config"
+)
+
+// Defaults of the flags that a command need not repeat; they are podmarkd's.
+const (
+	DefaultConfDir = "/etc/cni/net.d"
+	DefaultBinDir  = "/opt/cni/bin"
+)
+
+// ctl is a podmarkctl command for the node's state folder.
+func ctl(f Facts, command string) string {
+	return withState(f, "podmarkctl "+command)
+}
+
+func withState(f Facts, command string) string {
+	if f.StateDir != config.DefaultStateDir {
+		command += " --state-dir " + quote(f.StateDir)
+	}
+	return command
+}
+
+// installer is podmarkd install for the node's folders.
+func installer(f Facts) string {
+	command := "podmarkd install"
+	if f.ConfDir != DefaultConfDir {
+		command += " --cni-conf-dir " + quote(f.ConfDir)
+	}
+	if f.BinDir != DefaultBinDir {
+		command += " --cni-bin-dir " + quote(f.BinDir)
+	}
+	if n, ok := f.active(); ok && n.DropIn != "" {
+		command += " --drop-in"
+	}
+	return withState(f, command)
+}
+
+// install is the command that changes keys of podmark's entry in the conflist that
+// the node uses. A nil value takes the key away.
+func install(f Facts, keys map[string]any) string {
+	n, _ := f.active()
+	return fmt.Sprintf("printf '%%s\\n' %s | %s --entry /proc/self/fd/0", quote(string(changed(f, n.Entry, keys))), installer(f))
+}
+
+// changed is podmark's entry with other values.
+func changed(f Facts, entry json.RawMessage, keys map[string]any) []byte {
+	object := map[string]any{"type": "podmark"}
+	if f.StateDir != config.DefaultStateDir {
+		object["stateDir"] = f.StateDir
+	}
+	if entry != nil {
+		object = map[string]any{}
+		d := json.NewDecoder(strings.NewReader(string(entry)))
+		d.UseNumber()
+		_ = d.Decode(&object) // it is an object: libcni took it
+	}
+	for key, value := range keys {
+		if object[key] = value; value == nil {
+			delete(object, key)
+		}
+	}
+	b, _ := json.Marshal(object) // it came from JSON
+	return b
+}
+
+// drained is a command that needs the node to have no endpoints.
+func drained(f Facts, command string) string {
+	if len(f.State.Records) == 0 {
+		return command
+	}
+	return `kubectl drain "$(hostname)" --ignore-daemonsets && ` + command
+}
+
+// write is the command that replaces a configuration as runtimes want it: by a
+// file beside it, whose name they do not read, and a rename.
+func write(path string, content []byte) string {
+	tmp := filepath.Join(filepath.Dir(path), ".podmark-doctor.tmp")
+	return fmt.Sprintf("(umask 077; printf %%s %s >%s) && mv %s %s", quote(string(content)), quote(tmp), quote(tmp), quote(path))
+}

@@ -1,0 +1,236 @@
+package doctor
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/desired"
+)
+
+func checkState(f Facts) []Finding {
+	var out []Finding
+	if err := f.State.NodeDamaged; err != nil {
+		out = append(out, Finding{
+			Severity: Error, What: err.Error(),
+			Why:  "nobody knows any more which bits the endpoints have, or which policy: no pod starts, and nothing is kept current. Apply the policies again afterwards, and restart the node's pods, which are unpoliced until then",
+			Mend: ctl(f, "uninstall"),
+		})
+	}
+	if err := f.State.Damaged; err != nil {
+		out = append(out, Finding{
+			Severity: Error, What: err.Error(),
+			Why:  "the attachment of a pod cannot be read, so no change of policy can be made",
+			Mend: ctl(f, "gc"),
+		})
+	}
+	if left := leftInKernel(f); !f.State.Ran && f.State.NodeDamaged == nil && left != "" {
+		out = append(out, Finding{
+			Severity: Error,
+			What:     fmt.Sprintf("there is no state in %q, and %s is podmark's", f.StateDir, left),
+			Why:      "the state folder was lost, or is another one: the rules that are there judge by IDs that will be given out again. Apply the policies again afterwards, and restart the node's pods, which are unpoliced until then",
+			Mend:     ctl(f, "uninstall"),
+		})
+	}
+	return out
+}
+
+// leftInKernel names the first thing of podmark's that is there; empty for none.
+func leftInKernel(f Facts) string {
+	for _, c := range f.Chains {
+		if c.own() {
+			return fmt.Sprintf("chain %s %s %s", c.Family, c.Table, c.Name)
+		}
+	}
+	for _, l := range f.Links {
+		if l.Group == port.Group {
+			return fmt.Sprintf("the device group %d of link %s", l.Group, l.Name)
+		}
+	}
+	return ""
+}
+
+func checkBackend(f Facts) []Finding {
+	if f.State.Backend == nil {
+		return nil
+	}
+	mend := "modprobe -a nf_tables nft_ct nft_fib_inet nft_meta_bridge"
+	if f.State.Kind != apply.NFTables {
+		mend = "apt-get install iptables && modprobe -a ip_set xt_set ip_set_hash_netiface ip_set_hash_ip ip_set_bitmap_port"
+	}
+	return []Finding{{
+		Severity: Error, What: f.State.Backend.Error(),
+		Why:  "nothing can enforce: every ADD fails with error 102",
+		Mend: mend,
+	}}
+}
+
+func checkKernel(f Facts) []Finding {
+	if f.State.Missing == nil {
+		return nil
+	}
+	return []Finding{{
+		Severity: Error,
+		What:     fmt.Sprintf("in the kernel: %v", f.State.Missing),
+		Why:      "what is missing judges no packet. Somebody has flushed or changed rules; podmarkd puts them back by itself",
+		Mend:     ctl(f, "gc"),
+	}}
+}
+
+// sysctlWhy says what goes wrong without a parameter, by the beginning of its name.
+var sysctlWhy = map[string]string{
+	"net.ipv4.vs.":              "IPVS takes its packets out of conntrack, so that replies of services are judged as if the pod that answers had begun, and dropped. kube-proxy sets this when it starts; 'podmarkd --set-sysctls' keeps it set",
+	"net.bridge.bridge-nf-call": "frames between two pods of a bridge pass none of the hooks in which either backend judges, so these pods reach each other whatever the policy, and the next policed pod does not start; 'podmarkd --set-sysctls' keeps it set",
+}
+
+func checkIPVS(f Facts) []Finding   { return sysctlFindings(f, "net.ipv4.vs.") }
+func checkBridge(f Facts) []Finding { return sysctlFindings(f, "net.bridge.bridge-nf-call") }
+
+func sysctlFindings(f Facts, prefix string) []Finding {
+	var out []Finding
+	for _, s := range f.Sysctls {
+		if !strings.HasPrefix(s.Name, prefix) || s.OK() || s.Error != "" {
+			continue
+		}
+		what := fmt.Sprintf("sysctl %s is %s, and must be %s", s.Name, s.Value, s.Want)
+		if s.Value == "" {
+			what = fmt.Sprintf("there is no sysctl %s, because module %s is not loaded", s.Name, s.Module)
+		}
+		out = append(out, Finding{Severity: Error, What: what, Why: sysctlWhy[prefix], Mend: s.Mend()})
+	}
+	return out
+}
+
+func checkNodePorts(f Facts) []Finding {
+	configured, by := f.State.NodePorts, "kubeNodePortRanges of the conflist"
+	active, inConflist := f.active()
+	if inConflist && active.Err == nil {
+		configured = nil
+		for _, r := range active.Config.NodePorts {
+			configured = append(configured, desired.PortRange{First: r.First, Last: r.Last})
+		}
+	}
+	told := f.DaemonRuns && f.Daemon != nil && !f.Daemon.Idle && f.Daemon.Ports.Source != "" && f.Daemon.Ports.Source != by
+	if told {
+		configured, by = f.Daemon.Ports.Configured, f.Daemon.Ports.Source
+	}
+	if !f.Mode.IPVS || !f.State.Ran && !inConflist {
+		return nil
+	}
+	var outside []string
+	all := slices.Clone(configured)
+	for _, p := range f.PortsInUse {
+		if !slices.ContainsFunc(configured, func(r desired.PortRange) bool { return r.First <= p && p <= r.Last }) {
+			outside = append(outside, fmt.Sprint(p))
+			all = append(all, desired.PortRange{First: p, Last: p})
+		}
+	}
+	if len(outside) == 0 {
+		return nil
+	}
+	var ranges []string
+	for _, r := range desired.MergeRanges(all) {
+		ranges = append(ranges, fmt.Sprintf("%d-%d", r.First, r.Last))
+	}
+	found := Finding{
+		Severity: Warning,
+		What:     fmt.Sprintf("NodePorts %s are in use, and not among %v by %s", strings.Join(outside, ", "), configured, by),
+		Why:      "with the iptables backend and without podmarkd, what a pod sends to such a port of the node is judged as for a process of the node, and may be dropped. The nftables backend needs no range. Best give the range of kube-apiserver's --service-node-port-range",
+		Mend:     install(f, map[string]any{"kubeNodePortRanges": ranges}),
+	}
+	if told {
+		found.Mend = withState(f, "podmarkd --node-port-ranges "+strings.Join(ranges, ","))
+	}
+	return []Finding{found}
+}
+
+// nearly is the share, in percent, from which on a table counts as nearly full.
+const nearly = 90
+
+func checkIDs(f Facts) []Finding {
+	capacity := f.State.Layout.Capacity()
+	if f.State.Layout.Mask() == 0 || f.State.IDs*100 < capacity*nearly {
+		return nil
+	}
+	found := Finding{
+		Severity: Warning,
+		What:     fmt.Sprintf("%d of the %d IDs of iptablesMarkMask %#x are taken", f.State.IDs, capacity, f.State.Layout.Mask()),
+		Why:      "without a free ID no pod starts: ADD fails with error 100",
+		Mend:     ctl(f, "gc"),
+	}
+	if f.State.IDs >= capacity {
+		found.Severity = Error
+	}
+	if wider, ok := f.State.Layout.Wider(); ok && len(f.State.Leaked.Attachments) == 0 {
+		found.Mend = drained(f, install(f, map[string]any{"iptablesMarkMask": fmt.Sprintf("%#x", wider.Mask())}))
+	}
+	return []Finding{found}
+}
+
+func checkLeaked(f Facts) []Finding {
+	var left []string
+	for _, r := range f.State.Leaked.Attachments {
+		left = append(left, fmt.Sprintf("attachment %s (ID %d)", r.Key, r.ID))
+	}
+	for _, name := range f.State.Leaked.Files {
+		left = append(left, "file "+name)
+	}
+	if len(left) == 0 {
+		return nil
+	}
+	what := left[0]
+	if n := len(left) - 1; n > 0 {
+		what += fmt.Sprintf(", and %d more", n)
+	}
+	return []Finding{{
+		Severity: Warning,
+		What:     "nobody needs any more: " + what,
+		Why:      "its pod is gone and no DEL came for it, or a crash left it: it keeps an ID and its rules. podmarkd collects them by itself",
+		Mend:     ctl(f, "gc"),
+	}}
+}
+
+func checkDaemon(f Facts) []Finding {
+	d := f.Daemon
+	switch {
+	case d == nil:
+		return nil // pods start without it
+	case !f.DaemonRuns:
+		return []Finding{{
+			Severity: Warning,
+			What:     fmt.Sprintf("podmarkd, process %d, does not run any more; it last looked at %s", d.PID, d.Looked.Format(time.RFC3339)),
+			Why:      "what others take out of the kernel is not put back, new NodePorts are not known to iptables, and pods without a DEL are not collected. Have a service manager start it again",
+			Mend:     withState(f, "podmarkd"),
+		}}
+	case d.Stale(f.Now):
+		return []Finding{{
+			Severity: Warning,
+			What:     fmt.Sprintf("podmarkd, process %d, has not looked at the node since %s, and should every %vs", d.PID, d.Looked.Format(time.RFC3339), d.Interval),
+			Why:      "it hangs, so nothing is put back or kept current. Its service manager starts it again when it ends",
+			Mend:     fmt.Sprintf("kill -KILL %d", d.PID),
+		}}
+	case d.Error != "":
+		return []Finding{{
+			Severity: Error,
+			What:     fmt.Sprintf("podmarkd could not do its work at %s: %s", d.Looked.Format(time.RFC3339), d.Error),
+			Why:      "until it can, what is missing in the kernel is not put back",
+			Mend:     ctl(f, "gc"),
+		}}
+	}
+	return nil
+}
+
+func checkConntrack(f Facts) []Finding {
+	if f.Tracks == 0 || f.Tracked*100 < f.Tracks*nearly {
+		return nil
+	}
+	return []Finding{{
+		Severity: Warning,
+		What:     fmt.Sprintf("conntrack has %d entries of at most %d", f.Tracked, f.Tracks),
+		Why:      "when it is full, the kernel drops the packets of every new connection of the node",
+		Mend:     fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_max=%d", 2*f.Tracks),
+	}}
+}

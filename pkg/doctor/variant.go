@@ -1,0 +1,84 @@
+package doctor
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/podmark/podmark/pkg/apply"
+)
+
+func checkMix(f Facts) []Finding {
+	count := map[Origin]int{}
+	for _, c := range f.Chains {
+		if c.ofIPTables() && !c.own() {
+			count[c.Origin] += c.Rules
+		}
+	}
+	if count[Legacy] == 0 || count[NFTables] == 0 {
+		return nil
+	}
+	fewer := Legacy
+	if kubelet, ok := kubeletVariant(f); ok && kubelet == Legacy || !ok && count[NFTables] < count[Legacy] {
+		fewer = NFTables
+	}
+	return []Finding{{
+		Severity: Warning,
+		What:     fmt.Sprintf("iptables-legacy has %d rules and iptables-nft %d; the kernel asks both", count[Legacy], count[NFTables]),
+		Why:      "what looks allowed or marked in one is dropped or marked again in the other, and each variant shows its own rules only. Most often those of one were left by a program that has changed to the other; see whose they are before you take them away",
+		Mend:     emptied(f, fewer),
+	}}
+}
+
+// emptied is the command that takes the rules of others out of a variant.
+func emptied(f Facts, o Origin) string {
+	var commands []string
+	for _, c := range f.Chains {
+		if c.Origin != o || !c.ofIPTables() || c.own() || c.Rules == 0 {
+			continue
+		}
+		commands = append(commands, c.command()+" -F "+quote(c.Name))
+	}
+	if enforces[f.State.Kind] == o {
+		commands = append(commands, ctl(f, "gc")) // puts podmark's hooks back
+	}
+	return strings.Join(commands, " && ")
+}
+
+// hints are the chains in mangle by which the kubelet tells which variant it uses.
+var hints = []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}
+
+// kubeletVariant is the firewall that has the kubelet's chains; false when none or
+// both have.
+func kubeletVariant(f Facts) (Origin, bool) {
+	found := map[Origin]bool{}
+	for _, c := range f.Chains {
+		if c.ofIPTables() && c.Table == "mangle" && slices.Contains(hints, c.Name) {
+			found[c.Origin] = true
+		}
+	}
+	if len(found) != 1 {
+		return "", false
+	}
+	if found[Legacy] {
+		return Legacy, true
+	}
+	return NFTables, true
+}
+
+// enforces are the backends that iptables shows, by where their rules are.
+var enforces = map[apply.Kind]Origin{apply.IPTablesNFT: NFTables, apply.IPTablesLegacy: Legacy}
+
+func checkVariant(f Facts) []Finding {
+	kubelet, found := kubeletVariant(f)
+	own, ok := enforces[f.State.Kind]
+	if !found || !ok || own == kubelet {
+		return nil
+	}
+	return []Finding{{
+		Severity: Warning,
+		What:     fmt.Sprintf("podmark enforces with %s, and the kubelet has its chains in the other variant", f.State.Kind),
+		Why:      "the node has changed its variant since podmark chose one: kube-proxy's rules are in the other, and podmark's are not in an order with them. With the nftables backend, from the next pod on, there is no variant; to go back to \"iptables\" afterwards chooses anew",
+		Mend:     install(f, map[string]any{"backend": "nftables"}),
+	}}
+}

@@ -1,0 +1,114 @@
+package main_test
+
+import (
+	"path/filepath"
+	"slices"
+
+	"github.com/podmark/podmark/test/needs"
+)
+
+// harmed is something that is wrong with a node.
+type harmed struct {
+	name  string
+	check string
+	words string
+	// also are other checks that find something of it.
+	also []string
+	// pods is how many the node has, backends are those it is for, all when nil.
+	pods     int
+	backends []backend
+	do       func(p *patient)
+	// Without a mend, the command cannot be run here.
+	noMend bool
+}
+
+func harms() []harmed {
+	iptables := []backend{iptablesNFT, iptablesLegacy}
+	one := []backend{nftables}
+	file := func(p *patient, name string) string { return filepath.Join(p.conf, name) }
+	return []harmed{
+		{name: "node.json damaged", check: "state", words: "node.json", pods: 1, do: func(p *patient) { write(p.t, p.dir+"/node.json", "{") }},
+		{name: "attachment damaged", check: "state", words: "attachments/", also: []string{"leaked"}, pods: 1, backends: one, do: func(p *patient) {
+			write(p.t, p.dir+"/attachments/0123456789abcdef0123456789abcdef", "{")
+		}},
+		{name: "state folder lost", check: "state", words: "no state", pods: 1, do: func(p *patient) { p.lose() }},
+		{name: "policy lost", check: "state", words: "no state", do: func(p *patient) { p.lose() }},
+		{name: "flushed", check: "kernel", words: "in the kernel", pods: 1, do: func(p *patient) {
+			if p.backend == nftables {
+				p.exec("", "nft", "flush", "chain", "inet", "podmark", "forward")
+			} else {
+				p.iptables("-F")
+			}
+		}},
+		{name: "hook not first", check: "kernel", words: "FORWARD", pods: 1, backends: iptables, do: func(p *patient) { p.iptables("-I", "FORWARD", "1", "-j", "KUBE-IPTABLES-HINT") }},
+		{name: "leaked", check: "leaked", words: "container-1", pods: 2, do: func(p *patient) { p.exec("", "ip", "link", "del", p.veth(1)) }},
+		{name: "leaked file", check: "leaked", words: "ids/77", pods: 1, backends: one, do: func(p *patient) {
+			write(p.t, p.dir+"/ids/77", "0123456789abcdef0123456789abcdef")
+		}},
+		{name: "no conflist", check: "conflist", words: "no network configuration", backends: one, noMend: true, do: func(p *patient) {
+			p.exec("", "rm", file(p, "10-net.conflist"))
+		}},
+		{name: "no entry", check: "conflist", words: "has no entry", backends: one, do: func(p *patient) {
+			p.plugins("10-net.conflist", "net", "1.0.0", map[string]any{"type": "ptp"})
+		}},
+		{name: "another conflist comes first", check: "conflist", words: "05-other", also: []string{"settings"}, backends: one, do: func(p *patient) {
+			p.plugins("05-other.conflist", "other", "1.0.0", map[string]any{"type": "bridge"})
+		}},
+		{name: "unreadable conflist first", check: "conflist", words: "00-broken", backends: one, do: func(p *patient) { write(p.t, file(p, "00-broken.conflist"), "{") }},
+		{name: "plugin without a list first", check: "conflist", words: "single plugin", also: []string{"settings"}, backends: one, do: func(p *patient) {
+			write(p.t, file(p, "00-it's.conf"), `{"cniVersion": "1.0.0", "name": "plain", "type": "ptp"}`)
+		}},
+		{name: "podmark first", check: "conflist-order", words: "comes first", backends: one, do: func(p *patient) {
+			p.plugins("10-net.conflist", "net", "1.0.0", p.entry(nil), map[string]any{"type": "ptp"})
+		}},
+		{name: "podmark before portmap", check: "conflist-order", words: "portmap", backends: one, do: func(p *patient) {
+			p.plugins("10-net.conflist", "net", "1.0.0", map[string]any{"type": "ptp"}, p.entry(nil), map[string]any{"type": "portmap", "x": "a 'b' \"c\" $(d)"})
+		}},
+		{name: "wrong key", check: "configuration", words: "iptablesMarkMask", backends: one, do: func(p *patient) {
+			p.list("10-net.conflist", "net", map[string]any{"iptablesMarkMask": "0xc000", "policy": 7})
+		}},
+		{name: "wrong key in a drop-in", check: "configuration", words: "50-podmark.conf", backends: one, do: func(p *patient) {
+			p.dropIn(map[string]any{"iptablesMarkMask": "0xc000"})
+		}},
+		{name: "old version", check: "configuration", words: "0.2.0", backends: one, do: func(p *patient) {
+			p.plugins("10-net.conflist", "net", "0.2.0", map[string]any{"type": "ptp"}, p.entry(nil))
+		}},
+		{name: "another mask", check: "settings", words: "0xff0000", pods: 1, backends: one, do: func(p *patient) {
+			p.list("10-net.conflist", "net", map[string]any{"iptablesMarkMask": "0xff0000"})
+		}},
+		{name: "networks differ", check: "settings", words: "iptablesMarkMask, kubeNodePortRanges, backend, stateDir", backends: one, do: func(p *patient) {
+			p.list("20-other.conflist", "other", map[string]any{"iptablesMarkMask": "0xff0000", "kubeNodePortRanges": []int{1}, "backend": "iptables", "stateDir": "/run/other"})
+		}},
+		{name: "another state folder", check: "settings", words: "/run/other", backends: one, noMend: true, do: func(p *patient) {
+			p.list("10-net.conflist", "net", map[string]any{"stateDir": "/run/other"})
+		}},
+		{name: "plugin missing", check: "plugin", words: "no such file", backends: one, do: func(p *patient) { p.exec("", "rm", p.bin+"/podmark") }},
+		{name: "plugin not executable", check: "plugin", words: "executable", backends: one, do: func(p *patient) { p.exec("", "chmod", "0644", p.bin+"/podmark") }},
+		{name: "bridge not filtered", check: "bridge-netfilter", words: "bridge-nf-call-ip", backends: one, do: func(p *patient) {
+			needs.All(p.t, needs.BridgeNetfilter)
+			p.plugins("10-net.conflist", "net", "1.0.0", map[string]any{"type": "bridge"}, p.entry(nil))
+			p.well()
+			p.exec("", "sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=0", "net.bridge.bridge-nf-call-ip6tables=0")
+		}},
+		{name: "Calico's bits", check: "mark-users", words: "Calico (chain ip", pods: 1, do: func(p *patient) {
+			p.iptables("-N", "cali-PREROUTING")
+			p.iptables("-A", "cali-PREROUTING", "-j", "MARK", "--set-xmark", "0x10000/0x10000")
+		}},
+		{name: "Tailscale's bits", check: "mark-users", words: "link tailscale0", backends: one, do: func(p *patient) {
+			p.exec("", "ip", "link", "add", "tailscale0", "type", "bridge")
+		}},
+		{name: "mix", check: "iptables-mix", words: "rules", pods: 1, do: func(p *patient) {
+			for _, v := range variants {
+				p.exec("", "iptables-"+v, "-t", "filter", "-A", "FORWARD", "-j", "ACCEPT")
+			}
+		}},
+		{name: "kubelet changed its variant", check: "iptables-variant", words: "variant", pods: 1, backends: iptables, do: func(p *patient) {
+			other := variants[1-slices.Index(variants, p.backend.variant)]
+			for _, f := range []string{"iptables", "ip6tables"} {
+				p.exec("", f+"-"+p.backend.variant, "-t", "mangle", "-X", "KUBE-IPTABLES-HINT")
+				p.exec("", f+"-"+other, "-t", "mangle", "-N", "KUBE-KUBELET-CANARY")
+			}
+		}, noMend: true}, // see TestDoctorVariant
+		{name: "no iptables", check: "backend", words: "iptables", also: []string{"could-not-look"}, backends: iptables, noMend: true, do: func(p *patient) { p.path = "/nonexistent" }},
+	}
+}

@@ -1,0 +1,284 @@
+package main_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/pkg/doctor"
+)
+
+// patient is a node with a conflist and the plugin's folder, on which nothing is wrong.
+type patient struct {
+	*node
+	conf, bin string
+	// path is where its shell looks for commands.
+	path string
+}
+
+func newPatient(t *testing.T, b backend, pods int) *patient {
+	t.Helper()
+	p := &patient{node: newNode(t, b), conf: t.TempDir(), bin: t.TempDir()}
+	p.path = programs + ":" + os.Getenv("PATH")
+	p.list("10-net.conflist", "net", nil)
+	p.exec("", "cp", filepath.Join(programs, "podmark"), p.bin)
+	p.ctlIn(webPolicy, "apply", "-f", "-").ok(t)
+	for range pods {
+		p.addPod(nil)
+	}
+	return p
+}
+
+// entry is podmark's, with other keys.
+func (p *patient) entry(keys map[string]any) map[string]any {
+	entry := map[string]any{"type": "podmark", "stateDir": p.dir, "policy": "files", "backend": p.backend.key}
+	for k, v := range keys {
+		entry[k] = v
+	}
+	return entry
+}
+
+// list writes a conflist of ptp and podmark, with other keys of podmark's.
+func (p *patient) list(file, network string, keys map[string]any) {
+	p.t.Helper()
+	p.plugins(file, network, "1.0.0", map[string]any{"type": "ptp"}, p.entry(keys))
+}
+
+func (p *patient) plugins(file, network, version string, plugins ...any) {
+	p.t.Helper()
+	b, err := json.MarshalIndent(map[string]any{"cniVersion": version, "name": network, "plugins": plugins}, "", "  ")
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	write(p.t, filepath.Join(p.conf, file), string(b))
+}
+
+// doctor runs podmarkctl doctor and returns what it found. Its exit status says
+// whether that is anything.
+func (p *patient) doctor(args ...string) []doctor.Finding {
+	p.t.Helper()
+	args = append([]string{"doctor", "-o", "json", "--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin}, args...)
+	o := p.start("", "env", append([]string{"PATH=" + p.path, filepath.Join(programs, "podmarkctl"), "--state-dir", p.dir}, args...)...)
+	var found []doctor.Finding
+	if err := json.Unmarshal([]byte(o.stdout), &found); err != nil || o.stderr != "" || o.exit != min(len(found), 1) {
+		p.t.Fatalf("exit %d, stderr %q, %v:\n%s", o.exit, o.stderr, err, o.stdout)
+	}
+	for _, f := range found {
+		if f.Check == "" || f.Severity == "" || f.What == "" || f.Why == "" || f.Mend == "" {
+			p.t.Errorf("incomplete: %+v", f)
+		}
+	}
+	return found
+}
+
+// of lists the findings of one check.
+func of(found []doctor.Finding, check string) []doctor.Finding {
+	return slices.DeleteFunc(slices.Clone(found), func(f doctor.Finding) bool { return f.Check != check })
+}
+
+// well fails the test unless nothing is found.
+func (p *patient) well() {
+	p.t.Helper()
+	if found := p.doctor(); len(found) > 0 {
+		p.t.Fatalf("on a node on which nothing is wrong: %+v", found)
+	}
+}
+
+// finds fails the test unless the check finds something that says words, and no
+// check but it and those of also finds anything.
+func (p *patient) finds(check, words string, also ...string) doctor.Finding {
+	p.t.Helper()
+	found := p.doctor()
+	for _, f := range found {
+		if f.Check != check && !slices.Contains(also, f.Check) {
+			p.t.Errorf("besides %s: %+v", check, f)
+		}
+	}
+	list := of(found, check)
+	if len(list) == 0 {
+		p.t.Fatalf("%s found nothing", check)
+	}
+	for _, f := range list {
+		if strings.Contains(f.What, words) {
+			return f
+		}
+	}
+	p.t.Fatalf("%s does not say %q: %+v", check, words, list)
+	return doctor.Finding{}
+}
+
+// mend runs the command of every finding of the check, until there is none: each
+// must go away by its own.
+func (p *patient) mend(check string) {
+	p.t.Helper()
+	for before := of(p.doctor(), check); len(before) > 0; {
+		p.shell(before[0].Mend)
+		now := of(p.doctor(), check)
+		if len(now) >= len(before) {
+			p.t.Fatalf("%s\n%s: before %+v\nand behind it: %+v", check, before[0].Mend, before, now)
+		}
+		before = now
+	}
+}
+
+// shell runs a command as root's shell would.
+func (p *patient) shell(command string) {
+	p.t.Helper()
+	p.exec("", "env", "PATH="+p.path, "sh", "-c", command)
+}
+
+// dropIn gives podmark's entry a file of its own, with other keys.
+func (p *patient) dropIn(keys map[string]any) {
+	p.t.Helper()
+	p.plugins("10-net.conflist", "net", "1.0.0", map[string]any{"type": "ptp"})
+	b, err := json.Marshal(p.entry(keys))
+	if err == nil {
+		err = os.MkdirAll(p.conf+"/net", 0o755)
+	}
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	write(p.t, p.conf+"/net/50-podmark.conf", string(b))
+}
+
+// Each thing that is wrong is found, by its check and no other, and its command
+// mends it.
+func TestDoctor(t *testing.T) {
+	t.Parallel()
+	for _, h := range harms() {
+		for _, b := range backends {
+			if h.backends != nil && !slices.Contains(h.backends, b) {
+				continue
+			}
+			t.Run(h.name+"/"+b.name, func(t *testing.T) {
+				t.Parallel()
+				p := newPatient(t, b, h.pods)
+				p.kubectl()
+				p.well()
+				h.do(p)
+				p.finds(h.check, h.words, h.also...)
+				if !h.noMend {
+					p.mend(h.check)
+				}
+			})
+		}
+	}
+}
+
+// kubectl makes 'kubectl drain' take the node's pods away, which is all that it is
+// asked to do.
+func (p *patient) kubectl() {
+	p.t.Helper()
+	dir := p.t.TempDir()
+	script := "#!/bin/sh\n[ \"$1\" = drain ] || exit 1\n"
+	for pod := 1; pod <= p.pods; pod++ {
+		script += fmt.Sprintf("ip link del %s\n", p.veth(pod))
+	}
+	script += fmt.Sprintf("podmarkctl gc --state-dir %s\n", p.dir)
+	write(p.t, dir+"/kubectl", script)
+	p.exec("", "chmod", "0755", dir+"/kubectl")
+	p.path = dir + ":" + p.path
+}
+
+// A drop-in counts as an entry, and an empty mask of others as none.
+func TestDoctorDropIn(t *testing.T) {
+	p := newPatient(t, nftables, 1)
+	p.dropIn(nil)
+	p.well()
+	p.dropIn(map[string]any{"iptablesMarkMask": "0xff0000"})
+	p.finds("settings", "0xff0000")
+	p.mend("settings")
+	p.well()
+}
+
+// With the nftables backend, a node whose kubelet has changed its variant is well
+// from the next pod on.
+func TestDoctorVariant(t *testing.T) {
+	p := newPatient(t, iptablesLegacy, 1)
+	p.iptables("-X", "KUBE-IPTABLES-HINT")
+	p.exec("", "iptables-nft", "-t", "mangle", "-N", "KUBE-IPTABLES-HINT")
+	p.shell(p.finds("iptables-variant", "iptables-legacy").Mend)
+	p.backend.key = "nftables"
+	p.addPod(nil)
+	p.well()
+}
+
+// IDs that are all taken are found, with or without pods that are gone.
+func TestDoctorIDs(t *testing.T) {
+	p := newPatient(t, nftables, 0)
+	p.exec("", filepath.Join(programs, "podmarkctl"), "--state-dir", p.dir, "uninstall")
+	p.mask = "0x30000"
+	p.list("10-net.conflist", "net", map[string]any{"iptablesMarkMask": p.mask})
+	p.addPod(nil)
+	p.well()
+	p.addPod(nil)
+	p.kubectl()
+	p.finds("ids", "2 of the 2 IDs")
+	p.mend("ids")
+}
+
+// What cannot be looked at is said, and what can is.
+func TestDoctorCouldNotLook(t *testing.T) {
+	p := newPatient(t, nftables, 1)
+	p.exec("", "iptables-legacy", "-t", "mangle", "-A", "PREROUTING", "-j", "MARK", "--set-mark", "1")
+	p.finds("mark-rules", "iptables-legacy")
+	p.path = "/nonexistent"
+	if f := p.finds("could-not-look", "iptables-legacy"); !strings.Contains(f.Why, "mark-rules") || f.Severity != doctor.Unknown {
+		t.Errorf("%+v", f)
+	}
+	p.exec("", "iptables-legacy", "-t", "mangle", "-F")
+	lock, err := os.Open(p.dir + "/lock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	found := of(p.doctor("--lock-timeout", "50ms"), "could-not-look")
+	if len(found) != 3 || !strings.Contains(found[0].Mend, "fuser") {
+		t.Errorf("with the lock held: %+v", found)
+	}
+}
+
+// Doctor changes nothing, whatever it finds, also on a node that podmark has never
+// run on.
+func TestDoctorChangesNothing(t *testing.T) {
+	p := newPatient(t, iptablesLegacy, 1)
+	p.exec("", "ip", "link", "del", p.veth(1))
+	p.iptables("-A", "OUTPUT", "-j", "MARK", "--set-mark", "1")
+	kernel, files := p.kernel(), p.files()
+	p.finds("leaked", "container-1", "mark-rules")
+	if kernel != p.kernel() || fmt.Sprint(files) != fmt.Sprint(p.files()) {
+		t.Error("it changed something")
+	}
+	virgin := &patient{node: newNode(t, nftables), conf: filepath.Join(t.TempDir(), "none"), bin: "/nonexistent", path: p.path}
+	kernel = virgin.kernel()
+	virgin.finds("conflist", "no such file")
+	if kernel != virgin.kernel() || len(virgin.files()) > 0 {
+		t.Errorf("it changed a node that podmark has never run on: %v", virgin.files())
+	}
+}
+
+// The table has everything that JSON has.
+func TestDoctorTable(t *testing.T) {
+	p := newPatient(t, nftables, 0)
+	run := func() output { return p.ctl("doctor", "--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin) }
+	checks := fmt.Sprintf("%d checks, ", len(doctor.Checks()))
+	if o := run().ok(t); o.stdout != checks+"0 findings\n" {
+		t.Errorf("%q", o.stdout)
+	}
+	p.exec("", "rm", p.bin+"/podmark")
+	f := p.finds("plugin", "podmark")
+	o := run()
+	want := fmt.Sprintf("%s: %s\n  what  %s\n  why   %s\n  mend  %s\n\n%s1 findings\n", f.Severity, f.Check, f.What, f.Why, f.Mend, checks)
+	if o.exit != 1 || o.stderr != "" || o.stdout != want {
+		t.Errorf("exit %d, stderr %q, want:\n%sgot:\n%s", o.exit, o.stderr, want, o.stdout)
+	}
+}

@@ -1,0 +1,40 @@
+package docs_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/podmark/podmark/pkg/doctor"
+)
+
+// The tables of docs/operations.md are those of the code.
+func TestDoctor(t *testing.T) {
+	operations := read(t, "docs/operations.md")
+	var checks, users [][]string
+	for _, c := range doctor.Checks() {
+		checks = append(checks, []string{"`" + c.Name + "`", c.Finds})
+	}
+	for _, u := range doctor.Users() {
+		users = append(users, []string{u.Name, fmt.Sprintf("`%#x`", u.Bits)})
+	}
+	for first, want := range map[string][][]string{"check": checks, "program": users} {
+		if diff := cmp.Diff(want, table(t, operations, first)); diff != "" {
+			t.Errorf("the code (-) and the table of docs/operations.md (+):\n%s\nthe table should be:\n%s", diff, rows(want))
+		}
+	}
+	if !strings.Contains(operations, "`"+doctor.Unlooked+"`") {
+		t.Errorf("docs/operations.md does not name %s", doctor.Unlooked)
+	}
+}
+
+// rows are those of a table in Markdown.
+func rows(cells [][]string) string {
+	var b strings.Builder
+	for _, row := range cells {
+		fmt.Fprintf(&b, "| %s |\n", strings.Join(row, " | "))
+	}
+	return b.String()
+}
