@@ -467,7 +467,7 @@ func (s Store) RemoveAll() error {
 			return fmt.Errorf("removing state: %w", err)
 		}
 	}
-	if err := os.Remove(s.dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY) {
+	if err := os.Remove(s.dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.EROFS) {
 		return fmt.Errorf("removing state folder: %w", err)
 	}
 	return nil
