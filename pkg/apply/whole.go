@@ -13,7 +13,6 @@ import (
 	"github.com/podmark/podmark/pkg/apply/port"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
-	"github.com/podmark/podmark/pkg/mark"
 )
 
 type addr = netip.Addr
@@ -275,15 +274,4 @@ func HostAddresses() ([]netip.Addr, error) {
 		}
 	}
 	return out, nil
-}
-
-// Layout is the layout of the IDs that the node gives out; fs.ErrNotExist when
-// podmark has never run here, ident.ErrDamaged when node.json cannot be understood.
-func (n Node) Layout() (mark.Layout, error) {
-	f, err := n.load()
-	if err != nil {
-		return mark.Layout{}, err
-	}
-	node, err := f.node()
-	return node.Layout, err
 }

@@ -77,8 +77,8 @@ func (f *Facts) needs() node.Needs {
 
 func (f *Facts) readState(ctx context.Context, n apply.Node) {
 	s := &f.State
-	var err error
-	s.Layout, err = n.Layout()
+	settings, err := n.Configured()
+	s.Layout, s.NodePorts = settings.Layout, settings.NodePorts
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		f.readUsable(ctx, n)
@@ -92,8 +92,6 @@ func (f *Facts) readState(ctx context.Context, n apply.Node) {
 	}
 	s.Ran = true
 	s.Kind, err = n.Kind()
-	f.note(PartState, err, asRoot)
-	s.NodePorts, err = n.Configured()
 	f.note(PartState, err, asRoot)
 	s.IDs, _, err = n.IDs()
 	f.note(PartState, err, asRoot)

@@ -3,6 +3,7 @@ package iptables
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os/exec"
 	"regexp"
@@ -97,7 +98,16 @@ func (v Variant) restore(ctx context.Context, f family, wait time.Duration, inpu
 			return fmt.Errorf("running %s: %w: %s: our line %d is %q", cmd.Args[0], err, msg, n, lines[n-1])
 		}
 	}
-	return fmt.Errorf("running %s: %w: %s", cmd.Args[0], err, msg)
+	return failed(cmd, err, msg)
+}
+
+// failed says that a command failed and, where there is none, what that means: the
+// plugin runs on the node, podmarkd perhaps in a container.
+func failed(cmd *exec.Cmd, err error, stderr string) error {
+	if errors.Is(err, exec.ErrNotFound) {
+		stderr = "the node's backend is iptables, so its programs must be here too: install iptables, in a container in its image, or let the conflist say \"nftables\""
+	}
+	return fmt.Errorf("running %s: %w: %s", cmd.Args[0], err, strings.TrimSpace(stderr))
 }
 
 // listing are the chains of table mangle with their rules, as iptables-save writes
@@ -128,7 +138,7 @@ func (v Variant) save(ctx context.Context, f family, args ...string) (string, er
 	cmd.Stdout, cmd.Stderr = &out, &stderr
 	cmd.Env = append(cmd.Environ(), "LC_ALL=C")
 	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("running %s: %w: %s", cmd.Args[0], err, strings.TrimSpace(stderr.String()))
+		return "", failed(cmd, err, stderr.String())
 	}
 	return out.String(), nil
 }
