@@ -22,6 +22,8 @@ need ipset ipset
 need ipvsadm ipvsadm
 need iproute2 ip
 need conntrack conntrack
+# Its unit is run, not only read.
+need systemd systemd-analyze systemctl
 need shellcheck shellcheck
 need make make
 # The race detector links with C.

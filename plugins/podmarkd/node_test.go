@@ -26,13 +26,17 @@ import (
 
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/test/contain"
 	"github.com/podmark/podmark/test/netns"
 )
 
 // programs is a folder with podmarkd, podmarkctl and podmark, built once.
 var programs string
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+func TestMain(m *testing.M) {
+	contain.Main()
+	os.Exit(run(m))
+}
 
 func run(m *testing.M) int {
 	// As in /run, where the state folder is, syncing a file costs nothing there.
@@ -133,8 +137,15 @@ func (h *host) addPod() {
 // addPodUntil adds such a pod, whose network namespace is gone after end.
 func (h *host) addPodUntil() (end func()) {
 	h.t.Helper()
-	h.pods++
 	path, end := h.space()
+	h.addPodIn(path)
+	return end
+}
+
+// addPodIn adds such a pod, whose network namespace is that.
+func (h *host) addPodIn(path string) {
+	h.t.Helper()
+	h.pods++
 	h.spaces = append(h.spaces, path)
 	ns, err := os.Open(path)
 	if err != nil {
@@ -150,7 +161,6 @@ func (h *host) addPodUntil() (end func()) {
 	if out, err := h.plugin("ADD", h.pods, nil); err != nil {
 		h.t.Fatalf("ADD: %v: %s", err, out)
 	}
-	return end
 }
 
 // plugin calls podmark for a pod, by number; more replaces keys of its configuration.
