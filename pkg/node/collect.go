@@ -34,7 +34,7 @@ func (c *collector) collect(ctx context.Context, n apply.Node, now time.Time) (a
 	seen := map[ident.Key]time.Time{}
 	due := false
 	for _, r := range records {
-		if !vanished(r) {
+		if !Vanished(r) {
 			continue
 		}
 		seen[r.Key] = now
@@ -49,12 +49,13 @@ func (c *collector) collect(ctx context.Context, n apply.Node, now time.Time) (a
 	}
 	return n.Collect(ctx, func(r ident.Record) bool {
 		since, ok := seen[r.Key]
-		return ok && now.Sub(since) >= c.after && vanished(r)
+		return ok && now.Sub(since) >= c.after && Vanished(r)
 	}, false)
 }
 
-// vanished holds for a pod of which nothing is left on the node.
-func vanished(r ident.Record) bool {
+// Vanished holds for a pod of which nothing is left on the node, neither its interface
+// nor its network namespace.
+func Vanished(r ident.Record) bool {
 	if r.Netns == "" || port.Alive(r.Endpoint) {
 		return false
 	}

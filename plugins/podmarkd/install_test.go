@@ -12,7 +12,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -335,13 +334,7 @@ func TestInstallOvertaken(t *testing.T) {
 			p.write(name, list)
 			p.env = append(env, "PODMARK_STOP_AFTER=1") // the temporary file is there
 			process, wait := p.spawn("install")
-			stat := fmt.Sprintf("/proc/%d/stat", process.Pid)
-			deadline := time.Now().Add(patience)
-			for b, _ := os.ReadFile(stat); !strings.Contains(string(b), ") T "); b, _ = os.ReadFile(stat) {
-				if time.Now().After(deadline) {
-					t.Fatalf("it does not stop: %s", b)
-				}
-			}
+			p.stopped(process)
 			if err := errors.Join(tt.do(p), process.Signal(syscall.SIGCONT)); err != nil {
 				t.Fatal(err)
 			}
@@ -355,4 +348,43 @@ func TestInstallOvertaken(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) { overtaken(t) })
 		t.Run(tt.name+", without exchange", func(t *testing.T) { overtaken(t, "PODMARK_NO_EXCHANGE=1") })
 	}
+}
+
+// Several at once, as in a rolling update with a command besides, are one.
+func TestInstallTogether(t *testing.T) {
+	t.Parallel()
+	const name = "10-a.conflist"
+	p := newPlace(t)
+	list := chain("net", "ptp", "portmap")
+	p.write(name, list)
+	stopReader := p.reader(name)
+	var waits []func() outcome
+	for range 10 {
+		waits = append(waits, p.start("install"))
+	}
+	for _, wait := range waits {
+		if o := wait(); o.code != 0 {
+			t.Errorf("%+v", o)
+		}
+	}
+	stopReader()
+	if err := p.withEntry(name, list); err != nil {
+		t.Error(err)
+	}
+	p.hasPlugin()
+	if left := p.left(); left != nil {
+		t.Errorf("left behind: %q", left)
+	}
+
+	// One that hangs is not waited for without end.
+	dir, err := os.Open(p.conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if err := syscall.Flock(int(dir.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	p.fails([]string{p.conf, "another podmarkd", "200ms"}, "install", "--lock-timeout", "200ms")
+	p.fails([]string{p.conf, "another podmarkd", "200ms"}, "uninstall", "--lock-timeout", "200ms")
 }

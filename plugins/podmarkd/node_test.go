@@ -191,13 +191,21 @@ func (h *host) plugin(verb string, pod int, more map[string]any) (string, error)
 func (h *host) space() (path string, end func()) {
 	h.t.Helper()
 	ready, over := make(chan error), make(chan struct{})
-	go func() {
+	var enter func()
+	enter = func() {
 		runtime.LockOSThread() // never unlocked: thread and namespace end together
+		if unix.Gettid() == unix.Getpid() {
+			defer runtime.UnlockOSThread() // but for the main thread, which never ends
+			go enter()
+			<-over
+			return
+		}
 		err := unix.Unshare(unix.CLONE_NEWNET)
 		path = fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
 		ready <- err
 		<-over
-	}()
+	}
+	go enter()
 	if err := <-ready; err != nil {
 		h.t.Fatal(err)
 	}

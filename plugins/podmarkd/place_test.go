@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/fsnotify/fsnotify"
@@ -228,6 +229,18 @@ func faulty(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return filepath.Join(dir, "podmarkd")
+}
+
+// stopped waits until a process has stopped itself.
+func (p *place) stopped(process *os.Process) {
+	p.t.Helper()
+	stat := fmt.Sprintf("/proc/%d/stat", process.Pid)
+	deadline := time.Now().Add(patience)
+	for b, _ := os.ReadFile(stat); !strings.Contains(string(b), ") T "); b, _ = os.ReadFile(stat) {
+		if time.Now().After(deadline) {
+			p.t.Fatalf("it does not stop: %s", b)
+		}
+	}
 }
 
 // steps are the names of those of a run.

@@ -19,6 +19,7 @@ import (
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/conflist"
+	"github.com/podmark/podmark/pkg/node"
 )
 
 // uninstallOptions are the flags of uninstall.
@@ -35,7 +36,7 @@ func newUninstall(common *options) *cobra.Command {
 		Short: "Take podmark off this node, as far as its pods allow",
 		Long: `Uninstall takes podmark's entry out of every conflist, so that no pod starts with
 it any more. Rules and plugin stay while pods live that were started with it: they
-are policed on, and the runtime needs the plugin to delete them. With the last of
+are policed on, and the runtime may need the plugin to delete them. With the last of
 them gone, rules, state and plugin go too; run the command again then, or let it
 --wait. End podmarkd first.`,
 		Example: `  podmarkd uninstall --dry-run
@@ -206,7 +207,7 @@ func (o *uninstallOptions) drained(ctx context.Context, n apply.Node) (live int,
 	ticker := time.NewTicker(200 * time.Millisecond)
 	defer ticker.Stop()
 	for deadline := time.Now().Add(o.wait); ; {
-		live, err = records(n)
+		live, err = living(ctx, n, o.dryRun)
 		if err != nil || live == 0 || o.dryRun || !time.Now().Before(deadline) {
 			return live, err
 		}
@@ -216,6 +217,23 @@ func (o *uninstallOptions) drained(ctx context.Context, n apply.Node) (live int,
 		case <-ticker.C:
 		}
 	}
+}
+
+// living counts the attachments but for those of pods that are gone, which it collects:
+// containerd deletes a pod by the conflist of now, so no DEL comes once the entry is out.
+func living(ctx context.Context, n apply.Node, dryRun bool) (int, error) {
+	list, err := n.Records()
+	if err != nil {
+		return 0, fmt.Errorf("counting attachments: %w", err)
+	}
+	live := slices.DeleteFunc(slices.Clone(list), node.Vanished)
+	if len(live) == len(list) || dryRun {
+		return len(live), nil
+	}
+	if _, err := n.Collect(ctx, node.Vanished, false); err != nil {
+		return 0, fmt.Errorf("collecting what pods left that are gone: %w", err)
+	}
+	return len(live), nil
 }
 
 // records counts the attachments, those that were not finished too. A damaged one

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -197,4 +199,70 @@ func TestUninstallKilled(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A pod whose ADD began with the conflist of before, and ended behind the removal of the
+// rules, keeps the plugin, without which its DEL would fail.
+func TestUninstallOvertaken(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nftables)
+	kernel := h.kernel()
+	p := at(t, h)
+	p.program = faulty(t)
+	p.write("10-a.conflist", chain("net", "ptp"))
+	files := p.tree(false)
+	prepare := func() {
+		p.run("install")
+		h.addPod()
+		p.deletePod(h, h.pods)
+	}
+	prepare()
+	steps := p.steps("uninstall")
+	i := slices.IndexFunc(steps, func(s string) bool { return strings.HasSuffix(s, "removed the rules") })
+	if i < 0 {
+		t.Fatalf("only these steps: %q", steps)
+	}
+	prepare()
+	p.env = []string{fmt.Sprintf("PODMARK_STOP_AFTER=%d", i+1)}
+	process, wait := p.spawn("uninstall")
+	p.env = nil
+	p.stopped(process)
+	h.addPod()
+	if err := process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if o := wait(); o.code != 2 || !strings.Contains(o.stderr, "started meanwhile") || !strings.Contains(o.stderr, "again") {
+		t.Errorf("it does not say that a pod was started: %+v", o)
+	}
+	p.hasTypes("10-a.conflist", "ptp")
+	p.hasPlugin()
+	if n := len(h.records()); n != 1 {
+		t.Errorf("%d records, want that of the pod", n)
+	}
+	p.deletePod(h, h.pods)
+	p.run("uninstall")
+	p.isGone(h, files, kernel)
+}
+
+// A pod for which no DEL came is no reason to stay: where the entry is out, containerd
+// sends none. Its interface alone being gone is not enough.
+func TestUninstallVanished(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nftables)
+	kernel := h.kernel()
+	p := at(t, h)
+	p.write("10-a.conflist", chain("net", "ptp"))
+	files := p.tree(false)
+	p.run("install")
+	end := h.addPodUntil()
+	h.exec("", "ip", "link", "del", "veth1")
+	if out := p.run("uninstall"); !strings.Contains(out, ": 1\n") {
+		t.Errorf("a pod whose namespace is there is taken for gone: %s", out)
+	}
+	wait := p.start("uninstall", "--wait", patience.String())
+	end()
+	if o := wait(); o.code != 0 || !strings.Contains(o.stdout, "podmark is removed") {
+		t.Errorf("it does not say that it is done: %+v", o)
+	}
+	p.isGone(h, files, kernel)
 }
