@@ -24,6 +24,9 @@ need iproute2 ip
 need conntrack conntrack
 # Its unit is run, not only read.
 need systemd systemd-analyze systemctl
+# A container runtime, for the tests to start: nothing else uses it.
+need containerd containerd ctr
+need runc runc
 need shellcheck shellcheck
 need make make
 # The race detector links with C.
