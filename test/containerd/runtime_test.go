@@ -8,9 +8,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -66,6 +68,8 @@ type node struct {
 	address               string
 	cri                   cri.RuntimeServiceClient
 	pods                  int
+	// pid is a process that sees what containerd sees.
+	pid int
 }
 
 // boot runs containerd with /run, /proc and processes of its own, so that they end
@@ -74,6 +78,7 @@ const boot = `set -e
 mount --make-rprivate /
 mount -t proc proc /proc
 mount -t tmpfs tmpfs /run
+mount --make-rshared /
 mkdir -p /run/netns
 containerd --config "$DIR/config.toml" &
 wait`
@@ -143,6 +148,7 @@ func newNode(t *testing.T) *node {
 			t.Logf("containerd said:\n%s", said)
 		}
 	})
+	n.pid = cmd.Process.Pid
 	conn, err := grpc.NewClient("unix://"+n.address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
@@ -163,18 +169,24 @@ func newNode(t *testing.T) *node {
 // group is the control group of this node's pods.
 func (n *node) group() string { return filepath.Base(n.dir) }
 
-// removeGroups removes what runc leaves of the parents of control groups, in every hierarchy.
+// removeGroups removes what runc leaves of control groups, in every hierarchy; their
+// processes have been killed.
 func removeGroups(name string) {
 	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
-		groups, _ := filepath.Glob(pattern + name)
-		for _, g := range groups {
-			inner, _ := filepath.Glob(g + "/*/")
-			for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-				for _, i := range inner {
-					_ = unix.Rmdir(i)
+		found, _ := filepath.Glob(pattern + name)
+		for _, top := range found {
+			var groups []string
+			_ = filepath.WalkDir(top, func(path string, e fs.DirEntry, err error) error {
+				if err == nil && e.IsDir() {
+					groups = append(groups, path)
 				}
-				if unix.Rmdir(g) != unix.EBUSY {
-					break
+				return nil
+			})
+			slices.Reverse(groups) // the inner ones first
+			deadline := time.Now().Add(5 * time.Second)
+			for _, g := range groups {
+				for unix.Rmdir(g) == unix.EBUSY && time.Now().Before(deadline) {
+					time.Sleep(5 * time.Millisecond)
 				}
 			}
 		}
@@ -399,17 +411,19 @@ func (p *pod) marked() bool {
 	return false
 }
 
-// importPause gives the runtime the image of its sandboxes: one file, and no registry.
+// importPause gives the runtime the image of its sandboxes.
 func (n *node) importPause() {
 	n.t.Helper()
 	busybox, err := exec.LookPath("busybox")
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	program, err := os.ReadFile(busybox)
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	n.importImage("podmark.test/pause:1", map[string]string{"busybox": busybox}, "/busybox", "sleep", "100000")
+}
+
+// importImage gives it an image of programs, without a registry.
+func (n *node) importImage(name string, programs map[string]string, entrypoint ...string) {
+	n.t.Helper()
 	type files map[string][]byte
 	archive := func(f files) []byte {
 		var b bytes.Buffer
@@ -436,13 +450,21 @@ func (n *node) importPause() {
 		}
 		return b
 	}
-	layer := blob("layer.v1.tar", archive(files{"busybox": program}))
+	content := files{}
+	for path, from := range programs {
+		b, err := os.ReadFile(from)
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		content[path] = b
+	}
+	layer := blob("layer.v1.tar", archive(content))
 	config := blob("config.v1+json", encode(map[string]any{
-		"architecture": "amd64", "os": "linux", "config": map[string]any{"Entrypoint": []string{"/busybox", "sleep", "100000"}},
+		"architecture": "amd64", "os": "linux", "config": map[string]any{"Entrypoint": entrypoint},
 		"rootfs": map[string]any{"type": "layers", "diff_ids": []any{layer["digest"]}},
 	}))
 	manifest := blob("manifest.v1+json", encode(map[string]any{"schemaVersion": 2, "config": config, "layers": []any{layer}}))
-	manifest["annotations"] = map[string]string{"io.containerd.image.name": "podmark.test/pause:1", "org.opencontainers.image.ref.name": "1"}
+	manifest["annotations"] = map[string]string{"io.containerd.image.name": name}
 	image["index.json"] = encode(map[string]any{"schemaVersion": 2, "manifests": []any{manifest}})
 	cmd := exec.Command("ctr", "--address", n.address, "--namespace", "k8s.io", "image", "import", "--snapshotter", "native", "-")
 	cmd.Stdin = bytes.NewReader(archive(image))
