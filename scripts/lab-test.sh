@@ -3,10 +3,15 @@
 #   RUN=regexp   only these tests     V=1   as they go     LAB_TIMEOUT=seconds
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export PATH=$PATH:/usr/local/go/bin LAB_TIMEOUT=${LAB_TIMEOUT:-900}
+export PATH=$PATH:/usr/local/go/bin LAB_TIMEOUT=${LAB_TIMEOUT:-1200}
 
 scripts/build.sh
 scripts/tools.sh cni
+# Building kube-proxy takes minutes the first time, so only for the test that runs it.
+run=${RUN:-.}
+if CGO_ENABLED=0 go test -list "${run%%/*}" ./test/lab | grep '^TestRealKubeProxy$' >/dev/null; then
+  scripts/tools.sh kube-proxy
+fi
 # The suite's own limit is the shorter one: it says which test hangs, and where.
 # Most tests wait for a packet that must not come, so more run at once than there
 # are processors.
