@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -41,6 +43,49 @@ func FromResult(result *types100.Result, netnsPath, ifName string) (e Endpoint, 
 		return Endpoint{}, Counters{}, err
 	}
 	return e, c, nil
+}
+
+// FromOutside is FromResult without entering the network namespace, which takes
+// CAP_SYS_ADMIN: the host's side may ask about a link there with CAP_NET_ADMIN (Linux
+// 5.0, rtnl_get_net_ns_capable). What the namespace has sent is not known then.
+func FromOutside(result *types100.Result, netnsPath, ifName string) (e Endpoint, err error) {
+	if e.Addresses, e.Gateways = addresses(result, ifName); len(e.Addresses) == 0 {
+		return Endpoint{}, fmt.Errorf("%w for interface %q in its result", ErrNoAddress, ifName)
+	}
+	ns, err := os.Open(netnsPath)
+	if err != nil {
+		return Endpoint{}, fmt.Errorf("%w: %w", ErrNetns, err)
+	}
+	defer ns.Close()
+	inner, err := linkIn(int(ns.Fd()), ifName)
+	if err != nil {
+		return Endpoint{}, fmt.Errorf("reading interface %q in %q: %w", ifName, netnsPath, err)
+	}
+	return e, e.connect(inner, ifName)
+}
+
+// linkIn reads a link of the network namespace that is open as ns.
+func linkIn(ns int, ifName string) (netlink.Link, error) {
+	// The number by which this namespace knows the other: given at the first use.
+	if err := netlink.SetNetNsIdByFd(ns, -1); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, fmt.Errorf("numbering the network namespace: %w", err)
+	}
+	id, err := netlink.GetNetNsIdByFd(ns)
+	if err != nil {
+		return nil, fmt.Errorf("numbering the network namespace: %w", err)
+	}
+	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_TARGET_NETNSID, nl.Uint32Attr(uint32(id))))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(ifName)))
+	answers, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	if err != nil {
+		return nil, err
+	}
+	if len(answers) != 1 {
+		return nil, fmt.Errorf("the kernel answers with %d links", len(answers))
+	}
+	return netlink.LinkDeserialize(nil, answers[0])
 }
 
 // connect finds the host's side of the container's link.

@@ -95,11 +95,10 @@ func (a *adopter) one(ctx context.Context, cni *libcni.CNIConfig, n apply.Node, 
 	if err != nil {
 		return r, false, fmt.Errorf("reading the cached result: %w", err)
 	}
-	e, counters, err := endpoint.FromResult(result, c.NetNS, c.IfName)
+	e, err := endpoint.FromOutside(result, c.NetNS, c.IfName)
 	if err != nil {
 		return r, false, err
 	}
-	counters.Close()
 	for _, arg := range c.CniArgs {
 		switch arg[0] {
 		case "K8S_POD_NAMESPACE":

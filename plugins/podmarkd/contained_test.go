@@ -162,8 +162,8 @@ func TestContained(t *testing.T) {
 	for i, harm := range harms(p.backend) {
 		harm.do(p.host)
 		p.eventually(harm.name+" is repaired", func() error {
-			if got := d.metric("podmark_repairs_total"); got == fmt.Sprint(i) {
-				return fmt.Errorf("podmark_repairs_total %s", got)
+			if got := d.repairs(); got == i {
+				return fmt.Errorf("%d repairs", got)
 			}
 			if diff := cmp.Diff(want, p.kernel()); diff != "" {
 				return errors.New(diff)
@@ -285,6 +285,35 @@ func TestContainedNamespaces(t *testing.T) {
 	if list := p.records(); len(list) != 1 || list[0].Pod != "web-3" {
 		t.Errorf("left are %+v", list)
 	}
+}
+
+// A pod from before podmark gets an ID, without a right to enter its network namespace.
+func TestContainedAdopts(t *testing.T) {
+	p := newInPod(t, nftables)
+	p.write("10-a.conflist", chain("net", "ptp"))
+	path := p.namespace("before")
+	ns, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "veth1"}, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(ns.Fd()))}); err != nil {
+		t.Fatal(err)
+	}
+	cached := fmt.Sprintf(`{"kind": "cniCacheV1", "containerId": "before", "ifName": "eth0", "networkName": "net", "netns": %q,
+		"cniArgs": [["K8S_POD_NAMESPACE", "shop"], ["K8S_POD_NAME", "web-0"]],
+		"result": {"cniVersion": "1.0.0", "ips": [{"address": "10.1.0.2/24"}]}}`, path)
+	file := filepath.Join(p.root, "var/lib/cni/results/net-before-eth0")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file, []byte(cached), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	d := p.start(nil)
+	p.eventually("the pod is adopted", func() error {
+		if list := p.records(); len(list) != 1 || list[0].Namespace != "shop" || list[0].Pod != "web-0" || list[0].Port != "veth1" || !list[0].Committed {
+			return fmt.Errorf("records %+v", list)
+		}
+		return d.ready()
+	})
 }
 
 // What the chart does with uninstall: the same rights are enough.

@@ -16,6 +16,7 @@ import (
 	"regexp"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -351,6 +352,20 @@ func (d *daemon) metric(name string) string {
 	}
 	d.h.t.Fatalf("no metric %s in:\n%s", name, body)
 	return ""
+}
+
+// repairs counts them, of every kind.
+func (d *daemon) repairs() (sum int) {
+	d.h.t.Helper()
+	_, body := d.get("/metrics")
+	for _, m := range regexp.MustCompile(`(?m)^podmark_repairs_total\{.*\} (\d+)$`).FindAllStringSubmatch(body, -1) {
+		n, err := strconv.Atoi(m[1])
+		if err != nil {
+			d.h.t.Fatal(err)
+		}
+		sum += n
+	}
+	return sum
 }
 
 // patience is how long something may take on a busy machine.

@@ -2,6 +2,7 @@ package contain
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 
@@ -44,6 +45,9 @@ func Of(pod corev1.PodSpec, name string, n Node) (Container, error) {
 	c.ReadOnly = rights.ReadOnlyRootFilesystem != nil && *rights.ReadOnlyRootFilesystem
 	c.NoNewPrivileges = rights.AllowPrivilegeEscalation != nil && !*rights.AllowPrivilegeEscalation
 	for _, v := range spec.Env {
+		if v.ValueFrom != nil && v.ValueFrom.FieldRef != nil && v.ValueFrom.FieldRef.FieldPath == "spec.nodeName" {
+			v.Value = "node"
+		}
 		c.Env = append(c.Env, v.Name+"="+v.Value)
 	}
 	for _, m := range spec.VolumeMounts {
@@ -55,6 +59,11 @@ func Of(pod corev1.PodSpec, name string, n Node) (Container, error) {
 		switch v := pod.Volumes[j]; {
 		case v.HostPath != nil:
 			mount.From = filepath.Join(n.Root, v.HostPath.Path)
+			if v.HostPath.Type != nil && *v.HostPath.Type == corev1.HostPathDirectoryOrCreate {
+				if err := os.MkdirAll(mount.From, 0o755); err != nil {
+					return Container{}, err
+				}
+			}
 		case v.ConfigMap != nil && n.ConfigMaps[v.ConfigMap.Name] != "":
 			mount.From = n.ConfigMaps[v.ConfigMap.Name]
 		default:
