@@ -37,7 +37,7 @@ const soon = 400 * time.Millisecond
 
 // adopt adds the pods of networks that are not known yet. An error about one does
 // not keep from adopting others, and is told once.
-func (a *adopter) adopt(ctx context.Context, n apply.Node, networks map[string]config.Config, now time.Time) (adopted []ident.Record, err error) {
+func (a *adopter) adopt(ctx context.Context, n apply.Node, networks map[string]network, now time.Time) (adopted []ident.Record, err error) {
 	if a.cache == "" || len(networks) == 0 || now.Before(a.next) {
 		return nil, nil
 	}
@@ -82,7 +82,7 @@ func (a *adopter) adopt(ctx context.Context, n apply.Node, networks map[string]c
 }
 
 // one adopts one pod.
-func (a *adopter) one(ctx context.Context, cni *libcni.CNIConfig, n apply.Node, network config.Config, key ident.Key, c *libcni.NetworkAttachment) (r ident.Record, did bool, err error) {
+func (a *adopter) one(ctx context.Context, cni *libcni.CNIConfig, n apply.Node, network network, key ident.Key, c *libcni.NetworkAttachment) (r ident.Record, did bool, err error) {
 	list := &libcni.NetworkConfigList{Name: c.Network, CNIVersion: types100.ImplementedSpecVersion}
 	cached, err := cni.GetNetworkListCachedResult(list, &libcni.RuntimeConf{ContainerID: c.ContainerID, IfName: c.IfName})
 	if err != nil {
@@ -108,7 +108,7 @@ func (a *adopter) one(ctx context.Context, cni *libcni.CNIConfig, n apply.Node, 
 		}
 	}
 	e.Labels = network.Labels
-	return n.Adopt(ctx, apply.SettingsOf(network), ident.Record{
+	return n.Adopt(ctx, apply.SettingsOf(network.Config), ident.Record{
 		Key: key, Endpoint: e, Netns: c.NetNS, Policed: network.Policy != config.PolicyNone,
 	})
 }

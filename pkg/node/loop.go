@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/pkg/apply"
-	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/ident"
 )
 
@@ -36,10 +35,8 @@ type Keeper struct {
 	// have taken back is collected; 0 for never.
 	CollectAfter time.Duration
 	// SetSysctls lets kernel parameters be set that the node needs; else they are
-	// only looked at. Bridged, if set, tells whether the network makes bridge ports
-	// and polices them.
+	// only looked at.
 	SetSysctls bool
-	Bridged    func() bool
 	// Interval is how long the node is left alone when nothing is notified.
 	Interval time.Duration
 	Log      *slog.Logger
@@ -120,10 +117,7 @@ func (k Keeper) Run(ctx context.Context) error {
 	a := adopter{cache: k.Cache, every: k.Interval}
 	params := sysctls{set: k.SetSysctls, paces: map[string]pace{}}
 	for reason := Started; ctx.Err() == nil; {
-		look := k.look(ctx, reason, &a)
-		if look.read && !look.Idle {
-			look.Sysctls = params.look(k.needs(look.mode), time.Now())
-		}
+		look := k.look(ctx, reason, &a, &params)
 		if k.CollectAfter > 0 && look.Err == nil && !look.Idle {
 			look.Collected, look.Err = c.collect(ctx, k.Node, time.Now())
 		}
@@ -153,9 +147,13 @@ func (k Keeper) Run(ctx context.Context) error {
 
 // needs are those of a node with its services in that mode. Damaged records are
 // reported by whoever keeps the rules.
-func (k Keeper) needs(mode Mode) Needs {
+func (k Keeper) needs(mode Mode, networks map[string]network) Needs {
 	records, _ := k.Node.Records()
-	return NeedsOf(mode, records, k.Bridged != nil && k.Bridged())
+	bridged := false
+	for _, n := range networks {
+		bridged = bridged || n.onBridge
+	}
+	return NeedsOf(mode, records, bridged)
 }
 
 func wait(ctx context.Context, d time.Duration) {
@@ -166,17 +164,20 @@ func wait(ctx context.Context, d time.Duration) {
 }
 
 // look finds out what is so, and has what follows from it carried out.
-func (k Keeper) look(ctx context.Context, reason Reason, a *adopter) (l Look) {
+func (k Keeper) look(ctx context.Context, reason Reason, a *adopter, params *sysctls) (l Look) {
 	l = Look{Time: time.Now(), Reason: reason}
 	networks, unread := networks(k.ConfDir, k.Node.Store.Dir())
 	l.Err = errors.Join(unread, k.keep(ctx, &l, networks))
+	if l.read && !l.Idle {
+		l.Sysctls = params.look(k.needs(l.mode, networks), time.Now())
+	}
 	l.Adopted, l.Unadopted = a.adopt(ctx, k.Node, networks, l.Time)
 	return l
 }
 
 // keep moves the endpoints to the mask that the networks want, and has missing
 // things put back.
-func (k Keeper) keep(ctx context.Context, l *Look, networks map[string]config.Config) error {
+func (k Keeper) keep(ctx context.Context, l *Look, networks map[string]network) error {
 	facts, unread := readFacts()
 	l.mode, l.read = facts.mode(), unread == nil
 	configured, err := k.Node.Configured()

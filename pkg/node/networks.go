@@ -13,14 +13,21 @@ import (
 // pluginType is podmark's in a network configuration.
 const pluginType = "podmark"
 
+// network is a network that chains podmark.
+type network struct {
+	config.Config
+	// onBridge is set where pods of the network are policed, on a bridge.
+	onBridge bool
+}
+
 // networks reads those networks of a folder of configurations that chain podmark
 // with this state folder, by their names; dir may be empty, for none. A list that no runtime would take is left
 // out, and one whose entry is wrong too, with an error for it.
-func networks(dir, stateDir string) (map[string]config.Config, error) {
+func networks(dir, stateDir string) (map[string]network, error) {
 	if dir == "" {
 		return nil, nil
 	}
-	out := map[string]config.Config{}
+	out := map[string]network{}
 	files, err := libcni.ConfFiles(dir, []string{".conflist"})
 	if err != nil {
 		return nil, fmt.Errorf("reading network configurations: %w", err)
@@ -35,16 +42,11 @@ func networks(dir, stateDir string) (map[string]config.Config, error) {
 			if p.Network.Type != pluginType {
 				continue
 			}
-			// As the runtime hands it to the plugin.
-			conf, err := libcni.InjectConf(p, map[string]any{"name": list.Name, "cniVersion": list.CNIVersion})
-			var c config.Config
-			if err == nil {
-				c, err = config.Parse(conf.Bytes)
-			}
+			c, err := config.ParseEntry(p.Bytes, list.Name, list.CNIVersion)
 			if err != nil {
 				errs = append(errs, fmt.Errorf("%q: %w", file, err))
 			} else if _, twice := out[list.Name]; !twice && c.StateDir == stateDir {
-				out[list.Name] = c
+				out[list.Name] = network{c, c.Policy != config.PolicyNone && OnBridge(list.Plugins[0].Network.Type)}
 			}
 		}
 	}
@@ -52,7 +54,7 @@ func networks(dir, stateDir string) (map[string]config.Config, error) {
 }
 
 // layoutOf is the layout that all networks want; none when there is no network.
-func layoutOf(networks map[string]config.Config) (mark.Layout, error) {
+func layoutOf(networks map[string]network) (mark.Layout, error) {
 	var layout mark.Layout
 	var first string
 	for name, c := range networks {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -20,7 +19,6 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
-	"github.com/podmark/podmark/pkg/apply/missing"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/node"
@@ -175,41 +173,17 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 		defer e.stop()
 		tell = e.looked
 	}
-	status := node.Status{PID: os.Getpid(), Version: version(), Started: time.Now(), Interval: o.interval.Seconds()}
+	r := &reporter{
+		log: log, metrics: m, tell: tell, store: n.Store,
+		status: node.Status{PID: os.Getpid(), Version: version(), Started: time.Now(), Interval: o.interval.Seconds()},
+	}
 	changed := make(chan struct{}, 1)
-	k := node.Keeper{Node: n, Interval: o.interval, CollectAfter: o.collect, Log: log, Changed: changed, ConfDir: o.install.confDir, Cache: o.cache, SetSysctls: o.setSysctls, Bridged: o.bridged}
-	k.Ports = func() node.PortOptions { return ports.Current().Options() }
-	k.FelixMask = func() *uint32 { return ports.Current().FelixMask }
-	var mu sync.Mutex
-	// set changes the status, and writes it from the first look on.
-	set := func(change func(node.Status) node.Status) {
-		mu.Lock()
-		defer mu.Unlock()
-		status = change(status)
-		if status.Looked.IsZero() {
-			return
-		}
-		if err := status.Write(n.Store); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			log.Error("writing the status", "error", err)
-		}
-	}
-	k.Looked = func(l node.Look) {
-		m.looked(l)
-		tell(l)
-		set(func(s node.Status) node.Status {
-			logLook(log, s, l)
-			return s.After(l)
-		})
-	}
-	k.ModeIs = func(mode node.Mode) {
-		m.mode.Store(&mode)
-		set(func(s node.Status) node.Status {
-			if mode.IPVS != s.Mode.IPVS || s.Looked.IsZero() {
-				log.Info("proxy mode", "mode", mode.String(), "services", mode.Services)
-			}
-			s.Mode = mode
-			return s
-		})
+	k := node.Keeper{
+		Node: n, Interval: o.interval, CollectAfter: o.collect, Log: log, Changed: changed,
+		ConfDir: o.install.confDir, Cache: o.cache, SetSysctls: o.setSysctls,
+		Ports:     func() node.PortOptions { return ports.Current().Options() },
+		FelixMask: func() *uint32 { return ports.Current().FelixMask },
+		Looked:    r.looked, ModeIs: r.modeIs,
 	}
 	if o.listen != "" {
 		l, err := net.Listen("tcp", o.listen)
@@ -248,43 +222,4 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 	}
 	log.Info("ended, and left the data plane as it is")
 	return nil
-}
-
-// logLook says what a look found that the one before did not.
-func logLook(log *slog.Logger, before node.Status, l node.Look) {
-	log.Debug("looked", "reason", l.Reason, "took", l.Took)
-	switch {
-	case l.Err != nil && l.Err.Error() != before.Error:
-		log.Error("the node cannot be kept current", "error", l.Err)
-	case l.Err == nil && before.Error != "":
-		log.Info("the node can be kept current again")
-	}
-	if l.Kept.Missing != nil {
-		log.Warn("repaired", "missing", l.Kept.Missing, "kind", string(missing.KindOf(l.Kept.Missing)), "reason", l.Reason)
-	}
-	if l.Moved != 0 {
-		log.Warn("moved the endpoints to another mask", "iptablesMarkMask", fmt.Sprintf("%#x", l.Moved))
-	}
-	if l.Unadopted != nil {
-		log.Warn("a pod from before podmark has no ID", "error", l.Unadopted)
-	}
-	for _, r := range l.Adopted {
-		log.Info("adopted", "attachment", r.Key.String(), "pod", r.Namespace+"/"+r.Pod, "id", r.ID)
-	}
-	for _, r := range l.Collected.Attachments {
-		log.Warn("collected", "attachment", r.Key.String(), "pod", r.Namespace+"/"+r.Pod, "id", r.ID)
-	}
-	if l.FelixMask != nil && fmt.Sprintf("%#x", *l.FelixMask) != before.FelixMask {
-		log.Warn("iptablesMarkMask of FelixConfiguration is another", "felix", fmt.Sprintf("%#x", *l.FelixMask), "podmark", fmt.Sprintf("%#x", l.Mask))
-	}
-	for _, set := range l.Kept.Replaced {
-		log.Info("brought up to date", "set", set)
-	}
-	logSysctls(log, before.Sysctls, l.Sysctls)
-	if fmt.Sprint(l.Ports) != fmt.Sprint(before.Ports) && !l.Idle {
-		log.Info("NodePorts", "source", l.Ports.Source, "mode", l.Ports.Mode, "ranges", fmt.Sprint(l.Ports.Ranges))
-		if len(l.Ports.Outside) > 0 {
-			log.Warn("NodePorts in use that are in no configured range", "ports", l.Ports.Outside, "ranges", fmt.Sprint(l.Ports.Configured))
-		}
-	}
 }

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"slices"
+	"sync"
+
+	"github.com/podmark/podmark/pkg/apply/missing"
+	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/node"
+)
+
+// reporter tells what the keeper finds: in the log, the metrics, the status file, and
+// as events.
+type reporter struct {
+	log     *slog.Logger
+	metrics *metrics
+	tell    func(node.Look) // events
+	store   ident.Store
+
+	mu     sync.Mutex
+	status node.Status
+}
+
+// looked reports a look.
+func (r *reporter) looked(l node.Look) {
+	r.metrics.looked(l)
+	r.tell(l)
+	r.change(func(s node.Status) node.Status {
+		logLook(r.log, s, l)
+		return s.After(l)
+	})
+}
+
+// modeIs reports how services are done, which is looked at by itself.
+func (r *reporter) modeIs(mode node.Mode) {
+	r.metrics.mode.Store(&mode)
+	r.change(func(s node.Status) node.Status {
+		if mode.IPVS != s.Mode.IPVS || s.Looked.IsZero() {
+			r.log.Info("proxy mode", "mode", mode.String(), "services", mode.Services)
+		}
+		s.Mode = mode
+		return s
+	})
+}
+
+// change changes the status, and writes it from the first look on.
+func (r *reporter) change(f func(node.Status) node.Status) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.status = f(r.status)
+	if r.status.Looked.IsZero() {
+		return
+	}
+	if err := r.status.Write(r.store); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		r.log.Error("writing the status", "error", err)
+	}
+}
+
+// logLook says what a look found that the one before did not.
+func logLook(log *slog.Logger, before node.Status, l node.Look) {
+	log.Debug("looked", "reason", l.Reason, "took", l.Took)
+	switch {
+	case l.Err != nil && l.Err.Error() != before.Error:
+		log.Error("the node cannot be kept current", "error", l.Err)
+	case l.Err == nil && before.Error != "":
+		log.Info("the node can be kept current again")
+	}
+	if l.Kept.Missing != nil {
+		log.Warn("repaired", "missing", l.Kept.Missing, "kind", string(missing.KindOf(l.Kept.Missing)), "reason", l.Reason)
+	}
+	if l.Moved != 0 {
+		log.Warn("moved the endpoints to another mask", "iptablesMarkMask", fmt.Sprintf("%#x", l.Moved))
+	}
+	if l.Unadopted != nil {
+		log.Warn("a pod from before podmark has no ID", "error", l.Unadopted)
+	}
+	for _, r := range l.Adopted {
+		log.Info("adopted", "attachment", r.Key.String(), "pod", r.Namespace+"/"+r.Pod, "id", r.ID)
+	}
+	for _, r := range l.Collected.Attachments {
+		log.Warn("collected", "attachment", r.Key.String(), "pod", r.Namespace+"/"+r.Pod, "id", r.ID)
+	}
+	if l.FelixMask != nil && fmt.Sprintf("%#x", *l.FelixMask) != before.FelixMask {
+		log.Warn("iptablesMarkMask of FelixConfiguration is another", "felix", fmt.Sprintf("%#x", *l.FelixMask), "podmark", fmt.Sprintf("%#x", l.Mask))
+	}
+	for _, set := range l.Kept.Replaced {
+		log.Info("brought up to date", "set", set)
+	}
+	logSysctls(log, before.Sysctls, l.Sysctls)
+	if fmt.Sprint(l.Ports) != fmt.Sprint(before.Ports) && !l.Idle {
+		log.Info("NodePorts", "source", l.Ports.Source, "mode", l.Ports.Mode, "ranges", fmt.Sprint(l.Ports.Ranges))
+		if len(l.Ports.Outside) > 0 {
+			log.Warn("NodePorts in use that are in no configured range", "ports", l.Ports.Outside, "ranges", fmt.Sprint(l.Ports.Configured))
+		}
+	}
+}
+
+// logSysctls says what differs from the look before: what was set, and what is
+// wrong and was not before, or is wrong in another way.
+func logSysctls(log *slog.Logger, before, now []node.Sysctl) {
+	for _, s := range now {
+		if s.Before != "" {
+			log.Warn("set a kernel parameter that podmark needs", "sysctl", s.Name, "before", s.Before, "now", s.Value)
+			continue
+		}
+		same := func(old node.Sysctl) bool { return old.Name == s.Name && old.Value == s.Value && old.Error == s.Error }
+		if s.OK() || slices.ContainsFunc(before, same) {
+			continue
+		}
+		log.Warn("a kernel parameter is not what podmark needs", "sysctl", s.Name, "value", s.Value, "want", s.Want, "mend", s.Mend(), "error", s.Error)
+	}
+}
