@@ -159,6 +159,25 @@ func (n Node) Collect(ctx context.Context, dead func(ident.Record) bool, dryRun 
 	return c, err
 }
 
+// Sweep removes the files that crashes left in the state folder, and what no one needs
+// in the kernel if there were any. It returns the files. Damaged records are an
+// operator's to remove: their endpoints may be alive.
+func (n Node) Sweep(ctx context.Context) ([]string, error) {
+	unlock, err := n.lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if _, err := n.Store.List(); err != nil {
+		return nil, err
+	}
+	files, err := n.Store.Sweep(true)
+	if err != nil || len(files) == 0 {
+		return nil, err
+	}
+	return n.tidy(ctx, false)
+}
+
 // Gone holds for an attachment whose interface is no longer there, and for what
 // a crash left. Callers hold no lock: Collect does.
 func Gone(r ident.Record) bool { return !r.Committed || !port.Alive(r.Endpoint) }

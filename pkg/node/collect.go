@@ -20,10 +20,12 @@ type collector struct {
 	// gone is since when.
 	gone map[ident.Key]time.Time
 	next time.Time
+	// swept is when files were looked for last that crashes left.
+	swept time.Time
 }
 
 // collect removes attachments whose interface and network namespace have both been
-// gone for long enough, with the files that crashes left. It looks a few times
+// gone for long enough, and the files that crashes left. It looks a few times
 // within that, and touches nothing where there is nothing to be removed.
 func (c *collector) collect(ctx context.Context, n apply.Node, now time.Time) (apply.Collected, error) {
 	if now.Before(c.next) {
@@ -44,8 +46,13 @@ func (c *collector) collect(ctx context.Context, n apply.Node, now time.Time) (a
 		due = due || now.Sub(seen[r.Key]) >= c.after
 	}
 	c.gone = seen
-	if !due {
+	if !due && now.Sub(c.swept) < c.after {
 		return apply.Collected{}, nil
+	}
+	c.swept = now
+	if !due {
+		files, err := n.Sweep(ctx)
+		return apply.Collected{Files: files}, err
 	}
 	return n.Collect(ctx, func(r ident.Record) bool {
 		since, ok := seen[r.Key]

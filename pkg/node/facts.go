@@ -23,7 +23,14 @@ type Mode struct {
 	// Link is whether kube-ipvs0 is there, Services how many IPVS has.
 	Link     bool `json:"link"`
 	Services int  `json:"services"`
+	// Proxy is the mode that kube-proxy says it runs in: ipvs, iptables, nftables. It is
+	// a hint, for people: what the kernel does with packets counts. Empty where it does
+	// not say.
+	Proxy string `json:"proxy,omitempty"`
 }
+
+// Leftover holds where IPVS has services although kube-proxy says that it does not use it.
+func (m Mode) Leftover() bool { return m.IPVS && m.Proxy != "" && m.Proxy != "ipvs" }
 
 // String names the mode.
 func (m Mode) String() string {

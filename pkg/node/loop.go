@@ -45,6 +45,8 @@ type Keeper struct {
 	// ModeIs is told how services are done: before the first look, and whenever it has
 	// changed, by another goroutine than Looked.
 	ModeIs func(Mode)
+	// Proxy is where kube-proxy on the node serves its metrics; empty for nowhere.
+	Proxy string
 }
 
 // Look is what was found and done when the node was looked at.
@@ -108,7 +110,7 @@ func (k Keeper) Run(ctx context.Context) error {
 	if k.ConfDir != "" {
 		go watchFolder(ctx, k.ConfDir, k.Interval, func() { tell(Configured) })
 	}
-	mode := modeWatch{every: k.Interval, tell: k.ModeIs}
+	mode := modeWatch{every: k.Interval, proxy: k.Proxy, tell: k.ModeIs}
 	mode.read()
 	var running sync.WaitGroup
 	defer running.Wait()

@@ -2,6 +2,10 @@ package node
 
 import (
 	"context"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -13,6 +17,8 @@ const mostPause = 300 * time.Millisecond
 // the node's lock, and after the look before it leaves room for others.
 type modeWatch struct {
 	every time.Duration
+	// proxy is where kube-proxy serves its metrics; empty for nowhere.
+	proxy string
 	tell  func(Mode)
 	last  Mode
 	told  bool
@@ -44,8 +50,34 @@ func (w *modeWatch) read() {
 	if err != nil {
 		return
 	}
-	if m := f.mode(); m != w.last || !w.told {
+	m := f.mode()
+	m.Proxy = askProxy(w.proxy)
+	if m != w.last || !w.told {
 		w.last, w.told = m, true
 		w.tell(m)
 	}
+}
+
+// proxyPatience is how long kube-proxy may take to say its mode: it is on this machine.
+const proxyPatience = 100 * time.Millisecond
+
+// askProxy returns what kube-proxy says its mode is, at /proxyMode beside its metrics;
+// empty where nobody answers, or with anything else.
+func askProxy(address string) string {
+	if address == "" {
+		return ""
+	}
+	client := http.Client{Timeout: proxyPatience}
+	defer client.CloseIdleConnections()
+	answer, err := client.Get("http://" + address + "/proxyMode")
+	if err != nil {
+		return ""
+	}
+	defer answer.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(answer.Body, 32))
+	mode := strings.TrimSpace(string(b))
+	if err != nil || !slices.Contains([]string{"ipvs", "iptables", "nftables"}, mode) {
+		return ""
+	}
+	return mode
 }

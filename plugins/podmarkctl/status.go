@@ -96,7 +96,14 @@ func (s status) table(w io.Writer) error {
 		if d.Error != "" {
 			row("error", "%s", d.Error)
 		}
-		row("services", "%s, %d in IPVS", map[bool]string{true: "IPVS", false: "not by IPVS"}[d.Mode.IPVS], d.Mode.Services)
+		says := ""
+		if d.Mode.Proxy != "" {
+			says = ", kube-proxy says " + d.Mode.Proxy
+		}
+		if d.Mode.Leftover() {
+			says += ": what IPVS has was left over, and takes packets all the same"
+		}
+		row("services", "%s, %d in IPVS%s", map[bool]string{true: "IPVS", false: "not by IPVS"}[d.Mode.IPVS], d.Mode.Services, says)
 		if !d.Idle {
 			row("NodePorts", "%s %v, of %v by %s", d.Ports.Mode, d.Ports.Ranges, d.Ports.Configured, d.Ports.Source)
 		}

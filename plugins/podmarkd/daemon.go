@@ -31,6 +31,7 @@ type daemonOptions struct {
 	interval  time.Duration
 	collect   time.Duration
 	cache     string
+	proxy     string
 	portRange []string
 	portMode  string
 	// Where NodePorts are looked for, besides.
@@ -87,6 +88,7 @@ SIGINT, 2 wrong usage or failure.`,
 	flags.StringSliceVar(&o.staticPods, "static-pod-dirs", []string{"/etc/kubernetes/manifests"}, "where the manifest of a kube-apiserver may be, whose flags say the range")
 	flags.StringVar(&o.nodeName, "node-name", "", "the Node to which events are attached, where the API server is asked (default the host's name)")
 	flags.BoolVar(&o.setSysctls, "set-sysctls", false, "set net.ipv4.vs.conntrack and net.bridge.bridge-nf-call-iptables and -ip6tables to 1 where they are needed and are not; without it podmarkd only warns")
+	flags.StringVar(&o.proxy, "kube-proxy-metrics", "127.0.0.1:10249", "where kube-proxy on this node serves its metrics, and says its mode, which is shown; empty for nowhere")
 	flags.StringVar(&o.listen, "listen", "127.0.0.1:9469", "address for /metrics, /healthz and /readyz; empty for none")
 	flags.BoolVar(&o.keepInstalled, "keep-installed", false, "do what 'podmarkd install' does, and again whenever others undo it; --cni-conf-dir, --cni-bin-dir, --source, --entry and --drop-in are for it")
 	o.install.addFlags(flags)
@@ -180,7 +182,7 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 	changed := make(chan struct{}, 1)
 	k := node.Keeper{
 		Node: n, Interval: o.interval, CollectAfter: o.collect, Log: log, Changed: changed,
-		ConfDir: o.install.confDir, Cache: o.cache, SetSysctls: o.setSysctls,
+		ConfDir: o.install.confDir, Cache: o.cache, Proxy: o.proxy, SetSysctls: o.setSysctls,
 		Ports:     func() node.PortOptions { return ports.Current().Options() },
 		FelixMask: func() *uint32 { return ports.Current().FelixMask },
 		Looked:    r.looked, ModeIs: r.modeIs,

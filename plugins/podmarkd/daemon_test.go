@@ -3,12 +3,16 @@ package main_test
 import (
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -322,6 +326,87 @@ func TestCollect(t *testing.T) {
 			return nil
 		})
 	})
+}
+
+// What crashes left in the state folder is removed; a damaged record is not, because its
+// pod may be alive.
+func TestSweep(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nftables)
+	h.ctl(policy, "apply", "-f", "-")
+	h.addPod()
+	left := []string{"attachments/0123456789abcdef0123456789abcdef.tmp", "addresses/10.9.9.9"}
+	write := func(name, content string) {
+		if err := os.WriteFile(filepath.Join(h.dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range left {
+		write(name, "")
+	}
+	d := h.start("--collect-after", "300ms")
+	h.eventually("the files are removed", func() error {
+		for _, name := range left {
+			if _, err := os.Stat(filepath.Join(h.dir, name)); err == nil {
+				return fmt.Errorf("%s is there", name)
+			}
+		}
+		return nil
+	})
+	const damaged = "attachments/00000000000000000000000000000000"
+	write(damaged, "{")
+	write(left[0], "")
+	h.eventually("it says what is damaged", func() error {
+		if s, err := d.status(); err != nil || !strings.Contains(s.Error, "podmarkctl gc") {
+			return fmt.Errorf("error %q, %w", s.Error, err)
+		}
+		return nil
+	})
+	if _, err := os.Stat(filepath.Join(h.dir, damaged)); err != nil {
+		t.Errorf("the damaged record: %v", err)
+	}
+	h.ctl("", "gc")
+	h.eventually("after gc nothing is left", func() error {
+		s, err := d.status()
+		if _, still := os.Stat(filepath.Join(h.dir, left[0])); err != nil || s.Error != "" || still == nil {
+			return fmt.Errorf("error %q, %w, left: %t", s.Error, err, still == nil)
+		}
+		return nil
+	})
+}
+
+// What kube-proxy says of itself is shown beside what the kernel does.
+func TestProxySays(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nftables)
+	h.addPod()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var says atomic.Value
+	says.Store("nftables")
+	server := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/proxyMode" {
+			w.WriteHeader(http.StatusNotFound)
+		}
+		fmt.Fprint(w, says.Load())
+	})}
+	t.Cleanup(func() { server.Close() })
+	go func() { _ = server.Serve(l) }()
+	d := h.start("--kube-proxy-metrics", l.Addr().String())
+	for _, tt := range []struct{ says, shown string }{{"nftables", ", kube-proxy says nftables"}, {"ipvs", ", kube-proxy says ipvs"}, {"<html>", ""}} {
+		says.Store(tt.says)
+		h.eventually("it is shown", func() error {
+			if out := h.ctl("", "status"); !strings.Contains(out, "not by IPVS, 0 in IPVS"+tt.shown+"\n") {
+				return errors.New(out)
+			}
+			return nil
+		})
+	}
+	if got := d.metric("podmark_proxy_ipvs"); got != "0" {
+		t.Errorf("podmark_proxy_ipvs %s: it is the kernel that counts", got)
+	}
 }
 
 // records are the node's attachments, by ID.

@@ -39,8 +39,11 @@ func (r *reporter) looked(l node.Look) {
 func (r *reporter) modeIs(mode node.Mode) {
 	r.metrics.mode.Store(&mode)
 	r.change(func(s node.Status) node.Status {
-		if mode.IPVS != s.Mode.IPVS || s.Looked.IsZero() {
-			r.log.Info("proxy mode", "mode", mode.String(), "services", mode.Services)
+		if mode.IPVS != s.Mode.IPVS || mode.Proxy != s.Mode.Proxy || s.Looked.IsZero() {
+			r.log.Info("proxy mode", "mode", mode.String(), "services", mode.Services, "kube-proxy", mode.Proxy)
+		}
+		if mode.Leftover() && !s.Mode.Leftover() {
+			r.log.Warn("IPVS has services although kube-proxy does not use it", "kube-proxy", mode.Proxy, "services", mode.Services)
 		}
 		s.Mode = mode
 		return s
@@ -83,6 +86,9 @@ func logLook(log *slog.Logger, before node.Status, l node.Look) {
 	}
 	for _, r := range l.Collected.Attachments {
 		log.Warn("collected", "attachment", r.Key.String(), "pod", r.Namespace+"/"+r.Pod, "id", r.ID)
+	}
+	for _, name := range l.Collected.Files {
+		log.Warn("removed a file that a crash left", "file", name)
 	}
 	if l.FelixMask != nil && fmt.Sprintf("%#x", *l.FelixMask) != before.FelixMask {
 		log.Warn("iptablesMarkMask of FelixConfiguration is another", "felix", fmt.Sprintf("%#x", *l.FelixMask), "podmark", fmt.Sprintf("%#x", l.Mask))

@@ -178,6 +178,9 @@ func (n *realNode) says(ipvs bool) {
 	if !status.Running || status.Daemon.Mode.IPVS != ipvs {
 		n.t.Errorf("podmarkctl status says %+v, want that IPVS is used: %v", status, ipvs)
 	}
+	if proxy := status.Daemon.Mode.Proxy; (proxy == "ipvs") != ipvs {
+		n.t.Errorf("podmarkctl status has kube-proxy say %q, and IPVS is used: %v", proxy, ipvs)
+	}
 	body, err := n.get("http://" + metricsAt + "/metrics")
 	if want := "\npodmark_proxy_ipvs " + map[bool]string{false: "0", true: "1"}[ipvs] + "\n"; err != nil || !strings.Contains(body, want) {
 		n.t.Errorf("the metrics have no line %q: %v", want, err)

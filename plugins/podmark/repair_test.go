@@ -1,0 +1,46 @@
+package main_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// Killed at any step of a repair, podmarkd leaves nothing that another cannot finish:
+// afterwards the kernel has what it had, and the pod is policed.
+func TestRepairKilled(t *testing.T) {
+	eachBackend(t, func(t *testing.T, n *node) {
+		n.withHost()
+		n.apply(webPolicy)
+		p := n.addPod().listen()
+		p.add().ok(t)
+		first := n.keeper("podmarkd")
+		eventually(t, "podmarkd has looked", func() bool { _, err := os.Stat(filepath.Join(n.dir, "daemon.json")); return err == nil })
+		first.end()
+		n.ctl("gc")
+		want := n.kernel()
+		back := func() bool { return cmp.Equal(want, n.kernel()) }
+		for i := 1; ; i++ {
+			n.wipe()
+			k := n.keeper("fault/podmarkd", fmt.Sprint("PODMARK_KILL_AFTER=", i))
+			eventually(t, "it is killed or has repaired", func() bool { return k.gone() || back() })
+			killed := k.gone()
+			k.end()
+			other := n.keeper("podmarkd")
+			eventually(t, fmt.Sprintf("after step %d another has repaired", i), back)
+			other.end()
+			p.check().ok(t)
+			p.is(t, policed)
+			if killed {
+				continue
+			}
+			if i == 1 {
+				t.Error("a repair has no step")
+			}
+			break
+		}
+	})
+}
