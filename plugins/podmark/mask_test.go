@@ -95,16 +95,8 @@ func TestMask(t *testing.T) {
 					pod.check(keys).ok(t)
 				}
 				late.del(keys).ok(t)
-				for _, l := range lines {
-					if err := l.ping(); err != nil {
-						t.Errorf("a connection that is allowed broke: %v", err)
-					}
-				}
-				for who, s := range forbidden {
-					if got := s.count(); got > 0 {
-						t.Fatalf("%d forbidden datagrams reached %s", got, who)
-					}
-				}
+				alive(t, lines)
+				silent(t, forbidden)
 				p.is(t, policed)
 				q.is(t, policed)
 			})

@@ -288,16 +288,8 @@ func TestSwitch(t *testing.T) {
 			for _, pod := range []*pod{p, q, plain} {
 				pod.check().ok(t)
 			}
-			for _, l := range lines {
-				if err := l.ping(); err != nil {
-					t.Errorf("a connection that is allowed broke: %v", err)
-				}
-			}
-			for who, s := range forbidden {
-				if got := s.count(); got > 0 {
-					t.Fatalf("%d forbidden datagrams reached %s", got, who)
-				}
-			}
+			alive(t, lines)
+			silent(t, forbidden)
 			p.is(t, policed)
 			q.is(t, policed)
 		})
@@ -307,9 +299,25 @@ func TestSwitch(t *testing.T) {
 	for _, l := range lines {
 		l.close(t)
 	}
+	silent(t, forbidden)
+}
+
+// alive uses connections that are allowed.
+func alive(t *testing.T, lines []*line) {
+	t.Helper()
+	for _, l := range lines {
+		if err := l.ping(); err != nil {
+			t.Errorf("a connection that is allowed broke: %v", err)
+		}
+	}
+}
+
+// silent wants that nothing has reached these servers, by who they are.
+func silent(t *testing.T, forbidden map[string]*server) {
+	t.Helper()
 	for who, s := range forbidden {
 		if got := s.count(); got > 0 {
-			t.Errorf("%d forbidden datagrams reached %s", got, who)
+			t.Fatalf("%d forbidden datagrams reached %s", got, who)
 		}
 	}
 }

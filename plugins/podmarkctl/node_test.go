@@ -250,12 +250,12 @@ func (n *node) kernel() string {
 	return changing.ReplaceAllString(out+n.exec("", "ip", "-o", "link"), "")
 }
 
-// files are the state folder's files with their content and mode.
+// files are the state folder's files with their content, but for locks.
 func (n *node) files() map[string]string {
 	n.t.Helper()
 	files := map[string]string{}
 	err := filepath.WalkDir(n.dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || d.Name() == "lock" || d.Name() == ident.SpoolFile {
+		if err != nil || d.IsDir() || strings.HasSuffix(d.Name(), "lock") || d.Name() == ident.SpoolFile {
 			return err
 		}
 		b, err := os.ReadFile(path)

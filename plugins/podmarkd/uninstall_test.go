@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -127,6 +128,10 @@ func TestUninstallWhileItRuns(t *testing.T) {
 		return nil
 	})
 	p.fails([]string{"podmarkd is running", "end it"}, "uninstall")
+	out, err := exec.Command(filepath.Join(programs, "podmarkctl"), "--state-dir", p.state, "uninstall").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "end it first") {
+		t.Errorf("podmarkctl uninstall: %v, %s", err, out)
+	}
 	d.stop()
 	p.run("uninstall")
 	files["net.d/10-a.conflist"] = p.tree(false)["net.d/10-a.conflist"]
