@@ -127,7 +127,10 @@ func (k Keeper) Run(ctx context.Context) error {
 		if k.Looked != nil && ctx.Err() == nil {
 			k.Looked(look)
 		}
-		wait(ctx, max(leastPause, pauseRatio*look.Took))
+		var due bool
+		if reason, due = k.rest(ctx, pauseRatio*look.Took, reason, told); due {
+			continue
+		}
 		next := k.Interval
 		if len(a.seen) > 0 {
 			next = min(next, max(0, time.Until(a.next)))
@@ -145,6 +148,27 @@ func (k Keeper) Run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// rest leaves the node alone for a while, so that others get its lock. When it ends, a
+// look is due if something was notified meanwhile, and why; it ends early when that was
+// the rules being taken away.
+func (k Keeper) rest(ctx context.Context, pause time.Duration, before Reason, told <-chan Reason) (reason Reason, due bool) {
+	end := time.After(pause)
+	wait(ctx, leastPause)
+	for reason = before; ; wait(ctx, leastPause) {
+		select {
+		case <-ctx.Done():
+			return reason, false
+		case <-end:
+			return reason, due
+		case reason = <-told:
+			due = true
+			if !k.Node.Stands(ctx) {
+				return reason, true
+			}
+		}
+	}
 }
 
 // needs are those of a node with its services in that mode. Damaged records are

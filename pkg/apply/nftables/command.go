@@ -13,9 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// command is one step of a transaction: as nft writes it, and as the kernel reads it.
+// command is one step of a transaction: as nft writes it, which is wanted only when the
+// kernel refuses it, and as the kernel reads it.
 type command struct {
-	text   string
+	text   func() string
 	encode func(*encoder) ([]netlink.Message, error)
 }
 
@@ -54,8 +55,11 @@ func (e *encoder) messages(add func(*nftables.Conn) error) ([]netlink.Message, e
 
 // library makes a command of one that the library knows.
 func library(text string, add func(*nftables.Conn) error) command {
-	return command{text, func(e *encoder) ([]netlink.Message, error) { return e.messages(add) }}
+	return command{said(text), func(e *encoder) ([]netlink.Message, error) { return e.messages(add) }}
 }
+
+// said is a text that costs nothing.
+func said(text string) func() string { return func() string { return text } }
 
 func addTable(t nftables.Table) command {
 	return library("add table "+path(t), func(lib *nftables.Conn) error {
@@ -83,7 +87,7 @@ func (c chain) wire() *nftables.Chain {
 func addChain(c chain) command {
 	text := "add chain " + path(c.table, c.name)
 	if c.hook == nil {
-		return command{text, c.named(unix.NFT_MSG_NEWCHAIN, netlink.Create)}
+		return command{said(text), c.named(unix.NFT_MSG_NEWCHAIN, netlink.Create)}
 	}
 	return library(text, func(lib *nftables.Conn) error {
 		lib.AddChain(c.wire())
@@ -99,7 +103,7 @@ func flushChain(c chain) command {
 }
 
 func deleteChain(c chain) command {
-	return command{"delete chain " + path(c.table, c.name), c.named(unix.NFT_MSG_DELCHAIN, 0)}
+	return command{said("delete chain " + path(c.table, c.name)), c.named(unix.NFT_MSG_DELCHAIN, 0)}
 }
 
 // named encodes what needs no more than the chain's name.
@@ -124,7 +128,7 @@ func addSet(s set) command {
 	if s.isMap() {
 		kind = "map "
 	}
-	return command{"add " + kind + path(s.table, s.name), func(e *encoder) ([]netlink.Message, error) {
+	return command{said("add " + kind + path(s.table, s.name)), func(e *encoder) ([]netlink.Message, error) {
 		messages, err := e.messages(func(lib *nftables.Conn) error { return lib.AddSet(s.wire(), nil) })
 		if err != nil {
 			return nil, err
@@ -165,11 +169,14 @@ const elementsAtOnce = 500
 func changeElements(verb string, kind int, flags netlink.HeaderFlags, s set, list []element) []command {
 	var out []command
 	for some := range slices.Chunk(list, elementsAtOnce) {
-		text := fmt.Sprintf("%s element %s { %s", verb, path(s.table, s.name), some[0].text)
-		if len(some) > 1 {
-			text += fmt.Sprintf(", and %d more", len(some)-1)
+		text := func() string {
+			more := ""
+			if len(some) > 1 {
+				more = fmt.Sprintf(", and %d more", len(some)-1)
+			}
+			return fmt.Sprintf("%s element %s { %s%s }", verb, path(s.table, s.name), some[0].text, more)
 		}
-		out = append(out, command{text + " }", func(*encoder) ([]netlink.Message, error) {
+		out = append(out, command{text, func(*encoder) ([]netlink.Message, error) {
 			ae := netlink.NewAttributeEncoder()
 			ae.String(unix.NFTA_SET_ELEM_LIST_TABLE, s.table.Name)
 			ae.String(unix.NFTA_SET_ELEM_LIST_SET, s.name)
@@ -267,7 +274,7 @@ func addRule(c chain, r rule) command {
 		}
 		return append(messages, request(unix.NFT_MSG_NEWRULE, netlink.Create|netlink.Append, c.table.Family, attrs)), nil
 	}
-	return command{fmt.Sprintf("add rule %s %s", path(c.table, c.name), r), encode}
+	return command{func() string { return fmt.Sprintf("add rule %s %s", path(c.table, c.name), r) }, encode}
 }
 
 // addConstant adds an anonymous set with elements, as many at once as a message

@@ -175,7 +175,7 @@ func (c *conn) commit(generation uint32, commands []command) error {
 	for i, cmd := range commands {
 		more, err := cmd.encode(e)
 		if err != nil {
-			return fmt.Errorf("encoding %q: %w", cmd.text, err)
+			return fmt.Errorf("encoding %q: %w", cmd.text(), err)
 		}
 		for _, m := range more {
 			m.Header.Flags &^= netlink.Acknowledge
@@ -194,7 +194,7 @@ func (c *conn) commit(generation uint32, commands []command) error {
 	case errors.Is(err, unix.ERESTART):
 		return errChanged
 	case errors.As(err, &r) && origin[r.index] >= 0:
-		return fmt.Errorf("nf_tables refuses %q: %w", commands[origin[r.index]].text, err)
+		return fmt.Errorf("nf_tables refuses %q: %w", commands[origin[r.index]].text(), err)
 	default:
 		return fmt.Errorf("changing nf_tables: %w", err)
 	}

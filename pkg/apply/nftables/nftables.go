@@ -262,25 +262,32 @@ func (b Backend) Check(_ context.Context, want desired.State) error {
 	if err := checkFrame(c); err != nil || len(want.Endpoints)+len(want.Profiles) == 0 {
 		return err
 	}
-	have := actual{elements: map[string]elements{}}
-	for _, s := range setsOf(want) {
-		if have.elements[s.name], err = c.elements(s); err != nil {
+	var n numbers
+	for _, d := range desired.Directions {
+		list, err := c.elements(profiles(d))
+		if err != nil {
 			return fmt.Errorf("%w: %w", missing.Element.Err(), err)
 		}
+		n[d] = numbersOf(list)
 	}
-	n := have.numbers()
 	for _, h := range halves(want) {
 		if _, led := n[h.Direction][h.chain()]; !led {
 			return fmt.Errorf("%w: map %s does not lead to chain %s", missing.Element.Err(), path(inet, profiles(h.Direction).name), h.chain())
 		}
 	}
+	// One set after the other: with thousands of endpoints they are large.
 	r := render(want, n)
 	for _, s := range r.sets {
+		have, err := c.elements(s)
+		if err != nil {
+			return fmt.Errorf("%w: %w", missing.Element.Err(), err)
+		}
 		for _, e := range r.elements[s.name].sorted() {
-			if !have.elements[s.name][e.key].same(e) {
+			if !have[e.key].same(e) {
 				return fmt.Errorf("%w: %s lacks %s", missing.Element.Err(), path(s.table, s.name), e.text)
 			}
 		}
+		delete(r.elements, s.name)
 	}
 	_, err = checkProfiles(c, halves(want), n)
 	return err
