@@ -83,7 +83,7 @@ func TestRepair(t *testing.T) {
 		byKind := map[missing.Kind]int{}
 		for i, harm := range harms(h.backend) {
 			byKind[harm.kind]++
-			harm.do(h)
+			d.paused(func() { harm.do(h) }) // it would come in between
 			h.eventually(harm.name+" is repaired", func() error {
 				s, err := d.status()
 				if err != nil || s.Repairs <= i {

@@ -354,6 +354,18 @@ func (d *daemon) metric(name string) string {
 	return ""
 }
 
+// paused calls f while podmarkd stands still.
+func (d *daemon) paused(f func()) {
+	d.h.t.Helper()
+	if err := d.cmd.Process.Signal(unix.SIGSTOP); err != nil {
+		d.h.t.Fatal(err)
+	}
+	f()
+	if err := d.cmd.Process.Signal(unix.SIGCONT); err != nil {
+		d.h.t.Fatal(err)
+	}
+}
+
 // repairs counts them, of every kind.
 func (d *daemon) repairs() (sum int) {
 	d.h.t.Helper()
