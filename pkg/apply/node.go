@@ -27,7 +27,7 @@ var (
 	// ErrBackend: nothing on this node can enforce.
 	ErrBackend = errors.New("backend unusable")
 	// ErrLayout: the mask differs from the one that live endpoints were given.
-	ErrLayout = errors.New("iptablesMarkMask cannot change while endpoints live")
+	ErrLayout = errors.New("iptablesMarkMask is not that of the node's endpoints")
 	// ErrNotFound: there is no such attachment, or its ADD never came to an end.
 	ErrNotFound = errors.New("attachment is not known")
 )

@@ -184,7 +184,7 @@ func checkSettings(f Facts) []Finding {
 		out = append(out, Finding{
 			Severity: Error,
 			What:     fmt.Sprintf("the conflist has iptablesMarkMask %#x, and the node's endpoints have IDs in %#x", first.Config.Layout.Mask(), now),
-			Why:      "the mask cannot change while endpoints live, so every ADD fails with error 7. Drain the node to change it; this sets it back",
+			Why:      "every ADD fails with error 7 until podmarkd has moved the endpoints, which it does when all networks want that mask and it is wide enough: its status says why it has not. This sets the mask back",
 			Mend:     install(f, map[string]any{"iptablesMarkMask": fmt.Sprintf("%#x", now)}),
 		})
 	}

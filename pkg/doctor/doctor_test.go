@@ -169,8 +169,14 @@ func TestProposedMask(t *testing.T) {
 func TestRare(t *testing.T) {
 	f := healthy(t, 0x30000)
 	f.State.IDs = 2
+	runs := f.Daemon
+	f.Daemon, f.DaemonRuns = nil, false
 	if x := only(t, f, "ids", "2 of the 2", "kubectl drain", "iptablesMarkMask"); x.Severity != doctor.Error {
 		t.Errorf("%+v", x)
+	}
+	f.Daemon, f.DaemonRuns = runs, true
+	if x := only(t, f, "ids", "2 of the 2", "iptablesMarkMask"); strings.Contains(x.Mend, "drain") {
+		t.Errorf("podmarkd moves the endpoints: %s", x.Mend)
 	}
 	f = healthy(t, 0x00ff0000) // 254 endpoints
 	for ids, want := range map[int]int{1: 0, 228: 0, 229: 1, 254: 1} {

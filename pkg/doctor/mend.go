@@ -70,9 +70,10 @@ func changed(f Facts, entry json.RawMessage, keys map[string]any) []byte {
 	return b
 }
 
-// drained is a command that needs the node to have no endpoints.
-func drained(f Facts, command string) string {
-	if len(f.State.Records) == 0 {
+// remasked is a command that gives the conflist another mask. A podmarkd that runs
+// moves the endpoints to it; without one the node must have none.
+func remasked(f Facts, command string) string {
+	if len(f.State.Records) == 0 || f.DaemonRuns {
 		return command
 	}
 	return `kubectl drain "$(hostname)" --ignore-daemonsets && ` + command

@@ -165,7 +165,7 @@ func checkIDs(f Facts) []Finding {
 		found.Severity = Error
 	}
 	if wider, ok := f.State.Layout.Wider(); ok && len(f.State.Leaked.Attachments) == 0 {
-		found.Mend = drained(f, install(f, map[string]any{"iptablesMarkMask": fmt.Sprintf("%#x", wider.Mask())}))
+		found.Mend = remasked(f, install(f, map[string]any{"iptablesMarkMask": fmt.Sprintf("%#x", wider.Mask())}))
 	}
 	return []Finding{found}
 }

@@ -118,13 +118,12 @@ func freeMask(f Facts) (mark.Layout, bool) {
 	return layout, err == nil
 }
 
-// otherMask is the command that gives podmark other bits. They can only change
-// while the node has no endpoints, so it drains the node first.
+// otherMask is the command that gives podmark other bits.
 func otherMask(f Facts, moves ...string) string {
 	free, ok := freeMask(f)
 	if !ok {
 		moves = slices.DeleteFunc(moves, func(m string) bool { return m == "" })
 		return "# no two bits are free; change " + cmp.Or(strings.Join(moves, ", "), "the bits of the other program, or take it off this node")
 	}
-	return drained(f, install(f, map[string]any{"iptablesMarkMask": fmt.Sprintf("%#x", free.Mask())}))
+	return remasked(f, install(f, map[string]any{"iptablesMarkMask": fmt.Sprintf("%#x", free.Mask())}))
 }

@@ -54,6 +54,6 @@ func doctorTable(w io.Writer, found []doctor.Finding) error {
 		// A command is printed as it is: it may hold a file.
 		fmt.Fprintf(w, "%s: %s\n  what  %s\n  why   %s\n  mend  %s\n\n", f.Severity, f.Check, oneLine(f.What), oneLine(f.Why), f.Mend)
 	}
-	_, err := fmt.Fprintf(w, "%d checks, %d findings\n", len(doctor.Checks()), len(found))
+	_, err := fmt.Fprintf(w, "checks: %d, findings: %d\n", len(doctor.Checks()), len(found))
 	return err
 }

@@ -270,14 +270,14 @@ func TestDoctorChangesNothing(t *testing.T) {
 func TestDoctorTable(t *testing.T) {
 	p := newPatient(t, nftables, 0)
 	run := func() output { return p.ctl("doctor", "--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin) }
-	checks := fmt.Sprintf("%d checks, ", len(doctor.Checks()))
-	if o := run().ok(t); o.stdout != checks+"0 findings\n" {
+	checks := fmt.Sprintf("checks: %d, findings: ", len(doctor.Checks()))
+	if o := run().ok(t); o.stdout != checks+"0\n" {
 		t.Errorf("%q", o.stdout)
 	}
 	p.exec("", "rm", p.bin+"/podmark")
 	f := p.finds("plugin", "podmark")
 	o := run()
-	want := fmt.Sprintf("%s: %s\n  what  %s\n  why   %s\n  mend  %s\n\n%s1 findings\n", f.Severity, f.Check, f.What, f.Why, f.Mend, checks)
+	want := fmt.Sprintf("%s: %s\n  what  %s\n  why   %s\n  mend  %s\n\n%s1\n", f.Severity, f.Check, f.What, f.Why, f.Mend, checks)
 	if o.exit != 1 || o.stderr != "" || o.stdout != want {
 		t.Errorf("exit %d, stderr %q, want:\n%sgot:\n%s", o.exit, o.stderr, want, o.stdout)
 	}

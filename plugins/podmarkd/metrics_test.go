@@ -52,7 +52,7 @@ func TestCallMetrics(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, nftables)
 	mask := map[string]any{"iptablesMarkMask": "0x00030000"}
-	for range 2 { // with the default mask, which cannot change while they live
+	for range 2 { // with the default mask, which is not the node's
 		h.addPod()
 	}
 	if out, err := h.plugin("CHECK", 1, nil); err != nil {
