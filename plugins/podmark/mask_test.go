@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -57,15 +56,7 @@ func TestMask(t *testing.T) {
 		q.add(keys(0)).ok(t)
 		n.use(4) // in 0x00ff0000 its mark is what means "outside" in 0xfffc0000
 		plain.add(keys(0)).ok(t)
-		n.outside.echo(t, 9002)
-		p.echo(t, 8002)
-		var lines []*line
-		for _, host := range []string{n.outside.v4, n.outside.v6} {
-			lines = append(lines, p.dial(t, net.JoinHostPort(host, "9002")))
-		}
-		for _, pod := range []string{p.v4, p.v6} {
-			lines = append(lines, n.outside.dial(t, net.JoinHostPort(pod, "8002")))
-		}
+		lines := n.allowedLines(t, p)
 		tries := newTrials(t)
 		for _, pod := range []*pod{p, q} {
 			tries.from(pod.space, n.outside.v4, 9001)

@@ -246,15 +246,7 @@ func TestSwitch(t *testing.T) {
 		pod.add().ok(t)
 	}
 	node := listen(t, 9001) // a process of the node's that pods may not reach
-	n.outside.echo(t, 9002)
-	p.echo(t, 8002)
-	var lines []*line
-	for _, host := range []string{n.outside.v4, n.outside.v6} {
-		lines = append(lines, p.dial(t, net.JoinHostPort(host, "9002")))
-	}
-	for _, pod := range []string{p.v4, p.v6} {
-		lines = append(lines, n.outside.dial(t, net.JoinHostPort(pod, "8002")))
-	}
+	lines := n.allowedLines(t, p)
 	tries := newTrials(t)
 	for _, pod := range []*pod{p, q} {
 		tries.from(pod.space, n.outside.v4, 9001)
@@ -300,6 +292,21 @@ func TestSwitch(t *testing.T) {
 		l.close(t)
 	}
 	silent(t, forbidden)
+}
+
+// allowedLines opens the connections that switchPolicy allows, from p to the host
+// outside and back.
+func (n *node) allowedLines(t *testing.T, p *pod) (lines []*line) {
+	t.Helper()
+	n.outside.echo(t, 9002)
+	p.echo(t, 8002)
+	for _, host := range []string{n.outside.v4, n.outside.v6} {
+		lines = append(lines, p.dial(t, net.JoinHostPort(host, "9002")))
+	}
+	for _, pod := range []string{p.v4, p.v6} {
+		lines = append(lines, n.outside.dial(t, net.JoinHostPort(pod, "8002")))
+	}
+	return lines
 }
 
 // alive uses connections that are allowed.
