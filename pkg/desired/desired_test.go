@@ -269,6 +269,44 @@ func TestNamedPorts(t *testing.T) {
 	}
 }
 
+// A pod of another node is in the sets that pick it, and one that no rule can mean is not
+// kept.
+func TestElsewhere(t *testing.T) {
+	far := func(name, label, address string) desired.Pod {
+		return desired.Pod{
+			Namespace: "shop", Name: name, Labels: map[string]string{"app": label}, Addresses: []netip.Addr{addr(address)},
+			Ports: []endpoint.NamedPort{{Name: "http", Protocol: uint8(desired.TCP), Number: 8080}},
+		}
+	}
+	out := desired.Policy{Namespace: "shop", Name: "out", Pods: app("web"), Egress: &desired.Isolation{Rules: []desired.Rule{{
+		Peers: []desired.Peer{{Namespace: "shop", Pods: app("client")}}, NamedPorts: []desired.NamedPort{{Protocol: desired.TCP, Name: "http"}},
+	}}}}
+	local := pod(2, "web", "10.1.0.2")
+	build := func(p desired.Policy, elsewhere ...desired.Pod) desired.State {
+		return desired.Build(node(t), desired.Policies{Policies: []desired.Policy{p}}, []ident.Record{local}, elsewhere...)
+	}
+	in := build(web(), far("a", "client", "10.2.0.2"), far("b", "other", "10.2.0.3"))
+	if len(in.Elsewhere) != 1 || in.Elsewhere[0].Name != "a" {
+		t.Errorf("kept: %+v", in.Elsewhere)
+	}
+	for source, want := range map[string]bool{"10.2.0.2": true, "10.2.0.3": false} {
+		p := desired.Packet{In: "eth0", Out: local.Interface, Src: addr(source), Dst: local.Addresses[0], Protocol: desired.TCP, DstPort: 80}
+		if got := in.Allows(p); got.Allowed != want {
+			t.Errorf("from %s: %+v, want %t", source, got, want)
+		}
+	}
+	both := build(out, far("a", "client", "10.2.0.2"))
+	for port, want := range map[uint16]bool{8080: true, 80: false} {
+		p := desired.Packet{In: local.Interface, Out: "eth0", Src: local.Addresses[0], Dst: addr("10.2.0.2"), Protocol: desired.TCP, DstPort: port}
+		if got := both.Allows(p); got.Allowed != want {
+			t.Errorf("to port %d: %+v, want %t", port, got, want)
+		}
+	}
+	if !both.Narrows(build(out)) || build(out).Narrows(both) {
+		t.Error("a peer that goes narrows, and one that comes does not")
+	}
+}
+
 func TestSelector(t *testing.T) {
 	labels := map[string]string{"app": "web", "empty": ""}
 	tests := []struct {

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 )
@@ -70,6 +71,8 @@ type TupleSetID string
 type State struct {
 	Node
 	Endpoints []Endpoint // by ID
+	// Elsewhere are the pods of other nodes that a rule lets in or out.
+	Elsewhere []Member
 	Profiles  map[ProfileID]Profile
 	PeerSets  map[PeerSetID]PeerSet
 	TupleSets map[TupleSetID]TupleSet
@@ -82,10 +85,38 @@ type Endpoint struct {
 	FormerID mark.ID
 	// Profiles holds the endpoint's profile per Direction; empty is "not isolated".
 	Profiles [2]ProfileID
-	// Peers are the peer sets that hold the endpoint's addresses.
+	Membership
+}
+
+// Pod is what policies see of a pod, wherever it runs.
+type Pod struct {
+	Namespace string            `json:"namespace"`
+	Name      string            `json:"name"`
+	Labels    map[string]string `json:"labels,omitempty"`
+	// Addresses are the pod's own, IPv4 and IPv6; those of its node are none.
+	Addresses []netip.Addr `json:"addresses"`
+	// Ports are the named ports of its containers.
+	Ports []endpoint.NamedPort `json:"ports,omitempty"`
+}
+
+// podOf is what policies see of an attachment. Something outside Kubernetes has no
+// namespace.
+func podOf(r ident.Record) Pod {
+	return Pod{Namespace: r.Namespace, Name: r.Pod, Labels: r.Labels, Addresses: r.Addresses, Ports: r.Ports}
+}
+
+// Membership is where a pod is in the sets of a state.
+type Membership struct {
+	// Peers are the peer sets that hold the pod's addresses, sorted.
 	Peers []PeerSetID
-	// Tuples are what the endpoint has in the tuple sets.
+	// Tuples are what the pod has in the tuple sets.
 	Tuples map[TupleSetID][]netip.AddrPort
+}
+
+// Member is a pod of another node, with the sets that it is in.
+type Member struct {
+	Pod
+	Membership
 }
 
 // Profile is what is allowed, in one direction, for every endpoint that the
@@ -126,35 +157,18 @@ type TupleSet struct {
 	Tuples []netip.AddrPort // sorted
 }
 
-// Build derives the state of a node from the policies and its attachments.
-// Given a single record, it yields that endpoint's share: its profiles, and of
-// each peer or tuple set only what is the endpoint's own.
-func Build(node Node, policies Policies, records []ident.Record) State {
+// Build derives the state of a node from the policies, its attachments and the pods
+// elsewhere; of those, it keeps the ones that are in a set. Given a single record, it
+// yields that endpoint's share: its profiles, and of each peer or tuple set only what is
+// the endpoint's own.
+func Build(node Node, policies Policies, records []ident.Record, elsewhere ...Pod) State {
 	s := State{
 		Node:     node,
 		Profiles: map[ProfileID]Profile{},
 	}
 	s.PeerSets, s.TupleSets = policies.sets()
 	for _, r := range records {
-		e := Endpoint{Record: r}
-		for id, set := range s.PeerSets {
-			if policies.picks(set.Peer, r.Namespace, r.Labels) {
-				e.Peers = append(e.Peers, id)
-				set.Addrs = append(set.Addrs, r.Addresses...)
-				s.PeerSets[id] = set
-			}
-		}
-		slices.Sort(e.Peers)
-		for id, set := range s.TupleSets {
-			if own := set.of(r); own != nil {
-				if e.Tuples == nil {
-					e.Tuples = map[TupleSetID][]netip.AddrPort{}
-				}
-				e.Tuples[id] = own
-				set.Tuples = append(set.Tuples, own...)
-				s.TupleSets[id] = set
-			}
-		}
+		e := Endpoint{Record: r, Membership: s.enrol(policies, podOf(r))}
 		if r.Policed {
 			for _, d := range Directions {
 				if p := policies.profile(d, r.Namespace, r.Labels); p.ID != "" {
@@ -164,6 +178,11 @@ func Build(node Node, policies Policies, records []ident.Record) State {
 			}
 		}
 		s.Endpoints = append(s.Endpoints, e)
+	}
+	for _, p := range elsewhere {
+		if m := s.enrol(policies, p); len(m.Peers)+len(m.Tuples) > 0 {
+			s.Elsewhere = append(s.Elsewhere, Member{p, m})
+		}
 	}
 	for id, set := range s.PeerSets {
 		slices.SortFunc(set.Addrs, netip.Addr.Compare)
@@ -179,6 +198,30 @@ func Build(node Node, policies Policies, records []ident.Record) State {
 	return s
 }
 
+// enrol puts a pod into the sets of the state, and returns which those are.
+func (s State) enrol(policies Policies, p Pod) Membership {
+	var m Membership
+	for id, set := range s.PeerSets {
+		if policies.picks(set.Peer, p.Namespace, p.Labels) {
+			m.Peers = append(m.Peers, id)
+			set.Addrs = append(set.Addrs, p.Addresses...)
+			s.PeerSets[id] = set
+		}
+	}
+	slices.Sort(m.Peers)
+	for id, set := range s.TupleSets {
+		if own := set.of(p); own != nil {
+			if m.Tuples == nil {
+				m.Tuples = map[TupleSetID][]netip.AddrPort{}
+			}
+			m.Tuples[id] = own
+			set.Tuples = append(set.Tuples, own...)
+			s.TupleSets[id] = set
+		}
+	}
+	return m
+}
+
 // isolation returns the policy's say in direction d, nil for none.
 func (p Policy) isolation(d Direction) *Isolation {
 	if d == Ingress {
@@ -188,13 +231,13 @@ func (p Policy) isolation(d Direction) *Isolation {
 }
 
 // of lists what a pod has in the set. Something outside Kubernetes has nothing there.
-func (t TupleSet) of(r ident.Record) []netip.AddrPort {
+func (t TupleSet) of(pod Pod) []netip.AddrPort {
 	var own []netip.AddrPort
-	for _, p := range r.Ports {
-		if r.Namespace == "" || p.Name != t.Name || Protocol(p.Protocol) != t.Protocol {
+	for _, p := range pod.Ports {
+		if pod.Namespace == "" || p.Name != t.Name || Protocol(p.Protocol) != t.Protocol {
 			continue
 		}
-		for _, a := range r.Addresses {
+		for _, a := range pod.Addresses {
 			own = append(own, netip.AddrPortFrom(a, p.Number))
 		}
 	}

@@ -76,7 +76,8 @@ func profileSets(p desired.Profile, n naming) []content {
 	return sets
 }
 
-// memberships renders the elements that the endpoints of s bring, set by set.
+// memberships renders the elements that the endpoints of s and the pods elsewhere bring,
+// set by set.
 // The endpoint elements come last: with them the endpoint opens.
 func memberships(s desired.State, n naming) []content {
 	var out []content
@@ -90,6 +91,24 @@ func memberships(s desired.State, n naming) []content {
 		}
 		out[i].elements = append(out[i].elements, elements...)
 	}
+	enrol := func(m desired.Membership, addresses []netip.Addr) {
+		for _, a := range addresses {
+			for _, id := range m.Peers {
+				add(n.peers(id), single(a, n)...)
+			}
+		}
+		for id, list := range m.Tuples {
+			for _, t := range list {
+				for _, h := range single(t.Addr(), n) {
+					h.Protocol, h.First = uint8(s.TupleSets[id].Protocol), t.Port()
+					add(n.tuples(id), h)
+				}
+			}
+		}
+	}
+	for _, m := range s.Elsewhere {
+		enrol(m.Membership, m.Addresses)
+	}
 	for _, e := range s.Endpoints {
 		for _, a := range e.Addresses {
 			host := single(a, n)
@@ -98,9 +117,6 @@ func memberships(s desired.State, n naming) []content {
 					add(n.members(d, id), host...)
 				}
 			}
-			for _, id := range e.Peers {
-				add(n.peers(id), host...)
-			}
 			if !e.Routed() {
 				for _, h := range host {
 					h.MAC = e.MAC
@@ -108,14 +124,7 @@ func memberships(s desired.State, n naming) []content {
 				}
 			}
 		}
-		for id, list := range e.Tuples {
-			for _, t := range list {
-				for _, h := range single(t.Addr(), n) {
-					h.Protocol, h.First = uint8(s.TupleSets[id].Protocol), t.Port()
-					add(n.tuples(id), h)
-				}
-			}
-		}
+		enrol(e.Membership, e.Addresses)
 		if !e.Routed() {
 			// In both families: one in which it has no address is none of its own.
 			add(n.macs(), ipset.Element{MAC: e.MAC})

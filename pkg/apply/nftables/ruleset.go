@@ -128,12 +128,16 @@ func setsOf(s desired.State) []set {
 	return sets
 }
 
-// placed are the elements that the endpoints of s bring, by set.
+// placed are the elements that the endpoints of s and the pods elsewhere bring, by set.
 func placed(s desired.State, n numbers) map[string]elements {
 	out := map[string]elements{}
 	put := func(to set, e element) { out[to.name] = out[to.name].with(e) }
 	for _, e := range s.Endpoints {
 		place(s, e, n, put)
+		enrol(s, e.Membership, e.Addresses, put)
+	}
+	for _, m := range s.Elsewhere {
+		enrol(s, m.Membership, m.Addresses, put)
 	}
 	if s.Former.Mask() != 0 {
 		for _, f := range []family{v4, v6} { // which no profile is for
@@ -165,9 +169,6 @@ func place(s desired.State, e desired.Endpoint, n numbers, put func(set, element
 		at := key(ifname(e.Interface), a.AsSlice())
 		text := fmt.Sprintf("%q . %s", e.Interface, a)
 		put(ingress(f), leading(at, text, none, n.of(desired.Ingress, f, e.Profiles[desired.Ingress])))
-		for _, p := range e.Peers {
-			put(peers(f, p), element{key: key(a.AsSlice()), text: a.String()})
-		}
 		if e.Routed() {
 			put(routed(f), leading(at, text, id, number))
 			continue
@@ -177,7 +178,16 @@ func place(s desired.State, e desired.Endpoint, n numbers, put func(set, element
 		put(own(f), element{key: key(ifname(e.Port), mac, a.AsSlice()), text: fmt.Sprintf("%q . %s . %s", e.Port, mac, a)})
 		put(ports(), element{key: key(ifname(e.Port)), text: fmt.Sprintf("%q", e.Port)})
 	}
-	for id, list := range e.Tuples {
+}
+
+// enrol puts a pod with these addresses into the sets that rules name.
+func enrol(s desired.State, m desired.Membership, addresses []netip.Addr, put func(set, element)) {
+	for _, a := range addresses {
+		for _, id := range m.Peers {
+			put(peers(familyOf(a), id), element{key: key(a.AsSlice()), text: a.String()})
+		}
+	}
+	for id, list := range m.Tuples {
 		proto := s.TupleSets[id].Protocol
 		for _, t := range list {
 			put(tuples(familyOf(t.Addr()), id), element{
