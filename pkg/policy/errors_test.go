@@ -29,7 +29,6 @@ func TestInvalidPolicies(t *testing.T) {
 		{"endPort too high", ingress(`{ports: [{port: 80, endPort: 65536}]}`), []string{at + "spec.ingress[0].ports[0].endPort: Invalid value: 65536: "}},
 		{"endPort without port", ingress(`{ports: [{endPort: 80}]}`), []string{at + "spec.ingress[0].ports[0].endPort: Invalid value: 80: "}},
 		{"endPort with a named port", ingress(`{ports: [{port: http, endPort: 80}]}`), []string{at + "spec.ingress[0].ports[0].endPort: Invalid value: 80: "}},
-		{"named port", egress(`{ports: [{port: 80}, {port: http}]}`), []string{at + `spec.egress[0].ports[1].port: named port "http" is not supported yet by this version: use the number`}},
 		{"empty peer", ingress(`{from: [{}]}`), []string{at + "spec.ingress[0].from[0]: Required value: "}},
 		{"null peer", egress(`{to: [null]}`), []string{at + "spec.egress[0].to[0]: Required value: "}},
 		{"ipBlock beside a podSelector", ingress(`{from: [{ipBlock: {cidr: 10.0.0.0/8}, podSelector: {}}]}`), []string{at + "spec.ingress[0].from[0]: Forbidden: "}},

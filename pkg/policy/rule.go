@@ -30,27 +30,30 @@ func isolate(namespace string, rules []rule, path *field.Path) (*desired.Isolati
 	isolation := &desired.Isolation{}
 	var errs []error
 	for i, r := range rules {
-		compiled, problems := r.compile(namespace, path.Index(i))
+		compiled, err := r.compile(namespace, path.Index(i))
+		if err != nil {
+			errs = append(errs, err)
+		}
 		isolation.Rules = append(isolation.Rules, compiled)
-		errs = append(errs, problems...)
 	}
 	return isolation, errs
 }
 
-func (r rule) compile(namespace string, path *field.Path) (desired.Rule, []error) {
-	ports, errs := compilePorts(r.ports, path.Child("ports"))
+func (r rule) compile(namespace string, path *field.Path) (desired.Rule, error) {
 	blocks, err := compileBlocks(r.peers)
 	if err != nil {
-		errs = append(errs, fmt.Errorf("%s: %w", path, err))
+		return desired.Rule{}, fmt.Errorf("%s: %w", path, err)
 	}
+	ports, names := compilePorts(r.ports)
 	peers := compilePeers(namespace, r.peers)
 	return desired.Rule{
 		Peers:  peers,
 		Blocks: blocks,
 		// Peers were named, all of them ipBlocks, and nothing is left of them.
-		Nobody: len(r.peers) > 0 && len(peers) == 0 && len(blocks) == 0,
-		Ports:  ports,
-	}, errs
+		Nobody:     len(r.peers) > 0 && len(peers) == 0 && len(blocks) == 0,
+		Ports:      ports,
+		NamedPorts: names,
+	}, nil
 }
 
 // compilePeers translates the peers that select pods, sorted and each once.
@@ -112,26 +115,24 @@ func subtract(block networkingv1.IPBlock) (*netipx.IPSet, error) {
 	return rest.IPSet()
 }
 
-// compilePorts translates ports to disjoint ranges, sorted. It returns an error
-// for each named port: what a name stands for differs from pod to pod, so it
-// cannot be told from the policy alone.
-func compilePorts(ports []networkingv1.NetworkPolicyPort, path *field.Path) ([]desired.Port, []error) {
+// compilePorts translates ports to disjoint ranges and to names, both sorted. What a name
+// stands for differs from pod to pod, so that is looked up where the pods are known.
+func compilePorts(ports []networkingv1.NetworkPolicyPort) ([]desired.Port, []desired.NamedPort) {
 	protocols := map[corev1.Protocol]desired.Protocol{
 		corev1.ProtocolTCP:  desired.TCP,
 		corev1.ProtocolUDP:  desired.UDP,
 		corev1.ProtocolSCTP: desired.SCTP,
 	}
 	var (
-		compiled []desired.Port
-		errs     []error
+		numbers []desired.Port
+		names   []desired.NamedPort
 	)
-	for i, port := range ports {
+	for _, port := range ports {
 		p := desired.Port{Protocol: protocols[*port.Protocol], PortRange: desired.AllPorts}
 		switch {
 		case port.Port == nil:
 		case port.Port.Type == intstr.String:
-			errs = append(errs, fmt.Errorf("%s: named port %q is not supported yet by this version: use the number of the container port",
-				path.Index(i).Child("port"), port.Port.StrVal))
+			names = append(names, desired.NamedPort{Protocol: p.Protocol, Name: port.Port.StrVal})
 			continue
 		default:
 			p.First = uint16(port.Port.IntVal)
@@ -140,9 +141,12 @@ func compilePorts(ports []networkingv1.NetworkPolicyPort, path *field.Path) ([]d
 				p.Last = uint16(*port.EndPort)
 			}
 		}
-		compiled = append(compiled, p)
+		numbers = append(numbers, p)
 	}
-	return desired.MergePorts(compiled), errs
+	slices.SortFunc(names, func(a, b desired.NamedPort) int {
+		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Name, b.Name))
+	})
+	return desired.MergePorts(numbers), slices.Compact(names)
 }
 
 // selector translates a label selector; nil and empty select everything. The
