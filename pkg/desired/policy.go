@@ -215,27 +215,3 @@ func (s Selector) canonical() string {
 
 // MetadataName is the label every namespace carries with its own name.
 const MetadataName = "kubernetes.io/metadata.name"
-
-// namespaceLabels returns what a namespaceSelector sees of namespace.
-func (p Policies) namespaceLabels(namespace string) map[string]string {
-	labels := map[string]string{MetadataName: namespace}
-	for k, v := range p.Namespaces[namespace] {
-		if k != MetadataName {
-			labels[k] = v
-		}
-	}
-	return labels
-}
-
-// picks reports whether the peer selects a pod of namespace with labels.
-// Something outside Kubernetes (no namespace) is nobody's peer.
-func (p Policies) picks(peer Peer, namespace string, labels map[string]string) bool {
-	switch {
-	case namespace == "":
-		return false
-	case peer.Namespace != "":
-		return peer.Namespace == namespace && peer.Pods.Matches(labels)
-	default:
-		return peer.NamespaceSelector.Matches(p.namespaceLabels(namespace)) && peer.Pods.Matches(labels)
-	}
-}

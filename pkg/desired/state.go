@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -71,8 +72,6 @@ type TupleSetID string
 type State struct {
 	Node
 	Endpoints []Endpoint // by ID
-	// Elsewhere are the pods of other nodes that a rule lets in or out.
-	Elsewhere []Member
 	Profiles  map[ProfileID]Profile
 	PeerSets  map[PeerSetID]PeerSet
 	TupleSets map[TupleSetID]TupleSet
@@ -85,7 +84,6 @@ type Endpoint struct {
 	FormerID mark.ID
 	// Profiles holds the endpoint's profile per Direction; empty is "not isolated".
 	Profiles [2]ProfileID
-	Membership
 }
 
 // Pod is what policies see of a pod, wherever it runs.
@@ -103,20 +101,6 @@ type Pod struct {
 // namespace.
 func podOf(r ident.Record) Pod {
 	return Pod{Namespace: r.Namespace, Name: r.Pod, Labels: r.Labels, Addresses: r.Addresses, Ports: r.Ports}
-}
-
-// Membership is where a pod is in the sets of a state.
-type Membership struct {
-	// Peers are the peer sets that hold the pod's addresses, sorted.
-	Peers []PeerSetID
-	// Tuples are what the pod has in the tuple sets.
-	Tuples map[TupleSetID][]netip.AddrPort
-}
-
-// Member is a pod of another node, with the sets that it is in.
-type Member struct {
-	Pod
-	Membership
 }
 
 // Profile is what is allowed, in one direction, for every endpoint that the
@@ -157,21 +141,19 @@ type TupleSet struct {
 	Tuples []netip.AddrPort // sorted
 }
 
-// Build derives the state of a node from the policies, its attachments and the pods
-// elsewhere; of those, it keeps the ones that are in a set. Given a single record, it
-// yields that endpoint's share: its profiles, and of each peer or tuple set only what is
-// the endpoint's own.
-func Build(node Node, policies Policies, records []ident.Record, elsewhere ...Pod) State {
-	s := State{
-		Node:     node,
-		Profiles: map[ProfileID]Profile{},
-	}
-	s.PeerSets, s.TupleSets = policies.sets()
+// Build derives the state of a node from the policies and its attachments; [State.With]
+// adds the pods elsewhere. Given a single record, it yields that endpoint's share: its
+// profiles, and of each peer or tuple set only what is the endpoint's own.
+func Build(node Node, policies Policies, records []ident.Record) State {
+	s := State{Node: node, Profiles: map[ProfileID]Profile{}}
+	var pods []Pod
+	byNamespace := policies.byNamespace()
 	for _, r := range records {
-		e := Endpoint{Record: r, Membership: s.enrol(policies, podOf(r))}
+		e := Endpoint{Record: r}
+		pods = append(pods, podOf(r))
 		if r.Policed {
 			for _, d := range Directions {
-				if p := policies.profile(d, r.Namespace, r.Labels); p.ID != "" {
+				if p := profile(byNamespace[r.Namespace], d, r.Labels); p.ID != "" {
 					e.Profiles[d] = p.ID
 					s.Profiles[p.ID] = p
 				}
@@ -179,47 +161,34 @@ func Build(node Node, policies Policies, records []ident.Record, elsewhere ...Po
 		}
 		s.Endpoints = append(s.Endpoints, e)
 	}
-	for _, p := range elsewhere {
-		if m := s.enrol(policies, p); len(m.Peers)+len(m.Tuples) > 0 {
-			s.Elsewhere = append(s.Elsewhere, Member{p, m})
-		}
-	}
-	for id, set := range s.PeerSets {
-		slices.SortFunc(set.Addrs, netip.Addr.Compare)
-		set.Addrs = slices.Compact(set.Addrs)
-		s.PeerSets[id] = set
-	}
-	for id, set := range s.TupleSets {
-		slices.SortFunc(set.Tuples, netip.AddrPort.Compare)
-		set.Tuples = slices.Compact(set.Tuples)
-		s.TupleSets[id] = set
-	}
+	s.PeerSets, s.TupleSets = policies.sets()
 	slices.SortFunc(s.Endpoints, func(a, b Endpoint) int { return cmp.Compare(a.ID, b.ID) })
-	return s
+	return s.With(policies.Members(pods...))
 }
 
-// enrol puts a pod into the sets of the state, and returns which those are.
-func (s State) enrol(policies Policies, p Pod) Membership {
-	var m Membership
-	for id, set := range s.PeerSets {
-		if policies.picks(set.Peer, p.Namespace, p.Labels) {
-			m.Peers = append(m.Peers, id)
-			set.Addrs = append(set.Addrs, p.Addresses...)
+// With adds members to the sets of s that they name.
+func (s State) With(m Members) State {
+	s.PeerSets, s.TupleSets = maps.Clone(s.PeerSets), maps.Clone(s.TupleSets)
+	for id, addrs := range m.Peers {
+		if set, ok := s.PeerSets[id]; ok {
+			set.Addrs = union(set.Addrs, addrs, netip.Addr.Compare)
 			s.PeerSets[id] = set
 		}
 	}
-	slices.Sort(m.Peers)
-	for id, set := range s.TupleSets {
-		if own := set.of(p); own != nil {
-			if m.Tuples == nil {
-				m.Tuples = map[TupleSetID][]netip.AddrPort{}
-			}
-			m.Tuples[id] = own
-			set.Tuples = append(set.Tuples, own...)
+	for id, tuples := range m.Tuples {
+		if set, ok := s.TupleSets[id]; ok {
+			set.Tuples = union(set.Tuples, tuples, netip.AddrPort.Compare)
 			s.TupleSets[id] = set
 		}
 	}
-	return m
+	return s
+}
+
+// union is the sorted union of a, which is sorted, and b.
+func union[T comparable](a, b []T, compare func(T, T) int) []T {
+	out := slices.Concat(a, b)
+	slices.SortFunc(out, compare)
+	return slices.Compact(out)
 }
 
 // isolation returns the policy's say in direction d, nil for none.
@@ -228,20 +197,6 @@ func (p Policy) isolation(d Direction) *Isolation {
 		return p.Ingress
 	}
 	return p.Egress
-}
-
-// of lists what a pod has in the set. Something outside Kubernetes has nothing there.
-func (t TupleSet) of(pod Pod) []netip.AddrPort {
-	var own []netip.AddrPort
-	for _, p := range pod.Ports {
-		if pod.Namespace == "" || p.Name != t.Name || Protocol(p.Protocol) != t.Protocol {
-			continue
-		}
-		for _, a := range pod.Addresses {
-			own = append(own, netip.AddrPortFrom(a, p.Number))
-		}
-	}
-	return own
 }
 
 // sets lists every distinct pod selection and every named port of the policies,
@@ -267,13 +222,22 @@ func (p Policies) sets() (map[PeerSetID]PeerSet, map[TupleSetID]TupleSet) {
 	return peers, tuples
 }
 
-// profile builds the profile of a pod in direction d; its ID is empty when no
-// policy isolates the pod.
-func (p Policies) profile(d Direction, namespace string, labels map[string]string) Profile {
-	profile := Profile{Direction: d}
+// byNamespace lists the policies of each namespace.
+func (p Policies) byNamespace() map[string][]Policy {
+	out := map[string][]Policy{}
 	for _, policy := range p.Policies {
+		out[policy.Namespace] = append(out[policy.Namespace], policy)
+	}
+	return out
+}
+
+// profile builds the profile of a pod in direction d from the policies of its namespace;
+// its ID is empty when no policy isolates the pod.
+func profile(policies []Policy, d Direction, labels map[string]string) Profile {
+	profile := Profile{Direction: d}
+	for _, policy := range policies {
 		isolation := policy.isolation(d)
-		if isolation == nil || policy.Namespace != namespace || !policy.Pods.Matches(labels) {
+		if isolation == nil || !policy.Pods.Matches(labels) {
 			continue
 		}
 		name := policy.Namespace + "/" + policy.Name
@@ -406,6 +370,69 @@ func containsAll[T any](have, want []T, compare func(T, T) int) bool {
 		}
 	}
 	return true
+}
+
+// Between leaves what two states of a node say alike out of both: endpoints, profiles and
+// members of sets. Sets themselves stay. What is left is what an update has to touch.
+func Between(from, to State) (State, State) {
+	was := map[ident.Key]Endpoint{}
+	for _, e := range from.Endpoints {
+		was[e.Key] = e
+	}
+	same := map[ident.Key]bool{}
+	var come []Endpoint
+	for _, e := range to.Endpoints {
+		if old, ok := was[e.Key]; ok && old.placedAs(e) && from.Layout == to.Layout {
+			same[e.Key] = true
+		} else {
+			come = append(come, e)
+		}
+	}
+	from.Endpoints = slices.DeleteFunc(slices.Clone(from.Endpoints), func(e Endpoint) bool { return same[e.Key] })
+	to.Endpoints = come
+	from.Profiles, to.Profiles = maps.Clone(from.Profiles), maps.Clone(to.Profiles)
+	for id, p := range from.Profiles {
+		if next, ok := to.Profiles[id]; ok && p.equal(next) {
+			delete(from.Profiles, id)
+			delete(to.Profiles, id)
+		}
+	}
+	from.PeerSets, to.PeerSets = maps.Clone(from.PeerSets), maps.Clone(to.PeerSets)
+	for id, set := range from.PeerSets {
+		if next, ok := to.PeerSets[id]; ok {
+			set.Addrs, next.Addrs = without(set.Addrs, next.Addrs, netip.Addr.Compare), without(next.Addrs, set.Addrs, netip.Addr.Compare)
+			from.PeerSets[id], to.PeerSets[id] = set, next
+		}
+	}
+	from.TupleSets, to.TupleSets = maps.Clone(from.TupleSets), maps.Clone(to.TupleSets)
+	for id, set := range from.TupleSets {
+		if next, ok := to.TupleSets[id]; ok {
+			set.Tuples, next.Tuples = without(set.Tuples, next.Tuples, netip.AddrPort.Compare), without(next.Tuples, set.Tuples, netip.AddrPort.Compare)
+			from.TupleSets[id], to.TupleSets[id] = set, next
+		}
+	}
+	return from, to
+}
+
+// placedAs reports whether nothing of other is elsewhere in the kernel than e has it.
+func (e Endpoint) placedAs(other Endpoint) bool {
+	return e.ID == other.ID && e.FormerID == other.FormerID && e.Profiles == other.Profiles &&
+		e.Interface == other.Interface && e.Port == other.Port && e.MAC == other.MAC &&
+		slices.Equal(e.Addresses, other.Addresses) && slices.Equal(e.Gateways, other.Gateways)
+}
+
+// equal reports whether both allow the same by the same rules.
+func (p Profile) equal(other Profile) bool { return reflect.DeepEqual(p, other) }
+
+// without lists what of a, sorted, is not in b, sorted.
+func without[T any](a, b []T, compare func(T, T) int) []T {
+	var out []T
+	for _, v := range a {
+		if _, ok := slices.BinarySearchFunc(b, v, compare); !ok {
+			out = append(out, v)
+		}
+	}
+	return out
 }
 
 // ProfileIDs lists the profiles in a stable order.

@@ -99,7 +99,7 @@ func drive(t *testing.T, r *rand.Rand, b *bench, backend apply.Backend) {
 		// Those that are missing come one by one, then some go again.
 		for len(live) < len(records) {
 			next := records[len(live)]
-			if err := backend.Update(ctx, desired.State{}, desired.Build(node, policies, []ident.Record{next})); err != nil {
+			if err := backend.Update(ctx, desired.Build(node, policies, nil), desired.Build(node, policies, []ident.Record{next})); err != nil {
 				t.Fatalf("round %d: adding: %v", round, err)
 			}
 			live = records[:len(live)+1]

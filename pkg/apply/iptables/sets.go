@@ -14,12 +14,6 @@ func everySet(s desired.State, n naming) []content {
 	if bridged(s) {
 		all = append(all, content{Set: n.pairs()}, content{Set: n.macs()})
 	}
-	for _, id := range s.PeerSetIDs() {
-		all = append(all, content{Set: n.peers(id)})
-	}
-	for _, id := range s.TupleSetIDs() {
-		all = append(all, content{Set: n.tuples(id)})
-	}
 	for _, id := range s.ProfileIDs() {
 		for _, c := range profileSets(s.Profiles[id], n) {
 			// Profiles share the prefixes that they have in common.
@@ -28,7 +22,7 @@ func everySet(s desired.State, n naming) []content {
 			}
 		}
 	}
-	for _, m := range memberships(s, n) {
+	for _, m := range append(populations(s, n), memberships(s, n)...) {
 		i := slices.IndexFunc(all, func(c content) bool { return c.Name == m.Name })
 		if i < 0 {
 			all = append(all, m)
@@ -76,9 +70,31 @@ func profileSets(p desired.Profile, n naming) []content {
 	return sets
 }
 
-// memberships renders the elements that the endpoints of s and the pods elsewhere bring,
-// set by set.
-// The endpoint elements come last: with them the endpoint opens.
+// populations renders the sets that rules name, with what is in them.
+func populations(s desired.State, n naming) []content {
+	var out []content
+	for _, id := range s.PeerSetIDs() {
+		c := content{Set: n.peers(id)}
+		for _, a := range s.PeerSets[id].Addrs {
+			c.elements = append(c.elements, single(a, n)...)
+		}
+		out = append(out, c)
+	}
+	for _, id := range s.TupleSetIDs() {
+		c := content{Set: n.tuples(id)}
+		for _, t := range s.TupleSets[id].Tuples {
+			for _, e := range single(t.Addr(), n) {
+				e.Protocol, e.First = uint8(s.TupleSets[id].Protocol), t.Port()
+				c.elements = append(c.elements, e)
+			}
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+// memberships renders the elements that the endpoints of s bring, set by set. The
+// endpoint elements come last: with them the endpoint opens.
 func memberships(s desired.State, n naming) []content {
 	var out []content
 	add := func(set ipset.Set, elements ...ipset.Element) {
@@ -90,24 +106,6 @@ func memberships(s desired.State, n naming) []content {
 			i, out = len(out), append(out, content{Set: set})
 		}
 		out[i].elements = append(out[i].elements, elements...)
-	}
-	enrol := func(m desired.Membership, addresses []netip.Addr) {
-		for _, a := range addresses {
-			for _, id := range m.Peers {
-				add(n.peers(id), single(a, n)...)
-			}
-		}
-		for id, list := range m.Tuples {
-			for _, t := range list {
-				for _, h := range single(t.Addr(), n) {
-					h.Protocol, h.First = uint8(s.TupleSets[id].Protocol), t.Port()
-					add(n.tuples(id), h)
-				}
-			}
-		}
-	}
-	for _, m := range s.Elsewhere {
-		enrol(m.Membership, m.Addresses)
 	}
 	for _, e := range s.Endpoints {
 		for _, a := range e.Addresses {
@@ -124,7 +122,6 @@ func memberships(s desired.State, n naming) []content {
 				}
 			}
 		}
-		enrol(e.Membership, e.Addresses)
 		if !e.Routed() {
 			// In both families: one in which it has no address is none of its own.
 			add(n.macs(), ipset.Element{MAC: e.MAC})

@@ -12,10 +12,11 @@ import (
 	"github.com/podmark/podmark/pkg/desired"
 )
 
-// Update moves the endpoints of from to what to says, and nothing else: from is
-// empty for a new endpoint, to for one that leaves. Profiles appear with their
-// first endpoint and go with their last. It returns ErrIncomplete when the frame
-// is not in place.
+// Update turns what from says into what to says, and touches nothing else. Endpoints
+// and profiles that only from has go, those that only to has come, and of those that
+// both have the differences are carried out, as with sets, their members and the epoch.
+// A profile that only from has stays where another endpoint is left in it. It returns
+// ErrIncomplete when the frame is not in place.
 func (b Backend) Update(ctx context.Context, from, to desired.State) error {
 	conn, err := ipset.Dial()
 	if err != nil {
@@ -30,17 +31,67 @@ func (b Backend) Update(ctx context.Context, from, to desired.State) error {
 	return nil
 }
 
+// update is carried out in an order in which every step allows no more than from or to
+// does. What is new to a set, and what has left it, comes before the rules that begin
+// another epoch: a flow that is judged then must not be judged by what is no more.
 func (b Backend) update(ctx context.Context, conn *ipset.Conn, f family, from, to desired.State) error {
 	gen, err := generationInUse(conn, f)
 	if err != nil {
 		return err
 	}
 	n := naming{f, gen}
-	if err := b.appear(ctx, conn, to, n); err != nil {
+	obsolete, err := b.populate(conn, from, to, n)
+	if err != nil {
+		return err
+	}
+	if err := b.appear(ctx, conn, from, to, n); err != nil {
 		return err
 	}
 	old, added := memberships(from, n), memberships(to, n)
-	for _, c := range append([]content{gateways(to, n)}, added...) {
+	if err := b.add(conn, append([]content{gateways(to, n)}, added...)); err != nil {
+		return err
+	}
+	// The endpoint elements first: without them the endpoint is closed.
+	gone := without(old, added)
+	slices.Reverse(gone)
+	if err := b.del(conn, gone); err != nil {
+		return err
+	}
+	if err := b.finish(ctx, conn, from, to, n); err != nil {
+		return err
+	}
+	for _, s := range obsolete {
+		if err := destroyUnused(ctx, conn, s.Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// populate brings the sets that rules name to what to says, with those that are new, and
+// returns those that are left over.
+func (b Backend) populate(conn *ipset.Conn, from, to desired.State, n naming) (obsolete []content, err error) {
+	old, wanted := populations(from, n), populations(to, n)
+	lacks := func(list []content, c content) bool {
+		return !slices.ContainsFunc(list, func(other content) bool { return other.Name == c.Name })
+	}
+	for _, c := range wanted {
+		if lacks(old, c) {
+			if err := conn.Create(c.Set); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if err := b.add(conn, wanted); err != nil {
+		return nil, err
+	}
+	obsolete = slices.DeleteFunc(slices.Clone(old), func(c content) bool { return !lacks(wanted, c) })
+	kept := slices.DeleteFunc(old, func(c content) bool { return lacks(wanted, c) })
+	return obsolete, b.del(conn, without(kept, wanted))
+}
+
+func (b Backend) add(conn *ipset.Conn, list []content) error {
+	for _, c := range list {
 		for _, e := range c.elements {
 			if err := conn.Add(c.Set, e); err != nil {
 				return err
@@ -48,8 +99,11 @@ func (b Backend) update(ctx context.Context, conn *ipset.Conn, f family, from, t
 			b.step("added to " + c.Name)
 		}
 	}
-	// The endpoint elements first: without them the endpoint is closed.
-	for _, c := range slices.Backward(without(old, added)) {
+	return nil
+}
+
+func (b Backend) del(conn *ipset.Conn, list []content) error {
+	for _, c := range list {
 		for _, e := range c.elements {
 			if err := conn.Del(c.Set, e); err != nil && !errors.Is(err, ipset.ErrNotExist) {
 				return err
@@ -57,22 +111,25 @@ func (b Backend) update(ctx context.Context, conn *ipset.Conn, f family, from, t
 			b.step("deleted from " + c.Name)
 		}
 	}
-	return b.vanish(ctx, conn, from, to, n)
+	return nil
 }
 
-// appear writes the rules of the profiles of to that are not in place.
-func (b Backend) appear(ctx context.Context, conn *ipset.Conn, to desired.State, n naming) error {
+// appear writes the rules of the profiles of to that are not in place, and makes the sets
+// that those will name which are rewritten later.
+func (b Backend) appear(ctx context.Context, conn *ipset.Conn, from, to desired.State, n naming) error {
 	var lines []string
 	for _, id := range to.ProfileIDs() {
 		p := to.Profiles[id]
 		used, err := references(conn, n.members(p.Direction, id).Name)
-		switch {
-		case err != nil:
+		if err != nil {
 			return err
-		case used >= profileReferences:
-			continue
-		case used > 0:
+		}
+		_, rewritten := from.Profiles[id]
+		if used > 0 && used < profileReferences {
 			return errProfile(p)
+		}
+		if used >= profileReferences && !rewritten {
+			continue
 		}
 		for _, c := range profileSets(p, n) {
 			if err := conn.Create(c.Set); err != nil {
@@ -84,12 +141,10 @@ func (b Backend) appear(ctx context.Context, conn *ipset.Conn, to desired.State,
 				}
 			}
 		}
-		c := profile(p, n)
-		lines = append(lines, fmt.Sprintf(":%s - [0:0]", c.name))
-		for _, r := range c.rules {
-			lines = append(lines, fmt.Sprintf("-A %s %s", c.name, r))
+		if used == 0 {
+			lines = append(lines, rewrite(profile(p, n))...)
+			lines = append(lines, fmt.Sprintf("-A %s %s", dispatchChain(p), dispatchRule(p, n)))
 		}
-		lines = append(lines, fmt.Sprintf("-A %s %s", dispatchChain(p), dispatchRule(p, n)))
 	}
 	if rules := renderBridge(to, marksOf(to), n); rules != nil {
 		used, err := inUse(conn, n.pairs().Name)
@@ -108,13 +163,51 @@ func (b Backend) appear(ctx context.Context, conn *ipset.Conn, to desired.State,
 	return b.restoreLines(ctx, n.family, lines)
 }
 
-// vanish removes the profiles of from that to does not have and no endpoint is
-// left in.
-func (b Backend) vanish(ctx context.Context, conn *ipset.Conn, from, to desired.State, n naming) error {
+// rewrite lists the lines of a restore that give a chain, new or not, its rules.
+func rewrite(c chain) []string {
+	lines := []string{fmt.Sprintf(":%s - [0:0]", c.name)}
+	for _, r := range c.rules {
+		lines = append(lines, fmt.Sprintf("-A %s %s", c.name, r))
+	}
+	return lines
+}
+
+// reframe lists those of the static chains that change with the epoch.
+func reframe(from, to desired.State, n naming) []string {
+	var lines []string
+	if from.Epoch == to.Epoch {
+		return nil
+	}
+	before := frame(from, n)
+	for i, c := range frame(to, n) {
+		switch c.name {
+		case chainInput, chainForward, chainOutput, chainPolice:
+			if !slices.Equal(c.rules, before[i].rules) {
+				lines = append(lines, rewrite(c)...)
+			}
+		}
+	}
+	return lines
+}
+
+// finish removes the profiles of from that to does not have and no endpoint is left in,
+// gives those that both have their new rules, and begins the epoch of to, in one restore.
+func (b Backend) finish(ctx context.Context, conn *ipset.Conn, from, to desired.State, n naming) error {
 	var lines []string
 	var gone []desired.Profile
+	needed := map[string]bool{}
 	for _, id := range from.ProfileIDs() {
 		p := from.Profiles[id]
+		if next, kept := to.Profiles[id]; kept {
+			if before, after := profile(p, n), profile(next, n); !slices.Equal(before.rules, after.rules) {
+				lines = append(lines, rewrite(after)...)
+				gone = append(gone, p)
+			}
+			for _, c := range profileSets(next, n) {
+				needed[c.Name] = true
+			}
+			continue
+		}
 		h, err := conn.Header(n.members(p.Direction, id).Name)
 		if errors.Is(err, ipset.ErrNotExist) {
 			continue
@@ -122,7 +215,7 @@ func (b Backend) vanish(ctx context.Context, conn *ipset.Conn, from, to desired.
 		if err != nil {
 			return err
 		}
-		if _, kept := to.Profiles[id]; kept || h.Elements > 0 {
+		if h.Elements > 0 {
 			continue
 		}
 		if h.References > 0 && h.References < profileReferences {
@@ -138,10 +231,13 @@ func (b Backend) vanish(ctx context.Context, conn *ipset.Conn, from, to desired.
 	if err != nil {
 		return err
 	}
-	if err := b.restoreLines(ctx, n.family, lines); err != nil {
+	if err := b.restoreLines(ctx, n.family, append(lines, reframe(from, to, n)...)); err != nil {
 		return err
 	}
 	for _, name := range sets {
+		if needed[name] {
+			continue
+		}
 		if err := destroyUnused(ctx, conn, name); err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -113,6 +114,23 @@ func (c *conn) elements(s set) (elements, error) {
 		out.with(e)
 		return true
 	})
+}
+
+// lacks is the first of want, which is sorted, that a set does not hold; nil for none.
+// What the set holds is not kept.
+func (c *conn) lacks(s set, want []element) (*element, error) {
+	found := make([]bool, len(want))
+	err := c.eachElement(s, func(e element) bool {
+		i, ok := slices.BinarySearchFunc(want, e.key, func(w element, key string) int { return cmp.Compare(w.key, key) })
+		if ok && want[i].same(e) {
+			found[i] = true
+		}
+		return true
+	})
+	if i := slices.Index(found, false); err == nil && i >= 0 {
+		return &want[i], nil
+	}
+	return nil, err
 }
 
 // eachElement hands the content of one set to visit, until that wants no more. The

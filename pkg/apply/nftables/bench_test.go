@@ -45,7 +45,7 @@ func BenchmarkAdd(b *testing.B) {
 			}
 			for b.Loop() {
 				all = append(all, nth(len(all)))
-				err := Backend{}.Update(ctx, desired.State{}, node(b, 0xffff0000, all[len(all)-1]))
+				err := Backend{}.Update(ctx, node(b, 0xffff0000), node(b, 0xffff0000, all[len(all)-1]))
 				if errors.Is(err, ErrIncomplete) { // no room
 					err = Backend{}.Sync(ctx, node(b, 0xffff0000, all...))
 				}

@@ -64,24 +64,18 @@ func Remove(ctx context.Context) error {
 	return nil
 }
 
-// Update moves the endpoints of from to what to says, and nothing else: from is
-// empty for a new endpoint, to for one that leaves. Profiles appear with their
-// first endpoint and go with their last. It returns ErrIncomplete when something
-// that it changes is not what it should be; Check looks at the rest.
+// Update turns what from says into what to says, and touches nothing else. Endpoints
+// and profiles that only from has go, those that only to has come, and of those that
+// both have the differences are carried out, as with sets, their members and the epoch.
+// A profile that only from has stays where another endpoint is left in it. It returns
+// ErrIncomplete when something that it changes is not what it should be; Check looks
+// at the rest.
 func (b Backend) Update(ctx context.Context, from, to desired.State) error {
 	err := b.transact(ctx, "updated", func(c *conn) ([]command, error) { return update(c, from, to) })
 	if unexpected(err) {
 		err = fmt.Errorf("%w: %w", ErrIncomplete, err)
 	}
 	return err
-}
-
-// knowing is the state that knows the node: a zero one does not.
-func knowing(a, b desired.State) desired.State {
-	if b.Layout.Mask() == 0 {
-		return a
-	}
-	return b
 }
 
 // transact decides on what there is and commits it, again when somebody else
@@ -122,10 +116,10 @@ func unexpected(err error) bool {
 	return slices.ContainsFunc([]error{unix.ENOENT, unix.EEXIST, unix.EBUSY, unix.EINVAL, unix.ENFILE}, func(e error) bool { return errors.Is(err, e) })
 }
 
-// update lists what moves the endpoints of from to what to says.
+// update lists what turns what from says into what to says.
 func update(c *conn, from, to desired.State) ([]command, error) {
 	var used numbers
-	if len(from.Profiles)+len(to.Profiles) > 0 {
+	if profiled(from) || profiled(to) {
 		for _, d := range desired.Directions {
 			list, err := c.elements(profiles(d))
 			if err != nil {
@@ -135,12 +129,19 @@ func update(c *conn, from, to desired.State) ([]command, error) {
 		}
 	}
 	n := used.with(to)
-	out, err := appear(c, halves(to), used, n)
+	old, added := placed(from, used), placed(to, n)
+	goneSets, comeSets := setsBetween(from, to)
+	var out []command
+	for _, s := range comeSets {
+		s.size = room(len(added[s.name]))
+		out = append(out, addSet(s))
+	}
+	rules, err := appear(c, from, to, used, n)
 	if err != nil {
 		return nil, err
 	}
-	old, added := placed(from, used), placed(to, n)
-	for _, s := range setsOf(knowing(from, to)) {
+	out = append(append(out, rules...), reframe(from, to)...)
+	for _, s := range setsOf(to) {
 		// What should be there is added in any case: somebody may have deleted it.
 		gone, _ := differences(old[s.name], added[s.name])
 		out = append(out, deleteElements(s, gone)...)
@@ -154,22 +155,78 @@ func update(c *conn, from, to desired.State) ([]command, error) {
 		}
 	}
 	gone, err := vanish(leaving, used, old)
+	for _, s := range goneSets {
+		gone = append(gone, deleteSet(s))
+	}
 	return append(out, gone...), err
 }
 
-// appear lists what makes the chains of come that are not there.
-func appear(c *conn, come []half, used, n numbers) ([]command, error) {
-	there, err := checkProfiles(c, come, used)
+// profiled reports whether a state has to do with profiles.
+func profiled(s desired.State) bool {
+	return len(s.Profiles) > 0 || slices.ContainsFunc(s.Endpoints, func(e desired.Endpoint) bool { return e.Profiles != [2]desired.ProfileID{} })
+}
+
+// setsBetween lists the policy's sets that only from has, and those that only to has.
+func setsBetween(from, to desired.State) (gone, come []set) {
+	lacks := func(list, other []set) []set {
+		names := map[string]bool{}
+		for _, s := range other {
+			names[s.name] = true
+		}
+		return slices.DeleteFunc(list, func(s set) bool { return names[s.name] })
+	}
+	return lacks(setsOf(from), setsOf(to)), lacks(setsOf(to), setsOf(from))
+}
+
+// reframe lists what rewrites those of the static chains that change with the epoch.
+func reframe(from, to desired.State) []command {
+	if from.Epoch == to.Epoch {
+		return nil
+	}
+	var out []command
+	before := frame(from)
+	for i, c := range frame(to) {
+		if c.text() != before[i].text() {
+			out = append(out, refill(c)...)
+		}
+	}
+	return out
+}
+
+// refill lists what gives a chain that is there other rules.
+func refill(c chain) []command {
+	out := []command{flushChain(c)}
+	for _, r := range c.rules {
+		out = append(out, addRule(c, r))
+	}
+	return out
+}
+
+// appear lists what makes the chains of to that are not there, and gives those that
+// from has otherwise their new rules.
+func appear(c *conn, from, to desired.State, used, n numbers) ([]command, error) {
+	come := halves(to)
+	expected := make([]half, len(come))
+	for i, h := range come {
+		expected[i] = h
+		if old, ok := from.Profiles[h.ID]; ok {
+			expected[i].Profile = old
+		}
+	}
+	there, err := checkProfiles(c, expected, used)
 	if err != nil {
 		return nil, err
 	}
 	var out []command
 	var added []half
-	for _, h := range come {
+	for i, h := range come {
+		ch := h.render()
 		if there[h.chain()] {
+			if ch.text() != expected[i].render().text() {
+				out = append(out, refill(ch)...)
+			}
 			continue
 		}
-		ch := h.render()
 		out = append(out, addChain(ch))
 		for _, r := range ch.rules {
 			out = append(out, addRule(ch, r))
@@ -278,14 +335,12 @@ func (b Backend) Check(_ context.Context, want desired.State) error {
 	// One set after the other: with thousands of endpoints they are large.
 	r := render(want, n)
 	for _, s := range r.sets {
-		have, err := c.elements(s)
+		lacks, err := c.lacks(s, r.elements[s.name].sorted())
 		if err != nil {
 			return fmt.Errorf("%w: %w", missing.Element.Err(), err)
 		}
-		for _, e := range r.elements[s.name].sorted() {
-			if !have[e.key].same(e) {
-				return fmt.Errorf("%w: %s lacks %s", missing.Element.Err(), path(s.table, s.name), e.text)
-			}
+		if lacks != nil {
+			return fmt.Errorf("%w: %s lacks %s", missing.Element.Err(), path(s.table, s.name), lacks.text)
 		}
 		delete(r.elements, s.name)
 	}

@@ -133,7 +133,7 @@ func TestUpdateIsSync(t *testing.T) {
 	empty := sync()
 	for _, order := range [][]int{{0, 1, 2}, {2, 1, 0}, {1, 0, 2}} {
 		for _, i := range order {
-			if err := (Backend{}).Update(ctx, desired.State{}, node(t, 0xffff0000, all[i])); err != nil {
+			if err := (Backend{}).Update(ctx, node(t, 0xffff0000), node(t, 0xffff0000, all[i])); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -181,7 +181,7 @@ func TestRoom(t *testing.T) {
 	var all []ident.Record
 	come := func() error {
 		all = append(all, nth(len(all)))
-		return Backend{}.Update(ctx, desired.State{}, node(t, 0xffff0000, all[len(all)-1]))
+		return Backend{}.Update(ctx, node(t, 0xffff0000), node(t, 0xffff0000, all[len(all)-1]))
 	}
 	sync := func() {
 		s := node(t, 0xffff0000, all...)
@@ -245,7 +245,7 @@ func TestDamage(t *testing.T) {
 				case "PROFILE":
 					tt.damage[i] = "i4-" + string(s.Endpoints[0].Profiles[desired.Ingress])
 				case "PEERS":
-					tt.damage[i] = "p4-" + string(s.Endpoints[1].Peers[0])
+					tt.damage[i] = "p4-" + string(s.PeerSetIDs()[0])
 				}
 			}
 			run(t, "", "nft", tt.damage...)
@@ -255,7 +255,7 @@ func TestDamage(t *testing.T) {
 			if err := (Backend{}).Check(ctx, s); !errors.Is(err, ErrIncomplete) {
 				t.Errorf("Check says %v, want ErrIncomplete", err)
 			}
-			err := (Backend{}).Update(ctx, desired.State{}, node(t, 0xffff0000, pod(5, "other", "veth5")))
+			err := (Backend{}).Update(ctx, node(t, 0xffff0000), node(t, 0xffff0000, pod(5, "other", "veth5")))
 			if tt.gone && !errors.Is(err, ErrIncomplete) {
 				t.Errorf("Update says %v, want ErrIncomplete", err)
 			}

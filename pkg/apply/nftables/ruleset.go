@@ -128,16 +128,25 @@ func setsOf(s desired.State) []set {
 	return sets
 }
 
-// placed are the elements that the endpoints of s and the pods elsewhere bring, by set.
+// placed are the elements of the sets of s, by set.
 func placed(s desired.State, n numbers) map[string]elements {
 	out := map[string]elements{}
 	put := func(to set, e element) { out[to.name] = out[to.name].with(e) }
 	for _, e := range s.Endpoints {
 		place(s, e, n, put)
-		enrol(s, e.Membership, e.Addresses, put)
 	}
-	for _, m := range s.Elsewhere {
-		enrol(s, m.Membership, m.Addresses, put)
+	for id, set := range s.PeerSets {
+		for _, a := range set.Addrs {
+			put(peers(familyOf(a), id), element{key: key(a.AsSlice()), text: a.String()})
+		}
+	}
+	for id, set := range s.TupleSets {
+		for _, t := range set.Tuples {
+			put(tuples(familyOf(t.Addr()), id), element{
+				key:  key(t.Addr().AsSlice(), []byte{byte(set.Protocol)}, big16(t.Port())),
+				text: fmt.Sprintf("%s . %s . %d", t.Addr(), set.Protocol, t.Port()),
+			})
+		}
 	}
 	if s.Former.Mask() != 0 {
 		for _, f := range []family{v4, v6} { // which no profile is for
@@ -177,24 +186,6 @@ func place(s desired.State, e desired.Endpoint, n numbers, put func(set, element
 		put(bridged(f), leading(key(ifname(e.Interface), mac, a.AsSlice()), fmt.Sprintf("%q . %s . %s", e.Interface, mac, a), id, number))
 		put(own(f), element{key: key(ifname(e.Port), mac, a.AsSlice()), text: fmt.Sprintf("%q . %s . %s", e.Port, mac, a)})
 		put(ports(), element{key: key(ifname(e.Port)), text: fmt.Sprintf("%q", e.Port)})
-	}
-}
-
-// enrol puts a pod with these addresses into the sets that rules name.
-func enrol(s desired.State, m desired.Membership, addresses []netip.Addr, put func(set, element)) {
-	for _, a := range addresses {
-		for _, id := range m.Peers {
-			put(peers(familyOf(a), id), element{key: key(a.AsSlice()), text: a.String()})
-		}
-	}
-	for id, list := range m.Tuples {
-		proto := s.TupleSets[id].Protocol
-		for _, t := range list {
-			put(tuples(familyOf(t.Addr()), id), element{
-				key:  key(t.Addr().AsSlice(), []byte{byte(proto)}, big16(t.Port())),
-				text: fmt.Sprintf("%s . %s . %d", t.Addr(), proto, t.Port()),
-			})
-		}
 	}
 }
 

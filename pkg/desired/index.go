@@ -1,0 +1,283 @@
+package desired
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/podmark/podmark/pkg/endpoint"
+)
+
+type endpointPort = endpoint.NamedPort
+
+// Index keeps, of a changing crowd of pods, who is in which set of a changing list of
+// policies, and what of that is new since it was last asked. What a change costs does not
+// depend on how many pods there are.
+//
+// An address is one pod's at a time, whatever the cluster says for a moment: of those that
+// have it, that of the highest rank. One that an endpoint of this node has is nobody
+// else's.
+type Index struct {
+	selection  *selection
+	namespaces map[string]map[string]string
+	pods       map[string]map[string]*ranked // by namespace and name
+	holders    map[netip.Addr][]*ranked
+	claimed    map[netip.Addr]bool
+	peers      map[PeerSetID]*crowd[netip.Addr]
+	tuples     map[TupleSetID]*crowd[netip.AddrPort]
+}
+
+// ranked is a pod with its rank.
+type ranked struct {
+	Pod
+	rank uint64
+}
+
+// crowd is the content of a set, with what came and went since it was settled.
+type crowd[T comparable] struct{ all, come, gone map[T]struct{} }
+
+func newCrowd[T comparable]() *crowd[T] {
+	return &crowd[T]{all: map[T]struct{}{}, come: map[T]struct{}{}, gone: map[T]struct{}{}}
+}
+
+func (c *crowd[T]) add(v T) {
+	if _, there := c.all[v]; there {
+		return
+	}
+	c.all[v] = struct{}{}
+	if _, back := c.gone[v]; back {
+		delete(c.gone, v)
+	} else {
+		c.come[v] = struct{}{}
+	}
+}
+
+func (c *crowd[T]) remove(v T) {
+	if _, there := c.all[v]; !there {
+		return
+	}
+	delete(c.all, v)
+	if _, fresh := c.come[v]; fresh {
+		delete(c.come, v)
+	} else {
+		c.gone[v] = struct{}{}
+	}
+}
+
+// NewIndex makes an index without policies and pods.
+func NewIndex() *Index {
+	x := &Index{
+		namespaces: map[string]map[string]string{}, pods: map[string]map[string]*ranked{},
+		holders: map[netip.Addr][]*ranked{}, claimed: map[netip.Addr]bool{},
+		peers: map[PeerSetID]*crowd[netip.Addr]{}, tuples: map[TupleSetID]*crowd[netip.AddrPort]{},
+	}
+	x.Follow(Policies{})
+	return x
+}
+
+// Follow goes over to the sets of these policies. Sets that were there before go on as
+// they are; the labels of namespaces are those that [Index.Label] was told.
+func (x *Index) Follow(p Policies) {
+	peers, tuples := p.sets()
+	x.selection = p.selection(func(namespace string) map[string]string { return x.namespaces[namespace] })
+	maps.DeleteFunc(x.peers, func(id PeerSetID, _ *crowd[netip.Addr]) bool { _, kept := peers[id]; return !kept })
+	maps.DeleteFunc(x.tuples, func(id TupleSetID, _ *crowd[netip.AddrPort]) bool { _, kept := tuples[id]; return !kept })
+	// Only a set that is new needs a look at the pods, and of those only at its namespace's.
+	namespaces := map[string]bool{}
+	everywhere := false
+	for id, set := range peers {
+		if x.peers[id] == nil {
+			x.peers[id] = newCrowd[netip.Addr]()
+			namespaces[set.Peer.Namespace] = true
+			everywhere = everywhere || set.Peer.Namespace == ""
+		}
+	}
+	for id := range tuples {
+		if x.tuples[id] == nil {
+			x.tuples[id] = newCrowd[netip.AddrPort]()
+			everywhere = true
+		}
+	}
+	for namespace, pods := range x.pods {
+		if everywhere || namespaces[namespace] {
+			for _, p := range pods {
+				x.enter(p.Addresses)
+			}
+		}
+	}
+}
+
+// Label says what labels a namespace has.
+func (x *Index) Label(namespace string, labels map[string]string) {
+	if maps.Equal(x.namespaces[namespace], labels) {
+		return
+	}
+	pods := x.pods[namespace]
+	for _, p := range pods {
+		x.leave(p.Addresses)
+	}
+	if x.namespaces[namespace] = labels; len(labels) == 0 {
+		delete(x.namespaces, namespace)
+	}
+	x.selection.forget(namespace)
+	for _, p := range pods {
+		x.enter(p.Addresses)
+	}
+}
+
+// Put says what a pod is now. Of several that have an address, the one of the highest
+// rank is the one that counts.
+func (x *Index) Put(p Pod, rank uint64) {
+	old := x.pods[p.Namespace][p.Name]
+	addresses := p.Addresses
+	if old != nil {
+		addresses = slices.Concat(old.Addresses, p.Addresses)
+	}
+	x.leave(addresses)
+	x.drop(old)
+	now := &ranked{p, rank}
+	if x.pods[p.Namespace] == nil {
+		x.pods[p.Namespace] = map[string]*ranked{}
+	}
+	x.pods[p.Namespace][p.Name] = now
+	for _, a := range p.Addresses {
+		x.holders[a] = append(x.holders[a], now)
+	}
+	x.enter(addresses)
+}
+
+// Remove says that a pod is gone.
+func (x *Index) Remove(namespace, name string) {
+	old := x.pods[namespace][name]
+	if old == nil {
+		return
+	}
+	x.leave(old.Addresses)
+	x.drop(old)
+	x.enter(old.Addresses)
+}
+
+func (x *Index) drop(old *ranked) {
+	if old == nil {
+		return
+	}
+	for _, a := range old.Addresses {
+		if x.holders[a] = slices.DeleteFunc(x.holders[a], func(p *ranked) bool { return p == old }); len(x.holders[a]) == 0 {
+			delete(x.holders, a)
+		}
+	}
+	if delete(x.pods[old.Namespace], old.Name); len(x.pods[old.Namespace]) == 0 {
+		delete(x.pods, old.Namespace)
+	}
+}
+
+// Claim says which addresses are those of this node's endpoints.
+func (x *Index) Claim(addresses []netip.Addr) {
+	claimed := map[netip.Addr]bool{}
+	var changed []netip.Addr
+	for _, a := range addresses {
+		if claimed[a] = true; !x.claimed[a] {
+			changed = append(changed, a)
+		}
+	}
+	for a := range x.claimed {
+		if !claimed[a] {
+			changed = append(changed, a)
+		}
+	}
+	x.leave(changed)
+	x.claimed = claimed
+	x.enter(changed)
+}
+
+// owner is the pod that counts for an address; nil for none.
+func (x *Index) owner(a netip.Addr) *ranked {
+	if x.claimed[a] {
+		return nil
+	}
+	var owner *ranked
+	for _, p := range x.holders[a] {
+		if owner == nil || p.rank > owner.rank {
+			owner = p
+		}
+	}
+	return owner
+}
+
+// leave takes addresses out of the sets that they are in by who owns them now.
+func (x *Index) leave(addresses []netip.Addr) {
+	x.each(addresses, (*crowd[netip.Addr]).remove, (*crowd[netip.AddrPort]).remove)
+}
+
+// enter puts addresses into the sets where they belong by who owns them now.
+func (x *Index) enter(addresses []netip.Addr) {
+	x.each(addresses, (*crowd[netip.Addr]).add, (*crowd[netip.AddrPort]).add)
+}
+
+func (x *Index) each(addresses []netip.Addr, peer func(*crowd[netip.Addr], netip.Addr), tuple func(*crowd[netip.AddrPort], netip.AddrPort)) {
+	for _, a := range addresses {
+		owner := x.owner(a)
+		if owner == nil {
+			continue
+		}
+		for _, id := range x.selection.peers(owner.Pod) {
+			peer(x.peers[id], a)
+		}
+		for _, port := range owner.Ports {
+			if id, ok := x.selection.tuple(owner.Pod, port); ok {
+				tuple(x.tuples[id], netip.AddrPortFrom(a, port.Number))
+			}
+		}
+	}
+}
+
+// Members is who is in which set.
+func (x *Index) Members() Members {
+	return x.members(func(c *crowd[netip.Addr]) map[netip.Addr]struct{} { return c.all },
+		func(c *crowd[netip.AddrPort]) map[netip.AddrPort]struct{} { return c.all })
+}
+
+// Changes is what went and came in the sets of now since they were settled, or made.
+func (x *Index) Changes() (gone, come Members) {
+	gone = x.members(func(c *crowd[netip.Addr]) map[netip.Addr]struct{} { return c.gone },
+		func(c *crowd[netip.AddrPort]) map[netip.AddrPort]struct{} { return c.gone })
+	come = x.members(func(c *crowd[netip.Addr]) map[netip.Addr]struct{} { return c.come },
+		func(c *crowd[netip.AddrPort]) map[netip.AddrPort]struct{} { return c.come })
+	return gone, come
+}
+
+// Settle takes what there is for known.
+func (x *Index) Settle() {
+	for _, c := range x.peers {
+		clear(c.come)
+		clear(c.gone)
+	}
+	for _, c := range x.tuples {
+		clear(c.come)
+		clear(c.gone)
+	}
+}
+
+func (x *Index) members(peers func(*crowd[netip.Addr]) map[netip.Addr]struct{}, tuples func(*crowd[netip.AddrPort]) map[netip.AddrPort]struct{}) Members {
+	m := Members{Peers: map[PeerSetID][]netip.Addr{}, Tuples: map[TupleSetID][]netip.AddrPort{}}
+	for id, c := range x.peers {
+		if some := peers(c); len(some) > 0 {
+			m.Peers[id] = slices.SortedFunc(maps.Keys(some), netip.Addr.Compare)
+		}
+	}
+	for id, c := range x.tuples {
+		if some := tuples(c); len(some) > 0 {
+			m.Tuples[id] = slices.SortedFunc(maps.Keys(some), netip.AddrPort.Compare)
+		}
+	}
+	return m
+}
+
+// Pod is what the index knows of a pod.
+func (x *Index) Pod(namespace, name string) (Pod, bool) {
+	p := x.pods[namespace][name]
+	if p == nil {
+		return Pod{}, false
+	}
+	return p.Pod, true
+}

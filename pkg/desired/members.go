@@ -1,0 +1,108 @@
+package desired
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+)
+
+// Members says which addresses are in which set, sorted.
+type Members struct {
+	Peers  map[PeerSetID][]netip.Addr      `json:"peers,omitempty"`
+	Tuples map[TupleSetID][]netip.AddrPort `json:"tuples,omitempty"`
+}
+
+// Members finds which of the policies' sets hold the pods' addresses.
+func (p Policies) Members(pods ...Pod) Members {
+	m := Members{Peers: map[PeerSetID][]netip.Addr{}, Tuples: map[TupleSetID][]netip.AddrPort{}}
+	s := p.selection(func(namespace string) map[string]string { return p.Namespaces[namespace] })
+	for _, pod := range pods {
+		for _, id := range s.peers(pod) {
+			m.Peers[id] = append(m.Peers[id], pod.Addresses...)
+		}
+		for _, port := range pod.Ports {
+			if id, ok := s.tuple(pod, port); ok {
+				for _, a := range pod.Addresses {
+					m.Tuples[id] = append(m.Tuples[id], netip.AddrPortFrom(a, port.Number))
+				}
+			}
+		}
+	}
+	for id, addrs := range m.Peers {
+		m.Peers[id] = union(nil, addrs, netip.Addr.Compare)
+	}
+	for id, tuples := range m.Tuples {
+		m.Tuples[id] = union(nil, tuples, netip.AddrPort.Compare)
+	}
+	return m
+}
+
+// selection finds the sets that a pod is in without asking each of them.
+type selection struct {
+	// within are the sets of peers that name a namespace, by that.
+	within map[string][]PeerSet
+	// across are those that select namespaces, and picked those of them that select
+	// a namespace, as far as it was asked for.
+	across []PeerSet
+	picked map[string][]PeerSet
+	ports  map[NamedPort]TupleSetID
+	// labels are those of a namespace, without its name.
+	labels func(namespace string) map[string]string
+}
+
+func (p Policies) selection(labels func(namespace string) map[string]string) *selection {
+	s := &selection{within: map[string][]PeerSet{}, picked: map[string][]PeerSet{}, ports: map[NamedPort]TupleSetID{}, labels: labels}
+	peers, tuples := p.sets()
+	for _, id := range slices.Sorted(maps.Keys(peers)) {
+		if set := peers[id]; set.Peer.Namespace != "" {
+			s.within[set.Peer.Namespace] = append(s.within[set.Peer.Namespace], set)
+		} else {
+			s.across = append(s.across, set)
+		}
+	}
+	for id, set := range tuples {
+		s.ports[set.NamedPort] = id
+	}
+	return s
+}
+
+// peers lists the peer sets that hold the pod's addresses. Something outside of
+// Kubernetes, which has no namespace, is nobody's peer.
+func (s *selection) peers(pod Pod) []PeerSetID {
+	if pod.Namespace == "" {
+		return nil
+	}
+	picked, known := s.picked[pod.Namespace]
+	if !known && len(s.across) > 0 {
+		labels := map[string]string{}
+		maps.Copy(labels, s.labels(pod.Namespace))
+		labels[MetadataName] = pod.Namespace
+		for _, set := range s.across {
+			if set.Peer.NamespaceSelector.Matches(labels) {
+				picked = append(picked, set)
+			}
+		}
+		s.picked[pod.Namespace] = picked
+	}
+	var ids []PeerSetID
+	for _, sets := range [][]PeerSet{s.within[pod.Namespace], picked} {
+		for _, set := range sets {
+			if set.Peer.Pods.Matches(pod.Labels) {
+				ids = append(ids, set.ID)
+			}
+		}
+	}
+	return ids
+}
+
+// forget drops what was found out about a namespace whose labels have changed.
+func (s *selection) forget(namespace string) { delete(s.picked, namespace) }
+
+// tuple is the set that holds a named port of the pod, if there is one.
+func (s *selection) tuple(pod Pod, port endpointPort) (TupleSetID, bool) {
+	if pod.Namespace == "" {
+		return "", false
+	}
+	id, ok := s.ports[NamedPort{Protocol: Protocol(port.Protocol), Name: port.Name}]
+	return id, ok
+}
