@@ -54,6 +54,9 @@ func (n Node) add(ctx context.Context, settings Settings, r ident.Record, runnin
 	if err != nil {
 		return ident.Record{}, err
 	}
+	if f.Kubernetes && r.Policed && !r.Kubernetes {
+		return ident.Record{}, fmt.Errorf("%w, and this network says \"policy\": \"files\": all networks of a node take it from one place", ErrSource)
+	}
 	if err := bridgeFiltered(r); err != nil {
 		return ident.Record{}, err
 	}

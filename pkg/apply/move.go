@@ -59,7 +59,6 @@ func (n Node) SetMask(ctx context.Context, layout mark.Layout) (moved bool, err 
 	if err != nil {
 		return false, err
 	}
-	judged := former.Mark(f.Epoch)
 	records, err := n.Store.List()
 	if err != nil {
 		return false, err
@@ -81,8 +80,8 @@ func (n Node) SetMask(ctx context.Context, layout mark.Layout) (moved bool, err 
 			records[i].ID = ids[r.Hash()].To
 		}
 	}
-	// Flows that were silent meanwhile carry bits that are nobody's now.
-	return true, conntrack.Strip(judged, former.Mask()&^layout.Mask())
+	// Flows that were silent meanwhile carry bits that are nobody's now, or another epoch's.
+	return true, conntrack.ClearOthers(layout.Over(former).Mark(f.Epoch))
 }
 
 // move notes that the node goes over to a layout, and takes it there.

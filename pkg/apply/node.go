@@ -36,6 +36,10 @@ var (
 type Node struct {
 	Store       ident.Store
 	LockTimeout time.Duration
+	// Members, if set, says which addresses of pods elsewhere are in the sets of the
+	// node's policies: of those that [Node.Revise] was told. Without it, members.json
+	// says.
+	Members func() desired.Members
 	// Step, if set, is called after each step of a change with its name: tests
 	// end the process there.
 	Step func(string)
@@ -66,10 +70,13 @@ type file struct {
 	Ports *Ports `json:"ports,omitempty"`
 	// Backend enforces, Auto is what auto stands for once it was asked, and Former
 	// are those that may have something left in the kernel.
-	Backend  Kind             `json:"backend"`
-	Auto     Kind             `json:"auto,omitempty"`
-	Former   []Kind           `json:"former,omitempty"`
-	Policies desired.Policies `json:"policies"`
+	Backend Kind   `json:"backend"`
+	Auto    Kind   `json:"auto,omitempty"`
+	Former  []Kind `json:"former,omitempty"`
+	// Policies are in a file of their own, which is written when they change.
+	Policies desired.Policies `json:"-"`
+	// Kubernetes is set once they come from the Kubernetes API.
+	Kubernetes bool `json:"kubernetes,omitempty"`
 	// Moving is set while endpoints move to another mask, which Mask is already.
 	Moving *moving `json:"moving,omitempty"`
 	// Synced is false from the moment something whole-node was decided until the
@@ -121,9 +128,12 @@ func (n Node) lock(ctx context.Context) (func(), error) {
 // load reads node.json; fs.ErrNotExist before the first change.
 func (n Node) load() (file, error) {
 	var f file
-	err := ident.ReadJSON(filepath.Join(n.Store.Dir(), ident.NodeFile), &f)
+	err := n.read(ident.NodeFile, &f)
 	if err == nil {
 		_, err = f.node()
+	}
+	if err == nil {
+		err = ignoreMissing(n.read(ident.PoliciesFile, &f.Policies))
 	}
 	if errors.Is(err, ident.ErrDamaged) {
 		return file{}, fmt.Errorf("%w; %s", err, startOver)
@@ -131,16 +141,22 @@ func (n Node) load() (file, error) {
 	return f, err
 }
 
+func (n Node) read(name string, v any) error {
+	return ident.ReadJSON(filepath.Join(n.Store.Dir(), name), v)
+}
+
 // startOver is what to do without node.json: it holds the policy, and going on
 // without one would open every pod.
 const startOver = "run 'podmarkctl uninstall', apply the policy again and restart the node's pods"
 
-func (n Node) save(f file) error {
-	b, err := encode(f)
+func (n Node) save(f file) error { return n.write(ident.NodeFile, f) }
+
+func (n Node) write(name string, v any) error {
+	b, err := encode(v)
 	if err != nil {
 		return err
 	}
-	return n.Store.Write(ident.NodeFile, b)
+	return n.Store.Write(name, b)
 }
 
 // agree loads node.json and makes it agree with settings, deciding the backend
@@ -163,7 +179,7 @@ func (n Node) agree(settings Settings) (f file, changed bool, err error) {
 		}
 		f.Mask, f.Epoch, changed = settings.Layout.Mask(), 1, true
 		// Of another mask, or of an earlier life of podmark.
-		if err := conntrack.Clear(settings.Layout.Mark(f.Epoch)); err != nil {
+		if err := conntrack.ClearOthers(settings.Layout.ID(mark.None)); err != nil {
 			return file{}, false, err
 		}
 	}
@@ -215,9 +231,9 @@ func (n Node) owned(r ident.Record) ident.Record {
 // coming among them, and notes it in f. A node that is moving arrives.
 func (n Node) sync(ctx context.Context, f file, coming ...ident.Record) (file, error) {
 	if f.Moving == nil {
-		return n.write(ctx, f, coming...)
+		return n.rewrite(ctx, f, coming...)
 	}
-	f, err := n.write(ctx, f)
+	f, err := n.rewrite(ctx, f)
 	if err != nil {
 		return f, err
 	}
@@ -225,11 +241,11 @@ func (n Node) sync(ctx context.Context, f file, coming ...ident.Record) (file, e
 	if f, err = n.arrive(f); err != nil {
 		return f, err
 	}
-	return n.write(ctx, f, coming...)
+	return n.rewrite(ctx, f, coming...)
 }
 
-// write makes the kernel hold what f and the attachments say, and notes that in f.
-func (n Node) write(ctx context.Context, f file, coming ...ident.Record) (file, error) {
+// rewrite makes the kernel hold what f and the attachments say, and notes that in f.
+func (n Node) rewrite(ctx context.Context, f file, coming ...ident.Record) (file, error) {
 	state, err := n.state(f, coming...)
 	if err != nil {
 		return f, err
@@ -274,11 +290,27 @@ func (n Node) state(f file, coming ...ident.Record) (desired.State, error) {
 			records[i].ID, former[r.Key] = id.To, id.From
 		}
 	}
-	s := desired.Build(node, f.Policies, append(records, coming...))
+	members, err := n.elsewhere(f)
+	if err != nil {
+		return desired.State{}, err
+	}
+	s := desired.Build(node, f.Policies, append(records, coming...)).With(members)
 	for i, e := range s.Endpoints {
 		s.Endpoints[i].FormerID = former[e.Key]
 	}
 	return s, nil
+}
+
+// elsewhere says who of other nodes is in the sets. What nobody says, because podmarkd is
+// about to, is nobody: that allows less.
+func (n Node) elsewhere(f file) (m desired.Members, err error) {
+	if !f.Kubernetes {
+		return m, nil
+	}
+	if n.Members != nil {
+		return n.Members(), nil
+	}
+	return m, ignoreMissing(n.read(ident.MembersFile, &m))
 }
 
 // share derives the part of the state that is these records'. It knows the

@@ -21,66 +21,6 @@ type addr = netip.Addr
 // IPVS mode; those are not the host's own.
 const ServiceLink = "kube-ipvs0"
 
-// Applied says what a policy change did.
-type Applied struct {
-	Policies  int    `json:"policies"`
-	Endpoints int    `json:"endpoints"`
-	Epoch     uint32 `json:"epoch"`
-	// Narrowed is whether live connections are judged again.
-	Narrowed bool `json:"narrowed"`
-}
-
-// SetPolicies makes policies the node's, enforced on every endpoint when it
-// returns. If they take anything away, the next epoch begins in the same change,
-// so that what they forbid stops at its next packet. The settings count only on
-// a node that has none yet.
-func (n Node) SetPolicies(ctx context.Context, settings Settings, policies desired.Policies) (Applied, error) {
-	unlock, err := n.lock(ctx)
-	if err != nil {
-		return Applied{}, err
-	}
-	defer unlock()
-	f, err := n.load()
-	if errors.Is(err, fs.ErrNotExist) {
-		f, _, err = n.agree(settings)
-	}
-	if err == nil && f.Moving != nil {
-		f, err = n.sync(ctx, f)
-	}
-	if err != nil {
-		return Applied{}, err
-	}
-	old, err := n.state(f)
-	if err != nil {
-		return Applied{}, err
-	}
-	f.Policies = policies
-	next, err := n.state(f)
-	if err != nil {
-		return Applied{}, err
-	}
-	// A change that was interrupted may be half in the kernel: what it forbade
-	// is not known to be stopped.
-	narrowed := !f.Synced || old.Narrows(next)
-	if narrowed {
-		f.Epoch = next.Layout.NextEpoch(f.Epoch)
-		// The number was in use before the last wrap, or before the state folder was lost.
-		if err := conntrack.Clear(next.Layout.Mark(f.Epoch)); err != nil {
-			return Applied{}, err
-		}
-	}
-	f.Synced = false
-	if err := n.save(f); err != nil {
-		return Applied{}, err
-	}
-	n.step("saved")
-	if _, err := n.sync(ctx, f); err != nil {
-		return Applied{}, err
-	}
-	n.step("synced")
-	return Applied{Policies: len(policies.Policies), Endpoints: len(next.Endpoints), Epoch: f.Epoch, Narrowed: narrowed}, nil
-}
-
 // State returns what the node should enforce now; fs.ErrNotExist when podmark
 // has never run here.
 func (n Node) State() (desired.State, error) {

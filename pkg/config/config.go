@@ -24,6 +24,7 @@ const (
 	DefaultMask          = 0xffff0000
 	DefaultNodePortRange = "30000:32767" // kube-apiserver --service-node-port-range
 	DefaultStateDir      = "/run/podmark"
+	SocketName           = "podmarkd.sock" // of podmarkd, in the state folder
 	DefaultLockTimeout   = 10 * time.Second
 	maxLockTimeout       = 10 * time.Minute // beyond what any runtime waits for a plugin
 )
@@ -35,6 +36,8 @@ type Policy string
 const (
 	PolicyNone  Policy = "none"  // the endpoint is marked and not policed
 	PolicyFiles Policy = "files" // the node's compiled policy; see podmarkctl apply
+	// PolicyKubernetes is that of the Kubernetes API: podmarkd is asked for it.
+	PolicyKubernetes Policy = "kubernetes"
 )
 
 // Backend says what enforces.
@@ -58,7 +61,12 @@ type Config struct {
 	NodePorts  []PortRange
 	Backend    Backend
 	Policy     Policy
-	StateDir   string
+	// FailOpen lets a pod start without its policy when podmarkd cannot be asked. Only
+	// PolicyKubernetes has it.
+	FailOpen bool
+	StateDir string
+	// DaemonSocket is where podmarkd answers.
+	DaemonSocket string
 	// LockTimeout bounds the wait for other podmark processes and for xtables.
 	LockTimeout time.Duration
 	// LogFile is empty for no log.
@@ -114,7 +122,9 @@ type raw struct {
 	KubeNodePortRanges json.RawMessage `json:"kubeNodePortRanges"`
 	Backend            json.RawMessage `json:"backend"`
 	Policy             json.RawMessage `json:"policy"`
+	FailOpen           json.RawMessage `json:"failOpen"`
 	StateDir           json.RawMessage `json:"stateDir"`
+	DaemonSocket       json.RawMessage `json:"daemonSocket"`
 	LockTimeoutSeconds json.RawMessage `json:"lockTimeoutSeconds"`
 	LogFile            json.RawMessage `json:"logFile"`
 	Args               json.RawMessage `json:"args"`
@@ -138,14 +148,22 @@ func Parse(stdin []byte) (Config, error) {
 		read(&c.Layout, "iptablesMarkMask", in.IPTablesMarkMask, fmt.Sprintf("%#x", uint32(DefaultMask)), maskLayout),
 		read(&c.NodePorts, "kubeNodePortRanges", in.KubeNodePortRanges, []any{DefaultNodePortRange}, portRanges),
 		read(&c.Backend, "backend", in.Backend, string(BackendAuto), oneOf(BackendAuto, BackendNFTables, BackendIPTables)),
-		read(&c.Policy, "policy", in.Policy, string(PolicyNone), oneOf(PolicyNone, PolicyFiles)),
+		read(&c.Policy, "policy", in.Policy, string(PolicyNone), oneOf(PolicyNone, PolicyFiles, PolicyKubernetes)),
+		read(&c.FailOpen, "failOpen", in.FailOpen, false, boolean),
 		read(&c.StateDir, "stateDir", in.StateDir, DefaultStateDir, absolutePath),
+		read(&c.DaemonSocket, "daemonSocket", in.DaemonSocket, "", optionalPath),
 		read(&c.LockTimeout, "lockTimeoutSeconds", in.LockTimeoutSeconds, DefaultLockTimeout.Seconds(), seconds),
 		read(&c.LogFile, "logFile", in.LogFile, "", optionalPath),
 		read(&c.Labels, "args.cni.labels", labelsOf(in.Args), []any{}, labels),
 	)
 	if err != nil {
 		return Config{}, err
+	}
+	if c.FailOpen && c.Policy != PolicyKubernetes {
+		return Config{}, &Error{Key: "failOpen", Value: "true", Want: fmt.Sprintf("false: it is for \"policy\": %q", PolicyKubernetes)}
+	}
+	if c.DaemonSocket == "" {
+		c.DaemonSocket = filepath.Join(c.StateDir, SocketName)
 	}
 	if string(in.PrevResult) != "null" {
 		c.PrevResult = in.PrevResult
@@ -294,6 +312,13 @@ func oneOf[T ~string](accepted ...T) func(any) (T, string, error) {
 		}
 		return "", "one of " + strings.Join(names, ", "), nil
 	}
+}
+
+func boolean(v any) (value bool, want string, err error) {
+	if value, ok := v.(bool); ok {
+		return value, "", nil
+	}
+	return false, "true or false", nil
 }
 
 func absolutePath(v any) (path, want string, err error) {

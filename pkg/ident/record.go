@@ -38,6 +38,11 @@ type Record struct {
 	endpoint.Endpoint
 	// Policed is whether NetworkPolicy applies to the endpoint.
 	Policed bool `json:"policed"`
+	// Kubernetes is whether its labels and its policies are those of the Kubernetes API.
+	// One that is not Policed was let in without, by failOpen.
+	Kubernetes bool `json:"kubernetes,omitempty"`
+	// UID is that of the pod, where the runtime tells.
+	UID string `json:"uid,omitempty"`
 	// Netns is the path of the network namespace at ADD.
 	Netns string `json:"netns,omitempty"`
 	// Committed is set once every packet of the endpoint is marked and judged.

@@ -10,6 +10,7 @@ import (
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/whois"
 )
 
 // Codes of podmark's own; the CNI specification leaves 100 and up to plugins.
@@ -35,6 +36,9 @@ var codes = []struct {
 	{apply.ErrLayout, types.ErrInvalidNetworkConfig, "iptablesMarkMask changed"},
 	{apply.ErrNotFound, types.ErrUnknownContainer, "attachment unknown"},
 	{apply.ErrBackend, codeBackend, "backend unusable"},
+	{apply.ErrSource, types.ErrInvalidNetworkConfig, "policy comes from elsewhere"},
+	{whois.ErrUnreachable, types.ErrTryAgainLater, "podmarkd does not answer"},
+	{whois.ErrRefused, types.ErrTryAgainLater, "podmarkd does not know the pod"},
 	{endpoint.ErrNoHostInterface, codeNoHostInterface, "no host-side interface"},
 	{endpoint.ErrNoAddress, types.ErrInvalidNetworkConfig, "no address to police"},
 	{endpoint.ErrNetns, types.ErrInvalidEnvironmentVariables, "CNI_NETNS unusable"},
@@ -59,16 +63,20 @@ func coded(err error) error {
 	return types.NewError(types.ErrIOFailure, "podmark failed", err.Error())
 }
 
-// podOf reads the pod's namespace and name from CNI_ARGS. Both are empty when
-// no Kubernetes runtime calls, and keys that are not asked for are ignored.
-func podOf(cniArgs string) (namespace, name string) {
+// pod is what CNI_ARGS says of a pod. All is empty when no Kubernetes runtime calls, and
+// keys that are not asked for are ignored.
+type pod struct{ namespace, name, uid string }
+
+func podOf(cniArgs string) (p pod) {
 	for pair := range strings.SplitSeq(cniArgs, ";") {
 		switch key, value, _ := strings.Cut(pair, "="); key {
 		case "K8S_POD_NAMESPACE":
-			namespace = value
+			p.namespace = value
 		case "K8S_POD_NAME":
-			name = value
+			p.name = value
+		case "K8S_POD_UID":
+			p.uid = value
 		}
 	}
-	return namespace, name
+	return p
 }

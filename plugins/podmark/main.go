@@ -24,12 +24,14 @@ import (
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/whois"
 )
 
 // Deadlines: a runtime ends a plugin that outlives its own with SIGKILL, so ours
 // are shorter (containerd: 4 minutes for an ADD, 1 for the DEL after a failed one).
 const (
 	addDeadline    = 60 * time.Second
+	askDeadline    = 30 * time.Second // of that, for podmarkd's answer
 	delDeadline    = 30 * time.Second
 	statusDeadline = time.Second // containerd holds a lock that ADDs wait for
 )
@@ -135,12 +137,41 @@ func cmdAdd(ctx context.Context, c *call) error {
 		return err
 	}
 	defer counters.Close()
-	r := ident.Record{Key: c.key(), Endpoint: e, Netns: c.Netns, Policed: c.config.Policy != config.PolicyNone}
+	r := ident.Record{Key: c.key(), Endpoint: e, Netns: c.Netns, Policed: c.config.Policy != config.PolicyNone, UID: podOf(c.Args).uid}
+	if c.config.Policy == config.PolicyKubernetes {
+		if err := ask(ctx, c, &r); err != nil {
+			return err
+		}
+	}
 	if r, err = c.node.Add(ctx, apply.SettingsOf(c.config), r, counters.HasSent); err != nil {
 		return err
 	}
 	c.log = c.log.With("id", r.ID, "mark", c.config.Layout.ID(r.ID).String())
 	return handOn(c, result)
+}
+
+// ask has podmarkd say who the pod is. Where it cannot and failOpen is set, the pod starts
+// without its policy, which podmarkd gives it as soon as it is back.
+func ask(ctx context.Context, c *call, r *ident.Record) error {
+	if r.Namespace == "" || r.Pod == "" {
+		return types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_ARGS does not name the pod", `"policy": "kubernetes" needs K8S_POD_NAMESPACE and K8S_POD_NAME, which Kubernetes runtimes set`)
+	}
+	r.Kubernetes = true
+	ctx, cancel := context.WithTimeout(ctx, askDeadline)
+	defer cancel()
+	question := whois.Request{Namespace: r.Namespace, Pod: r.Pod, UID: r.UID}.With(apply.SettingsOf(c.config))
+	answer, err := whois.Ask(ctx, c.config.DaemonSocket, question)
+	switch {
+	case err == nil:
+		r.Labels, r.Ports = answer.Labels, answer.Ports
+	case c.config.FailOpen:
+		r.Policed = false
+		c.log.Warn("the pod starts without its policy", "error", err)
+		fmt.Fprintf(os.Stderr, "podmark: failOpen: %s/%s starts without its policy: %v\n", r.Namespace, r.Pod, err)
+	default:
+		return err
+	}
+	return nil
 }
 
 func cmdDel(ctx context.Context, c *call) error {
@@ -212,8 +243,8 @@ func attachment(c *call) (result types100.Result, e endpoint.Endpoint, counters 
 	if e, counters, err = endpoint.FromResult(&result, c.Netns, c.IfName); err != nil {
 		return result, e, counters, err
 	}
-	e.Namespace, e.Pod = podOf(c.Args)
-	e.Labels = c.config.Labels
+	p := podOf(c.Args)
+	e.Namespace, e.Pod, e.Labels = p.namespace, p.name, c.config.Labels
 	return result, e, counters, nil
 }
 

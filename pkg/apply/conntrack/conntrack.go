@@ -2,8 +2,8 @@
 //
 // A flow that was judged and allowed carries the policy epoch in its conntrack
 // mark. [Unjudge] takes it off the flows of one address, [Clear] takes a number
-// off the flows that carry it, so that it can be given out again, [Strip] only some
-// of its bits, and [Forget] drops the flows of an address that is nobody's any more.
+// off the flows that carry it, so that it can be given out again, [ClearOthers] every
+// other number, and [Forget] drops the flows of an address that is nobody's any more.
 //
 // Attribute numbers: include/uapi/linux/netfilter/nfnetlink_conntrack.h.
 package conntrack
@@ -167,29 +167,38 @@ func sourceFilter(tuple, asked, other uint16, addr netip.Addr) func(*netlink.Att
 
 // Clear sets the bits of m.Mask to zero in the mark of every flow that has
 // m.Value there. Other bits stay.
-func Clear(m mark.Mark) error { return Strip(m, m.Mask) }
+func Clear(m mark.Mark) error {
+	only := func(ae *netlink.AttributeEncoder) {
+		ae.Uint32(netOrder|attrMark, m.Value)
+		ae.Uint32(netOrder|attrMarkMask, m.Mask)
+	}
+	return strip(m.Mask, only, func(fwmark uint32) bool { return fwmark&m.Mask == m.Value })
+}
 
-// Strip sets bits to zero in the mark of every flow that has m.Value in the bits of
-// m.Mask. Other bits stay.
-func Strip(m mark.Mark, bits uint32) error {
+// ClearOthers sets the bits of m.Mask to zero in the mark of every flow that has
+// anything but m.Value there. Other bits stay.
+func ClearOthers(m mark.Mark) error {
+	return strip(m.Mask, func(*netlink.AttributeEncoder) {}, func(fwmark uint32) bool { return fwmark&m.Mask != m.Value })
+}
+
+// strip sets bits to zero in the mark of every flow whose mark is to be stripped. The
+// filter only saves work.
+func strip(bits uint32, filter func(*netlink.AttributeEncoder), stripped func(fwmark uint32) bool) error {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return fmt.Errorf("connecting to conntrack: %w", err)
 	}
 	defer c.Close()
-	flows, err := dump(c, unix.AF_UNSPEC, func(ae *netlink.AttributeEncoder) {
-		ae.Uint32(netOrder|attrMark, m.Value)
-		ae.Uint32(netOrder|attrMarkMask, m.Mask)
-	})
+	flows, err := dump(c, unix.AF_UNSPEC, filter)
 	if err != nil {
-		return fmt.Errorf("listing flows with mark %s: %w", m, err)
+		return fmt.Errorf("listing flows: %w", err)
 	}
 	for _, f := range flows {
-		if f.mark&m.Mask != m.Value || f.mark&bits == 0 {
+		if f.mark&bits == 0 || !stripped(f.mark) {
 			continue
 		}
 		if err := f.setMark(c, mark.Mark{Mask: bits}); err != nil {
-			return fmt.Errorf("clearing bits %#x of a flow with mark %s: %w", bits, m, err)
+			return fmt.Errorf("clearing bits %#x of a flow: %w", bits, err)
 		}
 	}
 	return nil

@@ -1,0 +1,212 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/podmark/podmark/pkg/apply/conntrack"
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/mark"
+)
+
+// ErrSource: the node's policy comes from elsewhere.
+var ErrSource = errors.New("the node's policies come from the Kubernetes API")
+
+// Applied says what a policy change did.
+type Applied struct {
+	Policies  int    `json:"policies"`
+	Endpoints int    `json:"endpoints"`
+	Epoch     uint32 `json:"epoch"`
+	// Narrowed is whether live connections are judged again.
+	Narrowed bool `json:"narrowed"`
+	// Whole is set where everything was written anew, because something was missing.
+	Whole bool `json:"whole,omitempty"`
+}
+
+// Revision is a change of what the node should enforce.
+type Revision struct {
+	// Policies take the place of the node's; nil leaves those.
+	Policies *desired.Policies
+	// Records are attachments of which something else is known than was.
+	Records []ident.Record
+	// Gone and Come are what pods elsewhere take out of the sets and bring to them. From
+	// now on [Node.Members] says so too.
+	Gone, Come desired.Members
+}
+
+func (r Revision) empty() bool {
+	return r.Policies == nil && len(r.Records)+len(r.Gone.Peers)+len(r.Gone.Tuples)+len(r.Come.Peers)+len(r.Come.Tuples) == 0
+}
+
+// SetPolicies makes policies the node's, enforced on every endpoint when it
+// returns. If they take anything away, the next epoch begins in the same change,
+// so that what they forbid stops at its next packet. The settings count only on
+// a node that has none yet.
+func (n Node) SetPolicies(ctx context.Context, settings Settings, policies desired.Policies) (Applied, error) {
+	return n.revise(ctx, settings, func(f *file, _ []ident.Record) (Revision, error) {
+		if f.Kubernetes {
+			return Revision{}, fmt.Errorf("%w: apply them there; podmarkd follows it because a network says \"policy\": \"kubernetes\"", ErrSource)
+		}
+		return Revision{Policies: &policies}, nil
+	})
+}
+
+// Revise is SetPolicies for what podmarkd learns from the Kubernetes API, from the first
+// call on the node's only source. decide is called with the attachments, and holds the
+// node's lock. Only what differs is written. Where something of ours is missing in the
+// kernel, everything is written anew.
+func (n Node) Revise(ctx context.Context, settings Settings, decide func([]ident.Record) Revision) (Applied, error) {
+	return n.revise(ctx, settings, func(f *file, records []ident.Record) (Revision, error) {
+		r := decide(records)
+		if !f.Kubernetes && r.Policies == nil {
+			r.Policies = &desired.Policies{}
+		}
+		f.Kubernetes = true
+		return r, nil
+	})
+}
+
+func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, []ident.Record) (Revision, error)) (Applied, error) {
+	unlock, err := n.lock(ctx)
+	if err != nil {
+		return Applied{}, err
+	}
+	defer unlock()
+	f, err := n.load()
+	if errors.Is(err, fs.ErrNotExist) {
+		f, _, err = n.agree(settings)
+	}
+	if err == nil && f.Moving != nil {
+		f, err = n.sync(ctx, f)
+	}
+	if err != nil {
+		return Applied{}, err
+	}
+	before, err := n.records()
+	if err != nil {
+		return Applied{}, err
+	}
+	was := f
+	rev, err := decide(&f, before)
+	if err != nil {
+		return Applied{}, err
+	}
+	applied := Applied{Policies: len(was.Policies.Policies), Endpoints: len(before), Epoch: was.Epoch}
+	if rev.empty() && f.Synced {
+		return applied, nil
+	}
+	after := replaced(before, rev.Records)
+	if rev.Policies != nil {
+		f.Policies = *rev.Policies
+	}
+	from, errFrom := was.share(before...)
+	to, errTo := f.share(after...)
+	if err := errors.Join(errFrom, errTo); err != nil {
+		return Applied{}, err
+	}
+	from, to = desired.Between(from.With(rev.Gone), to.With(rev.Come))
+	// A change that was interrupted may be half in the kernel: what it forbade
+	// is not known to be stopped.
+	applied.Narrowed = !was.Synced || from.Narrows(to)
+	if applied.Narrowed {
+		if f.Epoch, err = begin(to); err != nil {
+			return Applied{}, err
+		}
+		to.Epoch = f.Epoch
+	}
+	if err := n.note(f, rev, after); err != nil {
+		return Applied{}, err
+	}
+	n.step("saved")
+	if was.Synced {
+		err = n.backend(f).Update(ctx, from, to)
+	}
+	if was.Synced && err == nil && !f.Kubernetes {
+		err = n.verify(ctx, f) // an operator's apply mends, too
+	}
+	if applied.Whole = !was.Synced || incomplete(err); applied.Whole {
+		_, err = n.sync(ctx, f)
+	} else if err == nil {
+		f.Synced = true
+		err = n.save(f)
+	} else {
+		err = fmt.Errorf("%w: %w", ErrBackend, err)
+	}
+	if err != nil {
+		return Applied{}, err
+	}
+	n.step("synced")
+	applied.Policies, applied.Epoch = len(f.Policies.Policies), f.Epoch
+	return applied, nil
+}
+
+// verify reports what of the whole node is not in place.
+func (n Node) verify(ctx context.Context, f file) error {
+	want, err := n.state(f)
+	if err != nil {
+		return err
+	}
+	return n.backend(f).Verify(ctx, want)
+}
+
+// note writes down what is to be, so that whoever comes after a crash finishes it.
+func (n Node) note(f file, rev Revision, after []ident.Record) error {
+	f.Synced = false
+	if err := n.save(f); err != nil {
+		return err
+	}
+	// It names who may have lost the right to be there. Without it sets are empty.
+	if err := n.Store.Remove(ident.MembersFile); err != nil {
+		return err
+	}
+	if rev.Policies != nil {
+		if err := n.write(ident.PoliciesFile, f.Policies); err != nil {
+			return err
+		}
+	}
+	for _, r := range rev.Records {
+		if err := n.Store.Put(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// WriteMembers notes who of other nodes is in which set, for whoever writes the node's
+// rules anew without podmarkd. It is written behind changes, which remove it.
+func (n Node) WriteMembers(m desired.Members) error { return n.write(ident.MembersFile, m) }
+
+// replaced is records with those of changed in the place of their former selves.
+func replaced(records, changed []ident.Record) []ident.Record {
+	next := map[ident.Key]ident.Record{}
+	for _, r := range changed {
+		next[r.Key] = r
+	}
+	out := make([]ident.Record, len(records))
+	for i, r := range records {
+		if changed, ok := next[r.Key]; ok {
+			// The addresses that a later attachment has taken over are no more its own.
+			changed.Addresses = r.Addresses
+			r = changed
+		}
+		out[i] = r
+	}
+	return out
+}
+
+// begin gives the number of the epoch after that of s, which no flow carries. At the
+// wrap all numbers are taken off the flows. Until the change is in the kernel, flows may
+// still get the one in force, which is the highest: it is taken off when its turn comes.
+func begin(s desired.State) (uint32, error) {
+	epoch := s.Layout.NextEpoch(s.Epoch)
+	switch epoch {
+	case 1:
+		return epoch, conntrack.ClearOthers(s.Layout.ID(mark.None))
+	case s.Layout.Max():
+		return epoch, conntrack.Clear(s.Layout.Mark(epoch))
+	}
+	return epoch, nil
+}
