@@ -78,7 +78,7 @@ func include(compiled *desired.Policies, o object) []error {
 		}
 		p, errs := compile(o.policy)
 		compiled.Policies = append(compiled.Policies, p)
-		return errs
+		return asErrors(errs)
 	}
 	return nil
 }
@@ -100,29 +100,37 @@ func namespaceLabels(declared map[string]string) map[string]string {
 	return labels
 }
 
-// compile translates a policy that is defaulted and valid. Rules count only in
-// the directions that policyTypes lists, whatever else is written.
-func compile(p *networkingv1.NetworkPolicy) (desired.Policy, []error) {
-	compiled := desired.Policy{
-		Namespace: p.Namespace,
-		Name:      p.Name,
-		Pods:      selector(&p.Spec.PodSelector),
-	}
+// compile translates a policy that is defaulted. Rules count only in the directions that
+// policyTypes lists, whatever else is written.
+//
+// A valid policy is understood wholly. What is not understood allows nothing, and is in
+// the errors.
+func compile(p *networkingv1.NetworkPolicy) (desired.Policy, field.ErrorList) {
+	spec := field.NewPath("spec")
 	var ingress, egress []rule
-	for _, r := range p.Spec.Ingress {
-		ingress = append(ingress, rule{peers: r.From, ports: r.Ports})
+	for i, r := range p.Spec.Ingress {
+		ingress = append(ingress, rule{spec.Child("ingress").Index(i), "from", r.From, r.Ports})
 	}
-	for _, r := range p.Spec.Egress {
-		egress = append(egress, rule{peers: r.To, ports: r.Ports})
+	for i, r := range p.Spec.Egress {
+		egress = append(egress, rule{spec.Child("egress").Index(i), "to", r.To, r.Ports})
 	}
-	var errs []error
-	if slices.Contains(p.Spec.PolicyTypes, networkingv1.PolicyTypeIngress) {
-		isolation, problems := isolate(p.Namespace, ingress, field.NewPath("spec", "ingress"))
-		compiled.Ingress, errs = isolation, append(errs, problems...)
+	pods, errs := selector(&p.Spec.PodSelector, spec.Child("podSelector"))
+	if len(errs) > 0 {
+		// Whom the rules are for is not known: more pods are picked than was meant.
+		ingress, egress = nil, nil
 	}
-	if slices.Contains(p.Spec.PolicyTypes, networkingv1.PolicyTypeEgress) {
-		isolation, problems := isolate(p.Namespace, egress, field.NewPath("spec", "egress"))
-		compiled.Egress, errs = isolation, append(errs, problems...)
+	// A type that is not known may be of either direction.
+	unknown := validateTypes(p.Spec.PolicyTypes, spec.Child("policyTypes"))
+	errs = append(errs, unknown...)
+
+	compiled := desired.Policy{Namespace: p.Namespace, Name: p.Name, Pods: pods}
+	if len(unknown) > 0 || slices.Contains(p.Spec.PolicyTypes, networkingv1.PolicyTypeIngress) {
+		isolation, unclear := isolate(p.Namespace, ingress)
+		compiled.Ingress, errs = isolation, append(errs, unclear...)
+	}
+	if len(unknown) > 0 || slices.Contains(p.Spec.PolicyTypes, networkingv1.PolicyTypeEgress) {
+		isolation, unclear := isolate(p.Namespace, egress)
+		compiled.Egress, errs = isolation, append(errs, unclear...)
 	}
 	return compiled, errs
 }

@@ -14,9 +14,12 @@
 //	Validate  as k8s.io/kubernetes pkg/apis/networking/validation, for new objects
 //	compile   selectors, peers, ipBlocks and ports in the words of package desired
 //
+// [Object] does the same with a policy that an API server has judged and stored, and
+// refuses nothing.
+//
 // The package is pure. It opens no file, knows no cluster and must not import
 // client-go; which pod has which address is decided later, by [desired.Build].
 //
-// Anything wrong anywhere yields no policies at all, so that a mistake in one
+// Anything wrong anywhere in manifests yields no policies at all, so that a mistake in one
 // document never silently enforces the rest of a set that belongs together.
 package policy

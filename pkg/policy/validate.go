@@ -69,6 +69,13 @@ func validateSelector(selector *metav1.LabelSelector, path *field.Path) field.Er
 	return metav1validation.ValidateLabelSelector(selector, metav1validation.LabelSelectorValidationOptions{}, path)
 }
 
+// validateRequirement judges a requirement of a stored selector, whose values may be such
+// as no label can have: that was allowed once.
+func validateRequirement(r metav1.LabelSelectorRequirement, path *field.Path) field.ErrorList {
+	lenient := metav1validation.LabelSelectorValidationOptions{AllowInvalidLabelValueInSelector: true}
+	return metav1validation.ValidateLabelSelectorRequirement(r, lenient, path)
+}
+
 func validatePorts(ports []networkingv1.NetworkPolicyPort, path *field.Path) field.ErrorList {
 	var errs field.ErrorList
 	for i, port := range ports {
@@ -132,14 +139,20 @@ func validatePeer(peer networkingv1.NetworkPolicyPeer, path *field.Path) field.E
 	if peer.IPBlock != nil {
 		errs = append(errs, validateBlock(*peer.IPBlock, path.Child("ipBlock"))...)
 	}
+	return append(errs, validatePeerKind(peer, path)...)
+}
+
+// validatePeerKind judges whether a peer says in exactly one way whom it means. One that
+// seems to say nothing may do so in a field that is not known here.
+func validatePeerKind(peer networkingv1.NetworkPolicyPeer, path *field.Path) field.ErrorList {
 	selects := peer.PodSelector != nil || peer.NamespaceSelector != nil
 	switch {
 	case !selects && peer.IPBlock == nil:
-		errs = append(errs, field.Required(path, "a peer needs a podSelector, a namespaceSelector or an ipBlock"))
+		return field.ErrorList{field.Required(path, "a peer needs a podSelector, a namespaceSelector or an ipBlock")}
 	case selects && peer.IPBlock != nil:
-		errs = append(errs, field.Forbidden(path, "ipBlock excludes podSelector and namespaceSelector"))
+		return field.ErrorList{field.Forbidden(path, "ipBlock excludes podSelector and namespaceSelector")}
 	}
-	return errs
+	return nil
 }
 
 func validateBlock(block networkingv1.IPBlock, path *field.Path) field.ErrorList {
