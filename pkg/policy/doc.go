@@ -15,7 +15,7 @@
 //	compile   selectors, peers, ipBlocks and ports in the words of package desired
 //
 // [Object] does the same with a policy that an API server has judged and stored, and
-// refuses nothing.
+// refuses nothing. [NamedPorts] reads what policies need of a pod.
 //
 // The package is pure. It opens no file, knows no cluster and must not import
 // client-go; which pod has which address is decided later, by [desired.Build].
