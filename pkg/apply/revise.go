@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"reflect"
 
 	"github.com/podmark/podmark/pkg/apply/conntrack"
 	"github.com/podmark/podmark/pkg/desired"
@@ -22,6 +23,8 @@ type Applied struct {
 	Epoch     uint32 `json:"epoch"`
 	// Narrowed is whether live connections are judged again.
 	Narrowed bool `json:"narrowed"`
+	// Changed is whether there was anything to do.
+	Changed bool `json:"changed"`
 	// Whole is set where everything was written anew, because something was missing.
 	Whole bool `json:"whole,omitempty"`
 }
@@ -35,10 +38,13 @@ type Revision struct {
 	// Gone and Come are what pods elsewhere take out of the sets and bring to them. From
 	// now on [Node.Members] says so too.
 	Gone, Come desired.Members
+	// Whole has everything written anew: what is in the kernel is not known. Unknown says
+	// that neither is what was allowed there.
+	Whole, Unknown bool
 }
 
 func (r Revision) empty() bool {
-	return r.Policies == nil && len(r.Records)+len(r.Gone.Peers)+len(r.Gone.Tuples)+len(r.Come.Peers)+len(r.Come.Tuples) == 0
+	return !r.Whole && r.Policies == nil && len(r.Records)+len(r.Gone.Peers)+len(r.Gone.Tuples)+len(r.Come.Peers)+len(r.Come.Tuples) == 0
 }
 
 // SetPolicies makes policies the node's, enforced on every endpoint when it
@@ -50,13 +56,17 @@ func (n Node) SetPolicies(ctx context.Context, settings Settings, policies desir
 		if f.Kubernetes {
 			return Revision{}, fmt.Errorf("%w: apply them there; podmarkd follows it because a network says \"policy\": \"kubernetes\"", ErrSource)
 		}
+		if reflect.DeepEqual(f.Policies, policies) {
+			return Revision{}, nil
+		}
 		return Revision{Policies: &policies}, nil
 	})
 }
 
 // Revise is SetPolicies for what podmarkd learns from the Kubernetes API, from the first
 // call on the node's only source. decide is called with the attachments, and holds the
-// node's lock. Only what differs is written. Where something of ours is missing in the
+// node's lock. Only what differs is written. Zero settings are none: the error is then
+// fs.ErrNotExist on a node on which podmark has never run. Where something of ours is missing in the
 // kernel, everything is written anew.
 func (n Node) Revise(ctx context.Context, settings Settings, decide func([]ident.Record) Revision) (Applied, error) {
 	return n.revise(ctx, settings, func(f *file, records []ident.Record) (Revision, error) {
@@ -70,6 +80,9 @@ func (n Node) Revise(ctx context.Context, settings Settings, decide func([]ident
 }
 
 func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, []ident.Record) (Revision, error)) (Applied, error) {
+	if _, err := n.load(); errors.Is(err, fs.ErrNotExist) && settings.Layout.Mask() == 0 {
+		return Applied{}, err
+	}
 	unlock, err := n.lock(ctx)
 	if err != nil {
 		return Applied{}, err
@@ -96,8 +109,15 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 	}
 	applied := Applied{Policies: len(was.Policies.Policies), Endpoints: len(before), Epoch: was.Epoch}
 	if rev.empty() && f.Synced {
-		return applied, nil
+		if f.Kubernetes {
+			return applied, nil
+		}
+		if err := n.verify(ctx, f); !incomplete(err) { // an operator's apply mends, too
+			return applied, err
+		}
+		rev.Whole = true
 	}
+	applied.Changed = true
 	after := replaced(before, rev.Records)
 	if rev.Policies != nil {
 		f.Policies = *rev.Policies
@@ -110,7 +130,7 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 	from, to = desired.Between(from.With(rev.Gone), to.With(rev.Come))
 	// A change that was interrupted may be half in the kernel: what it forbade
 	// is not known to be stopped.
-	applied.Narrowed = !was.Synced || from.Narrows(to)
+	applied.Narrowed = !was.Synced || rev.Unknown || from.Narrows(to)
 	if applied.Narrowed {
 		if f.Epoch, err = begin(to); err != nil {
 			return Applied{}, err
@@ -121,13 +141,14 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 		return Applied{}, err
 	}
 	n.step("saved")
-	if was.Synced {
+	piecemeal := was.Synced && !rev.Whole
+	if piecemeal {
 		err = n.backend(f).Update(ctx, from, to)
 	}
-	if was.Synced && err == nil && !f.Kubernetes {
-		err = n.verify(ctx, f) // an operator's apply mends, too
+	if piecemeal && err == nil && !f.Kubernetes {
+		err = n.verify(ctx, f)
 	}
-	if applied.Whole = !was.Synced || incomplete(err); applied.Whole {
+	if applied.Whole = !piecemeal || incomplete(err); applied.Whole {
 		_, err = n.sync(ctx, f)
 	} else if err == nil {
 		f.Synced = true
@@ -141,6 +162,27 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 	n.step("synced")
 	applied.Policies, applied.Epoch = len(f.Policies.Policies), f.Epoch
 	return applied, nil
+}
+
+// Remembered is what was enforced before, of the Kubernetes API's policies: the policies,
+// and who was in their sets; nil where that is not known. fs.ErrNotExist when there was
+// nothing of that.
+func (n Node) Remembered() (desired.Policies, *desired.Members, error) {
+	f, err := n.load()
+	if err == nil && !f.Kubernetes {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		return desired.Policies{}, nil, err
+	}
+	var m desired.Members
+	switch err := n.read(ident.MembersFile, &m); {
+	case errors.Is(err, fs.ErrNotExist):
+		return f.Policies, nil, nil
+	case err != nil:
+		return desired.Policies{}, nil, err
+	}
+	return f.Policies, &m, nil
 }
 
 // verify reports what of the whole node is not in place.

@@ -64,6 +64,19 @@ func (c *crowd[T]) remove(v T) {
 	}
 }
 
+// settled is what was there when it was settled.
+func (c *crowd[T]) settled() map[T]struct{} {
+	if len(c.come)+len(c.gone) == 0 {
+		return c.all
+	}
+	out := maps.Clone(c.all)
+	for v := range c.come {
+		delete(out, v)
+	}
+	maps.Copy(out, c.gone)
+	return out
+}
+
 // NewIndex makes an index without policies and pods.
 func NewIndex() *Index {
 	x := &Index{
@@ -231,10 +244,9 @@ func (x *Index) each(addresses []netip.Addr, peer func(*crowd[netip.Addr], netip
 	}
 }
 
-// Members is who is in which set.
+// Members is who was in which set when they were settled.
 func (x *Index) Members() Members {
-	return x.members(func(c *crowd[netip.Addr]) map[netip.Addr]struct{} { return c.all },
-		func(c *crowd[netip.AddrPort]) map[netip.AddrPort]struct{} { return c.all })
+	return x.members((*crowd[netip.Addr]).settled, (*crowd[netip.AddrPort]).settled)
 }
 
 // Changes is what went and came in the sets of now since they were settled, or made.
@@ -244,6 +256,21 @@ func (x *Index) Changes() (gone, come Members) {
 	come = x.members(func(c *crowd[netip.Addr]) map[netip.Addr]struct{} { return c.come },
 		func(c *crowd[netip.AddrPort]) map[netip.AddrPort]struct{} { return c.come })
 	return gone, come
+}
+
+// Changed reports whether anything went or came since.
+func (x *Index) Changed() bool {
+	for _, c := range x.peers {
+		if len(c.come)+len(c.gone) > 0 {
+			return true
+		}
+	}
+	for _, c := range x.tuples {
+		if len(c.come)+len(c.gone) > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // Settle takes what there is for known.

@@ -51,6 +51,7 @@ const (
 	// DaemonFile is where the daemon keeps its status, and daemonLock what it holds.
 	DaemonFile = "daemon.json"
 	daemonLock = "daemon.lock"
+	socketFile = "podmarkd.sock"
 	temporary  = ".tmp"
 )
 
@@ -466,7 +467,7 @@ func (s Store) Sweep(dryRun bool) (removed []string, err error) {
 // RemoveAll deletes the state folder's content, the lock last, and the folder
 // itself if nothing foreign is in it.
 func (s Store) RemoveAll() error {
-	for _, name := range []string{attachmentsDir, idsDir, addressesDir, nextFile, nextFile + temporary, NodeFile, NodeFile + temporary, PoliciesFile, PoliciesFile + temporary, MembersFile, MembersFile + temporary, DaemonFile, DaemonFile + temporary, daemonLock, SpoolFile, lockFile} {
+	for _, name := range []string{attachmentsDir, idsDir, addressesDir, nextFile, nextFile + temporary, NodeFile, NodeFile + temporary, PoliciesFile, PoliciesFile + temporary, MembersFile, MembersFile + temporary, DaemonFile, DaemonFile + temporary, daemonLock, socketFile, SpoolFile, lockFile} {
 		if err := os.RemoveAll(s.path(name)); err != nil {
 			return fmt.Errorf("removing state: %w", err)
 		}

@@ -99,16 +99,21 @@ func (a *adopter) one(ctx context.Context, cni *libcni.CNIConfig, n apply.Node, 
 	if err != nil {
 		return r, false, err
 	}
+	uid := ""
 	for _, arg := range c.CniArgs {
 		switch arg[0] {
 		case "K8S_POD_NAMESPACE":
 			e.Namespace = arg[1]
 		case "K8S_POD_NAME":
 			e.Pod = arg[1]
+		case "K8S_POD_UID":
+			uid = arg[1]
 		}
 	}
 	e.Labels = network.Labels
 	return n.Adopt(ctx, apply.SettingsOf(network.Config), ident.Record{
-		Key: key, Endpoint: e, Netns: c.NetNS, Policed: network.Policy != config.PolicyNone,
+		Key: key, Endpoint: e, Netns: c.NetNS, UID: uid,
+		// That of the Kubernetes API comes as soon as the pod is known there.
+		Policed: network.Policy == config.PolicyFiles, Kubernetes: network.Policy == config.PolicyKubernetes,
 	})
 }

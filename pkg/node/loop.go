@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/ident"
 )
 
@@ -29,6 +30,9 @@ type Keeper struct {
 	// from them a changed mask is known, and pods that were there before podmark.
 	// Without them, empty, that is not done.
 	ConfDir, Cache string
+	// Policies, if set, is told at each look where each network takes its policies from,
+	// and says what is wrong with that.
+	Policies func(networks map[string]config.Policy) error
 	// FelixMask is the iptablesMarkMask that Calico was told; nil where nobody says.
 	FelixMask func() *uint32
 	// CollectAfter is how long a pod must have been gone until what its DEL should
@@ -193,6 +197,13 @@ func wait(ctx context.Context, d time.Duration) {
 func (k Keeper) look(ctx context.Context, reason Reason, a *adopter, params *sysctls) (l Look) {
 	l = Look{Time: time.Now(), Reason: reason}
 	networks, unread := networks(k.ConfDir, k.Node.Store.Dir())
+	if k.Policies != nil {
+		from := map[string]config.Policy{}
+		for name, n := range networks {
+			from[name] = n.Policy
+		}
+		unread = errors.Join(unread, k.Policies(from))
+	}
 	l.Err = errors.Join(unread, k.keep(ctx, &l, networks))
 	if l.read && !l.Idle {
 		l.Sysctls = params.look(k.needs(l.mode, networks), time.Now())

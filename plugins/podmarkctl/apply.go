@@ -4,14 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
-	"slices"
 
 	"github.com/spf13/cobra"
 
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/policy"
+	"github.com/podmark/podmark/pkg/node"
 )
 
 func newApply(o *options) *cobra.Command {
@@ -41,7 +38,7 @@ invalid document, and nothing changes.`,
 			var policies desired.Policies
 			if !del {
 				var err error
-				if policies, err = readPolicies(files, cmd.InOrStdin()); err != nil {
+				if policies, err = node.ReadPolicies(files, cmd.InOrStdin()); err != nil {
 					return err
 				}
 			}
@@ -66,61 +63,4 @@ invalid document, and nothing changes.`,
 	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "a manifest, a folder of them (*.yaml, *.yml, *.json), or - for stdin; may be repeated")
 	cmd.Flags().BoolVar(&del, "delete", false, "remove the node's policy: every endpoint is open")
 	return cmd
-}
-
-// readPolicies reads and compiles the manifests that paths name.
-func readPolicies(paths []string, stdin io.Reader) (desired.Policies, error) {
-	var sources []policy.Source
-	for _, path := range paths {
-		more, err := readSources(path, stdin)
-		if err != nil {
-			return desired.Policies{}, err
-		}
-		sources = append(sources, more...)
-	}
-	return policy.Compile(sources...)
-}
-
-func readSources(path string, stdin io.Reader) ([]policy.Source, error) {
-	if path == "-" {
-		data, err := io.ReadAll(stdin)
-		return []policy.Source{{Name: "stdin", Data: data}}, err
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	names := []string{path}
-	if info.IsDir() {
-		if names, err = manifests(path); err != nil {
-			return nil, err
-		}
-	}
-	var sources []policy.Source
-	for _, name := range names {
-		data, err := os.ReadFile(name)
-		if err != nil {
-			return nil, err
-		}
-		sources = append(sources, policy.Source{Name: name, Data: data})
-	}
-	return sources, nil
-}
-
-// manifests lists a folder's manifests, not those of its subfolders. A folder
-// without any is refused: an empty policy opens every endpoint, and --delete says so.
-func manifests(dir string) ([]string, error) {
-	var names []string
-	for _, pattern := range []string{"*.yaml", "*.yml", "*.json"} {
-		found, err := filepath.Glob(filepath.Join(dir, pattern))
-		if err != nil {
-			return nil, err
-		}
-		names = append(names, found...)
-	}
-	if len(names) == 0 {
-		return nil, fmt.Errorf("folder %q has no *.yaml, *.yml or *.json: to remove the node's policy, say --delete", dir)
-	}
-	slices.Sort(names)
-	return names, nil
 }

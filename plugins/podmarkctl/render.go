@@ -11,6 +11,7 @@ import (
 	"github.com/podmark/podmark/pkg/apply/nftables"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/node"
 )
 
 // rendered is what 'render -o json' shows: a ruleset for nftables, families for
@@ -43,7 +44,7 @@ node, or the one that would.`,
 			}
 			var policies *desired.Policies
 			if len(files) > 0 {
-				p, err := readPolicies(files, cmd.InOrStdin())
+				p, err := node.ReadPolicies(files, cmd.InOrStdin())
 				if err != nil {
 					return err
 				}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -38,10 +39,12 @@ type daemonOptions struct {
 	configFile, kubeconfig string
 	staticPods             []string
 	nodeName               string
-	listen                 string
-	logFormat              string
-	logLevel               string
-	setSysctls             bool
+	// policyDir and socket are where policies come from, and where the plugin asks.
+	policyDir, socket string
+	listen            string
+	logFormat         string
+	logLevel          string
+	setSysctls        bool
 	// keepInstalled runs the guard, with install's flags.
 	keepInstalled bool
 	install       installOptions
@@ -87,6 +90,8 @@ SIGINT, 2 wrong usage or failure.`,
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "how to ask the API server for node ports and for their range (default as a pod does, where it is one)")
 	flags.StringSliceVar(&o.staticPods, "static-pod-dirs", []string{"/etc/kubernetes/manifests"}, "where the manifest of a kube-apiserver may be, whose flags say the range")
 	flags.StringVar(&o.nodeName, "node-name", "", "the Node to which events are attached, where the API server is asked (default the host's name)")
+	flags.StringVar(&o.policyDir, "policy-dir", "", "folder with NetworkPolicy manifests that are the node's policy, as with 'podmarkctl apply', and again whenever they change; for networks with \"policy\": \"files\"")
+	flags.StringVar(&o.socket, "socket", "", "where the plugin asks who a pod is, its daemonSocket (default podmarkd.sock in the state folder)")
 	flags.BoolVar(&o.setSysctls, "set-sysctls", false, "set net.ipv4.vs.conntrack and net.bridge.bridge-nf-call-iptables and -ip6tables to 1 where they are needed and are not; without it podmarkd only warns")
 	flags.StringVar(&o.proxy, "kube-proxy-metrics", "127.0.0.1:10249", "where kube-proxy on this node serves its metrics, and says its mode, which is shown; empty for nowhere")
 	flags.StringVar(&o.listen, "listen", "127.0.0.1:9469", "address for /metrics, /healthz and /readyz; empty for none")
@@ -162,6 +167,14 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 	}
 	defer release()
 	m := newMetrics(n, log)
+	if o.socket == "" {
+		o.socket = filepath.Join(o.stateDir, config.SocketName)
+	}
+	policies, err := o.newPolicies(n, ports.API, log, m)
+	if err != nil {
+		return err
+	}
+	n = policies.members(n)
 	tell := func(node.Look) {}
 	if ports.API != nil {
 		name, err := o.nodeNamed()
@@ -185,7 +198,7 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 		ConfDir: o.install.confDir, Cache: o.cache, Proxy: o.proxy, SetSysctls: o.setSysctls,
 		Ports:     func() node.PortOptions { return ports.Current().Options() },
 		FelixMask: func() *uint32 { return ports.Current().FelixMask },
-		Looked:    r.looked, ModeIs: r.modeIs,
+		Looked:    r.looked, ModeIs: r.modeIs, Policies: policies.seen,
 	}
 	if o.listen != "" {
 		l, err := net.Listen("tcp", o.listen)
@@ -216,10 +229,15 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 			}
 		})
 	})
+	var unpoliced error // likewise
+	running.Go(func() {
+		defer stop()
+		unpoliced = policies.run(ctx)
+	})
 	err = k.Run(ctx)
 	stop()
 	running.Wait()
-	if err := errors.Join(err, unsaid); err != nil {
+	if err := errors.Join(err, unsaid, unpoliced); err != nil {
 		return err
 	}
 	log.Info("ended, and left the data plane as it is")

@@ -31,6 +31,7 @@ type metrics struct {
 	adopted   prometheus.Counter
 	replaced  *prometheus.CounterVec
 	failures  prometheus.Counter
+	followed  policyMetrics
 }
 
 func newMetrics(n apply.Node, log *slog.Logger) *metrics {
@@ -42,6 +43,7 @@ func newMetrics(n apply.Node, log *slog.Logger) *metrics {
 		adopted:   counter("podmark_adopted_total", "Pods from before podmark that got an ID while they ran."),
 		replaced:  counterVec("podmark_replaced_sets_total", "Sets of the node that had gone stale, by name.", "set"),
 		failures:  counter("podmark_look_failures_total", "Looks that ended in an error."),
+		followed:  newPolicyMetrics(),
 	}
 	// A counter that is not there until it is 1 never seems to grow.
 	for _, k := range missing.Kinds() {
@@ -54,6 +56,7 @@ func newMetrics(n apply.Node, log *slog.Logger) *metrics {
 		m.looks, m.repairs, m.collected, m.adopted, m.replaced, m.failures, m,
 		unread.failures, m.packets, newCallMetrics(n.Store, unread.of("calls")),
 	)
+	m.registry.MustRegister(m.followed.all()...)
 	return m
 }
 

@@ -92,15 +92,20 @@ func (w *Watcher) resources() ([]resource, error) {
 	}, nil
 }
 
-// CoreClient is a client for the core objects alone: client-go's own brings the types
-// of every group along.
+// CoreClient is a client for the core objects alone.
 func CoreClient(base *rest.Config) (*rest.RESTClient, error) {
+	return Client(base, "/api", corev1.SchemeGroupVersion, corev1.AddToScheme)
+}
+
+// Client is a client for the objects of one group: client-go's own brings the types of
+// every group along.
+func Client(base *rest.Config, path string, group schema.GroupVersion, register func(*runtime.Scheme) error) (*rest.RESTClient, error) {
 	scheme := runtime.NewScheme()
-	if err := corev1.AddToScheme(scheme); err != nil {
-		return nil, fmt.Errorf("registering the core types: %w", err)
+	if err := register(scheme); err != nil {
+		return nil, fmt.Errorf("registering the types of %s: %w", group, err)
 	}
 	c := rest.CopyConfig(base)
-	c.APIPath, c.GroupVersion = "/api", &corev1.SchemeGroupVersion
+	c.APIPath, c.GroupVersion = path, &group
 	c.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
 	c.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	client, err := rest.RESTClientFor(c)

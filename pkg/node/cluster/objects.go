@@ -1,0 +1,160 @@
+package cluster
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/endpoint"
+	"github.com/podmark/podmark/pkg/policy"
+)
+
+// pod is what is kept of a Pod: hundreds of bytes, of which the API has thousands.
+type pod struct {
+	namespace, name string
+	// uids are those by which a runtime may know the pod: a static one has that of its
+	// manifest, which is the hash that the kubelet notes on the mirror pod.
+	uid, hash string
+	version   uint64
+	// own is whether it is bound to this node.
+	own         bool
+	terminating bool
+	// peer is whether it can be somebody's peer by its addresses: it has some of its own,
+	// and has not ended.
+	peer      bool
+	labels    map[string]string
+	addresses []netip.Addr
+	ports     []endpoint.NamedPort
+	// rank tells whose an address is that several pods have: the one that came last, of
+	// those that do not go.
+	rank uint64
+	// seen are the watches that see it.
+	seen []*watching
+	// served is whether it had an attachment on this node.
+	served bool
+}
+
+// GetObjectMeta lets client-go's stores name the pod.
+func (p *pod) GetObjectMeta() metav1.Object {
+	return &metav1.ObjectMeta{Namespace: p.namespace, Name: p.name}
+}
+
+func (p *pod) key() string { return p.namespace + "/" + p.name }
+
+// known reports whether the runtime's UID is the pod's.
+func (p *pod) known(uid string) bool { return uid == "" || uid == p.uid || uid == p.hash }
+
+func (p *pod) indexed() desired.Pod {
+	return desired.Pod{Namespace: p.namespace, Name: p.name, Labels: p.labels, Addresses: p.addresses, Ports: p.ports}
+}
+
+const configHash = "kubernetes.io/config.hash" // kubelet's annotation of mirror pods
+
+// trim keeps what is needed of an object of the API, in memory of its own.
+func (c *Cluster) trim(v any) (any, error) {
+	p, ok := v.(*corev1.Pod)
+	if !ok {
+		return v, nil
+	}
+	version, _ := strconv.ParseUint(p.ResourceVersion, 10, 64)
+	t := &pod{
+		namespace: c.words.word(p.Namespace), name: strings.Clone(p.Name), version: version,
+		own: p.Spec.NodeName == c.Name, terminating: p.DeletionTimestamp != nil,
+		labels: c.words.labels(p.Labels),
+		rank:   uint64(max(0, p.CreationTimestamp.Unix())),
+	}
+	if t.own {
+		t.uid, t.hash = strings.Clone(string(p.UID)), strings.Clone(p.Annotations[configHash])
+	}
+	if !t.terminating {
+		t.rank += 1 << 62
+	}
+	if p.Status.Phase == corev1.PodRunning {
+		t.rank += 1 << 61
+	}
+	// The node's addresses are not a pod's, and a pod that has ended has given its own back.
+	if ended := p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed; !p.Spec.HostNetwork && !ended {
+		t.addresses = addresses(p.Status)
+	}
+	t.peer = len(t.addresses) > 0
+	if t.ports = policy.NamedPorts(&p.Spec); t.ports != nil {
+		for i, port := range t.ports {
+			t.ports[i].Name = c.words.word(port.Name)
+		}
+	}
+	return t, nil
+}
+
+func addresses(s corev1.PodStatus) []netip.Addr {
+	var out []netip.Addr
+	add := func(text string) {
+		if a, err := netip.ParseAddr(text); err == nil && !slices.Contains(out, a.Unmap()) {
+			out = append(out, a.Unmap())
+		}
+	}
+	add(s.PodIP)
+	for _, ip := range s.PodIPs {
+		add(ip.IP)
+	}
+	return slices.Clip(out)
+}
+
+// words keeps one copy of each word and of each set of labels: pods of one template have
+// them in common.
+type words struct {
+	mu     sync.Mutex
+	single map[string]string
+	sets   map[string]map[string]string
+}
+
+// mostWords bounds what is remembered of pods that are gone.
+const mostWords = 1 << 16
+
+func (w *words) word(s string) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.one(s)
+}
+
+func (w *words) one(s string) string {
+	if known, ok := w.single[s]; ok {
+		return known
+	}
+	if w.single == nil || len(w.single) > mostWords {
+		w.single = map[string]string{}
+	}
+	s = strings.Clone(s)
+	w.single[s] = s
+	return s
+}
+
+func (w *words) labels(labels map[string]string) map[string]string {
+	if len(labels) == 0 {
+		return nil
+	}
+	var b strings.Builder
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		b.WriteString(k + "=" + labels[k] + ",")
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if known, ok := w.sets[b.String()]; ok {
+		return known
+	}
+	if w.sets == nil || len(w.sets) > mostWords {
+		w.sets = map[string]map[string]string{}
+	}
+	own := make(map[string]string, len(labels))
+	for k, v := range labels {
+		own[w.one(k)] = w.one(v)
+	}
+	w.sets[b.String()] = own
+	return own
+}

@@ -1,0 +1,220 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"maps"
+	"time"
+
+	"github.com/podmark/podmark/pkg/apply"
+)
+
+// Round is what one round did.
+type Round struct {
+	Time    time.Time
+	Took    time.Duration
+	Applied apply.Applied
+	Err     error
+	// Watches and Pods are how many there are.
+	Watches, Pods int
+}
+
+// Between two rounds events are collected, and others get the node's lock.
+const (
+	leastPause = 20 * time.Millisecond
+	mostPause  = 2 * time.Second
+	pauseRatio = 4 // of the time that the round before took
+	// regular is how often attachments are looked at when nothing is said, and soon while
+	// a pod is about to have one.
+	regular = 5 * time.Second
+	soon    = 200 * time.Millisecond
+	// retry is how long after a failure.
+	retry = time.Second
+	// linger is how long a watch goes on that is needed no more: pods of a namespace come
+	// and go.
+	linger = time.Minute
+	// membersEvery is how often members.json is written, at the most, and membersRatio how
+	// much longer than it took.
+	membersEvery = time.Second
+	membersRatio = 20
+)
+
+// Run follows the cluster from the moment it is activated until ctx is done, and leaves
+// what is enforced as it is.
+func (c *Cluster) Run(ctx context.Context) error {
+	c.mu.Lock()
+	c.ctx = ctx
+	c.mu.Unlock()
+	if err := c.remember(); err != nil {
+		return err
+	}
+	next := time.NewTimer(regular)
+	defer next.Stop()
+	written, due := time.Now(), false
+	for ctx.Err() == nil {
+		round, did := c.turn(ctx)
+		if did && c.Done != nil && ctx.Err() == nil {
+			c.Done(round)
+		}
+		due = due || did && round.Err == nil
+		pause := min(max(leastPause, pauseRatio*round.Took), mostPause)
+		if round.Err != nil {
+			pause = retry
+		}
+		if due && time.Since(written) >= membersEvery {
+			start := time.Now()
+			if err := c.Node.WriteMembers(c.Members()); err != nil {
+				c.Log.Warn("noting who is in the sets", "error", err)
+			}
+			due, written = false, time.Now().Add(membersRatio*time.Since(start)-membersEvery)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+		next.Reset(c.patience(due))
+		select {
+		case <-ctx.Done():
+		case <-c.poked:
+		case <-next.C:
+			c.mu.Lock()
+			c.dirty = true // attachments may have come and gone
+			c.mu.Unlock()
+		}
+	}
+	return nil
+}
+
+// patience is how long may pass without an event.
+func (c *Cluster) patience(due bool) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case len(c.coming) > 0 || c.dirty:
+		return soon
+	case due:
+		return membersEvery
+	}
+	return regular
+}
+
+// remember reads what a former podmarkd left.
+func (c *Cluster) remember() error {
+	policies, members, err := c.Node.Remembered()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.applied = policies
+	if c.lost = members == nil; !c.lost {
+		c.former = *members
+	}
+	// One that the API has no more may be one whose namespace is going.
+	for _, p := range policies.Policies {
+		if c.policies[p.Namespace] == nil {
+			c.policies[p.Namespace] = map[string]*known{}
+		}
+		c.policies[p.Namespace][p.Name] = &known{Policy: p}
+	}
+	return nil
+}
+
+// turn has a round, if one is due. Before the first one everything must be known that a
+// policy means: what was enforced before goes on until then.
+func (c *Cluster) turn(ctx context.Context) (r Round, did bool) {
+	r.Time = time.Now()
+	c.mu.Lock()
+	if !c.active {
+		c.mu.Unlock()
+		return r, false
+	}
+	all := c.plan(r.Time)
+	settings := c.settings
+	due := c.dirty || c.index.Changed() || !c.begun
+	r.Watches, r.Pods = len(c.watches), len(c.pods)
+	if !all && !c.begun {
+		due = false
+	}
+	c.mu.Unlock()
+	if !due {
+		return r, false
+	}
+	r.Applied, r.Err = c.Node.Revise(ctx, settings, c.decide)
+	r.Took = time.Since(r.Time)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if errors.Is(r.Err, fs.ErrNotExist) { // podmark has not run here, and no pod has come
+		return r, false
+	}
+	if c.failed = r.Err; r.Err == nil {
+		c.done = c.round
+	} else {
+		c.dirty, c.lost = true, true
+	}
+	c.announce()
+	return r, true
+}
+
+// plan has those things watched that are to be, and reports whether everything is known
+// that there is to know.
+func (c *Cluster) plan(now time.Time) (all bool) {
+	maps.DeleteFunc(c.coming, func(_ name, k *coming) bool { return now.After(k.until) })
+	wanted := map[Watch]bool{{Kind: Pods, Node: c.Name}: true}
+	w := c.world()
+	for namespace, pods := range c.crowd() {
+		wanted[Watch{Kind: Policies, Namespace: namespace}] = true
+		for _, p := range c.policies[namespace] {
+			for _, labels := range pods {
+				if p.Pods.Matches(labels) {
+					for _, watch := range peerWatches(p.Policy, w) {
+						wanted[watch] = true
+					}
+					break
+				}
+			}
+		}
+	}
+	for namespace, policies := range c.policies {
+		if !wanted[Watch{Kind: Policies, Namespace: namespace}] {
+			maps.DeleteFunc(policies, func(_ string, p *known) bool { return p.gone })
+		}
+	}
+	c.wanted = merged(wanted)
+	all = true
+	for watch := range c.wanted {
+		if c.watches[watch] == nil {
+			c.watches[watch] = c.start(c.ctx, watch)
+		}
+		c.watches[watch].idle = time.Time{}
+		all = all && c.watches[watch].synced
+	}
+	for watch, s := range c.watches {
+		switch {
+		case c.wanted[watch]:
+		case s.idle.IsZero():
+			s.idle = now
+		case now.Sub(s.idle) > linger && c.covered(s):
+			s.stop()
+			delete(c.watches, watch)
+			c.forget(s)
+		}
+	}
+	return all
+}
+
+// covered reports whether all that is wanted and that s sees is seen by another: one watch
+// takes over from another only when it has caught up.
+func (c *Cluster) covered(s *watching) bool {
+	for watch := range c.wanted {
+		if s.covers(watch) && !c.watches[watch].synced {
+			return false
+		}
+	}
+	return true
+}

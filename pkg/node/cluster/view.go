@@ -1,0 +1,346 @@
+package cluster
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/policy"
+)
+
+// view is what is known. Everything in it is under the cluster's lock.
+type view struct {
+	pods       map[name]*pod
+	namespaces map[string]map[string]string
+	policies   map[string]map[string]*known // by namespace and name
+	index      *desired.Index
+	// endpoints are the pods of the node that have an attachment, with their labels.
+	endpoints map[name]map[string]string
+	// applied is what is enforced; before the first round, what a former podmarkd left.
+	applied desired.Policies
+	begun   bool
+	former  desired.Members
+	// lost is set where nobody knows what is in the kernel.
+	lost bool
+	// dirty is set when a round would decide otherwise than the last one, besides what the
+	// index says.
+	dirty bool
+}
+
+// known is a policy of a namespace of which the node has pods.
+type known struct {
+	desired.Policy
+	since time.Time
+	// gone is set once the API has it no more. It is enforced until that is known not to
+	// be the end of its namespace, whose pods may outlive their policies.
+	gone bool
+}
+
+func newView() view {
+	return view{
+		pods: map[name]*pod{}, namespaces: map[string]map[string]string{}, policies: map[string]map[string]*known{},
+		index: desired.NewIndex(), endpoints: map[name]map[string]string{}, dirty: true,
+	}
+}
+
+// take takes over an object that a watch has seen.
+func (c *Cluster) take(s *watching, v any) name {
+	switch v := v.(type) {
+	case *pod:
+		return c.takePod(s, v)
+	case *corev1.Namespace:
+		if labels := c.words.labels(v.Labels); !maps.Equal(c.namespaces[v.Name], labels) || c.namespaces[v.Name] == nil {
+			if labels == nil {
+				labels = map[string]string{}
+			}
+			c.namespaces[v.Name] = labels
+			c.index.Label(v.Name, labels)
+			c.dirty = true
+		}
+		return name{name: v.Name}
+	case *networkingv1.NetworkPolicy:
+		c.takePolicy(v)
+		return name{v.Namespace, v.Name}
+	}
+	return name{}
+}
+
+func (c *Cluster) takePod(s *watching, p *pod) name {
+	n := name{p.namespace, p.name}
+	old := c.pods[n]
+	if old != nil {
+		p.seen, p.served = old.seen, old.served && old.uid == p.uid
+		if old.version > p.version {
+			p = old // another watch was quicker
+		}
+	}
+	if !slices.Contains(p.seen, s) {
+		p.seen = append(slices.Clip(p.seen), s)
+	}
+	if p == old {
+		return n
+	}
+	c.pods[n] = p
+	if p.own && (old == nil || old.uid != p.uid || !maps.Equal(old.labels, p.labels) || !slices.Equal(old.ports, p.ports)) {
+		c.dirty = true
+	}
+	c.enrol(n, p)
+	return n
+}
+
+// enrol puts a pod where others may be allowed to speak to it, or takes it out. One that
+// had an attachment here has its addresses by that, and when that is gone has none.
+func (c *Cluster) enrol(n name, p *pod) {
+	_, served := c.endpoints[n]
+	p.served = p.served || served
+	if p.peer && !p.served {
+		c.index.Put(p.indexed(), p.rank)
+	} else {
+		c.index.Remove(n.namespace, n.name)
+	}
+}
+
+func (c *Cluster) takePolicy(v *networkingv1.NetworkPolicy) {
+	compiled, unclear := policy.Object(v)
+	in := c.policies[v.Namespace]
+	if in == nil {
+		in = map[string]*known{}
+		c.policies[v.Namespace] = in
+	}
+	old := in[v.Name]
+	if old != nil && !old.gone && reflect.DeepEqual(old.Policy, compiled) {
+		return
+	}
+	if unclear != nil {
+		c.Log.Warn("a part of a policy is not understood, and allows nothing", "error", unclear)
+	}
+	in[v.Name] = &known{Policy: compiled, since: time.Now()}
+	c.dirty = true
+}
+
+// drop takes over that a watch sees something no more.
+func (c *Cluster) drop(s *watching, n name) {
+	switch s.Kind {
+	case Pods:
+		p := c.pods[n]
+		if p == nil {
+			return
+		}
+		if p.seen = slices.DeleteFunc(slices.Clone(p.seen), func(other *watching) bool { return other == s }); len(p.seen) == 0 {
+			delete(c.pods, n)
+			c.index.Remove(n.namespace, n.name)
+		}
+	case Namespaces:
+		delete(c.namespaces, n.name)
+		c.index.Label(n.name, nil)
+		c.dirty = true
+	case Policies:
+		if p := c.policies[n.namespace][n.name]; p != nil && !p.gone {
+			p.gone = true
+			c.outlive(n)
+		}
+	}
+}
+
+// seenBy lists what a watch sees.
+func (c *Cluster) seenBy(s *watching) map[name]bool {
+	out := map[name]bool{}
+	switch s.Kind {
+	case Pods:
+		for n, p := range c.pods {
+			if slices.Contains(p.seen, s) {
+				out[n] = true
+			}
+		}
+	case Namespaces:
+		for n := range c.namespaces {
+			out[name{name: n}] = true
+		}
+	case Policies:
+		for n, p := range c.policies[s.Namespace] {
+			if !p.gone {
+				out[name{s.Namespace, n}] = true
+			}
+		}
+	}
+	return out
+}
+
+// forget drops what only a watch that has ended saw.
+func (c *Cluster) forget(s *watching) {
+	s.ended = true
+	if s.Kind == Policies {
+		delete(c.policies, s.Namespace)
+		return
+	}
+	for n := range c.seenBy(s) {
+		c.drop(s, n)
+	}
+}
+
+// world is what is known of namespaces.
+func (c *Cluster) world() world {
+	w := world{labels: map[string]map[string]string{}, known: c.synced(Watch{Kind: Namespaces})}
+	for n, labels := range c.namespaces {
+		with := maps.Clone(labels)
+		with[desired.MetadataName] = n
+		w.labels[n] = with
+	}
+	return w
+}
+
+// synced reports whether all that a watch would see is known.
+func (c *Cluster) synced(w Watch) bool {
+	for _, s := range c.watches {
+		if s.synced && s.covers(w) {
+			return true
+		}
+	}
+	return false
+}
+
+// crowd lists the labels of the node's pods by namespace, with those that are coming.
+func (c *Cluster) crowd() map[string][]map[string]string {
+	out := map[string][]map[string]string{}
+	for n, labels := range c.endpoints {
+		out[n.namespace] = append(out[n.namespace], labels)
+	}
+	for n := range c.coming {
+		if p := c.pods[n]; p != nil {
+			out[n.namespace] = append(out[n.namespace], p.labels)
+		} else if out[n.namespace] == nil {
+			out[n.namespace] = []map[string]string{}
+		}
+	}
+	return out
+}
+
+// hold is how long a policy may wait for what it names to be known: until then its former
+// self is enforced, so that peers that go on being allowed are not cut off.
+const hold = 2 * time.Second
+
+// effective lists the policies that some pod of the node is selected by. waits is set
+// where one of them is not enforced yet as it is.
+func (c *Cluster) effective(now time.Time) (list []desired.Policy, waits bool) {
+	w := c.world()
+	applied := map[name]desired.Policy{}
+	for _, p := range c.applied.Policies {
+		applied[name{p.Namespace, p.Name}] = p
+	}
+	for namespace, pods := range c.crowd() {
+		for n, p := range c.policies[namespace] {
+			selects := func(p desired.Policy) bool {
+				return slices.ContainsFunc(pods, func(labels map[string]string) bool { return p.Pods.Matches(labels) })
+			}
+			former, was := applied[name{namespace, n}]
+			switch {
+			case !selects(p.Policy) && !(was && selects(former)):
+			case c.ready(p.Policy, w) || now.Sub(p.since) > hold:
+				if selects(p.Policy) {
+					list = append(list, p.Policy)
+				}
+			default:
+				waits = true
+				if was {
+					list = append(list, former)
+				}
+			}
+		}
+	}
+	slices.SortFunc(list, func(a, b desired.Policy) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	return list, waits
+}
+
+// ready reports whether all that a policy means is known.
+func (c *Cluster) ready(p desired.Policy, w world) bool {
+	for _, watch := range peerWatches(p, w) {
+		if !c.synced(watch) {
+			return false
+		}
+	}
+	return true
+}
+
+// decide is what is to be enforced from now on, given the attachments.
+func (c *Cluster) decide(records []ident.Record) apply.Revision {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.round++
+	c.dirty = false
+	var rev apply.Revision
+	rev.Records = c.informed(records)
+	list, waits := c.effective(time.Now())
+	c.dirty = c.dirty || waits
+	next := desired.Policies{Policies: list}
+	for n := range c.crowd() {
+		if labels := c.namespaces[n]; len(labels) > 0 {
+			if next.Namespaces == nil {
+				next.Namespaces = map[string]map[string]string{}
+			}
+			next.Namespaces[n] = labels
+		}
+	}
+	if !c.begun || !reflect.DeepEqual(next, c.applied) {
+		rev.Policies = &next
+		c.index.Follow(next)
+	}
+	rev.Gone, rev.Come = c.index.Changes()
+	if !c.begun {
+		rev.Whole, rev.Gone = true, c.former
+	}
+	if c.lost {
+		rev.Whole, rev.Unknown, c.lost = true, true, false
+	}
+	c.index.Settle()
+	c.applied, c.begun, c.former = next, true, desired.Members{}
+	return rev
+}
+
+// informed takes over which pods have attachments, and returns those of which the API
+// says something else than they have noted.
+func (c *Cluster) informed(records []ident.Record) (changed []ident.Record) {
+	endpoints := map[name]map[string]string{}
+	var addresses []netip.Addr
+	for _, r := range records {
+		n := name{r.Namespace, r.Pod}
+		addresses = append(addresses, r.Addresses...)
+		if !r.Kubernetes && (c.Follows == nil || !c.Follows(r.Network)) {
+			continue
+		}
+		if p := c.pods[n]; p != nil && p.own && p.known(r.UID) {
+			if !r.Kubernetes || !r.Policed || !maps.Equal(r.Labels, p.labels) || !slices.Equal(r.Ports, p.ports) {
+				r.Kubernetes, r.Policed, r.Labels, r.Ports = true, true, p.labels, p.ports
+				changed = append(changed, r)
+			}
+		}
+		if r.Kubernetes {
+			endpoints[n] = r.Labels
+			delete(c.coming, n)
+		}
+	}
+	before := c.endpoints
+	c.endpoints = endpoints
+	c.index.Claim(addresses)
+	for n := range before {
+		if _, still := endpoints[n]; !still && c.pods[n] != nil {
+			c.enrol(n, c.pods[n])
+		}
+	}
+	for n := range endpoints {
+		if _, already := before[n]; !already && c.pods[n] != nil {
+			c.enrol(n, c.pods[n])
+		}
+	}
+	return changed
+}

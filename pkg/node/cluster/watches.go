@@ -1,0 +1,191 @@
+package cluster
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/podmark/podmark/pkg/desired"
+)
+
+// Kind is a resource of the API.
+type Kind string
+
+// The resources that are watched.
+const (
+	Pods       Kind = "pods"
+	Namespaces Kind = "namespaces"
+	Policies   Kind = "networkpolicies"
+)
+
+// Watch is what one watch of the API asks for.
+type Watch struct {
+	Kind Kind
+	// Namespace is empty for all of them.
+	Namespace string
+	// Labels is a label selector, Node the value of spec.nodeName; empty for any.
+	Labels, Node string
+}
+
+// String is for people: "pods of shop with app in (web)".
+func (w Watch) String() string {
+	var b strings.Builder
+	b.WriteString(string(w.Kind))
+	for _, part := range []struct{ word, value string }{{" of ", w.Namespace}, {" with ", w.Labels}, {" on ", w.Node}} {
+		if part.value != "" {
+			b.WriteString(part.word + part.value)
+		}
+	}
+	return b.String()
+}
+
+// covers reports whether w sees everything that other sees.
+func (w Watch) covers(other Watch) bool {
+	return w.Kind == other.Kind && (w.Namespace == "" || w.Namespace == other.Namespace) &&
+		(w.Labels == "" || w.Labels == other.Labels) && (w.Node == "" || w.Node == other.Node)
+}
+
+// Where one watch more costs the API server less than what it saves.
+const (
+	// selectorsEach is how many selectors over all namespaces are watched by themselves;
+	// for more, all pods are.
+	selectorsEach = 4
+	// namespacesEach is how many namespaces that a selector picks are watched by
+	// themselves; for more, all are.
+	namespacesEach = 32
+)
+
+// world is what is known of namespaces, for selectors of them: their labels with the name.
+type world struct {
+	labels map[string]map[string]string
+	known  bool
+}
+
+// peerWatches lists what has to be watched to know whom a policy means. Where that takes
+// the labels of namespaces and those are not known yet, it is Namespaces alone for that
+// peer.
+func peerWatches(p desired.Policy, w world) []Watch {
+	set := map[Watch]bool{}
+	for _, isolation := range []*desired.Isolation{p.Ingress, p.Egress} {
+		if isolation == nil {
+			continue
+		}
+		for _, rule := range isolation.Rules {
+			for _, peer := range rule.Peers {
+				for _, watch := range w.watchesOf(peer) {
+					set[watch] = true
+				}
+			}
+			// A named port of an ingress rule is the endpoint's own. One of an egress rule
+			// is that of whoever has the address, of all pods where it selects none.
+			if isolation == p.Egress && len(rule.NamedPorts) > 0 && (len(rule.Peers) == 0 || len(rule.Blocks) > 0) && !rule.Nobody {
+				set[Watch{Kind: Pods}] = true
+			}
+		}
+	}
+	return slices.Collect(maps.Keys(set))
+}
+
+func (w world) watchesOf(peer desired.Peer) []Watch {
+	labels := labelSelector(peer.Pods)
+	if peer.Namespace != "" {
+		return []Watch{{Kind: Pods, Namespace: peer.Namespace, Labels: labels}}
+	}
+	if len(peer.NamespaceSelector) == 0 {
+		return []Watch{{Kind: Pods, Labels: labels}}
+	}
+	var picked []string
+	if names, ok := namesOnly(peer.NamespaceSelector); ok {
+		picked = names
+	} else {
+		if !w.known {
+			return []Watch{{Kind: Namespaces}}
+		}
+		for name, labels := range w.labels {
+			if peer.NamespaceSelector.Matches(labels) {
+				picked = append(picked, name)
+			}
+		}
+	}
+	var out []Watch
+	if _, ok := namesOnly(peer.NamespaceSelector); !ok {
+		out = append(out, Watch{Kind: Namespaces})
+	}
+	if len(picked) > namespacesEach {
+		return append(out, Watch{Kind: Pods, Labels: labels})
+	}
+	for _, name := range picked {
+		out = append(out, Watch{Kind: Pods, Namespace: name, Labels: labels})
+	}
+	return out
+}
+
+// namesOnly lists the namespaces that a selector picks by nothing but their names.
+func namesOnly(s desired.Selector) (names []string, ok bool) {
+	if len(s) != 1 || s[0].Key != desired.MetadataName || s[0].Op != desired.In {
+		return nil, false
+	}
+	return s[0].Values, true
+}
+
+// merged leaves out what others cover, and joins what is cheaper as one.
+func merged(wanted map[Watch]bool) map[Watch]bool {
+	everywhere := map[string]bool{}        // selectors over all namespaces
+	within := map[string]map[string]bool{} // selectors by namespace
+	out := map[Watch]bool{}
+	for w := range wanted {
+		switch {
+		case w.Kind != Pods || w.Node != "":
+			out[w] = true
+		case w.Namespace == "":
+			everywhere[w.Labels] = true
+		default:
+			if within[w.Namespace] == nil {
+				within[w.Namespace] = map[string]bool{}
+			}
+			within[w.Namespace][w.Labels] = true
+		}
+	}
+	if everywhere[""] || len(everywhere) > selectorsEach {
+		out[Watch{Kind: Pods}] = true
+		return out
+	}
+	for labels := range everywhere {
+		out[Watch{Kind: Pods, Labels: labels}] = true
+	}
+	for namespace, selectors := range within {
+		maps.DeleteFunc(selectors, func(labels string, _ bool) bool { return everywhere[labels] })
+		switch {
+		case len(selectors) == 0:
+		case len(selectors) == 1:
+			for labels := range selectors {
+				out[Watch{Kind: Pods, Namespace: namespace, Labels: labels}] = true
+			}
+		default:
+			out[Watch{Kind: Pods, Namespace: namespace}] = true
+		}
+	}
+	return out
+}
+
+// labelSelector writes a selector as the API reads it. Both say of NotIn that it holds for
+// a label that is absent.
+func labelSelector(s desired.Selector) string {
+	parts := make([]string, 0, len(s))
+	for _, r := range s {
+		values := "(" + strings.Join(r.Values, ",") + ")"
+		switch r.Op {
+		case desired.In:
+			parts = append(parts, r.Key+" in "+values)
+		case desired.NotIn:
+			parts = append(parts, r.Key+" notin "+values)
+		case desired.Exists:
+			parts = append(parts, r.Key)
+		case desired.DoesNotExist:
+			parts = append(parts, "!"+r.Key)
+		}
+	}
+	slices.SortFunc(parts, cmp.Compare)
+	return strings.Join(parts, ",")
+}

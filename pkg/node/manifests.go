@@ -1,0 +1,124 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/policy"
+)
+
+// ReadPolicies reads and compiles the manifests that paths name: files, folders, and "-"
+// for stdin.
+func ReadPolicies(paths []string, stdin io.Reader) (desired.Policies, error) {
+	var sources []policy.Source
+	for _, path := range paths {
+		more, err := readSources(path, stdin)
+		if err != nil {
+			return desired.Policies{}, err
+		}
+		sources = append(sources, more...)
+	}
+	return policy.Compile(sources...)
+}
+
+func readSources(path string, stdin io.Reader) ([]policy.Source, error) {
+	if path == "-" {
+		data, err := io.ReadAll(stdin)
+		return []policy.Source{{Name: "stdin", Data: data}}, err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	names := []string{path}
+	if info.IsDir() {
+		if names, err = manifests(path); err != nil {
+			return nil, err
+		}
+	}
+	var sources []policy.Source
+	for _, name := range names {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return nil, err
+		}
+		sources = append(sources, policy.Source{Name: name, Data: data})
+	}
+	return sources, nil
+}
+
+// manifests lists a folder's manifests, not those of its subfolders. A folder
+// without any is refused: an empty policy opens every endpoint, and --delete says so.
+func manifests(dir string) ([]string, error) {
+	var names []string
+	for _, pattern := range []string{"*.yaml", "*.yml", "*.json"} {
+		found, err := filepath.Glob(filepath.Join(dir, pattern))
+		if err != nil {
+			return nil, err
+		}
+		names = append(names, found...)
+	}
+	if len(names) == 0 {
+		return nil, fmt.Errorf("folder %q has no *.yaml, *.yml or *.json: to remove the node's policy, say 'podmarkctl apply --delete'", dir)
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// PolicyFolder keeps the manifests of a folder the node's policy. What it holds when
+// something in it is wrong changes nothing, and is told.
+type PolicyFolder struct {
+	Dir  string
+	Node apply.Node
+	// Settings are for a node on which podmark has not run.
+	Settings apply.Settings
+	// Every is how often it is read without a notification.
+	Every time.Duration
+	Log   *slog.Logger
+}
+
+// settled is how long a folder is left alone after a notification: an editor writes,
+// renames and removes.
+const settled = 100 * time.Millisecond
+
+// Run follows the folder until ctx is done.
+func (f PolicyFolder) Run(ctx context.Context) {
+	changed := make(chan struct{}, 1)
+	go watchFolder(ctx, f.Dir, f.Every, func() {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	})
+	said := ""
+	for ctx.Err() == nil {
+		policies, err := ReadPolicies([]string{f.Dir}, nil)
+		var done apply.Applied
+		if err == nil {
+			done, err = f.Node.SetPolicies(ctx, f.Settings, policies)
+		}
+		switch {
+		case err == nil:
+			if said = ""; done.Changed {
+				f.Log.Info("policies of the folder are in force", "folder", f.Dir, "policies", done.Policies, "endpoints", done.Endpoints, "narrowed", done.Narrowed)
+			}
+		case err.Error() != said && ctx.Err() == nil:
+			said = err.Error()
+			f.Log.Error("the policies of the folder are not in force, those of before are", "folder", f.Dir, "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-changed:
+			wait(ctx, settled)
+		case <-time.After(f.Every):
+		}
+	}
+}

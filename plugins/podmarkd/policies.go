@@ -1,0 +1,117 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+
+	"k8s.io/client-go/rest"
+
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/node/cluster"
+	"github.com/podmark/podmark/pkg/whois"
+)
+
+// policies are where those of the node come from: a folder, the Kubernetes API for
+// networks that say so, or neither, where podmarkctl applies them.
+type policies struct {
+	cluster *cluster.Cluster // nil where the API server is not asked
+	folder  *node.PolicyFolder
+	socket  string
+	log     *slog.Logger
+
+	mu       sync.Mutex
+	networks map[string]config.Policy
+}
+
+// newPolicies sets up what flags and networks ask for; api is nil where there is none.
+func (o daemonOptions) newPolicies(n apply.Node, api *rest.Config, log *slog.Logger, m *metrics) (*policies, error) {
+	p := &policies{socket: o.socket, log: log}
+	if api != nil {
+		name, err := o.nodeNamed()
+		if err != nil {
+			return nil, err
+		}
+		if p.cluster, err = cluster.New(n, name, api, log); err != nil {
+			return nil, err
+		}
+		p.cluster.Follows = func(network string) bool { return p.of(network) == config.PolicyKubernetes }
+		p.cluster.Done = m.round
+	}
+	if o.policyDir != "" {
+		defaults, err := config.ParseEntry([]byte("{}"), "none", "1.0.0")
+		if err != nil {
+			return nil, err
+		}
+		p.folder = &node.PolicyFolder{Dir: o.policyDir, Node: n, Settings: apply.SettingsOf(defaults), Every: o.interval, Log: log}
+	}
+	return p, nil
+}
+
+// members has n know who of other nodes is in the sets.
+func (p *policies) members(n apply.Node) apply.Node {
+	if p.cluster != nil {
+		n.Members = p.cluster.Members
+	}
+	return n
+}
+
+// of is where a network takes its policies from.
+func (p *policies) of(network string) config.Policy {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.networks[network]
+}
+
+// seen takes over where the networks take their policies from.
+func (p *policies) seen(networks map[string]config.Policy) error {
+	p.mu.Lock()
+	p.networks = networks
+	p.mu.Unlock()
+	by := map[config.Policy]string{}
+	for _, name := range slices.Sorted(maps.Keys(networks)) {
+		by[networks[name]] = name
+	}
+	following, files := by[config.PolicyKubernetes], by[config.PolicyFiles]
+	switch {
+	case following == "":
+		return nil
+	case files != "":
+		return fmt.Errorf("network %q takes its policies from the Kubernetes API, and network %q from files: a node has them from one place", following, files)
+	case p.cluster == nil:
+		return fmt.Errorf("network %q takes its policies from the Kubernetes API: %w", following, errNoAPI)
+	}
+	p.cluster.Activate()
+	return nil
+}
+
+var errNoAPI = errors.New("podmarkd has no API server to ask: give --kubeconfig")
+
+// run answers the plugin, and follows the sources, until ctx is done.
+func (p *policies) run(ctx context.Context) error {
+	l, err := whois.Listen(p.socket)
+	if err != nil {
+		return err
+	}
+	var running sync.WaitGroup
+	defer running.Wait()
+	answer := func(context.Context, whois.Request) (whois.Answer, error) { return whois.Answer{}, errNoAPI }
+	if p.cluster != nil {
+		answer = p.cluster.Answer
+	}
+	running.Go(func() { whois.Serve(ctx, l, answer) })
+	if p.folder != nil {
+		running.Go(func() { p.folder.Run(ctx) })
+	}
+	if p.cluster == nil {
+		<-ctx.Done()
+		return nil
+	}
+	return p.cluster.Run(ctx)
+}
