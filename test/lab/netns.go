@@ -17,6 +17,8 @@ import (
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/test/needs"
 )
 
 // netnsDir is where ip(8) looks for namespaces, so that "ip netns exec" works
@@ -103,10 +105,13 @@ func newNS(t testing.TB, name string, s *site) *NS {
 	}
 	n.handle = handle
 	n.setUp("lo")
+	// Duplicate address detection keeps an address unusable for a second.
+	n.Sysctl("net/ipv6/conf/all/accept_dad", "0")
+	n.Sysctl("net/ipv6/conf/default/accept_dad", "0")
+	if needs.SCTP() != nil {
+		return n
+	}
 	for _, parameter := range [][2]string{
-		// Duplicate address detection keeps an address unusable for a second.
-		{"net/ipv6/conf/all/accept_dad", "0"},
-		{"net/ipv6/conf/default/accept_dad", "0"},
 		// An association that is cut for a while should neither give up nor wait
 		// long before it tries again: milliseconds and numbers of attempts.
 		{"net/sctp/rto_initial", "1000"},

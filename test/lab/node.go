@@ -84,6 +84,9 @@ type Options struct {
 	// WithoutKubeProxy leaves out kube-proxy's rules; its link and its kernel
 	// parameters are there.
 	WithoutKubeProxy bool
+	// Plain leaves out everything that a build machine's kernel may lack: services,
+	// filtered bridges and SCTP.
+	Plain bool
 }
 
 // Node is a Kubernetes node. Its Addresses are those on the links to its hosts.
@@ -104,7 +107,10 @@ type Node struct {
 // NewNode makes a node. It is gone when the test ends.
 func NewNode(t testing.TB, o Options) *Node {
 	t.Helper()
-	needs.All(t, needs.Root, needs.Netns, needs.IPVS, needs.BridgeNetfilter, needs.SCTP, needs.Dummy)
+	needs.All(t, needs.Root, needs.Netns)
+	if !o.Plain {
+		needs.All(t, needs.IPVS, needs.BridgeNetfilter, needs.SCTP, needs.Dummy)
+	}
 	if o.Backend == "" {
 		o.Backend = NFTables
 	}
@@ -126,9 +132,15 @@ func NewNode(t testing.TB, o Options) *Node {
 	n.chooseVariant()
 	n.cni = libcni.NewCNIConfigWithCacheDir(pluginDirs(t), filepath.Join(n.Dir, "cni-cache"), newPluginExec(n.NS))
 
+	n.Sysctl("net/ipv4/ip_forward", "1")
+	n.Sysctl("net/ipv6/conf/all/forwarding", "1")
+	if o.Plain {
+		for _, f := range Families {
+			n.Iptables(f, "-t", "mangle", "-N", "KUBE-IPTABLES-HINT")
+		}
+		return n
+	}
 	for _, parameter := range [][2]string{
-		{"net/ipv4/ip_forward", "1"},
-		{"net/ipv6/conf/all/forwarding", "1"},
 		// What kube-proxy sets in IPVS mode.
 		{"net/ipv4/vs/conntrack", "1"},
 		{"net/ipv4/vs/conn_reuse_mode", "0"},
