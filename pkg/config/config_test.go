@@ -34,14 +34,15 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := config.Config{
-		CNIVersion:  "1.1.0",
-		Network:     "net",
-		Layout:      layout,
-		NodePorts:   []config.PortRange{{First: 30000, Last: 32767}},
-		Backend:     config.BackendAuto,
-		Policy:      config.PolicyNone,
-		StateDir:    "/run/podmark",
-		LockTimeout: 10 * time.Second,
+		CNIVersion:   "1.1.0",
+		Network:      "net",
+		Layout:       layout,
+		NodePorts:    []config.PortRange{{First: 30000, Last: 32767}},
+		Backend:      config.BackendAuto,
+		Policy:       config.PolicyNone,
+		StateDir:     "/run/podmark",
+		DaemonSocket: "/run/podmark/podmarkd.sock",
+		LockTimeout:  10 * time.Second,
 	}
 	for _, stdin := range []string{
 		`{"cniVersion": "1.1.0", "name": "net"}`,
@@ -89,6 +90,9 @@ func TestAccepted(t *testing.T) {
 		{"backend", `"iptables"`, func(c config.Config) any { return c.Backend }, config.BackendIPTables},
 		{"policy", `"none"`, func(c config.Config) any { return c.Policy }, config.PolicyNone},
 		{"policy", `"files"`, func(c config.Config) any { return c.Policy }, config.PolicyFiles},
+		{"policy", `"kubernetes"`, func(c config.Config) any { return c.Policy }, config.PolicyKubernetes},
+		{"failOpen", `false`, func(c config.Config) any { return c.FailOpen }, false},
+		{"daemonSocket", `"/run/other.sock"`, func(c config.Config) any { return c.DaemonSocket }, "/run/other.sock"},
 		{"stateDir", `"/var/run/podmark"`, stateDir, "/var/run/podmark"},
 		{"stateDir", `"/a//b/./c/"`, stateDir, "/a/b/c"},
 		{"stateDir", `"/..a/b.."`, stateDir, "/..a/b.."},
@@ -138,14 +142,30 @@ var rejected = map[string]struct {
 		`[["1:2"]]`, `[null]`, `[true]`, `[{}]`, `["1:2\n"]`, `["30000:32767", "bad"]`,
 	}},
 	"backend":            {`"auto", "nftables", "iptables"`, []string{`"nft"`, `"iptables-nft"`, `"iptables-legacy"`, `""`, `"AUTO"`, `"NFTables"`, `null`, `1`, `["auto"]`}},
-	"policy":             {`"none", "files"`, []string{`"kubernetes"`, `""`, `"None"`, `null`, `true`, `{}`}},
+	"policy":             {`"none", "files", "kubernetes"`, []string{`"Kubernetes"`, `""`, `"None"`, `null`, `true`, `{}`}},
 	"stateDir":           {"an absolute path", []string{`"run/podmark"`, `""`, `"/"`, `"//"`, `"/./"`, `"/run/../etc"`, `"/run/.."`, `".."`, `"/run/\u0000"`, `null`, `7`, `"/` + strings.Repeat("x", 4000) + `"`}},
+	"failOpen":           {"true or false", []string{`"true"`, `1`, `null`, `[]`}},
+	"daemonSocket":       {"an absolute path", []string{`"podmarkd.sock"`, `"/"`, `null`, `7`}},
 	"lockTimeoutSeconds": {"a number of seconds above 0, at most 600", []string{`0`, `-1`, `-0.0001`, `600.001`, `1e300`, `1e400`, `"10"`, `"10s"`, `null`, `true`, `[10]`}},
 	"logFile":            {"an absolute path", []string{`"podmark.log"`, `"/"`, `"/var/../x"`, `"/\u0000"`, `null`, `7`, `false`}},
 	"args.cni.labels": {"a list such as", []string{
 		`"app=web"`, `7`, `true`, `["app"]`, `[{}]`, `[{"key": "app"}]`, `[{"value": "web"}]`, `[{"key": "", "value": "x"}]`, `[{"key": 1, "value": "x"}]`, `[{"key": "a", "value": 1}]`, `[null]`,
 		`{"app": 1}`, `{"app": null}`, `{"": "x"}`, `[["app", "web"]]`,
 	}},
+}
+
+// A pod may start without its policy only where that is to be asked for.
+func TestFailOpen(t *testing.T) {
+	for policy, ok := range map[string]bool{`"kubernetes"`: true, `"files"`: false, `"none"`: false} {
+		c, err := config.Parse([]byte(`{"cniVersion": "1.1.0", "name": "net", "failOpen": true, "policy": ` + policy + `}`))
+		if (err == nil) != ok || c.FailOpen != ok {
+			t.Errorf("failOpen with policy %s: %+v, %v", policy, c, err)
+		}
+	}
+	c, err := config.Parse([]byte(`{"cniVersion": "1.1.0", "name": "net", "stateDir": "/run/x"}`))
+	if err != nil || c.DaemonSocket != "/run/x/podmarkd.sock" {
+		t.Errorf("the socket is %q (%v), want it in the state folder", c.DaemonSocket, err)
+	}
 }
 
 func TestRejected(t *testing.T) {
@@ -265,7 +285,7 @@ func FuzzParse(f *testing.F) {
 		if c.LockTimeout < time.Millisecond || c.LockTimeout > 10*time.Minute {
 			t.Errorf("timeout %v", c.LockTimeout)
 		}
-		if c.Backend != config.BackendAuto && c.Backend != config.BackendNFTables && c.Backend != config.BackendIPTables || c.Policy != config.PolicyNone && c.Policy != config.PolicyFiles {
+		if c.Backend != config.BackendAuto && c.Backend != config.BackendNFTables && c.Backend != config.BackendIPTables || c.Policy != config.PolicyNone && c.Policy != config.PolicyFiles && c.Policy != config.PolicyKubernetes {
 			t.Errorf("backend %q, policy %q", c.Backend, c.Policy)
 		}
 		if _, ok := c.Labels[""]; ok {

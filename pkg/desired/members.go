@@ -17,6 +17,9 @@ func (p Policies) Members(pods ...Pod) Members {
 	m := Members{Peers: map[PeerSetID][]netip.Addr{}, Tuples: map[TupleSetID][]netip.AddrPort{}}
 	s := p.selection(func(namespace string) map[string]string { return p.Namespaces[namespace] })
 	for _, pod := range pods {
+		if len(pod.Addresses) == 0 {
+			continue
+		}
 		for _, id := range s.peers(pod) {
 			m.Peers[id] = append(m.Peers[id], pod.Addresses...)
 		}

@@ -1,0 +1,224 @@
+package desired_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/endpoint"
+	"github.com/podmark/podmark/pkg/ident"
+)
+
+// crowd is what an Index is told, kept in the plainest way.
+type crowd struct {
+	policies   desired.Policies
+	namespaces map[string]map[string]string
+	pods       map[string]desired.Pod
+	ranks      map[string]uint64
+	claimed    []netip.Addr
+}
+
+// members is what an index must know, worked out from the beginning.
+func (c crowd) members() desired.Members {
+	owner := map[netip.Addr]string{}
+	for name, p := range c.pods {
+		for _, a := range p.Addresses {
+			if other, taken := owner[a]; !taken || c.ranks[name] > c.ranks[other] {
+				owner[a] = name
+			}
+		}
+	}
+	var pods []desired.Pod
+	for name, p := range c.pods {
+		p.Addresses = slices.DeleteFunc(slices.Clone(p.Addresses), func(a netip.Addr) bool {
+			return owner[a] != name || slices.Contains(c.claimed, a)
+		})
+		pods = append(pods, p)
+	}
+	with := c.policies
+	with.Namespaces = c.namespaces
+	return with.Members(pods...)
+}
+
+// Whatever happens, in any order, an index knows what there is, and what it says has gone
+// and come turns what there was into that.
+func TestIndex(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	for run := range 60 {
+		r := rand.New(rand.NewPCG(seed, uint64(run)))
+		x := desired.NewIndex()
+		c := crowd{namespaces: map[string]map[string]string{}, pods: map[string]desired.Pod{}, ranks: map[string]uint64{}}
+		known := desired.Members{}
+		for step := range 120 {
+			what := turn(r, x, &c)
+			known = settled(c.policies, known) // a set that is dropped and comes back is new
+			if r.IntN(4) > 0 {
+				continue
+			}
+			gone, come := x.Changes()
+			if x.Changed() != (len(gone.Peers)+len(gone.Tuples)+len(come.Peers)+len(come.Tuples) > 0) {
+				t.Fatalf("run %d step %d: it says that it changed: %t, gone %v, come %v", run, step, x.Changed(), gone, come)
+			}
+			if diff := cmp.Diff(settled(c.policies, known), x.Members(), options...); diff != "" {
+				t.Fatalf("run %d step %d, after %s: before they are settled members are others:\n%s", run, step, what, diff)
+			}
+			known = apart(together(settled(c.policies, known), come), gone)
+			x.Settle()
+			want := c.members()
+			if diff := cmp.Diff(want, known, options...); diff != "" {
+				t.Fatalf("run %d step %d, after %s: what came and went makes something else:\n%s", run, step, what, diff)
+			}
+			if diff := cmp.Diff(want, x.Members(), options...); diff != "" {
+				t.Fatalf("run %d step %d, after %s: members:\n%s", run, step, what, diff)
+			}
+		}
+	}
+}
+
+var options = []cmp.Option{cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}), cmpopts.EquateEmpty()}
+
+// turn tells index and crowd the same, at random.
+func turn(r *rand.Rand, x *desired.Index, c *crowd) string {
+	namespace := []string{"one", "two", "three"}[r.IntN(3)]
+	name := fmt.Sprintf("pod%d", r.IntN(5))
+	labels := func() map[string]string {
+		out := map[string]string{}
+		for _, k := range []string{"app", "tier"} {
+			if r.IntN(3) > 0 {
+				out[k] = []string{"a", "b"}[r.IntN(2)]
+			}
+		}
+		return out
+	}
+	addresses := func() (out []netip.Addr) {
+		for range r.IntN(3) {
+			a := addr(fmt.Sprintf("10.9.0.%d", r.IntN(8)))
+			if !slices.Contains(out, a) {
+				out = append(out, a)
+			}
+		}
+		return out
+	}
+	switch r.IntN(8) {
+	case 0:
+		c.policies = desired.Policies{}
+		for i := range r.IntN(4) {
+			rule := desired.Rule{Peers: []desired.Peer{{Namespace: namespace, Pods: app([]string{"a", "b"}[r.IntN(2)])}}}
+			if r.IntN(2) == 0 {
+				rule.Peers = append(rule.Peers, desired.Peer{NamespaceSelector: app([]string{"a", "b"}[r.IntN(2)])})
+			}
+			if r.IntN(2) == 0 {
+				rule.NamedPorts = []desired.NamedPort{{Protocol: desired.TCP, Name: []string{"http", "dns"}[r.IntN(2)]}}
+			}
+			c.policies.Policies = append(c.policies.Policies, desired.Policy{Namespace: "one", Name: fmt.Sprint(i), Ingress: &desired.Isolation{Rules: []desired.Rule{rule}}})
+		}
+		x.Follow(c.policies)
+		return "policies"
+	case 1:
+		c.namespaces[namespace] = labels()
+		x.Label(namespace, c.namespaces[namespace])
+		return "labels of a namespace"
+	case 2:
+		delete(c.pods, namespace+"/"+name)
+		x.Remove(namespace, name)
+		return "a pod's end"
+	case 3:
+		c.claimed = addresses()
+		x.Claim(c.claimed)
+		return "claims"
+	default:
+		p := desired.Pod{Namespace: namespace, Name: name, Labels: labels(), Addresses: addresses()}
+		for range r.IntN(3) {
+			p.Ports = append(p.Ports, endpoint.NamedPort{Name: []string{"http", "dns"}[r.IntN(2)], Protocol: []uint8{6, 17}[r.IntN(2)], Number: uint16(80 + r.IntN(2))})
+		}
+		rank := r.Uint64() // no two pods of the test have the same
+		c.pods[namespace+"/"+name], c.ranks[namespace+"/"+name] = p, rank
+		x.Put(p, rank)
+		return "a pod"
+	}
+}
+
+// settled is m without the sets that no policy names.
+func settled(p desired.Policies, m desired.Members) desired.Members {
+	s := desired.Build(desired.Node{}, p, nil)
+	out := desired.Members{Peers: map[desired.PeerSetID][]netip.Addr{}, Tuples: map[desired.TupleSetID][]netip.AddrPort{}}
+	for id := range s.PeerSets {
+		out.Peers[id] = m.Peers[id]
+	}
+	for id := range s.TupleSets {
+		out.Tuples[id] = m.Tuples[id]
+	}
+	return drop(out)
+}
+
+func together(a, b desired.Members) desired.Members {
+	for id, list := range b.Peers {
+		a.Peers[id] = slices.SortedFunc(slices.Values(slices.Concat(a.Peers[id], list)), netip.Addr.Compare)
+	}
+	for id, list := range b.Tuples {
+		a.Tuples[id] = slices.SortedFunc(slices.Values(slices.Concat(a.Tuples[id], list)), netip.AddrPort.Compare)
+	}
+	return a
+}
+
+func apart(a, b desired.Members) desired.Members {
+	for id, list := range b.Peers {
+		a.Peers[id] = slices.DeleteFunc(slices.Clone(a.Peers[id]), func(v netip.Addr) bool { return slices.Contains(list, v) })
+	}
+	for id, list := range b.Tuples {
+		a.Tuples[id] = slices.DeleteFunc(slices.Clone(a.Tuples[id]), func(v netip.AddrPort) bool { return slices.Contains(list, v) })
+	}
+	return drop(a)
+}
+
+// drop leaves out sets without members, as an index does.
+func drop(m desired.Members) desired.Members {
+	for id, list := range m.Peers {
+		if len(list) == 0 {
+			delete(m.Peers, id)
+		}
+	}
+	for id, list := range m.Tuples {
+		if len(list) == 0 {
+			delete(m.Tuples, id)
+		}
+	}
+	return m
+}
+
+// What two states say alike is in neither of what is between them, and an endpoint that
+// only has moved to another profile is in both.
+func TestBetween(t *testing.T) {
+	policies := desired.Policies{Policies: []desired.Policy{web()}}
+	a, b := pod(2, "web", "10.1.0.2"), pod(3, "client", "10.1.0.3")
+	before := desired.Build(node(t), policies, []ident.Record{a, b})
+	if from, to := desired.Between(before, before); len(from.Endpoints)+len(to.Endpoints)+len(from.Profiles)+len(to.Profiles) > 0 || members(from)+members(to) > 0 {
+		t.Errorf("between a state and itself: %+v and %+v", from, to)
+	}
+	b.Labels = map[string]string{"app": "web"}
+	after := desired.Build(node(t), policies, []ident.Record{a, b})
+	from, to := desired.Between(before, after)
+	if len(from.Endpoints) != 1 || len(to.Endpoints) != 1 || from.Endpoints[0].ID != b.ID || to.Endpoints[0].Profiles == from.Endpoints[0].Profiles {
+		t.Errorf("the pod that has another label: %+v and %+v", from.Endpoints, to.Endpoints)
+	}
+	if members(from) != 1 || members(to) != 0 {
+		t.Errorf("%d members went and %d came, want only the former client to go", members(from), members(to))
+	}
+	if !from.Narrows(to) {
+		t.Error("a pod that is isolated now, and a peer that has gone, do not narrow")
+	}
+}
+
+func members(s desired.State) (n int) {
+	for _, set := range s.PeerSets {
+		n += len(set.Addrs)
+	}
+	return n
+}
