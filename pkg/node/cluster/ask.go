@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
 	"github.com/podmark/podmark/pkg/whois"
 )
 
@@ -55,7 +57,9 @@ func (c *Cluster) Answer(ctx context.Context, r whois.Request) (whois.Answer, er
 		c.mu.Unlock()
 		if !fits && time.Since(fetched) >= fetchEvery {
 			fetched = time.Now()
-			unknown = c.look(ctx, n, r.UID)
+			if unknown = c.look(ctx, n, r.UID); errors.Is(unknown, errOther) {
+				return whois.Answer{}, unknown
+			}
 			continue
 		}
 		select {
@@ -106,17 +110,21 @@ func (c *Cluster) blame(w Watch) error {
 	return fmt.Errorf("%s are not known yet", w)
 }
 
+// errOther: the API has no such pod, which no waiting changes.
+var errOther = errors.New("not the pod that the runtime starts")
+
 // look asks the API for a pod that the watch does not show yet, or shows a former one of.
 func (c *Cluster) look(ctx context.Context, n name, uid string) error {
 	p, err := c.fetch(ctx, n)
-	if err != nil {
+	switch {
+	case apierrors.IsNotFound(err):
+		return fmt.Errorf("%w: %w", errOther, err)
+	case err != nil:
 		return err
-	}
-	if !p.own {
-		return fmt.Errorf("the API says that it is not bound to node %q; is --node-name right?", c.Name)
-	}
-	if !p.known(uid) {
-		return fmt.Errorf("the runtime means the one with UID %s, and the API has %s: it was deleted meanwhile", uid, p.uid)
+	case !p.own:
+		return fmt.Errorf("%w: pod %s/%s is not bound to node %q in the API; is --node-name right?", errOther, n.namespace, n.name, c.Name)
+	case !p.known(uid):
+		return fmt.Errorf("%w: pod %s/%s has UID %s in the API, and %s on the node: it was deleted meanwhile", errOther, n.namespace, n.name, p.uid, uid)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
