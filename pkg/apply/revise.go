@@ -1,11 +1,11 @@
 package apply
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"reflect"
 
 	"github.com/podmark/podmark/pkg/apply/conntrack"
 	"github.com/podmark/podmark/pkg/desired"
@@ -24,7 +24,7 @@ type Applied struct {
 	// Narrowed is whether live connections are judged again.
 	Narrowed bool `json:"narrowed"`
 	// Changed is whether there was anything to do.
-	Changed bool `json:"changed"`
+	Changed bool `json:"-"`
 	// Whole is set where everything was written anew, because something was missing.
 	Whole bool `json:"whole,omitempty"`
 }
@@ -56,10 +56,12 @@ func (n Node) SetPolicies(ctx context.Context, settings Settings, policies desir
 		if f.Kubernetes {
 			return Revision{}, fmt.Errorf("%w: apply them there; podmarkd follows it because a network says \"policy\": \"kubernetes\"", ErrSource)
 		}
-		if reflect.DeepEqual(f.Policies, policies) {
-			return Revision{}, nil
+		was, errWas := encode(f.Policies)
+		is, errIs := encode(policies)
+		if bytes.Equal(was, is) {
+			return Revision{}, errors.Join(errWas, errIs)
 		}
-		return Revision{Policies: &policies}, nil
+		return Revision{Policies: &policies}, errors.Join(errWas, errIs)
 	})
 }
 

@@ -2,10 +2,10 @@ package desired
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -198,20 +198,28 @@ func (s Selector) Matches(labels map[string]string) bool {
 	return true
 }
 
-// canonical is a form in which equal selectors are equal strings.
+// canonical is a form in which equal selectors are equal strings, and no others.
 func (s Selector) canonical() string {
 	parts := make([]string, 0, len(s))
 	for _, r := range s {
 		values := slices.Clone(r.Values)
 		slices.Sort(values)
-		b, err := json.Marshal(Requirement{Key: r.Key, Op: r.Op, Values: slices.Compact(values)})
-		if err != nil {
-			panic(err) // three strings always encode
-		}
-		parts = append(parts, string(b))
+		parts = append(parts, framed(append([]string{r.Key, string(r.Op)}, slices.Compact(values)...)))
 	}
 	slices.Sort(parts)
-	return strings.Join(slices.Compact(parts), ",")
+	return framed(slices.Compact(parts))
+}
+
+// framed writes parts one after the other, each behind its length, so that no two lists of
+// parts read alike.
+func framed(parts []string) string {
+	var b strings.Builder
+	for _, p := range parts {
+		b.WriteString(strconv.Itoa(len(p)))
+		b.WriteByte(':')
+		b.WriteString(p)
+	}
+	return b.String()
 }
 
 // MetadataName is the label every namespace carries with its own name.

@@ -211,7 +211,8 @@ func (p Policies) sets() (map[PeerSetID]PeerSet, map[TupleSetID]TupleSet) {
 			}
 			for _, rule := range isolation.Rules {
 				for _, peer := range rule.Peers {
-					peers[peer.id()] = PeerSet{ID: peer.id(), Peer: peer}
+					id := peer.id()
+					peers[id] = PeerSet{ID: id, Peer: peer}
 				}
 				for _, port := range rule.NamedPorts {
 					tuples[port.id()] = TupleSet{ID: port.id(), NamedPort: port}
@@ -287,14 +288,10 @@ func (p Peer) id() PeerSetID {
 
 func (n NamedPort) id() TupleSetID { return TupleSetID(digest("port", n.Protocol.String(), n.Name)) }
 
-// digest hashes parts to 64 bits in hexadecimal. Each part is preceded by its
-// length, so that no two lists of parts read alike.
+// digest hashes parts to 64 bits in hexadecimal.
 func digest(parts ...string) string {
-	h := sha256.New()
-	for _, p := range parts {
-		fmt.Fprintf(h, "%d:%s", len(p), p)
-	}
-	return hex.EncodeToString(h.Sum(nil)[:8])
+	sum := sha256.Sum256([]byte(framed(parts)))
+	return hex.EncodeToString(sum[:8])
 }
 
 // BlocksID names a list of prefixes by its content.

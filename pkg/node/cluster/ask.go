@@ -91,7 +91,7 @@ func (c *Cluster) prepared(n name) (bool, error) {
 		if !k.Pods.Matches(p.labels) || time.Since(k.since) > hold {
 			continue
 		}
-		for _, w := range peerWatches(k.Policy, world) {
+		for _, w := range k.needs.in(world) {
 			if !c.synced(w) {
 				return false, c.blame(w)
 			}

@@ -120,7 +120,7 @@ func (c *Cluster) remember() error {
 		if c.policies[p.Namespace] == nil {
 			c.policies[p.Namespace] = map[string]*known{}
 		}
-		c.policies[p.Namespace][p.Name] = &known{Policy: p}
+		c.policies[p.Namespace][p.Name] = newKnown(p, time.Time{})
 	}
 	return nil
 }
@@ -172,7 +172,7 @@ func (c *Cluster) plan(now time.Time) (all bool) {
 		for _, p := range c.policies[namespace] {
 			for _, labels := range pods {
 				if p.Pods.Matches(labels) {
-					for _, watch := range peerWatches(p.Policy, w) {
+					for _, watch := range p.needs.in(w) {
 						wanted[watch] = true
 					}
 					break

@@ -39,10 +39,15 @@ type view struct {
 // known is a policy of a namespace of which the node has pods.
 type known struct {
 	desired.Policy
+	needs needs
 	since time.Time
 	// gone is set once the API has it no more. It is enforced until that is known not to
 	// be the end of its namespace, whose pods may outlive their policies.
 	gone bool
+}
+
+func newKnown(p desired.Policy, since time.Time) *known {
+	return &known{Policy: p, needs: needsOf(p), since: since}
 }
 
 func newView() view {
@@ -58,10 +63,10 @@ func (c *Cluster) take(s *watching, v any) name {
 	case *pod:
 		return c.takePod(s, v)
 	case *corev1.Namespace:
-		if labels := c.words.labels(v.Labels); !maps.Equal(c.namespaces[v.Name], labels) || c.namespaces[v.Name] == nil {
-			if labels == nil {
-				labels = map[string]string{}
-			}
+		labels := map[string]string{}
+		maps.Copy(labels, v.Labels)
+		labels[desired.MetadataName] = v.Name
+		if labels = c.words.labels(labels); !maps.Equal(c.namespaces[v.Name], labels) {
 			c.namespaces[v.Name] = labels
 			c.index.Label(v.Name, labels)
 			c.dirty = true
@@ -123,7 +128,7 @@ func (c *Cluster) takePolicy(v *networkingv1.NetworkPolicy) {
 	if unclear != nil {
 		c.Log.Warn("a part of a policy is not understood, and allows nothing", "error", unclear)
 	}
-	in[v.Name] = &known{Policy: compiled, since: time.Now()}
+	in[v.Name] = newKnown(compiled, time.Now())
 	c.dirty = true
 }
 
@@ -189,19 +194,13 @@ func (c *Cluster) forget(s *watching) {
 
 // world is what is known of namespaces.
 func (c *Cluster) world() world {
-	w := world{labels: map[string]map[string]string{}, known: c.synced(Watch{Kind: Namespaces})}
-	for n, labels := range c.namespaces {
-		with := maps.Clone(labels)
-		with[desired.MetadataName] = n
-		w.labels[n] = with
-	}
-	return w
+	return world{labels: c.namespaces, known: c.synced(Watch{Kind: Namespaces})}
 }
 
 // synced reports whether all that a watch would see is known.
 func (c *Cluster) synced(w Watch) bool {
-	for _, s := range c.watches {
-		if s.synced && s.covers(w) {
+	for _, by := range w.coveredBy() {
+		if s := c.watches[by]; s != nil && s.synced {
 			return true
 		}
 	}
@@ -244,7 +243,7 @@ func (c *Cluster) effective(now time.Time) (list []desired.Policy, waits bool) {
 			former, was := applied[name{namespace, n}]
 			switch {
 			case !selects(p.Policy) && !(was && selects(former)):
-			case c.ready(p.Policy, w) || now.Sub(p.since) > hold:
+			case now.Sub(p.since) > hold || c.ready(p, w):
 				if selects(p.Policy) {
 					list = append(list, p.Policy)
 				}
@@ -263,8 +262,8 @@ func (c *Cluster) effective(now time.Time) (list []desired.Policy, waits bool) {
 }
 
 // ready reports whether all that a policy means is known.
-func (c *Cluster) ready(p desired.Policy, w world) bool {
-	for _, watch := range peerWatches(p, w) {
+func (c *Cluster) ready(p *known, w world) bool {
+	for _, watch := range p.needs.in(w) {
 		if !c.synced(watch) {
 			return false
 		}
@@ -277,23 +276,16 @@ func (c *Cluster) decide(records []ident.Record) apply.Revision {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.round++
-	c.dirty = false
 	var rev apply.Revision
 	rev.Records = c.informed(records)
-	list, waits := c.effective(time.Now())
-	c.dirty = c.dirty || waits
-	next := desired.Policies{Policies: list}
-	for n := range c.crowd() {
-		if labels := c.namespaces[n]; len(labels) > 0 {
-			if next.Namespaces == nil {
-				next.Namespaces = map[string]map[string]string{}
-			}
-			next.Namespaces[n] = labels
+	if c.dirty {
+		if next, waits := c.next(); !c.begun || !reflect.DeepEqual(next, c.applied) {
+			rev.Policies = &next
+			c.index.Follow(next)
+			c.applied, c.dirty = next, waits
+		} else {
+			c.dirty = waits
 		}
-	}
-	if !c.begun || !reflect.DeepEqual(next, c.applied) {
-		rev.Policies = &next
-		c.index.Follow(next)
 	}
 	rev.Gone, rev.Come = c.index.Changes()
 	if !c.begun {
@@ -303,8 +295,23 @@ func (c *Cluster) decide(records []ident.Record) apply.Revision {
 		rev.Whole, rev.Unknown, c.lost = true, true, false
 	}
 	c.index.Settle()
-	c.applied, c.begun, c.former = next, true, desired.Members{}
+	c.begun, c.former = true, desired.Members{}
 	return rev
+}
+
+// next is what the node's policies are to be. waits is set where that will change by
+// itself.
+func (c *Cluster) next() (next desired.Policies, waits bool) {
+	next.Policies, waits = c.effective(time.Now())
+	for n := range c.crowd() {
+		if labels := c.namespaces[n]; len(labels) > 0 {
+			if next.Namespaces == nil {
+				next.Namespaces = map[string]map[string]string{}
+			}
+			next.Namespaces[n] = labels
+		}
+	}
+	return next, waits
 }
 
 // informed takes over which pods have attachments, and returns those of which the API
@@ -331,6 +338,7 @@ func (c *Cluster) informed(records []ident.Record) (changed []ident.Record) {
 	}
 	before := c.endpoints
 	c.endpoints = endpoints
+	c.dirty = c.dirty || !maps.EqualFunc(before, endpoints, maps.Equal)
 	c.index.Claim(addresses)
 	for n := range before {
 		if _, still := endpoints[n]; !still && c.pods[n] != nil {

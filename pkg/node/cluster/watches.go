@@ -46,6 +46,23 @@ func (w Watch) covers(other Watch) bool {
 		(w.Labels == "" || w.Labels == other.Labels) && (w.Node == "" || w.Node == other.Node)
 }
 
+// coveredBy lists the watches that see everything that w sees.
+func (w Watch) coveredBy() []Watch {
+	list := []Watch{w}
+	widen := func(wider func(*Watch)) {
+		for _, one := range list {
+			before := one
+			if wider(&one); one != before {
+				list = append(list, one)
+			}
+		}
+	}
+	widen(func(w *Watch) { w.Labels = "" })
+	widen(func(w *Watch) { w.Namespace = "" })
+	widen(func(w *Watch) { w.Node = "" })
+	return list
+}
+
 // Where one watch more costs the API server less than what it saves.
 const (
 	// selectorsEach is how many selectors over all namespaces are watched by themselves;
@@ -56,25 +73,35 @@ const (
 	namespacesEach = 32
 )
 
-// world is what is known of namespaces, for selectors of them: their labels with the name.
+// world is what is known of namespaces: their labels, the one with the name among them.
 type world struct {
 	labels map[string]map[string]string
 	known  bool
 }
 
-// peerWatches lists what has to be watched to know whom a policy means. Where that takes
-// the labels of namespaces and those are not known yet, it is Namespaces alone for that
-// peer.
-func peerWatches(p desired.Policy, w world) []Watch {
+// needs is what has to be watched to know whom a policy means.
+type needs struct {
+	// always is what that takes in any case, and of across the rest follows from the labels
+	// of namespaces.
+	always []Watch
+	across []desired.Peer
+}
+
+func needsOf(p desired.Policy) needs {
 	set := map[Watch]bool{}
+	var n needs
 	for _, isolation := range []*desired.Isolation{p.Ingress, p.Egress} {
 		if isolation == nil {
 			continue
 		}
 		for _, rule := range isolation.Rules {
 			for _, peer := range rule.Peers {
-				for _, watch := range w.watchesOf(peer) {
-					set[watch] = true
+				watches, all := watchesOf(peer)
+				for _, w := range watches {
+					set[w] = true
+				}
+				if !all {
+					n.across = append(n.across, peer)
 				}
 			}
 			// A named port of an ingress rule is the endpoint's own. One of an egress rule
@@ -84,39 +111,48 @@ func peerWatches(p desired.Policy, w world) []Watch {
 			}
 		}
 	}
-	return slices.Collect(maps.Keys(set))
+	n.always = slices.Collect(maps.Keys(set))
+	return n
 }
 
-func (w world) watchesOf(peer desired.Peer) []Watch {
+// watchesOf lists what has to be watched for a peer. all is false where that depends on
+// the labels of namespaces besides.
+func watchesOf(peer desired.Peer) (watches []Watch, all bool) {
 	labels := labelSelector(peer.Pods)
-	if peer.Namespace != "" {
-		return []Watch{{Kind: Pods, Namespace: peer.Namespace, Labels: labels}}
+	if peer.Namespace != "" || len(peer.NamespaceSelector) == 0 {
+		return []Watch{{Kind: Pods, Namespace: peer.Namespace, Labels: labels}}, true
 	}
-	if len(peer.NamespaceSelector) == 0 {
-		return []Watch{{Kind: Pods, Labels: labels}}
+	names, ok := namesOnly(peer.NamespaceSelector)
+	if !ok {
+		return []Watch{{Kind: Namespaces}}, false
 	}
-	var picked []string
-	if names, ok := namesOnly(peer.NamespaceSelector); ok {
-		picked = names
-	} else {
-		if !w.known {
-			return []Watch{{Kind: Namespaces}}
-		}
-		for name, labels := range w.labels {
-			if peer.NamespaceSelector.Matches(labels) {
+	for _, name := range names {
+		watches = append(watches, Watch{Kind: Pods, Namespace: name, Labels: labels})
+	}
+	return watches, true
+}
+
+// in lists the watches, as far as the labels of namespaces are known.
+func (n needs) in(w world) []Watch {
+	if len(n.across) == 0 || !w.known {
+		return n.always
+	}
+	out := slices.Clone(n.always)
+	for _, peer := range n.across {
+		labels := labelSelector(peer.Pods)
+		var picked []string
+		for name, of := range w.labels {
+			if peer.NamespaceSelector.Matches(of) {
 				picked = append(picked, name)
 			}
 		}
-	}
-	var out []Watch
-	if _, ok := namesOnly(peer.NamespaceSelector); !ok {
-		out = append(out, Watch{Kind: Namespaces})
-	}
-	if len(picked) > namespacesEach {
-		return append(out, Watch{Kind: Pods, Labels: labels})
-	}
-	for _, name := range picked {
-		out = append(out, Watch{Kind: Pods, Namespace: name, Labels: labels})
+		if len(picked) > namespacesEach {
+			out = append(out, Watch{Kind: Pods, Labels: labels})
+			continue
+		}
+		for _, name := range picked {
+			out = append(out, Watch{Kind: Pods, Namespace: name, Labels: labels})
+		}
 	}
 	return out
 }
