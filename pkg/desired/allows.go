@@ -3,6 +3,8 @@ package desired
 import (
 	"net/netip"
 	"slices"
+
+	"github.com/podmark/podmark/pkg/mark"
 )
 
 // Packet is the first packet of a flow where it is judged: behind IPVS, with the
@@ -24,6 +26,20 @@ type Verdict struct {
 	Allowed bool
 	// By is the rule that allowed or the thing that denied, in words.
 	By string
+	// Judged are the endpoints that were asked, in order. Who denies is the last.
+	Judged []Judgement
+}
+
+// Judgement is what the policies of one endpoint make of a packet.
+type Judgement struct {
+	Direction Direction
+	Endpoint  mark.ID
+	// Profile is empty where no policy isolates the endpoint.
+	Profile ProfileID
+	// Rule is the origin of the rule that allows; empty where none does, and where none
+	// is asked.
+	Rule    string
+	Allowed bool
 }
 
 // ICMPv6 is the protocol number of neighbour discovery and MLD.
@@ -43,27 +59,39 @@ func (s State) Allows(p Packet) Verdict {
 	if p.In == "" {
 		return Verdict{Allowed: true, By: "sent by the node"}
 	}
-	src := s.endpoint(p.Src, p.In)
-	if src == nil && s.routed(p.In) {
+	src, posing := s.Origin(p.Src, p.In)
+	if posing {
 		return Verdict{By: "source address is not the endpoint's own"}
 	}
+	var judged []Judgement
 	if src != nil {
-		if v := s.judge(src.Profiles[Egress], p.Dst, p); !v.Allowed {
+		v := s.judge(Egress, *src, p.Dst, p)
+		if judged = v.Judged; !v.Allowed {
 			return v
 		}
 	}
 	if p.Out == "" {
-		return Verdict{Allowed: true, By: "delivered to the node"}
+		return Verdict{Allowed: true, By: "delivered to the node", Judged: judged}
 	}
 	dst := s.endpoint(p.Dst, p.Out)
 	switch {
 	case dst == nil && s.routed(p.Out):
-		return Verdict{By: "destination is no endpoint's address"}
+		return Verdict{By: "destination is no endpoint's address", Judged: judged}
 	case dst == nil:
-		return Verdict{Allowed: true, By: "leaves the node"}
+		return Verdict{Allowed: true, By: "leaves the node", Judged: judged}
 	default:
-		return s.judge(dst.Profiles[Ingress], p.Src, p)
+		v := s.judge(Ingress, *dst, p.Src, p)
+		v.Judged = append(judged, v.Judged...)
+		return v
 	}
+}
+
+// Origin is the endpoint that sends from an address behind an interface, nil for
+// outside. It is posing where the interface is an endpoint's alone and the address is
+// not that endpoint's.
+func (s State) Origin(addr netip.Addr, iface string) (e *Endpoint, posing bool) {
+	e = s.endpoint(addr, iface)
+	return e, e == nil && s.routed(iface)
 }
 
 // endpoint finds the endpoint with address addr behind interface iface.
@@ -81,18 +109,20 @@ func (s State) routed(iface string) bool {
 	return slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.Routed() && e.Interface == iface })
 }
 
-// judge asks one profile about the other side of the flow.
-func (s State) judge(id ProfileID, peer netip.Addr, p Packet) Verdict {
-	if id == "" {
-		return Verdict{Allowed: true, By: "not isolated"}
+// judge asks the policies of an endpoint about the other side of the flow.
+func (s State) judge(d Direction, e Endpoint, peer netip.Addr, p Packet) Verdict {
+	j := Judgement{Direction: d, Endpoint: e.ID, Profile: e.Profiles[d]}
+	by := d.String() + " isolation, no rule allows it"
+	if j.Profile == "" {
+		by, j.Allowed = "not isolated", true
 	}
-	profile := s.Profiles[id]
-	for _, r := range profile.Rules {
+	for _, r := range s.Profiles[j.Profile].Rules {
 		if s.admitsPeer(r, peer) && s.admitsPort(r, p) {
-			return Verdict{Allowed: true, By: r.Origin}
+			by, j.Rule, j.Allowed = r.Origin, r.Origin, true
+			break
 		}
 	}
-	return Verdict{By: profile.Direction.String() + " isolation, no rule allows it"}
+	return Verdict{Allowed: j.Allowed, By: by, Judged: []Judgement{j}}
 }
 
 func (s State) admitsPeer(r ProfileRule, peer netip.Addr) bool {

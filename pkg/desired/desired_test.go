@@ -70,13 +70,14 @@ func Example() {
 	)
 	for _, from := range []string{"client", "other"} {
 		src := map[string]string{"client": "10.1.0.3", "other": "10.1.0.4"}[from]
-		fmt.Println(from, s.Allows(desired.Packet{
+		v := s.Allows(desired.Packet{
 			In: "veth-" + from, Out: "veth-web", Src: addr(src), Dst: addr("10.1.0.2"), Protocol: desired.TCP, DstPort: 80,
-		}))
+		})
+		fmt.Println(from, v.Allowed, v.By)
 	}
 	// Output:
-	// client {true shop/web ingress[0]}
-	// other {false ingress isolation, no rule allows it}
+	// client true shop/web ingress[0]
+	// other false ingress isolation, no rule allows it
 }
 
 func TestAllows(t *testing.T) {
@@ -117,6 +118,35 @@ func TestAllows(t *testing.T) {
 	for _, tt := range tests {
 		if got := s.Allows(tt.packet); got.Allowed != tt.want || got.By == "" {
 			t.Errorf("%s: %+v, want allowed %t", tt.name, got, tt.want)
+		}
+	}
+}
+
+// A verdict names the endpoints that were asked, up to the one that denies.
+func TestAllowsJudged(t *testing.T) {
+	s := state(t, []desired.Policy{web(), {Namespace: "shop", Name: "mute", Pods: app("mute"), Egress: &desired.Isolation{}}},
+		pod(2, "web", "10.1.0.2"), pod(3, "client", "10.1.0.3"), pod(4, "mute", "10.1.0.4"), pod(5, "other", "10.1.0.5"))
+	web, mute := s.Endpoints[0].Profiles[desired.Ingress], s.Endpoints[2].Profiles[desired.Egress]
+	from := map[string]string{"veth-client": "10.1.0.3", "veth-mute": "10.1.0.4", "veth-other": "10.1.0.5", "eth0": "192.168.7.7", "": "192.168.50.1"}
+	to := map[string]string{"veth-web": "10.1.0.2", "eth0": "192.0.2.1", "": "192.168.50.1"}
+	egress := func(id mark.ID) desired.Judgement {
+		return desired.Judgement{Direction: desired.Egress, Endpoint: id, Allowed: true}
+	}
+	for _, tt := range []struct {
+		in, out string
+		want    []desired.Judgement
+	}{
+		{"veth-client", "veth-web", []desired.Judgement{egress(3), {Direction: desired.Ingress, Endpoint: 2, Profile: web, Rule: "shop/web ingress[0]", Allowed: true}}},
+		{"veth-other", "veth-web", []desired.Judgement{egress(5), {Direction: desired.Ingress, Endpoint: 2, Profile: web}}},
+		{"veth-mute", "veth-web", []desired.Judgement{{Direction: desired.Egress, Endpoint: 4, Profile: mute}}},
+		{"eth0", "veth-web", []desired.Judgement{{Direction: desired.Ingress, Endpoint: 2, Profile: web, Rule: "shop/web ingress[0]", Allowed: true}}},
+		{"veth-client", "eth0", []desired.Judgement{egress(3)}},
+		{"veth-client", "", []desired.Judgement{egress(3)}},
+		{"", "veth-web", nil},
+	} {
+		p := desired.Packet{In: tt.in, Out: tt.out, Src: addr(from[tt.in]), Dst: addr(to[tt.out]), Protocol: desired.TCP, DstPort: 80}
+		if diff := cmp.Diff(tt.want, s.Allows(p).Judged); diff != "" {
+			t.Errorf("%q to %q:\n%s", tt.in, tt.out, diff)
 		}
 	}
 }
