@@ -48,27 +48,36 @@ func rounds(byDefault int) int {
 // Every verdict of the kernel equals the model's, for random policies, after a
 // whole-node change and after endpoints came and went one by one.
 func TestVerdicts(t *testing.T) {
-	for name, backend := range map[string]apply.Backend{
-		"nftables":        nftables.Backend{},
-		"iptables-nft":    iptables.Backend{Variant: iptables.NFT, Wait: 30 * time.Second},
-		"iptables-legacy": iptables.Backend{Variant: iptables.Legacy, Wait: 30 * time.Second},
-	} {
+	for name, backend := range backends() {
 		t.Run(name, func(t *testing.T) {
-			drive(t, rand.New(rand.NewPCG(seed(t), 0)), newBench(t, podCount), backend)
+			drive(t, rand.New(rand.NewPCG(seed(t), 0)), newBench(t, podCount), name, backend)
 		})
 	}
 }
 
-func drive(t *testing.T, r *rand.Rand, b *bench, backend apply.Backend) {
-	ctx := context.Background()
+func backends() map[string]apply.Backend {
+	return map[string]apply.Backend{
+		"nftables":        nftables.Backend{},
+		"iptables-nft":    iptables.Backend{Variant: iptables.NFT, Wait: 30 * time.Second},
+		"iptables-legacy": iptables.Backend{Variant: iptables.Legacy, Wait: 30 * time.Second},
+	}
+}
+
+func nodeOf(t *testing.T, b *bench) desired.Node {
 	layout, err := mark.NewLayout(0xff0f0000)
 	if err != nil {
 		t.Fatal(err)
 	}
-	node := desired.Node{Layout: layout, NodePorts: []desired.PortRange{{First: 30000, Last: 32767}}, SCTPPorts: []desired.PortRange{{First: 30000, Last: 32767}}, HostAddresses: b.host}
-	allowed, judged := 0, 0
+	ports := []desired.PortRange{{First: 30000, Last: 32767}}
+	return desired.Node{Layout: layout, Epoch: 1, NodePorts: ports, SCTPPorts: ports, HostAddresses: b.host}
+}
+
+func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend apply.Backend) {
+	ctx := context.Background()
+	node := nodeOf(t, b)
+	allowed, judged, told := 0, 0, 0
 	for round := range rounds(12) {
-		node.Epoch = layout.NextEpoch(node.Epoch)
+		node.Epoch = node.Layout.NextEpoch(node.Epoch)
 		policies := randomPolicies(r)
 		records := records(b)
 		live := records[:1+r.IntN(len(records))]
@@ -80,6 +89,7 @@ func drive(t *testing.T, r *rand.Rand, b *bench, backend apply.Backend) {
 			group(b, live)
 			packets := randomPackets(r, b)
 			got := b.send(packets)
+			told += explained(t, b, state, name, packets, got)
 			for i, p := range packets {
 				want := ""
 				v := state.Allows(p)
@@ -121,7 +131,7 @@ func drive(t *testing.T, r *rand.Rand, b *bench, backend apply.Backend) {
 			t.Errorf("round %d: Check: %v", round, err)
 		}
 	}
-	t.Logf("%d of %d packets were allowed, by model and kernel", allowed, judged)
+	t.Logf("%d of %d packets were allowed, by model and kernel, and %d explained", allowed, judged, told)
 	if allowed < judged/10 || allowed > judged*9/10 {
 		t.Errorf("%d of %d packets were allowed: the states are too one-sided to prove much", allowed, judged)
 	}

@@ -1,0 +1,375 @@
+package explain
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/mark"
+)
+
+// The hooks, as people know them.
+const (
+	bridgeHook  = "bridge PREROUTING"
+	input       = "INPUT"
+	forward     = "FORWARD"
+	output      = "OUTPUT"
+	postrouting = "POSTROUTING"
+)
+
+// Those that act at hooks beside podmark.
+const (
+	ipvs      = "IPVS"
+	kubeProxy = "kube-proxy"
+)
+
+// chains are podmark's, of one backend. A chain that it does not have is empty.
+type chains struct {
+	guard, input, host, forward, output string
+	// unmark is at hook unmarkAt.
+	unmark, unmarkAt string
+}
+
+var chainsOf = map[config.Backend]chains{
+	config.BackendNFTables: {guard: "bridge-ports", input: "input", host: "host", forward: "forward", output: "output", unmark: "unmark", unmarkAt: output},
+	config.BackendIPTables: {input: "PODMARK-INPUT", forward: "PODMARK-FORWARD", output: "PODMARK-OUTPUT", unmark: "PODMARK-POST", unmarkAt: postrouting},
+}
+
+// Explain answers the question. Facts must hold the routes and services of all
+// [Query.Addresses].
+func (q Query) Explain(f Facts) (Answer, error) {
+	a := Answer{Source: q.Src.String(), Destination: q.text(), Backend: f.Backend, Allowed: true, Unknown: []string{}}
+	pairs, err := q.pairs(f)
+	if err != nil {
+		return a, err
+	}
+	for _, p := range pairs {
+		w := walker{Facts: f, Query: q, chains: chainsOf[f.Backend], pair: p, unknown: &a.Unknown}
+		walks, err := w.walks()
+		if err != nil {
+			return a, err
+		}
+		a.Walks = append(a.Walks, walks...)
+	}
+	taken := slices.DeleteFunc(slices.Clone(a.Walks), Walk.idle)
+	if len(taken) == 0 {
+		taken = a.Walks
+	}
+	a.Allowed = !slices.ContainsFunc(taken, func(w Walk) bool { return !w.Allowed })
+	return a, nil
+}
+
+// idle holds for a walk that no new connection takes.
+func (w Walk) idle() bool { return w.Backend != nil && w.Backend.Weight == 0 }
+
+// walker follows the packets of one pair of addresses.
+type walker struct {
+	Facts
+	Query
+	chains
+	pair
+	unknown *[]string
+}
+
+// walks follows a packet to wherever it may come out.
+func (w walker) walks() ([]Walk, error) {
+	p := w.pair
+	packet := desired.Packet{In: w.in(p.src), Src: p.src, Dst: p.dst, Protocol: w.Protocol, DstPort: w.Port}
+	if w.Protocol == icmp && p.dst.Is6() {
+		packet.Protocol, packet.ICMPv6Type = desired.ICMPv6, 128
+	}
+	walk := Walk{From: w.party(p.src, 0), To: w.party(p.dst, w.Port)}
+	if w.Src.Name == Outside {
+		walk.From.Name = Outside
+	}
+	if w.Dst.Name == Outside {
+		walk.To.Name = Outside
+	}
+	route := w.route(p.dst)
+	if route.Local && walk.To.Name == "" && w.Port == 0 && w.Protocol != icmp {
+		if ports := w.served(p.dst); ports != nil {
+			return nil, fmt.Errorf("%s is an address of services: name one of its ports, %s", p.dst, strings.Join(ports, ", "))
+		}
+	}
+	from := w.endpoint(p.src)
+	var walks []Walk
+	switch {
+	case from != nil && slices.Contains(from.Addresses, p.dst):
+		walks = []Walk{walk.end(true, "it does not leave the pod")}
+	case route.Local || route.Many:
+		walks = w.toNode(walk, packet, route)
+	default:
+		walks = []Walk{w.through(walk, packet, route)}
+	}
+	w.note(walks)
+	return walks, nil
+}
+
+// in is the interface by which the node gets what an address sends; empty where that is
+// the node itself.
+func (w walker) in(src netip.Addr) string {
+	if e := w.endpoint(src); e != nil {
+		return e.Interface
+	}
+	r := w.route(src)
+	switch {
+	case r.Local:
+		return ""
+	case r.Interface == "":
+		return Outside
+	}
+	return r.Interface
+}
+
+// route is how the node sends to an address. What stands for all that is outside can
+// always be sent to.
+func (w walker) route(a netip.Addr) Route {
+	r, known := w.Routes[a]
+	switch {
+	case w.Dst.Name == Outside && a == w.outside(a.Is4()) && (!known || r.Error != ""):
+		return Route{Interface: Outside}
+	case !known:
+		return Route{Error: "the node was not asked for one"}
+	}
+	return r
+}
+
+// through follows a packet that the node forwards, or sends.
+func (w walker) through(walk Walk, p desired.Packet, r Route) Walk {
+	if p.In == "" {
+		walk = walk.step(output, w.output, "has no ID: it is the node's own, and passes")
+	} else {
+		walk = w.guarded(walk, p)
+	}
+	if r.Error != "" {
+		return walk.end(false, fmt.Sprintf("the node has no route to %s: %s", p.Dst, r.Error))
+	}
+	p.Out = r.Interface
+	switch {
+	case p.In == "":
+		return w.judge(walk, p)
+	case w.pastHooks(p):
+		walk = walk.step("bridge", p.In, "the frame goes from port to port, past all hooks of IP")
+		return walk.end(true, "not judged: br_netfilter is off, 'podmarkctl doctor' has the command")
+	}
+	does := "judges both ends"
+	if w.Backend == config.BackendIPTables {
+		does = w.identity(p) + ", and " + does
+	}
+	walk = w.judge(walk.step(forward, w.forward, does), p)
+	if w.Backend == config.BackendIPTables && walk.Allowed {
+		walk = w.unmarked(walk)
+	}
+	return walk
+}
+
+// pastHooks holds for what goes from one port of a bridge to another where br_netfilter
+// is off.
+func (w walker) pastHooks(p desired.Packet) bool {
+	off := w.PastHooks4
+	if p.Dst.Is6() {
+		off = w.PastHooks6
+	}
+	return off && p.In == p.Out && slices.ContainsFunc(w.State.Endpoints, func(e desired.Endpoint) bool { return !e.Routed() && e.Interface == p.In })
+}
+
+// toNode follows a packet to an address of the node, or to one that it has for services.
+func (w walker) toNode(walk Walk, p desired.Packet, r Route) []Walk {
+	service := w.service(w.Protocol, netip.AddrPortFrom(p.Dst, p.DstPort))
+	hook := input
+	if p.In == "" {
+		hook = output
+		walk = walk.step(output, w.output, "has no ID: it is the node's own, and passes")
+	} else if walk = w.classified(w.guarded(walk, p), p, r); walk.By != "" {
+		return []Walk{walk}
+	}
+	switch {
+	case service == nil && !r.Many && !slices.Contains(w.State.HostAddresses, p.Dst):
+		w.unsure("kube-proxy's rules were not read: it rejects what is for a service's address and for no service.")
+		return []Walk{walk.step(input, kubeProxy, "rejects it: IPVS has no such service").end(false, "kube-proxy rejects it: no service has this port")}
+	case service == nil:
+		return []Walk{w.delivered(walk, p)}
+	}
+	walk.Service = fmt.Sprintf("%s/%s", service.At, name(service.Protocol))
+	if len(service.Backends) == 0 {
+		return []Walk{walk.step(hook, ipvs, "takes it, and has nobody to send it to").end(false, "the service has no backend")}
+	}
+	var walks []Walk
+	for _, b := range service.Backends {
+		one := walk
+		one.Backend, one.To = &b, w.party(b.At.Addr(), b.At.Port())
+		one = one.step(hook, ipvs, "takes it, and sends it on to "+b.At.String())
+		p.Dst, p.DstPort = b.At.Addr(), b.At.Port()
+		walks = append(walks, w.behind(one, p))
+	}
+	return walks
+}
+
+// behind follows a packet that IPVS has given its backend as destination.
+func (w walker) behind(walk Walk, p desired.Packet) Walk {
+	if walk.Backend.Weight == 0 {
+		w.unsure("%s has weight 0: new connections go to the other backends.", walk.Backend.At)
+	}
+	if m := walk.Backend.Method; m != Masquerade && m != LocalNode {
+		w.unsure("IPVS sends to %s by %q, which kube-proxy does not use: its packets keep the service's address, and are judged by that.", walk.Backend.At, m)
+	}
+	r := w.route(p.Dst)
+	switch {
+	case r.Local:
+		return w.delivered(walk, p)
+	case r.Error != "":
+		return walk.end(false, fmt.Sprintf("the node has no route to %s: %s", p.Dst, r.Error))
+	}
+	p.Out = r.Interface
+	if p.In == "" {
+		return w.judge(walk.step(output, w.output, "has no ID: it is the node's own, and passes"), p)
+	}
+	walk = w.judge(walk.step(output, w.output, "has an ID, so IPVS sent it on: judges both ends"), p)
+	if walk.Allowed {
+		walk = w.unmarked(walk)
+	}
+	return walk
+}
+
+// classified is the walk behind our chain at INPUT, ended there if it goes no further.
+func (w walker) classified(walk Walk, p desired.Packet, r Route) Walk {
+	from, posing := w.State.Origin(p.Src, p.In)
+	if posing {
+		walk = walk.step(input, w.input, "drops it: behind "+p.In+" is an endpoint with another address")
+		return walk.end(false, "the source address is not the endpoint's own")
+	}
+	walk = walk.step(input, w.input, w.identity(p))
+	if from == nil || w.Backend == config.BackendNFTables {
+		return walk
+	}
+	last := &walk.Steps[len(walk.Steps)-1]
+	switch {
+	case r.Many || !w.maybeService(p):
+		last.Does += "; for the node, as far as can be told here: judges its egress"
+		if walk = w.judge(walk, p); walk.Allowed {
+			walk.By = "" // it goes on
+		}
+	default:
+		last.Does += "; for a service, as far as can be told here: does not judge it"
+	}
+	if !w.Watched {
+		w.unsure("podmarkd does not run: which addresses are the node's, and which ports its services', the kernel knows as of when all rules were written last.")
+	}
+	return walk
+}
+
+// maybeService is what iptables takes for a packet to a service.
+func (w walker) maybeService(p desired.Packet) bool {
+	if !slices.Contains(w.State.HostAddresses, p.Dst) {
+		return true
+	}
+	ranges := w.State.NodePorts
+	switch p.Protocol {
+	case desired.TCP, desired.UDP:
+	case desired.SCTP:
+		ranges = w.State.SCTPPorts
+	default:
+		return false
+	}
+	return slices.ContainsFunc(ranges, func(r desired.PortRange) bool { return r.Contains(p.DstPort) })
+}
+
+// delivered follows a packet that a process of the node gets, behind IPVS or without.
+func (w walker) delivered(walk Walk, p desired.Packet) Walk {
+	from, _ := w.State.Origin(p.Src, p.In)
+	asked := walk.asked()
+	switch {
+	case p.In == "":
+		return w.judge(walk, p)
+	case w.Backend == config.BackendNFTables && from != nil:
+		return w.judge(walk.step(input, w.host, "IPVS did not send it elsewhere, so it is for the node: judges its egress"), p)
+	case w.Backend == config.BackendNFTables:
+		walk = walk.step(input, w.host, "is from outside: what comes to the node is not judged")
+		return w.judge(walk, p)
+	case from == nil:
+		return w.judge(walk, p)
+	case asked != nil:
+		return walk.end(true, asked.String())
+	case walk.Backend != nil:
+		return walk.end(true, "not judged: iptables has no place behind IPVS to judge what a process of the node gets")
+	default:
+		return walk.end(true, fmt.Sprintf("not judged: port %d is in the NodePort ranges, and iptables takes it for a service's", p.DstPort))
+	}
+}
+
+// asked is what somebody has said already.
+func (w Walk) asked() *Judgement {
+	for _, s := range w.Steps {
+		if s.Judged != nil {
+			return &s.Judged[0]
+		}
+	}
+	return nil
+}
+
+// guarded has the step of a bridge port that is an endpoint's.
+func (w walker) guarded(walk Walk, p desired.Packet) Walk {
+	if from, _ := w.State.Origin(p.Src, p.In); from != nil && !from.Routed() && w.guard != "" {
+		walk = walk.step(bridgeHook, w.guard, fmt.Sprintf("comes in by %s with that endpoint's own MAC address and address", from.Port))
+	}
+	return walk
+}
+
+func (w walker) unmarked(walk Walk) Walk {
+	return walk.step(w.unmarkAt, w.unmark, "takes the ID off")
+}
+
+// identity says which ID a packet gets.
+func (w walker) identity(p desired.Packet) string {
+	from, posing := w.State.Origin(p.Src, p.In)
+	switch {
+	case posing:
+		return "drops it: behind " + p.In + " is an endpoint with another address"
+	case from == nil:
+		return fmt.Sprintf("gives it ID %d, outside", mark.Outside)
+	}
+	return fmt.Sprintf("gives it ID %d, mark %s, of %s", from.ID, w.State.Layout.ID(from.ID), nameOf(*from))
+}
+
+// judge asks the state about a packet at the walk's last step, and ends the walk.
+func (w walker) judge(walk Walk, p desired.Packet) Walk {
+	v := w.State.Allows(p)
+	w.noteAssumed(p, v)
+	by := v.By
+	walk.Steps = slices.Clone(walk.Steps)
+	last := &walk.Steps[len(walk.Steps)-1]
+	for _, j := range v.Judged {
+		judgement := w.judgement(j)
+		last.Judged = append(last.Judged, judgement)
+		if !j.Allowed {
+			by = judgement.String()
+		}
+	}
+	return walk.end(v.Allowed, by)
+}
+
+func (w walker) judgement(j desired.Judgement) Judgement {
+	out := Judgement{
+		Direction: j.Direction.String(), ID: j.Endpoint,
+		Profile: j.Profile, Policies: w.State.Profiles[j.Profile].Policies, Rule: j.Rule, Allowed: j.Allowed,
+	}
+	for _, e := range w.State.Endpoints {
+		if e.ID == j.Endpoint {
+			out.Pod, out.Policed = nameOf(e), e.Policed
+		}
+	}
+	return out
+}
+
+func (w Walk) step(hook, chain, does string) Walk {
+	w.Steps = append(slices.Clone(w.Steps), Step{Hook: hook, Chain: chain, Does: does})
+	return w
+}
+
+func (w Walk) end(allowed bool, by string) Walk {
+	w.Allowed, w.By = allowed, by
+	return w
+}
