@@ -104,27 +104,36 @@ func readServices() (facts, error) {
 // ipvsTable is there while the kernel has IPVS loaded.
 const ipvsTable = "/proc/net/ip_vs"
 
-// readIPVS reads the table of IPVS. A service that goes by a fwmark has no port
-// of its own. The library loads the module when it is asked, which is for
-// kube-proxy to decide: so it is asked only where IPVS is loaded.
-func readIPVS() ([]service, error) {
+// withIPVS hands IPVS to f, and tells whether the kernel has it loaded. The library
+// loads the module when it is asked, which is for kube-proxy to decide: so it is asked
+// only where IPVS is loaded.
+func withIPVS(f func(*ipvs.Handle) error) (loaded bool, err error) {
 	if _, err := os.Stat(ipvsTable); errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return false, nil
 	}
 	h, err := ipvs.New("")
 	if err != nil {
-		return nil, fmt.Errorf("connecting to IPVS: %w", err)
+		return true, fmt.Errorf("connecting to IPVS: %w", err)
 	}
 	defer h.Close()
-	list, err := h.GetServices()
-	if err != nil {
-		return nil, fmt.Errorf("reading the services of IPVS: %w", err)
-	}
+	return true, f(h)
+}
+
+// readIPVS reads the table of IPVS. A service that goes by a fwmark has no port
+// of its own.
+func readIPVS() ([]service, error) {
 	var out []service
-	for _, s := range list {
-		if addr, ok := netip.AddrFromSlice(s.Address); ok && s.FWMark == 0 {
-			out = append(out, service{addr.Unmap(), s.Port, desired.Protocol(s.Protocol)})
+	_, err := withIPVS(func(h *ipvs.Handle) error {
+		list, err := h.GetServices()
+		if err != nil {
+			return fmt.Errorf("reading the services of IPVS: %w", err)
 		}
-	}
-	return out, nil
+		for _, s := range list {
+			if addr, ok := netip.AddrFromSlice(s.Address); ok && s.FWMark == 0 {
+				out = append(out, service{addr.Unmap(), s.Port, desired.Protocol(s.Protocol)})
+			}
+		}
+		return nil
+	})
+	return out, err
 }

@@ -32,6 +32,10 @@ func TestUsage(t *testing.T) {
 			{[]string{"render", "--backend", "iptables-nft"}, []string{"iptables-nft", "auto", "nftables", "iptables"}},
 			{[]string{"render", "--backend", ""}, []string{"auto", "nftables", "iptables"}},
 			{[]string{"render", "-f", "/does/not/exist"}, []string{"/does/not/exist"}},
+			{[]string{"explain", "web"}, []string{"2 arg"}},
+			{[]string{"explain", "web", "db:http"}, []string{"DST", "http"}},
+			{[]string{"explain", "nobody", "db:80"}, []string{"nobody", "podmarkctl list"}},
+			{[]string{"explain", "host", "outside", "--policy", "/does/not/exist"}, []string{"/does/not/exist"}},
 			{[]string{"gc", "now"}, []string{"now"}},
 			{[]string{"doctor", "all"}, []string{"all"}},
 			{[]string{"uninstall", "-f"}, []string{"-f"}},
@@ -41,7 +45,7 @@ func TestUsage(t *testing.T) {
 		}
 	})
 	n.t = t
-	for _, command := range []string{"list", "apply", "doctor", "render", "gc", "uninstall"} {
+	for _, command := range []string{"list", "apply", "doctor", "explain", "render", "gc", "uninstall"} {
 		help := n.ctl(command, "--help").ok(t).stdout
 		for _, want := range []string{"Examples:\n  podmarkctl " + command, "Usage:", "--state-dir", "/run/podmark", "--output", "--lock-timeout"} {
 			if !strings.Contains(help, want) {
@@ -50,7 +54,7 @@ func TestUsage(t *testing.T) {
 		}
 	}
 	help := n.ctl("--help").ok(t).stdout
-	for _, want := range []string{"list", "apply", "doctor", "render", "gc", "uninstall", "Exit status: 0 ok"} {
+	for _, want := range []string{"list", "apply", "doctor", "explain", "render", "gc", "uninstall", "Exit status: 0 ok"} {
 		if !strings.Contains(help, want) {
 			t.Errorf("help does not say %q:\n%s", want, help)
 		}

@@ -60,7 +60,8 @@ func newRoot() *cobra.Command {
 		Short: "Show and change what podmark enforces on this node",
 		Long: `podmarkctl shows and changes what podmark enforces on this node.
 
-Exit status: 0 ok, 1 doctor found something wrong, 2 wrong usage or failure.`,
+Exit status: 0 ok, 1 doctor found something wrong or explain says denied, 2 wrong
+usage or failure.`,
 		Version:       version(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -79,7 +80,7 @@ Exit status: 0 ok, 1 doctor found something wrong, 2 wrong usage or failure.`,
 	flags.StringVar(&o.stateDir, "state-dir", config.DefaultStateDir, "the plugin's stateDir")
 	flags.DurationVar(&o.lockTimeout, "lock-timeout", config.DefaultLockTimeout, "how long to wait for other podmark processes")
 	flags.StringVarP(&o.output, "output", "o", "table", "table or json")
-	root.AddCommand(newList(o), newStatus(o), newDoctor(o), newApply(o), newRender(o), newGC(o), newUninstall(o))
+	root.AddCommand(newList(o), newStatus(o), newDoctor(o), newExplain(o), newApply(o), newRender(o), newGC(o), newUninstall(o))
 	root.CompletionOptions.DisableDefaultCmd = true
 	return root
 }

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"io"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/explain"
+	"github.com/podmark/podmark/pkg/node"
+)
+
+func newExplain(o *options) *cobra.Command {
+	var files []string
+	cmd := &cobra.Command{
+		Use:   "explain SRC DST[:PORT][/PROTO]",
+		Short: "Show where a packet is judged, by which policy and rule, and the verdict",
+		Long: `Explain follows the first packet of a new connection across this node: the hooks
+that it passes, who judges it there, the policies and the rule that decide, and the
+verdict. It resolves the address of a service, or a NodePort, by the kernel's IPVS
+table, and follows the packet to each backend. What it could not know, it says.
+
+SRC and DST are a pod of this node as [NAMESPACE/]NAME, an address, "host" for the
+node itself, or "outside" for whatever is neither a pod nor a node. PROTO is tcp, udp,
+sctp or icmp, and tcp unless it is named. Without a PORT, it is any that no rule
+names. An IPv6 address is in brackets when a port follows.
+
+The rules are those that the node should enforce; whether the kernel has them is for
+'podmarkctl doctor'. With --policy, they are those that 'podmarkctl apply' would make
+of these manifests, in place of the present ones.
+
+Exit status: 0 allowed, 1 denied to one backend at least, 2 wrong usage or failure.`,
+		Example: `  podmarkctl explain shop/client shop/web:8080
+  podmarkctl explain client 10.96.0.80:80/tcp
+  podmarkctl explain outside host:30080
+  podmarkctl explain 192.0.2.7 [fd00:22::2]:53/udp
+  podmarkctl explain client web:9090 --policy policies/ -o json`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			q, err := explain.Parse(args[0], args[1])
+			if err != nil {
+				return err
+			}
+			var policies *desired.Policies
+			if len(files) > 0 {
+				p, err := node.ReadPolicies(files, cmd.InOrStdin())
+				if err != nil {
+					return err
+				}
+				policies = &p
+			}
+			a, err := o.explain(q, policies)
+			if err != nil {
+				return err
+			}
+			err = o.print(cmd.OutOrStdout(), a, func(w io.Writer) error {
+				_, err := io.WriteString(w, a.Text())
+				return err
+			})
+			if err == nil && !a.Allowed {
+				err = errFound
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringArrayVar(&files, "policy", nil, "ask about a policy instead of the node's: a manifest, a folder, or - for stdin; may be repeated")
+	return cmd
+}
+
+// explain answers with the node's policies, or with those.
+func (o *options) explain(q explain.Query, policies *desired.Policies) (explain.Answer, error) {
+	settings, err := defaults()
+	if err != nil {
+		return explain.Answer{}, err
+	}
+	f := explain.Facts{Backend: config.BackendIPTables, Proposed: policies != nil}
+	if f.State, err = o.node().Preview(settings, policies); err != nil {
+		return explain.Answer{}, err
+	}
+	_, members, err := o.node().Remembered()
+	f.Unsettled = err == nil && members == nil
+	kind, err := o.node().Kind()
+	if err != nil {
+		return explain.Answer{}, err
+	}
+	if kind == apply.NFTables {
+		f.Backend = config.BackendNFTables
+	}
+	daemon, err := node.ReadStatus(o.node().Store)
+	f.Watched = err == nil && unix.Kill(daemon.PID, 0) == nil
+	return node.Explain(q, f)
+}

@@ -1,0 +1,105 @@
+package main_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/podmark/podmark/pkg/explain"
+)
+
+// explain asks, and fails the test unless the exit status says what the answer says.
+func (n *node) explain(args ...string) explain.Answer {
+	n.t.Helper()
+	o := n.ctl(append([]string{"explain", "-o", "json"}, args...)...)
+	var a explain.Answer
+	if err := json.Unmarshal([]byte(o.stdout), &a); err != nil {
+		n.t.Fatalf("%q: exit %d, %s: %v", args, o.exit, o.stderr, err)
+	}
+	if want := map[bool]int{true: 0, false: 1}[a.Allowed]; o.exit != want || o.stderr != "" {
+		n.t.Errorf("%q: exit %d, stderr %q, and allowed is %t", args, o.exit, o.stderr, a.Allowed)
+	}
+	return a
+}
+
+// route leads to the pods, as a main plugin does, and gives the node an address.
+func (n *node) route() {
+	n.t.Helper()
+	n.exec("", "ip", "link", "set", "lo", "up")
+	n.exec("", "ip", "address", "add", "192.0.2.9/32", "dev", "lo")
+	for i := 1; i <= n.pods; i++ {
+		n.exec("", "ip", "link", "set", n.veth(i), "up")
+		n.exec("", "ip", "route", "add", fmt.Sprintf("10.1.0.%d/32", i+1), "dev", n.veth(i))
+		n.exec("", "ip", "-6", "route", "add", fmt.Sprintf("fd00:10::%x/128", i+1), "dev", n.veth(i))
+	}
+}
+
+// A policy is explained as it is enforced, and before it is applied.
+func TestExplain(t *testing.T) {
+	eachBackend(t, func(t *testing.T, n *node) {
+		n.addPod(map[string]string{"app": "web"})
+		n.addPod(map[string]string{"app": "client"})
+		n.route()
+		file := manifests(t, map[string]string{"web.yaml": webPolicy})
+		if a := n.explain("web-2", "web-1:81"); !a.Allowed || len(a.Walks) != 2 {
+			t.Errorf("without a policy: %+v", a)
+		}
+		kernel, files := n.kernel(), n.files()
+		before := n.explain("web-2", "web-1:81", "--policy", file)
+		if diff := cmp.Diff(files, n.files()) + cmp.Diff(kernel, n.kernel()); diff != "" {
+			t.Errorf("it changed something:\n%s", diff)
+		}
+		n.ctl("apply", "-f", file).ok(t)
+		for _, tt := range []struct {
+			src, dst string
+			allowed  bool
+			by       string
+		}{
+			{"web-2", "web-1:80", true, "default/web ingress[0]"},
+			{"default/web-2", "10.1.0.2:80/udp", false, "ingress of default/web-1: isolated by default/web, and no rule allows this"},
+			{"fd00:10::3", "[fd00:10::2]:80", true, "default/web ingress[0]"},
+			{"web-1", "web-2:80", false, "egress of default/web-1: isolated by default/web, and no rule allows this"},
+			{"host", "web-1:1", true, "sent by the node"},
+		} {
+			a := n.explain(tt.src, tt.dst)
+			if a.Allowed != tt.allowed || a.Walks[0].By != tt.by {
+				t.Errorf("%s to %s: %+v, want allowed %t by %s", tt.src, tt.dst, a, tt.allowed, tt.by)
+			}
+		}
+		after := n.explain("web-2", "web-1:81")
+		asText := func(a explain.Answer) string { return a.Text() }
+		if diff := cmp.Diff(asText(after), asText(before)); diff != "" || after.Allowed {
+			t.Errorf("once it is applied (-) and before (+):\n%s", diff)
+		}
+		if out := n.ctl("explain", "web-2", "web-1:81"); out.exit != 1 || out.stdout != after.Text() {
+			t.Errorf("exit %d, and the text is another than the value's: %s", out.exit, out.stdout)
+		}
+		if n.explain("web-2", "10.1.0.99:1").Walks[0].By == "" {
+			t.Error("nobody decided about an address without a route")
+		}
+	})
+}
+
+// What a node without podmark, and a kernel without IPVS, cannot tell is said; and that
+// kernel does not get IPVS by asking.
+func TestExplainKnowsLittle(t *testing.T) {
+	n := newNode(t, nftables)
+	n.exec("", "ip", "link", "set", "lo", "up")
+	if a := n.explain("10.9.9.9", "10.1.0.2:80"); a.Allowed {
+		t.Errorf("%+v", a)
+	}
+	n.exec("", "ip", "address", "add", "192.0.2.9/32", "dev", "lo")
+	a := n.explain("10.9.9.9", "host:30080")
+	if !a.Allowed || a.Walks[0].To.Address.String() != "192.0.2.9" {
+		t.Errorf("%+v", a)
+	}
+	if _, err := lstat("/proc/net/ip_vs"); err != nil && !strings.Contains(strings.Join(a.Unknown, " "), "no IPVS") {
+		t.Errorf("it does not say that IPVS is missing: %q", a.Unknown)
+	}
+	if len(n.files()) > 0 {
+		t.Errorf("it made %v", n.files())
+	}
+}
