@@ -115,21 +115,23 @@ func TestRules(t *testing.T) {
 	shows(t, "nft-rules", "```\n"+strings.ReplaceAll(nftables.Render(example(t)), "\t", "    ")+"```\n")
 }
 
-// shows compares a marked block of the document with what the code renders.
-func shows(t *testing.T, name, want string) {
+func shows(t *testing.T, name, want string) { t.Helper(); showsIn(t, packetPath, name, want) }
+
+// showsIn compares a marked block of a document with what the code renders.
+func showsIn(t *testing.T, file, name, want string) {
 	t.Helper()
-	document := read(t, packetPath)
+	document := read(t, file)
 	got := marked(t, document, name)
 	if got == want {
 		return
 	}
 	if !*update {
-		t.Errorf("%s shows other %s (-) than the code renders (+); run go test ./test/docs -update:\n%s", packetPath, name, cmp.Diff(got, want))
+		t.Errorf("%s shows other %s (-) than the code renders (+); run go test ./test/docs -update:\n%s", file, name, cmp.Diff(got, want))
 		return
 	}
 	begin, end := "<!-- "+name+":begin -->\n", "<!-- "+name+":end -->\n"
 	document = strings.Replace(document, begin+got+end, begin+want+end, 1)
-	if err := os.WriteFile(filepath.Join(root, packetPath), []byte(document), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(root, file), []byte(document), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }
