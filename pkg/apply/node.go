@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -40,6 +39,8 @@ type Node struct {
 	// node's policies: of those that [Node.Revise] was told. Without it, members.json
 	// says.
 	Members func() desired.Members
+	// Cache, if set, keeps what was read of the state folder.
+	Cache *Cache
 	// Step, if set, is called after each step of a change with its name: tests
 	// end the process there.
 	Step func(string)
@@ -133,7 +134,7 @@ func (n Node) load() (file, error) {
 		_, err = f.node()
 	}
 	if err == nil {
-		err = ignoreMissing(n.read(ident.PoliciesFile, &f.Policies))
+		f.Policies, err = n.cachedPolicies()
 	}
 	if errors.Is(err, ident.ErrDamaged) {
 		return file{}, fmt.Errorf("%w; %s", err, startOver)
@@ -142,7 +143,7 @@ func (n Node) load() (file, error) {
 }
 
 func (n Node) read(name string, v any) error {
-	return ident.ReadJSON(filepath.Join(n.Store.Dir(), name), v)
+	return ident.ReadJSON(n.Store.Path(name), v)
 }
 
 // startOver is what to do without node.json: it holds the policy, and going on
@@ -199,9 +200,9 @@ func (n Node) agree(settings Settings) (f file, changed bool, err error) {
 	return f, changed, nil
 }
 
-// records lists the attachments that are complete, each with the addresses that
+// readRecords lists the attachments that are complete, each with the addresses that
 // are still its own.
-func (n Node) records() ([]ident.Record, error) {
+func (n Node) readRecords() ([]ident.Record, error) {
 	all, err := n.Store.List()
 	if err != nil {
 		return nil, err

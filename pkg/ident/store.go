@@ -61,6 +61,13 @@ func At(dir string) Store { return Store{dir: dir} }
 // Dir returns the state folder.
 func (s Store) Dir() string { return s.dir }
 
+// Path is that of a file of the folder.
+func (s Store) Path(name string) string { return s.path(name) }
+
+// Folders are those that change whenever an attachment comes, goes or changes, or an
+// address another owner.
+func (s Store) Folders() [2]string { return [2]string{s.path(attachmentsDir), s.path(addressesDir)} }
+
 func (s Store) path(elem ...string) string {
 	return filepath.Join(append([]string{s.dir}, elem...)...)
 }

@@ -43,6 +43,7 @@ func (o daemonOptions) newPolicies(n apply.Node, api *rest.Config, log *slog.Log
 		}
 		p.cluster.Follows = func(network string) bool { return p.of(network) == config.PolicyKubernetes }
 		p.cluster.Done = m.round
+		p.cluster.Node.Cache = &apply.Cache{}
 	}
 	if o.policyDir != "" {
 		defaults, err := config.ParseEntry([]byte("{}"), "none", "1.0.0")

@@ -1,0 +1,94 @@
+package apply
+
+import (
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/ident"
+)
+
+// Cache keeps what is read off the state folder for a process that reads it all the time.
+// What is kept counts as long as the files are the ones that were read.
+type Cache struct {
+	mu       sync.Mutex
+	file     fileStamp
+	policies desired.Policies
+	folders  [2]fileStamp
+	records  []ident.Record
+}
+
+// fileStamp tells a file, or the state of a folder, from another one.
+type fileStamp struct {
+	inode      uint64
+	size       int64
+	change     unix.Timespec
+	recognised time.Time // when it was taken
+}
+
+// coarse is by how much the kernel's clock of files may lag: within that, two changes may
+// have one time.
+const coarse = 50 * time.Millisecond
+
+// stamp is that of a path; the zero one where there is none.
+func stamp(path string) fileStamp {
+	var s unix.Stat_t
+	if err := unix.Stat(path, &s); err != nil {
+		return fileStamp{}
+	}
+	return fileStamp{s.Ino, s.Size, s.Ctim, time.Now()}
+}
+
+// same reports whether nothing has changed since s was taken.
+func (s fileStamp) same(now fileStamp) bool {
+	changed := time.Unix(s.change.Sec, s.change.Nsec)
+	return s.inode != 0 && s.inode == now.inode && s.size == now.size && s.change == now.change && s.recognised.Sub(changed) > coarse
+}
+
+// cachedPolicies reads the node's policies, or knows them. They are not to be changed.
+func (n Node) cachedPolicies() (desired.Policies, error) {
+	var p desired.Policies
+	if n.Cache == nil {
+		return p, ignoreMissing(n.read(ident.PoliciesFile, &p))
+	}
+	c := n.Cache
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := stamp(n.Store.Path(ident.PoliciesFile))
+	if c.file.same(now) {
+		return c.policies, nil
+	}
+	if err := ignoreMissing(n.read(ident.PoliciesFile, &p)); err != nil {
+		return p, err
+	}
+	c.file, c.policies = now, p
+	return p, nil
+}
+
+// records lists the attachments that are complete, each with the addresses that
+// are still its own, or knows them. They are not to be changed.
+func (n Node) records() ([]ident.Record, error) {
+	if n.Cache == nil {
+		return n.readRecords()
+	}
+	c := n.Cache
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var now [2]fileStamp
+	same := true
+	for i, folder := range n.Store.Folders() {
+		now[i] = stamp(folder)
+		same = same && c.folders[i].same(now[i])
+	}
+	if same {
+		return append([]ident.Record{}, c.records...), nil
+	}
+	records, err := n.readRecords()
+	if err != nil {
+		return nil, err
+	}
+	c.folders, c.records = now, records
+	return append([]ident.Record{}, records...), nil
+}
