@@ -1,30 +1,31 @@
 // Package fakeapi is an API server for tests: it keeps objects in memory, of the
 // resources it was told of, and speaks get, list, watch, create, update and delete
-// the way clients of Kubernetes expect, over plain HTTP and in JSON.
+// the way clients of Kubernetes expect, over plain HTTP: in JSON, in protobuf for the
+// kinds it has types for, and metadata alone where the client asks for that.
 //
 //	api := fakeapi.New(fakeapi.Resource{Version: "v1", Name: "services", Kind: "Service", Namespaced: true})
 //	server := httptest.NewServer(api)
 //	err := api.Apply(`{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}}`)
 //
 // It defaults, validates and forbids nothing: objects are given as the real server
-// would have stored them. Selectors of fields may name any field. Clients have to ask
-// for JSON (contentType application/json): it knows no protobuf.
+// would have stored them. It is made for many objects: a change is offered only to the
+// watches of its resource, namespace and node, and an object is encoded once, whoever
+// asks for it. [Server.Traffic] says what each client was sent; who it is, its bearer
+// token says. Nothing is compressed.
 package fakeapi
 
 import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/yaml"
 )
 
@@ -37,9 +38,8 @@ type Resource struct {
 	Namespaced bool
 }
 
-// apiVersion is what objects of the resource have in that field.
-func (r Resource) apiVersion() string {
-	return schema.GroupVersion{Group: r.Group, Version: r.Version}.String()
+func (r Resource) gvk() schema.GroupVersionKind {
+	return schema.GroupVersionKind{Group: r.Group, Version: r.Version, Kind: r.Kind}
 }
 
 func (r Resource) groupResource() schema.GroupResource {
@@ -48,40 +48,36 @@ func (r Resource) groupResource() schema.GroupResource {
 
 // Server is the API server. It is an [http.Handler].
 type Server struct {
-	// BookmarkInterval is how often a watch that asked for it is told how far it is;
-	// set before the first request.
+	// BookmarkInterval is how often a watch that asked for it is told how far it is,
+	// History how many changes of a resource are remembered, and how many a watch may
+	// be behind before it is ended. Both are set before the first request.
 	BookmarkInterval time.Duration
+	History          int
 
-	mu        sync.Mutex
-	resources []Resource
-	objects   map[Resource]map[types.NamespacedName]*unstructured.Unstructured
-	// history is every change since version oldest; the last made version.
-	history         []change
-	oldest, version int
-	changed         chan struct{} // closed at the next change
-	cut             chan struct{} // closed to end all watches
-}
+	scheme *runtime.Scheme
+	meters meters
 
-// change is one write. Objects are never written to once they are stored.
-type change struct {
-	resource Resource
-	// before is nil for a new object, after for one that was deleted.
-	before, after *unstructured.Unstructured
-	version       int
+	mu          sync.RWMutex
+	resources   []Resource
+	collections map[Resource]*collection
+	version     int           // the last that was made
+	cut         chan struct{} // closed to end all watches
 }
 
 // New makes a server without objects.
 func New(resources ...Resource) *Server {
 	s := &Server{
 		BookmarkInterval: time.Minute, // about that of the real one
+		History:          10_000,
+		scheme:           newScheme(),
 		resources:        resources,
-		objects:          map[Resource]map[types.NamespacedName]*unstructured.Unstructured{},
+		collections:      map[Resource]*collection{},
 		// Version 0 means any to a client, so the empty server has another one.
-		version: 1, oldest: 1,
-		changed: make(chan struct{}), cut: make(chan struct{}),
+		version: 1,
+		cut:     make(chan struct{}),
 	}
 	for _, r := range resources {
-		s.objects[r] = map[types.NamespacedName]*unstructured.Unstructured{}
+		s.collections[r] = newCollection(s.version)
 	}
 	return s
 }
@@ -89,31 +85,56 @@ func New(resources ...Resource) *Server {
 // Apply creates the objects of manifests, YAML or JSON, one after the other, and
 // replaces those that exist.
 func (s *Server) Apply(manifests string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	for d := yaml.NewYAMLOrJSONDecoder(strings.NewReader(manifests), 4096); ; {
-		var o unstructured.Unstructured
-		if err := d.Decode(&o.Object); errors.Is(err, io.EOF) {
+		var raw runtime.RawExtension
+		if err := d.Decode(&raw); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return fmt.Errorf("reading manifests: %w", err)
 		}
-		if o.Object == nil {
+		if len(raw.Raw) == 0 || string(raw.Raw) == "null" {
 			continue // nothing between two separators
 		}
-		r, err := s.resourceOf(&o)
+		o, err := s.decodeJSON(raw.Raw, schema.GroupVersionKind{})
+		if err != nil {
+			return fmt.Errorf("reading manifests: %w", err)
+		}
+		if err := s.Put(o); err != nil {
+			return err
+		}
+	}
+}
+
+// Object is what the server takes: a typed object or an unstructured one.
+type Object interface {
+	runtime.Object
+	metav1.Object
+}
+
+// Put creates objects, or replaces those that exist. A new one without a UID gets one,
+// as it gets the time of its creation. The caller leaves the objects alone from then
+// on, and what they share with others must not change.
+func (s *Server) Put(objects ...Object) error {
+	for _, o := range objects {
+		r, err := s.resourceOf(o)
 		if err != nil {
 			return err
 		}
-		s.put(r, &o)
+		s.mu.Lock()
+		_, err = s.put(r, o)
+		s.mu.Unlock()
+		if err != nil {
+			return err
+		}
 	}
+	return nil
 }
 
 // Delete removes an object, named by its resource.
 func (s *Server) Delete(r Resource, namespace, name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_, err := s.remove(r, types.NamespacedName{Namespace: namespace, Name: name})
+	_, err := s.remove(r, namespace, name)
 	return err
 }
 
@@ -129,54 +150,68 @@ func (s *Server) Disconnect() {
 func (s *Server) Compact() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.history, s.oldest = nil, s.version
+	for _, c := range s.collections {
+		c.history, c.oldest = nil, s.version
+	}
 }
 
-func (s *Server) resourceOf(o *unstructured.Unstructured) (Resource, error) {
+func (s *Server) resourceOf(o Object) (Resource, error) {
+	kind := o.GetObjectKind().GroupVersionKind()
+	if kinds, _, err := s.scheme.ObjectKinds(o); kind.Empty() && err == nil {
+		kind = kinds[0]
+	}
 	for _, r := range s.resources {
-		if r.apiVersion() == o.GetAPIVersion() && r.Kind == o.GetKind() {
+		if r.gvk() == kind {
 			return r, nil
 		}
 	}
-	return Resource{}, fmt.Errorf("object %q: the server was not told of %s of %s", o.GetName(), o.GetKind(), o.GetAPIVersion())
+	return Resource{}, fmt.Errorf("object %q: the server was not told of %s", o.GetName(), kind)
 }
 
-// put stores an object, which the caller leaves alone from then on.
-func (s *Server) put(r Resource, o *unstructured.Unstructured) *unstructured.Unstructured {
-	key := types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}
-	before := s.objects[r][key]
-	o.SetAPIVersion(r.apiVersion())
-	o.SetKind(r.Kind)
-	o.SetResourceVersion(strconv.Itoa(s.version + 1))
-	if before != nil {
-		o.SetUID(before.GetUID())
-		o.SetCreationTimestamp(before.GetCreationTimestamp())
-	} else {
-		o.SetUID(types.UID(fmt.Sprintf("%s-%s-%d", r.Name, key.Name, s.version+1)))
-		o.SetCreationTimestamp(now())
+// put stores an object under the next version.
+func (s *Server) put(r Resource, o Object) (*object, error) {
+	c := s.collections[r]
+	before := c.get(o.GetNamespace(), o.GetName())
+	switch {
+	case before != nil:
+		o.SetUID(before.uid)
+		o.SetCreationTimestamp(before.created)
+	default:
+		if o.GetUID() == "" {
+			o.SetUID(newUID(r, o.GetName(), s.version+1))
+		}
+		if when := o.GetCreationTimestamp(); when.IsZero() {
+			o.SetCreationTimestamp(metav1.NewTime(time.Now().Truncate(time.Second)))
+		}
 	}
-	s.objects[r][key] = o
-	s.record(change{resource: r, before: before, after: o})
-	return o
+	after, err := s.encode(r, o, s.version+1)
+	if err != nil {
+		return nil, err
+	}
+	c.set(after)
+	s.record(c, &change{before: before, after: after})
+	return after, nil
 }
 
 // remove deletes an object and returns it as its watchers see it.
-func (s *Server) remove(r Resource, key types.NamespacedName) (*unstructured.Unstructured, error) {
-	before := s.objects[r][key]
-	if before == nil {
-		return nil, apierrors.NewNotFound(r.groupResource(), key.Name)
+func (s *Server) remove(r Resource, namespace, name string) (*object, error) {
+	c := s.collections[r]
+	if c == nil {
+		return nil, fmt.Errorf("deleting %q: the server was not told of %s", name, r.Name)
 	}
-	delete(s.objects[r], key)
-	s.record(change{resource: r, before: before})
-	return before, nil
+	before := c.get(namespace, name)
+	if before == nil {
+		return nil, apierrors.NewNotFound(r.groupResource(), name)
+	}
+	c.drop(before)
+	gone := &change{before: before}
+	s.record(c, gone)
+	return gone.gone(), nil
 }
 
-func (s *Server) record(c change) {
+func (s *Server) record(c *collection, n *change) {
 	s.version++
-	c.version = s.version
-	s.history = append(s.history, c)
-	close(s.changed)
-	s.changed = make(chan struct{})
+	n.version = s.version
+	c.remember(n, s.History)
+	c.offer(n, s.History)
 }
-
-var _ http.Handler = (*Server)(nil)

@@ -31,12 +31,13 @@ import (
 var (
 	pods       = fakeapi.Resource{Version: "v1", Name: "pods", Kind: "Pod", Namespaced: true}
 	namespaces = fakeapi.Resource{Version: "v1", Name: "namespaces", Kind: "Namespace"}
+	things     = fakeapi.Resource{Group: "example.org", Version: "v1", Name: "things", Kind: "Thing"}
 	policies   = fakeapi.Resource{Group: "networking.k8s.io", Version: "v1", Name: "networkpolicies", Kind: "NetworkPolicy", Namespaced: true}
 )
 
 func serve(t *testing.T) (*fakeapi.Server, *dynamic.DynamicClient, string) {
 	t.Helper()
-	api := fakeapi.New(pods, namespaces, policies)
+	api := fakeapi.New(pods, namespaces, policies, things)
 	api.BookmarkInterval = 10 * time.Millisecond
 	server := httptest.NewServer(api)
 	t.Cleanup(func() {
@@ -136,6 +137,7 @@ func TestSelectors(t *testing.T) {
 		{"", "!app", "", ""},
 		{"", "", "metadata.name=b", "b"},
 		{"", "", "spec.nodeName!=n1", ""},
+		{"shop", "app=db", "spec.nodeName=n1", "b"},
 		{"", "", "spec.nodeName!=,metadata.name!=a", "b"},
 	} {
 		list, err := client.Resource(gvr(pods)).Namespace(tt.namespace).List(t.Context(), metav1.ListOptions{LabelSelector: tt.labels, FieldSelector: tt.fields})
@@ -153,6 +155,9 @@ func TestSelectors(t *testing.T) {
 	}
 	if _, err := client.Resource(gvr(pods)).List(t.Context(), metav1.ListOptions{LabelSelector: "=="}); !apierrors.IsBadRequest(err) {
 		t.Errorf("a selector that is none: %v, want a bad request", err)
+	}
+	if _, err := client.Resource(gvr(policies)).List(t.Context(), metav1.ListOptions{FieldSelector: "spec.nodeName=n1"}); !apierrors.IsBadRequest(err) {
+		t.Errorf("a field that policies have not: %v, want a bad request", err)
 	}
 	if list, err := client.Resource(gvr(namespaces)).List(t.Context(), metav1.ListOptions{}); err != nil || len(list.Items) != 1 {
 		t.Errorf("namespaces: %v, %v", list, err)
@@ -334,6 +339,7 @@ func TestWrongRequests(t *testing.T) {
 		{"PATCH", "/api/v1/namespaces/shop/pods/a", "{}", http.StatusMethodNotAllowed},
 		{"POST", "/api/v1/namespaces/shop/pods", "[", http.StatusBadRequest},
 		{"GET", "/api/v1/pods?watch=true&resourceVersion=x", "", http.StatusBadRequest},
+		{"GET", "/api/v1/pods?limit=1&continue=x", "", http.StatusBadRequest},
 	} {
 		request, err := http.NewRequestWithContext(t.Context(), tt.method, url+tt.path, bytes.NewBufferString(tt.body))
 		if err != nil {

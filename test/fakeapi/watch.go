@@ -1,7 +1,6 @@
 package fakeapi
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -9,45 +8,48 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// event is an entry of a watch as it is sent.
-type event struct {
-	Type   watch.EventType `json:"type"`
-	Object any             `json:"object"`
+// watcher is a watch that is open. The server's lock guards what waits for it.
+type watcher struct {
+	selector selector
+	meter    *meter
+	waiting  []*change
+	ready    chan struct{} // has an entry when something waits
+	overrun  bool
+}
+
+// push adds a change. A watch that is too far behind is ended, as the real server
+// does it: the client begins again.
+func (w *watcher) push(n *change, limit int) {
+	if len(w.waiting) >= limit {
+		w.overrun, w.waiting = true, nil
+	}
+	if !w.overrun {
+		w.waiting = append(w.waiting, n)
+	}
+	select {
+	case w.ready <- struct{}{}:
+	default:
+	}
 }
 
 // watch sends what changes until the client goes, its time is over, or all watches
 // are ended. It begins with the version that the client names, or with everything
 // that is there: where the client asks for that, which a bookmark ends then, and where
 // it names no version.
-func (s *Server) watch(w http.ResponseWriter, r *http.Request, resource Resource, selector selector) {
+func (s *Server) watch(w http.ResponseWriter, r *http.Request, q request) {
 	query := r.URL.Query()
 	bookmarks, _ := strconv.ParseBool(query.Get("allowWatchBookmarks"))
 	streaming, _ := strconv.ParseBool(query.Get("sendInitialEvents"))
 	from := query.Get("resourceVersion")
 	since, err := strconv.Atoi(from)
 	if from != "" && err != nil {
-		fail(w, apierrors.NewBadRequest(fmt.Sprintf("resourceVersion %q is none of this server's", from)))
+		q.fail(w, apierrors.NewBadRequest(fmt.Sprintf("resourceVersion %q is none of this server's", from)))
 		return
 	}
-	initial := streaming || since == 0
-
-	s.mu.Lock()
-	cut := s.cut
-	var events []event
-	if initial {
-		since = s.version
-		for _, o := range s.selected(resource, selector) {
-			events = append(events, event{watch.Added, o})
-		}
-		if streaming {
-			events = append(events, bookmark(resource, since, true))
-		}
-	}
-	s.mu.Unlock()
-
 	var over <-chan time.Time
 	if seconds, err := strconv.Atoi(query.Get("timeoutSeconds")); err == nil {
 		over = time.After(time.Duration(seconds) * time.Second)
@@ -58,27 +60,33 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, resource Resource
 		defer ticker.Stop()
 		mark = ticker.C
 	}
-	w.Header().Set("Content-Type", "application/json")
-	for {
-		more, version, changed, err := s.after(since, resource, selector)
-		events, since = append(events, more...), version
-		if err != nil {
-			events = append(events, event{watch.Error, statusObject(err)})
-		}
-		for _, e := range events {
-			if json.NewEncoder(w).Encode(e) != nil {
-				return
-			}
-		}
-		// Also where there is nothing yet: the client waits for the answer's header.
-		if http.NewResponseController(w).Flush() != nil || err != nil {
+
+	watcher := &watcher{selector: q.selector, meter: q.meter, ready: make(chan struct{}, 1)}
+	there, since, cut, expired := s.begin(q.resource, watcher, since, streaming || since == 0)
+	defer s.end(q.resource, watcher)
+	out := q.stream(w)
+	if expired != nil {
+		out.refuse(expired)
+		return
+	}
+	for _, o := range there {
+		if out.send(watch.Added, o) != nil {
 			return
 		}
-		events = nil
+	}
+	if streaming && out.bookmark(since, true) != nil {
+		return
+	}
+	for {
+		// Also where there is nothing yet: the client waits for the answer's header.
+		if out.flush() != nil {
+			return
+		}
+		marked := false
 		select {
-		case <-changed:
+		case <-watcher.ready:
 		case <-mark:
-			events = []event{bookmark(resource, since, false)}
+			marked = true
 		case <-over:
 			return
 		case <-cut:
@@ -86,43 +94,97 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, resource Resource
 		case <-r.Context().Done():
 			return
 		}
+		changes, version, overrun := s.take(watcher)
+		if overrun {
+			return
+		}
+		for _, n := range changes {
+			if kind, o, ok := n.seen(q.selector); ok && out.send(kind, o) != nil {
+				return
+			}
+		}
+		if marked && out.bookmark(version, false) != nil {
+			return
+		}
 	}
 }
 
-// after lists what has changed since a version, as somebody with this selector sees
-// it, and says which version that is and what is closed at the next change.
-func (s *Server) after(since int, r Resource, selector selector) (events []event, version int, changed <-chan struct{}, err *apierrors.StatusError) {
+// begin opens a watch: from a version, or with what is there.
+func (s *Server) begin(r Resource, w *watcher, since int, initial bool) (there []*object, version int, cut <-chan struct{}, expired *apierrors.StatusError) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	// One that is still to come is another server's.
-	if since < s.oldest || since > s.version {
-		return nil, since, s.changed, apierrors.NewResourceExpired(fmt.Sprintf("version %d is not between %d and %d", since, s.oldest, s.version))
-	}
-	for _, c := range s.history[since-s.oldest:] {
-		if c.resource != r {
-			continue
-		}
-		switch was, is := selector.picks(c.before), selector.picks(c.after); {
-		case is && was:
-			events = append(events, event{watch.Modified, c.after})
-		case is:
-			events = append(events, event{watch.Added, c.after})
-		case was:
-			// It is sent as it was, at the version at which it went.
-			gone := c.before.DeepCopy()
-			gone.SetResourceVersion(strconv.Itoa(c.version))
-			events = append(events, event{watch.Deleted, gone})
+	c := s.collections[r]
+	switch {
+	case initial:
+		there = c.selected(w.selector)
+	case since < c.oldest || since > s.version: // one that is still to come is another server's
+		return nil, 0, nil, apierrors.NewResourceExpired(fmt.Sprintf("version %d is not between %d and %d", since, c.oldest, s.version))
+	default:
+		if w.waiting = c.since(since); len(w.waiting) > 0 {
+			w.ready <- struct{}{}
 		}
 	}
-	return events, s.version, s.changed, nil
+	c.add(w)
+	return there, s.version, s.cut, nil
+}
+
+func (s *Server) end(r Resource, w *watcher) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.collections[r].leave(w)
+}
+
+// take hands out what waits, and the version up to which that is everything.
+func (s *Server) take(w *watcher) (changes []*change, version int, overrun bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	changes, w.waiting = w.waiting, nil
+	return changes, s.version, w.overrun
+}
+
+// stream is the answer of a watch.
+type stream struct {
+	request
+	w http.ResponseWriter
+}
+
+func (q request) stream(w http.ResponseWriter) stream {
+	contentType := q.form.contentType()
+	if q.form.protobuf() {
+		contentType += ";stream=watch"
+	}
+	w.Header().Set("Content-Type", contentType)
+	return stream{q, w}
+}
+
+func (s stream) flush() error { return http.NewResponseController(s.w).Flush() }
+
+func (s stream) send(t watch.EventType, o *object) error {
+	s.meter.objects.Add(1)
+	_, err := s.w.Write(s.form.event(t, s.form.kind(s.resource), o.in(s.form)))
+	return err
 }
 
 // bookmark tells a watch how far it is. The one that ends what was there at the
 // beginning says so.
-func bookmark(r Resource, version int, initial bool) event {
-	metadata := map[string]any{"resourceVersion": strconv.Itoa(version)}
-	if initial {
-		metadata["annotations"] = map[string]string{metav1.InitialEventsAnnotationKey: "true"}
+func (s stream) bookmark(version int, initial bool) error {
+	o := s.blank
+	if s.form.partial() {
+		o = &metav1.PartialObjectMetadata{}
 	}
-	return event{watch.Bookmark, map[string]any{"apiVersion": r.apiVersion(), "kind": r.Kind, "metadata": metadata}}
+	o.SetResourceVersion(strconv.Itoa(version))
+	o.SetAnnotations(nil)
+	if initial {
+		o.SetAnnotations(map[string]string{metav1.InitialEventsAnnotationKey: "true"})
+	}
+	body, err := marshal(o, s.form)
+	utilruntime.Must(err)
+	_, err = s.w.Write(s.form.event(watch.Bookmark, s.form.kind(s.resource), body))
+	return err
+}
+
+// refuse ends the watch with an error. Nobody is left to tell when that fails.
+func (s stream) refuse(err *apierrors.StatusError) {
+	body, kind := statusOf(err, s.form)
+	_, _ = s.w.Write(s.form.event(watch.Error, kind, body))
 }
