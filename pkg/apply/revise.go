@@ -129,10 +129,12 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 	if err := errors.Join(errFrom, errTo); err != nil {
 		return Applied{}, err
 	}
-	from, to = desired.Between(from.With(rev.Gone), to.With(rev.Come))
+	from, to = from.With(rev.Gone), to.With(rev.Come)
 	// A change that was interrupted may be half in the kernel: what it forbade
-	// is not known to be stopped.
+	// is not known to be stopped. Whether this one takes anything away, only whole
+	// states tell: an endpoint that stays in its place may have got other rules.
 	applied.Narrowed = !was.Synced || rev.Unknown || from.Narrows(to)
+	from, to = desired.Between(from, to)
 	if applied.Narrowed {
 		if f.Epoch, err = begin(to); err != nil {
 			return Applied{}, err

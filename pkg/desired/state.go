@@ -311,15 +311,18 @@ func (s State) Narrows(next State) bool {
 	for _, e := range next.Endpoints {
 		after[e.ID] = e
 	}
+	compared := map[[2]ProfileID]bool{} // many endpoints go the same way
 	for _, e := range s.Endpoints {
 		n, ok := after[e.ID]
 		if !ok || n.Key != e.Key {
 			return true
 		}
 		for _, d := range Directions {
-			if n.Profiles[d] == "" {
+			way := [2]ProfileID{e.Profiles[d], n.Profiles[d]}
+			if n.Profiles[d] == "" || compared[way] {
 				continue
 			}
+			compared[way] = true
 			if e.Profiles[d] == "" || s.Profiles[e.Profiles[d]].narrows(next.Profiles[n.Profiles[d]]) {
 				return true
 			}
@@ -340,6 +343,9 @@ func (s State) Narrows(next State) bool {
 
 // narrows reports whether next lacks a rule of p.
 func (p Profile) narrows(next Profile) bool {
+	if p.equal(next) {
+		return false
+	}
 	have := map[string]bool{}
 	for _, r := range next.Rules {
 		have[r.canonical()] = true
@@ -370,7 +376,8 @@ func containsAll[T any](have, want []T, compare func(T, T) int) bool {
 }
 
 // Between leaves what two states of a node say alike out of both: endpoints, profiles and
-// members of sets. Sets themselves stay. What is left is what an update has to touch.
+// members of sets. Sets themselves stay. What is left is what an update has to touch, and
+// no more enough to tell whether the one narrows to the other.
 func Between(from, to State) (State, State) {
 	was := map[ident.Key]Endpoint{}
 	for _, e := range from.Endpoints {

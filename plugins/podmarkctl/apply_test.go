@@ -82,6 +82,8 @@ func TestApply(t *testing.T) {
 			return got
 		}
 		dir := manifests(t, map[string]string{"web.yaml": webPolicy, "README.md": "# not a manifest"})
+		other := strings.Replace(webPolicy, "port: 80", "port: 81", 1)
+		others := manifests(t, map[string]string{"port.yaml": other, "more.yaml": other + "  - ports: [{protocol: UDP, port: 53}]\n"})
 		steps := []struct {
 			name string
 			args []string
@@ -89,7 +91,10 @@ func TestApply(t *testing.T) {
 		}{
 			{"first", []string{"-f", dir}, map[string]any{"policies": 1., "endpoints": 2., "epoch": 2., "narrowed": true}},
 			{"the same", []string{"-f", filepath.Join(dir, "web.yaml")}, map[string]any{"policies": 1., "endpoints": 2., "epoch": 2., "narrowed": false}},
-			{"delete", []string{"--delete"}, map[string]any{"policies": 0., "endpoints": 2., "epoch": 2., "narrowed": false}},
+			{"another port", []string{"-f", filepath.Join(others, "port.yaml")}, map[string]any{"policies": 1., "endpoints": 2., "epoch": 3., "narrowed": true}},
+			{"a rule more", []string{"-f", filepath.Join(others, "more.yaml")}, map[string]any{"policies": 1., "endpoints": 2., "epoch": 3., "narrowed": false}},
+			{"the rule goes", []string{"-f", filepath.Join(others, "port.yaml")}, map[string]any{"policies": 1., "endpoints": 2., "epoch": 4., "narrowed": true}},
+			{"delete", []string{"--delete"}, map[string]any{"policies": 0., "endpoints": 2., "epoch": 4., "narrowed": false}},
 		}
 		for _, s := range steps {
 			if diff := cmp.Diff(s.want, apply(s.args...)); diff != "" {
@@ -100,7 +105,7 @@ func TestApply(t *testing.T) {
 			}
 		}
 		table := n.ctl("apply", "-f", dir).ok(t).stdout
-		if table != "1 policies in force on 2 endpoints, epoch 3: live connections are judged again\n" {
+		if table != "1 policies in force on 2 endpoints, epoch 5: live connections are judged again\n" {
 			t.Errorf("it says %q", table)
 		}
 	})
