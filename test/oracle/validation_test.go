@@ -1,6 +1,8 @@
 package oracle_test
 
 import (
+	"encoding/json"
+	"errors"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -17,15 +19,16 @@ import (
 	"k8s.io/kubernetes/pkg/apis/networking"
 	k8sv1 "k8s.io/kubernetes/pkg/apis/networking/v1"
 	"k8s.io/kubernetes/pkg/apis/networking/validation"
+	netutils "k8s.io/utils/net"
 )
 
 // policyCount is how many random policies a run compares; PODMARK_ROUNDS asks for
 // another number, PODMARK_SEED repeats a run.
 const policyCount = 50000
 
-// Defaults are those of the API server, and so are the fields it refuses and the
-// kind of mistake it finds in each.
-func TestDefaultsAndValidation(t *testing.T) {
+// run returns the seed of a run and how many policies it looks at.
+func run(t *testing.T) (uint64, int) {
+	t.Helper()
 	seed, count := rand.Uint64(), policyCount
 	if s, err := strconv.ParseUint(os.Getenv("PODMARK_SEED"), 10, 64); err == nil {
 		seed = s
@@ -34,6 +37,13 @@ func TestDefaultsAndValidation(t *testing.T) {
 		count = n
 	}
 	t.Logf("PODMARK_SEED=%d", seed)
+	return seed, count
+}
+
+// Defaults are those of the API server, and so are the fields it refuses and the
+// kind of mistake it finds in each.
+func TestDefaultsAndValidation(t *testing.T) {
+	seed, count := run(t)
 	g := generator{rand.New(rand.NewPCG(seed, 0))}
 	valid := 0
 	for i := range count {
@@ -63,6 +73,113 @@ func TestDefaultsAndValidation(t *testing.T) {
 	}
 }
 
+// What an API server may have stored is understood wholly; of anything else, what is not
+// understood is what a server would refuse, and the policy isolates all the same.
+func TestStoredObjects(t *testing.T) {
+	seed, count := run(t)
+	g := generator{rand.New(rand.NewPCG(seed, 1))}
+	stored, unclear := 0, 0
+	for i := range count {
+		p := g.policy(i%3 == 0)
+		before := p.DeepCopy()
+		compiled, err := policy.Object(p)
+		if !equality.Semantic.DeepEqual(before, p) {
+			t.Fatalf("changed:\nbefore %+v\nafter  %+v", before, p)
+		}
+		k8sv1.SetObjectDefaults_NetworkPolicy(p)
+		refused := refusedUpdate(t, p)
+		if err != nil {
+			unclear++
+			for _, m := range unclearFields(t, err) {
+				if !slices.ContainsFunc(refused, func(e *field.Error) bool { return e.Field == m }) {
+					t.Fatalf("%s is not understood, and servers accept it: %v\n%s", m, err, asJSON(p))
+				}
+			}
+		}
+		if len(refused) == 0 {
+			stored++
+			if err != nil {
+				t.Fatalf("servers accept it: %v\n%s", err, asJSON(p))
+			}
+		}
+		for _, d := range p.Spec.PolicyTypes {
+			if d == networkingv1.PolicyTypeIngress && compiled.Ingress == nil || d == networkingv1.PolicyTypeEgress && compiled.Egress == nil {
+				t.Fatalf("does not isolate %s: %s", d, asJSON(p))
+			}
+		}
+	}
+	t.Logf("%d of %d policies may be stored, and %d others are understood in part", stored, count, unclear)
+	if stored < count/100 || unclear < count/100 {
+		t.Error("too one-sided to prove much")
+	}
+}
+
+// refusedUpdate is what the API server says to a change of something else in a policy that
+// is stored: legacy spellings pass, which is by how they were written before. What was
+// never a CIDR was never stored.
+func refusedUpdate(t *testing.T, p *networkingv1.NetworkPolicy) field.ErrorList {
+	t.Helper()
+	p = p.DeepCopy()
+	k8sv1.SetObjectDefaults_NetworkPolicy(p)
+	p.ResourceVersion = "1"
+	internal := func(p *networkingv1.NetworkPolicy) *networking.NetworkPolicy {
+		out := &networking.NetworkPolicy{}
+		if err := k8sv1.Convert_v1_NetworkPolicy_To_networking_NetworkPolicy(p, out, nil); err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	before := p.DeepCopy()
+	for _, cidr := range cidrs(before) {
+		if _, _, err := netutils.ParseCIDRSloppy(*cidr); err != nil {
+			*cidr = "0.0.0.0/0"
+		}
+	}
+	old, update := internal(before), internal(p)
+	return validation.ValidateNetworkPolicyUpdate(update, old, validation.ValidationOptionsForNetworking(update, old))
+}
+
+// cidrs lists the CIDRs of a policy, to be read and changed.
+func cidrs(p *networkingv1.NetworkPolicy) []*string {
+	var out []*string
+	for _, peer := range peers(p) {
+		if peer.IPBlock == nil {
+			continue
+		}
+		out = append(out, &peer.IPBlock.CIDR)
+		for i := range peer.IPBlock.Except {
+			out = append(out, &peer.IPBlock.Except[i])
+		}
+	}
+	return out
+}
+
+// peers lists those of every rule of a policy.
+func peers(p *networkingv1.NetworkPolicy) []networkingv1.NetworkPolicyPeer {
+	var out []networkingv1.NetworkPolicyPeer
+	for _, r := range p.Spec.Ingress {
+		out = append(out, r.From...)
+	}
+	for _, r := range p.Spec.Egress {
+		out = append(out, r.To...)
+	}
+	return out
+}
+
+// unclearFields takes the fields from an error of Object.
+func unclearFields(t *testing.T, err error) []string {
+	t.Helper()
+	var fields []string
+	for _, err := range err.(interface{ Unwrap() []error }).Unwrap() {
+		var e *field.Error
+		if !errors.As(err, &e) {
+			t.Fatalf("no error of a field: %v", err)
+		}
+		fields = append(fields, e.Field)
+	}
+	return fields
+}
+
 // mistakes reduces errors to kind and field; the wording is each side's own.
 func mistakes(list field.ErrorList) []string {
 	var out []string
@@ -73,10 +190,21 @@ func mistakes(list field.ErrorList) []string {
 	return out
 }
 
+func asJSON(p *networkingv1.NetworkPolicy) string {
+	text, err := json.Marshal(p)
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
+}
+
 // generator makes policies of which many are wrong, in few places each.
 type generator struct{ *rand.Rand }
 
-func pick[T any](g generator, values ...T) T { return values[g.IntN(len(values))] }
+// dice is a source of random numbers.
+type dice interface{ IntN(n int) int }
+
+func pick[T any](d dice, values ...T) T { return values[d.IntN(len(values))] }
 
 // some makes 0 to 2 values.
 func some[T any](g generator, one func() T) []T {
