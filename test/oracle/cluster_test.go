@@ -1,0 +1,147 @@
+package oracle_test
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/endpoint"
+	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/mark"
+	"github.com/podmark/podmark/pkg/policy"
+	corev1 "k8s.io/api/core/v1"
+)
+
+// The nodes of every cluster here. A flow between them is judged twice, by the state of
+// either: egress where it starts, ingress where it ends.
+var nodes = []string{"one", "two"}
+
+// uplink is the interface of a node that leads to all that is not on it.
+const uplink = "eth0"
+
+// cluster is what podmark knows of one: the state of each node, and where each pod is.
+type cluster struct {
+	states map[string]desired.State
+	places map[netip.Addr]place
+	hosts  map[netip.Addr]string // the node that has the address itself
+}
+
+type place struct{ node, iface string }
+
+// newCluster builds the states of the nodes from what an API server tells. Pods that share
+// the address of a node and those that have ended are nobody.
+func newCluster(t *testing.T, policies desired.Policies, pods []*corev1.Pod) cluster {
+	t.Helper()
+	layout, err := mark.NewLayout(0xffff0000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := cluster{states: map[string]desired.State{}, places: map[netip.Addr]place{}, hosts: map[netip.Addr]string{}}
+	records, elsewhere := map[string][]ident.Record{}, map[string][]desired.Pod{}
+	for i, p := range pods {
+		switch {
+		case p.Spec.HostNetwork:
+			for _, a := range addresses(p) {
+				c.hosts[a] = p.Spec.NodeName
+			}
+			continue
+		case p.Status.Phase == corev1.PodSucceeded, p.Status.Phase == corev1.PodFailed:
+			continue
+		}
+		pod := desired.Pod{
+			Namespace: p.Namespace, Name: p.Name, Labels: p.Labels,
+			Addresses: addresses(p), Ports: policy.NamedPorts(&p.Spec),
+		}
+		iface := fmt.Sprintf("veth%d", i)
+		for _, a := range pod.Addresses {
+			c.places[a] = place{p.Spec.NodeName, iface}
+		}
+		for _, node := range nodes {
+			if node != p.Spec.NodeName {
+				elsewhere[node] = append(elsewhere[node], pod)
+				continue
+			}
+			records[node] = append(records[node], ident.Record{
+				Key: ident.Key{Network: "pods", ContainerID: p.Namespace + "/" + p.Name, IfName: "eth0"},
+				ID:  mark.First + mark.ID(i),
+				Endpoint: endpoint.Endpoint{
+					Namespace: pod.Namespace, Pod: pod.Name, Labels: pod.Labels, Interface: iface, Port: iface,
+					Addresses: pod.Addresses, Ports: pod.Ports,
+				},
+				Policed: true, Committed: true,
+			})
+		}
+	}
+	for _, node := range nodes {
+		c.states[node] = desired.Build(desired.Node{Layout: layout, Epoch: 1}, policies, records[node], elsewhere[node]...)
+	}
+	return c
+}
+
+func addresses(p *corev1.Pod) []netip.Addr {
+	var out []netip.Addr
+	for _, ip := range p.Status.PodIPs {
+		out = append(out, netip.MustParseAddr(ip.IP))
+	}
+	return out
+}
+
+// flow is the first packet of one, behind IPVS: it goes to the pod that answers, and to the
+// port of that pod, whatever the service's is.
+type flow struct {
+	src, dst netip.Addr
+	protocol desired.Protocol
+	port     uint16
+}
+
+func (f flow) String() string { return fmt.Sprintf("%v > %v %v/%d", f.src, f.dst, f.protocol, f.port) }
+
+// verdict is what is allowed of a flow.
+type verdict struct{ ingress, egress, both bool }
+
+// judge asks the node of the source about egress, that of the destination about ingress,
+// and whoever sees the packet about both. A pod that sends to itself does so by a
+// service, or its packet would not leave it: the node sees it come and go by one interface.
+func (c cluster) judge(f flow) verdict {
+	src, fromPod := c.places[f.src]
+	dst, toPod := c.places[f.dst]
+	ask := func(node, in, out string) bool {
+		p := desired.Packet{In: in, Out: out, Src: f.src, Dst: f.dst, Protocol: f.protocol, DstPort: f.port}
+		if f.protocol == desired.ICMPv6 {
+			p.ICMPv6Type = 128 // echo request
+		}
+		return c.states[node].Allows(p).Allowed
+	}
+	v := verdict{ingress: true, egress: true}
+	if fromPod {
+		out := uplink
+		if c.hosts[f.dst] == src.node {
+			out = "" // for a process of the node
+		}
+		v.egress = ask(src.node, src.iface, out)
+	}
+	if toPod {
+		v.ingress = ask(dst.node, uplink, dst.iface)
+	}
+	v.both = v.ingress && v.egress
+	if fromPod && toPod && src.node == dst.node {
+		v.both = ask(src.node, src.iface, dst.iface)
+	}
+	return v
+}
+
+// named gives each namespace the label with its name, as the API server does.
+func named(namespaces map[string]map[string]string) map[string]map[string]string {
+	out := map[string]map[string]string{}
+	for _, name := range slices.Sorted(maps.Keys(namespaces)) {
+		out[name] = maps.Clone(namespaces[name])
+		if out[name] == nil {
+			out[name] = map[string]string{}
+		}
+		out[name][corev1.LabelMetadataName] = name
+	}
+	return out
+}
