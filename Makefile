@@ -26,7 +26,7 @@ scale: ## measure podmarkd in a simulated cluster (ARGS="-pods 150000 -nodes 500
 lint: ## check format, vet, staticcheck, shellcheck and package dependencies
 	@scripts/lint.sh
 
-fuzz: ## run every fuzz test for a while (FUZZTIME=10s RUN=regexp)
+fuzz: ## run every fuzz test for a while (FUZZTIME=10s JUDGETIME=3m RUN=regexp)
 	@scripts/fuzz.sh
 
 vuln: ## look for known vulnerabilities (needs vuln.go.dev)

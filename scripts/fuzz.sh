@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Runs every fuzz test for FUZZTIME (10s each); RUN=regexp picks some by name.
+# Runs every fuzz test for FUZZTIME (10s each), and asks the judges of test/oracle about
+# random clusters for JUDGETIME (3m); RUN=regexp picks some by name. PODMARK_SEED repeats
+# what the judges were asked.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH=$PATH:/usr/local/go/bin
@@ -11,3 +13,9 @@ grep -rE --include='*_test.go' '^func Fuzz' pkg plugins | sed -E 's|/[^/]*:func 
     echo "fuzz: $folder $fuzz"
     go test -run '^$' -fuzz "^$fuzz\$" -fuzztime "${FUZZTIME:-10s}" "./$folder" </dev/null
   done
+
+# No fuzz test of Go: coverage has nothing to teach it, and a seed repeats a run.
+if [[ TestAgreement =~ ${RUN:-.} ]]; then
+  echo "fuzz: test/oracle TestAgreement"
+  PODMARK_FUZZTIME=${JUDGETIME:-3m} go -C test/oracle test -count=1 -timeout 0 -v -run '^TestAgreement$' .
+fi
