@@ -106,20 +106,21 @@ func compilePeer(namespace string, peer networkingv1.NetworkPolicyPeer, path *fi
 // subtract returns the addresses of a block. Of one that is not wholly understood,
 // these are none: nobody knows what it should have left out.
 func subtract(block networkingv1.IPBlock, path *field.Path) (*netipx.IPSet, field.ErrorList) {
+	cidr, err := parseCIDR(block.CIDR)
+	if err != nil {
+		return &netipx.IPSet{}, field.ErrorList{field.Invalid(path.Child("cidr"), block.CIDR, err.Error())}
+	}
 	var (
 		rest netipx.IPSetBuilder
 		errs field.ErrorList
 	)
-	parse := func(path *field.Path, cidr string) netip.Prefix {
-		prefix, err := parseCIDR(cidr)
+	rest.AddPrefix(cidr)
+	for i, text := range block.Except {
+		except, err := parseCIDR(text)
 		if err != nil {
-			errs = append(errs, field.Invalid(path, cidr, err.Error()))
+			errs = append(errs, field.Invalid(path.Child("except").Index(i), text, err.Error()))
 		}
-		return prefix
-	}
-	rest.AddPrefix(parse(path.Child("cidr"), block.CIDR))
-	for i, except := range block.Except {
-		rest.RemovePrefix(parse(path.Child("except").Index(i), except))
+		rest.RemovePrefix(except)
 	}
 	if len(errs) > 0 {
 		return &netipx.IPSet{}, errs
