@@ -21,15 +21,17 @@ type Index struct {
 	selection  *selection
 	namespaces map[string]map[string]string
 	pods       map[string]map[string]*ranked // by namespace and name
-	holders    map[netip.Addr][]*ranked
-	claimed    map[netip.Addr]bool
+	// holders has the pod that has an address, and rivals, rarely, others that do.
+	holders map[netip.Addr]*ranked
+	rivals  map[netip.Addr][]*ranked
+	claimed map[netip.Addr]bool
 	peers      map[PeerSetID]*crowd[netip.Addr]
 	tuples     map[TupleSetID]*crowd[netip.AddrPort]
 }
 
 // ranked is a pod with its rank.
 type ranked struct {
-	Pod
+	*Pod
 	rank uint64
 }
 
@@ -81,7 +83,7 @@ func (c *crowd[T]) settled() map[T]struct{} {
 func NewIndex() *Index {
 	x := &Index{
 		namespaces: map[string]map[string]string{}, pods: map[string]map[string]*ranked{},
-		holders: map[netip.Addr][]*ranked{}, claimed: map[netip.Addr]bool{},
+		holders: map[netip.Addr]*ranked{}, rivals: map[netip.Addr][]*ranked{}, claimed: map[netip.Addr]bool{},
 		peers: map[PeerSetID]*crowd[netip.Addr]{}, tuples: map[TupleSetID]*crowd[netip.AddrPort]{},
 	}
 	x.Follow(Policies{})
@@ -138,9 +140,9 @@ func (x *Index) Label(namespace string, labels map[string]string) {
 	}
 }
 
-// Put says what a pod is now. Of several that have an address, the one of the highest
-// rank is the one that counts.
-func (x *Index) Put(p Pod, rank uint64) {
+// Put says what a pod is now, which is not changed any more. Of several that have an
+// address, the one of the highest rank is the one that counts.
+func (x *Index) Put(p *Pod, rank uint64) {
 	old := x.pods[p.Namespace][p.Name]
 	addresses := p.Addresses
 	if old != nil {
@@ -154,7 +156,11 @@ func (x *Index) Put(p Pod, rank uint64) {
 	}
 	x.pods[p.Namespace][p.Name] = now
 	for _, a := range p.Addresses {
-		x.holders[a] = append(x.holders[a], now)
+		if x.holders[a] == nil {
+			x.holders[a] = now
+		} else {
+			x.rivals[a] = append(x.rivals[a], now)
+		}
 	}
 	x.enter(addresses)
 }
@@ -175,8 +181,14 @@ func (x *Index) drop(old *ranked) {
 		return
 	}
 	for _, a := range old.Addresses {
-		if x.holders[a] = slices.DeleteFunc(x.holders[a], func(p *ranked) bool { return p == old }); len(x.holders[a]) == 0 {
-			delete(x.holders, a)
+		rest := slices.DeleteFunc(x.rivals[a], func(p *ranked) bool { return p == old })
+		if x.holders[a] == old {
+			if delete(x.holders, a); len(rest) > 0 {
+				x.holders[a], rest = rest[0], rest[1:]
+			}
+		}
+		if x.rivals[a] = rest; len(rest) == 0 {
+			delete(x.rivals, a)
 		}
 	}
 	if delete(x.pods[old.Namespace], old.Name); len(x.pods[old.Namespace]) == 0 {
@@ -208,9 +220,9 @@ func (x *Index) owner(a netip.Addr) *ranked {
 	if x.claimed[a] {
 		return nil
 	}
-	var owner *ranked
-	for _, p := range x.holders[a] {
-		if owner == nil || p.rank > owner.rank {
+	owner := x.holders[a]
+	for _, p := range x.rivals[a] {
+		if p.rank > owner.rank {
 			owner = p
 		}
 	}
@@ -233,11 +245,11 @@ func (x *Index) each(addresses []netip.Addr, peer func(*crowd[netip.Addr], netip
 		if owner == nil {
 			continue
 		}
-		for _, id := range x.selection.peers(owner.Pod) {
+		for _, id := range x.selection.peers(*owner.Pod) {
 			peer(x.peers[id], a)
 		}
 		for _, port := range owner.Ports {
-			if id, ok := x.selection.tuple(owner.Pod, port); ok {
+			if id, ok := x.selection.tuple(*owner.Pod, port); ok {
 				tuple(x.tuples[id], netip.AddrPortFrom(a, port.Number))
 			}
 		}
@@ -298,13 +310,4 @@ func (x *Index) members(peers func(*crowd[netip.Addr]) map[netip.Addr]struct{}, 
 		}
 	}
 	return m
-}
-
-// Pod is what the index knows of a pod.
-func (x *Index) Pod(namespace, name string) (Pod, bool) {
-	p := x.pods[namespace][name]
-	if p == nil {
-		return Pod{}, false
-	}
-	return p.Pod, true
 }

@@ -140,7 +140,7 @@ func turn(r *rand.Rand, x *desired.Index, c *crowd) string {
 		}
 		rank := r.Uint64() // no two pods of the test have the same
 		c.pods[namespace+"/"+name], c.ranks[namespace+"/"+name] = p, rank
-		x.Put(p, rank)
+		x.Put(&p, rank)
 		return "a pod"
 	}
 }

@@ -50,7 +50,7 @@ func (c *Cluster) Answer(ctx context.Context, r whois.Request) (whois.Answer, er
 		}
 		if fits && target != 0 && c.done >= target {
 			c.mu.Unlock()
-			return whois.Answer{Labels: p.labels, Ports: p.ports}, nil
+			return whois.Answer{Labels: p.Labels, Ports: p.Ports}, nil
 		}
 		news := c.news
 		why = errors.Join(why, c.failed)
@@ -88,7 +88,7 @@ func (c *Cluster) prepared(n name) (bool, error) {
 	}
 	world := c.world()
 	for _, k := range c.policies[n.namespace] {
-		if !k.Pods.Matches(p.labels) || time.Since(k.since) > hold {
+		if !k.Pods.Matches(p.Labels) || time.Since(k.since) > hold {
 			continue
 		}
 		for _, w := range k.needs.in(world) {

@@ -12,13 +12,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/pkg/policy"
 )
 
 // pod is what is kept of a Pod: hundreds of bytes, of which the API has thousands.
 type pod struct {
-	namespace, name string
+	desired.Pod
 	// uids are those by which a runtime may know the pod: a static one has that of its
 	// manifest, which is the hash that the kubelet notes on the mirror pod.
 	uid, hash string
@@ -28,10 +27,7 @@ type pod struct {
 	terminating bool
 	// peer is whether it can be somebody's peer by its addresses: it has some of its own,
 	// and has not ended.
-	peer      bool
-	labels    map[string]string
-	addresses []netip.Addr
-	ports     []endpoint.NamedPort
+	peer bool
 	// rank tells whose an address is that several pods have: the one that came last, of
 	// those that do not go.
 	rank uint64
@@ -43,17 +39,11 @@ type pod struct {
 
 // GetObjectMeta lets client-go's stores name the pod.
 func (p *pod) GetObjectMeta() metav1.Object {
-	return &metav1.ObjectMeta{Namespace: p.namespace, Name: p.name}
+	return &metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name}
 }
-
-func (p *pod) key() string { return p.namespace + "/" + p.name }
 
 // known reports whether the runtime's UID is the pod's.
 func (p *pod) known(uid string) bool { return uid == "" || uid == p.uid || uid == p.hash }
-
-func (p *pod) indexed() desired.Pod {
-	return desired.Pod{Namespace: p.namespace, Name: p.name, Labels: p.labels, Addresses: p.addresses, Ports: p.ports}
-}
 
 const configHash = "kubernetes.io/config.hash" // kubelet's annotation of mirror pods
 
@@ -65,10 +55,10 @@ func (c *Cluster) trim(v any) (any, error) {
 	}
 	version, _ := strconv.ParseUint(p.ResourceVersion, 10, 64)
 	t := &pod{
-		namespace: c.words.word(p.Namespace), name: strings.Clone(p.Name), version: version,
-		own: p.Spec.NodeName == c.Name, terminating: p.DeletionTimestamp != nil,
-		labels: c.words.labels(p.Labels),
-		rank:   uint64(max(0, p.CreationTimestamp.Unix())),
+		Pod:     desired.Pod{Namespace: c.words.word(p.Namespace), Name: strings.Clone(p.Name), Labels: c.words.labels(p.Labels)},
+		version: version,
+		own:     p.Spec.NodeName == c.Name, terminating: p.DeletionTimestamp != nil,
+		rank: uint64(max(0, p.CreationTimestamp.Unix())),
 	}
 	if t.own {
 		t.uid, t.hash = strings.Clone(string(p.UID)), strings.Clone(p.Annotations[configHash])
@@ -81,12 +71,12 @@ func (c *Cluster) trim(v any) (any, error) {
 	}
 	// The node's addresses are not a pod's, and a pod that has ended has given its own back.
 	if ended := p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed; !p.Spec.HostNetwork && !ended {
-		t.addresses = addresses(p.Status)
+		t.Addresses = addresses(p.Status)
 	}
-	t.peer = len(t.addresses) > 0
-	if t.ports = policy.NamedPorts(&p.Spec); t.ports != nil {
-		for i, port := range t.ports {
-			t.ports[i].Name = c.words.word(port.Name)
+	t.peer = len(t.Addresses) > 0
+	if t.Ports = policy.NamedPorts(&p.Spec); t.Ports != nil {
+		for i, port := range t.Ports {
+			t.Ports[i].Name = c.words.word(port.Name)
 		}
 	}
 	return t, nil

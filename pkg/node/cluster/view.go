@@ -80,7 +80,7 @@ func (c *Cluster) take(s *watching, v any) name {
 }
 
 func (c *Cluster) takePod(s *watching, p *pod) name {
-	n := name{p.namespace, p.name}
+	n := name{p.Namespace, p.Name}
 	old := c.pods[n]
 	if old != nil {
 		p.seen, p.served = old.seen, old.served && old.uid == p.uid
@@ -95,7 +95,7 @@ func (c *Cluster) takePod(s *watching, p *pod) name {
 		return n
 	}
 	c.pods[n] = p
-	if p.own && (old == nil || old.uid != p.uid || !maps.Equal(old.labels, p.labels) || !slices.Equal(old.ports, p.ports)) {
+	if p.own && (old == nil || old.uid != p.uid || !maps.Equal(old.Labels, p.Labels) || !slices.Equal(old.Ports, p.Ports)) {
 		c.dirty = true
 	}
 	c.enrol(n, p)
@@ -108,7 +108,7 @@ func (c *Cluster) enrol(n name, p *pod) {
 	_, served := c.endpoints[n]
 	p.served = p.served || served
 	if p.peer && !p.served {
-		c.index.Put(p.indexed(), p.rank)
+		c.index.Put(&p.Pod, p.rank)
 	} else {
 		c.index.Remove(n.namespace, n.name)
 	}
@@ -215,7 +215,7 @@ func (c *Cluster) crowd() map[string][]map[string]string {
 	}
 	for n := range c.coming {
 		if p := c.pods[n]; p != nil {
-			out[n.namespace] = append(out[n.namespace], p.labels)
+			out[n.namespace] = append(out[n.namespace], p.Labels)
 		} else if out[n.namespace] == nil {
 			out[n.namespace] = []map[string]string{}
 		}
@@ -326,8 +326,8 @@ func (c *Cluster) informed(records []ident.Record) (changed []ident.Record) {
 			continue
 		}
 		if p := c.pods[n]; p != nil && p.own && p.known(r.UID) {
-			if !r.Kubernetes || !r.Policed || !maps.Equal(r.Labels, p.labels) || !slices.Equal(r.Ports, p.ports) {
-				r.Kubernetes, r.Policed, r.Labels, r.Ports = true, true, p.labels, p.ports
+			if !r.Kubernetes || !r.Policed || !maps.Equal(r.Labels, p.Labels) || !slices.Equal(r.Ports, p.Ports) {
+				r.Kubernetes, r.Policed, r.Labels, r.Ports = true, true, p.Labels, p.Ports
 				changed = append(changed, r)
 			}
 		}
