@@ -25,8 +25,8 @@ type Index struct {
 	holders map[netip.Addr]*ranked
 	rivals  map[netip.Addr][]*ranked
 	claimed map[netip.Addr]bool
-	peers      map[PeerSetID]*crowd[netip.Addr]
-	tuples     map[TupleSetID]*crowd[netip.AddrPort]
+	peers   map[PeerSetID]*crowd[netip.Addr]
+	tuples  map[TupleSetID]*crowd[netip.AddrPort]
 }
 
 // ranked is a pod with its rank.

@@ -24,7 +24,10 @@ type Facts struct {
 	Backend config.Backend
 	// Host is what "host" stands for, at most one address a family.
 	Host []netip.Addr
-	IPVS IPVS
+	// Elsewhere are the addresses of pods of other nodes, by NAMESPACE/NAME, of those that
+	// the question names.
+	Elsewhere map[string][]netip.Addr
+	IPVS      IPVS
 	// Routes tell how the node sends to an address.
 	Routes map[netip.Addr]Route
 	// PastHooks4 and PastHooks6 are set where frames between two ports of a bridge pass

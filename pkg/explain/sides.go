@@ -59,6 +59,9 @@ func (f Facts) addresses(s Side) ([]netip.Addr, error) {
 			found[name] = append(found[name], e.Addresses...)
 		}
 	}
+	if len(found) == 0 && f.Elsewhere[s.Name] != nil {
+		return f.Elsewhere[s.Name], nil
+	}
 	var names []string
 	for name := range found {
 		names = append(names, name)
@@ -66,7 +69,7 @@ func (f Facts) addresses(s Side) ([]netip.Addr, error) {
 	slices.Sort(names)
 	switch len(names) {
 	case 0:
-		return nil, fmt.Errorf("no pod %q is on this node: 'podmarkctl list' shows those that are, and others have an address", s.Name)
+		return nil, fmt.Errorf("no pod %q is on this node: 'podmarkctl list' shows those that are; one of another node is NAMESPACE/NAME where podmarkd asks the API server, and an address everywhere", s.Name)
 	case 1:
 		return found[names[0]], nil
 	default:

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"syscall"
@@ -45,6 +46,8 @@ type Request struct {
 	Pod       string `json:"pod"`
 	// UID is what the runtime says it is; empty where it does not.
 	UID string `json:"uid,omitempty"`
+	// Locate asks for no more than the addresses of a pod, on whatever node.
+	Locate bool `json:"locate,omitempty"`
 	// What the network's configuration says of the node, which nobody else may know yet.
 	Mask      uint32              `json:"mask"`
 	NodePorts []desired.PortRange `json:"nodePorts"`
@@ -67,6 +70,8 @@ func (r Request) With(s apply.Settings) Request {
 type Answer struct {
 	Labels map[string]string    `json:"labels,omitempty"`
 	Ports  []endpoint.NamedPort `json:"ports,omitempty"`
+	// Addresses are the answer to Locate.
+	Addresses []netip.Addr `json:"addresses,omitempty"`
 	// Error is why there is no answer.
 	Error string `json:"error,omitempty"`
 }

@@ -1,7 +1,12 @@
 package main
 
 import (
+	"context"
 	"io"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -11,6 +16,7 @@ import (
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/explain"
 	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/whois"
 )
 
 func newExplain(o *options) *cobra.Command {
@@ -23,8 +29,8 @@ that it passes, who judges it there, the policies and the rule that decide, and 
 verdict. It resolves the address of a service, or a NodePort, by the kernel's IPVS
 table, and follows the packet to each backend. What it could not know, it says.
 
-SRC and DST are a pod of this node as [NAMESPACE/]NAME, an address, "host" for the
-node itself, or "outside" for whatever is neither a pod nor a node. PROTO is tcp, udp,
+SRC and DST are a pod of this node as [NAMESPACE/]NAME, one of another node as
+NAMESPACE/NAME where podmarkd asks the API server, an address, "host" for the node itself, or "outside" for whatever is neither a pod nor a node. PROTO is tcp, udp,
 sctp or icmp, and tcp unless it is named. Without a PORT, it is any that no rule
 names. An IPv6 address is in brackets when a port follows.
 
@@ -70,6 +76,28 @@ Exit status: 0 allowed, 1 denied to one backend at least, 2 wrong usage or failu
 	return cmd
 }
 
+// locate asks podmarkd for those of the question's pods that another node may have. Who
+// does not know says nothing: then the pod is not found, which says what to do.
+func (o *options) locate(q explain.Query) map[string][]netip.Addr {
+	found := map[string][]netip.Addr{}
+	ctx, cancel := context.WithTimeout(context.Background(), locateDeadline)
+	defer cancel()
+	for _, side := range []explain.Side{q.Src, q.Dst} {
+		namespace, pod, ok := strings.Cut(side.Name, "/")
+		if !ok {
+			continue
+		}
+		a, err := whois.Ask(ctx, filepath.Join(o.stateDir, config.SocketName), whois.Request{Namespace: namespace, Pod: pod, Locate: true})
+		if err == nil && len(a.Addresses) > 0 {
+			found[side.Name] = a.Addresses
+		}
+	}
+	return found
+}
+
+// locateDeadline bounds what podmarkd takes to ask the API server.
+const locateDeadline = 5 * time.Second
+
 // explain answers with the node's policies, or with those.
 func (o *options) explain(q explain.Query, policies *desired.Policies) (explain.Answer, error) {
 	settings, err := defaults()
@@ -89,6 +117,7 @@ func (o *options) explain(q explain.Query, policies *desired.Policies) (explain.
 	if kind == apply.NFTables {
 		f.Backend = config.BackendNFTables
 	}
+	f.Elsewhere = o.locate(q)
 	daemon, err := node.ReadStatus(o.node().Store)
 	f.Watched = err == nil && unix.Kill(daemon.PID, 0) == nil
 	return node.Explain(q, f)

@@ -8,15 +8,12 @@ import (
 
 // policyMetrics are what following the Kubernetes API comes to.
 type policyMetrics struct {
-	took                    prometheus.Histogram
-	whole, failures         prometheus.Counter
-	policies, watches, pods prometheus.Gauge
+	took            prometheus.Histogram
+	whole, failures prometheus.Counter
+	policies        prometheus.Gauge
 }
 
 func newPolicyMetrics() policyMetrics {
-	gauge := func(name, help string) prometheus.Gauge {
-		return prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
-	}
 	return policyMetrics{
 		took: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "podmark_policy_change_seconds", Help: "How long it took to enforce what the Kubernetes API said, with the wait for the node's lock.",
@@ -24,22 +21,38 @@ func newPolicyMetrics() policyMetrics {
 		}),
 		whole:    counter("podmark_policy_rewrites_total", "Changes for which everything was written anew: the first, and those that found something missing."),
 		failures: counter("podmark_policy_failures_total", "Changes that could not be enforced, and are tried again."),
-		policies: gauge("podmark_policies", "Policies of the Kubernetes API that are in force on the node."),
-		watches:  gauge("podmark_policy_watches", "Watches of the Kubernetes API that policies need."),
-		pods:     gauge("podmark_policy_pods", "Pods of the Kubernetes API that are known, the node's own among them."),
+		policies: prometheus.NewGauge(prometheus.GaugeOpts{Name: "podmark_policies", Help: "Policies of the Kubernetes API that are in force on the node."}),
 	}
 }
 
 func (p policyMetrics) all() []prometheus.Collector {
-	return []prometheus.Collector{p.took, p.whole, p.failures, p.policies, p.watches, p.pods}
+	return []prometheus.Collector{p.took, p.whole, p.failures, p.policies}
+}
+
+// following exports how much of the cluster is followed; nil where none is.
+func (m *metrics) following(c *cluster.Cluster) {
+	size := func() cluster.Size {
+		if c == nil {
+			return cluster.Size{}
+		}
+		return c.Size()
+	}
+	for _, g := range []struct {
+		name, help string
+		of         func(cluster.Size) int
+	}{
+		{"podmark_policy_watches", "Watches of the Kubernetes API that policies need.", func(s cluster.Size) int { return s.Watches }},
+		{"podmark_policy_watches_behind", "Those of which not all has been seen yet.", func(s cluster.Size) int { return s.Behind }},
+		{"podmark_policy_pods", "Pods of the Kubernetes API that are known, the node's own among them.", func(s cluster.Size) int { return s.Pods }},
+	} {
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: g.name, Help: g.help}, func() float64 { return float64(g.of(size())) }))
+	}
 }
 
 // round counts a change that the Kubernetes API brought.
 func (m *metrics) round(r cluster.Round) {
 	p := m.followed
 	p.took.Observe(r.Took.Seconds())
-	p.watches.Set(float64(r.Watches))
-	p.pods.Set(float64(r.Pods))
 	if r.Err != nil {
 		p.failures.Inc()
 		return

@@ -45,6 +45,7 @@ func (o daemonOptions) newPolicies(n apply.Node, api *rest.Config, log *slog.Log
 		p.cluster.Done = m.round
 		p.cluster.Node.Cache = &apply.Cache{}
 	}
+	m.following(p.cluster)
 	if o.policyDir != "" {
 		defaults, err := config.ParseEntry([]byte("{}"), "none", "1.0.0")
 		if err != nil {

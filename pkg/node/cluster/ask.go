@@ -23,6 +23,13 @@ const outliveEvery = time.Second
 // Answer tells who a pod is, once all that its policies mean is known and in the kernel.
 // The pod's own rules come with its ADD.
 func (c *Cluster) Answer(ctx context.Context, r whois.Request) (whois.Answer, error) {
+	if r.Locate {
+		p, err := c.fetch(ctx, name{r.Namespace, r.Pod})
+		if err != nil {
+			return whois.Answer{}, err
+		}
+		return whois.Answer{Addresses: p.Addresses}, nil
+	}
 	settings, err := r.Settings()
 	if err != nil {
 		return whois.Answer{}, fmt.Errorf("the plugin's iptablesMarkMask: %w", err)

@@ -16,8 +16,28 @@ type Round struct {
 	Took    time.Duration
 	Applied apply.Applied
 	Err     error
-	// Watches and Pods are how many there are.
-	Watches, Pods int
+}
+
+// Size is how much of the cluster is followed.
+type Size struct {
+	// Watches are those that policies need, and Behind those of them of which not all has
+	// been seen yet.
+	Watches, Behind int
+	// Pods are those that are known, the node's own among them.
+	Pods int
+}
+
+// Size tells how much is followed now.
+func (c *Cluster) Size() Size {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := Size{Watches: len(c.wanted), Pods: len(c.pods)}
+	for w := range c.wanted {
+		if watch := c.watches[w]; watch == nil || !watch.synced {
+			s.Behind++
+		}
+	}
+	return s
 }
 
 // Between two rounds events are collected, and others get the node's lock.
@@ -129,18 +149,18 @@ func (c *Cluster) remember() error {
 // policy means: what was enforced before goes on until then.
 func (c *Cluster) turn(ctx context.Context) (r Round, did bool) {
 	r.Time = time.Now()
+	records, err := c.Node.Records()
 	c.mu.Lock()
 	if !c.active {
 		c.mu.Unlock()
 		return r, false
 	}
+	if !c.begun && err == nil { // a damaged one is told by the round
+		c.informed(records)
+	}
 	all := c.plan(r.Time)
 	settings := c.settings
-	due := c.dirty || c.index.Changed() || !c.begun
-	r.Watches, r.Pods = len(c.watches), len(c.pods)
-	if !all && !c.begun {
-		due = false
-	}
+	due := c.begun && (c.dirty || c.index.Changed()) || !c.begun && all
 	c.mu.Unlock()
 	if !due {
 		return r, false
