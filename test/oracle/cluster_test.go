@@ -64,21 +64,35 @@ func newCluster(t *testing.T, policies desired.Policies, pods []*corev1.Pod) clu
 				elsewhere[node] = append(elsewhere[node], pod)
 				continue
 			}
-			records[node] = append(records[node], ident.Record{
-				Key: ident.Key{Network: "pods", ContainerID: p.Namespace + "/" + p.Name, IfName: "eth0"},
-				ID:  mark.First + mark.ID(i),
-				Endpoint: endpoint.Endpoint{
-					Namespace: pod.Namespace, Pod: pod.Name, Labels: pod.Labels, Interface: iface, Port: iface,
-					Addresses: pod.Addresses, Ports: pod.Ports,
-				},
-				Policed: true, Committed: true,
-			})
+			records[node] = append(records[node], attachment(pod, mark.First+mark.ID(i), iface))
 		}
 	}
 	for _, node := range nodes {
-		c.states[node] = desired.Build(desired.Node{Layout: layout, Epoch: 1}, policies, records[node], elsewhere[node]...)
+		// The other nodes' pods come by way of an index, as they do in podmarkd.
+		index := desired.NewIndex()
+		for name, labels := range policies.Namespaces {
+			index.Label(name, labels)
+		}
+		for i, p := range elsewhere[node] {
+			index.Put(p, uint64(i))
+		}
+		index.Follow(policies)
+		index.Settle()
+		c.states[node] = desired.Build(desired.Node{Layout: layout, Epoch: 1}, policies, records[node]).With(index.Members())
 	}
 	return c
+}
+
+func attachment(p desired.Pod, id mark.ID, iface string) ident.Record {
+	return ident.Record{
+		Key: ident.Key{Network: "pods", ContainerID: p.Namespace + "/" + p.Name, IfName: "eth0"},
+		ID:  id,
+		Endpoint: endpoint.Endpoint{
+			Namespace: p.Namespace, Pod: p.Name, Labels: p.Labels, Interface: iface, Port: iface,
+			Addresses: p.Addresses, Ports: p.Ports,
+		},
+		Policed: true, Committed: true,
+	}
 }
 
 func addresses(p *corev1.Pod) []netip.Addr {
