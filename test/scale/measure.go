@@ -66,7 +66,17 @@ func measure(ctx context.Context, flags *flag.FlagSet, args []string) error {
 	fmt.Printf("\n## %d pods, %d namespaces, %d policies (%s), %d nodes, %d local pods, %s\n\nIn sync after %.1f s, with %d policies.\n",
 		o.Pods, o.Namespaces, o.Policies, o.Mix, o.Nodes, len(n.attached), *backend, time.Since(begin).Seconds(), policies)
 	if *everything {
+		progress("a client watches everything")
 		if err := a.watchEverything(ctx, "everything"); err != nil {
+			return err
+		}
+		if err := a.until("it has everything", 5*time.Minute, func() error {
+			s, err := a.state()
+			if n := sum(s.Traffic["everything"]).Objects; err == nil && n < int64(o.Pods+o.Namespaces+o.Policies) {
+				err = fmt.Errorf("it has %d objects", n)
+			}
+			return err
+		}); err != nil {
 			return err
 		}
 	}
