@@ -42,6 +42,13 @@ func (d daemon) inSync(policies int) error {
 	if err == nil && int(n) != policies {
 		err = fmt.Errorf("%.0f policies of %d are in force", n, policies)
 	}
+	if err != nil {
+		return err
+	}
+	n, err = d.metric("podmark_policy_watches_behind")
+	if err == nil && n > 0 {
+		err = fmt.Errorf("%.0f watches have not seen all there is", n)
+	}
 	return err
 }
 

@@ -149,14 +149,15 @@ func (c *Cluster) remember() error {
 // policy means: what was enforced before goes on until then.
 func (c *Cluster) turn(ctx context.Context) (r Round, did bool) {
 	r.Time = time.Now()
-	records, err := c.Node.Records()
 	c.mu.Lock()
 	if !c.active {
 		c.mu.Unlock()
 		return r, false
 	}
-	if !c.begun && err == nil { // a damaged one is told by the round
-		c.informed(records)
+	if !c.begun {
+		if records, err := c.Node.Records(); err == nil { // a damaged one is told by the round
+			c.informed(records)
+		}
 	}
 	all := c.plan(r.Time)
 	settings := c.settings
