@@ -105,6 +105,37 @@ func (f *file) choose(wanted config.Backend) error {
 	return nil
 }
 
+// What file.Log says.
+const (
+	logged   = "nflog"
+	unlogged = "none"
+)
+
+// askLog notes whether what the backend drops can be logged. Where it cannot, podmark
+// enforces all the same.
+func (f *file) askLog(wait time.Duration) error {
+	var lacking, err error
+	if v, ok := variants[f.Backend]; ok {
+		if lacking, err = iptables.Logs(context.Background(), v, wait); err != nil {
+			return fmt.Errorf("%w: %w", ErrBackend, err)
+		}
+	} else {
+		lacking = nftables.Logs()
+	}
+	f.Log, f.LogLacks = logged, ""
+	if lacking != nil {
+		f.Log, f.LogLacks = unlogged, lacking.Error()
+	}
+	return nil
+}
+
+// Unlogged says what is lacking to log the packets that are dropped; empty where they
+// are logged, and where podmark has not asked yet.
+func (n Node) Unlogged() (string, error) {
+	f, err := n.load()
+	return f.LogLacks, err
+}
+
 // usable reports why what choose would choose cannot be used. It changes nothing.
 func (f file) usable(wanted config.Backend) error {
 	kind := f.Backend

@@ -74,6 +74,10 @@ type file struct {
 	Backend Kind   `json:"backend"`
 	Auto    Kind   `json:"auto,omitempty"`
 	Former  []Kind `json:"former,omitempty"`
+	// Log is "nflog" where what is dropped is logged, and "none" where that was asked for
+	// and LogLacks came of it. Until it is asked, nothing is logged.
+	Log      string `json:"log,omitempty"`
+	LogLacks string `json:"logLacks,omitempty"`
 	// Policies are in a file of their own, which is written when they change.
 	Policies desired.Policies `json:"-"`
 	// Kubernetes is set once they come from the Kubernetes API.
@@ -98,7 +102,7 @@ func (f file) node() (desired.Node, error) {
 	if f.Backend != "" && f.Backend != NFTables && variants[f.Backend] == "" {
 		return desired.Node{}, fmt.Errorf("%w: %s: there is no backend %q", ident.ErrDamaged, ident.NodeFile, f.Backend)
 	}
-	node := desired.Node{Layout: layout, Epoch: f.Epoch, NodePorts: f.NodePorts, SCTPPorts: f.NodePorts}
+	node := desired.Node{Layout: layout, Epoch: f.Epoch, NodePorts: f.NodePorts, SCTPPorts: f.NodePorts, Unlogged: f.Log != logged}
 	if f.Moving != nil {
 		former, err := mark.NewLayout(f.Moving.Mask)
 		if err != nil {
@@ -192,6 +196,12 @@ func (n Node) agree(settings Settings) (f file, changed bool, err error) {
 		return file{}, false, err
 	}
 	if f.Backend != backend || f.Auto != auto {
+		changed = true
+	}
+	if f.Backend != backend || f.Log == "" {
+		if err := f.askLog(n.LockTimeout); err != nil {
+			return file{}, false, err
+		}
 		changed = true
 	}
 	if changed {

@@ -46,7 +46,7 @@ func (n Node) Kind() (Kind, error) {
 func (n Node) Preview(settings Settings, policies *desired.Policies) (desired.State, error) {
 	f, err := n.load()
 	if errors.Is(err, fs.ErrNotExist) {
-		f, err = file{Mask: settings.Layout.Mask(), Epoch: 1, NodePorts: settings.NodePorts}, nil
+		f, err = file{Mask: settings.Layout.Mask(), Epoch: 1, NodePorts: settings.NodePorts, Log: logged}, nil
 	}
 	if err != nil {
 		return desired.State{}, err

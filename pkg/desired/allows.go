@@ -26,6 +26,9 @@ type Verdict struct {
 	Allowed bool
 	// By is the rule that allowed or the thing that denied, in words.
 	By string
+	// Audited is set for what passes although a policy that is audited would deny it. By
+	// says that first.
+	Audited bool
 	// Judged are the endpoints that were asked, in order. Who denies is the last.
 	Judged []Judgement
 }
@@ -40,6 +43,8 @@ type Judgement struct {
 	// is asked.
 	Rule    string
 	Allowed bool
+	// Audited is set where it is allowed because the policies are audited only.
+	Audited bool
 }
 
 // ICMPv6 is the protocol number of neighbour discovery and MLD.
@@ -63,26 +68,34 @@ func (s State) Allows(p Packet) Verdict {
 	if posing {
 		return Verdict{By: "source address is not the endpoint's own"}
 	}
-	var judged []Judgement
-	if src != nil {
-		v := s.judge(Egress, *src, p.Dst, p)
-		if judged = v.Judged; !v.Allowed {
-			return v
-		}
+	if src == nil {
+		return s.arrives(p)
 	}
+	sent := s.judge(Egress, *src, p.Dst, p)
+	if !sent.Allowed {
+		return sent
+	}
+	v := s.arrives(p)
+	v.Judged = append(sent.Judged, v.Judged...)
+	if sent.Audited && v.Allowed {
+		v.By, v.Audited = sent.By+"; "+v.By, true
+	}
+	return v
+}
+
+// arrives judges what its source may send.
+func (s State) arrives(p Packet) Verdict {
 	if p.Out == "" {
-		return Verdict{Allowed: true, By: "delivered to the node", Judged: judged}
+		return Verdict{Allowed: true, By: "delivered to the node"}
 	}
 	dst := s.endpoint(p.Dst, p.Out)
 	switch {
 	case dst == nil && s.routed(p.Out):
-		return Verdict{By: "destination is no endpoint's address", Judged: judged}
+		return Verdict{By: "destination is no endpoint's address"}
 	case dst == nil:
-		return Verdict{Allowed: true, By: "leaves the node", Judged: judged}
+		return Verdict{Allowed: true, By: "leaves the node"}
 	default:
-		v := s.judge(Ingress, *dst, p.Src, p)
-		v.Judged = append(judged, v.Judged...)
-		return v
+		return s.judge(Ingress, *dst, p.Src, p)
 	}
 }
 
@@ -122,7 +135,10 @@ func (s State) judge(d Direction, e Endpoint, peer netip.Addr, p Packet) Verdict
 			break
 		}
 	}
-	return Verdict{Allowed: j.Allowed, By: by, Judged: []Judgement{j}}
+	if s.Profiles[j.Profile].Audit && !j.Allowed {
+		by, j.Allowed, j.Audited = "audit of "+by, true, true
+	}
+	return Verdict{Allowed: j.Allowed, By: by, Audited: j.Audited, Judged: []Judgement{j}}
 }
 
 func (s State) admitsPeer(r ProfileRule, peer netip.Addr) bool {

@@ -29,6 +29,8 @@ type Policy struct {
 	// direction; an Isolation without rules denies everything.
 	Ingress *Isolation `json:"ingress,omitempty"`
 	Egress  *Isolation `json:"egress,omitempty"`
+	// Audit is set for a policy that is being tried out: see [Profile].
+	Audit bool `json:"audit,omitempty"`
 }
 
 // Isolation is what one policy allows in one direction.

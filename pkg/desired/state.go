@@ -57,6 +57,8 @@ type Node struct {
 	SCTPPorts []PortRange
 	// HostAddresses are the node's own addresses, service addresses excluded.
 	HostAddresses []netip.Addr
+	// Unlogged is set where the kernel cannot log packets: what is dropped is counted only.
+	Unlogged bool
 }
 
 // ProfileID names a Profile: 16 hexadecimal digits, or empty for none.
@@ -105,9 +107,17 @@ func podOf(r ident.Record) Pod {
 
 // Profile is what is allowed, in one direction, for every endpoint that the
 // same set of policies selects. What no rule allows is dropped.
+//
+// Policies that are audited make a profile of their own, which drops nothing: what
+// none of them allows is logged and counted, and passes. Policies only ever add to
+// what is allowed, so where a policy that is enforced isolates the endpoint, audited
+// ones would deny nothing more, and what they would allow is not to be allowed yet:
+// they are not part of that profile.
 type Profile struct {
 	ID        ProfileID
 	Direction Direction
+	// Audit is set where all the policies are audited.
+	Audit bool
 	// Policies are the "namespace/name" of the policies it is made of, sorted.
 	Policies []string
 	Rules    []ProfileRule
@@ -235,11 +245,15 @@ func (p Policies) byNamespace() map[string][]Policy {
 // profile builds the profile of a pod in direction d from the policies of its namespace;
 // its ID is empty when no policy isolates the pod.
 func profile(policies []Policy, d Direction, labels map[string]string) Profile {
-	profile := Profile{Direction: d}
+	enforced, audited := Profile{Direction: d}, Profile{Direction: d, Audit: true}
 	for _, policy := range policies {
 		isolation := policy.isolation(d)
 		if isolation == nil || !policy.Pods.Matches(labels) {
 			continue
+		}
+		profile := &enforced
+		if policy.Audit {
+			profile = &audited
 		}
 		name := policy.Namespace + "/" + policy.Name
 		profile.Policies = append(profile.Policies, name)
@@ -250,12 +264,24 @@ func profile(policies []Policy, d Direction, labels map[string]string) Profile {
 			profile.Rules = append(profile.Rules, rule.resolve(fmt.Sprintf("%s %s[%d]", name, d, i)))
 		}
 	}
-	if profile.Policies == nil {
-		return Profile{}
+	switch {
+	case enforced.Policies != nil:
+		return enforced.named()
+	case audited.Policies != nil:
+		return audited.named()
 	}
-	slices.Sort(profile.Policies)
-	profile.ID = ProfileID(digest(d.String(), strings.Join(profile.Policies, " ")))
-	return profile
+	return Profile{}
+}
+
+// named gives a profile its ID.
+func (p Profile) named() Profile {
+	slices.Sort(p.Policies)
+	parts := []string{p.Direction.String(), strings.Join(p.Policies, " ")}
+	if p.Audit {
+		parts = append(parts, "audit")
+	}
+	p.ID = ProfileID(digest(parts...))
+	return p
 }
 
 // resolve replaces the rule's peers by their sets.
@@ -319,11 +345,11 @@ func (s State) Narrows(next State) bool {
 		}
 		for _, d := range Directions {
 			way := [2]ProfileID{e.Profiles[d], n.Profiles[d]}
-			if n.Profiles[d] == "" || compared[way] {
+			if !next.isolates(n.Profiles[d]) || compared[way] {
 				continue
 			}
 			compared[way] = true
-			if e.Profiles[d] == "" || s.Profiles[e.Profiles[d]].narrows(next.Profiles[n.Profiles[d]]) {
+			if !s.isolates(e.Profiles[d]) || s.Profiles[e.Profiles[d]].narrows(next.Profiles[n.Profiles[d]]) {
 				return true
 			}
 		}
@@ -340,6 +366,10 @@ func (s State) Narrows(next State) bool {
 	}
 	return false
 }
+
+// isolates reports whether the profile forbids anything: none does not, and neither
+// does one that audits.
+func (s State) isolates(id ProfileID) bool { return id != "" && !s.Profiles[id].Audit }
 
 // narrows reports whether next lacks a rule of p.
 func (p Profile) narrows(next Profile) bool {

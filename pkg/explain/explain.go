@@ -145,6 +145,8 @@ type Judgement struct {
 	// Rule is the one that allows; empty where none does, and where none is asked.
 	Rule    string `json:"rule,omitempty"`
 	Allowed bool   `json:"allowed"`
+	// Audited is set where it is allowed because the policies are audited only.
+	Audited bool `json:"audited,omitempty"`
 }
 
 // String is the judgement in words.
@@ -157,6 +159,8 @@ func (j Judgement) String() string {
 		return who + "no policy isolates it"
 	case j.Rule != "":
 		return who + fmt.Sprintf("isolated by %s, and %s allows this", strings.Join(j.Policies, ", "), j.Rule)
+	case j.Audited:
+		return who + fmt.Sprintf("audited by %s, and no rule allows this: it is logged, and passes", strings.Join(j.Policies, ", "))
 	default:
 		return who + fmt.Sprintf("isolated by %s, and no rule allows this", strings.Join(j.Policies, ", "))
 	}

@@ -354,7 +354,7 @@ func (w walker) judge(walk Walk, p desired.Packet) Walk {
 func (w walker) judgement(j desired.Judgement) Judgement {
 	out := Judgement{
 		Direction: j.Direction.String(), ID: j.Endpoint,
-		Profile: j.Profile, Policies: w.State.Profiles[j.Profile].Policies, Rule: j.Rule, Allowed: j.Allowed,
+		Profile: j.Profile, Policies: w.State.Profiles[j.Profile].Policies, Rule: j.Rule, Allowed: j.Allowed, Audited: j.Audited,
 	}
 	for _, e := range w.State.Endpoints {
 		if e.ID == j.Endpoint {

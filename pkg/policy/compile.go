@@ -100,6 +100,22 @@ func namespaceLabels(declared map[string]string) map[string]string {
 	return labels
 }
 
+// AuditAnnotation on a policy says, by "true", that it is tried out: what it alone
+// would deny is logged and counted, and passes.
+const AuditAnnotation = "podmark.dev/audit"
+
+// audited reads the annotation. A policy of which it is not understood is enforced.
+func audited(p *networkingv1.NetworkPolicy) (bool, field.ErrorList) {
+	switch value, set := p.Annotations[AuditAnnotation]; {
+	case !set || value == "false":
+		return false, nil
+	case value == "true":
+		return true, nil
+	default:
+		return false, field.ErrorList{field.NotSupported(field.NewPath("metadata", "annotations").Key(AuditAnnotation), value, []string{"true", "false"})}
+	}
+}
+
 // compile translates a policy that is defaulted. Rules count only in the directions that
 // policyTypes lists, whatever else is written.
 //
@@ -123,7 +139,10 @@ func compile(p *networkingv1.NetworkPolicy) (desired.Policy, field.ErrorList) {
 	unknown := validateTypes(p.Spec.PolicyTypes, spec.Child("policyTypes"))
 	errs = append(errs, unknown...)
 
-	compiled := desired.Policy{Namespace: p.Namespace, Name: p.Name, Pods: pods}
+	audit, unclear := audited(p)
+	errs = append(errs, unclear...)
+
+	compiled := desired.Policy{Namespace: p.Namespace, Name: p.Name, Pods: pods, Audit: audit}
 	if len(unknown) > 0 || slices.Contains(p.Spec.PolicyTypes, networkingv1.PolicyTypeIngress) {
 		isolation, unclear := isolate(p.Namespace, ingress)
 		compiled.Ingress, errs = isolation, append(errs, unclear...)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/apply/counters"
 	"github.com/podmark/podmark/pkg/apply/iptables"
 	"github.com/podmark/podmark/pkg/apply/nftables"
 	"github.com/podmark/podmark/pkg/apply/port"
@@ -75,9 +76,9 @@ func nodeOf(t *testing.T, b *bench) desired.Node {
 func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend apply.Backend) {
 	ctx := context.Background()
 	node := nodeOf(t, b)
-	allowed, judged, told := 0, 0, 0
+	allowed, judged, told, total := 0, 0, 0, uint64(0)
 	for round := range rounds(12) {
-		node.Epoch = node.Layout.NextEpoch(node.Epoch)
+		node.Epoch, node.Unlogged = node.Layout.NextEpoch(node.Epoch), round%2 == 1
 		policies := randomPolicies(r)
 		records := records(b)
 		live := records[:1+r.IntN(len(records))]
@@ -88,7 +89,9 @@ func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend apply.Back
 			state := desired.Build(node, policies, live)
 			group(b, live)
 			packets := randomPackets(r, b)
+			before := audited(ctx, t, backend)
 			got := b.send(packets)
+			counted, wanted := audited(ctx, t, backend)-before, uint64(0)
 			told += explained(t, b, state, name, packets, got)
 			for i, p := range packets {
 				want := ""
@@ -99,11 +102,19 @@ func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend apply.Back
 						want = "node"
 					}
 				}
+				if v.Audited {
+					wanted++
+				}
 				judged++
 				if got[i] != want {
 					t.Errorf("round %d, %s: %+v came out at %q, want %q (%s)", round, when, p, got[i], want, v.By)
 				}
 			}
+			// One that both ends audit counts twice, and one that the other end drops counts too.
+			if counted < wanted {
+				t.Errorf("round %d, %s: %d packets were counted that an audit would deny, want %d at least", round, when, counted, wanted)
+			}
+			total += wanted
 		}
 		check("whole node")
 		// Those that are missing come one by one, then some go again.
@@ -131,8 +142,8 @@ func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend apply.Back
 			t.Errorf("round %d: Check: %v", round, err)
 		}
 	}
-	t.Logf("%d of %d packets were allowed, by model and kernel, and %d explained", allowed, judged, told)
-	if allowed < judged/10 || allowed > judged*9/10 {
+	t.Logf("%d of %d packets were allowed, by model and kernel, %d explained, and %d would be denied but for an audit", allowed, judged, told, total)
+	if allowed < judged/10 || allowed > judged*9/10 || total < uint64(judged/50) {
 		t.Errorf("%d of %d packets were allowed: the states are too one-sided to prove much", allowed, judged)
 	}
 	if err := backend.Sync(ctx, desired.State{}); err != nil {
@@ -179,11 +190,27 @@ func records(b *bench) []ident.Record {
 	return out
 }
 
+// audited is how many packets the kernel let pass that an audited policy would deny.
+func audited(ctx context.Context, t *testing.T, backend apply.Backend) uint64 {
+	t.Helper()
+	rules, err := backend.Counters(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := uint64(0)
+	for _, r := range rules {
+		if r.Reason == counters.Audit {
+			n += r.Packets
+		}
+	}
+	return n
+}
+
 func randomPolicies(r *rand.Rand) desired.Policies {
 	var p desired.Policies
 	for i := range 1 + r.IntN(5) {
 		policy := desired.Policy{
-			Namespace: []string{"one", "two"}[r.IntN(2)], Name: fmt.Sprintf("p%d", i), Pods: randomSelector(r),
+			Namespace: []string{"one", "two"}[r.IntN(2)], Name: fmt.Sprintf("p%d", i), Pods: randomSelector(r), Audit: r.IntN(3) == 0,
 		}
 		if r.IntN(3) > 0 {
 			policy.Ingress = randomIsolation(r)

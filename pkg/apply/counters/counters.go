@@ -5,7 +5,7 @@ package counters
 
 import "github.com/podmark/podmark/pkg/desired"
 
-// Reason is why a rule drops.
+// Reason is why a rule counts.
 type Reason string
 
 // The reasons.
@@ -16,22 +16,30 @@ const (
 	Unclassified Reason = "unclassified"
 	// Policy: no rule of the profile allows it.
 	Policy Reason = "policy"
+	// Audit: no rule of the profile allows it, and it passes, because the profile is
+	// audited.
+	Audit Reason = "audit"
+	// Allowed: the rule of the profile allows it.
+	Allowed Reason = "allowed"
 )
 
-// Key is what packets are counted by. Direction and Profile are those of a Policy
-// drop, and zero else.
+// Key is what packets are counted by. Direction and Profile are zero for Spoofed and
+// Unclassified.
 type Key struct {
 	Reason    Reason
 	Direction desired.Direction
 	Profile   desired.ProfileID
 }
 
-// Rule is a rule of the kernel's that drops.
+// Rule is a rule of the kernel's that drops, or that decides in a profile.
 type Rule struct {
 	Key
 	// ID names the rule until it is written anew.
 	ID string
-	// Packets that it has dropped since it was written.
+	// Origin is the policy and rule that an Allowed rule comes from: "shop/web
+	// ingress[0]".
+	Origin string
+	// Packets that it has counted since it was written.
 	Packets uint64
 }
 
@@ -47,7 +55,8 @@ type Totals struct {
 	byKey map[Key]uint64
 }
 
-// Add takes over what the rules have counted since the last Add. Of the first it takes
+// Add takes over what the rules have counted since the last Add, but for those that
+// allow. Of the first it takes
 // what they have as the beginning. What a rule counted between an Add and being
 // written anew is lost. A rule that has counted less than before was written anew
 // under its old ID.
@@ -58,6 +67,9 @@ func (t *Totals) Add(rules []Rule) {
 		t.byKey = map[Key]uint64{}
 	}
 	for _, r := range rules {
+		if r.Reason == Allowed {
+			continue
+		}
 		before, known := t.seen[r.ID]
 		switch {
 		case !t.begun:

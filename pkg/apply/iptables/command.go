@@ -15,6 +15,7 @@ import (
 
 	goiptables "github.com/coreos/go-iptables/iptables"
 
+	"github.com/podmark/podmark/pkg/apply/counters"
 	"github.com/podmark/podmark/pkg/apply/ipset"
 )
 
@@ -162,6 +163,17 @@ func (v Variant) list(ctx context.Context, f family) (listing, error) {
 		}
 	}
 	return l, nil
+}
+
+// Logs reports what is lacking to log packets, in the kernel or in the command. It writes
+// a chain that nobody is led to, and removes it; an err is that of something else.
+func Logs(ctx context.Context, v Variant, wait time.Duration) (lacking, err error) {
+	const probe = ChainPrefix + "PROBE"
+	try := func(line string) error {
+		return v.restore(ctx, v4, wait, fmt.Sprintf("*%s\n:%s - [0:0]\n%s\nCOMMIT\n", table, probe, line))
+	}
+	lacking = try("-A " + probe + " " + logged(counters.Key{Reason: counters.Spoofed}, false)[0])
+	return lacking, try("-X " + probe)
 }
 
 // Usable reports why the variant cannot be used: a kernel without sets, a command

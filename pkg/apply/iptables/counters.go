@@ -11,8 +11,8 @@ import (
 	"github.com/podmark/podmark/pkg/desired"
 )
 
-// Counters reads what each rule that drops has counted. It runs one command per
-// family, and needs no lock.
+// Counters reads what each rule that drops, or decides in a profile, has counted. It
+// runs one command per family, and needs no lock.
 func (b Backend) Counters(ctx context.Context) ([]counters.Rule, error) {
 	var out []counters.Rule
 	for _, f := range families() {
@@ -20,15 +20,19 @@ func (b Backend) Counters(ctx context.Context) ([]counters.Rule, error) {
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, drops(listing, f)...)
+		out = append(out, counting(listing, f)...)
 	}
 	return out, nil
 }
 
 var (
-	// dropLine is a rule of ours that drops: its packets, its chain, itself.
-	dropLine = sync.OnceValue(func() *regexp.Regexp {
-		return regexp.MustCompile(`(?m)^\[([0-9]+):[0-9]+\] -A (` + ChainPrefix + `\S+) (.*-j DROP)$`)
+	// countingLine is a rule of ours: its packets, its chain, itself.
+	countingLine = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`(?m)^\[([0-9]+):[0-9]+\] -A (` + ChainPrefix + `\S+) (.*)$`)
+	})
+	// originComment is that of a rule which allows.
+	originComment = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`--comment "([^"]*)"`)
 	})
 	// endpointsLine is a rule that looks endpoints up, in a set of the generation that
 	// is in use.
@@ -37,31 +41,45 @@ var (
 	})
 )
 
-// drops reads the output of iptables-save. A rule is written anew with every change of
-// the whole node, which uses the other generation.
-func drops(listing string, f family) []counters.Rule {
+// counting reads the output of iptables-save. A rule is written anew with every change of
+// the whole node, which uses the other generation. In a profile, a rule without a target
+// is what an audit ends with.
+func counting(listing string, f family) []counters.Rule {
 	gen := ""
 	if m := endpointsLine().FindStringSubmatch(listing); m != nil {
 		gen = m[1]
 	}
 	var out []counters.Rule
-	for _, m := range dropLine().FindAllStringSubmatch(listing, -1) {
+	for _, m := range countingLine().FindAllStringSubmatch(listing, -1) {
 		key, known := keyOf(m[2])
 		packets, err := strconv.ParseUint(m[1], 10, 64)
 		if !known || err != nil {
 			continue
 		}
-		out = append(out, counters.Rule{Key: key, ID: f.digit + gen + " " + m[2] + " " + m[3], Packets: packets})
+		rule := counters.Rule{Key: key, ID: f.digit + gen + " " + m[2] + " " + m[3], Packets: packets}
+		_, target, _ := strings.Cut(m[3], "-j ")
+		switch {
+		case target == "RETURN":
+			rule.Reason = counters.Allowed
+			if c := originComment().FindStringSubmatch(m[3]); c != nil {
+				rule.Origin = c[1]
+			}
+		case target == "":
+			rule.Reason = counters.Audit
+		case target != "DROP":
+			continue // the log
+		}
+		out = append(out, rule)
 	}
 	return out
 }
 
-// keyOf tells why the rules of a chain drop, if they do.
+// keyOf tells why the rules of a chain drop, if they do: in a profile, those that end it.
 func keyOf(chain string) (counters.Key, bool) {
 	switch chain {
-	case chainMark, chainBridge:
+	case chainSpoofed:
 		return counters.Key{Reason: counters.Spoofed}, true
-	case chainPolice:
+	case chainUnclassified:
 		return counters.Key{Reason: counters.Unclassified}, true
 	}
 	for _, d := range desired.Directions {

@@ -32,6 +32,9 @@ const (
 	chainPolice  = ChainPrefix + "POLICE"
 	chainEgress  = ChainPrefix + "EGRESS"
 	chainIngress = ChainPrefix + "INGRESS"
+	// Those in which packets end that no policy is asked about.
+	chainSpoofed      = ChainPrefix + "SPOOFED"
+	chainUnclassified = ChainPrefix + "UNCLASSIFIED"
 )
 
 // hook is a built-in chain and the rule in it that leads to ours.

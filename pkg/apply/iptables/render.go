@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/podmark/podmark/pkg/apply/counters"
+	"github.com/podmark/podmark/pkg/apply/droplog"
 	"github.com/podmark/podmark/pkg/apply/ipset"
 	"github.com/podmark/podmark/pkg/apply/port"
 	"github.com/podmark/podmark/pkg/desired"
@@ -50,6 +52,8 @@ func frame(s desired.State, n naming) []chain {
 		{chainPolice, renderPolice(m, n)},
 		{chainEgress, dispatch(s, desired.Egress, n)},
 		{chainIngress, dispatch(s, desired.Ingress, n)},
+		{chainSpoofed, end(counters.Spoofed, s.Unlogged)},
+		{chainUnclassified, end(counters.Unclassified, s.Unlogged)},
 		{chainPost, []string{
 			// An encapsulated packet inherits the mark and would be judged again.
 			fmt.Sprintf("-m mark ! --mark %s -j MARK --set-xmark %s", m.none, m.none),
@@ -61,7 +65,7 @@ func frame(s desired.State, n naming) []chain {
 func chainsOf(s desired.State, n naming) []chain {
 	chains := frame(s, n)
 	for _, id := range s.ProfileIDs() {
-		chains = append(chains, profile(s.Profiles[id], n))
+		chains = append(chains, profile(s.Profiles[id], n, s.Unlogged))
 	}
 	return chains
 }
@@ -93,7 +97,7 @@ func renderMark(m marks, n naming) []string {
 	return []string{
 		fmt.Sprintf("-j MARK --set-xmark %s", m.none),
 		fmt.Sprintf("-j SET --map-set %s src,src --map-mark", n.endpoints().Name),
-		fmt.Sprintf("-m mark --mark %s -m devgroup --src-group %d -j DROP", m.none, port.Group),
+		fmt.Sprintf("-m mark --mark %s -m devgroup --src-group %d -g %s", m.none, port.Group, chainSpoofed),
 		fmt.Sprintf("-m devgroup ! --src-group %d -j %s", port.Group, chainBridge),
 		fmt.Sprintf("-m mark --mark %s -j MARK --set-xmark %s", m.none, m.outside),
 	}
@@ -110,9 +114,9 @@ func renderBridge(s desired.State, m marks, n naming) []string {
 	return []string{
 		fmt.Sprintf("-m set --match-set %s src,src -j RETURN", n.pairs().Name),
 		// An endpoint's address with another MAC address.
-		fmt.Sprintf("-m mark ! --mark %s -j DROP", m.none),
+		fmt.Sprintf("-m mark ! --mark %s -g %s", m.none, chainSpoofed),
 		// An endpoint's MAC address with another address.
-		fmt.Sprintf("-m set --match-set %s src -j DROP", n.macs().Name),
+		fmt.Sprintf("-m set --match-set %s src -g %s", n.macs().Name, chainSpoofed),
 	}
 }
 
@@ -165,7 +169,7 @@ func renderOutput(m marks) []string {
 func renderPolice(m marks, n naming) []string {
 	return []string{
 		// An endpoint that is not complete yet gets nothing.
-		fmt.Sprintf("-m devgroup --dst-group %d -m set ! --match-set %s dst,dst -j DROP", port.Group, n.endpoints().Name),
+		fmt.Sprintf("-m devgroup --dst-group %d -m set ! --match-set %s dst,dst -g %s", port.Group, n.endpoints().Name, chainUnclassified),
 		fmt.Sprintf("-m mark ! --mark %s -j %s", m.outside, chainEgress),
 		"-j " + chainIngress,
 		fmt.Sprintf("-j CONNMARK --set-xmark %s", m.epoch),
@@ -204,8 +208,25 @@ func dispatchChain(p desired.Profile) string {
 	return chainIngress
 }
 
-// profile renders the flat list of what is allowed; the rest is dropped.
-func profile(p desired.Profile, n naming) chain {
+// end renders a chain that drops what no policy is asked about, and logs it first. Only
+// what ends there goes there, so the rest does not pay for it.
+func end(why counters.Reason, unlogged bool) []string {
+	return append(logged(counters.Key{Reason: why}, unlogged), "-j DROP")
+}
+
+// logged sends the headers of the packet to who listens, some times a second.
+func logged(k counters.Key, unlogged bool) []string {
+	if unlogged {
+		return nil
+	}
+	return []string{fmt.Sprintf("-m limit --limit %d/sec --limit-burst %d -j NFLOG --nflog-prefix %s --nflog-group %d --nflog-size %d",
+		droplog.PerSecond, droplog.Burst, droplog.Prefix(k), droplog.Group, droplog.Size)}
+}
+
+// profile renders the flat list of what is allowed; the rest is logged and dropped. In
+// a profile that audits it is counted instead, and falls off the end of the chain, which
+// allows.
+func profile(p desired.Profile, n naming, unlogged bool) chain {
 	c := chain{name: chainOf(p)}
 	peerSide := map[desired.Direction]string{desired.Egress: "dst", desired.Ingress: "src"}[p.Direction]
 	for _, r := range p.Rules {
@@ -228,7 +249,12 @@ func profile(p desired.Profile, n naming) chain {
 	}
 	// Everyone here is a member. The set is named so that its references tell a
 	// chain that someone flushed, which would allow everything.
-	c.rules = append(c.rules, fmt.Sprintf("-m set --match-set %s %s -j DROP", n.members(p.Direction, p.ID).Name, side(p.Direction)), "-j DROP")
+	member := fmt.Sprintf("-m set --match-set %s %s", n.members(p.Direction, p.ID).Name, side(p.Direction))
+	key, last := counters.Key{Reason: counters.Policy, Direction: p.Direction, Profile: p.ID}, []string{member + " -j DROP", "-j DROP"}
+	if p.Audit {
+		key.Reason, last = counters.Audit, []string{member}
+	}
+	c.rules = append(append(c.rules, logged(key, unlogged)...), last...)
 	return c
 }
 

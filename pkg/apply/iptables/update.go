@@ -142,7 +142,7 @@ func (b Backend) appear(ctx context.Context, conn *ipset.Conn, from, to desired.
 			}
 		}
 		if used == 0 {
-			lines = append(lines, rewrite(profile(p, n))...)
+			lines = append(lines, rewrite(profile(p, n, to.Unlogged))...)
 			lines = append(lines, fmt.Sprintf("-A %s %s", dispatchChain(p), dispatchRule(p, n)))
 		}
 	}
@@ -199,7 +199,7 @@ func (b Backend) finish(ctx context.Context, conn *ipset.Conn, from, to desired.
 	for _, id := range from.ProfileIDs() {
 		p := from.Profiles[id]
 		if next, kept := to.Profiles[id]; kept {
-			if before, after := profile(p, n), profile(next, n); !slices.Equal(before.rules, after.rules) {
+			if before, after := profile(p, n, from.Unlogged), profile(next, n, to.Unlogged); !slices.Equal(before.rules, after.rules) {
 				lines = append(lines, rewrite(after)...)
 				gone = append(gone, p)
 			}
@@ -256,7 +256,7 @@ func ownSets(conn *ipset.Conn, profiles []desired.Profile, n naming) ([]string, 
 		for _, s := range sets[1:] {
 			blocks[s.Name] += 0
 		}
-		for _, r := range profile(p, n).rules {
+		for _, r := range profile(p, n, true).rules {
 			for word := range strings.FieldsSeq(r) {
 				if _, ok := blocks[word]; ok {
 					blocks[word]++

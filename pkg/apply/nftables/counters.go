@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/userdata"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
@@ -14,7 +15,8 @@ import (
 	"github.com/podmark/podmark/pkg/desired"
 )
 
-// Counters reads what each rule that drops has counted. It needs no lock: when a
+// Counters reads what each rule that drops, or decides in a profile, has counted. It
+// needs no lock: when a
 // change comes in between, it reads again.
 func (b Backend) Counters(ctx context.Context) ([]counters.Rule, error) {
 	c, err := dial()
@@ -29,7 +31,7 @@ func (b Backend) Counters(ctx context.Context) ([]counters.Rule, error) {
 		}
 		var rules []counters.Rule
 		for _, t := range tables() {
-			of, err := c.drops(t)
+			of, err := c.counting(t)
 			if err != nil {
 				return nil, err
 			}
@@ -45,9 +47,9 @@ func (b Backend) Counters(ctx context.Context) ([]counters.Rule, error) {
 	}
 }
 
-// drops reads the rules of a table that drop. The handle of a rule is unique in its
+// counting reads the rules of a table that count. The handle of a rule is unique in its
 // table, and that of the table in the network namespace.
-func (c *conn) drops(t nftables.Table) ([]counters.Rule, error) {
+func (c *conn) counting(t nftables.Table) ([]counters.Rule, error) {
 	table, err := c.tableHandle(t)
 	if errors.Is(err, unix.ENOENT) {
 		return nil, nil
@@ -66,10 +68,17 @@ func (c *conn) drops(t nftables.Table) ([]counters.Rule, error) {
 		if err != nil {
 			return false, err
 		}
-		var r dropRule
+		var r countingRule
 		r.decode(ad)
-		if key, ok := keyOf(r.chain); ok && r.drops {
-			out = append(out, counters.Rule{Key: key, ID: fmt.Sprint(table, ".", r.handle), Packets: r.packets})
+		if key, ok := keyOf(r.chain); ok && r.counts {
+			rule := counters.Rule{Key: key, ID: fmt.Sprint(table, ".", r.handle), Packets: r.packets}
+			switch {
+			case r.returns:
+				rule.Reason, rule.Origin = counters.Allowed, r.comment
+			case !r.drops:
+				rule.Reason = counters.Audit
+			}
+			out = append(out, rule)
 		}
 		return true, ad.Err()
 	})
@@ -106,12 +115,12 @@ func (c *conn) tableHandle(t nftables.Table) (handle uint64, err error) {
 	return handle, nil
 }
 
-// keyOf tells why the rules of a chain drop, if they do.
+// keyOf tells why the rules of a chain drop, if they do: in a profile, those that end it.
 func keyOf(chain string) (counters.Key, bool) {
 	switch chain {
-	case chainClassify, chainOrigin, chainGuard:
+	case chainSpoofed, chainFrames:
 		return counters.Key{Reason: counters.Spoofed}, true
-	case chainEgress, chainIngress:
+	case chainUnclassified:
 		return counters.Key{Reason: counters.Unclassified}, true
 	}
 	for _, d := range desired.Directions {
@@ -124,21 +133,24 @@ func keyOf(chain string) (counters.Key, bool) {
 	return counters.Key{}, false
 }
 
-// dropRule is what of a rule counts here.
-type dropRule struct {
-	chain   string
-	handle  uint64
-	packets uint64
-	drops   bool
+// countingRule is what of a rule counts here.
+type countingRule struct {
+	chain, comment string
+	handle         uint64
+	packets        uint64
+	counts         bool
+	drops, returns bool
 }
 
-func (r *dropRule) decode(ad *netlink.AttributeDecoder) {
+func (r *countingRule) decode(ad *netlink.AttributeDecoder) {
 	for ad.Next() {
 		switch ad.Type() {
 		case unix.NFTA_RULE_CHAIN:
 			r.chain = ad.String()
 		case unix.NFTA_RULE_HANDLE:
 			r.handle = ad.Uint64()
+		case unix.NFTA_RULE_USERDATA:
+			r.comment, _ = userdata.GetString(ad.Bytes(), userdata.TypeComment)
 		case unix.NFTA_RULE_EXPRESSIONS:
 			ad.Nested(func(list *netlink.AttributeDecoder) error {
 				for list.Next() {
@@ -151,7 +163,7 @@ func (r *dropRule) decode(ad *netlink.AttributeDecoder) {
 }
 
 // decodeExpr reads a counter or a verdict: the kernel gives an expression's name first.
-func (r *dropRule) decodeExpr(ad *netlink.AttributeDecoder) error {
+func (r *countingRule) decodeExpr(ad *netlink.AttributeDecoder) error {
 	name := ""
 	for ad.Next() {
 		switch ad.Type() {
@@ -169,17 +181,17 @@ func (r *dropRule) decodeExpr(ad *netlink.AttributeDecoder) error {
 	return nil
 }
 
-func (r *dropRule) decodeCounter(ad *netlink.AttributeDecoder) error {
+func (r *countingRule) decodeCounter(ad *netlink.AttributeDecoder) error {
 	for ad.Next() {
 		if ad.Type() == unix.NFTA_COUNTER_PACKETS {
-			r.packets = ad.Uint64()
+			r.counts, r.packets = true, ad.Uint64()
 		}
 	}
 	return nil
 }
 
-func (r *dropRule) decodeVerdict(ad *netlink.AttributeDecoder) error {
-	const drop = 0 // NF_DROP
+func (r *countingRule) decodeVerdict(ad *netlink.AttributeDecoder) error {
+	const drop, giveBack = 0, 0xffff_fffb // NF_DROP, NFT_RETURN
 	for ad.Next() {
 		if ad.Type() != unix.NFTA_IMMEDIATE_DATA {
 			continue
@@ -192,7 +204,7 @@ func (r *dropRule) decodeVerdict(ad *netlink.AttributeDecoder) error {
 				data.Nested(func(verdict *netlink.AttributeDecoder) error {
 					for verdict.Next() {
 						if verdict.Type() == unix.NFTA_VERDICT_CODE {
-							r.drops = verdict.Uint32() == drop
+							r.drops, r.returns = verdict.Uint32() == drop, verdict.Uint32() == giveBack
 						}
 					}
 					return nil

@@ -8,6 +8,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"github.com/podmark/podmark/pkg/apply/counters"
 	"github.com/podmark/podmark/pkg/apply/port"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/mark"
@@ -29,25 +30,29 @@ var (
 	hookUnmark  = hook{nftables.ChainHookOutput, 101, "type filter hook output priority 101; policy accept;"}
 )
 
-// frameUses lists the static chains, each with how many rules it has and jumps that
-// lead to it, as the kernel counts them. An ADD asks for the counts and renders no
+// frameUses lists the static chains, each with how many rules it has and jumps and
+// gotos that lead to it, as the kernel counts them; logs are those of the rules that a
+// kernel which cannot log is not given. An ADD asks for the counts and renders no
 // frame: that takes longer than the kernel's answer.
 var frameUses = []struct {
 	chain
-	uses int
+	uses, logs int
 }{
-	{chain{table: inet, name: chainTracked}, 5},
-	{chain{table: inet, name: chainClassify}, 9},
-	{chain{table: inet, name: chainOrigin}, 8},
-	{chain{table: inet, name: chainEgress}, 4},
-	{chain{table: inet, name: chainIngress}, 5},
-	{chain{table: inet, name: chainInput}, 6},
-	{chain{table: inet, name: chainHost}, 4},
-	{chain{table: inet, name: chainForward}, 7},
-	{chain{table: inet, name: chainOutput}, 7},
-	{chain{table: inet, name: chainUnmark}, 1},
-	{chain{table: bridge, name: chainBridge}, 1},
-	{chain{table: bridge, name: chainGuard}, 8},
+	{chain{table: inet, name: chainTracked}, 5, 0},
+	{chain{table: inet, name: chainClassify}, 9, 0},
+	{chain{table: inet, name: chainOrigin}, 8, 0},
+	{chain{table: inet, name: chainEgress}, 4, 0},
+	{chain{table: inet, name: chainIngress}, 5, 0},
+	{chain{table: inet, name: chainSpoofed}, 8, 1},
+	{chain{table: inet, name: chainUnclassified}, 4, 1},
+	{chain{table: inet, name: chainInput}, 6, 0},
+	{chain{table: inet, name: chainHost}, 4, 0},
+	{chain{table: inet, name: chainForward}, 7, 0},
+	{chain{table: inet, name: chainOutput}, 7, 0},
+	{chain{table: inet, name: chainUnmark}, 1, 0},
+	{chain{table: bridge, name: chainBridge}, 1, 0},
+	{chain{table: bridge, name: chainGuard}, 8, 0},
+	{chain{table: bridge, name: chainFrames}, 4, 1},
 }
 
 // frame renders the static chains: all that does not depend on who is on the node.
@@ -91,10 +96,10 @@ func frame(s desired.State) []chain {
 		// The egress profile of who has the ID; one that nobody has is dropped.
 		//
 		//	meta nfproto . meta mark & 0xffff0000 map @egress vmap @egress-profiles
-		//	counter drop
+		//	goto unclassified
 		{table: inet, name: chainEgress, rules: []rule{
 			toProfile(desired.Egress)(familyAndID(s.Layout.Mask(), keyReg), egress()),
-			{parts: on(counter(), drop())},
+			{parts: on(goTo(chainUnclassified))},
 		}},
 		// The ingress profile of whom the packet goes to. What goes elsewhere
 		// returns, but for a routed veth: an endpoint that is not complete yet, or
@@ -102,12 +107,14 @@ func frame(s desired.State) []chain {
 		//
 		//	oifname . ip daddr map @ingress4 vmap @ingress-profiles
 		//	oifname . ip6 daddr map @ingress6 vmap @ingress-profiles
-		//	oifgroup 1886 counter drop
+		//	oifgroup 1886 goto unclassified
 		{table: inet, name: chainIngress, rules: []rule{
 			toProfile(desired.Ingress)(v4.outputAndDestination(keyReg), ingress(v4)),
 			toProfile(desired.Ingress)(v6.outputAndDestination(keyReg), ingress(v6)),
-			{parts: on(deviceGroup("oifgroup", expr.MetaKeyOIFGROUP, port.Group), counter(), drop())},
+			{parts: on(deviceGroup("oifgroup", expr.MetaKeyOIFGROUP, port.Group), goTo(chainUnclassified))},
 		}},
+		end(inet, chainSpoofed, counters.Spoofed, s.Unlogged),
+		end(inet, chainUnclassified, counters.Unclassified, s.Unlogged),
 		// Nothing is judged here: IPVS may take the packet and send it elsewhere.
 		// What is not to be judged has no ID, whoever gave it one.
 		//
@@ -171,6 +178,7 @@ func frame(s desired.State) []chain {
 			on(in(part{text: "iifname", exprs: []any{load(expr.MetaKeyIIFNAME, reg)}}, ports()), jump(chainGuard)),
 		)},
 		guard(),
+		end(bridge, chainFrames, counters.Spoofed, s.Unlogged),
 	}
 }
 
@@ -182,21 +190,35 @@ func frame(s desired.State) []chain {
 //
 //	iifname . ip saddr map @routed4 FOUND
 //	iifname . ip6 saddr map @routed6 FOUND
-//	iifgroup 1886 counter drop
+//	iifgroup 1886 goto spoofed
 //	iifname . ether saddr . ip saddr map @bridged4 FOUND
 //	iifname . ether saddr . ip6 saddr map @bridged6 FOUND
-//	iifname . ip saddr @claimed4 counter drop
-//	iifname . ip6 saddr @claimed6 counter drop
+//	iifname . ip saddr @claimed4 goto spoofed
+//	iifname . ip6 saddr @claimed6 goto spoofed
 func origin(found func(key part, leads set) rule) []rule {
 	return []rule{
 		found(v4.inputAndSource(keyReg), routed(v4)),
 		found(v6.inputAndSource(keyReg), routed(v6)),
-		{parts: on(deviceGroup("iifgroup", expr.MetaKeyIIFGROUP, port.Group), counter(), drop())},
+		{parts: on(deviceGroup("iifgroup", expr.MetaKeyIIFGROUP, port.Group), goTo(chainSpoofed))},
 		found(v4.inputMACAndSource(keyReg), bridged(v4)),
 		found(v6.inputMACAndSource(keyReg), bridged(v6)),
-		{parts: on(in(v4.inputAndSource(reg), claimed(v4)), counter(), drop())},
-		{parts: on(in(v6.inputAndSource(reg), claimed(v6)), counter(), drop())},
+		{parts: on(in(v4.inputAndSource(reg), claimed(v4)), goTo(chainSpoofed))},
+		{parts: on(in(v6.inputAndSource(reg), claimed(v6)), goTo(chainSpoofed))},
 	}
+}
+
+// end is a chain that drops what no policy is asked about, and logs it first. Only what
+// ends there goes there, so the rest does not pay for it.
+//
+//	limit rate 10/second burst 50 packets log prefix "podmark:drop:spoofed" group 1886 snaplen 128
+//	counter drop
+func end(t nftables.Table, name string, why counters.Reason, unlogged bool) chain {
+	c := chain{table: t, name: name}
+	if !unlogged {
+		c.rules = rules(logged(counters.Key{Reason: why}))
+	}
+	c.rules = append(c.rules, rule{parts: on(counter(), drop())})
+	return c
 }
 
 // toProfile goes to the profile whose number leads holds for the key.
@@ -215,10 +237,10 @@ func toProfile(d desired.Direction) func(key part, leads set) rule {
 //	ether type ip iifname . ether saddr . ip saddr @own4 accept
 //	ether type arp iifname . ether saddr . arp saddr ip @own4 accept
 //	ether type ip6 icmpv6 type 136 iifname . ether saddr . @th,64,128 @own6 accept
-//	ether type ip6 icmpv6 type 136 @th,64,16 & 0xffc0 != 0xfe80 counter drop
+//	ether type ip6 icmpv6 type 136 @th,64,16 & 0xffc0 != 0xfe80 goto spoofed-frames
 //	ether type ip6 iifname . ether saddr . ip6 saddr @own6 accept
 //	ether type ip6 ip6 saddr { ::, fe80::/10 } icmpv6 type { 130, 131, 132, 133, 134, 135, 136, 137, 143 } accept
-//	counter drop
+//	goto spoofed-frames
 func guard() chain {
 	const ethIP, ethARP, ethIP6 = unix.ETH_P_IP, unix.ETH_P_ARP, unix.ETH_P_IPV6
 	const answer = 136 // neighbour advertisement: whose address, 8 bytes on
@@ -235,10 +257,10 @@ func guard() chain {
 		on(ip, in(interfaceMACAnd("ip saddr", v4.address(true, reg+6), reg), own(v4)), accept()),
 		on(arp, in(interfaceMACAnd("arp saddr ip", payload(expr.PayloadBaseNetworkHeader, 14, 4, reg+6), reg), own(v4)), accept()),
 		on(ip6, icmpv6Types(nil, answer), in(interfaceMACAnd("@th,64,128", target, reg), own(v6)), accept()),
-		on(ip6, icmpv6Types(nil, answer), notLinkLocal, counter(), drop()),
+		on(ip6, icmpv6Types(nil, answer), notLinkLocal, goTo(chainFrames)),
 		on(ip6, in(interfaceMACAnd("ip6 saddr", v6.address(true, reg+6), reg), own(v6)), accept()),
 		on(ip6, local[0], icmpv6Types(nil, desired.NeighbourTypes...), accept()),
-		on(counter(), drop()),
+		on(goTo(chainFrames)),
 	)}
 }
 

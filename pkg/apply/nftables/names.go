@@ -24,6 +24,10 @@ const (
 	chainIngress  = "ingress"
 	chainBridge   = "bridge-ports" // in the bridge table
 	chainGuard    = "guard"        // in the bridge table
+	// Those in which packets end that no policy is asked about.
+	chainSpoofed      = "spoofed"
+	chainUnclassified = "unclassified"
+	chainFrames       = "spoofed-frames" // in the bridge table
 )
 
 // family is what differs between the sets of IPv4 and those of IPv6.

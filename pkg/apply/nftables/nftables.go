@@ -316,7 +316,7 @@ func (b Backend) Check(_ context.Context, want desired.State) error {
 		return err
 	}
 	defer c.close()
-	if err := checkFrame(c); err != nil || len(want.Endpoints)+len(want.Profiles) == 0 {
+	if err := checkFrame(c, want.Unlogged); err != nil || len(want.Endpoints)+len(want.Profiles) == 0 {
 		return err
 	}
 	var n numbers
@@ -385,7 +385,7 @@ func checkProfiles(c *conn, list []half, n numbers) (map[string]bool, error) {
 
 // checkFrame reports the first static chain that lacks a rule, or to which no
 // rule leads. What the rules say is not read.
-func checkFrame(c *conn) error {
+func checkFrame(c *conn, unlogged bool) error {
 	chains := make([]chain, len(frameUses))
 	for i, f := range frameUses {
 		chains[i] = f.chain
@@ -395,7 +395,11 @@ func checkFrame(c *conn) error {
 		return err
 	}
 	for _, f := range frameUses {
-		if uses[f.name] != f.uses {
+		wanted := f.uses
+		if unlogged {
+			wanted -= f.logs
+		}
+		if uses[f.name] != wanted {
 			return errChain(f.chain)
 		}
 	}

@@ -53,22 +53,30 @@ func TestFrame(t *testing.T) {
 }
 
 func TestFrameUses(t *testing.T) {
-	chains := frame(node(t, 0xffff0000))
-	var want, got []string
-	for _, c := range chains {
-		uses := len(c.rules)
-		for _, other := range chains {
-			for _, r := range other.rules {
-				uses += r.references(c.name)
+	for _, unlogged := range []bool{false, true} {
+		s := node(t, 0xffff0000)
+		s.Unlogged = unlogged
+		chains := frame(s)
+		var want, got []string
+		for _, c := range chains {
+			uses := len(c.rules)
+			for _, other := range chains {
+				for _, r := range other.rules {
+					uses += r.references(c.name)
+				}
 			}
+			want = append(want, fmt.Sprint(path(c.table, c.name), uses))
 		}
-		want = append(want, fmt.Sprint(path(c.table, c.name), uses))
-	}
-	for _, f := range frameUses {
-		got = append(got, fmt.Sprint(path(f.table, f.name), f.uses))
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("frameUses is not what frame renders:\n%s", diff)
+		for _, f := range frameUses {
+			uses := f.uses
+			if unlogged {
+				uses -= f.logs
+			}
+			got = append(got, fmt.Sprint(path(f.table, f.name), uses))
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("unlogged %t: frameUses is not what frame renders:\n%s", unlogged, diff)
+		}
 	}
 }
 

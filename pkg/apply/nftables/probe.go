@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/nftables"
 
+	"github.com/podmark/podmark/pkg/apply/counters"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/pkg/ident"
@@ -15,14 +16,30 @@ import (
 // probeTable lives as long as one transaction: nobody ever sees it.
 const probeTable = Table + "-probe"
 
-// Probe reports why this kernel cannot do what the backend needs. It writes a
-// ruleset with everything in it and removes it again, in one transaction.
+// Probe reports why this kernel cannot do what the backend needs: to log is not among
+// that. It writes a ruleset with everything in it and removes it again, in one transaction.
 func Probe() error {
 	s, err := probeState()
 	if err != nil {
 		return err
 	}
-	r := render(s, numbers{}.with(s))
+	if err := try(render(s, numbers{}.with(s))); err != nil {
+		return fmt.Errorf("this kernel cannot do what the nftables backend needs (Linux 5.6 with NF_TABLES_INET and NF_TABLES_BRIDGE can): %w", err)
+	}
+	return nil
+}
+
+// Logs reports why this kernel cannot log packets.
+func Logs() error {
+	r := ruleset{chains: []chain{end(inet, chainSpoofed, counters.Spoofed, false), end(bridge, chainFrames, counters.Spoofed, false)}}
+	if err := try(r); err != nil {
+		return fmt.Errorf("this kernel cannot log packets (one with NETFILTER_NETLINK_LOG and NFT_LOG can): %w", err)
+	}
+	return nil
+}
+
+// try writes a ruleset and removes it again, in one transaction.
+func try(r ruleset) error {
 	for i := range r.chains {
 		r.chains[i].table.Name = probeTable
 	}
@@ -47,10 +64,7 @@ func Probe() error {
 		return err
 	}
 	defer c.close()
-	if err := c.commit(0, commands); err != nil {
-		return fmt.Errorf("this kernel cannot do what the nftables backend needs (Linux 5.6 with NF_TABLES_INET and NF_TABLES_BRIDGE can): %w", err)
-	}
-	return nil
+	return c.commit(0, commands)
 }
 
 // probeState has one of everything: both families, a routed and a bridged
@@ -70,7 +84,7 @@ func probeState() (desired.State, error) {
 	e := endpoint.Endpoint{Namespace: "probe", Interface: "probe0", Port: "probe0", Addresses: []netip.Addr{prefixes[0].Addr(), prefixes[1].Addr()}}
 	onBridge := e
 	onBridge.Port, onBridge.MAC = "probe1", "02:00:00:00:00:01"
-	return desired.Build(desired.Node{Layout: layout, Epoch: 1}, policies, []ident.Record{
+	return desired.Build(desired.Node{Layout: layout, Epoch: 1, Unlogged: true}, policies, []ident.Record{
 		{ID: mark.First, Endpoint: e, Policed: true},
 		{ID: mark.First + 1, Endpoint: onBridge, Policed: true},
 	}), nil

@@ -10,6 +10,7 @@ import (
 	"github.com/google/nftables"
 	"go4.org/netipx"
 
+	"github.com/podmark/podmark/pkg/apply/counters"
 	"github.com/podmark/podmark/pkg/desired"
 )
 
@@ -20,26 +21,33 @@ const maxComment = 128
 type half struct {
 	desired.Profile
 	family family
+	// unlogged: see desired.Node.
+	unlogged bool
 }
 
 // halves lists the chains of s in a stable order.
 func halves(s desired.State) []half {
 	var out []half
 	for _, id := range s.ProfileIDs() {
-		out = append(out, half{s.Profiles[id], v4}, half{s.Profiles[id], v6})
+		for _, f := range []family{v4, v6} {
+			out = append(out, half{s.Profiles[id], f, s.Unlogged})
+		}
 	}
 	return out
 }
 
 func (h half) chain() string { return chainOf(h.Direction, h.family, h.ID) }
 
-// render gives the flat list of what is allowed; the rest is dropped. A rule that does not match costs a packet a comparison:
+// render gives the flat list of what is allowed; the rest is logged and dropped. In a
+// profile that audits it is counted instead, and falls off the end of the chain, which
+// allows. A rule that does not match costs a packet a comparison:
 // ports are what rules differ in most, and peers are searched, so ports come
 // first, and a port before its protocol.
 //
 //	th dport { 80, 8000-8100 } meta l4proto tcp ip saddr @p4-d86f44cd2fe36465 counter return comment "shop/web ingress[0]"
 //	meta l4proto udp ip saddr 192.0.2.0/24 counter return comment "shop/web ingress[1]"
 //	ip daddr . meta l4proto . th dport @t4-07b89b9e2d02df2a counter return comment "shop/web ingress[2]"
+//	limit rate 10/second burst 50 packets log prefix "podmark:drop:ingress:0f5eba8e1fdbf5d1" group 1886 snaplen 128
 //	counter drop comment "shop/web"
 func (h half) render() chain {
 	c := chain{table: inet, name: h.chain()}
@@ -51,7 +59,14 @@ func (h half) render() chain {
 			}
 		}
 	}
-	c.rules = append(c.rules, rule{parts: on(counter(), drop()), comment: truncate(strings.Join(h.Policies, " "))})
+	key, last := counters.Key{Reason: counters.Policy, Direction: h.Direction, Profile: h.ID}, on(counter(), drop())
+	if h.Audit {
+		key.Reason, last = counters.Audit, on(counter())
+	}
+	if !h.unlogged {
+		c.rules = append(c.rules, rule{parts: logged(key)})
+	}
+	c.rules = append(c.rules, rule{parts: last, comment: truncate(strings.Join(h.Policies, " "))})
 	return c
 }
 

@@ -12,6 +12,8 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"github.com/podmark/podmark/pkg/apply/counters"
+	"github.com/podmark/podmark/pkg/apply/droplog"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/mark"
 )
@@ -363,11 +365,29 @@ func (f family) destination() part {
 
 func counter() part { return part{text: "counter", exprs: []any{&expr.Counter{}}} }
 
+// logged sends the headers of the packet to who listens, some times a second.
+func logged(k counters.Key) []part {
+	prefix := droplog.Prefix(k)
+	return on(
+		part{text: fmt.Sprintf("limit rate %d/second burst %d packets", droplog.PerSecond, droplog.Burst), exprs: []any{
+			&expr.Limit{Type: expr.LimitTypePkts, Rate: droplog.PerSecond, Unit: expr.LimitTimeSecond, Burst: droplog.Burst},
+		}},
+		part{text: fmt.Sprintf("log prefix %q group %d snaplen %d", prefix, droplog.Group, droplog.Size), exprs: []any{&expr.Log{
+			Key:   1<<unix.NFTA_LOG_PREFIX | 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_SNAPLEN,
+			Group: droplog.Group, Snaplen: droplog.Size, Data: []byte(prefix),
+		}}},
+	)
+}
+
 func verdict(text string, v expr.Verdict) part { return part{text: text, exprs: []any{&v}} }
 
 func accept() part   { return verdict("accept", expr.Verdict{Kind: expr.VerdictAccept}) }
 func drop() part     { return verdict("drop", expr.Verdict{Kind: expr.VerdictDrop}) }
 func giveBack() part { return verdict("return", expr.Verdict{Kind: expr.VerdictReturn}) }
+
+func goTo(to string) part {
+	return verdict("goto "+to, expr.Verdict{Kind: expr.VerdictGoto, Chain: to})
+}
 
 func jump(to string) part {
 	return verdict("jump "+to, expr.Verdict{Kind: expr.VerdictJump, Chain: to})
