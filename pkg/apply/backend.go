@@ -112,11 +112,14 @@ const (
 )
 
 // askLog notes whether what the backend drops can be logged. Where it cannot, podmark
-// enforces all the same.
-func (f *file) askLog(wait time.Duration) error {
+// enforces all the same, and asks again when it writes everything anew.
+func (f *file) askLog(ctx context.Context, wait time.Duration) error {
+	if f.Log == logged {
+		return nil
+	}
 	var lacking, err error
 	if v, ok := variants[f.Backend]; ok {
-		if lacking, err = iptables.Logs(context.Background(), v, wait); err != nil {
+		if lacking, err = iptables.Logs(ctx, v, wait); err != nil {
 			return fmt.Errorf("%w: %w", ErrBackend, err)
 		}
 	} else {

@@ -74,8 +74,8 @@ type file struct {
 	Backend Kind   `json:"backend"`
 	Auto    Kind   `json:"auto,omitempty"`
 	Former  []Kind `json:"former,omitempty"`
-	// Log is "nflog" where what is dropped is logged, and "none" where that was asked for
-	// and LogLacks came of it. Until it is asked, nothing is logged.
+	// Log is "nflog" where what is dropped is logged, and "none" where the kernel or a
+	// command cannot: LogLacks says why. Until it is asked, nothing is logged.
 	Log      string `json:"log,omitempty"`
 	LogLacks string `json:"logLacks,omitempty"`
 	// Policies are in a file of their own, which is written when they change.
@@ -198,11 +198,8 @@ func (n Node) agree(settings Settings) (f file, changed bool, err error) {
 	if f.Backend != backend || f.Auto != auto {
 		changed = true
 	}
-	if f.Backend != backend || f.Log == "" {
-		if err := f.askLog(n.LockTimeout); err != nil {
-			return file{}, false, err
-		}
-		changed = true
+	if f.Backend != backend {
+		f.Log, f.LogLacks = "", ""
 	}
 	if changed {
 		f.Synced = false
@@ -257,6 +254,9 @@ func (n Node) sync(ctx context.Context, f file, coming ...ident.Record) (file, e
 
 // rewrite makes the kernel hold what f and the attachments say, and notes that in f.
 func (n Node) rewrite(ctx context.Context, f file, coming ...ident.Record) (file, error) {
+	if err := f.askLog(ctx, n.LockTimeout); err != nil {
+		return f, err
+	}
 	state, err := n.state(f, coming...)
 	if err != nil {
 		return f, err

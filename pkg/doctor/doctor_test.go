@@ -78,6 +78,17 @@ func only(t *testing.T, f doctor.Facts, check string, words ...string) doctor.Fi
 	return list[0]
 }
 
+// What is not logged is said with what is lacking, and what would bring it.
+func TestDropLog(t *testing.T) {
+	for kind, module := range map[apply.Kind]string{apply.NFTables: "nft_log", apply.IPTablesLegacy: "xt_NFLOG"} {
+		f := healthy(t, 0xffff0000)
+		f.State.Kind, f.State.Unlogged = kind, "no such target"
+		if found := only(t, f, "drop-log", "no such target", module, "gc"); found.Severity != doctor.Warning {
+			t.Errorf("severity %s", found.Severity)
+		}
+	}
+}
+
 func TestHealthy(t *testing.T) {
 	if list := doctor.Examine(healthy(t, 0xffff0000)); len(list) != 0 {
 		t.Errorf("%+v", list)

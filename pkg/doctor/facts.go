@@ -82,6 +82,8 @@ type State struct {
 	Leaked               apply.Collected
 	// Missing is what the kernel lacks, Backend why nothing can enforce.
 	Missing, Backend error
+	// Unlogged is why what is dropped is not logged; empty where it is.
+	Unlogged string
 }
 
 // Network is a network whose pods podmark marks, or should.

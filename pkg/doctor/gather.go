@@ -93,6 +93,8 @@ func (f *Facts) readState(ctx context.Context, n apply.Node) {
 	s.Ran = true
 	s.Kind, err = n.Kind()
 	f.note(PartState, err, asRoot)
+	s.Unlogged, err = n.Unlogged()
+	f.note(PartState, err, asRoot)
 	s.IDs, _, err = n.IDs()
 	f.note(PartState, err, asRoot)
 	if s.Records, err = n.Records(); errors.Is(err, ident.ErrDamaged) {

@@ -80,6 +80,22 @@ func checkKernel(f Facts) []Finding {
 	}}
 }
 
+func checkDropLog(f Facts) []Finding {
+	if f.State.Unlogged == "" {
+		return nil
+	}
+	modules := "nfnetlink_log nft_log"
+	if f.State.Kind != apply.NFTables {
+		modules = "nfnetlink_log xt_NFLOG xt_limit"
+	}
+	return []Finding{{
+		Severity: Warning,
+		What:     "dropped packets are not logged: " + f.State.Unlogged,
+		Why:      "policies are enforced and drops counted, but 'podmarkctl drops --follow' has nothing to show",
+		Mend:     "modprobe -a " + modules + " && " + ctl(f, "gc"),
+	}}
+}
+
 // sysctlWhy says what goes wrong without a parameter, by the beginning of its name.
 var sysctlWhy = map[string]string{
 	"net.ipv4.vs.":              "IPVS takes its packets out of conntrack, so that replies of services are judged as if the pod that answers had begun, and dropped. kube-proxy sets this when it starts; 'podmarkd --set-sysctls' keeps it set",
