@@ -17,11 +17,12 @@ import (
 	"github.com/podmark/podmark/pkg/node"
 )
 
-// The totals of dropped packets.
+// The totals of dropped packets, and of those that an audit would drop.
 var (
 	spoofed      = prometheus.NewDesc("podmark_spoofed_packets_total", "Packets dropped because their source is not the endpoint's own, or the endpoint is not complete.", nil, nil)
 	unclassified = prometheus.NewDesc("podmark_unclassified_packets_total", "Packets dropped because no endpoint has their ID, or their destination behind a pod's veth.", nil, nil)
 	policyDrops  = prometheus.NewDesc("podmark_policy_dropped_packets_total", "Packets dropped because no policy of those that select the endpoint allows them.", []string{"direction", "profile", "policies"}, nil)
+	policyAudits = prometheus.NewDesc("podmark_policy_audited_packets_total", "Packets that passed, and would be dropped if the policies that select the endpoint, all audited, were enforced.", []string{"direction", "profile", "policies"}, nil)
 )
 
 const (
@@ -99,6 +100,7 @@ func (m *packetMetrics) Describe(out chan<- *prometheus.Desc) {
 	out <- spoofed
 	out <- unclassified
 	out <- policyDrops
+	out <- policyAudits
 }
 
 // Collect implements prometheus.Collector. A profile whose policies are not known yet is
@@ -115,9 +117,10 @@ func (m *packetMetrics) Collect(out chan<- prometheus.Metric) {
 	byKey := m.totals.ByKey()
 	set(spoofed, byKey[counters.Key{Reason: counters.Spoofed}])
 	set(unclassified, byKey[counters.Key{Reason: counters.Unclassified}])
+	of := map[counters.Reason]*prometheus.Desc{counters.Policy: policyDrops, counters.Audit: policyAudits}
 	for k, n := range byKey {
-		if names, known := m.policies[k.Profile]; known && k.Reason == counters.Policy {
-			set(policyDrops, n, k.Direction.String(), string(k.Profile), names)
+		if names, known := m.policies[k.Profile]; known && of[k.Reason] != nil {
+			set(of[k.Reason], n, k.Direction.String(), string(k.Profile), names)
 		}
 	}
 }

@@ -147,16 +147,21 @@ func (h *host) ip(space string, lines ...string) {
 	}
 }
 
-// drops are the totals of dropped packets; those of policies by direction and names.
+// drops are the totals of dropped packets, and of those that an audit would drop; those
+// of policies by direction and names.
 func (d *daemon) drops() map[string]float64 {
 	d.h.t.Helper()
-	labels := regexp.MustCompile(`^podmark_policy_dropped_packets_total\{direction="(\w+)",policies="([^"]*)",profile="([0-9a-f]{16})"\}$`)
+	labels := regexp.MustCompile(`^podmark_policy_(dropped|audited)_packets_total\{direction="(\w+)",policies="([^"]*)",profile="([0-9a-f]{16})"\}$`)
 	out := map[string]float64{}
 	for name, value := range d.values() {
 		switch m := labels.FindStringSubmatch(name); {
 		case m != nil:
-			out[m[1]+" "+m[2]] = value
-		case strings.HasPrefix(name, "podmark_policy_dropped"):
+			key := m[2] + " " + m[3]
+			if m[1] == "audited" {
+				key = "audit " + key
+			}
+			out[key] = value
+		case strings.HasPrefix(name, "podmark_policy_dropped"), strings.HasPrefix(name, "podmark_policy_audited"):
 			d.h.t.Fatalf("labels of %s", name)
 		case strings.HasSuffix(name, "_packets_total"):
 			out[name] = value
@@ -246,6 +251,17 @@ func TestPacketMetrics(t *testing.T) {
 		h.eventually("drops of the new profile", func() error {
 			got := d.drops()
 			if got["egress default/all,default/web"] != 1 || got["egress default/web"] != rounds {
+				return fmt.Errorf("%v", got)
+			}
+			return nil
+		})
+		// The same, tried out: a flow that passes is judged once, with iptables until it is
+		// answered.
+		h.ctl(strings.ReplaceAll(policy, "name: web", "annotations: {podmark.dev/audit: \"true\"}, name: web"), "apply", "-f", "-")
+		traffic()
+		h.eventually("what an audit would drop", func() error {
+			got := d.drops()
+			if in := got["audit ingress default/web"]; got["audit egress default/web"] != 1 || in < 1 || in > 3 || got["egress default/web"] != rounds {
 				return fmt.Errorf("%v", got)
 			}
 			return nil

@@ -66,14 +66,15 @@ func scrape(t *testing.T) map[string]*dto.MetricFamily {
 		t.Fatalf("building: %v\n%s", err, out)
 	}
 	n.run("", "ip", "link", "set", "lo", "up")
-	n.run(`{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "web", "namespace": "shop"}, "spec": {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}}`,
+	n.run(`{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "web", "namespace": "shop"}, "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}}
+{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "trial", "namespace": "shop", "annotations": {"podmark.dev/audit": "true"}}, "spec": {"podSelector": {}, "policyTypes": ["Egress"]}}`,
 		filepath.Join(n.bin, "podmarkctl"), "--state-dir", n.dir, "apply", "-f", "-")
 	n.addPod()
 	address := n.startDaemon()
 	n.until(address, "a look", "podmark_last_look_ok")
 	// So that one of the node's own sets is stale, and is replaced.
 	n.run("", "ip", "addr", "add", "192.0.2.7/32", "dev", "lo")
-	return n.until(address, "a replaced set, and the drops of a policy", "podmark_replaced_sets_total", "podmark_policy_dropped_packets_total")
+	return n.until(address, "a replaced set, and the drops and audits of policies", "podmark_replaced_sets_total", "podmark_policy_dropped_packets_total", "podmark_policy_audited_packets_total")
 }
 
 // until waits until a scrape has these metrics.

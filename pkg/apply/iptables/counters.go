@@ -2,6 +2,9 @@ package iptables
 
 import (
 	"context"
+	"fmt"
+	"hash"
+	"hash/fnv"
 	"regexp"
 	"strconv"
 	"strings"
@@ -42,21 +45,29 @@ var (
 )
 
 // counting reads the output of iptables-save. A rule is written anew with every change of
-// the whole node, which uses the other generation. In a profile, a rule without a target
-// is what an audit ends with.
+// the whole node, which uses the other generation, and with every change of its chain: so
+// both are in its ID. In a profile, a rule without a target is what an audit ends with.
 func counting(listing string, f family) []counters.Rule {
 	gen := ""
 	if m := endpointsLine().FindStringSubmatch(listing); m != nil {
 		gen = m[1]
 	}
+	lines := countingLine().FindAllStringSubmatch(listing, -1)
+	chains := map[string]hash.Hash32{}
+	for _, m := range lines {
+		if chains[m[2]] == nil {
+			chains[m[2]] = fnv.New32()
+		}
+		fmt.Fprintln(chains[m[2]], m[3])
+	}
 	var out []counters.Rule
-	for _, m := range countingLine().FindAllStringSubmatch(listing, -1) {
+	for _, m := range lines {
 		key, known := keyOf(m[2])
 		packets, err := strconv.ParseUint(m[1], 10, 64)
 		if !known || err != nil {
 			continue
 		}
-		rule := counters.Rule{Key: key, ID: f.digit + gen + " " + m[2] + " " + m[3], Packets: packets}
+		rule := counters.Rule{Key: key, ID: fmt.Sprintf("%s%s %s %x %s", f.digit, gen, m[2], chains[m[2]].Sum32(), m[3]), Packets: packets}
 		_, target, _ := strings.Cut(m[3], "-j ")
 		switch {
 		case target == "RETURN":
