@@ -37,6 +37,7 @@ func TestUsage(t *testing.T) {
 			{[]string{"explain", "nobody", "db:80"}, []string{"nobody", "podmarkctl list"}},
 			{[]string{"explain", "host", "outside", "--policy", "/does/not/exist"}, []string{"/does/not/exist"}},
 			{[]string{"gc", "now"}, []string{"now"}},
+			{[]string{"drops", "now"}, []string{"now"}},
 			{[]string{"doctor", "all"}, []string{"all"}},
 			{[]string{"uninstall", "-f"}, []string{"-f"}},
 		} {
@@ -45,7 +46,7 @@ func TestUsage(t *testing.T) {
 		}
 	})
 	n.t = t
-	for _, command := range []string{"list", "apply", "doctor", "explain", "render", "gc", "uninstall"} {
+	for _, command := range []string{"list", "apply", "drops", "doctor", "explain", "render", "gc", "uninstall"} {
 		help := n.ctl(command, "--help").ok(t).stdout
 		for _, want := range []string{"Examples:\n  podmarkctl " + command, "Usage:", "--state-dir", "/run/podmark", "--output", "--lock-timeout"} {
 			if !strings.Contains(help, want) {
@@ -54,7 +55,7 @@ func TestUsage(t *testing.T) {
 		}
 	}
 	help := n.ctl("--help").ok(t).stdout
-	for _, want := range []string{"list", "apply", "doctor", "explain", "render", "gc", "uninstall", "Exit status: 0 ok"} {
+	for _, want := range []string{"list", "apply", "drops", "doctor", "explain", "render", "gc", "uninstall", "Exit status: 0 ok"} {
 		if !strings.Contains(help, want) {
 			t.Errorf("help does not say %q:\n%s", want, help)
 		}

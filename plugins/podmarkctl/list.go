@@ -36,6 +36,8 @@ type listed struct {
 type listedProfile struct {
 	ID       desired.ProfileID `json:"id"`
 	Policies []string          `json:"policies"`
+	// Audit is set where they isolate nothing: they are tried out.
+	Audit bool `json:"audit,omitempty"`
 }
 
 func newList(o *options) *cobra.Command {
@@ -73,7 +75,7 @@ func profileOf(s desired.State, id desired.ProfileID) *listedProfile {
 	if id == "" {
 		return nil
 	}
-	return &listedProfile{ID: id, Policies: s.Profiles[id].Policies}
+	return &listedProfile{ID: id, Policies: s.Profiles[id].Policies, Audit: s.Profiles[id].Audit}
 }
 
 func listTable(w io.Writer, list []listed) error {
@@ -108,5 +110,9 @@ func (p *listedProfile) String() string {
 	if p == nil {
 		return "-"
 	}
-	return strings.Join(p.Policies, ",")
+	names := strings.Join(p.Policies, ",")
+	if p.Audit {
+		names += " (audit)"
+	}
+	return names
 }

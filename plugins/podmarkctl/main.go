@@ -80,7 +80,7 @@ usage or failure.`,
 	flags.StringVar(&o.stateDir, "state-dir", config.DefaultStateDir, "the plugin's stateDir")
 	flags.DurationVar(&o.lockTimeout, "lock-timeout", config.DefaultLockTimeout, "how long to wait for other podmark processes")
 	flags.StringVarP(&o.output, "output", "o", "table", "table or json")
-	root.AddCommand(newList(o), newStatus(o), newDoctor(o), newExplain(o), newApply(o), newRender(o), newGC(o), newUninstall(o))
+	root.AddCommand(newList(o), newStatus(o), newDoctor(o), newExplain(o), newApply(o), newDrops(o), newRender(o), newGC(o), newUninstall(o))
 	root.CompletionOptions.DisableDefaultCmd = true
 	return root
 }

@@ -85,6 +85,7 @@ type node struct {
 	backend backend
 	dir     string
 	pods    int
+	spaces  []string // of the pods
 	// mask of pods; the default when empty.
 	mask string
 }
@@ -173,6 +174,7 @@ func (n *node) addPod(labels map[string]string) string {
 	n.pods++
 	id := fmt.Sprintf("container-%d", n.pods)
 	path := n.space()
+	n.spaces = append(n.spaces, path)
 	ns, err := os.Open(path)
 	if err != nil {
 		n.t.Fatal(err)
