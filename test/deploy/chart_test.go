@@ -75,7 +75,18 @@ func mustRender(t *testing.T, values string) objects {
 // built builds conf/kustomize as kubectl apply -k does.
 func built(t *testing.T) objects {
 	t.Helper()
-	m, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), filepath.Join(root, "conf/kustomize"))
+	return builtOf(t, "conf/kustomize")
+}
+
+// following is what has podmarkd follow the API's policies.
+func following(t *testing.T) objects {
+	t.Helper()
+	return builtOf(t, "conf/kustomize-kubernetes")
+}
+
+func builtOf(t *testing.T, folder string) objects {
+	t.Helper()
+	m, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), filepath.Join(root, folder))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,6 +151,9 @@ func TestChartIsBase(t *testing.T) {
 	if diff := cmp.Diff(built(t), mustRender(t, "")); diff != "" {
 		t.Errorf("kustomize (-) and chart (+):\n%s", diff)
 	}
+	if diff := cmp.Diff(following(t), mustRender(t, "policy: kubernetes")); diff != "" {
+		t.Errorf("with policies of the API, kustomize (-) and chart (+):\n%s", diff)
+	}
 }
 
 // The rights that plugins/podmarkd proves to be enough, and how the pod is to be treated.
@@ -194,6 +208,11 @@ func TestValues(t *testing.T) {
 		t.Errorf("entry:\n%s", diff)
 	}
 
+	entry = entryOf(t, mustRender(t, "{policy: kubernetes, failOpen: true}"))
+	if entry["policy"] != "kubernetes" || entry["failOpen"] != true {
+		t.Errorf("entry %v", entry)
+	}
+
 	o := mustRender(t, "{backend: iptables, seLinuxOptions: {type: spc_t}, image: {repository: example.test/podmark, tag: v1}, imagePullSecrets: [{name: s}]}")
 	c := container(t, o)
 	if c.Image != "example.test/podmark:v1" || c.SecurityContext.SELinuxOptions.Type != "spc_t" {
@@ -233,7 +252,7 @@ func TestValues(t *testing.T) {
 
 // In another namespace the role for kube-apiserver's pods stays where these are.
 func TestNamespace(t *testing.T) {
-	o, err := render(t, "podmark", "")
+	o, err := render(t, "podmark", "policy: kubernetes")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,6 +261,7 @@ func TestNamespace(t *testing.T) {
 	}
 	for _, subjects := range [][]rbacv1.Subject{
 		of[*rbacv1.RoleBinding](t, o, "RoleBinding podmarkd").Subjects, of[*rbacv1.ClusterRoleBinding](t, o, "ClusterRoleBinding podmarkd").Subjects,
+		of[*rbacv1.ClusterRoleBinding](t, o, "ClusterRoleBinding podmarkd-policies").Subjects,
 	} {
 		if len(subjects) != 1 || subjects[0].Namespace != "podmark" {
 			t.Errorf("%+v", subjects)
@@ -258,7 +278,8 @@ func TestWrongValues(t *testing.T) {
 		"iptablesMarkMask: 16711680": "iptablesMarkMask", // YAML numbers lose digits
 		"iptablesMarkMask: ffff0000": "iptablesMarkMask",
 		"backend: ebpf":              "backend",
-		"policy: kubernetes":         "policy",
+		"policy: api":                "policy",
+		"failOpen: true":             "policy",
 		"kubeNodePortRanges: all":    "kubeNodePortRanges",
 		"image: {name: podmark}":     "name",
 		"metrics: {port: 0}":         "port",
@@ -339,7 +360,7 @@ func TestEntry(t *testing.T) {
 // Nothing in conf goes unread: each of its files is one that some test knows.
 func TestEveryFileIsRead(t *testing.T) {
 	known := []string{
-		"Dockerfile", "podmarkd.service", "podmarkd-iptables.conf", "*.conflist", "policies/*", "dashboards/*", "alerts/*", "kustomize/*",
+		"Dockerfile", "podmarkd.service", "podmarkd-iptables.conf", "*.conflist", "policies/*", "dashboards/*", "alerts/*", "kustomize/*", "kustomize-kubernetes/*",
 		"helm/podmark/*", "helm/podmark/templates/*",
 	}
 	dir := filepath.Join(root, "conf")

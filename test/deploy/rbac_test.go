@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -18,7 +19,13 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/client-go/rest"
 
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/node/cluster"
 	"github.com/podmark/podmark/pkg/node/source"
+	"github.com/podmark/podmark/pkg/whois"
+	"github.com/podmark/podmark/test/fakeapi"
 )
 
 // right is one thing that a role allows, or that a request needs.
@@ -50,6 +57,11 @@ func allowed(t *testing.T, o objects) map[right]bool {
 		}
 	}
 	add("", of[*rbacv1.ClusterRole](t, o, "ClusterRole podmarkd").Rules)
+	if o["ClusterRole podmarkd-policies"] != nil {
+		add("", of[*rbacv1.ClusterRole](t, o, "ClusterRole podmarkd-policies").Rules)
+		// Given with list, which shows as much, and not asked for.
+		delete(out, right{verb: "get", group: "networking.k8s.io", resource: "networkpolicies"})
+	}
 	role := of[*rbacv1.Role](t, o, "Role podmarkd")
 	add(role.Namespace, role.Rules)
 	return out
@@ -69,11 +81,15 @@ func needed(r *http.Request) right {
 		parts = parts[1:]
 	}
 	parts = parts[2:] // api or the group, and the version
-	if len(parts) == 3 && parts[0] == "namespaces" {
+	if len(parts) > 2 && parts[0] == "namespaces" {
 		out.namespace = parts[1]
 		parts = parts[2:]
 	}
-	out.resource = strings.Join(parts, "/")
+	out.resource = parts[0]
+	if len(parts) == 2 {
+		out.verb, out.name = "get", parts[1]
+		return out
+	}
 	out.name, _ = strings.CutPrefix(r.URL.Query().Get("fieldSelector"), "metadata.name=")
 	if strings.Contains(out.name, "=") {
 		out.name = "" // another selector
@@ -81,10 +97,27 @@ func needed(r *http.Request) right {
 	return out
 }
 
+// covering is the right that allows what a request needs: that in its namespace and to its
+// name, or one that is not bound to these.
+func covering(rights map[right]bool, need right) (right, bool) {
+	for _, namespace := range []string{need.namespace, ""} {
+		for _, name := range []string{need.name, ""} {
+			r := right{need.verb, need.group, need.resource, namespace, name}
+			if rights[r] {
+				return r, true
+			}
+		}
+	}
+	return need, false
+}
+
 // podmarkd asks for what its roles allow, and for all of it: nothing is refused, and
 // nothing is allowed that is not asked for.
 func TestRights(t *testing.T) {
-	for name, o := range map[string]objects{"kustomize": built(t), "chart": mustRender(t, "")} {
+	for name, o := range map[string]objects{
+		"kustomize": built(t), "chart": mustRender(t, ""),
+		"kustomize, policies": following(t), "chart, policies": mustRender(t, "policy: kubernetes"),
+	} {
 		t.Run(name, func(t *testing.T) {
 			asked := map[right]bool{}
 			for _, streams := range []bool{true, false} { // servers that can begin a watch with a list, and older ones
@@ -106,76 +139,147 @@ func texts(rights map[right]bool) []string {
 	return out
 }
 
-// ask lets podmarkd look for NodePorts at a server that allows these rights, until it
-// has asked for each that such a server is asked for.
+// resources are those that podmarkd asks for.
+var (
+	policies  = fakeapi.Resource{Group: "networking.k8s.io", Version: "v1", Name: "networkpolicies", Kind: "NetworkPolicy", Namespaced: true}
+	resources = []fakeapi.Resource{
+		{Version: "v1", Name: "services", Kind: "Service", Namespaced: true},
+		{Version: "v1", Name: "pods", Kind: "Pod", Namespaced: true},
+		{Version: "v1", Name: "namespaces", Kind: "Namespace"},
+		{Group: "crd.projectcalico.org", Version: "v1", Name: "felixconfigurations", Kind: "FelixConfiguration"},
+		policies,
+	}
+)
+
+// A policy of a pod of the node that takes a look at everything: whom it names depends on
+// the labels of namespaces.
+const objectsAsked = `
+{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {team: a}}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop}, spec: {nodeName: node}}
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: web, namespace: shop},
+ spec: {podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{namespaceSelector: {matchLabels: {team: a}}}]}]}}`
+
+// guarded is an API server that allows these rights, and notes which were needed.
+type guarded struct {
+	*fakeapi.Server
+	streams bool // whether a watch can begin with a list
+	rights  map[right]bool
+
+	mu    sync.Mutex
+	asked map[right]bool
+}
+
+func (g *guarded) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	refuse := func(code int, reason string) {
+		w.WriteHeader(code)
+		_ = json.NewEncoder(w).Encode(map[string]any{"apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": reason, "code": code})
+	}
+	if r.URL.Query().Get("sendInitialEvents") == "true" && !g.streams {
+		refuse(http.StatusBadRequest, "BadRequest")
+		return
+	}
+	need, ok := covering(g.rights, needed(r))
+	g.mu.Lock()
+	g.asked[need] = true
+	g.mu.Unlock()
+	if !ok {
+		refuse(http.StatusForbidden, "Forbidden")
+		return
+	}
+	g.Server.ServeHTTP(w, r)
+}
+
+func (g *guarded) was(r right) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.asked[r]
+}
+
+// done reports whether each right was needed that such a server is asked for, and the last
+// one of all, whether it is there or not.
+func (g *guarded) done(last right) bool {
+	if last != (right{}) && !g.was(last) {
+		if r, ok := covering(g.rights, last); !ok || !g.was(r) {
+			return false
+		}
+	}
+	for r := range g.rights {
+		if (r.verb != "list" || !g.streams) && !g.was(r) {
+			return false
+		}
+	}
+	return true
+}
+
+// ask lets podmarkd look for NodePorts, and for policies where it may, at a server that
+// allows these rights, until it has asked for each.
 func ask(t *testing.T, streams bool, rights map[right]bool) map[right]bool {
 	t.Helper()
-	var mu sync.Mutex
-	asked := map[right]bool{}
-	ctx, stop := context.WithCancel(t.Context())
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		streaming := r.URL.Query().Get("sendInitialEvents") == "true"
-		if streaming && !streams {
-			w.WriteHeader(http.StatusBadRequest)
-			_ = json.NewEncoder(w).Encode(map[string]any{"apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": "BadRequest", "code": 400})
-			return
-		}
-		need := needed(r)
-		mu.Lock()
-		asked[need] = true
-		mu.Unlock()
-		if !rights[need] {
-			w.WriteHeader(http.StatusForbidden)
-			_ = json.NewEncoder(w).Encode(map[string]any{"apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": "Forbidden", "code": 403})
-			return
-		}
-		version, kind := "v1", map[string]string{"pods": "Pod", "services": "Service"}[need.resource]
-		if need.group != "" {
-			version, kind = need.group+"/v1", "FelixConfiguration"
-		}
-		meta := map[string]any{"resourceVersion": "1"}
-		if need.verb == "list" {
-			_ = json.NewEncoder(w).Encode(map[string]any{"apiVersion": version, "kind": kind + "List", "metadata": meta, "items": []any{}})
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		if streaming {
-			meta["annotations"] = map[string]any{"k8s.io/initial-events-end": "true"}
-			_ = json.NewEncoder(w).Encode(map[string]any{"type": "BOOKMARK", "object": map[string]any{"apiVersion": version, "kind": kind, "metadata": meta}})
-		}
-		_ = http.NewResponseController(w).Flush()
-		select {
-		case <-r.Context().Done():
-		case <-ctx.Done():
-		}
-	}))
+	g := &guarded{Server: fakeapi.New(resources...), streams: streams, rights: rights, asked: map[right]bool{}}
+	if err := g.Apply(objectsAsked); err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(g)
 	defer server.Close()
-	w := source.Watcher{API: &rest.Config{Host: server.URL}, Log: slog.New(slog.DiscardHandler)}
+	defer server.CloseClientConnections() // watches do not end by themselves
+	ctx, stop := context.WithCancel(t.Context())
 	var running sync.WaitGroup
+	defer running.Wait()
+	defer stop()
+	api := &rest.Config{Host: server.URL}
+	w := source.Watcher{API: api, Log: slog.New(slog.DiscardHandler)}
 	running.Go(func() {
 		if err := w.Run(ctx, func() {}); err != nil {
 			t.Error(err)
 		}
 	})
-	defer running.Wait()
-	defer stop()
-	verbs := []string{"watch"}
-	if !streams {
-		verbs = append(verbs, "list")
+	var last right
+	if rights[right{verb: "watch", group: policies.Group, resource: policies.Name}] {
+		follow(ctx, t, &running, api)
+		last = right{verb: "get", resource: "namespaces", name: "shop"}
 	}
-	done := func() bool {
-		mu.Lock()
-		defer mu.Unlock()
-		for r := range rights {
-			if slices.Contains(verbs, r.verb) && !asked[r] {
-				return false
+	deleted := false
+	for deadline := time.Now().Add(10 * time.Second); !g.done(last) && time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		// What has become of its namespace is asked for when a policy is gone.
+		if !deleted && g.was(right{verb: "watch", resource: "namespaces"}) {
+			deleted = true
+			if err := g.Delete(policies, "shop", "web"); err != nil {
+				t.Fatal(err)
 			}
 		}
-		return true
 	}
-	for deadline := time.Now().Add(5 * time.Second); !done() && time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return maps.Clone(g.asked)
+}
+
+// follow has podmarkd be asked for a pod of the node. The lock is held, so that it gets no
+// further: what it asks the API comes before.
+func follow(ctx context.Context, t *testing.T, running *sync.WaitGroup, api *rest.Config) {
+	t.Helper()
+	store := ident.At(filepath.Join(t.TempDir(), "state"))
+	if err := store.Init(); err != nil {
+		t.Fatal(err)
 	}
-	mu.Lock()
-	defer mu.Unlock()
-	return maps.Clone(asked)
+	unlock, err := store.Lock(ctx, time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	context.AfterFunc(ctx, unlock)
+	c, err := cluster.New(apply.Node{Store: store, LockTimeout: time.Millisecond}, "node", api, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	running.Go(func() {
+		if err := c.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	running.Go(func() {
+		if _, err := c.Answer(ctx, whois.Request{Namespace: "shop", Pod: "web", Mask: config.DefaultMask}); err == nil {
+			t.Error("it answered, without the lock")
+		}
+	})
 }
