@@ -83,6 +83,8 @@ type PolicyFolder struct {
 	// Every is how often it is read without a notification.
 	Every time.Duration
 	Log   *slog.Logger
+	// Done, if set, is told how each reading went.
+	Done func(apply.Applied, error)
 }
 
 // settled is how long a folder is left alone after a notification: an editor writes,
@@ -104,6 +106,9 @@ func (f PolicyFolder) Run(ctx context.Context) {
 		var done apply.Applied
 		if err == nil {
 			done, err = f.Node.SetPolicies(ctx, f.Settings, policies)
+		}
+		if f.Done != nil && ctx.Err() == nil {
+			f.Done(done, err)
 		}
 		switch {
 		case err == nil:

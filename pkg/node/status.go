@@ -32,10 +32,47 @@ type Status struct {
 	// is not the node's.
 	FelixMask string `json:"felixMask,omitempty"`
 	// Sysctls are what the node needs of kernel parameters.
-	Sysctls []Sysctl `json:"sysctls,omitempty"`
+	Sysctls  []Sysctl     `json:"sysctls,omitempty"`
+	Policies PolicyStatus `json:"policies"`
 	// Repairs counts what was missing in the kernel since the start.
 	Repairs    int     `json:"repairs"`
 	LastRepair *Repair `json:"lastRepair,omitempty"`
+}
+
+// PolicySource is where the node's policies come from.
+type PolicySource string
+
+// The sources.
+const (
+	FromNobody     PolicySource = "none" // podmarkctl applies them, or nobody
+	FromFolder     PolicySource = "folder"
+	FromKubernetes PolicySource = "kubernetes"
+)
+
+// PolicyStatus is how it goes with the policies that podmarkd follows.
+type PolicyStatus struct {
+	Source PolicySource `json:"source"`
+	// Socket is where the plugin's questions are answered.
+	Socket string `json:"socket"`
+	// Synced is whether what the source says is in force, and Since when that has been so,
+	// or has not; Error is why it is not.
+	Synced bool      `json:"synced"`
+	Since  time.Time `json:"since"`
+	Error  string    `json:"error,omitempty"`
+	// Policies are in force. Watches of the API, and the Pods that these show, are how
+	// many there are.
+	Policies int `json:"policies"`
+	Watches  int `json:"watches"`
+	Pods     int `json:"pods"`
+}
+
+// After is the status when it was before until now.
+func (p PolicyStatus) After(before PolicyStatus, now time.Time) PolicyStatus {
+	p.Synced = p.Error == ""
+	if p.Since = now; p.Source == before.Source && p.Synced == before.Synced {
+		p.Since = before.Since
+	}
+	return p
 }
 
 // Repair is one time that something was missing in the kernel.

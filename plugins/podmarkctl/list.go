@@ -17,19 +17,22 @@ import (
 
 // listed is one endpoint as 'list -o json' shows it.
 type listed struct {
-	ID          mark.ID           `json:"id"`
-	Mark        string            `json:"mark"`
-	Namespace   string            `json:"namespace"`
-	Pod         string            `json:"pod"`
-	Interface   string            `json:"interface"`
-	Port        string            `json:"port"`
-	Addresses   []netip.Addr      `json:"addresses"`
-	Labels      map[string]string `json:"labels,omitempty"`
-	Ingress     *listedProfile    `json:"ingress"`
-	Egress      *listedProfile    `json:"egress"`
-	Network     string            `json:"network"`
-	ContainerID string            `json:"containerID"`
-	IfName      string            `json:"ifName"`
+	ID        mark.ID           `json:"id"`
+	Mark      string            `json:"mark"`
+	Namespace string            `json:"namespace"`
+	Pod       string            `json:"pod"`
+	Interface string            `json:"interface"`
+	Port      string            `json:"port"`
+	Addresses []netip.Addr      `json:"addresses"`
+	Labels    map[string]string `json:"labels,omitempty"`
+	Ingress   *listedProfile    `json:"ingress"`
+	Egress    *listedProfile    `json:"egress"`
+	// Unpoliced is set where failOpen let the pod in without its policy, or podmarkd has
+	// adopted it and has not seen it in the API yet.
+	Unpoliced   bool   `json:"unpoliced,omitempty"`
+	Network     string `json:"network"`
+	ContainerID string `json:"containerID"`
+	IfName      string `json:"ifName"`
 }
 
 // listedProfile is null for a direction in which the endpoint is not isolated.
@@ -61,9 +64,10 @@ func newList(o *options) *cobra.Command {
 					ID: e.ID, Mark: state.Layout.ID(e.ID).String(),
 					Namespace: e.Namespace, Pod: e.Pod,
 					Interface: e.Interface, Port: e.Port, Addresses: e.Addresses, Labels: e.Labels,
-					Ingress: profileOf(state, e.Profiles[desired.Ingress]),
-					Egress:  profileOf(state, e.Profiles[desired.Egress]),
-					Network: e.Network, ContainerID: e.ContainerID, IfName: e.IfName,
+					Ingress:   profileOf(state, e.Profiles[desired.Ingress]),
+					Egress:    profileOf(state, e.Profiles[desired.Egress]),
+					Unpoliced: e.Kubernetes && !e.Policed,
+					Network:   e.Network, ContainerID: e.ContainerID, IfName: e.IfName,
 				})
 			}
 			return o.print(cmd.OutOrStdout(), list, func(w io.Writer) error { return listTable(w, list) })
@@ -78,6 +82,9 @@ func profileOf(s desired.State, id desired.ProfileID) *listedProfile {
 	return &listedProfile{ID: id, Policies: s.Profiles[id].Policies, Audit: s.Profiles[id].Audit}
 }
 
+// unpoliced is what the table says of a pod whose policy is not known.
+const unpoliced = "unpoliced"
+
 func listTable(w io.Writer, list []listed) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "ID\tMARK\tPOD\tINTERFACE\tADDRESSES\tINGRESS\tEGRESS")
@@ -86,7 +93,11 @@ func listTable(w io.Writer, list []listed) error {
 		for i, a := range l.Addresses {
 			addresses[i] = a.String()
 		}
-		fmt.Fprintf(tw, "%d\t%s\t%s\t%s\t%s\t%s\t%s\n", l.ID, l.Mark, l.name(), l.where(), strings.Join(addresses, ","), l.Ingress, l.Egress)
+		ingress, egress := l.Ingress.String(), l.Egress.String()
+		if l.Unpoliced {
+			ingress, egress = unpoliced, unpoliced
+		}
+		fmt.Fprintf(tw, "%d\t%s\t%s\t%s\t%s\t%s\t%s\n", l.ID, l.Mark, l.name(), l.where(), strings.Join(addresses, ","), ingress, egress)
 	}
 	return tw.Flush()
 }

@@ -70,6 +70,26 @@ func readStatus(o *options) (status, error) {
 	return s, nil
 }
 
+// policiesRow shows how it goes with the policies that podmarkd follows.
+func policiesRow(row func(name, format string, args ...any), p node.PolicyStatus) {
+	from, ok := map[node.PolicySource]string{node.FromFolder: "the folder", node.FromKubernetes: "the Kubernetes API"}[p.Source]
+	if !ok {
+		return
+	}
+	how := "as it says"
+	if !p.Synced {
+		how = "not as it says"
+	}
+	seen := ""
+	if p.Source == node.FromKubernetes {
+		seen = fmt.Sprintf("; %d watches show %d pods", p.Watches, p.Pods)
+	}
+	row("policies", "from %s, %d in force, %s since %s%s", from, p.Policies, how, p.Since.Format(time.RFC3339), seen)
+	if p.Error != "" {
+		row("trouble", "%s", p.Error)
+	}
+}
+
 func (s status) table(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row := func(name, format string, args ...any) {
@@ -118,6 +138,7 @@ func (s status) table(w io.Writer) error {
 				row("sysctl", "%s is not %s: %s", p.Name, p.Want, p.Mend())
 			}
 		}
+		policiesRow(row, d.Policies)
 		row("repairs", "%d", d.Repairs)
 		if d.LastRepair != nil {
 			row("last repair", "%s, %s: %s", d.LastRepair.Time.Format(time.RFC3339), d.LastRepair.Kind, d.LastRepair.Missing)

@@ -189,7 +189,7 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 		tell = e.looked
 	}
 	r := &reporter{
-		log: log, metrics: m, tell: tell, store: n.Store,
+		log: log, metrics: m, tell: tell, store: n.Store, policies: policies.status,
 		status: node.Status{PID: os.Getpid(), Version: version(), Started: time.Now(), Interval: o.interval.Seconds()},
 	}
 	changed := make(chan struct{}, 1)

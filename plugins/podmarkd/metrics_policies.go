@@ -3,6 +3,7 @@ package main
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/node/cluster"
 )
 
@@ -47,6 +48,13 @@ func (m *metrics) following(c *cluster.Cluster) {
 	} {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: g.name, Help: g.help}, func() float64 { return float64(g.of(size())) }))
 	}
+}
+
+// follow exports whether what is followed is in force.
+func (m *metrics) follow(status func() node.PolicyStatus) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "podmark_policies_synced", Help: "0 where the policies of the Kubernetes API or of the folder are not in force as they are there.",
+	}, func() float64 { return number(status().Error == "") }))
 }
 
 // round counts a change that the Kubernetes API brought.

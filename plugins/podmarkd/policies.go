@@ -28,11 +28,15 @@ type policies struct {
 
 	mu       sync.Mutex
 	networks map[string]config.Policy
+	// wrong is what is wrong with these, and read how the folder was read last.
+	wrong error
+	read  node.PolicyStatus
 }
 
 // newPolicies sets up what flags and networks ask for; api is nil where there is none.
 func (o daemonOptions) newPolicies(n apply.Node, api *rest.Config, log *slog.Logger, m *metrics) (*policies, error) {
 	p := &policies{socket: o.socket, log: log}
+	m.follow(p.status)
 	if api != nil {
 		name, err := o.nodeNamed()
 		if err != nil {
@@ -51,7 +55,7 @@ func (o daemonOptions) newPolicies(n apply.Node, api *rest.Config, log *slog.Log
 		if err != nil {
 			return nil, err
 		}
-		p.folder = &node.PolicyFolder{Dir: o.policyDir, Node: n, Settings: apply.SettingsOf(defaults), Every: o.interval, Log: log}
+		p.folder = &node.PolicyFolder{Dir: o.policyDir, Node: n, Settings: apply.SettingsOf(defaults), Every: o.interval, Log: log, Done: p.folderRead}
 	}
 	return p, nil
 }
@@ -73,9 +77,23 @@ func (p *policies) of(network string) config.Policy {
 
 // seen takes over where the networks take their policies from.
 func (p *policies) seen(networks map[string]config.Policy) error {
+	err := p.judge(networks)
 	p.mu.Lock()
-	p.networks = networks
+	p.networks, p.wrong = networks, err
 	p.mu.Unlock()
+	if err == nil && follow(networks) {
+		p.cluster.Activate()
+	}
+	return err
+}
+
+// follow reports whether a network takes its policies from the Kubernetes API.
+func follow(networks map[string]config.Policy) bool {
+	return slices.Contains(slices.Collect(maps.Values(networks)), config.PolicyKubernetes)
+}
+
+// judge says what is wrong with where networks take their policies from.
+func (p *policies) judge(networks map[string]config.Policy) error {
 	by := map[config.Policy]string{}
 	for _, name := range slices.Sorted(maps.Keys(networks)) {
 		by[networks[name]] = name
@@ -89,8 +107,45 @@ func (p *policies) seen(networks map[string]config.Policy) error {
 	case p.cluster == nil:
 		return fmt.Errorf("network %q takes its policies from the Kubernetes API: %w", following, errNoAPI)
 	}
-	p.cluster.Activate()
 	return nil
+}
+
+// folderRead takes over how the folder was read.
+func (p *policies) folderRead(done apply.Applied, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.read.Error = ""; err != nil {
+		p.read.Error = err.Error()
+		return
+	}
+	p.read.Policies = done.Policies
+}
+
+// status is how it goes with what is followed; since when is for others to say.
+func (p *policies) status() node.PolicyStatus {
+	p.mu.Lock()
+	s, wrong := p.read, p.wrong
+	following := follow(p.networks)
+	p.mu.Unlock()
+	switch {
+	case following && p.cluster != nil:
+		c := p.cluster.Sight()
+		s = node.PolicyStatus{Source: node.FromKubernetes, Policies: c.Policies, Watches: c.Watches, Pods: c.Pods}
+		if wrong == nil {
+			wrong = c.Err
+		}
+	case following:
+		s = node.PolicyStatus{Source: node.FromKubernetes}
+	case p.folder != nil:
+		s.Source = node.FromFolder
+	default:
+		s.Source = node.FromNobody
+	}
+	if wrong != nil {
+		s.Error = wrong.Error()
+	}
+	s.Socket = p.socket
+	return s
 }
 
 var errNoAPI = errors.New("podmarkd has no API server to ask: give --kubeconfig")

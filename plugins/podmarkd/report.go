@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/podmark/podmark/pkg/apply/missing"
 	"github.com/podmark/podmark/pkg/ident"
@@ -20,6 +21,8 @@ type reporter struct {
 	metrics *metrics
 	tell    func(node.Look) // events
 	store   ident.Store
+	// policies says how it goes with what is followed.
+	policies func() node.PolicyStatus
 
 	mu     sync.Mutex
 	status node.Status
@@ -58,6 +61,7 @@ func (r *reporter) change(f func(node.Status) node.Status) {
 	if r.status.Looked.IsZero() {
 		return
 	}
+	r.status.Policies = r.policies().After(r.status.Policies, time.Now())
 	if err := r.status.Write(r.store); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		r.log.Error("writing the status", "error", err)
 	}

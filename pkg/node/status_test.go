@@ -1,0 +1,31 @@
+package node_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/podmark/podmark/pkg/node"
+)
+
+// Since when policies are in force, or are not, is known across looks.
+func TestPolicyStatusSince(t *testing.T) {
+	start := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+	var p node.PolicyStatus
+	for i, tt := range []struct {
+		now    node.PolicyStatus
+		synced bool
+		since  int // the look, of one a minute
+	}{
+		{node.PolicyStatus{Source: node.FromNobody}, true, 0},
+		{node.PolicyStatus{Source: node.FromKubernetes, Error: "a"}, false, 1},
+		{node.PolicyStatus{Source: node.FromKubernetes, Error: "b"}, false, 1},
+		{node.PolicyStatus{Source: node.FromKubernetes, Policies: 3}, true, 3},
+		{node.PolicyStatus{Source: node.FromKubernetes, Policies: 4}, true, 3},
+		{node.PolicyStatus{Source: node.FromFolder, Policies: 4}, true, 5},
+	} {
+		p = tt.now.After(p, start.Add(time.Duration(i)*time.Minute))
+		if want := start.Add(time.Duration(tt.since) * time.Minute); p.Synced != tt.synced || !p.Since.Equal(want) || p.Policies != tt.now.Policies {
+			t.Errorf("look %d: %+v, want %t since %v", i, p, tt.synced, want)
+		}
+	}
+}
