@@ -49,6 +49,7 @@ type Facts struct {
 	State           State
 	Daemon          *node.Status // nil where none has ever run
 	DaemonRuns      bool
+	Sockets         map[string]error // where the plugin asks podmarkd, and why nobody answers
 	Mode            node.Mode
 	PortsInUse      []uint16
 	Sysctls         []node.Sysctl
@@ -76,7 +77,9 @@ type State struct {
 	Kind      apply.Kind
 	NodePorts []desired.PortRange
 	Records   []ident.Record
-	IDs       int
+	// Kubernetes is set where the node has followed the Kubernetes API.
+	Kubernetes bool
+	IDs        int
 	// NodeDamaged is about node.json, Damaged about attachments.
 	NodeDamaged, Damaged error
 	Leaked               apply.Collected

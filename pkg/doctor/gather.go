@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -36,6 +37,7 @@ func Gather(ctx context.Context, o Options) Facts {
 	f.note(PartConflists, f.readCNI(), "podmarkctl doctor --cni-conf-dir DIR --cni-bin-dir DIR  # the runtime's folders")
 	f.readState(ctx, o.Node)
 	f.readDaemon(o.Node)
+	f.readSockets(ctx)
 	var err error
 	f.Mode, f.PortsInUse, err = node.Observe()
 	f.note(PartServices, err, "modprobe ip_vs")
@@ -91,6 +93,10 @@ func (f *Facts) readState(ctx context.Context, n apply.Node) {
 		return
 	}
 	s.Ran = true
+	_, _, err = n.Remembered()
+	if s.Kubernetes = err == nil; !errors.Is(err, fs.ErrNotExist) {
+		f.note(PartState, err, asRoot)
+	}
 	s.Kind, err = n.Kind()
 	f.note(PartState, err, asRoot)
 	s.Unlogged, err = n.Unlogged()
@@ -155,6 +161,22 @@ func (f *Facts) readDaemon(n apply.Node) {
 	}
 	err = unix.Kill(d.PID, 0)
 	f.Daemon, f.DaemonRuns = &d, err == nil || errors.Is(err, unix.EPERM)
+}
+
+// readSockets goes to where the plugin would ask podmarkd, and asks nothing.
+func (f *Facts) readSockets(ctx context.Context) {
+	f.Sockets = map[string]error{}
+	for _, n := range f.following() {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", n.Config.DaemonSocket)
+		switch {
+		case err == nil:
+			conn.Close()
+		case errors.Is(err, fs.ErrPermission):
+			f.note(PartDaemon, err, asRoot)
+			continue
+		}
+		f.Sockets[n.Config.DaemonSocket] = err
+	}
 }
 
 func (f *Facts) readLinks() error {

@@ -215,10 +215,14 @@ func checkDaemon(f Facts) []Finding {
 	case d == nil:
 		return nil // pods start without it
 	case !f.DaemonRuns:
+		severity, why := Warning, ""
+		if following := f.following(); len(following) > 0 {
+			severity, why = Error, "; and "+noAnswer(following[0].Config)
+		}
 		return []Finding{{
-			Severity: Warning,
+			Severity: severity,
 			What:     fmt.Sprintf("podmarkd, process %d, does not run any more; it last looked at %s", d.PID, d.Looked.Format(time.RFC3339)),
-			Why:      "what others take out of the kernel is not put back, new NodePorts are not known to iptables, and pods without a DEL are not collected. Have a service manager start it again",
+			Why:      "what others take out of the kernel is not put back, new NodePorts are not known to iptables, and pods without a DEL are not collected" + why + ". Have a service manager start it again",
 			Mend:     withState(f, "podmarkd"),
 		}}
 	case d.Stale(f.Now):
@@ -228,7 +232,7 @@ func checkDaemon(f Facts) []Finding {
 			Why:      "it hangs, so nothing is put back or kept current. Its service manager starts it again when it ends",
 			Mend:     fmt.Sprintf("kill -KILL %d", d.PID),
 		}}
-	case d.Error != "":
+	case d.Error != "" && d.Error != d.Policies.Error: // see checkBehind
 		return []Finding{{
 			Severity: Error,
 			What:     fmt.Sprintf("podmarkd could not do its work at %s: %s", d.Looked.Format(time.RFC3339), d.Error),

@@ -88,6 +88,8 @@ type node struct {
 	spaces  []string // of the pods
 	// mask of pods; the default when empty.
 	mask string
+	// keys of the entry that pods are added with, besides.
+	keys map[string]any
 }
 
 func newNode(t *testing.T, b backend) *node {
@@ -197,6 +199,7 @@ func (n *node) addPod(labels map[string]string) string {
 	if n.mask != "" {
 		entry["iptablesMarkMask"] = n.mask
 	}
+	maps.Copy(entry, n.keys)
 	conf, err := json.Marshal(entry)
 	if err != nil {
 		n.t.Fatal(err)
@@ -252,12 +255,12 @@ func (n *node) kernel() string {
 	return changing.ReplaceAllString(out+n.exec("", "ip", "-o", "link"), "")
 }
 
-// files are the state folder's files with their content, but for locks.
+// files are the state folder's files with their content, but for locks and sockets.
 func (n *node) files() map[string]string {
 	n.t.Helper()
 	files := map[string]string{}
 	err := filepath.WalkDir(n.dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || strings.HasSuffix(d.Name(), "lock") || d.Name() == ident.SpoolFile {
+		if err != nil || d.IsDir() || d.Type() == fs.ModeSocket || strings.HasSuffix(d.Name(), "lock") || d.Name() == ident.SpoolFile {
 			return err
 		}
 		b, err := os.ReadFile(path)

@@ -1,0 +1,151 @@
+package doctor
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/node"
+)
+
+// following lists the networks whose policies come from the Kubernetes API.
+func (f Facts) following() []Network {
+	var out []Network
+	for _, n := range f.Networks {
+		if n.Entry != nil && n.Err == nil && n.Config.Policy == config.PolicyKubernetes {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// checkSource wants all networks to take their policies from where the node does, or the
+// first of them.
+func checkSource(f Facts) []Finding {
+	var out []Finding
+	want, by := config.PolicyNone, ""
+	if f.State.Kubernetes {
+		want, by = config.PolicyKubernetes, "the node has followed the Kubernetes API"
+	}
+	for _, n := range f.Networks {
+		if n.Entry == nil || n.Err != nil || n.Config.Policy == config.PolicyNone {
+			continue
+		}
+		if want == config.PolicyNone {
+			want, by = n.Config.Policy, fmt.Sprintf("%q has %q", n.where(), n.Config.Policy)
+		}
+		if n.Config.Policy == want {
+			continue
+		}
+		keys := map[string]any{"policy": string(want)}
+		if want != config.PolicyKubernetes {
+			keys["failOpen"] = nil // only that has it
+		}
+		out = append(out, Finding{
+			Severity: Error,
+			What:     fmt.Sprintf("%q has \"policy\": %q, and %s", n.where(), n.Config.Policy, by),
+			Why:      "a node has its policies from one place: podmarkd follows the API for no network as long as another has files, and on a node that has followed it, every ADD with files fails with error 7. The way back to files is podmarkctl uninstall, and pods that start anew",
+			Mend:     n.edit(f, keys),
+		})
+	}
+	return out
+}
+
+// checkSocket is about whether the plugin can ask podmarkd. That it has ended is what
+// checkDaemon finds.
+func checkSocket(f Facts) []Finding {
+	var out []Finding
+	for _, n := range f.following() {
+		path := n.Config.DaemonSocket
+		if f.Sockets[path] == nil || f.Daemon != nil && !f.DaemonRuns {
+			continue
+		}
+		found := Finding{
+			Severity: Error,
+			What:     fmt.Sprintf("%q has \"policy\": \"kubernetes\", and podmarkd does not answer at %q: %v", n.where(), path, f.Sockets[path]),
+			Why:      noAnswer(n.Config),
+		}
+		switch {
+		case f.Daemon == nil:
+			found.Mend = follower(f)
+		case f.Daemon.Policies.Socket != path && f.Daemon.Policies.Socket != "":
+			found.What += fmt.Sprintf("; it does at %q", f.Daemon.Policies.Socket)
+			found.Mend = n.edit(f, map[string]any{"daemonSocket": f.Daemon.Policies.Socket})
+		default:
+			found.Why += ". Its service manager starts it again, and it makes the socket anew"
+			found.Mend = fmt.Sprintf("kill %d", f.Daemon.PID)
+		}
+		out = append(out, found)
+	}
+	return out
+}
+
+// noAnswer is what comes of it when podmarkd does not answer the plugin.
+func noAnswer(c config.Config) string {
+	if c.FailOpen {
+		return "every pod starts without its policy, because failOpen is set"
+	}
+	return "every ADD fails with error 11, so no pod starts"
+}
+
+// follower is a podmarkd that asks the API server.
+func follower(f Facts) string {
+	return withState(f, "podmarkd --kubeconfig FILE") + "  # of an account with the roles of conf/"
+}
+
+// patience is how long policies may take to come into force.
+const patience = time.Minute
+
+func checkBehind(f Facts) []Finding {
+	if f.Daemon == nil || !f.DaemonRuns || f.Daemon.Stale(f.Now) || len(checkSource(f)) > 0 {
+		return nil // said by others
+	}
+	p := f.Daemon.Policies
+	// Without a watch there is nothing to wait for.
+	hopeless := p.Source == node.FromKubernetes && p.Watches == 0
+	if p.Synced || p.Error == "" || !hopeless && f.Now.Sub(p.Since) < patience {
+		return nil
+	}
+	found := Finding{
+		Severity: Error,
+		What:     fmt.Sprintf("the policies of %s are not in force as they are there since %s: %s", p.Source, p.Since.Format(time.RFC3339), p.Error),
+		Why:      "what was known before is enforced: a policy that is new or has changed holds for no pod, and pods of other nodes that come and go are not followed",
+	}
+	switch {
+	case hopeless:
+		found.Mend = follower(f)
+	case p.Source == node.FromKubernetes:
+		found.Mend = "kubectl get --raw /readyz  # if it is well: podmarkd's way to it, its account, and the roles of conf/"
+	default:
+		found.Mend = "# mend the manifest; podmarkd reads the folder again by itself"
+	}
+	return []Finding{found}
+}
+
+func checkOpen(f Facts) []Finding {
+	var open []ident.Record
+	for _, r := range f.State.Records {
+		if r.Kubernetes && !r.Policed {
+			open = append(open, r)
+		}
+	}
+	if len(open) == 0 {
+		return nil
+	}
+	what := fmt.Sprintf("pod %s/%s (ID %d) runs without its policy", open[0].Namespace, open[0].Pod, open[0].ID)
+	if n := len(open) - 1; n > 0 {
+		what += fmt.Sprintf(", and %d more do", n)
+	}
+	var commands []string
+	for _, r := range open {
+		commands = append(commands, fmt.Sprintf("kubectl -n %s delete pod %s", quote(r.Namespace), quote(r.Pod)))
+	}
+	return []Finding{{
+		Severity: Error,
+		What:     what,
+		Why:      "failOpen let it in while podmarkd could not be asked, or it is from before podmark: it is marked, and nothing is denied to it. podmarkd polices it as soon as the API shows it; one that stays so has another UID there",
+		Mend:     strings.Join(commands, " && "),
+	}}
+}

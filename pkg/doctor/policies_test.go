@@ -1,0 +1,143 @@
+package doctor_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/conflist"
+	"github.com/podmark/podmark/pkg/doctor"
+	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/node"
+)
+
+const (
+	socket    = "/run/podmark/podmarkd.sock"
+	elsewhere = "/run/other.sock"
+)
+
+// networked are the facts of a node with a network for each list of podmark's keys, on
+// which nothing is wrong.
+func networked(t *testing.T, keys ...string) doctor.Facts {
+	t.Helper()
+	f := healthy(t, config.DefaultMask)
+	f.Networks = nil
+	for i, k := range keys {
+		name := fmt.Sprintf("net%d", i)
+		entry := fmt.Appendf(nil, `{"type": "podmark", %s}`, k)
+		content := fmt.Appendf(nil, `{"cniVersion": "1.0.0", "name": %q, "plugins": [{"type": "ptp"}, %s]}`, name, entry)
+		list, err := conflist.Parse(content)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := doctor.Network{File: doctor.DefaultConfDir + "/" + name + ".conflist", Network: list, Content: content, Entry: entry}
+		if n.Config, n.Err = config.ParseEntry(entry, name, "1.0.0"); n.Err != nil {
+			t.Fatal(n.Err)
+		}
+		f.Networks = append(f.Networks, n)
+	}
+	f.Sockets = map[string]error{}
+	f.Daemon.Policies = node.PolicyStatus{Source: node.FromKubernetes, Socket: socket, Synced: true, Watches: 3, Since: f.Now.Add(-time.Hour)}
+	return f
+}
+
+// What is wrong with where policies come from is found, each by one check.
+func TestPolicies(t *testing.T) {
+	const kubernetes, files = `"policy": "kubernetes"`, `"policy": "files"`
+	refused := errors.New("connection refused")
+	behind := func(f *doctor.Facts, since time.Duration, watches int, why string) {
+		p := &f.Daemon.Policies
+		p.Synced, p.Error, p.Watches, p.Since = false, why, watches, f.Now.Add(-since)
+	}
+	for _, tt := range []struct {
+		name     string
+		networks []string
+		do       func(*doctor.Facts)
+		check    string // empty where nothing is wrong
+		words    []string
+	}{
+		{name: "all is well", networks: []string{kubernetes, kubernetes, `"policy": "none"`}},
+		{name: "a mix", networks: []string{kubernetes, files}, check: "policy-source", words: []string{"net1", `{"policy": "kubernetes", "type": "podmark"}`}},
+		{
+			name: "a mix, files first", networks: []string{files, kubernetes + `, "failOpen": true`}, check: "policy-source",
+			words: []string{"net1", `{"policy": "files", "type": "podmark"}`},
+		},
+		{name: "a mix is said once", networks: []string{kubernetes, files}, check: "policy-source", do: func(f *doctor.Facts) {
+			behind(f, time.Hour, 0, "a node has them from one place")
+			f.Daemon.Error = f.Daemon.Policies.Error
+		}},
+		{
+			name: "files where the API was followed", networks: []string{files}, check: "policy-source", words: []string{"error 7", "podmarkctl uninstall", `{"policy": "kubernetes", "type": "podmark"}`},
+			do: func(f *doctor.Facts) { f.State.Kubernetes = true },
+		},
+		{
+			name: "podmarkd has never run", networks: []string{kubernetes}, check: "policy-socket", words: []string{"error 11", "podmarkd --kubeconfig"},
+			do: func(f *doctor.Facts) { f.Sockets[socket], f.Daemon, f.DaemonRuns = refused, nil, false },
+		},
+		{
+			name: "podmarkd has ended", networks: []string{kubernetes}, check: "podmarkd", words: []string{"error 11"},
+			do: func(f *doctor.Facts) { f.Sockets[socket], f.DaemonRuns = refused, false },
+		},
+		{
+			name: "the socket is gone", networks: []string{kubernetes}, check: "policy-socket", words: []string{"refused", "kill 1"},
+			do: func(f *doctor.Facts) { f.Sockets[socket] = refused },
+		},
+		{
+			name: "failOpen", networks: []string{kubernetes + `, "failOpen": true`}, check: "policy-socket", words: []string{"starts without its policy"},
+			do: func(f *doctor.Facts) { f.Sockets[socket] = refused },
+		},
+		{
+			name: "the plugin asks elsewhere", networks: []string{kubernetes + `, "daemonSocket": "` + elsewhere + `"`}, check: "policy-socket",
+			words: []string{elsewhere, `"daemonSocket": "` + socket + `"`}, do: func(f *doctor.Facts) { f.Sockets[elsewhere] = refused },
+		},
+		{
+			name: "the API does not answer", networks: []string{kubernetes}, check: "policy-behind", words: []string{"no route", "kubectl get --raw /readyz"},
+			do: func(f *doctor.Facts) { behind(f, 2*time.Minute, 3, "no route") },
+		},
+		{name: "not for long", networks: []string{kubernetes}, do: func(f *doctor.Facts) { behind(f, 10*time.Second, 3, "no route") }},
+		{
+			name: "no API server", networks: []string{kubernetes}, check: "policy-behind", words: []string{"no API server", "podmarkd --kubeconfig"},
+			do: func(f *doctor.Facts) {
+				behind(f, time.Second, 0, "no API server")
+				f.Daemon.Error = f.Daemon.Policies.Error
+			},
+		},
+		{name: "a manifest is wrong", networks: []string{files}, check: "policy-behind", words: []string{"web.yaml"}, do: func(f *doctor.Facts) {
+			behind(f, time.Hour, 0, "web.yaml: no such field")
+			f.Daemon.Policies.Source = node.FromFolder
+		}},
+		{
+			name: "let in", networks: []string{kubernetes}, check: "policy-open", words: []string{"shop/web", "1 more", "kubectl -n shop delete pod web && kubectl -n shop delete pod db"},
+			do: func(f *doctor.Facts) {
+				for _, name := range []string{"web", "db", "policed"} {
+					r := ident.Record{Kubernetes: true, Policed: name == "policed", Committed: true}
+					r.Namespace, r.Pod = "shop", name
+					f.State.Records = append(f.State.Records, r)
+				}
+			},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := networked(t, tt.networks...)
+			if tt.do != nil {
+				tt.do(&f)
+			}
+			if tt.check == "" {
+				if names := found(f); len(names) > 0 {
+					t.Errorf("%q", names)
+				}
+				return
+			}
+			x := only(t, f, tt.check, tt.words...)
+			if x.Severity != doctor.Error {
+				t.Errorf("%+v", x)
+			}
+			if strings.Contains(x.Mend, "failOpen") {
+				t.Errorf("the entry would be refused: %s", x.Mend)
+			}
+		})
+	}
+}
