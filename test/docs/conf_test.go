@@ -22,8 +22,8 @@ import (
 func TestConflists(t *testing.T) {
 	dir := filepath.Join(root, "conf")
 	files, err := filepath.Glob(filepath.Join(dir, "*.conflist"))
-	if err != nil || len(files) < 3 {
-		t.Fatalf("conflists %q, %v; want three", files, err)
+	if err != nil || len(files) < 4 {
+		t.Fatalf("conflists %q, %v; want four", files, err)
 	}
 	names := map[string]string{}
 	for _, file := range files {
@@ -53,8 +53,12 @@ func TestConflists(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if c.Policy != config.PolicyFiles {
-				t.Errorf("policy is %q: podmarkctl apply would do nothing", c.Policy)
+			want := config.PolicyFiles // without it podmarkctl apply would do nothing
+			if strings.HasSuffix(list.Name, "-kubernetes") {
+				want = config.PolicyKubernetes
+			}
+			if c.Policy != want {
+				t.Errorf("policy is %q, want %q", c.Policy, want)
 			}
 		})
 	}

@@ -50,8 +50,25 @@ spec:
     ports: [{port: 8080}]
 `
 
+// named is a policy with a named port, for names that the document does not show.
+const named = `
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: named, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  policyTypes: [Ingress]
+  ingress: [{ports: [{port: http}]}]
+`
+
 // example is that node's state.
 func example(t *testing.T) desired.State {
+	t.Helper()
+	return exampleOf(t, manifests)
+}
+
+func exampleOf(t *testing.T, manifests string) desired.State {
 	t.Helper()
 	policies, err := policy.Compile(policy.Source{Name: "example", Data: []byte(manifests)})
 	if err != nil {
@@ -274,11 +291,12 @@ func TestChainNames(t *testing.T) {
 
 // CHANGELOG.md lists every chain and every kind of set, and no other.
 func TestNames(t *testing.T) {
-	v4, _ := rendered(t)
+	all := exampleOf(t, manifests+named)
+	v4 := iptables.Render(all)[0]
 	_, chains := treeOf(v4.Rules)
 	sets := regexp.MustCompile(`(?m)^create (podmark-[a-z]+4)a`).FindAllStringSubmatch(v4.Sets, -1)
 	want := map[string][]string{"chains in table mangle": chains}
-	ruleset := nftables.Render(example(t))
+	ruleset := nftables.Render(all)
 	_, want["chains of nftables"] = nftTree(ruleset)
 	for _, m := range regexp.MustCompile(`(?m)^\t(?:set|map) (\S+) \{$`).FindAllStringSubmatch(ruleset, -1) {
 		want["sets of nftables"] = append(want["sets of nftables"], regexp.MustCompile(`[0-9a-f]{16}$`).ReplaceAllString(m[1], "<id>"))
