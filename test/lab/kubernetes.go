@@ -114,8 +114,31 @@ func (k *Kubernetes) serve() {
 	go func() { _ = server.Serve(l) }()
 }
 
-// Start starts podmarkd.
+// Start starts podmarkd, and waits until it can be asked.
 func (k *Kubernetes) Start() {
+	k.t.Helper()
+	k.Launch()
+	for deadline := time.Now().Add(startLimit); !k.Listens(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			k.t.Fatalf("podmarkd cannot be asked after %v", startLimit)
+		}
+	}
+}
+
+// Listens reports whether podmarkd can be asked.
+func (k *Kubernetes) Listens() bool {
+	conn, err := net.Dial("unix", filepath.Join(k.StateDir, "podmarkd.sock"))
+	if err == nil {
+		conn.Close()
+	}
+	return err == nil
+}
+
+// startLimit is for podmarkd, on an emulated processor that does much else.
+const startLimit = 2 * time.Minute
+
+// Launch starts podmarkd, and does not wait for it.
+func (k *Kubernetes) Launch() {
 	k.t.Helper()
 	path, err := filepath.Abs("../../bin/podmarkd")
 	if err != nil {
@@ -229,4 +252,3 @@ func (k *Kubernetes) Eventually(what string, ns *NS, r Request, want Outcome) {
 	}
 	k.t.Errorf("%s: %v, want %v", what, got, want)
 }
-

@@ -85,7 +85,7 @@ func newNS(t testing.TB, name string, s *site) *NS {
 	if err := os.WriteFile(n.Path, nil, 0o444); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(n.remove)
+	t.Cleanup(n.Remove)
 	done := make(chan error)
 	go func() {
 		// Never unlocked, so the runtime ends the thread with the goroutine.
@@ -108,6 +108,12 @@ func newNS(t testing.TB, name string, s *site) *NS {
 	// Duplicate address detection keeps an address unusable for a second.
 	n.Sysctl("net/ipv6/conf/all/accept_dad", "0")
 	n.Sysctl("net/ipv6/conf/default/accept_dad", "0")
+	// A connection that was cut should neither give up nor, where the kernel can be told so
+	// (6.15 and later), wait long before it tries again.
+	n.Sysctl("net/ipv4/tcp_retries2", "100")
+	if _, err := os.Stat("/proc/sys/net/ipv4/tcp_rto_max_ms"); err == nil {
+		n.Sysctl("net/ipv4/tcp_rto_max_ms", "1000")
+	}
 	if needs.SCTP() != nil {
 		return n
 	}
@@ -124,10 +130,12 @@ func newNS(t testing.TB, name string, s *site) *NS {
 	return n
 }
 
-// remove lets go of the namespace: the kernel removes what is in it.
-func (n *NS) remove() {
+// Remove lets go of the namespace before the test ends: the kernel removes what is in it,
+// once no socket keeps it.
+func (n *NS) Remove() {
 	if n.handle != nil {
 		n.handle.Close()
+		n.handle = nil
 	}
 	_ = unix.Unmount(n.Path, unix.MNT_DETACH) // not mounted where making it failed
 	if err := os.Remove(n.Path); err != nil && !errors.Is(err, os.ErrNotExist) {

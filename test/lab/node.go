@@ -98,6 +98,8 @@ type Node struct {
 	Dir string
 	// StateDir is for the plugin under test, on whatever file system Dir is.
 	StateDir string
+	// Starts, if set, is told of each CNI plugin by name, before it starts.
+	Starts func(plugin string)
 
 	cni              *libcni.CNIConfig
 	hosts            int
@@ -130,7 +132,7 @@ func NewNode(t testing.TB, o Options) *Node {
 	}
 	n.StateDir = filepath.Join(n.Dir, "state")
 	n.chooseVariant()
-	n.cni = libcni.NewCNIConfigWithCacheDir(pluginDirs(t), filepath.Join(n.Dir, "cni-cache"), newPluginExec(n.NS))
+	n.cni = libcni.NewCNIConfigWithCacheDir(pluginDirs(t), filepath.Join(n.Dir, "cni-cache"), newPluginExec(n))
 
 	n.Sysctl("net/ipv4/ip_forward", "1")
 	n.Sysctl("net/ipv6/conf/all/forwarding", "1")

@@ -257,10 +257,10 @@ func pluginDirs(t testing.TB) []string {
 // directories to look for commands in.
 type pluginExec struct {
 	invoke.DefaultExec
-	node *NS
+	node *Node
 }
 
-func newPluginExec(node *NS) *pluginExec {
+func newPluginExec(node *Node) *pluginExec {
 	return &pluginExec{
 		DefaultExec: invoke.DefaultExec{
 			RawExec:       &invoke.RawExec{Stderr: os.Stderr},
@@ -273,6 +273,9 @@ func newPluginExec(node *NS) *pluginExec {
 // ExecPlugin is called by libcni for each plugin.
 func (e *pluginExec) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) (out []byte, err error) {
 	environ = append(slices.Clone(environ), "PATH="+e.node.path)
+	if e.node.Starts != nil {
+		e.node.Starts(filepath.Base(path))
+	}
 	// A child process has the namespace of the thread that starts it.
 	doErr := e.node.Do(func() error {
 		out, err = e.RawExec.ExecPlugin(ctx, path, stdin, environ)
