@@ -32,6 +32,16 @@ func (n Node) Add(ctx context.Context, settings Settings, r ident.Record, sent f
 	return n.add(ctx, settings, r, false, sent)
 }
 
+// Close makes the port of a new attachment pass nothing from now on, until Add has given
+// it its policy. On a node on which podmark has never run a routed port stays open.
+func (n Node) Close(r ident.Record) error {
+	if err := port.Close(r.Endpoint); err != nil {
+		return err
+	}
+	n.step("barred")
+	return nil
+}
+
 // Adopt is Add for an endpoint that is running already, unmarked and unpoliced: its
 // port is never closed, and its connections are judged from their next packet on.
 // It reports whether there was anything to do: an attachment that is known is none.
