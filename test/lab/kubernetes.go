@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -223,12 +224,24 @@ func (k *Kubernetes) Put(m Manifest) {
 	k.Apply(string(b))
 }
 
-// Run creates a pod in the API, attaches it, and says its addresses, as a cluster does.
+// RunPod creates a pod in the API, attaches it, and says its addresses, as a cluster does.
+// An ADD that podmarkd has not answered in time is tried again in another namespace.
 func (k *Kubernetes) RunPod(m Manifest) *Pod {
 	k.t.Helper()
 	m.NodeName = NodeName
 	k.Put(m)
-	p := k.AddPod(PodSpec{Name: m.Name, Namespace: m.Namespace, Network: k.Network})
+	spec := PodSpec{Name: m.Name, Namespace: m.Namespace, Network: k.Network}
+	p, err := k.TryAddPod(spec)
+	for deadline := time.Now().Add(startLimit); err != nil && strings.Contains(err.Error(), "podmarkd") && time.Now().Before(deadline); {
+		if err := p.Del(); err != nil {
+			k.t.Fatal(err)
+		}
+		p.Remove()
+		p, err = k.TryAddPod(spec)
+	}
+	if err != nil {
+		k.t.Fatalf("adding pod %q: %v", m.Name, err)
+	}
 	m.Addresses = nil
 	for _, a := range p.Addresses {
 		m.Addresses = append(m.Addresses, a.String())
