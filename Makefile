@@ -1,6 +1,6 @@
 # Each verb is a script below scripts/; the scripts run from any folder.
 .DEFAULT_GOAL := help
-.PHONY: help demo bench scale build test lab lint fuzz vuln tools clean
+.PHONY: help demo bench scale build test lab lint startup fuzz vuln tools clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\): ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -17,11 +17,14 @@ test: ## run every test: on this machine's kernel, then in the lab
 lab: ## run only the lab's tests (RUN=regexp V=1), on a real IPVS kernel under QEMU
 	@scripts/lab-test.sh
 
-bench: ## measure ADDs, packets, streams and policy changes beside others (ONLY=add SIZES= ROUNDS=)
+bench: ## measure ADDs, packets, streams and policy changes beside others (ONLY=add,live SIZES= ROUNDS=)
 	@scripts/bench.sh
 
 scale: ## measure podmarkd in a simulated cluster (ARGS="-pods 150000 -nodes 5000 -local 30 -mix few-cluster-wide")
 	@scripts/scale.sh $(ARGS)
+
+startup: ## start 1,000 pods in each way while clients try what is forbidden (STARTS=)
+	@scripts/startup.sh
 
 lint: ## check format, vet, staticcheck, shellcheck and package dependencies
 	@scripts/lint.sh
