@@ -1,9 +1,9 @@
 # Each verb is a script below scripts/; the scripts run from any folder.
 .DEFAULT_GOAL := help
-.PHONY: help demo bench scale build test lab lint startup fuzz vuln tools clean
+.PHONY: help demo bench scale build test lab lint startup conformance fuzz vuln tools clean
 
 help: ## list the verbs
-	@sed -n 's/^\([a-z]*\): ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z]*\): ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: ## play the main job on a real IPVS kernel and print who reaches what
 	@scripts/demo.sh
@@ -18,6 +18,11 @@ lab: ## run only the lab's tests (RUN=regexp V=1), on a real IPVS kernel under Q
 	@scripts/lab-test.sh
 
 bench: ## measure ADDs, packets, streams and policy changes beside others (ONLY=add,live SIZES= ROUNDS=)
+
+conformance: ## have cyclonus judge all of NetworkPolicy by packets, for hours (ONLY=pod-ip EVERY=10)
+	@scripts/conformance.sh
+
+bench: ## measure ADDs, packets, streams and policy changes beside others (ONLY=add SIZES= ROUNDS=)
 	@scripts/bench.sh
 
 scale: ## measure podmarkd in a simulated cluster (ARGS="-pods 150000 -nodes 5000 -local 30 -mix few-cluster-wide")

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs test/lab on the lab's kernel.
+# Runs test/lab on the lab's kernel, and unless RUN picks some of it, what test/conformance
+# has for that kernel.
 #   RUN=regexp   only these tests     V=1   as they go     LAB_TIMEOUT=seconds
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -17,3 +18,7 @@ fi
 # are processors.
 CGO_ENABLED=0 go test -exec "'$PWD/scripts/lab-exec.sh'" -count=1 -timeout $((LAB_TIMEOUT - 30))s \
   -parallel "${LAB_PARALLEL:-4}" ${RUN:+-run "$RUN"} ${V:+-v} ./test/lab
+if [[ -z ${RUN:-} ]]; then
+  go -C test/conformance test -exec "'$PWD/scripts/lab-exec.sh'" -count=1 -timeout $((LAB_TIMEOUT - 30))s \
+    -run '^TestServiceIP$' ${V:+-v} .
+fi
