@@ -10,9 +10,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/containernetworking/cni/pkg/types"
 	"github.com/mattfenwick/cyclonus/pkg/kube"
 	"github.com/podmark/podmark/pkg/policy"
 	"github.com/podmark/podmark/test/lab"
@@ -32,7 +34,7 @@ type Options struct {
 	Family lab.Family
 	// IPVS has services in the kernel. Without, they are in the API only.
 	IPVS bool
-	// Silence is how long no answer may come to anybody before those who have none are
+	// Silence is how long no answer may come to any pod before those that wait for one are
 	// taken for blocked.
 	Silence time.Duration
 }
@@ -48,6 +50,8 @@ type Cluster struct {
 	services map[string][]lab.Service
 	pods     map[string]*pod
 	made     uint16 // how many services there were
+
+	lastHeard atomic.Int64 // when, in nanoseconds; see heard
 
 	mu        sync.Mutex
 	unsettled bool
@@ -66,7 +70,7 @@ var _ kube.IKubernetes = (*Cluster)(nil)
 func New(t testing.TB, o Options) *Cluster {
 	t.Helper()
 	c := &Cluster{
-		Options: o, node: lab.NewNode(t, lab.Options{Backend: o.Backend, Plain: !o.IPVS}).Kubernetes(nil),
+		Options: o, node: lab.NewNode(t, lab.Options{Backend: o.Backend, Plain: !o.IPVS}).Kubernetes(lab.Plugin{"lockTimeoutSeconds": 120}),
 		names: map[string]netip.Addr{}, services: map[string][]lab.Service{}, pods: map[string]*pod{},
 	}
 	server := httptest.NewServer(c.node.API)
@@ -165,7 +169,7 @@ func (c *Cluster) CreatePod(p *corev1.Pod) (*corev1.Pod, error) {
 	if err != nil {
 		return nil, err
 	}
-	attached, err := c.node.TryAddPod(lab.PodSpec{Namespace: p.Namespace, Name: p.Name, Network: c.node.Network})
+	attached, err := c.attach(p)
 	if err != nil {
 		return nil, fmt.Errorf("attaching pod %s/%s: %w", p.Namespace, p.Name, err)
 	}
@@ -185,6 +189,23 @@ func (c *Cluster) CreatePod(p *corev1.Pod) (*corev1.Pod, error) {
 		}
 	}
 	return c.ClientSet.CoreV1().Pods(p.Namespace).Update(context.TODO(), p, metav1.UpdateOptions{})
+}
+
+// attach has the plugins attach a pod. Where they ask for it they are called again, as the
+// kubelet has it: in an emulator that others keep from its processor, podmarkd may take
+// longer to begin than the plugin waits for it.
+func (c *Cluster) attach(p *corev1.Pod) (*lab.Pod, error) {
+	const attempts = 10
+	attached := c.node.NewPod(lab.PodSpec{Namespace: p.Namespace, Name: p.Name, Network: c.node.Network})
+	for try := 1; ; try++ {
+		err := attached.Add()
+		if code := (*types.Error)(nil); !errors.As(err, &code) || code.Code != types.ErrTryAgainLater || try == attempts {
+			return attached, err
+		}
+		if err := attached.Del(); err != nil {
+			return attached, err
+		}
+	}
 }
 
 var protocols = map[corev1.Protocol]lab.Protocol{

@@ -1,6 +1,7 @@
 package conformance_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -122,7 +123,8 @@ func differences(step *connectivity.StepResult) string {
 	})
 	fmt.Fprintf(&b, "%d differences, with these policies:\n", n)
 	for _, p := range step.KubePolicies {
-		fmt.Fprintf(&b, "%s/%s: %+v\n", p.Namespace, p.Name, p.Spec)
+		spec, _ := json.Marshal(p.Spec) // it came from there
+		fmt.Fprintf(&b, "%s/%s: %s\n", p.Namespace, p.Name, spec)
 	}
 	return b.String()
 }

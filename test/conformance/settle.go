@@ -24,7 +24,7 @@ import (
 )
 
 // settleLimit is how long podmarkd may take to enforce what the API says.
-const settleLimit = 30 * time.Second
+const settleLimit = 2 * time.Minute
 
 // changed notes that what is enforced may be behind the API.
 func (c *Cluster) changed() {

@@ -49,8 +49,13 @@ func TestServiceIP(t *testing.T) {
 		t.Skip("this takes a kernel with IPVS: scripts/lab-test.sh has one")
 	}
 	onClusters(t, func(t *testing.T, o conformance.Options, number int) {
-		o.IPVS, o.Silence = true, 1500*time.Millisecond
-		run(t, o, generator.ProbeModeServiceName, 24, number)
+		// The lab is slow: unless it is told how many cases, it has few, and makes one
+		// cluster for each backend.
+		if *every == 0 && number%2 == 1 {
+			t.Skip("the other family is this one's turn, without -every")
+		}
+		o.IPVS, o.Silence = true, 3*time.Second
+		run(t, o, generator.ProbeModeServiceName, 23, number)
 	})
 }
 

@@ -47,7 +47,7 @@ func (c *Cluster) execute(name string, command []string) ([]*worker.Result, erro
 	if err := running.Do(func() error { return dial(calls, running.Addr(c.Family)) }); err != nil {
 		return nil, err
 	}
-	if err := listen(calls, c.Silence); err != nil {
+	if err := c.listen(calls); err != nil {
 		return nil, err
 	}
 	var results []*worker.Result
@@ -141,23 +141,24 @@ func sockaddr(at netip.AddrPort) unix.Sockaddr {
 	return &unix.SockaddrInet4{Addr: at.Addr().As4(), Port: int(at.Port())}
 }
 
-// listen takes answers until all calls have one, or none has come for a while. A refusal
-// is an error: policies drop, so it says that nobody is there.
-func listen(calls []*call, silence time.Duration) error {
-	for deadline := time.Now().Add(silence); ; {
+// listen takes answers until all calls have one, or none has come to any pod for a while: a
+// machine that is busy still works off the calls of others then. A refusal is an error:
+// policies drop, so it says that nobody is there.
+func (c *Cluster) listen(calls []*call) error {
+	for c.heard(); ; {
 		var waiting []*call
 		var fds []unix.PollFd
-		for _, c := range calls {
-			if c.fd < 0 {
+		for _, call := range calls {
+			if call.fd < 0 {
 				continue
 			}
 			ready := int16(unix.POLLOUT)
-			if c.protocol == lab.UDP {
+			if call.protocol == lab.UDP {
 				ready = unix.POLLIN
 			}
-			waiting, fds = append(waiting, c), append(fds, unix.PollFd{Fd: int32(c.fd), Events: ready})
+			waiting, fds = append(waiting, call), append(fds, unix.PollFd{Fd: int32(call.fd), Events: ready})
 		}
-		left := time.Until(deadline)
+		left := c.Silence - time.Since(time.Unix(0, c.lastHeard.Load()))
 		if len(waiting) == 0 || left <= 0 {
 			return nil
 		}
@@ -165,18 +166,23 @@ func listen(calls []*call, silence time.Duration) error {
 		if err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("waiting for answers: %w", err)
 		}
-		if n > 0 {
-			deadline = time.Now().Add(silence)
+		if n <= 0 {
+			continue
 		}
-		for i, c := range waiting {
-			if n > 0 && fds[i].Revents != 0 {
-				if err := c.take(); err != nil {
-					return fmt.Errorf("calling %v/%v: %w", c.to, c.protocol, err)
-				}
+		c.heard()
+		for i, call := range waiting {
+			if fds[i].Revents == 0 {
+				continue
+			}
+			if err := call.take(); err != nil {
+				return fmt.Errorf("calling %v/%v: %w", call.to, call.protocol, err)
 			}
 		}
 	}
 }
+
+// heard notes that an answer has come to a pod of the cluster, or may come from now on.
+func (c *Cluster) heard() { c.lastHeard.Store(time.Now().UnixNano()) }
 
 // take ends a call that has got an answer.
 func (c *call) take() error {
