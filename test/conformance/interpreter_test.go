@@ -19,7 +19,7 @@ import (
 
 // retries is how often the interpreter may repeat a probe that differs: a machine that is
 // busy with something else may keep an answer for longer than the silence that is waited
-// for. The report counts them.
+// for. The report counts them. A packet that gets through and must not is never forgiven.
 const retries = 2
 
 // interpreter is cyclonus', as it is.
@@ -73,31 +73,44 @@ func (r *report) add(t *testing.T, name string, result *connectivity.Result) {
 		t.Errorf("%s: %v", name, result.Err)
 		return
 	}
+	failed := false
 	for i, step := range result.Steps {
 		r.steps++
-		r.repeated += len(step.KubeProbes) - 1
-		each(step, func(_, _ string, want, _ *probe.JobResult) {
+		opened := false
+		for try, got := range step.KubeProbes[:len(step.KubeProbes)-1] {
+			r.repeated++
+			t.Logf("%s, step %d, try %d:\n%s", name, i+1, try+1, differences(step, got))
+			each(step, got, func(_, _ string, want, got *probe.JobResult) {
+				opened = opened || want.Combined == probe.ConnectivityBlocked && got != nil && got.Combined == probe.ConnectivityAllowed
+			})
+		}
+		each(step, step.LastKubeProbe(), func(_, _ string, want, _ *probe.JobResult) {
 			r.probes++
 			if want.Combined == probe.ConnectivityBlocked {
 				r.blocked++
 			}
 		})
-		if !step.Passed(true) {
-			t.Errorf("%s, step %d:\n%s", name, i+1, differences(step))
+		switch {
+		case !step.Passed(true):
+			failed = true
+			t.Errorf("%s, step %d:\n%s", name, i+1, differences(step, step.LastKubeProbe()))
+		case opened:
+			failed = true
+			t.Errorf("%s, step %d: something got through at first that is forbidden", name, i+1)
 		}
 	}
-	if !result.Passed(true) {
+	if failed {
 		r.failed++
 	}
 }
 
-// each calls f with every probe of a step's last try between different pods.
-func each(step *connectivity.StepResult, f func(from, to string, want, got *probe.JobResult)) {
+// each calls f with every probe of a try between different pods.
+func each(step *connectivity.StepResult, try *probe.Table, f func(from, to string, want, got *probe.JobResult)) {
 	for _, key := range step.SimulatedProbe.Wrapped.Keys() {
 		if key.From == key.To {
 			continue
 		}
-		got := step.LastKubeProbe().Get(key.From, key.To).JobResults
+		got := try.Get(key.From, key.To).JobResults
 		for port, want := range step.SimulatedProbe.Get(key.From, key.To).JobResults {
 			f(key.From, key.To, want, got[port])
 		}
@@ -105,11 +118,11 @@ func each(step *connectivity.StepResult, f func(from, to string, want, got *prob
 }
 
 // differences names a few, and the policies.
-func differences(step *connectivity.StepResult) string {
+func differences(step *connectivity.StepResult, try *probe.Table) string {
 	const most = 5
 	var b strings.Builder
 	n := 0
-	each(step, func(from, to string, want, got *probe.JobResult) {
+	each(step, try, func(from, to string, want, got *probe.JobResult) {
 		if got != nil && got.Combined == want.Combined {
 			return
 		}
