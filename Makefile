@@ -17,12 +17,10 @@ test: ## run every test: on this machine's kernel, then in the lab
 lab: ## run only the lab's tests (RUN=regexp V=1), on a real IPVS kernel under QEMU
 	@scripts/lab-test.sh
 
-bench: ## measure ADDs, packets, streams and policy changes beside others (ONLY=add,live SIZES= ROUNDS=)
-
 conformance: ## have cyclonus judge all of NetworkPolicy by packets, for hours (ONLY=pod-ip EVERY=10)
 	@scripts/conformance.sh
 
-bench: ## measure ADDs, packets, streams and policy changes beside others (ONLY=add SIZES= ROUNDS=)
+bench: ## measure ADDs, packets, streams and policy changes beside others (ONLY=add,live SIZES= ROUNDS=)
 	@scripts/bench.sh
 
 scale: ## measure podmarkd in a simulated cluster (ARGS="-pods 150000 -nodes 5000 -local 30 -mix few-cluster-wide")
