@@ -74,7 +74,7 @@ func newCluster(t *testing.T, policies desired.Policies, pods []*corev1.Pod) clu
 			index.Label(name, labels)
 		}
 		for i, p := range elsewhere[node] {
-			index.Put(p, uint64(i))
+			index.Put(&p, uint64(i))
 		}
 		index.Follow(policies)
 		index.Settle()
