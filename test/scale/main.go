@@ -52,6 +52,7 @@ func clusterFlags(flags *flag.FlagSet) *cluster.Options {
 	flags.IntVar(&o.Namespaces, "namespaces", 2_000, "how many namespaces there are")
 	flags.IntVar(&o.Policies, "policies", 5_000, "how many policies there are")
 	flags.IntVar(&o.Local, "local", 250, "pods of the first node with a network of their own, which is podmarkd's; 0 for as many as elsewhere")
+	flags.BoolVar(&o.Together, "together", false, "whether the local pods are of one namespace")
 	flags.StringVar((*string)(&o.Mix), "mix", string(cluster.SameNamespace), fmt.Sprintf("what policies mention: %s, %s, %s", cluster.SameNamespace, cluster.FewClusterWide, cluster.AllClusterWide))
 	return o
 }
@@ -60,7 +61,7 @@ func clusterFlags(flags *flag.FlagSet) *cluster.Options {
 func clusterArgs(o cluster.Options) []string {
 	var out []string
 	for name, v := range map[string]any{
-		"seed": o.Seed, "nodes": o.Nodes, "pods": o.Pods, "namespaces": o.Namespaces, "policies": o.Policies, "local": o.Local, "mix": o.Mix,
+		"seed": o.Seed, "nodes": o.Nodes, "pods": o.Pods, "namespaces": o.Namespaces, "policies": o.Policies, "local": o.Local, "mix": o.Mix, "together": o.Together,
 	} {
 		out = append(out, fmt.Sprintf("-%s=%v", name, v))
 	}

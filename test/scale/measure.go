@@ -92,6 +92,12 @@ func measure(ctx context.Context, flags *flag.FlagSet, args []string) error {
 		return err
 	}
 	report(s.Traffic)
+	if *backend == string(config.BackendNFTables) {
+		progress("changes, one after the other")
+		if err := n.latency(ctx, a.kubeconfig); err != nil {
+			return err
+		}
+	}
 	var known [3]float64
 	for i, name := range []string{"podmark_policies", "podmark_policy_watches", "podmark_policy_pods"} {
 		if known[i], err = d.metric(name); err != nil {

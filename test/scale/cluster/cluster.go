@@ -42,7 +42,9 @@ type Options struct {
 	// Local pods, besides the one on the host's network, are on the first node and stay
 	// there: events change their labels only. 0 is as many as on any node.
 	Local int
-	Mix   Mix
+	// Together has the local pods be of one workload, so of one namespace.
+	Together bool
+	Mix      Mix
 }
 
 // hostsPerNode is how many addresses a node has for pods, of a /23.
@@ -105,7 +107,11 @@ func (c *Cluster) populate() {
 	daemon := c.addWorkload(0, "kube-proxy")
 	c.workloads[daemon].daemon = true
 	replicas := []int{}
-	for left, i := c.options.Pods-c.options.Nodes, 0; left > 0; i++ {
+	together := 0
+	if c.options.Together {
+		together = c.options.Local
+	}
+	for left, i := c.options.Pods-c.options.Nodes-together, 0; left > 0; i++ {
 		namespace := i
 		if i >= c.options.Namespaces {
 			u := c.rng.Float64()
@@ -126,9 +132,15 @@ func (c *Cluster) populate() {
 	for i := range c.nodes {
 		c.run(daemon, i)
 	}
+	if together > 0 {
+		w := c.addWorkload(0, "web")
+		for range together {
+			c.run(w, 0)
+		}
+	}
 	for i, w := range replicas {
 		at := 0
-		if i >= c.options.Local {
+		if i >= c.options.Local-together {
 			at = 1 + i%(c.options.Nodes-1)
 		}
 		c.run(w, at)
