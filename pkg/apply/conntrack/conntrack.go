@@ -193,15 +193,46 @@ func strip(bits uint32, filter func(*netlink.AttributeEncoder), stripped func(fw
 	if err != nil {
 		return fmt.Errorf("listing flows: %w", err)
 	}
+	var changes []netlink.Message
 	for _, f := range flows {
 		if f.mark&bits == 0 || !stripped(f.mark) {
 			continue
 		}
-		if err := f.setMark(c, mark.Mark{Mask: bits}); err != nil {
-			return fmt.Errorf("clearing bits %#x of a flow: %w", bits, err)
+		m, err := f.marking(mark.Mark{Mask: bits}, 0)
+		if err != nil {
+			return err
+		}
+		changes = append(changes, m)
+	}
+	for some := range slices.Chunk(changes, atOnce) {
+		if err := sendAll(c, some); err != nil {
+			return fmt.Errorf("clearing bits %#x of flows: %w", bits, err)
 		}
 	}
 	return nil
+}
+
+// atOnce is how many changes go with one system call. The kernel's complaints about all of
+// them fit into the socket.
+const atOnce = 100
+
+// sendAll has the kernel make changes. To wait for an answer to each takes ten times as
+// long. It answers to those that fail, and to the last message, which does nothing and
+// cannot fail.
+func sendAll(c *netlink.Conn, changes []netlink.Message) error {
+	last := netlink.Message{Header: netlink.Header{Type: netlink.Noop, Flags: netlink.Request | netlink.Acknowledge}}
+	if _, err := c.SendMessages(append(slices.Clip(changes), last)); err != nil {
+		return err
+	}
+	for {
+		_, err := c.Receive()
+		if err == nil {
+			return nil
+		}
+		if err := gone(err); err != nil {
+			return err
+		}
+	}
 }
 
 // flow is what is needed of a conntrack entry to name it again.
@@ -232,11 +263,21 @@ func (f flow) delete(c *netlink.Conn) error {
 }
 
 func (f flow) setMark(c *netlink.Conn, m mark.Mark) error {
-	return gone(f.send(c, cmdNew, func(ae *netlink.AttributeEncoder) {
+	message, err := f.marking(m, netlink.Acknowledge)
+	if err != nil {
+		return err
+	}
+	_, err = c.Execute(message)
+	return gone(err)
+}
+
+// marking is the message that sets the flow's mark.
+func (f flow) marking(m mark.Mark, flags netlink.HeaderFlags) (netlink.Message, error) {
+	return message(cmdNew, flags, f.family, func(ae *netlink.AttributeEncoder) {
 		f.identify(ae)
 		ae.Uint32(netOrder|attrMark, m.Value)
 		ae.Uint32(netOrder|attrMarkMask, m.Mask)
-	}))
+	})
 }
 
 // gone accepts that a flow ended by itself.

@@ -56,7 +56,7 @@ func crowd(t testing.TB, n int) {
 	t.Helper()
 	var lines strings.Builder
 	for i := range n {
-		fmt.Fprintf(&lines, "-I -t 600 -p udp -s 10.7.%d.%d -d 10.9.0.1 --sport 1000 --dport 53\n", i/250, i%250)
+		fmt.Fprintf(&lines, "-I -t 600 -p udp -s 10.7.%d.%d -d 10.9.0.1 --sport 1000 --dport 53 -m 0x10abc\n", i/250, i%250)
 	}
 	cmd := exec.Command("conntrack", "--load-file", "-")
 	cmd.Stdin = strings.NewReader(lines.String())
@@ -131,6 +131,25 @@ func TestClear(t *testing.T) {
 	for m, want := range map[string]string{"0xabc/0xffffffff": "1", "0x20abc/0xffffffff": "2", "0/0xffffffff": "3"} {
 		if got := sources(t, "-m", m); got != want {
 			t.Errorf("flows with mark %s: %q, want %q", m, got, want)
+		}
+	}
+}
+
+// Of many flows too, which take many messages.
+func TestClearOthersAmongMany(t *testing.T) {
+	netns.Enter(t)
+	crowd(t, 1234)
+	entry(t, "-p udp -s 10.1.0.2 -d 10.9.0.1 --sport 1 --dport 53 -m 0x20abc")
+	if err := conntrack.ClearOthers(mark.Mark{Value: 0x20000, Mask: 0xff0000}); err != nil {
+		t.Fatal(err)
+	}
+	for m, want := range map[string]int{"0xabc/0xffffffff": 1234, "0x10abc/0xffffffff": 0, "0x20abc/0xffffffff": 1} {
+		out, err := exec.Command("conntrack", "-L", "-m", m).Output()
+		if err != nil {
+			t.Fatalf("conntrack -L: %v", err)
+		}
+		if got := strings.Count(string(out), "\n"); got != want {
+			t.Errorf("%d flows with mark %s, want %d", got, m, want)
 		}
 	}
 }
