@@ -32,6 +32,8 @@ type Beats struct {
 const (
 	// mostGap is how long one that goes on may be without an answer.
 	mostGap = 5 * time.Second
+	// stopLimit is how long after a change one that it forbids may go on.
+	stopLimit = time.Minute
 	// resumeLimit is how long one that was silent may take until it is answered again: TCP
 	// waits longer each time before it tries.
 	resumeLimit = time.Minute
@@ -71,18 +73,30 @@ func (b *Beats) Are(when string, silent ...string) {
 	for _, name := range silent {
 		named[name] = false
 	}
+	begin := time.Now()
+	stopped := make(chan time.Duration, len(b.list))
 	b.each(when, func(one *beat) error {
 		_, want := named[one.name]
 		switch {
 		case want && !one.silent:
 			one.silent = true
-			return one.fallsSilent()
+			err := one.fallsSilent()
+			stopped <- one.latest().Sub(begin)
+			return err
 		case !want && one.silent:
 			one.silent = false
 			return one.resumes()
 		}
 		return nil
 	})
+	close(stopped)
+	last := time.Duration(0)
+	for after := range stopped {
+		last = max(last, after)
+	}
+	if last > 0 {
+		b.t.Logf("%s: the last answer that it forbids came %v after it", when, last.Round(time.Millisecond))
+	}
 	before := map[*beat]int{}
 	for _, one := range b.list {
 		if one.silent {
@@ -213,6 +227,13 @@ func (b *beat) asked() int {
 	return len(b.sent)
 }
 
+// latest is when the last answer came.
+func (b *beat) latest() time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.last
+}
+
 // wait polls until done says so, and says what did not come in time. It holds the lock
 // for done.
 func (b *beat) wait(limit time.Duration, what string, done func() bool) error {
@@ -238,7 +259,7 @@ func (b *beat) reaches(n int) error {
 
 // fallsSilent waits until no answers come.
 func (b *beat) fallsSilent() error {
-	return b.wait(AnswerLimit+SilenceLimit, "it is forbidden, and answered", func() bool { return time.Since(b.last) > SilenceLimit })
+	return b.wait(stopLimit, "it is forbidden, and answered", func() bool { return time.Since(b.last) > SilenceLimit })
 }
 
 // resumes waits for an answer, and begins to count anew.
