@@ -45,6 +45,7 @@ type Cluster struct {
 	kube.Kubernetes
 	Options
 
+	t        testing.TB
 	node     *lab.Kubernetes
 	names    map[string]netip.Addr // of services, as the cluster's DNS knows them
 	services map[string][]lab.Service
@@ -70,7 +71,7 @@ var _ kube.IKubernetes = (*Cluster)(nil)
 func New(t testing.TB, o Options) *Cluster {
 	t.Helper()
 	c := &Cluster{
-		Options: o, node: lab.NewNode(t, lab.Options{Backend: o.Backend, Plain: !o.IPVS}).Kubernetes(lab.Plugin{"lockTimeoutSeconds": 120}),
+		Options: o, t: t, node: lab.NewNode(t, lab.Options{Backend: o.Backend, Plain: !o.IPVS}).Kubernetes(lab.Plugin{"lockTimeoutSeconds": 120}),
 		names: map[string]netip.Addr{}, services: map[string][]lab.Service{}, pods: map[string]*pod{},
 	}
 	server := httptest.NewServer(c.node.API)

@@ -18,7 +18,9 @@ import (
 func (c *Cluster) ExecuteRemoteCommand(namespace, name, _ string, command []string) (stdout, stderr string, commandErr, err error) {
 	results, err := c.execute(namespace+"/"+name, command)
 	if err != nil {
-		return "", "", nil, fmt.Errorf("executing in pod %s/%s: %w", namespace, name, err)
+		err = fmt.Errorf("executing in pod %s/%s: %w", namespace, name, err)
+		c.t.Log(err) // the interpreter keeps it to itself
+		return "", "", nil, err
 	}
 	b, err := json.Marshal(results)
 	return string(b), "", nil, err
