@@ -11,11 +11,12 @@ scripts/tools.sh cni
 
 # test/lab has tests that only the lab's kernel can run.
 mapfile -t packages < <(go list ./... | grep -v '/test/lab$')
-CGO_ENABLED=1 go test -race "${packages[@]}"
+# The limit is for what hangs: a busy machine may need more than go's ten minutes.
+CGO_ENABLED=1 go test -race -timeout 30m "${packages[@]}"
 # Modules of their own, for tests whose dependencies podmark must not have; two have
 # no code, but pin the programs that tests run.
 find . -mindepth 2 -name go.mod -not -path './bin/*' -not -path './test/tools/*' -not -path './test/kubeproxy/*' | sort | while read -r mod; do
-  go -C "$(dirname "$mod")" test ./...
+  go -C "$(dirname "$mod")" test -timeout 30m ./...
 done
 
 scripts/lab-test.sh

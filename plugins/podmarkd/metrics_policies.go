@@ -60,6 +60,10 @@ func (m *metrics) follow(status func() node.PolicyStatus) {
 // round counts a change that the Kubernetes API brought.
 func (m *metrics) round(r cluster.Round) {
 	p := m.followed
+	if r.Err == nil && !r.Applied.Changed {
+		p.policies.Set(float64(r.Applied.Policies))
+		return // nothing that counts here was said
+	}
 	p.took.Observe(r.Took.Seconds())
 	if r.Err != nil {
 		p.failures.Inc()
