@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Measures what podmark costs, beside other plugins and other rules: an ADD and a
-# DEL, the first packet of a flow, a TCP stream, a change of policy. Each section
-# runs in network and mount namespaces of its own. The report goes to the terminal
+# DEL, the first packet of a flow, a TCP stream, a change of policy, live flows after one.
+# Each section runs in network and mount namespaces of its own. The report goes to the terminal
 # and to report/bench.md.
-#   ONLY=packet,stream   some of add packet stream change daemon; into report/bench-packet-stream.md
-#   SIZES=100,4000       endpoints, rising; stream, change and daemon take the last
+#   ONLY=packet,stream   some of add packet stream change live daemon; into report/bench-packet-stream.md
+#   SIZES=100,4000       endpoints, rising; stream, change, live and daemon take the last
 #   ROUNDS=10            how often each candidate is measured
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -34,7 +34,7 @@ section() { # NAME: a section, with /run to itself: state is on a tmpfs, as on a
     "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" "$(nproc)" "$(uname -r)" \
     "$(iptables --version)" "$(nft --version)" \
     "$(go -C test/tools list -m -f '{{.Version}}' github.com/containernetworking/plugins)" "$(go version)"
-  for name in ${only:-add packet stream change daemon}; do
+  for name in ${only:-add packet stream change live daemon}; do
     section "$name"
   done
   printf '\nMeasured in %d minutes.\n' "$(((SECONDS + 59) / 60))"

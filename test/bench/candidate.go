@@ -87,9 +87,9 @@ type lane struct {
 
 // lanes makes a node for every candidate, filled with the population. The two real
 // pods are alive where the pods themselves are to talk.
-func lanes(p population, alive bool) ([]*lane, error) {
+func lanes(list []candidate, p population, alive bool) ([]*lane, error) {
 	var out []*lane
-	for _, c := range candidates() {
+	for _, c := range list {
 		begin := time.Now()
 		node, err := newNode()
 		if err != nil {

@@ -5,6 +5,7 @@
 //	bench packet  the first packet of a flow
 //	bench stream  a TCP stream that is established
 //	bench change  a change of policy, while packets are sent
+//	bench live    flows that are judged again after a change
 //	bench daemon  podmarkd, left alone, with events, and when it repairs
 //
 // Candidates are measured in turn, in one loop, so that noise hits all alike, and
@@ -52,6 +53,7 @@ var sections = map[string]func(options) error{
 	"packet": benchPacket,
 	"stream": benchStream,
 	"change": benchChange,
+	"live":   benchLive,
 	"daemon": benchDaemon,
 }
 
@@ -66,7 +68,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 || sections[args[0]] == nil {
-		return fmt.Errorf("usage: bench add|packet|stream|change|daemon [-bin DIR] [-dir DIR] [-sizes N,N] [-rounds N]")
+		return fmt.Errorf("usage: bench add|packet|stream|change|live|daemon [-bin DIR] [-dir DIR] [-sizes N,N] [-rounds N]")
 	}
 	var o options
 	flags := flag.NewFlagSet(args[0], flag.ExitOnError)

@@ -86,7 +86,7 @@ func measurePackets(endpoints, profiles, rounds int) (packetTimes, error) {
 	if err != nil {
 		return nil, err
 	}
-	all, err := lanes(p, false)
+	all, err := lanes(candidates(), p, false)
 	if err != nil {
 		return nil, err
 	}

@@ -68,13 +68,16 @@ type sender struct {
 	headers  []mmsghdr
 	ip       int // where the IP header begins
 	nextPort uint16
+	// ports are how many there are before the first comes again, and portAt is where they
+	// stand in the UDP header.
+	ports, portAt int
 }
 
 // firstPort is the lowest source port that senders use.
 const firstPort = 1024
 
 func newSender(fd int, frame []byte, ip int) *sender {
-	s := &sender{fd: fd, ip: ip, nextPort: firstPort, headers: make([]mmsghdr, batch)}
+	s := &sender{fd: fd, ip: ip, nextPort: firstPort, ports: 1<<16 - firstPort, headers: make([]mmsghdr, batch)}
 	for i := range s.headers {
 		b := append([]byte{}, frame...)
 		s.frames = append(s.frames, b)
@@ -140,8 +143,8 @@ func (s *sender) send(n int) ([]time.Duration, error) {
 	times := make([]time.Duration, n)
 	for i := range times {
 		for _, frame := range s.frames {
-			binary.BigEndian.PutUint16(frame[s.ip+ipLen:], s.nextPort)
-			if s.nextPort++; s.nextPort == 0 {
+			binary.BigEndian.PutUint16(frame[s.ip+ipLen+s.portAt:], s.nextPort)
+			if s.nextPort++; int(s.nextPort)-firstPort == s.ports || s.nextPort == 0 {
 				s.nextPort = firstPort
 			}
 		}

@@ -39,7 +39,7 @@ of %v, and between which values the middle half of the rounds is.
 	if err != nil {
 		return err
 	}
-	all, err := lanes(p, true)
+	all, err := lanes(candidates(), p, true)
 	if err != nil {
 		return err
 	}
