@@ -145,7 +145,7 @@ func differences(step *connectivity.StepResult, try *probe.Table) string {
 // A cluster that loses its policies does not pass.
 func TestInterpreterNotices(t *testing.T) {
 	t.Parallel()
-	s := newSuite(t, conformance.Options{Backend: lab.NFTables, Family: lab.V4, Silence: 200 * time.Millisecond}, generator.ProbeModePodIP)
+	s := newSuite(t, conformance.Options{Backend: lab.NFTables, Family: lab.V4, Silence: 300 * time.Millisecond}, generator.ProbeModePodIP)
 	result := s.interpreter(forgetful{s}).ExecuteTestCase(s.cases(t)[0])
 	if result.Err != nil {
 		t.Fatal(result.Err)

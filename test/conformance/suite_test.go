@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 // Pods speak to each other by their own addresses, on this machine's kernel.
 func TestPodIP(t *testing.T) {
 	onClusters(t, func(t *testing.T, o conformance.Options, number int) {
-		o.Silence = 200 * time.Millisecond
+		o.Silence = 300 * time.Millisecond
 		run(t, o, generator.ProbeModePodIP, 3, number)
 	})
 }
