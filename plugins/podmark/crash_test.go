@@ -126,7 +126,7 @@ var aftermath = map[string]func(t *testing.T, k *killer){
 	"ADD": func(t *testing.T, k *killer) {
 		k.p.add(k.keys).ok(t)
 		k.p.check().ok(t)
-		if strings.Contains(k.files["node.json"], `"web"`) {
+		if strings.Contains(k.files["policies.json"], `"web"`) {
 			k.p.is(t, policed)
 		}
 		k.p.del().ok(t)

@@ -273,12 +273,12 @@ func (n *node) status(more ...conf) reply { return n.call("STATUS", n.conf(more.
 func (n *node) gc(more ...conf) reply { return n.call("GC", n.conf(more...)) }
 
 // files are the state folder's files with their content, but for the lock, the
-// cursor and the spool, which are nobody's.
+// cursor, the spool and the socket, which are nobody's.
 func (n *node) files() map[string]string {
 	n.t.Helper()
 	files := map[string]string{}
 	err := filepath.WalkDir(n.dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
+		if err != nil || d.IsDir() || d.Type() == fs.ModeSocket {
 			return err
 		}
 		b, err := os.ReadFile(path)
@@ -298,10 +298,12 @@ func (n *node) files() map[string]string {
 	return files
 }
 
-// attachments are the files but for node.json, by name.
+// attachments are the files but for those of the node, by name.
 func (n *node) attachments() []string {
 	files := n.files()
-	delete(files, "node.json")
+	for _, name := range []string{ident.NodeFile, ident.PoliciesFile, ident.MembersFile} {
+		delete(files, name)
+	}
 	return slices.Sorted(maps.Keys(files))
 }
 

@@ -381,7 +381,7 @@ func (d *daemon) repairs() (sum int) {
 }
 
 // patience is how long something may take on a busy machine.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // eventually waits until check returns nil.
 func (h *host) eventually(what string, check func() error) {
