@@ -33,13 +33,14 @@ func (n Node) Add(ctx context.Context, settings Settings, r ident.Record, sent f
 }
 
 // Close makes the port of a new attachment pass nothing from now on, until Add has given
-// it its policy. On a node on which podmark has never run a routed port stays open.
-func (n Node) Close(r ident.Record) error {
+// it its policy: nothing of the flows either that it began before. On a node on which
+// podmark has never run a routed port stays open.
+func (n Node) Close(settings Settings, r ident.Record, sent func() (bool, error)) error {
 	if err := port.Close(r.Endpoint); err != nil {
 		return err
 	}
 	n.step("barred")
-	return nil
+	return n.unjudge(r, settings.Layout, nil, sent)
 }
 
 // Adopt is Add for an endpoint that is running already, unmarked and unpoliced: its

@@ -2,14 +2,18 @@ package main_test
 
 import (
 	"context"
+	"crypto/rand"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/podmark/podmark/pkg/whois"
 )
 
-// While podmarkd is asked who a pod is, which may take long, nothing passes to or from it.
+// While podmarkd is asked who a pod is, which may take long, nothing passes to or from it,
+// and no flow goes on that it has begun before.
 func TestClosedWhilePodmarkdIsAsked(t *testing.T) {
 	on(t, backends, func(t *testing.T, n *node) {
 		p := n.withHost().addPod().listen()
@@ -39,6 +43,28 @@ func TestClosedWhilePodmarkdIsAsked(t *testing.T) {
 		if err := problem(t, flows(true)...); err != nil {
 			t.Fatalf("before the ADD: %v", err)
 		}
+		before := make([]*net.UDPConn, 2)
+		for i, f := range flows(true) {
+			f.from.do(t, func() (err error) {
+				before[i], err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(f.to))
+				return err
+			})
+			defer before[i].Close()
+		}
+		arrivals := func(nonce string) (n int) {
+			for i, f := range flows(true) {
+				before[i].Write([]byte(nonce)) //nolint:errcheck // a refusal shows as silence
+				if f.at.has(nonce) {
+					n++
+				}
+			}
+			return n
+		}
+		for nonce, start := rand.Text(), time.Now(); arrivals(nonce) < len(before); time.Sleep(time.Millisecond) {
+			if time.Since(start) > arrival {
+				t.Fatal("flows do not begin before the ADD")
+			}
+		}
 		added := make(chan reply, 1)
 		go func() {
 			if err := n.enter(); err != nil {
@@ -51,8 +77,13 @@ func TestClosedWhilePodmarkdIsAsked(t *testing.T) {
 		case r := <-added:
 			t.Fatalf("the ADD ended without asking: %v", r)
 		}
+		nonce := rand.Text()
+		arrivals(nonce)
 		if err := problem(t, flows(false)...); err != nil {
 			t.Errorf("while podmarkd is asked: %v", err)
+		}
+		if n := arrivals(nonce); n > 0 {
+			t.Errorf("while podmarkd is asked, %d flows go on", n)
 		}
 		close(known)
 		(<-added).ok(t)
