@@ -133,7 +133,9 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 	// A change that was interrupted may be half in the kernel: what it forbade
 	// is not known to be stopped. Whether this one takes anything away, only whole
 	// states tell: an endpoint that stays in its place may have got other rules.
-	applied.Narrowed = !was.Synced || rev.Unknown || from.Narrows(to)
+	applied.Narrowed = !was.Synced || rev.Unknown || from.Narrows(to) ||
+		// To a packet in flight, those who come may be peers of the rules that go.
+		rev.Policies != nil && len(rev.Come.Peers)+len(rev.Come.Tuples) > 0
 	from, to = desired.Between(from, to)
 	if applied.Narrowed {
 		if f.Epoch, err = begin(to); err != nil {

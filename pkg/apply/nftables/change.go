@@ -2,26 +2,29 @@ package nftables
 
 import "slices"
 
-// whole lists what turns have into want, in one transaction: every packet sees
-// the one or the other. Rules are all written anew, so that ones somebody
-// meddled with are mended; elements only where they differ.
-func whole(have actual, want ruleset) []command {
-	var out []command
+// whole lists what turns have into want. Rules are all written anew, so that ones
+// somebody meddled with are mended; elements only where they differ.
+func whole(have actual, want ruleset) (ch change) {
 	for _, t := range tables() {
 		if !have.tables[t.Family] {
-			out = append(out, addTable(t))
+			ch.at = append(ch.at, addTable(t))
 		}
 	}
-	known := func(list []chain, name string) bool {
-		return slices.ContainsFunc(list, func(c chain) bool { return c.name == name })
+	// Where there is no table, nothing leads to a chain yet.
+	if len(ch.at) == 0 {
+		ch.ahead, have = prepare(have, want)
 	}
 	for _, c := range want.chains {
-		if !known(have.chains, c.name) {
-			out = append(out, addChain(c))
+		if !has(have.chains, c) {
+			ch.at = append(ch.at, addChain(c))
 		}
 	}
 	for _, c := range have.chains {
-		out = append(out, flushChain(c))
+		if has(want.chains, c) {
+			ch.at = append(ch.at, flushChain(c))
+		} else {
+			ch.behind = append(ch.behind, flushChain(c))
+		}
 	}
 	kept := map[string]elements{}
 	for _, s := range want.sets {
@@ -31,29 +34,50 @@ func whole(have actual, want ruleset) []command {
 			continue
 		}
 		if i >= 0 {
-			out = append(out, deleteSet(s)) // too small
+			ch.at = append(ch.at, deleteSet(s)) // too small
 		}
-		out = append(out, addSet(s))
+		ch.at = append(ch.at, addSet(s))
 	}
 	for _, c := range want.chains {
-		for _, r := range c.rules {
-			out = append(out, addRule(c, r))
-		}
+		ch.at = append(ch.at, fill(c)...)
 	}
 	for _, s := range want.sets {
-		out = append(out, replaceElements(s, kept[s.name], want.elements[s.name])...)
+		ch.at = append(ch.at, replaceElements(s, kept[s.name], want.elements[s.name])...)
 	}
 	for _, s := range have.sets {
 		if !slices.ContainsFunc(want.sets, func(w set) bool { return w.name == s.name }) {
-			out = append(out, deleteSet(s))
+			ch.behind = append(ch.behind, deleteSet(s))
 		}
 	}
 	for _, c := range have.chains {
-		if !known(want.chains, c.name) {
-			out = append(out, deleteChain(c))
+		if !has(want.chains, c) {
+			ch.behind = append(ch.behind, deleteChain(c))
 		}
 	}
-	return out
+	return ch
+}
+
+func has(list []chain, c chain) bool {
+	return slices.ContainsFunc(list, func(other chain) bool { return other.name == c.name })
+}
+
+// prepare lists what makes the chains that have lacks, but for those that begin at a
+// hook, and what they look into; and what there is then.
+func prepare(have actual, want ruleset) ([]command, actual) {
+	var sets, chains, rules []command
+	for _, s := range want.sets {
+		if !slices.ContainsFunc(have.sets, func(h set) bool { return h.name == s.name }) {
+			sets = append(sets, addSet(s))
+			have.sets = append(slices.Clip(have.sets), s)
+		}
+	}
+	for _, c := range want.chains {
+		if c.hook == nil && !has(have.chains, c) {
+			chains, rules = append(chains, addChain(c)), append(rules, fill(c)...)
+			have.chains = append(slices.Clip(have.chains), c)
+		}
+	}
+	return slices.Concat(sets, chains, rules), have
 }
 
 // replaceElements turns the content of s from one to the other. What a key maps
@@ -89,6 +113,6 @@ func nothing(have actual) []command {
 }
 
 // fresh lists what builds want from nothing, whatever there is.
-func fresh(have actual, want ruleset) []command {
-	return append(nothing(have), whole(actual{}, want)...)
+func fresh(have actual, want ruleset) change {
+	return change{at: append(nothing(have), whole(actual{}, want).at...)}
 }

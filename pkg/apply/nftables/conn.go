@@ -149,9 +149,12 @@ func (c *conn) answers(first, last uint32, transaction bool, visit func(netlink.
 	}
 }
 
+// anyGeneration is for a change that depends on nothing that was read.
+const anyGeneration = 0
+
 // commit carries out the commands in one transaction, unless somebody has
-// changed nf_tables since generation: then it returns errChanged. Zero is any
-// generation. A refused command is quoted.
+// changed nf_tables since generation: then it returns errChanged. A refused command
+// is quoted.
 func (c *conn) commit(generation uint32, commands []command) error {
 	if len(commands) == 0 {
 		return nil
@@ -160,7 +163,7 @@ func (c *conn) commit(generation uint32, commands []command) error {
 	begin := request(unix.NFNL_MSG_BATCH_BEGIN, 0, 0, nil)
 	begin.Header.Type = unix.NFNL_MSG_BATCH_BEGIN
 	binary.BigEndian.PutUint16(begin.Data[2:], unix.NFNL_SUBSYS_NFTABLES)
-	if generation != 0 {
+	if generation != anyGeneration {
 		ae := netlink.NewAttributeEncoder()
 		ae.ByteOrder = binary.BigEndian
 		ae.Uint32(unix.NFNL_BATCH_GENID, generation)

@@ -2,7 +2,7 @@
 // nft binary is needed.
 //
 // It renders purely (frame.go, profile.go, ruleset.go), finds out purely what
-// that changes (change.go), and carries it out in one transaction (conn.go).
+// that changes (change.go), and carries it out in up to three transactions (conn.go).
 // Endpoints are elements of a few maps; rules are written for profiles only. So
 // what an endpoint costs does not depend on how many there are: were each one
 // led to by a verdict, the kernel would check all of them at every change.
@@ -35,25 +35,33 @@ type Backend struct {
 	Step func(string)
 }
 
-// plan decides on commands by what there is.
-type plan func(*conn) ([]command, error)
+// change is what is done to the tables, a transaction each, which may be empty.
+//
+// A packet keeps to the rules of when it came to a hook, and sees elements as they are
+// when it looks for them (nft_do_chain and nft_genmask_cur, Linux 3.18 to 6.18). To one
+// in flight, a chain that came in the transaction that leads to it is empty, and what
+// falls off the end of a chain passes. So chains are there before anything leads to
+// them, and go when nothing does.
+type change struct{ ahead, at, behind []command }
 
-// Sync makes the kernel hold exactly want, in one step; a zero State removes
-// everything.
+// plan decides on a change by what there is.
+type plan func(*conn) (change, error)
+
+// Sync makes the kernel hold exactly want; a zero State removes everything.
 func (b Backend) Sync(ctx context.Context, want desired.State) error {
-	change := func(c *conn) ([]command, error) {
+	mend := func(c *conn) (change, error) {
 		have, err := readAll(c)
 		if err != nil || want.Layout.Mask() == 0 {
-			return nothing(have), err
+			return change{at: nothing(have)}, err
 		}
 		n := have.numbers().only(want).with(want)
 		return whole(have, render(want, n)), nil
 	}
-	rebuild := func(c *conn) ([]command, error) {
+	rebuild := func(c *conn) (change, error) {
 		have, err := readAll(c)
 		return fresh(have, render(want, numbers{}.with(want))), err
 	}
-	return b.transact(ctx, "synced", change, rebuild)
+	return b.transact(ctx, "synced", mend, rebuild)
 }
 
 // Remove removes both tables. A kernel without nf_tables has none.
@@ -71,7 +79,7 @@ func Remove(ctx context.Context) error {
 // ErrIncomplete when something that it changes is not what it should be; Check looks
 // at the rest.
 func (b Backend) Update(ctx context.Context, from, to desired.State) error {
-	err := b.transact(ctx, "updated", func(c *conn) ([]command, error) { return update(c, from, to) })
+	err := b.transact(ctx, "updated", func(c *conn) (change, error) { return update(c, from, to) })
 	if unexpected(err) {
 		err = fmt.Errorf("%w: %w", ErrIncomplete, err)
 	}
@@ -80,7 +88,8 @@ func (b Backend) Update(ctx context.Context, from, to desired.State) error {
 
 // transact decides on what there is and commits it, again when somebody else
 // came in between. When the kernel refuses it, because things are not what their
-// names say, the next plan is tried.
+// names say, the next plan is tried. Once a change has begun, that is all that somebody
+// else can bring about.
 func (b Backend) transact(ctx context.Context, step string, plans ...plan) error {
 	c, err := dial()
 	if err != nil {
@@ -92,11 +101,19 @@ func (b Backend) transact(ctx context.Context, step string, plans ...plan) error
 		if err != nil {
 			return err
 		}
-		commands, err := plans[0](c)
+		ch, err := plans[0](c)
 		if err != nil {
 			return err
 		}
-		err = c.commit(generation, commands)
+		for _, commands := range [][]command{ch.ahead, ch.at, ch.behind} {
+			if len(commands) == 0 {
+				continue
+			}
+			if err = c.commit(generation, commands); err != nil {
+				break
+			}
+			generation = anyGeneration
+		}
 		switch {
 		case errors.Is(err, errChanged) && ctx.Err() == nil:
 			continue
@@ -117,13 +134,13 @@ func unexpected(err error) bool {
 }
 
 // update lists what turns what from says into what to says.
-func update(c *conn, from, to desired.State) ([]command, error) {
+func update(c *conn, from, to desired.State) (ch change, err error) {
 	var used numbers
 	if profiled(from) || profiled(to) {
 		for _, d := range desired.Directions {
 			list, err := c.elements(profiles(d))
 			if err != nil {
-				return nil, err
+				return ch, err
 			}
 			used[d] = numbersOf(list)
 		}
@@ -131,21 +148,21 @@ func update(c *conn, from, to desired.State) ([]command, error) {
 	n := used.with(to)
 	old, added := placed(from, used), placed(to, n)
 	goneSets, comeSets := setsBetween(from, to)
-	var out []command
 	for _, s := range comeSets {
 		s.size = room(len(added[s.name]))
-		out = append(out, addSet(s))
+		ch.ahead = append(ch.ahead, addSet(s))
 	}
-	rules, err := appear(c, from, to, used, n)
+	come, rewritten, err := appear(c, from, to, used, n)
 	if err != nil {
-		return nil, err
+		return ch, err
 	}
-	out = append(append(out, rules...), reframe(from, to)...)
+	ch.ahead = append(ch.ahead, come...)
+	ch.at = append(rewritten, reframe(from, to)...)
 	for _, s := range setsOf(to) {
 		// What should be there is added in any case: somebody may have deleted it.
 		gone, _ := differences(old[s.name], added[s.name])
-		out = append(out, deleteElements(s, gone)...)
-		out = append(out, addElements(s, added[s.name].sorted())...)
+		ch.at = append(ch.at, deleteElements(s, gone)...)
+		ch.at = append(ch.at, addElements(s, added[s.name].sorted())...)
 	}
 	var leaving []half
 	for _, h := range halves(from) {
@@ -154,11 +171,11 @@ func update(c *conn, from, to desired.State) ([]command, error) {
 			leaving = append(leaving, h)
 		}
 	}
-	gone, err := vanish(leaving, used, old)
+	ch.behind, err = vanish(leaving, used, old)
 	for _, s := range goneSets {
-		gone = append(gone, deleteSet(s))
+		ch.behind = append(ch.behind, deleteSet(s))
 	}
-	return append(out, gone...), err
+	return ch, err
 }
 
 // profiled reports whether a state has to do with profiles.
@@ -194,20 +211,22 @@ func reframe(from, to desired.State) []command {
 }
 
 // refill lists what gives a chain that is there other rules.
-func refill(c chain) []command {
-	out := []command{flushChain(c)}
+func refill(c chain) []command { return append([]command{flushChain(c)}, fill(c)...) }
+
+// fill lists what gives a chain its rules.
+func fill(c chain) (out []command) {
 	for _, r := range c.rules {
 		out = append(out, addRule(c, r))
 	}
 	return out
 }
 
-// appear lists what makes the chains of to that are not there, and gives those that
+// appear lists what makes the chains of to that are not there, and what gives those that
 // from has otherwise their new rules.
-func appear(c *conn, from, to desired.State, used, n numbers) ([]command, error) {
-	come := halves(to)
-	expected := make([]half, len(come))
-	for i, h := range come {
+func appear(c *conn, from, to desired.State, used, n numbers) (come, rewritten []command, err error) {
+	wanted := halves(to)
+	expected := make([]half, len(wanted))
+	for i, h := range wanted {
 		expected[i] = h
 		if old, ok := from.Profiles[h.ID]; ok {
 			expected[i].Profile = old
@@ -215,36 +234,32 @@ func appear(c *conn, from, to desired.State, used, n numbers) ([]command, error)
 	}
 	there, err := checkProfiles(c, expected, used)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var out []command
 	var added []half
-	for i, h := range come {
+	for i, h := range wanted {
 		ch := h.render()
 		if there[h.chain()] {
 			if ch.text() != expected[i].render().text() {
-				out = append(out, refill(ch)...)
+				rewritten = append(rewritten, refill(ch)...)
 			}
 			continue
 		}
-		out = append(out, addChain(ch))
-		for _, r := range ch.rules {
-			out = append(out, addRule(ch, r))
-		}
-		out = append(out, addElements(profiles(h.Direction), []element{profileElement(n[h.Direction][ch.name], ch.name)})...)
+		come = append(append(come, addChain(ch)), fill(ch)...)
+		come = append(come, addElements(profiles(h.Direction), []element{profileElement(n[h.Direction][ch.name], ch.name)})...)
 		added = append(added, h)
 	}
 	// A number that only its map has lost is somebody's still.
 	for _, m := range leadingMaps() {
 		taken, err := leadsTo(c, m, inMap(m, added), n, nil)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		for name := range taken {
-			return nil, fmt.Errorf("%w: the number that %s would get is somebody's already", ErrIncomplete, path(inet, name))
+			return nil, nil, fmt.Errorf("%w: the number that %s would get is somebody's already", ErrIncomplete, path(inet, name))
 		}
 	}
-	return out, nil
+	return come, rewritten, nil
 }
 
 // vanish lists what removes those of the leaving profiles that no endpoint is left

@@ -308,7 +308,7 @@ func TestForeignChange(t *testing.T) {
 	ctx := context.Background()
 	s := node(t, 0xffff0000, records()...)
 	asked := 0
-	err := Backend{}.transact(ctx, "test", func(c *conn) ([]command, error) {
+	err := Backend{}.transact(ctx, "test", func(c *conn) (change, error) {
 		have, err := readAll(c)
 		if asked++; asked <= 3 {
 			// What was read is no longer so: a transaction that adds would fail.

@@ -3,6 +3,7 @@ package nftables
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 
@@ -54,7 +55,8 @@ func try(r ruleset) error {
 		commands = append(commands, addTable(t), deleteTable(t), addTable(t))
 	}
 	added := actual{tables: map[nftables.TableFamily]bool{inet.Family: true, bridge.Family: true}}
-	commands = append(commands, whole(added, r)...)
+	ch := whole(added, r)
+	commands = slices.Concat(commands, ch.ahead, ch.at)
 	for _, t := range tables() {
 		t.Name = probeTable
 		commands = append(commands, deleteTable(t))
@@ -64,7 +66,7 @@ func try(r ruleset) error {
 		return err
 	}
 	defer c.close()
-	return c.commit(0, commands)
+	return c.commit(anyGeneration, commands)
 }
 
 // probeState has one of everything: both families, a routed and a bridged
