@@ -104,14 +104,33 @@ func newHost(t *testing.T, b backend) *host {
 // exec runs a command that must succeed.
 func (h *host) exec(stdin, name string, args ...string) string {
 	h.t.Helper()
+	out, err := h.try(stdin, name, args...)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return out
+}
+
+func (h *host) try(stdin, name string, args ...string) (string, error) {
 	cmd := exec.Command(name, args...)
 	cmd.Stdin = strings.NewReader(stdin)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
-		h.t.Fatalf("%s %q: %v: %s", name, args, err, stderr.String())
+		return "", fmt.Errorf("%s %q: %w: %s", name, args, err, stderr.String())
 	}
-	return stdout.String()
+	return stdout.String(), nil
+}
+
+// saved is what a family's rules are. It is asked for again while podmarkd removes sets: the
+// program reads the rules, then asks for the name of each set, and ends when one is gone.
+func (h *host) saved(family string) (out string) {
+	h.t.Helper()
+	h.eventually("the rules of "+family+" can be read", func() (err error) {
+		out, err = h.try("", family+"-"+h.backend.variant+"-save", "-t", "mangle")
+		return err
+	})
+	return out
 }
 
 // iptables runs the node's variant, IPv4 and IPv6, on table mangle.
@@ -231,7 +250,7 @@ func (h *host) kernel() string {
 		}
 		slices.Sort(lines)
 		for _, f := range []string{"iptables", "ip6tables"} {
-			for line := range strings.Lines(h.exec("", f+"-"+h.backend.variant+"-save", "-t", "mangle")) {
+			for line := range strings.Lines(h.saved(f)) {
 				if !strings.HasPrefix(line, "#") {
 					lines = append(lines, generation.ReplaceAllString(line, "$1"))
 				}
