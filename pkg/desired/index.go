@@ -107,8 +107,8 @@ func (x *Index) Follow(p Policies) {
 			everywhere = everywhere || set.Peer.Namespace == ""
 		}
 	}
-	for id := range tuples {
-		if x.tuples[id] == nil {
+	for id, set := range tuples {
+		if x.tuples[id] == nil && !set.Own {
 			x.tuples[id] = newCrowd[netip.AddrPort]()
 			everywhere = true
 		}
@@ -249,8 +249,10 @@ func (x *Index) each(addresses []netip.Addr, peer func(*crowd[netip.Addr], netip
 			peer(x.peers[id], a)
 		}
 		for _, port := range owner.Ports {
-			if id, ok := x.selection.tuple(*owner.Pod, port); ok {
-				tuple(x.tuples[id], netip.AddrPortFrom(a, port.Number))
+			for _, set := range x.selection.tuples(*owner.Pod, port) {
+				if !set.Own {
+					tuple(x.tuples[set.ID], netip.AddrPortFrom(a, port.Number))
+				}
 			}
 		}
 	}

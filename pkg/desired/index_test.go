@@ -117,7 +117,11 @@ func turn(r *rand.Rand, x *desired.Index, c *crowd) string {
 			if r.IntN(2) == 0 {
 				rule.NamedPorts = []desired.NamedPort{{Protocol: desired.TCP, Name: []string{"http", "dns"}[r.IntN(2)]}}
 			}
-			c.policies.Policies = append(c.policies.Policies, desired.Policy{Namespace: "one", Name: fmt.Sprint(i), Ingress: &desired.Isolation{Rules: []desired.Rule{rule}}})
+			policy, isolation := desired.Policy{Namespace: "one", Name: fmt.Sprint(i)}, &desired.Isolation{Rules: []desired.Rule{rule}}
+			if policy.Egress = isolation; r.IntN(4) == 0 {
+				policy.Ingress, policy.Egress = isolation, nil
+			}
+			c.policies.Policies = append(c.policies.Policies, policy)
 		}
 		x.Follow(c.policies)
 		return "policies"

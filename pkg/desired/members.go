@@ -12,8 +12,11 @@ type Members struct {
 	Tuples map[TupleSetID][]netip.AddrPort `json:"tuples,omitempty"`
 }
 
-// Members finds which of the policies' sets hold the pods' addresses.
-func (p Policies) Members(pods ...Pod) Members {
+// Members finds which of the policies' sets hold the addresses of pods elsewhere.
+func (p Policies) Members(pods ...Pod) Members { return p.members(false, pods) }
+
+// members is Members, or that of pods of the node itself.
+func (p Policies) members(own bool, pods []Pod) Members {
 	m := Members{Peers: map[PeerSetID][]netip.Addr{}, Tuples: map[TupleSetID][]netip.AddrPort{}}
 	s := p.selection(func(namespace string) map[string]string { return p.Namespaces[namespace] })
 	for _, pod := range pods {
@@ -24,9 +27,11 @@ func (p Policies) Members(pods ...Pod) Members {
 			m.Peers[id] = append(m.Peers[id], pod.Addresses...)
 		}
 		for _, port := range pod.Ports {
-			if id, ok := s.tuple(pod, port); ok {
+			for _, set := range s.tuples(pod, port) {
 				for _, a := range pod.Addresses {
-					m.Tuples[id] = append(m.Tuples[id], netip.AddrPortFrom(a, port.Number))
+					if own || !set.Own {
+						m.Tuples[set.ID] = append(m.Tuples[set.ID], netip.AddrPortFrom(a, port.Number))
+					}
 				}
 			}
 		}
@@ -48,13 +53,13 @@ type selection struct {
 	// a namespace, as far as it was asked for.
 	across []PeerSet
 	picked map[string][]PeerSet
-	ports  map[NamedPort]TupleSetID
+	ports  map[NamedPort][]TupleSet
 	// labels are those of a namespace, without its name.
 	labels func(namespace string) map[string]string
 }
 
 func (p Policies) selection(labels func(namespace string) map[string]string) *selection {
-	s := &selection{within: map[string][]PeerSet{}, picked: map[string][]PeerSet{}, ports: map[NamedPort]TupleSetID{}, labels: labels}
+	s := &selection{within: map[string][]PeerSet{}, picked: map[string][]PeerSet{}, ports: map[NamedPort][]TupleSet{}, labels: labels}
 	peers, tuples := p.sets()
 	for _, id := range slices.Sorted(maps.Keys(peers)) {
 		if set := peers[id]; set.Peer.Namespace != "" {
@@ -63,8 +68,8 @@ func (p Policies) selection(labels func(namespace string) map[string]string) *se
 			s.across = append(s.across, set)
 		}
 	}
-	for id, set := range tuples {
-		s.ports[set.NamedPort] = id
+	for _, set := range tuples {
+		s.ports[set.NamedPort] = append(s.ports[set.NamedPort], set)
 	}
 	return s
 }
@@ -101,11 +106,10 @@ func (s *selection) peers(pod Pod) []PeerSetID {
 // forget drops what was found out about a namespace whose labels have changed.
 func (s *selection) forget(namespace string) { delete(s.picked, namespace) }
 
-// tuple is the set that holds a named port of the pod, if there is one.
-func (s *selection) tuple(pod Pod, port endpointPort) (TupleSetID, bool) {
+// tuples are the sets that a named port of the pod is in.
+func (s *selection) tuples(pod Pod, port endpointPort) []TupleSet {
 	if pod.Namespace == "" {
-		return "", false
+		return nil
 	}
-	id, ok := s.ports[NamedPort{Protocol: Protocol(port.Protocol), Name: port.Name}]
-	return id, ok
+	return s.ports[NamedPort{Protocol: Protocol(port.Protocol), Name: port.Name}]
 }

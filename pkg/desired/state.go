@@ -148,6 +148,9 @@ type PeerSet struct {
 type TupleSet struct {
 	ID TupleSetID
 	NamedPort
+	// Own is set where rules of ingress name the port: it is that of an endpoint of the
+	// node, and pods elsewhere are not in the set.
+	Own    bool
 	Tuples []netip.AddrPort // sorted
 }
 
@@ -173,7 +176,7 @@ func Build(node Node, policies Policies, records []ident.Record) State {
 	}
 	s.PeerSets, s.TupleSets = policies.sets()
 	slices.SortFunc(s.Endpoints, func(a, b Endpoint) int { return cmp.Compare(a.ID, b.ID) })
-	return s.With(policies.Members(pods...))
+	return s.With(policies.members(true, pods))
 }
 
 // With adds members to the sets of s that they name.
@@ -225,7 +228,8 @@ func (p Policies) sets() (map[PeerSetID]PeerSet, map[TupleSetID]TupleSet) {
 					peers[id] = PeerSet{ID: id, Peer: peer}
 				}
 				for _, port := range rule.NamedPorts {
-					tuples[port.id()] = TupleSet{ID: port.id(), NamedPort: port}
+					set := TupleSet{ID: port.id(d), NamedPort: port, Own: d == Ingress}
+					tuples[set.ID] = set
 				}
 			}
 		}
@@ -261,7 +265,7 @@ func profile(policies []Policy, d Direction, labels map[string]string) Profile {
 			if rule.Nobody {
 				continue
 			}
-			profile.Rules = append(profile.Rules, rule.resolve(fmt.Sprintf("%s %s[%d]", name, d, i)))
+			profile.Rules = append(profile.Rules, rule.resolve(d, fmt.Sprintf("%s %s[%d]", name, d, i)))
 		}
 	}
 	switch {
@@ -285,7 +289,7 @@ func (p Profile) named() Profile {
 }
 
 // resolve replaces the rule's peers by their sets.
-func (r Rule) resolve(origin string) ProfileRule {
+func (r Rule) resolve(d Direction, origin string) ProfileRule {
 	resolved := ProfileRule{
 		Origin: origin,
 		Anyone: len(r.Peers) == 0 && len(r.Blocks) == 0,
@@ -298,7 +302,7 @@ func (r Rule) resolve(origin string) ProfileRule {
 	slices.Sort(resolved.Peers)
 	resolved.Peers = slices.Compact(resolved.Peers)
 	for _, port := range r.NamedPorts {
-		resolved.Tuples = append(resolved.Tuples, port.id())
+		resolved.Tuples = append(resolved.Tuples, port.id(d))
 	}
 	slices.Sort(resolved.Tuples)
 	resolved.Tuples = slices.Compact(resolved.Tuples)
@@ -312,7 +316,9 @@ func (p Peer) id() PeerSetID {
 	return PeerSetID(digest("selector", p.NamespaceSelector.canonical(), p.Pods.canonical()))
 }
 
-func (n NamedPort) id() TupleSetID { return TupleSetID(digest("port", n.Protocol.String(), n.Name)) }
+func (n NamedPort) id(d Direction) TupleSetID {
+	return TupleSetID(digest(d.String()+" port", n.Protocol.String(), n.Name))
+}
 
 // digest hashes parts to 64 bits in hexadecimal.
 func digest(parts ...string) string {
