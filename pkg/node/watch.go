@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -33,20 +36,42 @@ type group struct {
 	protocol int
 	number   uint32
 	reason   Reason
+	// news tells whether a notification is worth a look.
+	news func(netlink.Message) bool
 }
 
 func groups() []group {
+	all := func(netlink.Message) bool { return true }
 	return []group{
-		{unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, Changed},
-		{unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_IFADDR, Changed},
-		{unix.NETLINK_ROUTE, unix.RTNLGRP_IPV6_IFADDR, Changed},
-		{unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES, Written},
+		{unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, Changed, all},
+		{unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_IFADDR, Changed, all},
+		{unix.NETLINK_ROUTE, unix.RTNLGRP_IPV6_IFADDR, Changed, all},
+		{unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES, Written, foreign},
 	}
 }
 
-// watch calls tell for every notification until ctx is done. What a notification
+// foreign holds for the last notification of a transaction of nf_tables, which says who
+// made it (nf_tables_fill_gen_info, Linux 4.16), unless that was this program.
+func foreign(m netlink.Message) bool {
+	if m.Header.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN || len(m.Data) < 4 {
+		return false
+	}
+	ad, err := netlink.NewAttributeDecoder(m.Data[4:])
+	if err != nil {
+		return true
+	}
+	own, _ := os.ReadFile("/proc/self/comm")
+	for ad.Next() {
+		if ad.Type() == unix.NFTA_GEN_PROC_NAME && ad.String() == strings.TrimSpace(string(own)) {
+			return false
+		}
+	}
+	return true
+}
+
+// watch calls tell for every notification that is news until ctx is done. What it
 // says is not read: the node is looked at as a whole. One that was lost, because
-// they came too fast, is one too.
+// they came too fast, is news.
 func watch(ctx context.Context, log *slog.Logger, tell func(Reason)) error {
 	for _, g := range groups() {
 		c, err := netlink.Dial(g.protocol, &netlink.Config{Groups: 1 << (g.number - 1)})
@@ -59,7 +84,7 @@ func watch(ctx context.Context, log *slog.Logger, tell func(Reason)) error {
 		}()
 		go func() {
 			for {
-				_, err := c.Receive()
+				list, err := c.Receive()
 				if ctx.Err() != nil {
 					return
 				}
@@ -67,7 +92,9 @@ func watch(ctx context.Context, log *slog.Logger, tell func(Reason)) error {
 					log.Warn("listening for notifications", "of", g.reason, "error", err)
 					wait(ctx, time.Second)
 				}
-				tell(g.reason)
+				if err != nil || slices.ContainsFunc(list, g.news) {
+					tell(g.reason)
+				}
 			}
 		}()
 	}
