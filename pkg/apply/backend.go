@@ -19,8 +19,16 @@ import (
 // Backend makes the kernel agree with a state. Its user holds the node's lock, but
 // for Counters.
 type Backend interface {
-	// Sync makes the kernel hold exactly want; a zero State removes everything.
+	// Sync makes the kernel hold exactly want; a zero State removes everything. Of peer and
+	// tuple sets it makes those of want, and leaves in them who is there besides.
 	Sync(ctx context.Context, want desired.State) error
+	// Fill makes the peer and tuple sets of want hold exactly who is in them there, and
+	// says how many elements came and went. It makes those that are not there, and looks
+	// at nothing else.
+	Fill(ctx context.Context, want desired.State) (changed int, err error)
+	// Holds reports whether the kernel's peer and tuple sets hold everybody who is in those
+	// of want.
+	Holds(ctx context.Context, want desired.State) (bool, error)
 	// Update moves the endpoints of from to what to says and touches nothing else.
 	Update(ctx context.Context, from, to desired.State) error
 	// Check reports what of want is not in place, changing nothing.

@@ -104,10 +104,13 @@ func (n Node) Keep(ctx context.Context, ports *Ports) (Kept, error) {
 		}
 	}
 	kept := Kept{Missing: errUnfinished}
-	if f.Synced {
+	if !n.lacking(f) {
 		want, err := n.state(f)
 		if err != nil {
 			return Kept{}, err
+		}
+		if f.Kubernetes && n.Complete != nil {
+			want = want.Vacant() // KeepSet looks at those
 		}
 		kept.Policies = policiesOf(want)
 		if kept.Replaced, kept.Missing = n.backend(f).Keep(ctx, want); kept.Missing == nil {
@@ -120,6 +123,31 @@ func (n Node) Keep(ctx context.Context, ports *Ports) (Kept, error) {
 	}
 	_, err = n.sync(ctx, f)
 	return kept, err
+}
+
+// KeepSet has the node's next peer or tuple set behind the one of the name, in a circle, hold
+// exactly who belongs there, and says what it was called and how many elements came and
+// went. All of them at once would keep others from the node's lock for long. There is
+// nothing to do where pods elsewhere are not known, or a change is to be finished first.
+func (n Node) KeepSet(ctx context.Context, after string) (name string, changed int, err error) {
+	unlock, err := n.lock(ctx)
+	if err != nil {
+		return after, 0, err
+	}
+	defer unlock()
+	f, err := n.load()
+	if err != nil || n.lacking(f) || f.Incomplete || n.Complete == nil {
+		return after, 0, ignoreMissing(err)
+	}
+	state, err := n.state(f)
+	if err != nil {
+		return after, 0, err
+	}
+	set, name := state.NextSet(after)
+	if set, known := n.Complete(set); known && name != "" {
+		changed, err = n.backend(f).Fill(ctx, set)
+	}
+	return name, changed, err
 }
 
 // policiesOf names those that each profile stands for.

@@ -35,10 +35,10 @@ var (
 type Node struct {
 	Store       ident.Store
 	LockTimeout time.Duration
-	// Members, if set, says which addresses of pods elsewhere are in the sets of the
-	// node's policies: of those that [Node.Revise] was told. Without it, members.json
-	// says.
-	Members func() desired.Members
+	// Complete, if set, adds to the peer and tuple sets of a state the pods elsewhere of
+	// which [Node.Revise] was told; known is false where they are not known yet. Where
+	// nobody knows, those who are in the kernel's sets stay there.
+	Complete func(desired.State) (complete desired.State, known bool)
 	// Cache, if set, keeps what was read of the state folder.
 	Cache *Cache
 	// Step, if set, is called after each step of a change with its name: tests
@@ -80,8 +80,10 @@ type file struct {
 	LogLacks string `json:"logLacks,omitempty"`
 	// Policies are in a file of their own, which is written when they change.
 	Policies desired.Policies `json:"-"`
-	// Kubernetes is set once they come from the Kubernetes API.
+	// Kubernetes is set once they come from the Kubernetes API, and Incomplete where rules
+	// were written by somebody who does not know which pods elsewhere belong to the sets.
 	Kubernetes bool `json:"kubernetes,omitempty"`
+	Incomplete bool `json:"incomplete,omitempty"`
 	// Moving is set while endpoints move to another mask, which Mask is already.
 	Moving *moving `json:"moving,omitempty"`
 	// Synced is false from the moment something whole-node was decided until the
@@ -268,18 +270,42 @@ func (n Node) rewrite(ctx context.Context, f file, coming ...ident.Record) (file
 			return f, err
 		}
 	}
-	if err := n.backend(f).Sync(ctx, state); err != nil {
+	complete, err := n.fill(ctx, f, state)
+	if err == nil {
+		err = n.backend(f).Sync(ctx, state)
+	}
+	if err != nil {
 		return f, fmt.Errorf("%w: %w", ErrBackend, err)
 	}
 	// Until here both judged, by the same IDs and the same epoch.
 	if err := n.removeFormer(ctx, f); err != nil {
 		return f, err
 	}
-	f.Former, f.Synced = nil, f.Moving == nil
+	f.Former, f.Synced, f.Incomplete = nil, f.Moving == nil, !complete
 	return f, n.save(f)
 }
 
-// state derives the whole node's state, of the committed attachments and coming.
+// fill makes peer and tuple sets hold exactly who belongs there, one after the other: all
+// of them together are large. It reports whether that is known.
+func (n Node) fill(ctx context.Context, f file, state desired.State) (known bool, err error) {
+	for set := range state.EachSet() {
+		if f.Kubernetes {
+			if n.Complete == nil {
+				return false, nil
+			}
+			if set, known = n.Complete(set); !known {
+				return false, nil
+			}
+		}
+		if _, err := n.backend(f).Fill(ctx, set); err != nil {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// state derives the whole node's state, of the committed attachments and coming. Pods
+// elsewhere are not in its sets.
 func (n Node) state(f file, coming ...ident.Record) (desired.State, error) {
 	node, err := f.node()
 	if err != nil {
@@ -301,27 +327,11 @@ func (n Node) state(f file, coming ...ident.Record) (desired.State, error) {
 			records[i].ID, former[r.Key] = id.To, id.From
 		}
 	}
-	members, err := n.elsewhere(f)
-	if err != nil {
-		return desired.State{}, err
-	}
-	s := desired.Build(node, f.Policies, append(records, coming...)).With(members)
+	s := desired.Build(node, f.Policies, append(records, coming...))
 	for i, e := range s.Endpoints {
 		s.Endpoints[i].FormerID = former[e.Key]
 	}
 	return s, nil
-}
-
-// elsewhere says who of other nodes is in the sets. What nobody says, because podmarkd is
-// about to, is nobody: that allows less.
-func (n Node) elsewhere(f file) (m desired.Members, err error) {
-	if !f.Kubernetes {
-		return m, nil
-	}
-	if n.Members != nil {
-		return n.Members(), nil
-	}
-	return m, ignoreMissing(n.read(ident.MembersFile, &m))
 }
 
 // share derives the part of the state that is these records'. It knows the

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 
 	"github.com/podmark/podmark/pkg/apply/conntrack"
 	"github.com/podmark/podmark/pkg/desired"
@@ -36,15 +37,15 @@ type Revision struct {
 	// Records are attachments of which something else is known than was.
 	Records []ident.Record
 	// Gone and Come are what pods elsewhere take out of the sets and bring to them. From
-	// now on [Node.Members] says so too.
+	// now on [Node.Complete] says so too.
 	Gone, Come desired.Members
-	// Whole has everything written anew: what is in the kernel is not known. Unknown says
-	// that neither is what was allowed there.
-	Whole, Unknown bool
+	// Unknown has everything written anew, and flows judged again: what is in the kernel,
+	// and was allowed there, is not known.
+	Unknown bool
 }
 
 func (r Revision) empty() bool {
-	return !r.Whole && r.Policies == nil && len(r.Records)+len(r.Gone.Peers)+len(r.Gone.Tuples)+len(r.Come.Peers)+len(r.Come.Tuples) == 0
+	return !r.Unknown && r.Policies == nil && len(r.Records)+len(r.Gone.Peers)+len(r.Gone.Tuples)+len(r.Come.Peers)+len(r.Come.Tuples) == 0
 }
 
 // SetPolicies makes policies the node's, enforced on every endpoint when it
@@ -110,14 +111,15 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 		return Applied{}, err
 	}
 	applied := Applied{Policies: len(was.Policies.Policies), Endpoints: len(before), Epoch: was.Epoch}
-	if rev.empty() && f.Synced {
+	whole := rev.Unknown || n.lacking(was)
+	if rev.empty() && !whole {
 		if f.Kubernetes {
 			return applied, nil
 		}
 		if err := n.verify(ctx, f); !incomplete(err) { // an operator's apply mends, too
 			return applied, err
 		}
-		rev.Whole = true
+		whole = true
 	}
 	applied.Changed = true
 	after := replaced(before, rev.Records)
@@ -129,7 +131,11 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 	if err := errors.Join(errFrom, errTo); err != nil {
 		return Applied{}, err
 	}
-	from, to = from.With(rev.Gone), to.With(rev.Come)
+	if from, to = from.With(rev.Gone), to.With(rev.Come); !whole {
+		if from, err = n.fillNew(ctx, was, from, to); err != nil {
+			return Applied{}, err
+		}
+	}
 	// A change that was interrupted may be half in the kernel: what it forbade
 	// is not known to be stopped. Whether this one takes anything away, only whole
 	// states tell: an endpoint that stays in its place may have got other rules.
@@ -147,7 +153,7 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 		return Applied{}, err
 	}
 	n.step("saved")
-	piecemeal := was.Synced && !rev.Whole
+	piecemeal := !whole
 	if piecemeal {
 		err = n.backend(f).Update(ctx, from, to)
 	}
@@ -170,25 +176,41 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 	return applied, nil
 }
 
-// Remembered is what was enforced before, of the Kubernetes API's policies: the policies,
-// and who was in their sets; nil where that is not known. fs.ErrNotExist when there was
-// nothing of that.
-func (n Node) Remembered() (desired.Policies, *desired.Members, error) {
+// fillNew makes the sets that only to has, so that a large one does not come with all the
+// rest at once. from is returned with them.
+func (n Node) fillNew(ctx context.Context, f file, from, to desired.State) (desired.State, error) {
+	from.PeerSets, from.TupleSets = maps.Clone(from.PeerSets), maps.Clone(from.TupleSets)
+	for set := range to.EachSet() {
+		if from.Has(set) {
+			continue
+		}
+		if _, err := n.backend(f).Fill(ctx, set); err != nil {
+			return from, fmt.Errorf("%w: %w", ErrBackend, err)
+		}
+		maps.Copy(from.PeerSets, set.PeerSets)
+		maps.Copy(from.TupleSets, set.TupleSets)
+	}
+	return from, nil
+}
+
+// lacking reports whether a change was not finished, or sets may lack pods elsewhere that
+// are known here.
+func (n Node) lacking(f file) bool {
+	if !f.Synced || !f.Incomplete || n.Complete == nil {
+		return !f.Synced
+	}
+	_, known := n.Complete(desired.State{})
+	return known
+}
+
+// Remembered is what is enforced of the Kubernetes API's policies; fs.ErrNotExist when
+// there is nothing of that. incomplete is set where sets may lack pods elsewhere.
+func (n Node) Remembered() (p desired.Policies, incomplete bool, err error) {
 	f, err := n.load()
 	if err == nil && !f.Kubernetes {
 		err = fs.ErrNotExist
 	}
-	if err != nil {
-		return desired.Policies{}, nil, err
-	}
-	var m desired.Members
-	switch err := n.read(ident.MembersFile, &m); {
-	case errors.Is(err, fs.ErrNotExist):
-		return f.Policies, nil, nil
-	case err != nil:
-		return desired.Policies{}, nil, err
-	}
-	return f.Policies, &m, nil
+	return f.Policies, f.Incomplete, err
 }
 
 // verify reports what of the whole node is not in place.
@@ -206,10 +228,6 @@ func (n Node) note(f file, rev Revision, after []ident.Record) error {
 	if err := n.save(f); err != nil {
 		return err
 	}
-	// It names who may have lost the right to be there. Without it sets are empty.
-	if err := n.Store.Remove(ident.MembersFile); err != nil {
-		return err
-	}
 	if rev.Policies != nil {
 		if err := n.write(ident.PoliciesFile, f.Policies); err != nil {
 			return err
@@ -222,10 +240,6 @@ func (n Node) note(f file, rev Revision, after []ident.Record) error {
 	}
 	return nil
 }
-
-// WriteMembers notes who of other nodes is in which set, for whoever writes the node's
-// rules anew without podmarkd. It is written behind changes, which remove it.
-func (n Node) WriteMembers(m desired.Members) error { return n.write(ident.MembersFile, m) }
 
 // replaced is records with those of changed in the place of their former selves.
 func replaced(records, changed []ident.Record) []ident.Record {

@@ -31,6 +31,45 @@ func (n Node) State() (desired.State, error) {
 	return n.state(f)
 }
 
+// Members adds to the peer and tuple sets of s those of the addresses, with each of the ports,
+// that the kernel's sets hold: pods elsewhere are known there, and to podmarkd.
+func (n Node) Members(ctx context.Context, s desired.State, addrs []netip.Addr, ports []uint16) (desired.State, error) {
+	f, err := n.load()
+	if err != nil {
+		return s, ignoreMissing(err)
+	}
+	backend, found := n.backend(f), desired.Members{Peers: map[desired.PeerSetID][]netip.Addr{}, Tuples: map[desired.TupleSetID][]netip.AddrPort{}}
+	for set := range s.Vacant().EachSet() {
+		for _, a := range addrs {
+			for id, peers := range set.PeerSets {
+				peers.Addrs = []netip.Addr{a}
+				set.PeerSets[id] = peers
+				there, err := backend.Holds(ctx, set)
+				if err != nil {
+					return s, fmt.Errorf("%w: %w", ErrBackend, err)
+				}
+				if there {
+					found.Peers[id] = append(found.Peers[id], a)
+				}
+			}
+			for id, tuples := range set.TupleSets {
+				for _, port := range ports {
+					tuples.Tuples = []netip.AddrPort{netip.AddrPortFrom(a, port)}
+					set.TupleSets[id] = tuples
+					there, err := backend.Holds(ctx, set)
+					if err != nil {
+						return s, fmt.Errorf("%w: %w", ErrBackend, err)
+					}
+					if there {
+						found.Tuples[id] = append(found.Tuples[id], tuples.Tuples...)
+					}
+				}
+			}
+		}
+	}
+	return s.With(found), nil
+}
+
 // Kind is the backend that enforces, or that auto would choose where podmark has
 // never run.
 func (n Node) Kind() (Kind, error) {

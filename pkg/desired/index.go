@@ -1,6 +1,7 @@
 package desired
 
 import (
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -66,17 +67,20 @@ func (c *crowd[T]) remove(v T) {
 	}
 }
 
-// settled is what was there when it was settled.
-func (c *crowd[T]) settled() map[T]struct{} {
-	if len(c.come)+len(c.gone) == 0 {
-		return c.all
+// settled yields what was there when it was settled.
+func (c *crowd[T]) settled() iter.Seq[T] {
+	return func(yield func(T) bool) {
+		for v := range c.all {
+			if _, fresh := c.come[v]; !fresh && !yield(v) {
+				return
+			}
+		}
+		for v := range c.gone {
+			if !yield(v) {
+				return
+			}
+		}
 	}
-	out := maps.Clone(c.all)
-	for v := range c.come {
-		delete(out, v)
-	}
-	maps.Copy(out, c.gone)
-	return out
 }
 
 // NewIndex makes an index without policies and pods.
@@ -258,18 +262,41 @@ func (x *Index) each(addresses []netip.Addr, peer func(*crowd[netip.Addr], netip
 	}
 }
 
-// Members is who was in which set when they were settled.
-func (x *Index) Members() Members {
-	return x.members((*crowd[netip.Addr]).settled, (*crowd[netip.AddrPort]).settled)
+// Complete adds to the sets of s, as far as the index follows them, who was in them when
+// they were settled.
+func (x *Index) Complete(s State) State {
+	m := newMembers()
+	for id := range s.PeerSets {
+		if c := x.peers[id]; c != nil {
+			m.Peers[id] = slices.Collect(c.settled())
+		}
+	}
+	for id := range s.TupleSets {
+		if c := x.tuples[id]; c != nil {
+			m.Tuples[id] = slices.Collect(c.settled())
+		}
+	}
+	return s.With(m)
 }
 
 // Changes is what went and came in the sets of now since they were settled, or made.
 func (x *Index) Changes() (gone, come Members) {
-	gone = x.members(func(c *crowd[netip.Addr]) map[netip.Addr]struct{} { return c.gone },
-		func(c *crowd[netip.AddrPort]) map[netip.AddrPort]struct{} { return c.gone })
-	come = x.members(func(c *crowd[netip.Addr]) map[netip.Addr]struct{} { return c.come },
-		func(c *crowd[netip.AddrPort]) map[netip.AddrPort]struct{} { return c.come })
+	gone, come = newMembers(), newMembers()
+	for id, c := range x.peers {
+		note(gone.Peers, id, c.gone, netip.Addr.Compare)
+		note(come.Peers, id, c.come, netip.Addr.Compare)
+	}
+	for id, c := range x.tuples {
+		note(gone.Tuples, id, c.gone, netip.AddrPort.Compare)
+		note(come.Tuples, id, c.come, netip.AddrPort.Compare)
+	}
 	return gone, come
+}
+
+func note[ID, T comparable](in map[ID][]T, id ID, some map[T]struct{}, compare func(T, T) int) {
+	if len(some) > 0 {
+		in[id] = slices.SortedFunc(maps.Keys(some), compare)
+	}
 }
 
 // Changed reports whether anything went or came since.
@@ -297,19 +324,4 @@ func (x *Index) Settle() {
 		clear(c.come)
 		clear(c.gone)
 	}
-}
-
-func (x *Index) members(peers func(*crowd[netip.Addr]) map[netip.Addr]struct{}, tuples func(*crowd[netip.AddrPort]) map[netip.AddrPort]struct{}) Members {
-	m := Members{Peers: map[PeerSetID][]netip.Addr{}, Tuples: map[TupleSetID][]netip.AddrPort{}}
-	for id, c := range x.peers {
-		if some := peers(c); len(some) > 0 {
-			m.Peers[id] = slices.SortedFunc(maps.Keys(some), netip.Addr.Compare)
-		}
-	}
-	for id, c := range x.tuples {
-		if some := tuples(c); len(some) > 0 {
-			m.Tuples[id] = slices.SortedFunc(maps.Keys(some), netip.AddrPort.Compare)
-		}
-	}
-	return m
 }

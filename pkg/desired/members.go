@@ -8,8 +8,12 @@ import (
 
 // Members says which addresses are in which set, sorted.
 type Members struct {
-	Peers  map[PeerSetID][]netip.Addr      `json:"peers,omitempty"`
-	Tuples map[TupleSetID][]netip.AddrPort `json:"tuples,omitempty"`
+	Peers  map[PeerSetID][]netip.Addr
+	Tuples map[TupleSetID][]netip.AddrPort
+}
+
+func newMembers() Members {
+	return Members{Peers: map[PeerSetID][]netip.Addr{}, Tuples: map[TupleSetID][]netip.AddrPort{}}
 }
 
 // Members finds which of the policies' sets hold the addresses of pods elsewhere.
@@ -17,7 +21,7 @@ func (p Policies) Members(pods ...Pod) Members { return p.members(false, pods) }
 
 // members is Members, or that of pods of the node itself.
 func (p Policies) members(own bool, pods []Pod) Members {
-	m := Members{Peers: map[PeerSetID][]netip.Addr{}, Tuples: map[TupleSetID][]netip.AddrPort{}}
+	m := newMembers()
 	s := p.selection(func(namespace string) map[string]string { return p.Namespaces[namespace] })
 	for _, pod := range pods {
 		if len(pod.Addresses) == 0 {

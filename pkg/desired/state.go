@@ -11,6 +11,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"iter"
 	"maps"
 	"net/netip"
 	"reflect"
@@ -195,6 +196,73 @@ func (s State) With(m Members) State {
 		}
 	}
 	return s
+}
+
+// Has reports whether s has the sets of other.
+func (s State) Has(other State) bool {
+	for id := range other.PeerSets {
+		if _, ok := s.PeerSets[id]; !ok {
+			return false
+		}
+	}
+	for id := range other.TupleSets {
+		if _, ok := s.TupleSets[id]; !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// Vacant is s with nobody in its sets.
+func (s State) Vacant() State {
+	s.PeerSets, s.TupleSets = maps.Clone(s.PeerSets), maps.Clone(s.TupleSets)
+	for id, set := range s.PeerSets {
+		set.Addrs = nil
+		s.PeerSets[id] = set
+	}
+	for id, set := range s.TupleSets {
+		set.Tuples = nil
+		s.TupleSets[id] = set
+	}
+	return s
+}
+
+// NextSet is the first set of those behind the one of the name, in the order of
+// [State.EachSet], and its name; empty behind the last.
+func (s State) NextSet(after string) (next State, name string) {
+	for set := range s.EachSet() {
+		if name := set.setName(); name > after {
+			return set, name
+		}
+	}
+	return State{}, ""
+}
+
+// setName tells the one set of s from the others.
+func (s State) setName() string {
+	for id := range s.PeerSets {
+		return "peers " + string(id)
+	}
+	for id := range s.TupleSets {
+		return "tuples " + string(id)
+	}
+	return ""
+}
+
+// EachSet yields the peer and tuple sets of s one after the other, each in a state of its own.
+func (s State) EachSet() iter.Seq[State] {
+	return func(yield func(State) bool) {
+		for _, id := range s.PeerSetIDs() {
+			if !yield(State{PeerSets: map[PeerSetID]PeerSet{id: s.PeerSets[id]}}) {
+				return
+			}
+		}
+		for _, id := range s.TupleSetIDs() {
+			if !yield(State{TupleSets: map[TupleSetID]TupleSet{id: s.TupleSets[id]}}) {
+				return
+			}
+		}
+	}
 }
 
 // union is the sorted union of a, which is sorted, and b.

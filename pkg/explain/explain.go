@@ -35,8 +35,8 @@ type Facts struct {
 	PastHooks4, PastHooks6 bool
 	// Watched is whether podmarkd runs.
 	Watched bool
-	// Proposed is set where the policies of State are not the node's, Unsettled where it
-	// is not known who of other nodes its rules select.
+	// Proposed is set where the policies of State are not the node's, Unsettled where
+	// sets may lack pods of other nodes.
 	Proposed, Unsettled bool
 }
 

@@ -125,7 +125,7 @@ func (w walker) otherwise(p desired.Packet, j desired.Judgement, r desired.Profi
 }
 
 // noteSelected tells where rules may select a pod of another node, which only podmarkd
-// knows: of a policy that is not applied yet, and while one is changing.
+// knows: of a policy that is not applied yet, and of rules that were written without it.
 func (w walker) noteSelected(p desired.Packet, j desired.Judgement) {
 	other := p.Src
 	if j.Direction == desired.Egress {
@@ -138,7 +138,7 @@ func (w walker) noteSelected(p desired.Packet, j desired.Judgement) {
 	followed := slices.ContainsFunc(w.State.Endpoints, func(e desired.Endpoint) bool { return e.Kubernetes })
 	switch {
 	case w.Unsettled:
-		w.unsure("Which pods of other nodes the rules select is not noted at this moment, and %s may be one: ask again in some seconds.", other)
+		w.unsure("Whether the rules select %s is not sure: they were written anew without podmarkd, which knows the pods of other nodes and fills the sets as soon as it runs.", other)
 	case w.Proposed && followed:
 		w.unsure("%s may be a pod of another node that these policies select: of those, the present policies' are known, and theirs once they are applied.", other)
 	}

@@ -44,7 +44,7 @@ func TestUnknown(t *testing.T) {
 		{"a policy that is not applied", "10.2.0.4", "10.1.0.2:8080", proposed, []string{"10.2.0.4 may be a pod of another node that these policies select", "10.2.0.4 is no pod known"}},
 		{"a policy that is not applied, and no peers", "10.2.0.4", "10.1.0.3:8080", proposed, []string{"10.2.0.4 is no pod known"}},
 		{"a policy that is not applied, and a pod of this node", "web", "10.1.0.3:8080", proposed, nil},
-		{"sets that are changing", "10.2.0.4", "10.1.0.2:8080", func(f *explain.Facts) { f.Unsettled = true }, []string{"ask again", "10.2.0.4 is no pod known"}},
+		{"sets that may lack somebody", "10.2.0.4", "10.1.0.2:8080", func(f *explain.Facts) { f.Unsettled = true }, []string{"without podmarkd", "10.2.0.4 is no pod known"}},
 		{"sets of iptables", "web", "192.168.50.1:22", func(f *explain.Facts) { f.Backend, f.Watched = config.BackendIPTables, false }, []string{"podmarkd does not run"}},
 		{"nftables has no such sets", "web", "192.168.50.1:22", func(f *explain.Facts) { f.Watched = false }, nil},
 	}

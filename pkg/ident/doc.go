@@ -6,7 +6,6 @@
 //	lock                   held by whoever changes anything
 //	node.json              the node's settings; see package apply
 //	policies.json          the policies it enforces
-//	members.json           the pods elsewhere that those mean; see apply.Node.Members
 //	daemon.json            what the daemon says about itself; see package node
 //	daemon.lock            held by the daemon
 //	calls                  what the plugin did, until the daemon counts it; see Call

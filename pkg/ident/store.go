@@ -44,10 +44,8 @@ const (
 	lockFile       = "lock"
 	// NodeFile is where package apply keeps what the node enforces.
 	NodeFile = "node.json"
-	// PoliciesFile is where it keeps the node's compiled policies, and MembersFile which
-	// addresses of pods elsewhere are in their sets.
+	// PoliciesFile is where it keeps the node's compiled policies.
 	PoliciesFile = "policies.json"
-	MembersFile  = "members.json"
 	// DaemonFile is where the daemon keeps its status, and daemonLock what it holds.
 	DaemonFile = "daemon.json"
 	daemonLock = "daemon.lock"
@@ -474,7 +472,7 @@ func (s Store) Sweep(dryRun bool) (removed []string, err error) {
 // RemoveAll deletes the state folder's content, the lock last, and the folder
 // itself if nothing foreign is in it.
 func (s Store) RemoveAll() error {
-	for _, name := range []string{attachmentsDir, idsDir, addressesDir, nextFile, nextFile + temporary, NodeFile, NodeFile + temporary, PoliciesFile, PoliciesFile + temporary, MembersFile, MembersFile + temporary, DaemonFile, DaemonFile + temporary, daemonLock, socketFile, SpoolFile, lockFile} {
+	for _, name := range []string{attachmentsDir, idsDir, addressesDir, nextFile, nextFile + temporary, NodeFile, NodeFile + temporary, PoliciesFile, PoliciesFile + temporary, DaemonFile, DaemonFile + temporary, daemonLock, socketFile, SpoolFile, lockFile} {
 		if err := os.RemoveAll(s.path(name)); err != nil {
 			return fmt.Errorf("removing state: %w", err)
 		}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,13 +15,14 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/explain"
 )
 
 // Explain answers a question about this node. Of f, it finds out itself what the kernel
 // knows.
-func Explain(q explain.Query, f explain.Facts) (explain.Answer, error) {
+func Explain(ctx context.Context, n apply.Node, q explain.Query, f explain.Facts) (explain.Answer, error) {
 	f.PastHooks4, f.PastHooks6 = pastHooks("iptables"), pastHooks("ip6tables")
 	f.Host = hostOf(f.State.HostAddresses)
 	addresses, err := q.Addresses(f)
@@ -32,6 +34,16 @@ func Explain(q explain.Query, f explain.Facts) (explain.Answer, error) {
 	}
 	// Now the backends are among them.
 	if addresses, err = q.Addresses(f); err != nil {
+		return explain.Answer{}, err
+	}
+	ports := []uint16{q.Port}
+	for _, s := range f.IPVS.Services {
+		for _, b := range s.Backends {
+			ports = append(ports, b.At.Port())
+		}
+	}
+	slices.Sort(ports)
+	if f.State, err = n.Members(ctx, f.State, addresses, slices.Compact(ports)); err != nil {
 		return explain.Answer{}, err
 	}
 	f.Routes = map[netip.Addr]explain.Route{}

@@ -301,7 +301,7 @@ func (n *node) files() map[string]string {
 // attachments are the files but for those of the node, by name.
 func (n *node) attachments() []string {
 	files := n.files()
-	for _, name := range []string{ident.NodeFile, ident.PoliciesFile, ident.MembersFile} {
+	for _, name := range []string{ident.NodeFile, ident.PoliciesFile} {
 		delete(files, name)
 	}
 	return slices.Sorted(maps.Keys(files))

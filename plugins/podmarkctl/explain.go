@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
+	"io/fs"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -58,7 +60,7 @@ Exit status: 0 allowed, 1 denied to one backend at least, 2 wrong usage or failu
 				}
 				policies = &p
 			}
-			a, err := o.explain(q, policies)
+			a, err := o.explain(cmd.Context(), q, policies)
 			if err != nil {
 				return err
 			}
@@ -99,7 +101,7 @@ func (o *options) locate(q explain.Query) map[string][]netip.Addr {
 const locateDeadline = 5 * time.Second
 
 // explain answers with the node's policies, or with those.
-func (o *options) explain(q explain.Query, policies *desired.Policies) (explain.Answer, error) {
+func (o *options) explain(ctx context.Context, q explain.Query, policies *desired.Policies) (explain.Answer, error) {
 	settings, err := defaults()
 	if err != nil {
 		return explain.Answer{}, err
@@ -108,8 +110,9 @@ func (o *options) explain(q explain.Query, policies *desired.Policies) (explain.
 	if f.State, err = o.node().Preview(settings, policies); err != nil {
 		return explain.Answer{}, err
 	}
-	_, members, err := o.node().Remembered()
-	f.Unsettled = err == nil && members == nil
+	if _, f.Unsettled, err = o.node().Remembered(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return explain.Answer{}, err
+	}
 	kind, err := o.node().Kind()
 	if err != nil {
 		return explain.Answer{}, err
@@ -120,5 +123,5 @@ func (o *options) explain(q explain.Query, policies *desired.Policies) (explain.
 	f.Elsewhere = o.locate(q)
 	daemon, err := node.ReadStatus(o.node().Store)
 	f.Watched = err == nil && unix.Kill(daemon.PID, 0) == nil
-	return node.Explain(q, f)
+	return node.Explain(ctx, o.node(), q, f)
 }

@@ -63,7 +63,7 @@ func (o daemonOptions) newPolicies(n apply.Node, api *rest.Config, log *slog.Log
 // members has n know who of other nodes is in the sets.
 func (p *policies) members(n apply.Node) apply.Node {
 	if p.cluster != nil {
-		n.Members = p.cluster.Members
+		n.Complete = p.cluster.Complete
 	}
 	return n
 }

@@ -4,8 +4,6 @@ package cluster_test
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -98,10 +96,6 @@ func TestWithoutPodmarkd(t *testing.T) {
 			k.Eventually(when+", another pod", other.NS, to, lab.Blocked)
 		}
 		check("with podmarkd")
-		waitFor(t, "podmarkd notes who is in the sets", func() bool {
-			b, err := os.ReadFile(filepath.Join(k.StateDir, "members.json"))
-			return err == nil && strings.Contains(string(b), addressesOf(far.NS)[0])
-		})
 		k.Stop()
 		check("without podmarkd")
 		k.Put(lab.Manifest{Name: "late", Labels: app("web"), NodeName: lab.NodeName})
@@ -113,10 +107,13 @@ func TestWithoutPodmarkd(t *testing.T) {
 		late.Listen(lab.TCP, port)
 		toLate := lab.Request{Protocol: lab.TCP, To: late.At(lab.V4, port)}
 		k.Eventually("failOpen", other.NS, toLate, lab.OK)
-		// What somebody flushes meanwhile comes back whole with the next pod's end.
+		// What somebody flushes meanwhile comes back with the next pod's end, but for who of
+		// other nodes is in sets that are flushed too: only podmarkd knows.
+		elsewhere := lab.OK
 		switch k.Backend() {
 		case lab.NFTables:
 			k.Node.Run("nft", "flush", "ruleset")
+			elsewhere = lab.Blocked
 		default:
 			for _, f := range lab.Families {
 				k.Iptables(f, "-t", "mangle", "-F")
@@ -126,7 +123,7 @@ func TestWithoutPodmarkd(t *testing.T) {
 			t.Fatal(err)
 		}
 		client = k.AddPod(lab.PodSpec{Name: "plain", Network: k.PTP(k.Podmark(lab.Plugin{"policy": "none"}))})
-		k.Eventually("after a flush, a pod elsewhere", far.NS, to, lab.OK)
+		k.Eventually("after a flush, a pod elsewhere", far.NS, to, elsewhere)
 		k.Eventually("after a flush, another pod", other.NS, to, lab.Blocked)
 		k.Start()
 		k.Eventually("podmarkd is back", other.NS, toLate, lab.Blocked)

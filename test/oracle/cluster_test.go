@@ -78,7 +78,7 @@ func newCluster(t *testing.T, policies desired.Policies, pods []*corev1.Pod) clu
 		}
 		index.Follow(policies)
 		index.Settle()
-		c.states[node] = desired.Build(desired.Node{Layout: layout, Epoch: 1}, policies, records[node]).With(index.Members())
+		c.states[node] = index.Complete(desired.Build(desired.Node{Layout: layout, Epoch: 1}, policies, records[node]))
 	}
 	return c
 }

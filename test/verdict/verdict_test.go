@@ -82,7 +82,11 @@ func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend apply.Back
 		policies := randomPolicies(r)
 		records := records(b)
 		live := records[:1+r.IntN(len(records))]
-		if err := backend.Sync(ctx, desired.Build(node, policies, live)); err != nil {
+		whole := desired.Build(node, policies, live)
+		if _, err := backend.Fill(ctx, whole); err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+		if err := backend.Sync(ctx, whole); err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
 		check := func(when string) {

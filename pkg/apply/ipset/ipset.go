@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -117,6 +118,8 @@ const (
 	attrFamily   = 5
 	attrFlags    = 6
 	attrData     = 7
+	attrADT      = 8
+	attrLineno   = 9
 
 	dataIP         = 1
 	dataCIDR       = 3
@@ -228,6 +231,89 @@ func (c *Conn) Add(s Set, e Element) error {
 func (c *Conn) Del(s Set, e Element) error {
 	_, err := c.do(cmdDel, 0, elementOf(s, e))
 	return wrap(err, fmt.Sprintf("deleting %s from", e), s.Name)
+}
+
+// atOnce is how many elements a message has.
+const atOnce = 500
+
+// AddAll is Add for many.
+func (c *Conn) AddAll(s Set, list []Element) error { return c.all(cmdAdd, "adding", s, list) }
+
+// DelAll is Del for many.
+func (c *Conn) DelAll(s Set, list []Element) error { return c.all(cmdDel, "deleting", s, list) }
+
+func (c *Conn) all(cmd netlink.HeaderType, doing string, s Set, list []Element) error {
+	for some := range slices.Chunk(list, atOnce) {
+		_, err := c.do(cmd, 0, func(ae *netlink.AttributeEncoder) {
+			ae.String(attrSetName, s.Name)
+			ae.Uint32(netOrder|attrLineno, 1) // the kernel wants one
+			ae.Nested(attrADT, func(ae *netlink.AttributeEncoder) error {
+				for _, e := range some {
+					ae.Nested(attrData, dataOf(s, e))
+				}
+				return nil
+			})
+		})
+		if err != nil {
+			return wrap(err, fmt.Sprintf("%s %d elements, %s the first, of", doing, len(some), some[0]), s.Name)
+		}
+	}
+	return nil
+}
+
+// Elements hands each element of a set of addresses, or of addresses and ports, to visit.
+// ErrNotExist when there is no such set.
+func (c *Conn) Elements(s Set, visit func(Element)) error {
+	msgs, err := c.do(cmdList, netlink.Dump, func(ae *netlink.AttributeEncoder) { ae.String(attrSetName, s.Name) })
+	if err != nil {
+		return wrap(err, "reading", s.Name)
+	}
+	for _, m := range msgs {
+		ad, err := attributes(m)
+		if err != nil {
+			return wrap(err, "reading", s.Name)
+		}
+		for ad.Next() {
+			if ad.Type() != attrADT {
+				continue
+			}
+			ad.Nested(func(list *netlink.AttributeDecoder) error {
+				for list.Next() {
+					var e Element
+					list.Nested(e.decode)
+					visit(e)
+				}
+				return nil
+			})
+		}
+		if err := ad.Err(); err != nil {
+			return wrap(err, "reading", s.Name)
+		}
+	}
+	return nil
+}
+
+// decode reads the data of an element that has an address, and may have a port.
+func (e *Element) decode(ad *netlink.AttributeDecoder) error {
+	ad.ByteOrder = binary.BigEndian
+	for ad.Next() {
+		switch ad.Type() {
+		case dataIP:
+			ad.Nested(func(ad *netlink.AttributeDecoder) error {
+				for ad.Next() {
+					if a, ok := netip.AddrFromSlice(ad.Bytes()); ok {
+						e.Prefix = netip.PrefixFrom(a, a.BitLen())
+					}
+				}
+				return nil
+			})
+		case dataPort:
+			e.First = ad.Uint16()
+		case dataProtocol:
+			e.Protocol = ad.Uint8()
+		}
+	}
+	return nil
 }
 
 // Test reports whether the set holds e, whatever its mark.
@@ -346,40 +432,45 @@ const (
 func elementOf(s Set, e Element) func(*netlink.AttributeEncoder) {
 	return func(ae *netlink.AttributeEncoder) {
 		ae.String(attrSetName, s.Name)
-		ae.Nested(attrData, func(ae *netlink.AttributeEncoder) error {
-			ae.ByteOrder = binary.BigEndian
-			switch s.Type {
-			case BitmapPort:
-				ae.Uint16(netOrder|dataPort, e.First)
-				ae.Uint16(netOrder|dataPortTo, e.Last)
-				return nil
-			case HashMAC:
-				return encodeMAC(ae, e.MAC)
+		ae.Nested(attrData, dataOf(s, e))
+	}
+}
+
+// dataOf encodes what identifies an element of s, and its mark.
+func dataOf(s Set, e Element) func(*netlink.AttributeEncoder) error {
+	return func(ae *netlink.AttributeEncoder) error {
+		ae.ByteOrder = binary.BigEndian
+		switch s.Type {
+		case BitmapPort:
+			ae.Uint16(netOrder|dataPort, e.First)
+			ae.Uint16(netOrder|dataPortTo, e.Last)
+			return nil
+		case HashMAC:
+			return encodeMAC(ae, e.MAC)
+		}
+		ae.Nested(dataIP, func(ae *netlink.AttributeEncoder) error {
+			kind := uint16(ipv4)
+			if s.Family == IPv6 {
+				kind = ipv6
 			}
-			ae.Nested(dataIP, func(ae *netlink.AttributeEncoder) error {
-				kind := uint16(ipv4)
-				if s.Family == IPv6 {
-					kind = ipv6
-				}
-				ae.Bytes(netOrder|kind, e.Prefix.Addr().AsSlice())
-				return nil
-			})
-			switch s.Type {
-			case HashNet:
-				ae.Uint8(dataCIDR, uint8(e.Prefix.Bits()))
-			case HashIPPort:
-				ae.Uint8(dataProtocol, e.Protocol)
-				ae.Uint16(netOrder|dataPort, e.First)
-			case HashIPMAC:
-				return encodeMAC(ae, e.MAC)
-			case HashNetIface:
-				ae.String(dataIface, e.Iface)
-				if e.Mark.Mask != 0 {
-					ae.Uint64(netOrder|dataSkbMark, uint64(e.Mark.Value)<<32|uint64(e.Mark.Mask))
-				}
-			}
+			ae.Bytes(netOrder|kind, e.Prefix.Addr().AsSlice())
 			return nil
 		})
+		switch s.Type {
+		case HashNet:
+			ae.Uint8(dataCIDR, uint8(e.Prefix.Bits()))
+		case HashIPPort:
+			ae.Uint8(dataProtocol, e.Protocol)
+			ae.Uint16(netOrder|dataPort, e.First)
+		case HashIPMAC:
+			return encodeMAC(ae, e.MAC)
+		case HashNetIface:
+			ae.String(dataIface, e.Iface)
+			if e.Mark.Mask != 0 {
+				ae.Uint64(netOrder|dataSkbMark, uint64(e.Mark.Value)<<32|uint64(e.Mark.Mask))
+			}
+		}
+		return nil
 	}
 }
 

@@ -86,7 +86,7 @@ func (b Backend) Check(_ context.Context, want desired.State) error {
 				return errProfile(want.Profiles[id])
 			}
 		}
-		for _, c := range append(populations(want, n), memberships(want, n)...) {
+		for _, c := range append(populations(want, f), memberships(want, n)...) {
 			for _, e := range c.elements {
 				if ok, err := conn.Test(c.Set, e); err != nil {
 					return err

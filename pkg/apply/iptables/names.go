@@ -55,19 +55,19 @@ var hooks = []hook{
 // family is IPv4 or IPv6.
 type family struct {
 	digit   string
-	set     ipset.Family
+	kind    ipset.Family
 	command string // iptables or ip6tables, without the variant
 }
 
 var (
-	v4 = family{digit: "4", set: ipset.IPv4, command: "iptables"}
-	v6 = family{digit: "6", set: ipset.IPv6, command: "ip6tables"}
+	v4 = family{digit: "4", kind: ipset.IPv4, command: "iptables"}
+	v6 = family{digit: "6", kind: ipset.IPv6, command: "ip6tables"}
 )
 
 // generation tells two sets of one purpose apart. A whole-node change fills the
 // sets of the generation that no rule uses, switches every rule to them in one
 // restore, and destroys the others, so that a packet sees the old state or the
-// new one and never a mixture.
+// new one and never a mixture. The sets that policies name stand outside of that.
 type generation string
 
 const (
@@ -86,7 +86,11 @@ func (n naming) set(purpose string, kind ipset.Type, id string) ipset.Set {
 	if id != "" {
 		name += "-" + id
 	}
-	s := ipset.Set{Name: name, Type: kind, Family: n.family.set}
+	return n.family.set(name, kind)
+}
+
+func (f family) set(name string, kind ipset.Type) ipset.Set {
+	s := ipset.Set{Name: name, Type: kind, Family: f.kind}
 	if kind == ipset.BitmapPort || kind == ipset.HashMAC {
 		s.Family = ipset.None
 	}
@@ -113,12 +117,15 @@ func (n naming) members(d desired.Direction, id desired.ProfileID) ipset.Set {
 	return n.set(d.String()[:1], ipset.HashIP, string(id))
 }
 
-// peers holds the addresses of the pods a peer selects.
-func (n naming) peers(id desired.PeerSetID) ipset.Set { return n.set("p", ipset.HashIP, string(id)) }
+// peers holds the addresses of the pods a peer selects. It has no generation, and nor has
+// tuples: those of pods elsewhere are many, and not always known.
+func (f family) peers(id desired.PeerSetID) ipset.Set {
+	return f.set(SetPrefix+"p"+f.digit+"-"+string(id), ipset.HashIP)
+}
 
 // tuples holds (address, protocol, port) of what a named port stands for.
-func (n naming) tuples(id desired.TupleSetID) ipset.Set {
-	return n.set("t", ipset.HashIPPort, string(id))
+func (f family) tuples(id desired.TupleSetID) ipset.Set {
+	return f.set(SetPrefix+"t"+f.digit+"-"+string(id), ipset.HashIPPort)
 }
 
 // blocks holds the prefixes of one rule's ipBlocks; id is their content's.

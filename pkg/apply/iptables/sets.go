@@ -8,7 +8,7 @@ import (
 	"github.com/podmark/podmark/pkg/desired"
 )
 
-// everySet renders all sets of a whole-node state in one family.
+// everySet renders all sets of a whole-node state in one family that have a generation.
 func everySet(s desired.State, n naming) []content {
 	all := append(nodeSets(s, n), content{Set: n.endpoints()})
 	if bridged(s) {
@@ -22,7 +22,7 @@ func everySet(s desired.State, n naming) []content {
 			}
 		}
 	}
-	for _, m := range append(populations(s, n), memberships(s, n)...) {
+	for _, m := range memberships(s, n) {
 		i := slices.IndexFunc(all, func(c content) bool { return c.Name == m.Name })
 		if i < 0 {
 			all = append(all, m)
@@ -38,7 +38,7 @@ func everySet(s desired.State, n naming) []content {
 func nodeSets(s desired.State, n naming) []content {
 	hosts, ports := gateways(s, n), content{Set: n.nodePorts()}
 	for _, a := range s.HostAddresses {
-		for _, e := range single(a, n) {
+		for _, e := range single(a, n.family) {
 			if !slices.Contains(hosts.elements, e) {
 				hosts.elements = append(hosts.elements, e)
 			}
@@ -71,19 +71,19 @@ func profileSets(p desired.Profile, n naming) []content {
 }
 
 // populations renders the sets that rules name, with what is in them.
-func populations(s desired.State, n naming) []content {
+func populations(s desired.State, f family) []content {
 	var out []content
 	for _, id := range s.PeerSetIDs() {
-		c := content{Set: n.peers(id)}
+		c := content{Set: f.peers(id)}
 		for _, a := range s.PeerSets[id].Addrs {
-			c.elements = append(c.elements, single(a, n)...)
+			c.elements = append(c.elements, single(a, f)...)
 		}
 		out = append(out, c)
 	}
 	for _, id := range s.TupleSetIDs() {
-		c := content{Set: n.tuples(id)}
+		c := content{Set: f.tuples(id)}
 		for _, t := range s.TupleSets[id].Tuples {
-			for _, e := range single(t.Addr(), n) {
+			for _, e := range single(t.Addr(), f) {
 				e.Protocol, e.First = uint8(s.TupleSets[id].Protocol), t.Port()
 				c.elements = append(c.elements, e)
 			}
@@ -109,7 +109,7 @@ func memberships(s desired.State, n naming) []content {
 	}
 	for _, e := range s.Endpoints {
 		for _, a := range e.Addresses {
-			host := single(a, n)
+			host := single(a, n.family)
 			for _, d := range desired.Directions {
 				if id := e.Profiles[d]; id != "" {
 					add(n.members(d, id), host...)
@@ -129,7 +129,7 @@ func memberships(s desired.State, n naming) []content {
 	}
 	for _, e := range s.Endpoints {
 		for _, a := range e.Addresses {
-			for _, h := range single(a, n) {
+			for _, h := range single(a, n.family) {
 				h.Iface, h.Mark = e.Interface, s.Layout.ID(e.ID)
 				add(n.endpoints(), h)
 			}
@@ -150,7 +150,7 @@ func gateways(s desired.State, n naming) content {
 	c := content{Set: n.hosts()}
 	for _, e := range s.Endpoints {
 		for _, g := range e.Gateways {
-			for _, h := range single(g, n) {
+			for _, h := range single(g, n.family) {
 				if !slices.Contains(c.elements, h) {
 					c.elements = append(c.elements, h)
 				}
@@ -160,9 +160,9 @@ func gateways(s desired.State, n naming) content {
 	return c
 }
 
-// single is the element of address a, if it is of n's family.
-func single(a netip.Addr, n naming) []ipset.Element {
-	if !a.IsValid() || a.Zone() != "" || a.Is4() != (n.family == v4) {
+// single is the element of address a, if it is of the family.
+func single(a netip.Addr, f family) []ipset.Element {
+	if !a.IsValid() || a.Zone() != "" || a.Is4() != (f == v4) {
 		return nil
 	}
 	return []ipset.Element{{Prefix: netip.PrefixFrom(a, a.BitLen())}}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -37,9 +38,14 @@ func (b Backend) sync(ctx context.Context, conn *ipset.Conn, f family, want desi
 		return err
 	}
 	n := naming{f, gen}
-	sets := everySet(want, n)
+	sets, named := everySet(want, n), populations(want, f)
 	if err := fill(ctx, conn, sets, n); err != nil {
 		return err
+	}
+	for _, c := range named {
+		if err := errors.Join(conn.Create(c.Set), conn.AddAll(c.Set, c.elements)); err != nil {
+			return err
+		}
 	}
 	there, err := b.Variant.list(ctx, f)
 	if err != nil {
@@ -56,7 +62,7 @@ func (b Backend) sync(ctx context.Context, conn *ipset.Conn, f family, want desi
 		}
 	}
 	return destroy(ctx, conn, func(name string) bool {
-		return ofFamily(name, f) && !slices.ContainsFunc(sets, func(c content) bool { return c.Name == name })
+		return ofFamily(name, f) && !slices.ContainsFunc(append(sets, named...), func(c content) bool { return c.Name == name })
 	})
 }
 
@@ -70,13 +76,85 @@ func fill(ctx context.Context, conn *ipset.Conn, sets []content, n naming) error
 		if err := conn.Create(c.Set); err != nil {
 			return err
 		}
-		for _, e := range c.elements {
-			if err := conn.Add(c.Set, e); err != nil {
-				return err
-			}
+		if err := conn.AddAll(c.Set, c.elements); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// Fill makes the peer and tuple sets of want hold exactly who is in them there, and says
+// how many elements came and went. It makes those that are not there. A packet may see a
+// set half-way.
+func (b Backend) Fill(_ context.Context, want desired.State) (changed int, err error) {
+	conn, err := ipset.Dial()
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	for _, f := range families() {
+		for _, c := range populations(want, f) {
+			n, err := b.fill(conn, c)
+			if changed += n; err != nil {
+				return changed, err
+			}
+		}
+	}
+	return changed, nil
+}
+
+func (b Backend) fill(conn *ipset.Conn, want content) (changed int, err error) {
+	lacking := map[ipset.Element]bool{}
+	for _, e := range want.elements {
+		lacking[e] = true
+	}
+	if err := conn.Create(want.Set); err != nil {
+		return 0, err
+	}
+	var gone []ipset.Element
+	err = conn.Elements(want.Set, func(e ipset.Element) {
+		if lacking[e] {
+			delete(lacking, e)
+		} else {
+			gone = append(gone, e)
+		}
+	})
+	if err != nil {
+		return 0, err
+	}
+	come := slices.Collect(maps.Keys(lacking))
+	if changed = len(gone) + len(come); changed == 0 {
+		return 0, nil
+	}
+	if err := errors.Join(conn.DelAll(want.Set, gone), conn.AddAll(want.Set, come)); err != nil {
+		return 0, err
+	}
+	b.step("filled " + want.Name)
+	return changed, nil
+}
+
+// Holds reports whether the kernel's peer and tuple sets hold everybody who is in those of
+// want. A set that is not there holds nobody.
+func (b Backend) Holds(_ context.Context, want desired.State) (bool, error) {
+	conn, err := ipset.Dial()
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close()
+	for _, f := range families() {
+		for _, c := range populations(want, f) {
+			for _, e := range c.elements {
+				there, err := conn.Test(c.Set, e)
+				if errors.Is(err, ipset.ErrNotExist) {
+					err = nil
+				}
+				if err != nil || !there {
+					return false, err
+				}
+			}
+		}
+	}
+	return true, nil
 }
 
 // whole is the restore input that rewrites every chain of ours, makes the hooks the

@@ -40,7 +40,7 @@ func (b Backend) update(ctx context.Context, conn *ipset.Conn, f family, from, t
 		return err
 	}
 	n := naming{f, gen}
-	obsolete, err := b.populate(conn, from, to, n)
+	obsolete, err := b.populate(conn, from, to, f)
 	if err != nil {
 		return err
 	}
@@ -70,8 +70,8 @@ func (b Backend) update(ctx context.Context, conn *ipset.Conn, f family, from, t
 
 // populate brings the sets that rules name to what to says, with those that are new, and
 // returns those that are left over.
-func (b Backend) populate(conn *ipset.Conn, from, to desired.State, n naming) (obsolete []content, err error) {
-	old, wanted := populations(from, n), populations(to, n)
+func (b Backend) populate(conn *ipset.Conn, from, to desired.State, f family) (obsolete []content, err error) {
+	old, wanted := populations(from, f), populations(to, f)
 	lacks := func(list []content, c content) bool {
 		return !slices.ContainsFunc(list, func(other content) bool { return other.Name == c.Name })
 	}

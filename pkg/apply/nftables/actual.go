@@ -78,7 +78,9 @@ func readAll(c *conn) (actual, error) {
 				continue
 			}
 			ours := set{table: t, name: s.Name, size: s.Size}
-			a.sets = append(a.sets, ours)
+			if a.sets = append(a.sets, ours); ours.ofPolicy() {
+				continue // who is in there stays, and may be many
+			}
 			if a.elements[s.Name], err = c.elements(ours); err != nil {
 				return a, err
 			}
@@ -116,9 +118,20 @@ func (c *conn) elements(s set) (elements, error) {
 	})
 }
 
+// few is up to how many elements it takes less to ask for each than to read a set of any size.
+const few = 50
+
 // lacks is the first of want, which is sorted, that a set does not hold; nil for none.
 // What the set holds is not kept.
 func (c *conn) lacks(s set, want []element) (*element, error) {
+	if s.ofPolicy() && len(want) <= few {
+		for i, e := range want {
+			if there, err := c.has(s, e); err != nil || !there {
+				return &want[i], err
+			}
+		}
+		return nil, nil
+	}
 	found := make([]bool, len(want))
 	err := c.eachElement(s, func(e element) bool {
 		i, ok := slices.BinarySearchFunc(want, e.key, func(w element, key string) int { return cmp.Compare(w.key, key) })
@@ -131,6 +144,24 @@ func (c *conn) lacks(s set, want []element) (*element, error) {
 		return &want[i], nil
 	}
 	return nil, err
+}
+
+// has reports whether a set, which is there, holds an element.
+func (c *conn) has(s set, e element) (bool, error) {
+	encoded := addElements(s, []element{e})[0]
+	messages, err := encoded.encode(nil)
+	if err != nil {
+		return false, err
+	}
+	get := messages[0]
+	get.Header.Type, get.Header.Flags = subsystem|unix.NFT_MSG_GETSETELEM, netlink.Request|netlink.Acknowledge
+	if _, err = c.exchange([]netlink.Message{get}, 0); errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("looking for %s in %s: %w", e.text, path(s.table, s.name), err)
+	}
+	return true, nil
 }
 
 // eachElement hands the content of one set to visit, until that wants no more. The

@@ -3,7 +3,8 @@ package nftables
 import "slices"
 
 // whole lists what turns have into want. Rules are all written anew, so that ones
-// somebody meddled with are mended; elements only where they differ.
+// somebody meddled with are mended; elements only where they differ. Who is in a policy's
+// set stays there.
 func whole(have actual, want ruleset) (ch change) {
 	for _, t := range tables() {
 		if !have.tables[t.Family] {
@@ -29,7 +30,7 @@ func whole(have actual, want ruleset) (ch change) {
 	kept := map[string]elements{}
 	for _, s := range want.sets {
 		i := slices.IndexFunc(have.sets, func(h set) bool { return h.name == s.name })
-		if i >= 0 && int(have.sets[i].size) >= len(want.elements[s.name]) {
+		if i >= 0 && (s.ofPolicy() || int(have.sets[i].size) >= len(want.elements[s.name])) {
 			kept[s.name] = have.elements[s.name]
 			continue
 		}

@@ -1,6 +1,8 @@
 package nftables
 
 import (
+	"regexp"
+
 	"github.com/google/nftables"
 
 	"github.com/podmark/podmark/pkg/desired"
@@ -123,6 +125,23 @@ func staticSets() []set {
 		ports(), own(v4), own(v6),
 	}
 }
+
+// policySets are those of s that rules of policies name. They have no size: pods elsewhere
+// come in any number, and a set cannot grow.
+func policySets(s desired.State) (sets []set) {
+	for _, id := range s.PeerSetIDs() {
+		sets = append(sets, peers(v4, id), peers(v6, id))
+	}
+	for _, id := range s.TupleSetIDs() {
+		sets = append(sets, tuples(v4, id), tuples(v6, id))
+	}
+	return sets
+}
+
+// ofPolicy reports whether the set is one of those.
+func (s set) ofPolicy() bool { return policySet.MatchString(s.name) }
+
+var policySet = regexp.MustCompile("^[pt][46]-")
 
 // chainOf names a chain of a profile: e4-<id>, e6-<id>, i4-<id> or i6-<id>.
 func chainOf(d desired.Direction, f family, id desired.ProfileID) string {

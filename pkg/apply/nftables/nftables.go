@@ -149,7 +149,6 @@ func update(c *conn, from, to desired.State) (ch change, err error) {
 	old, added := placed(from, used), placed(to, n)
 	goneSets, comeSets := setsBetween(from, to)
 	for _, s := range comeSets {
-		s.size = room(len(added[s.name]))
 		ch.ahead = append(ch.ahead, addSet(s))
 	}
 	come, rewritten, err := appear(c, from, to, used, n)

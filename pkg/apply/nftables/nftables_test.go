@@ -267,6 +267,9 @@ func TestDamage(t *testing.T) {
 			if tt.gone && !errors.Is(err, ErrIncomplete) {
 				t.Errorf("Update says %v, want ErrIncomplete", err)
 			}
+			if _, err := (Backend{}).Fill(ctx, s); err != nil {
+				t.Fatal(err)
+			}
 			if err := (Backend{}).Sync(ctx, s); err != nil {
 				t.Fatal(err)
 			}

@@ -101,7 +101,9 @@ func render(s desired.State, n numbers) ruleset {
 		r.elements[profiles(h.Direction).name].with(profileElement(n[h.Direction][h.chain()], h.chain()))
 	}
 	for i, s := range r.sets {
-		r.sets[i].size = room(len(r.elements[s.name]))
+		if !s.ofPolicy() {
+			r.sets[i].size = room(len(r.elements[s.name]))
+		}
 	}
 	return r
 }
@@ -117,16 +119,7 @@ func room(n int) uint32 {
 }
 
 // setsOf lists the sets of s: the static ones and the policy's.
-func setsOf(s desired.State) []set {
-	sets := staticSets()
-	for _, id := range s.PeerSetIDs() {
-		sets = append(sets, peers(v4, id), peers(v6, id))
-	}
-	for _, id := range s.TupleSetIDs() {
-		sets = append(sets, tuples(v4, id), tuples(v6, id))
-	}
-	return sets
-}
+func setsOf(s desired.State) []set { return append(staticSets(), policySets(s)...) }
 
 // placed are the elements of the sets of s, by set.
 func placed(s desired.State, n numbers) map[string]elements {
@@ -135,6 +128,17 @@ func placed(s desired.State, n numbers) map[string]elements {
 	for _, e := range s.Endpoints {
 		place(s, e, n, put)
 	}
+	populate(s, put)
+	if s.Former.Mask() != 0 {
+		for _, f := range []family{v4, v6} { // which no profile is for
+			put(egress(), carrying(f, s.Former.ID(mark.Outside).Value, none))
+		}
+	}
+	return out
+}
+
+// populate puts peers and named ports into the sets of policies.
+func populate(s desired.State, put func(set, element)) {
 	for id, set := range s.PeerSets {
 		for _, a := range set.Addrs {
 			put(peers(familyOf(a), id), element{key: key(a.AsSlice()), text: a.String()})
@@ -148,12 +152,6 @@ func placed(s desired.State, n numbers) map[string]elements {
 			})
 		}
 	}
-	if s.Former.Mask() != 0 {
-		for _, f := range []family{v4, v6} { // which no profile is for
-			put(egress(), carrying(f, s.Former.ID(mark.Outside).Value, none))
-		}
-	}
-	return out
 }
 
 // carrying leads from a mark that packets carry to the egress profile.

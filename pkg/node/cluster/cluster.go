@@ -24,7 +24,7 @@ import (
 
 // Cluster is what a node sees of its cluster. It must not be copied.
 type Cluster struct {
-	// Node is enforced on. Its Members are the cluster's.
+	// Node is enforced on. Its Complete is the cluster's.
 	Node apply.Node
 	// Name is that of the Node in the API.
 	Name string
@@ -73,18 +73,19 @@ func New(node apply.Node, nodeName string, api *rest.Config, log *slog.Logger) (
 		view: newView(), watches: map[Watch]*watching{}, coming: map[name]*coming{}, news: make(chan struct{}),
 	}
 	c.Node = node
-	c.Node.Members = c.Members
+	c.Node.Complete = c.Complete
 	return c, nil
 }
 
-// Members is who of other nodes is in the sets that are in the kernel.
-func (c *Cluster) Members() desired.Members {
+// Complete adds to the sets of a state the pods elsewhere that are in the kernel's; known
+// is false before the first round, which finds out.
+func (c *Cluster) Complete(s desired.State) (complete desired.State, known bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.begun {
-		return c.former
+		return s, false
 	}
-	return c.index.Members()
+	return c.index.Complete(s), true
 }
 
 // Activate begins to follow the cluster, if that has not begun.

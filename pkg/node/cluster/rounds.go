@@ -54,10 +54,10 @@ const (
 	// linger is how long a watch goes on that is needed no more: pods of a namespace come
 	// and go.
 	linger = time.Minute
-	// membersEvery is how often members.json is written, at the most, and membersRatio how
-	// much longer than it took.
-	membersEvery = time.Second
-	membersRatio = 20
+	// setEvery is how often a set is looked at whether the kernel has what it should hold,
+	// at the most, and setRatio how much longer than a look took.
+	setEvery = time.Second
+	setRatio = 40
 )
 
 // Run follows the cluster from the moment it is activated until ctx is done, and leaves
@@ -71,30 +71,26 @@ func (c *Cluster) Run(ctx context.Context) error {
 	}
 	next := time.NewTimer(regular)
 	defer next.Stop()
-	written, due := time.Now(), false
+	set, due := "", time.Now()
 	for ctx.Err() == nil {
 		round, did := c.turn(ctx)
 		if did && c.Done != nil && ctx.Err() == nil {
 			c.Done(round)
 		}
-		due = due || did && round.Err == nil
 		pause := min(max(leastPause, pauseRatio*round.Took), mostPause)
 		if round.Err != nil {
 			pause = retry
 		}
-		if due && time.Since(written) >= membersEvery {
-			start := time.Now()
-			if err := c.Node.WriteMembers(c.Members()); err != nil {
-				c.Log.Warn("noting who is in the sets", "error", err)
-			}
-			due, written = false, time.Now().Add(membersRatio*time.Since(start)-membersEvery)
+		if start := time.Now(); start.After(due) {
+			set = c.keep(ctx, set)
+			due = time.Now().Add(max(setEvery, setRatio*time.Since(start)))
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(pause):
 		}
-		next.Reset(c.patience(due))
+		next.Reset(c.patience())
 		select {
 		case <-ctx.Done():
 		case <-c.poked:
@@ -108,21 +104,30 @@ func (c *Cluster) Run(ctx context.Context) error {
 }
 
 // patience is how long may pass without an event.
-func (c *Cluster) patience(due bool) time.Duration {
+func (c *Cluster) patience() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch {
-	case len(c.coming) > 0 || c.dirty:
+	if len(c.coming) > 0 || c.dirty {
 		return soon
-	case due:
-		return membersEvery
 	}
 	return regular
 }
 
+// keep looks at the set behind the one that was looked at last.
+func (c *Cluster) keep(ctx context.Context, after string) string {
+	set, changed, err := c.Node.KeepSet(ctx, after)
+	switch {
+	case err != nil && ctx.Err() == nil:
+		c.Log.Warn("looking at a set", "behind", after, "error", err)
+	case changed > 0:
+		c.Log.Warn("somebody had changed a set", "set", set, "elements", changed)
+	}
+	return set
+}
+
 // remember reads what a former podmarkd left.
 func (c *Cluster) remember() error {
-	policies, members, err := c.Node.Remembered()
+	policies, _, err := c.Node.Remembered()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -132,9 +137,6 @@ func (c *Cluster) remember() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.applied = policies
-	if c.lost = members == nil; !c.lost {
-		c.former = *members
-	}
 	// One that the API has no more may be one whose namespace is going.
 	for _, p := range policies.Policies {
 		if c.policies[p.Namespace] == nil {

@@ -28,7 +28,6 @@ type view struct {
 	// applied is what is enforced; before the first round, what a former podmarkd left.
 	applied desired.Policies
 	begun   bool
-	former  desired.Members
 	// lost is set where nobody knows what is in the kernel.
 	lost bool
 	// dirty is set when a round would decide otherwise than the last one, besides what the
@@ -288,14 +287,9 @@ func (c *Cluster) decide(records []ident.Record) apply.Revision {
 		}
 	}
 	rev.Gone, rev.Come = c.index.Changes()
-	if !c.begun {
-		rev.Whole, rev.Gone = true, c.former
-	}
-	if c.lost {
-		rev.Whole, rev.Unknown, c.lost = true, true, false
-	}
+	rev.Unknown = c.lost || !c.begun
 	c.index.Settle()
-	c.begun, c.former = true, desired.Members{}
+	c.begun, c.lost = true, false
 	return rev
 }
 

@@ -1,0 +1,85 @@
+package nftables
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/pkg/desired"
+)
+
+// fillAtOnce is how many elements come or go in one transaction.
+const fillAtOnce = 10 * elementsAtOnce
+
+// Fill makes the peer and tuple sets of want hold exactly who is in them there, and says
+// how many elements came and went. It makes those that are not there. A packet may see a
+// set half-way.
+func (b Backend) Fill(_ context.Context, want desired.State) (changed int, err error) {
+	c, err := dial()
+	if err != nil {
+		return 0, err
+	}
+	defer c.close()
+	content := map[string]elements{}
+	populate(want, func(s set, e element) { content[s.name] = content[s.name].with(e) })
+	for _, s := range policySets(want) {
+		n, err := replaceContent(c, s, content[s.name])
+		if changed += n; err != nil {
+			return changed, err
+		}
+		if n > 0 && b.Step != nil {
+			b.Step("filled " + s.name)
+		}
+	}
+	return changed, nil
+}
+
+// replaceContent makes a set hold exactly want, which it changes.
+func replaceContent(c *conn, s set, want elements) (changed int, err error) {
+	var gone []element
+	err = c.eachElement(s, func(e element) bool {
+		if _, wanted := want[e.key]; wanted {
+			delete(want, e.key)
+		} else {
+			gone = append(gone, e)
+		}
+		return true
+	})
+	if errors.Is(err, unix.ENOENT) {
+		err = c.commit(anyGeneration, []command{addTable(s.table), addSet(s)})
+	}
+	if err != nil {
+		return 0, err
+	}
+	come := want.sorted()
+	for _, change := range []struct {
+		list     []element
+		commands func(set, []element) []command
+	}{{gone, deleteElements}, {come, addElements}} {
+		for some := range slices.Chunk(change.list, fillAtOnce) {
+			if err := c.commit(anyGeneration, change.commands(s, some)); err != nil {
+				return changed, err
+			}
+			changed += len(some)
+		}
+	}
+	return changed, nil
+}
+
+// Holds reports whether the kernel's peer and tuple sets hold everybody who is in those of
+// want. A set that is not there holds nobody.
+func (b Backend) Holds(_ context.Context, want desired.State) (bool, error) {
+	c, err := dial()
+	if err != nil {
+		return false, err
+	}
+	defer c.close()
+	all := true
+	populate(want, func(s set, e element) {
+		there, errHas := c.has(s, e)
+		all, err = all && there, errors.Join(err, errHas)
+	})
+	return all, err
+}
