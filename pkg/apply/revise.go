@@ -116,7 +116,7 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 		if f.Kubernetes {
 			return applied, nil
 		}
-		if err := n.verify(ctx, f); !incomplete(err) { // an operator's apply mends, too
+		if err := n.refresh(ctx, f); !incomplete(err) { // an operator's apply mends, too
 			return applied, err
 		}
 		whole = true
@@ -158,7 +158,7 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 		err = n.backend(f).Update(ctx, from, to)
 	}
 	if piecemeal && err == nil && !f.Kubernetes {
-		err = n.verify(ctx, f)
+		err = n.refresh(ctx, f)
 	}
 	if applied.Whole = !piecemeal || incomplete(err); applied.Whole {
 		_, err = n.sync(ctx, f)
@@ -213,13 +213,15 @@ func (n Node) Remembered() (p desired.Policies, incomplete bool, err error) {
 	return f.Policies, f.Incomplete, err
 }
 
-// verify reports what of the whole node is not in place.
-func (n Node) verify(ctx context.Context, f file) error {
+// refresh reports what of the whole node is not in place, and brings its own addresses
+// and ports up to date.
+func (n Node) refresh(ctx context.Context, f file) error {
 	want, err := n.state(f)
 	if err != nil {
 		return err
 	}
-	return n.backend(f).Verify(ctx, want)
+	_, err = n.backend(f).Keep(ctx, want)
+	return err
 }
 
 // note writes down what is to be, so that whoever comes after a crash finishes it.
