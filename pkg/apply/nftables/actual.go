@@ -239,9 +239,23 @@ func (e *element) decodeData(ad *netlink.AttributeDecoder) error {
 	return nil
 }
 
+// chainsAtOnce is how many answers about chains fit the socket with room to spare: each
+// takes some 1 KiB of its 200.
+const chainsAtOnce = 64
+
 // chainUses reads how many rules each of the chains has, with the jumps and gotos
 // that lead to it; a chain that is not there is left out.
 func (c *conn) chainUses(chains []chain) (map[string]int, error) {
+	uses := map[string]int{}
+	for some := range slices.Chunk(chains, chainsAtOnce) {
+		if err := c.addUses(uses, some); err != nil {
+			return nil, fmt.Errorf("reading chains: %w", err)
+		}
+	}
+	return uses, nil
+}
+
+func (c *conn) addUses(uses map[string]int, chains []chain) error {
 	var messages []netlink.Message
 	for _, ch := range chains {
 		ae := netlink.NewAttributeEncoder()
@@ -249,7 +263,7 @@ func (c *conn) chainUses(chains []chain) (map[string]int, error) {
 		ae.String(unix.NFTA_CHAIN_NAME, ch.name)
 		attrs, err := ae.Encode()
 		if err != nil {
-			return nil, err
+			return err
 		}
 		messages = append(messages, request(unix.NFT_MSG_GETCHAIN, 0, ch.table.Family, attrs))
 	}
@@ -257,13 +271,12 @@ func (c *conn) chainUses(chains []chain) (map[string]int, error) {
 	messages[last].Header.Flags |= netlink.Acknowledge
 	replies, err := c.exchange(messages, last)
 	if err != nil && !errors.Is(err, unix.ENOENT) {
-		return nil, fmt.Errorf("reading chains: %w", err)
+		return err
 	}
-	uses := map[string]int{}
 	for _, m := range replies {
 		ad, err := attributes(m)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		name, use := "", 0
 		for ad.Next() {
@@ -275,9 +288,9 @@ func (c *conn) chainUses(chains []chain) (map[string]int, error) {
 			}
 		}
 		if err := ad.Err(); err != nil {
-			return nil, err
+			return err
 		}
 		uses[name] = use
 	}
-	return uses, nil
+	return nil
 }

@@ -395,3 +395,31 @@ func TestProbe(t *testing.T) {
 		t.Errorf("it changed something:\n%s", diff)
 	}
 }
+
+// A node has as many profiles as its policies make: what is asked about each is answered.
+func TestManyProfiles(t *testing.T) {
+	netns.Enter(t)
+	ctx := context.Background()
+	var policies desired.Policies
+	var all []ident.Record
+	for i := range 1000 {
+		r := nth(i)
+		r.Labels = map[string]string{"app": fmt.Sprint(i)}
+		all = append(all, r)
+		policies.Policies = append(policies.Policies, desired.Policy{
+			Namespace: r.Namespace, Name: fmt.Sprint(i), Pods: labelled(fmt.Sprint(i)), Ingress: &desired.Isolation{}, Egress: &desired.Isolation{},
+		})
+	}
+	nodes := func(records ...ident.Record) desired.State {
+		return desired.Build(node(t, 0xffff0000).Node, policies, records)
+	}
+	if err := (Backend{}).Sync(ctx, nodes(all[1:]...)); err != nil {
+		t.Fatal(err)
+	}
+	if err := (Backend{}).Update(ctx, nodes(all[1:]...), nodes(all...)); err != nil {
+		t.Fatal(err)
+	}
+	if err := (Backend{}).Check(ctx, nodes(all...)); err != nil {
+		t.Error(err)
+	}
+}
