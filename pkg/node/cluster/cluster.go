@@ -37,7 +37,7 @@ type Cluster struct {
 	Done func(Round)
 
 	clients clients
-	words   words
+	words   *words
 	poked   chan struct{}
 
 	mu sync.Mutex
@@ -70,7 +70,7 @@ func New(node apply.Node, nodeName string, api *rest.Config, log *slog.Logger) (
 	}
 	c := &Cluster{
 		Name: nodeName, API: api, Log: log, clients: clients, poked: make(chan struct{}, 1),
-		view: newView(), watches: map[Watch]*watching{}, coming: map[name]*coming{}, news: make(chan struct{}),
+		words: newWords(), view: newView(), watches: map[Watch]*watching{}, coming: map[name]*coming{}, news: make(chan struct{}),
 	}
 	c.Node = node
 	c.Node.Complete = c.Complete

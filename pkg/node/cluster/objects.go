@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"hash/maphash"
 	"maps"
 	"net/netip"
 	"slices"
@@ -101,11 +102,16 @@ func addresses(s corev1.PodStatus) []netip.Addr {
 type words struct {
 	mu     sync.Mutex
 	single map[string]string
-	sets   map[string]map[string]string
+	sets   map[uint64]map[string]string // by hash
+	seed   maphash.Seed
 }
 
 // mostWords bounds what is remembered of pods that are gone.
 const mostWords = 1 << 16
+
+func newWords() *words {
+	return &words{single: map[string]string{}, sets: map[uint64]map[string]string{}, seed: maphash.MakeSeed()}
+}
 
 func (w *words) word(s string) string {
 	w.mu.Lock()
@@ -117,8 +123,8 @@ func (w *words) one(s string) string {
 	if known, ok := w.single[s]; ok {
 		return known
 	}
-	if w.single == nil || len(w.single) > mostWords {
-		w.single = map[string]string{}
+	if len(w.single) > mostWords {
+		clear(w.single)
 	}
 	s = strings.Clone(s)
 	w.single[s] = s
@@ -129,22 +135,22 @@ func (w *words) labels(labels map[string]string) map[string]string {
 	if len(labels) == 0 {
 		return nil
 	}
-	var b strings.Builder
-	for _, k := range slices.Sorted(maps.Keys(labels)) {
-		b.WriteString(k + "=" + labels[k] + ",")
+	hash := uint64(0)
+	for k, v := range labels { // in any order
+		hash += maphash.Comparable(w.seed, [2]string{k, v})
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if known, ok := w.sets[b.String()]; ok {
+	if known := w.sets[hash]; maps.Equal(known, labels) {
 		return known
 	}
-	if w.sets == nil || len(w.sets) > mostWords {
-		w.sets = map[string]map[string]string{}
+	if len(w.sets) > mostWords {
+		clear(w.sets)
 	}
 	own := make(map[string]string, len(labels))
 	for k, v := range labels {
 		own[w.one(k)] = w.one(v)
 	}
-	w.sets[b.String()] = own
+	w.sets[hash] = own
 	return own
 }

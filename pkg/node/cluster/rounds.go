@@ -212,6 +212,10 @@ func (c *Cluster) plan(now time.Time) (all bool) {
 	all = true
 	for watch := range c.wanted {
 		if c.watches[watch] == nil {
+			if c.premature(watch, now) {
+				all = false
+				continue
+			}
 			c.watches[watch] = c.start(c.ctx, watch)
 		}
 		c.watches[watch].idle = time.Time{}
@@ -229,6 +233,17 @@ func (c *Cluster) plan(now time.Time) (all bool) {
 		}
 	}
 	return all
+}
+
+// premature reports whether it may turn out yet that a watch is not needed: one policy that
+// means every pod makes superfluous those for others. What takes long is not waited for.
+func (c *Cluster) premature(w Watch, now time.Time) bool {
+	for earlier := range c.wanted {
+		if s := c.watches[earlier]; w.follows(earlier) && (s == nil || !s.synced && now.Sub(s.begun) < hold) {
+			return true
+		}
+	}
+	return false
 }
 
 // covered reports whether all that is wanted and that s sees is seen by another: one watch

@@ -30,8 +30,8 @@ type watching struct {
 	synced bool
 	ended  bool
 	err    error
-	// idle is since when it is not needed; zero while it is.
-	idle time.Time
+	// begun is when it began, and idle since when it is not needed; zero while it is.
+	begun, idle time.Time
 }
 
 // clients ask the API server.
@@ -55,7 +55,7 @@ func newClients(base *rest.Config) (c clients, err error) {
 // it has to.
 func (c *Cluster) start(ctx context.Context, w Watch) *watching {
 	ctx, stop := context.WithCancel(ctx)
-	s := &watching{Watch: w, c: c, stop: stop}
+	s := &watching{Watch: w, c: c, stop: stop, begun: time.Now()}
 	client, example := c.clients.core, runtime.Object(&corev1.Pod{})
 	switch w.Kind {
 	case Policies:

@@ -40,6 +40,18 @@ func (w Watch) String() string {
 	return b.String()
 }
 
+// follows reports whether what other sees tells whether w is needed: policies name
+// namespaces by labels, and pods by labels and namespaces.
+func (w Watch) follows(other Watch) bool {
+	switch {
+	case w.Kind == Namespaces:
+		return other.Kind == Policies
+	case w.Kind == Pods && w.Node == "":
+		return other.Kind != Pods
+	}
+	return false
+}
+
 // covers reports whether w sees everything that other sees.
 func (w Watch) covers(other Watch) bool {
 	return w.Kind == other.Kind && (w.Namespace == "" || w.Namespace == other.Namespace) &&
