@@ -22,18 +22,33 @@ type Index struct {
 	selection  *selection
 	namespaces map[string]map[string]string
 	pods       map[string]map[string]*ranked // by namespace and name
-	// holders has the pod that has an address, and rivals, rarely, others that do.
-	holders map[netip.Addr]*ranked
-	rivals  map[netip.Addr][]*ranked
-	claimed map[netip.Addr]bool
-	peers   map[PeerSetID]*crowd[netip.Addr]
-	tuples  map[TupleSetID]*crowd[netip.AddrPort]
+	addresses  map[netip.Addr]*held
+	claimed    []*held
+	// vacant are those that nobody has any more, but that may have left a set.
+	vacant []*held
+	peers  map[PeerSetID]*crowd[*held]
+	tuples map[TupleSetID]*crowd[heldPort]
 }
 
 // ranked is a pod with its rank.
 type ranked struct {
 	*Pod
 	rank uint64
+}
+
+// held is an address: a pod that has it and, rarely, others that do. Sets hold it by its
+// pointer, which takes a third of the room.
+type held struct {
+	netip.Addr
+	holder *ranked
+	rivals []*ranked
+	// claimed is set while an endpoint of the node has it.
+	claimed bool
+}
+
+type heldPort struct {
+	*held
+	port uint16
 }
 
 // crowd is the content of a set, with what came and went since it was settled.
@@ -86,9 +101,8 @@ func (c *crowd[T]) settled() iter.Seq[T] {
 // NewIndex makes an index without policies and pods.
 func NewIndex() *Index {
 	x := &Index{
-		namespaces: map[string]map[string]string{}, pods: map[string]map[string]*ranked{},
-		holders: map[netip.Addr]*ranked{}, rivals: map[netip.Addr][]*ranked{}, claimed: map[netip.Addr]bool{},
-		peers: map[PeerSetID]*crowd[netip.Addr]{}, tuples: map[TupleSetID]*crowd[netip.AddrPort]{},
+		namespaces: map[string]map[string]string{}, pods: map[string]map[string]*ranked{}, addresses: map[netip.Addr]*held{},
+		peers: map[PeerSetID]*crowd[*held]{}, tuples: map[TupleSetID]*crowd[heldPort]{},
 	}
 	x.Follow(Policies{})
 	return x
@@ -99,21 +113,21 @@ func NewIndex() *Index {
 func (x *Index) Follow(p Policies) {
 	peers, tuples := p.sets()
 	x.selection = p.selection(func(namespace string) map[string]string { return x.namespaces[namespace] })
-	maps.DeleteFunc(x.peers, func(id PeerSetID, _ *crowd[netip.Addr]) bool { _, kept := peers[id]; return !kept })
-	maps.DeleteFunc(x.tuples, func(id TupleSetID, _ *crowd[netip.AddrPort]) bool { _, kept := tuples[id]; return !kept })
+	maps.DeleteFunc(x.peers, func(id PeerSetID, _ *crowd[*held]) bool { _, kept := peers[id]; return !kept })
+	maps.DeleteFunc(x.tuples, func(id TupleSetID, _ *crowd[heldPort]) bool { _, kept := tuples[id]; return !kept })
 	// Only a set that is new needs a look at the pods, and of those only at its namespace's.
 	namespaces := map[string]bool{}
 	everywhere := false
 	for id, set := range peers {
 		if x.peers[id] == nil {
-			x.peers[id] = newCrowd[netip.Addr]()
+			x.peers[id] = newCrowd[*held]()
 			namespaces[set.Peer.Namespace] = true
 			everywhere = everywhere || set.Peer.Namespace == ""
 		}
 	}
 	for id, set := range tuples {
 		if x.tuples[id] == nil && !set.Own {
-			x.tuples[id] = newCrowd[netip.AddrPort]()
+			x.tuples[id] = newCrowd[heldPort]()
 			everywhere = true
 		}
 	}
@@ -160,10 +174,10 @@ func (x *Index) Put(p *Pod, rank uint64) {
 	}
 	x.pods[p.Namespace][p.Name] = now
 	for _, a := range p.Addresses {
-		if x.holders[a] == nil {
-			x.holders[a] = now
+		if h := x.at(a); h.holder == nil {
+			h.holder = now
 		} else {
-			x.rivals[a] = append(x.rivals[a], now)
+			h.rivals = append(h.rivals, now)
 		}
 	}
 	x.enter(addresses)
@@ -185,47 +199,76 @@ func (x *Index) drop(old *ranked) {
 		return
 	}
 	for _, a := range old.Addresses {
-		rest := slices.DeleteFunc(x.rivals[a], func(p *ranked) bool { return p == old })
-		if x.holders[a] == old {
-			if delete(x.holders, a); len(rest) > 0 {
-				x.holders[a], rest = rest[0], rest[1:]
+		h := x.at(a)
+		h.rivals = slices.DeleteFunc(h.rivals, func(p *ranked) bool { return p == old })
+		if h.holder == old {
+			if h.holder = nil; len(h.rivals) > 0 {
+				h.holder, h.rivals = h.rivals[0], h.rivals[1:]
 			}
 		}
-		if x.rivals[a] = rest; len(rest) == 0 {
-			delete(x.rivals, a)
-		}
+		x.vacate(h)
 	}
 	if delete(x.pods[old.Namespace], old.Name); len(x.pods[old.Namespace]) == 0 {
 		delete(x.pods, old.Namespace)
 	}
 }
 
+// at is the entry of an address, made if need be.
+func (x *Index) at(a netip.Addr) *held {
+	h := x.addresses[a]
+	if h == nil {
+		h = &held{Addr: a}
+		x.addresses[a] = h
+	}
+	return h
+}
+
+// vacate notes an address that nobody has. It stays until what it left is settled: the
+// next one that has it must be known for the same.
+func (x *Index) vacate(h *held) {
+	if h.holder == nil && !h.claimed {
+		x.vacant = append(x.vacant, h)
+	}
+}
+
 // Claim says which addresses are those of this node's endpoints.
 func (x *Index) Claim(addresses []netip.Addr) {
 	claimed := map[netip.Addr]bool{}
-	var changed []netip.Addr
 	for _, a := range addresses {
-		if claimed[a] = true; !x.claimed[a] {
-			changed = append(changed, a)
+		claimed[a] = true
+	}
+	var changed []netip.Addr
+	for _, h := range x.claimed {
+		if !claimed[h.Addr] {
+			changed = append(changed, h.Addr)
 		}
 	}
-	for a := range x.claimed {
-		if !claimed[a] {
+	for a := range claimed {
+		if h := x.addresses[a]; h == nil || !h.claimed {
 			changed = append(changed, a)
 		}
 	}
 	x.leave(changed)
-	x.claimed = claimed
+	for _, h := range x.claimed {
+		h.claimed = claimed[h.Addr]
+		x.vacate(h)
+	}
+	x.claimed = nil
+	for a := range claimed {
+		h := x.at(a)
+		h.claimed = true
+		x.claimed = append(x.claimed, h)
+	}
 	x.enter(changed)
 }
 
 // owner is the pod that counts for an address; nil for none.
-func (x *Index) owner(a netip.Addr) *ranked {
-	if x.claimed[a] {
+func (h *held) owner() *ranked {
+	if h.claimed {
 		return nil
 	}
-	owner := x.holders[a]
-	for _, p := range x.rivals[a] {
+	owner := h.holder
+	for _, p := range h.rivals {
 		if p.rank > owner.rank {
 			owner = p
 		}
@@ -235,27 +278,28 @@ func (x *Index) owner(a netip.Addr) *ranked {
 
 // leave takes addresses out of the sets that they are in by who owns them now.
 func (x *Index) leave(addresses []netip.Addr) {
-	x.each(addresses, (*crowd[netip.Addr]).remove, (*crowd[netip.AddrPort]).remove)
+	x.each(addresses, (*crowd[*held]).remove, (*crowd[heldPort]).remove)
 }
 
 // enter puts addresses into the sets where they belong by who owns them now.
 func (x *Index) enter(addresses []netip.Addr) {
-	x.each(addresses, (*crowd[netip.Addr]).add, (*crowd[netip.AddrPort]).add)
+	x.each(addresses, (*crowd[*held]).add, (*crowd[heldPort]).add)
 }
 
-func (x *Index) each(addresses []netip.Addr, peer func(*crowd[netip.Addr], netip.Addr), tuple func(*crowd[netip.AddrPort], netip.AddrPort)) {
+func (x *Index) each(addresses []netip.Addr, peer func(*crowd[*held], *held), tuple func(*crowd[heldPort], heldPort)) {
 	for _, a := range addresses {
-		owner := x.owner(a)
-		if owner == nil {
+		h := x.addresses[a]
+		if h == nil || h.owner() == nil {
 			continue
 		}
+		owner := h.owner()
 		for _, id := range x.selection.peers(*owner.Pod) {
-			peer(x.peers[id], a)
+			peer(x.peers[id], h)
 		}
 		for _, port := range owner.Ports {
 			for _, set := range x.selection.tuples(*owner.Pod, port) {
 				if !set.Own {
-					tuple(x.tuples[set.ID], netip.AddrPortFrom(a, port.Number))
+					tuple(x.tuples[set.ID], heldPort{h, port.Number})
 				}
 			}
 		}
@@ -268,12 +312,12 @@ func (x *Index) Complete(s State) State {
 	m := newMembers()
 	for id := range s.PeerSets {
 		if c := x.peers[id]; c != nil {
-			m.Peers[id] = slices.Collect(c.settled())
+			m.Peers[id] = collect(c.settled(), (*held).addr)
 		}
 	}
 	for id := range s.TupleSets {
 		if c := x.tuples[id]; c != nil {
-			m.Tuples[id] = slices.Collect(c.settled())
+			m.Tuples[id] = collect(c.settled(), heldPort.addrPort)
 		}
 	}
 	return s.With(m)
@@ -283,21 +327,33 @@ func (x *Index) Complete(s State) State {
 func (x *Index) Changes() (gone, come Members) {
 	gone, come = newMembers(), newMembers()
 	for id, c := range x.peers {
-		note(gone.Peers, id, c.gone, netip.Addr.Compare)
-		note(come.Peers, id, c.come, netip.Addr.Compare)
+		note(gone.Peers, id, collect(maps.Keys(c.gone), (*held).addr), netip.Addr.Compare)
+		note(come.Peers, id, collect(maps.Keys(c.come), (*held).addr), netip.Addr.Compare)
 	}
 	for id, c := range x.tuples {
-		note(gone.Tuples, id, c.gone, netip.AddrPort.Compare)
-		note(come.Tuples, id, c.come, netip.AddrPort.Compare)
+		note(gone.Tuples, id, collect(maps.Keys(c.gone), heldPort.addrPort), netip.AddrPort.Compare)
+		note(come.Tuples, id, collect(maps.Keys(c.come), heldPort.addrPort), netip.AddrPort.Compare)
 	}
 	return gone, come
 }
 
-func note[ID, T comparable](in map[ID][]T, id ID, some map[T]struct{}, compare func(T, T) int) {
+func note[ID comparable, T any](in map[ID][]T, id ID, some []T, compare func(T, T) int) {
 	if len(some) > 0 {
-		in[id] = slices.SortedFunc(maps.Keys(some), compare)
+		slices.SortFunc(some, compare)
+		in[id] = some
 	}
 }
+
+func collect[H, T any](from iter.Seq[H], of func(H) T) (out []T) {
+	for h := range from {
+		out = append(out, of(h))
+	}
+	return out
+}
+
+func (h *held) addr() netip.Addr { return h.Addr }
+
+func (h heldPort) addrPort() netip.AddrPort { return netip.AddrPortFrom(h.Addr, h.port) }
 
 // Changed reports whether anything went or came since.
 func (x *Index) Changed() bool {
@@ -324,4 +380,10 @@ func (x *Index) Settle() {
 		clear(c.come)
 		clear(c.gone)
 	}
+	for _, h := range x.vacant {
+		if h.holder == nil && !h.claimed {
+			delete(x.addresses, h.Addr)
+		}
+	}
+	x.vacant = nil
 }

@@ -22,7 +22,7 @@ func Render(s desired.State) []Rendered {
 	for _, f := range []family{v4, v6} {
 		n := naming{f, genA}
 		var sets strings.Builder
-		for _, c := range everySet(s, n) {
+		for _, c := range append(everySet(s, n), populations(s, f)...) {
 			sets.WriteString(createLine(c.Set))
 			for _, e := range c.elements {
 				fmt.Fprintf(&sets, "add %s %s\n", c.Name, e)

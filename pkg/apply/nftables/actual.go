@@ -159,7 +159,7 @@ func (c *conn) has(s set, e element) (bool, error) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("looking for %s in %s: %w", e.text, path(s.table, s.name), err)
+		return false, fmt.Errorf("looking for %s in %s: %w", s.show(e), path(s.table, s.name), err)
 	}
 	return true, nil
 }

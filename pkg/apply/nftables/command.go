@@ -174,7 +174,7 @@ func changeElements(verb string, kind int, flags netlink.HeaderFlags, s set, lis
 			if len(some) > 1 {
 				more = fmt.Sprintf(", and %d more", len(some)-1)
 			}
-			return fmt.Sprintf("%s element %s { %s%s }", verb, path(s.table, s.name), some[0].text, more)
+			return fmt.Sprintf("%s element %s { %s%s }", verb, path(s.table, s.name), s.show(some[0]), more)
 		}
 		out = append(out, command{text, func(*encoder) ([]netlink.Message, error) {
 			ae := netlink.NewAttributeEncoder()

@@ -22,8 +22,8 @@ func (b Backend) Fill(_ context.Context, want desired.State) (changed int, err e
 		return 0, err
 	}
 	defer c.close()
-	content := map[string]elements{}
-	populate(want, func(s set, e element) { content[s.name] = content[s.name].with(e) })
+	content := map[string][]string{}
+	populate(want, func(s set, e element) { content[s.name] = append(content[s.name], e.key) })
 	for _, s := range policySets(want) {
 		n, err := replaceContent(c, s, content[s.name])
 		if changed += n; err != nil {
@@ -36,12 +36,14 @@ func (b Backend) Fill(_ context.Context, want desired.State) (changed int, err e
 	return changed, nil
 }
 
-// replaceContent makes a set hold exactly want, which it changes.
-func replaceContent(c *conn, s set, want elements) (changed int, err error) {
-	var gone []element
+// replaceContent makes a set hold exactly the keys of want, which are sorted. It keeps no
+// element of a set that is as it should be.
+func replaceContent(c *conn, s set, want []string) (changed int, err error) {
+	there := make([]bool, len(want))
+	var gone, come []element
 	err = c.eachElement(s, func(e element) bool {
-		if _, wanted := want[e.key]; wanted {
-			delete(want, e.key)
+		if i, wanted := slices.BinarySearch(want, e.key); wanted {
+			there[i] = true
 		} else {
 			gone = append(gone, e)
 		}
@@ -53,16 +55,22 @@ func replaceContent(c *conn, s set, want elements) (changed int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	come := want.sorted()
-	for _, change := range []struct {
-		list     []element
-		commands func(set, []element) []command
-	}{{gone, deleteElements}, {come, addElements}} {
-		for some := range slices.Chunk(change.list, fillAtOnce) {
-			if err := c.commit(anyGeneration, change.commands(s, some)); err != nil {
+	for some := range slices.Chunk(gone, fillAtOnce) {
+		if err := c.commit(anyGeneration, deleteElements(s, some)); err != nil {
+			return changed, err
+		}
+		changed += len(some)
+	}
+	for i, key := range want {
+		if !there[i] {
+			come = append(come, element{key: key})
+		}
+		if len(come) == fillAtOnce || i == len(want)-1 && len(come) > 0 {
+			if err := c.commit(anyGeneration, addElements(s, come)); err != nil {
 				return changed, err
 			}
-			changed += len(some)
+			changed += len(come)
+			come = come[:0]
 		}
 	}
 	return changed, nil

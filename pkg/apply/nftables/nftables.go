@@ -354,7 +354,7 @@ func (b Backend) Check(_ context.Context, want desired.State) error {
 			return fmt.Errorf("%w: %w", missing.Element.Err(), err)
 		}
 		if lacks != nil {
-			return fmt.Errorf("%w: %s lacks %s", missing.Element.Err(), path(s.table, s.name), lacks.text)
+			return fmt.Errorf("%w: %s lacks %s", missing.Element.Err(), path(s.table, s.name), s.show(*lacks))
 		}
 		delete(r.elements, s.name)
 	}

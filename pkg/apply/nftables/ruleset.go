@@ -2,6 +2,7 @@ package nftables
 
 import (
 	"cmp"
+	"encoding/binary"
 	"fmt"
 	"maps"
 	"net"
@@ -31,7 +32,7 @@ type element struct {
 	// chain that a verdict leads to; empty returns.
 	chain string
 	// text of the key, and of the value, as nft writes them; not known of what
-	// was read from the kernel.
+	// was read from the kernel. See also show.
 	text string
 }
 
@@ -137,21 +138,38 @@ func placed(s desired.State, n numbers) map[string]elements {
 	return out
 }
 
-// populate puts peers and named ports into the sets of policies.
+// populate puts peers and named ports into the sets of policies. As there are many, they have
+// no text: see show.
 func populate(s desired.State, put func(set, element)) {
 	for id, set := range s.PeerSets {
 		for _, a := range set.Addrs {
-			put(peers(familyOf(a), id), element{key: key(a.AsSlice()), text: a.String()})
+			put(peers(familyOf(a), id), element{key: key(a.AsSlice())})
 		}
 	}
 	for id, set := range s.TupleSets {
 		for _, t := range set.Tuples {
-			put(tuples(familyOf(t.Addr()), id), element{
-				key:  key(t.Addr().AsSlice(), []byte{byte(set.Protocol)}, big16(t.Port())),
-				text: fmt.Sprintf("%s . %s . %d", t.Addr(), set.Protocol, t.Port()),
-			})
+			put(tuples(familyOf(t.Addr()), id), element{key: key(t.Addr().AsSlice(), []byte{byte(set.Protocol)}, big16(t.Port()))})
 		}
 	}
+}
+
+// show is the text of an element of s.
+func (s set) show(e element) string {
+	if e.text != "" || !s.ofPolicy() {
+		return e.text
+	}
+	size := net.IPv4len
+	if s.name[1] == '6' {
+		size = net.IPv6len
+	}
+	if len(e.key) < size {
+		return fmt.Sprintf("%x", e.key)
+	}
+	a, _ := netip.AddrFromSlice([]byte(e.key[:size]))
+	if rest := e.key[size:]; len(rest) == 8 {
+		return fmt.Sprintf("%s . %s . %d", a, desired.Protocol(rest[0]), binary.BigEndian.Uint16([]byte(rest[4:])))
+	}
+	return a.String()
 }
 
 // carrying leads from a mark that packets carry to the egress profile.

@@ -46,11 +46,14 @@ func (s set) text(content elements) string {
 		kind, types = "map", s.key.Name+" : "+s.data.Name
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "\t%s %s {\n\t\ttype %s\n\t\tsize %d\n", kind, s.name, types, s.size)
+	fmt.Fprintf(&b, "\t%s %s {\n\t\ttype %s\n", kind, s.name, types)
+	if s.size > 0 {
+		fmt.Fprintf(&b, "\t\tsize %d\n", s.size)
+	}
 	if len(content) > 0 {
 		b.WriteString("\t\telements = {\n")
 		for _, e := range content.sorted() {
-			fmt.Fprintf(&b, "\t\t\t%s,\n", e.text)
+			fmt.Fprintf(&b, "\t\t\t%s,\n", s.show(e))
 		}
 		b.WriteString("\t\t}\n")
 	}
