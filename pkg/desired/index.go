@@ -82,6 +82,13 @@ func (c *crowd[T]) remove(v T) {
 	}
 }
 
+// settle forgets what came and went: a map that is cleared keeps its room.
+func (c *crowd[T]) settle() {
+	if len(c.come)+len(c.gone) > 0 {
+		c.come, c.gone = map[T]struct{}{}, map[T]struct{}{}
+	}
+}
+
 // settled yields what was there when it was settled.
 func (c *crowd[T]) settled() iter.Seq[T] {
 	return func(yield func(T) bool) {
@@ -373,12 +380,10 @@ func (x *Index) Changed() bool {
 // Settle takes what there is for known.
 func (x *Index) Settle() {
 	for _, c := range x.peers {
-		clear(c.come)
-		clear(c.gone)
+		c.settle()
 	}
 	for _, c := range x.tuples {
-		clear(c.come)
-		clear(c.gone)
+		c.settle()
 	}
 	for _, h := range x.vacant {
 		if h.holder == nil && !h.claimed {

@@ -48,7 +48,7 @@ func (c *Cluster) Answer(ctx context.Context, r whois.Request) (whois.Answer, er
 	for {
 		c.mu.Lock()
 		p := c.pods[n]
-		fits := p != nil && p.own && p.known(r.UID)
+		fits := p.known(r.UID)
 		ready, why := c.prepared(n)
 		if fits && ready && target == 0 {
 			target = c.round + 1
@@ -128,10 +128,10 @@ func (c *Cluster) look(ctx context.Context, n name, uid string) error {
 		return fmt.Errorf("%w: %w", errOther, err)
 	case err != nil:
 		return err
-	case !p.own:
+	case p.own == nil:
 		return fmt.Errorf("%w: pod %s/%s is not bound to node %q in the API; is --node-name right?", errOther, n.namespace, n.name, c.Name)
 	case !p.known(uid):
-		return fmt.Errorf("%w: pod %s/%s has UID %s in the API, and %s on the node: it was deleted meanwhile", errOther, n.namespace, n.name, p.uid, uid)
+		return fmt.Errorf("%w: pod %s/%s has UID %s in the API, and %s on the node: it was deleted meanwhile", errOther, n.namespace, n.name, p.own.uid, uid)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

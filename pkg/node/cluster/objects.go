@@ -19,32 +19,42 @@ import (
 // pod is what is kept of a Pod: hundreds of bytes, of which the API has thousands.
 type pod struct {
 	desired.Pod
-	// uids are those by which a runtime may know the pod: a static one has that of its
-	// manifest, which is the hash that the kubelet notes on the mirror pod.
-	uid, hash string
-	version   uint64
-	// own is whether it is bound to this node.
-	own         bool
-	terminating bool
-	// peer is whether it can be somebody's peer by its addresses: it has some of its own,
-	// and has not ended.
-	peer bool
+	// own is who a pod is that is bound to this node; nil for one of another.
+	own     *identity
+	version uint64
 	// rank tells whose an address is that several pods have: the one that came last, of
 	// those that do not go.
 	rank uint64
 	// seen are the watches that see it.
 	seen []*watching
+	// peer is whether it can be somebody's peer by its addresses: it has some of its own,
+	// and has not ended.
+	peer bool
 	// served is whether it had an attachment on this node.
 	served bool
 }
+
+// identity is by what a runtime may know a pod: a static one has the UID of its manifest,
+// which is the hash that the kubelet notes on the mirror pod.
+type identity struct{ uid, hash string }
 
 // GetObjectMeta lets client-go's stores name the pod.
 func (p *pod) GetObjectMeta() metav1.Object {
 	return &metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name}
 }
 
-// known reports whether the runtime's UID is the pod's.
-func (p *pod) known(uid string) bool { return uid == "" || uid == p.uid || uid == p.hash }
+// known reports whether it is bound to this node, and the runtime's UID is the pod's.
+func (p *pod) known(uid string) bool {
+	return p != nil && p.own != nil && (uid == "" || uid == p.own.uid || uid == p.own.hash)
+}
+
+// uid is that of a pod of this node, and empty for one of another.
+func (p *pod) uid() string {
+	if p.own == nil {
+		return ""
+	}
+	return p.own.uid
+}
 
 const configHash = "kubernetes.io/config.hash" // kubelet's annotation of mirror pods
 
@@ -58,13 +68,12 @@ func (c *Cluster) trim(v any) (any, error) {
 	t := &pod{
 		Pod:     desired.Pod{Namespace: c.words.word(p.Namespace), Name: strings.Clone(p.Name), Labels: c.words.labels(p.Labels)},
 		version: version,
-		own:     p.Spec.NodeName == c.Name, terminating: p.DeletionTimestamp != nil,
-		rank: uint64(max(0, p.CreationTimestamp.Unix())),
+		rank:    uint64(max(0, p.CreationTimestamp.Unix())),
 	}
-	if t.own {
-		t.uid, t.hash = strings.Clone(string(p.UID)), strings.Clone(p.Annotations[configHash])
+	if p.Spec.NodeName == c.Name {
+		t.own = &identity{strings.Clone(string(p.UID)), strings.Clone(p.Annotations[configHash])}
 	}
-	if !t.terminating {
+	if p.DeletionTimestamp == nil {
 		t.rank += 1 << 62
 	}
 	if p.Status.Phase == corev1.PodRunning {

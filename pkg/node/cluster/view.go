@@ -82,7 +82,7 @@ func (c *Cluster) takePod(s *watching, p *pod) name {
 	n := name{p.Namespace, p.Name}
 	old := c.pods[n]
 	if old != nil {
-		p.seen, p.served = old.seen, old.served && old.uid == p.uid
+		p.seen, p.served = old.seen, old.served && old.uid() == p.uid()
 		if old.version > p.version {
 			p = old // another watch was quicker
 		}
@@ -94,7 +94,7 @@ func (c *Cluster) takePod(s *watching, p *pod) name {
 		return n
 	}
 	c.pods[n] = p
-	if p.own && (old == nil || old.uid != p.uid || !maps.Equal(old.Labels, p.Labels) || !slices.Equal(old.Ports, p.Ports)) {
+	if p.own != nil && (old == nil || old.uid() != p.uid() || !maps.Equal(old.Labels, p.Labels) || !slices.Equal(old.Ports, p.Ports)) {
 		c.dirty = true
 	}
 	c.enrol(n, p)
@@ -286,8 +286,9 @@ func (c *Cluster) decide(records []ident.Record) apply.Revision {
 			c.dirty = waits
 		}
 	}
-	rev.Gone, rev.Come = c.index.Changes()
-	rev.Unknown = c.lost || !c.begun
+	if rev.Unknown = c.lost || !c.begun; !rev.Unknown { // all sets are filled then
+		rev.Gone, rev.Come = c.index.Changes()
+	}
 	c.index.Settle()
 	c.begun, c.lost = true, false
 	return rev
@@ -319,7 +320,7 @@ func (c *Cluster) informed(records []ident.Record) (changed []ident.Record) {
 		if !r.Kubernetes && (c.Follows == nil || !c.Follows(r.Network)) {
 			continue
 		}
-		if p := c.pods[n]; p != nil && p.own && p.known(r.UID) {
+		if p := c.pods[n]; p.known(r.UID) {
 			if !r.Kubernetes || !r.Policed || !maps.Equal(r.Labels, p.Labels) || !slices.Equal(r.Ports, p.Ports) {
 				r.Kubernetes, r.Policed, r.Labels, r.Ports = true, true, p.Labels, p.Ports
 				changed = append(changed, r)
