@@ -34,13 +34,36 @@ func (n Node) Add(ctx context.Context, settings Settings, r ident.Record, sent f
 
 // Close makes the port of a new attachment pass nothing from now on, until Add has given
 // it its policy: nothing of the flows either that it began before. On a node on which
-// podmark has never run a routed port stays open.
-func (n Node) Close(settings Settings, r ident.Record, sent func() (bool, error)) error {
+// podmark has never run it first writes the rules by which a routed port is closed.
+func (n Node) Close(ctx context.Context, settings Settings, r ident.Record, sent func() (bool, error)) error {
+	if _, err := n.load(); errors.Is(err, fs.ErrNotExist) {
+		if err := n.begin(ctx, settings); err != nil {
+			return err
+		}
+	}
 	if err := port.Close(r.Endpoint); err != nil {
 		return err
 	}
 	n.step("barred")
 	return n.unjudge(r, settings.Layout, nil, sent)
+}
+
+// begin makes this a node on which podmark runs, with nobody on it.
+func (n Node) begin(ctx context.Context, settings Settings) error {
+	unlock, err := n.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	f, changed, err := n.agree(settings)
+	if err != nil || !changed {
+		return err // somebody else was quicker
+	}
+	if err := n.save(f); err != nil {
+		return err
+	}
+	_, err = n.sync(ctx, f)
+	return err
 }
 
 // Adopt is Add for an endpoint that is running already, unmarked and unpoliced: its

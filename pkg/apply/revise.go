@@ -144,7 +144,7 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 		rev.Policies != nil && len(rev.Come.Peers)+len(rev.Come.Tuples) > 0
 	from, to = desired.Between(from, to)
 	if applied.Narrowed {
-		if f.Epoch, err = begin(to); err != nil {
+		if f.Epoch, err = nextEpoch(to); err != nil {
 			return Applied{}, err
 		}
 		to.Epoch = f.Epoch
@@ -261,10 +261,10 @@ func replaced(records, changed []ident.Record) []ident.Record {
 	return out
 }
 
-// begin gives the number of the epoch after that of s, which no flow carries. At the
+// nextEpoch gives the number of the epoch after that of s, which no flow carries. At the
 // wrap all numbers are taken off the flows. Until the change is in the kernel, flows may
 // still get the one in force, which is the highest: it is taken off when its turn comes.
-func begin(s desired.State) (uint32, error) {
+func nextEpoch(s desired.State) (uint32, error) {
 	epoch := s.Layout.NextEpoch(s.Epoch)
 	switch epoch {
 	case 1:

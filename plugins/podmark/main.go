@@ -140,7 +140,7 @@ func cmdAdd(ctx context.Context, c *call) error {
 	r := ident.Record{Key: c.key(), Endpoint: e, Netns: c.Netns, Policed: c.config.Policy != config.PolicyNone, UID: podOf(c.Args).uid}
 	if c.config.Policy == config.PolicyKubernetes {
 		// podmarkd may take its time, and nobody knows yet what the pod may do.
-		if err := c.node.Close(apply.SettingsOf(c.config), r, counters.HasSent); err != nil {
+		if err := c.node.Close(ctx, apply.SettingsOf(c.config), r, counters.HasSent); err != nil {
 			return err
 		}
 		if err := ask(ctx, c, &r); err != nil {

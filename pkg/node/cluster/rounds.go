@@ -173,7 +173,7 @@ func (c *Cluster) turn(ctx context.Context) (r Round, did bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if errors.Is(r.Err, fs.ErrNotExist) { // podmark has not run here, and no pod has come
-		return r, false
+		return Round{}, false
 	}
 	if c.failed = r.Err; r.Err == nil {
 		c.done = c.round
