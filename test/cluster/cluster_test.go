@@ -140,3 +140,40 @@ func waitFor(t *testing.T, what string, check func() bool) {
 	}
 	t.Fatalf("not in time: %s", what)
 }
+
+// Who of other nodes is in a set that somebody empties, or that goes with all the rules,
+// is let in again.
+func TestSetsAreKept(t *testing.T) {
+	onNode(t, func(t *testing.T, k *lab.Kubernetes) {
+		k.Apply("{apiVersion: v1, kind: Namespace, metadata: {name: default}}")
+		k.Apply(policy("web", "web", "policyTypes: [Ingress], ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]"))
+		web := k.RunPod(lab.Manifest{Name: "web", Labels: app("web")})
+		web.Listen(lab.TCP, port)
+		far := k.AddHost("far", "10.2.0.1/24", "fd00:10:2::1/64")
+		k.Put(lab.Manifest{Name: "far", Labels: app("client"), NodeName: "elsewhere", Phase: "Running", Addresses: addressesOf(far.NS)})
+		to := lab.Request{Protocol: lab.TCP, To: web.At(lab.V4, port)}
+		k.Eventually("a pod elsewhere is let in", far.NS, to, lab.OK)
+
+		list, prefix, flush := []string{"nft", "list", "sets", "inet"}, "p4-", []string{"nft", "flush", "set", "inet", "podmark"}
+		if k.Backend() != lab.NFTables {
+			list, prefix, flush = []string{"ipset", "list", "-n"}, "podmark-p4-", []string{"ipset", "flush"}
+		}
+		for _, word := range strings.Fields(k.Node.Run(list[0], list[1:]...)) {
+			if strings.HasPrefix(word, prefix) {
+				k.Node.Run(flush[0], append(flush[1:], word)...)
+			}
+		}
+		waitFor(t, "podmarkd says that a set had been changed", func() bool { return strings.Contains(k.Said(), "somebody had changed a set") })
+		k.Eventually("it is again", far.NS, to, lab.OK)
+
+		if k.Backend() == lab.NFTables {
+			k.Node.Run("nft", "flush", "ruleset")
+		} else {
+			for _, f := range lab.Families {
+				k.Iptables(f, "-t", "mangle", "-F")
+			}
+		}
+		waitFor(t, "podmarkd repairs", func() bool { return strings.Contains(k.Said(), "msg=repaired") })
+		k.Eventually("after a flush too", far.NS, to, lab.OK)
+	})
+}
