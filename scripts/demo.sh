@@ -23,8 +23,8 @@ step() { printf '\n== %s\n' "$*"; }
 # serve NETNS ADDRESS:PORT starts a web server there; it listens when this returns.
 serve() { ip netns exec "$1" busybox httpd -p "$2" -h "$demo"; }
 
-# connect NETNS ADDRESS:PORT opens a TCP connection, or does not.
-connect() { ip netns exec "$1" timeout 3 bash -c ": <>/dev/tcp/${2%:*}/${2#*:}" 2>/dev/null; }
+# connect NETNS ADDRESS:PORT opens a TCP connection, or does not: an emulated machine may be slow.
+connect() { ip netns exec "$1" timeout 15 bash -c ": <>/dev/tcp/${2%:*}/${2#*:}" 2>/dev/null; }
 
 # service ADDRESS:PORT BACKEND is what kube-proxy does in IPVS mode.
 service() {
