@@ -153,14 +153,13 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 		return Applied{}, err
 	}
 	n.step("saved")
-	piecemeal := !whole
-	if piecemeal {
+	if !whole {
 		err = n.backend(f).Update(ctx, from, to)
 	}
-	if piecemeal && err == nil && !f.Kubernetes {
+	if !whole && err == nil && !f.Kubernetes {
 		err = n.refresh(ctx, f)
 	}
-	if applied.Whole = !piecemeal || incomplete(err); applied.Whole {
+	if applied.Whole = whole || incomplete(err); applied.Whole {
 		_, err = n.sync(ctx, f)
 	} else if err == nil {
 		f.Synced = true
