@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/podmark/podmark/test/saved"
 )
 
 // backend is what enforces on a test's node.
@@ -145,7 +147,7 @@ func (n *node) rules(variant string) []string {
 	n.t.Helper()
 	var lines []string
 	for _, f := range []string{"iptables", "ip6tables"} {
-		for line := range strings.Lines(n.exec("", f+"-"+variant+"-save", "-t", "mangle")) {
+		for line := range strings.Lines(saved.Mangle(n.t, f+"-"+variant)) {
 			if !strings.HasPrefix(line, "#") {
 				lines = append(lines, f+" "+counters.ReplaceAllString(line, ""))
 			}

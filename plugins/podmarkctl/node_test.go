@@ -21,6 +21,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/test/netns"
+	"github.com/podmark/podmark/test/saved"
 )
 
 // programs is a folder with podmarkctl, podmark and podmarkd, built once.
@@ -242,7 +243,7 @@ func (n *node) kernel() string {
 	out := strings.Join(sets, "")
 	for _, v := range variants {
 		for _, f := range []string{"iptables", "ip6tables"} {
-			for line := range strings.Lines(n.exec("", f+"-"+v+"-save", "-t", "mangle")) {
+			for line := range strings.Lines(saved.Mangle(n.t, f+"-"+v)) {
 				if !strings.HasPrefix(line, "#") {
 					out += line
 				}

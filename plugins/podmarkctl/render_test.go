@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/test/saved"
 )
 
 type rendered struct {
@@ -150,7 +152,7 @@ func (n *node) applied() string {
 		return alike(out)
 	}
 	for _, f := range []string{"iptables", "ip6tables"} {
-		for line := range strings.Lines(n.exec("", f+"-"+n.backend.variant+"-save", "-t", "mangle")) {
+		for line := range strings.Lines(saved.Mangle(n.t, f+"-"+n.backend.variant)) {
 			if !strings.HasPrefix(line, "#") && !strings.Contains(line, "KUBE-IPTABLES-HINT") {
 				lines = append(lines, f+" "+generation.ReplaceAllString(changing.ReplaceAllString(line, ""), "$1*"))
 			}

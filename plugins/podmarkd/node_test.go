@@ -29,6 +29,7 @@ import (
 	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/test/contain"
 	"github.com/podmark/podmark/test/netns"
+	"github.com/podmark/podmark/test/saved"
 )
 
 // programs is a folder with podmarkd, podmarkctl and podmark, built once.
@@ -104,33 +105,14 @@ func newHost(t *testing.T, b backend) *host {
 // exec runs a command that must succeed.
 func (h *host) exec(stdin, name string, args ...string) string {
 	h.t.Helper()
-	out, err := h.try(stdin, name, args...)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	return out
-}
-
-func (h *host) try(stdin, name string, args ...string) (string, error) {
 	cmd := exec.Command(name, args...)
 	cmd.Stdin = strings.NewReader(stdin)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("%s %q: %w: %s", name, args, err, stderr.String())
+		h.t.Fatalf("%s %q: %v: %s", name, args, err, stderr.String())
 	}
-	return stdout.String(), nil
-}
-
-// saved is what a family's rules are. It is asked for again while podmarkd removes sets: the
-// program reads the rules, then asks for the name of each set, and ends when one is gone.
-func (h *host) saved(family string) (out string) {
-	h.t.Helper()
-	h.eventually("the rules of "+family+" can be read", func() (err error) {
-		out, err = h.try("", family+"-"+h.backend.variant+"-save", "-t", "mangle")
-		return err
-	})
-	return out
+	return stdout.String()
 }
 
 // iptables runs the node's variant, IPv4 and IPv6, on table mangle.
@@ -250,7 +232,7 @@ func (h *host) kernel() string {
 		}
 		slices.Sort(lines)
 		for _, f := range []string{"iptables", "ip6tables"} {
-			for line := range strings.Lines(h.saved(f)) {
+			for line := range strings.Lines(saved.Mangle(h.t, f+"-"+h.backend.variant)) {
 				if !strings.HasPrefix(line, "#") {
 					lines = append(lines, generation.ReplaceAllString(line, "$1"))
 				}

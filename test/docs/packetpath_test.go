@@ -120,9 +120,9 @@ func rendered(t *testing.T) (v4, v6 iptables.Rendered) {
 func TestRules(t *testing.T) {
 	v4, v6 := rendered(t)
 	var onlyV6 strings.Builder
-	names := regexp.MustCompile(`(podmark-[a-z]+)6a`)
+	names := regexp.MustCompile(`(podmark-[a-z]+)6(a?)`)
 	for line := range strings.Lines(v6.Rules) {
-		if !strings.Contains(v4.Rules, names.ReplaceAllString(line, "${1}4a")) {
+		if !strings.Contains(v4.Rules, names.ReplaceAllString(line, "${1}4${2}")) {
 			onlyV6.WriteString(line)
 		}
 	}
@@ -294,7 +294,7 @@ func TestNames(t *testing.T) {
 	all := exampleOf(t, manifests+named)
 	v4 := iptables.Render(all)[0]
 	_, chains := treeOf(v4.Rules)
-	sets := regexp.MustCompile(`(?m)^create (podmark-[a-z]+4)a`).FindAllStringSubmatch(v4.Sets, -1)
+	sets := regexp.MustCompile(`(?m)^create (podmark-[a-z]+4)a?`).FindAllStringSubmatch(v4.Sets, -1)
 	want := map[string][]string{"chains in table mangle": chains}
 	ruleset := nftables.Render(all)
 	_, want["chains of nftables"] = nftTree(ruleset)

@@ -1,0 +1,33 @@
+// Package saved reads the rules of iptables while somebody changes them.
+package saved
+
+import (
+	"bytes"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+// patience is how long sets may come and go.
+const patience = time.Minute
+
+// Mangle is what table mangle holds, as a variant's command, "iptables-nft" or
+// "ip6tables-legacy", saves it in the calling thread's network namespace. The program reads
+// the rules, then asks for the name of each set that they mention, and ends when one is
+// gone meanwhile: it is asked again.
+func Mangle(t testing.TB, command string) string {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		cmd := exec.Command(command+"-save", "-t", "mangle")
+		var stdout, stderr bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &stdout, &stderr
+		err := cmd.Run()
+		if err == nil {
+			return stdout.String()
+		}
+		if !strings.Contains(stderr.String(), "doesn't exist") || time.Now().After(deadline) {
+			t.Fatalf("%s-save: %v: %s", command, err, stderr.String())
+		}
+	}
+}
