@@ -113,6 +113,9 @@ func (b Backend) transact(ctx context.Context, step string, plans ...plan) error
 				break
 			}
 			generation = anyGeneration
+			if b.Step != nil {
+				b.Step(step)
+			}
 		}
 		switch {
 		case errors.Is(err, errChanged) && ctx.Err() == nil:
@@ -120,8 +123,6 @@ func (b Backend) transact(ctx context.Context, step string, plans ...plan) error
 		case unexpected(err) && len(plans) > 1:
 			plans = plans[1:]
 			continue
-		case err == nil && b.Step != nil:
-			b.Step(step)
 		}
 		return err
 	}
