@@ -154,8 +154,12 @@ func (p prober) labelChanges(ctx context.Context) (took []time.Duration, err err
 
 // policyChanges changes a port of a policy to and fro.
 func (p prober) policyChanges(ctx context.Context) (took []time.Duration, err error) {
+	chains, err := p.chains()
+	if err != nil {
+		return nil, err
+	}
 	for i := range changes {
-		before, err := p.rules()
+		before, err := p.rules(chains)
 		if err != nil {
 			return nil, err
 		}
@@ -164,7 +168,7 @@ func (p prober) policyChanges(ctx context.Context) (took []time.Duration, err er
 			return nil, err
 		}
 		_, err = until(func() (bool, error) {
-			now, err := p.rules()
+			now, err := p.rules(chains)
 			return !slices.Equal(before, now) && len(now) == len(before), err
 		})
 		if err != nil {
@@ -179,16 +183,31 @@ func (p prober) policyChanges(ctx context.Context) (took []time.Duration, err er
 // pace leaves each change to itself: podmarkd collects those that come together.
 const pace = 300 * time.Millisecond
 
-// rules are the handles of the kernel's rules that the policy has, in profiles of IPv4.
-func (p prober) rules() (handles []uint64, err error) {
-	chains, err := p.kernel.ListChainsOfTableFamily(nftables.TableFamilyINet)
+// chains are those of IPv4 profiles that the policy has rules in. They go on to be named
+// so when these change.
+func (p prober) chains() (of []*nftables.Chain, err error) {
+	all, err := p.kernel.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
 		return nil, err
 	}
-	for _, c := range chains {
+	for _, c := range all {
 		if c.Table.Name != p.table.Name || !strings.HasPrefix(c.Name, "i4-") {
 			continue
 		}
+		rules, err := p.rules([]*nftables.Chain{c})
+		if err != nil {
+			return nil, err
+		}
+		if len(rules) > 0 {
+			of = append(of, c)
+		}
+	}
+	return of, nil
+}
+
+// rules are the handles of the rules that the policy has in the chains.
+func (p prober) rules(chains []*nftables.Chain) (handles []uint64, err error) {
+	for _, c := range chains {
 		rules, err := p.kernel.GetRules(p.table, c)
 		if err != nil {
 			return nil, err
