@@ -319,12 +319,12 @@ func (x *Index) Complete(s State) State {
 	m := newMembers()
 	for id := range s.PeerSets {
 		if c := x.peers[id]; c != nil {
-			m.Peers[id] = collect(c.settled(), (*held).addr)
+			m.Peers[id] = collect(c.settled(), len(c.all), (*held).addr)
 		}
 	}
 	for id := range s.TupleSets {
 		if c := x.tuples[id]; c != nil {
-			m.Tuples[id] = collect(c.settled(), heldPort.addrPort)
+			m.Tuples[id] = collect(c.settled(), len(c.all), heldPort.addrPort)
 		}
 	}
 	return s.With(m)
@@ -334,12 +334,12 @@ func (x *Index) Complete(s State) State {
 func (x *Index) Changes() (gone, come Members) {
 	gone, come = newMembers(), newMembers()
 	for id, c := range x.peers {
-		note(gone.Peers, id, collect(maps.Keys(c.gone), (*held).addr), netip.Addr.Compare)
-		note(come.Peers, id, collect(maps.Keys(c.come), (*held).addr), netip.Addr.Compare)
+		note(gone.Peers, id, collect(maps.Keys(c.gone), len(c.gone), (*held).addr), netip.Addr.Compare)
+		note(come.Peers, id, collect(maps.Keys(c.come), len(c.come), (*held).addr), netip.Addr.Compare)
 	}
 	for id, c := range x.tuples {
-		note(gone.Tuples, id, collect(maps.Keys(c.gone), heldPort.addrPort), netip.AddrPort.Compare)
-		note(come.Tuples, id, collect(maps.Keys(c.come), heldPort.addrPort), netip.AddrPort.Compare)
+		note(gone.Tuples, id, collect(maps.Keys(c.gone), len(c.gone), heldPort.addrPort), netip.AddrPort.Compare)
+		note(come.Tuples, id, collect(maps.Keys(c.come), len(c.come), heldPort.addrPort), netip.AddrPort.Compare)
 	}
 	return gone, come
 }
@@ -351,7 +351,9 @@ func note[ID comparable, T any](in map[ID][]T, id ID, some []T, compare func(T, 
 	}
 }
 
-func collect[H, T any](from iter.Seq[H], of func(H) T) (out []T) {
+// collect lists what of makes of each of some.
+func collect[H, T any](from iter.Seq[H], some int, of func(H) T) []T {
+	out := make([]T, 0, some)
 	for h := range from {
 		out = append(out, of(h))
 	}
