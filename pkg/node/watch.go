@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -60,14 +61,19 @@ func foreign(m netlink.Message) bool {
 	if err != nil {
 		return true
 	}
-	own, _ := os.ReadFile("/proc/self/comm")
 	for ad.Next() {
-		if ad.Type() == unix.NFTA_GEN_PROC_NAME && ad.String() == strings.TrimSpace(string(own)) {
+		if ad.Type() == unix.NFTA_GEN_PROC_NAME && ad.String() == comm() {
 			return false
 		}
 	}
 	return true
 }
+
+// comm is what the kernel calls this program.
+var comm = sync.OnceValue(func() string {
+	name, _ := os.ReadFile("/proc/self/comm")
+	return strings.TrimSpace(string(name))
+})
 
 // watch calls tell for every notification that is news until ctx is done. What it
 // says is not read: the node is looked at as a whole. One that was lost, because

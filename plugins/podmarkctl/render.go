@@ -32,7 +32,8 @@ func newRender(o *options) *cobra.Command {
 policy, or with -f for a policy that is not applied yet: for nftables in the form
 of nft, for iptables, per family, the sets in the form of 'ipset restore' and the
 rules in the form of 'iptables-restore'. Auto is the backend that enforces on this
-node, or the one that would.`,
+node, or the one that would. Pods of other nodes, which podmarkd puts into the sets of
+peers, are not among them.`,
 		Example: `  podmarkctl render
   podmarkctl render --backend iptables
   podmarkctl render -f policies/ | less`,

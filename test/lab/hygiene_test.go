@@ -147,6 +147,51 @@ func TestPodToHost(t *testing.T) {
 	})
 }
 
+// A pod that reaches itself through its service is subject to its own policies in both
+// directions; what it sends to its own address never leaves it.
+func TestHairpin(t *testing.T) {
+	onRouted(t, func(t *testing.T, c *cluster) {
+		const service, direct = "pod to itself by its service", "pod to its own address"
+		var rows []lab.Row
+		for _, f := range lab.Families {
+			for _, p := range lab.Protocols {
+				rows = append(rows, lab.Row{Name: service, From: c.b.NS, Protocol: p, To: c.vip(p, f), By: "b"})
+			}
+			rows = append(rows, lab.Row{Name: direct, From: c.b.NS, Protocol: lab.TCP, To: c.b.At(f, podPort), By: "b"})
+		}
+		lab.Table(t, rows)
+		toItself := func(name, direction, peers string) string {
+			return `---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: ` + name + `}
+spec:
+  podSelector: {matchLabels: {app: b}}
+  policyTypes: [` + direction + `]
+  ` + strings.ToLower(direction) + `: [{` + peers + `: [{podSelector: {matchLabels: {app: b}}}]}]
+`
+		}
+		from, to := toItself("from", "Ingress", "from"), toItself("to", "Egress", "to")
+		for _, tt := range []struct {
+			policies string
+			allowed  bool
+		}{
+			{isolate("b", "Ingress"), false},
+			{from, true},
+			{from + "---" + isolate("b", "Egress"), false},
+			{from + to, true},
+			{to + "---" + isolate("b", "Ingress"), false},
+		} {
+			apply(t, c.Node, tt.policies)
+			if tt.allowed {
+				lab.Table(t, rows)
+			} else {
+				lab.Table(t, want(t, rows, lab.Blocked, service))
+			}
+		}
+	})
+}
+
 // Multicast, broadcast and the link-local address of the host's veth reach host processes
 // past every list of addresses.
 func TestPodToHostBeyondAddresses(t *testing.T) {
