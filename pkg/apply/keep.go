@@ -130,14 +130,17 @@ func (n Node) Keep(ctx context.Context, ports *Ports) (Kept, error) {
 // went. All of them at once would keep others from the node's lock for long. There is
 // nothing to do where pods elsewhere are not known, or a change is to be finished first.
 func (n Node) KeepSet(ctx context.Context, after string) (name string, changed int, err error) {
+	if f, err := n.load(); err != nil || !f.Kubernetes || n.Complete == nil {
+		return after, 0, ignoreMissing(err)
+	}
 	unlock, err := n.lock(ctx)
 	if err != nil {
 		return after, 0, err
 	}
 	defer unlock()
 	f, err := n.load()
-	if err != nil || n.lacking(f) || f.Incomplete || n.Complete == nil {
-		return after, 0, ignoreMissing(err)
+	if err != nil || n.lacking(f) || f.Incomplete {
+		return after, 0, err
 	}
 	state, err := n.state(f)
 	if err != nil {

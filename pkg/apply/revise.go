@@ -131,18 +131,13 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 	if err := errors.Join(errFrom, errTo); err != nil {
 		return Applied{}, err
 	}
-	if from, to = from.With(rev.Gone), to.With(rev.Come); !whole {
-		if from, err = n.fillNew(ctx, was, from, to); err != nil {
-			return Applied{}, err
-		}
-	}
+	from, to = from.With(rev.Gone), to.With(rev.Come)
 	// A change that was interrupted may be half in the kernel: what it forbade
 	// is not known to be stopped. Whether this one takes anything away, only whole
 	// states tell: an endpoint that stays in its place may have got other rules.
 	applied.Narrowed = !was.Synced || rev.Unknown || from.Narrows(to) ||
 		// To a packet in flight, those who come may be peers of the rules that go.
-		rev.Policies != nil && len(rev.Come.Peers)+len(rev.Come.Tuples) > 0
-	from, to = desired.Between(from, to)
+		rev.Policies != nil && from.Names(rev.Come)
 	if applied.Narrowed {
 		if f.Epoch, err = nextEpoch(to); err != nil {
 			return Applied{}, err
@@ -154,7 +149,10 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 	}
 	n.step("saved")
 	if !whole {
-		err = n.backend(f).Update(ctx, from, to)
+		if from, err = n.fillNew(ctx, f, from, to); err == nil {
+			from, to = desired.Between(from, to)
+			err = n.backend(f).Update(ctx, from, to)
+		}
 	}
 	if !whole && err == nil && !f.Kubernetes {
 		err = n.refresh(ctx, f)
@@ -184,7 +182,7 @@ func (n Node) fillNew(ctx context.Context, f file, from, to desired.State) (desi
 			continue
 		}
 		if _, err := n.backend(f).Fill(ctx, set); err != nil {
-			return from, fmt.Errorf("%w: %w", ErrBackend, err)
+			return from, err
 		}
 		maps.Copy(from.PeerSets, set.PeerSets)
 		maps.Copy(from.TupleSets, set.TupleSets)

@@ -38,34 +38,30 @@ func (n Node) Members(ctx context.Context, s desired.State, addrs []netip.Addr, 
 	if err != nil {
 		return s, ignoreMissing(err)
 	}
-	backend, found := n.backend(f), desired.Members{Peers: map[desired.PeerSetID][]netip.Addr{}, Tuples: map[desired.TupleSetID][]netip.AddrPort{}}
-	for set := range s.Vacant().EachSet() {
-		for _, a := range addrs {
-			for id, peers := range set.PeerSets {
-				peers.Addrs = []netip.Addr{a}
-				set.PeerSets[id] = peers
-				there, err := backend.Holds(ctx, set)
-				if err != nil {
-					return s, fmt.Errorf("%w: %w", ErrBackend, err)
-				}
-				if there {
-					found.Peers[id] = append(found.Peers[id], a)
-				}
+	found := desired.Members{Peers: map[desired.PeerSetID][]netip.Addr{}, Tuples: map[desired.TupleSetID][]netip.AddrPort{}}
+	holds := func(one desired.State) bool {
+		there, errHolds := n.backend(f).Holds(ctx, one)
+		err = errors.Join(err, errHolds)
+		return there
+	}
+	for _, a := range addrs {
+		for id, set := range s.PeerSets {
+			set.Addrs = []netip.Addr{a}
+			if holds(desired.State{PeerSets: map[desired.PeerSetID]desired.PeerSet{id: set}}) {
+				found.Peers[id] = append(found.Peers[id], a)
 			}
-			for id, tuples := range set.TupleSets {
-				for _, port := range ports {
-					tuples.Tuples = []netip.AddrPort{netip.AddrPortFrom(a, port)}
-					set.TupleSets[id] = tuples
-					there, err := backend.Holds(ctx, set)
-					if err != nil {
-						return s, fmt.Errorf("%w: %w", ErrBackend, err)
-					}
-					if there {
-						found.Tuples[id] = append(found.Tuples[id], tuples.Tuples...)
-					}
+		}
+		for id, set := range s.TupleSets {
+			for _, port := range ports {
+				set.Tuples = []netip.AddrPort{netip.AddrPortFrom(a, port)}
+				if holds(desired.State{TupleSets: map[desired.TupleSetID]desired.TupleSet{id: set}}) {
+					found.Tuples[id] = append(found.Tuples[id], set.Tuples...)
 				}
 			}
 		}
+	}
+	if err != nil {
+		return s, fmt.Errorf("%w: %w", ErrBackend, err)
 	}
 	return s.With(found), nil
 }

@@ -213,6 +213,21 @@ func (s State) Has(other State) bool {
 	return true
 }
 
+// Names reports whether s has one of the sets of m.
+func (s State) Names(m Members) bool {
+	for id := range m.Peers {
+		if _, ok := s.PeerSets[id]; ok {
+			return true
+		}
+	}
+	for id := range m.Tuples {
+		if _, ok := s.TupleSets[id]; ok {
+			return true
+		}
+	}
+	return false
+}
+
 // Vacant is s with nobody in its sets.
 func (s State) Vacant() State {
 	s.PeerSets, s.TupleSets = maps.Clone(s.PeerSets), maps.Clone(s.TupleSets)

@@ -11,10 +11,7 @@ func whole(have actual, want ruleset) (ch change) {
 			ch.at = append(ch.at, addTable(t))
 		}
 	}
-	// Where there is no table, nothing leads to a chain yet.
-	if len(ch.at) == 0 {
-		ch.ahead, have = prepare(have, want)
-	}
+	ch.ahead, have = prepare(have, want)
 	for _, c := range want.chains {
 		if !has(have.chains, c) {
 			ch.at = append(ch.at, addChain(c))
@@ -63,17 +60,18 @@ func has(list []chain, c chain) bool {
 }
 
 // prepare lists what makes the chains that have lacks, but for those that begin at a
-// hook, and what they look into; and what there is then.
+// hook, and what they look into; and what there is then. Where there is no table, nothing
+// leads to a chain yet.
 func prepare(have actual, want ruleset) ([]command, actual) {
 	var sets, chains, rules []command
 	for _, s := range want.sets {
-		if !slices.ContainsFunc(have.sets, func(h set) bool { return h.name == s.name }) {
+		if have.tables[s.table.Family] && !slices.ContainsFunc(have.sets, func(h set) bool { return h.name == s.name }) {
 			sets = append(sets, addSet(s))
 			have.sets = append(slices.Clip(have.sets), s)
 		}
 	}
 	for _, c := range want.chains {
-		if c.hook == nil && !has(have.chains, c) {
+		if have.tables[c.table.Family] && c.hook == nil && !has(have.chains, c) {
 			chains, rules = append(chains, addChain(c)), append(rules, fill(c)...)
 			have.chains = append(slices.Clip(have.chains), c)
 		}
