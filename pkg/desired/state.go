@@ -58,8 +58,19 @@ type Node struct {
 	SCTPPorts []PortRange
 	// HostAddresses are the node's own addresses, service addresses excluded.
 	HostAddresses []netip.Addr
+	// Tunnels are what endpoints may not wrap packets in.
+	Tunnels Tunnels
 	// Unlogged is set where the kernel cannot log packets: what is dropped is counted only.
 	Unlogged bool
+}
+
+// Tunnels are encapsulations that the node unwraps. A packet inside one comes out of the
+// node's own tunnel, with a source that nobody has checked: so endpoints may send none.
+type Tunnels struct {
+	// UDPPorts are destination ports, such as 8472 of VXLAN; sorted.
+	UDPPorts []uint16 `json:"udpPorts,omitempty"`
+	// Protocols are IP protocol numbers, such as 4 of IPIP; sorted.
+	Protocols []uint8 `json:"protocols,omitempty"`
 }
 
 // ProfileID names a Profile: 16 hexadecimal digits, or empty for none.
@@ -541,7 +552,8 @@ func Between(from, to State) (State, State) {
 func (e Endpoint) placedAs(other Endpoint) bool {
 	return e.ID == other.ID && e.FormerID == other.FormerID && e.Profiles == other.Profiles &&
 		e.Interface == other.Interface && e.Port == other.Port && e.MAC == other.MAC &&
-		slices.Equal(e.Addresses, other.Addresses) && slices.Equal(e.Gateways, other.Gateways)
+		e.InterfaceIndex == other.InterfaceIndex && e.PortIndex == other.PortIndex && e.VRFIndex == other.VRFIndex &&
+		slices.Equal(e.Addresses, other.Addresses) && slices.Equal(e.Sources, other.Sources) && slices.Equal(e.Gateways, other.Gateways)
 }
 
 // equal reports whether both allow the same by the same rules.

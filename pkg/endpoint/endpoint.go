@@ -21,11 +21,25 @@ type Endpoint struct {
 	Interface string `json:"interface"`
 	// Port is the host veth itself; it equals Interface when routed.
 	Port string `json:"port"`
+	// InterfaceIndex and PortIndex are the kernel's numbers of those links. They stay when
+	// a link is renamed, and no other link of the namespace gets them. 0 is not known: the
+	// record is an older podmark's.
+	InterfaceIndex int `json:"interfaceIndex,omitempty"`
+	PortIndex      int `json:"portIndex,omitempty"`
+	// VRF is the VRF that the host veth is enslaved to, and VRFIndex its number: what the
+	// endpoint sends passes the IP hooks once as from the host veth and once as from the
+	// VRF (vrf_ip_rcv). Empty and 0 without one.
+	VRF      string `json:"vrf,omitempty"`
+	VRFIndex int    `json:"vrfIndex,omitempty"`
 	// MAC is the address of the container interface; a bridge port is held to it.
 	MAC string `json:"mac,omitempty"`
 	// Addresses are those of the container interface, IPv4 and IPv6, unmapped
 	// and without zone.
 	Addresses []netip.Addr `json:"addresses"`
+	// Sources are prefixes that the endpoint may send from besides, as a router does:
+	// masked, sorted, of either family. What comes from them, or goes to them by the host
+	// veth, is judged by the endpoint's own policies; to policies of others it is nobody.
+	Sources []netip.Prefix `json:"sources,omitempty"`
 	// Ports are the named ports of the pod's containers.
 	Ports []NamedPort `json:"ports,omitempty"`
 	// Gateways are the prevResult's gateways: addresses of the host where the
