@@ -7,8 +7,8 @@ import (
 	"github.com/podmark/podmark/pkg/mark"
 )
 
-// Packet is the first packet of a flow where it is judged: behind IPVS, with the
-// real backend as its destination and the real client as its source.
+// Packet is a packet where it is judged: behind IPVS, with the real backend as its
+// destination and the real client as its source.
 type Packet struct {
 	// In is the L3 interface it came in by; empty when a host process sent it.
 	In string
@@ -16,10 +16,39 @@ type Packet struct {
 	Out      string
 	Src, Dst netip.Addr
 	Protocol Protocol
-	// ICMPv6Type is read only for protocol 58.
-	ICMPv6Type uint8
-	DstPort    uint16
+	// ICMPType is read only for protocols 1 and 58.
+	ICMPType         uint8
+	SrcPort, DstPort uint16
+	// HopLimit is that with which it came in. It is read of neighbour discovery and MLD.
+	HopLimit uint8
+	State    PacketState
+	// Client and Server are the ends of the flow that an error is about.
+	Client, Server netip.Addr
+	// Frame is how it crosses a bridge; nil where it crosses none.
+	Frame *Frame
 }
+
+// Frame is what a bridge sees of a packet.
+type Frame struct {
+	// From and To are the ports by which it came in and leaves; empty for the node's side.
+	From, To string
+	// OtherSource is set where the source MAC address is not the endpoint's behind From,
+	// and OtherDestination where the destination's is not that of the one behind To.
+	OtherSource, OtherDestination bool
+}
+
+// PacketState is what conntrack makes of a packet, as far as podmark distinguishes.
+type PacketState uint8
+
+const (
+	// Opening: the first packet of a flow, one that conntrack cannot place or does not
+	// track, or one from the side that opened a flow which was not judged under this epoch.
+	Opening PacketState = iota
+	// Answering: one from the other side of such a flow.
+	Answering
+	// Reporting: an error about a flow that is allowed now.
+	Reporting
+)
 
 // Verdict is the answer to "may this packet pass", with its reason.
 type Verdict struct {
@@ -50,24 +79,178 @@ type Judgement struct {
 // ICMPv6 is the protocol number of neighbour discovery and MLD.
 const ICMPv6 Protocol = 58
 
-// NeighbourTypes are the ICMPv6 types that always pass: MLD (130-132, 143) and
-// neighbour discovery (133-137), RFC 4890 section 4.4.1. Without them IPv6 has
-// no next hop.
-var NeighbourTypes = []uint8{130, 131, 132, 133, 134, 135, 136, 137, 143}
+// The ICMPv6 types that no policy is asked about, as long as they stay on their link
+// (RFC 4890, section 4.4.1): without neighbour discovery IPv6 has no next hop. A redirect
+// is not among them.
+var (
+	// DiscoveryTypes are those of neighbour discovery (RFC 4861). They have a hop limit of
+	// 255, of which every router takes one off.
+	DiscoveryTypes = []uint8{133, 134, 135, 136}
+	// ListenerTypes are those of MLD (RFC 2710, RFC 3810). They have a hop limit of 1,
+	// which no router passes on.
+	ListenerTypes = []uint8{130, 131, 132, 143}
+)
 
-// Allows judges the first packet of a flow by the model alone. Replies, related
-// packets and flows judged under the current epoch are not asked about: they pass.
+// The ICMP and ICMPv6 types that are errors about a packet (RFC 792, RFC 4443). A redirect
+// is none: it is an order.
+var (
+	ErrorTypes4 = []uint8{3, 11, 12}
+	ErrorTypes6 = []uint8{1, 2, 3, 4}
+)
+
+// Allows judges a packet by the model alone. What is of a flow that was judged under the
+// current epoch is asked about only who sent it: see [State.Sender].
 func (s State) Allows(p Packet) Verdict {
-	if p.Protocol == ICMPv6 && slices.Contains(NeighbourTypes, p.ICMPv6Type) {
-		return Verdict{Allowed: true, By: "neighbour discovery"}
-	}
 	if p.In == "" {
 		return Verdict{Allowed: true, By: "sent by the node"}
 	}
-	src, posing := s.Origin(p.Src, p.In)
-	if posing {
-		return Verdict{By: "source address is not the endpoint's own"}
+	if v := s.Sender(p); !v.Allowed {
+		return v
 	}
+	if v := s.stray(p); !v.Allowed {
+		return v
+	}
+	switch {
+	case p.onLink():
+		return Verdict{Allowed: true, By: "neighbour discovery"}
+	case p.State == Reporting && s.reports(p):
+		return Verdict{Allowed: true, By: "an error about a flow that is allowed"}
+	case p.State == Answering && p.Out == "":
+		return Verdict{Allowed: true, By: "the node is answered"}
+	case p.State == Answering:
+		return s.judged(p.turned())
+	case s.wraps(p):
+		return Verdict{By: "encapsulated as in the node's tunnels"}
+	}
+	return s.judged(p)
+}
+
+// Sender asks whether a packet, of whatever flow and kind, comes from who it says.
+func (s State) Sender(p Packet) Verdict {
+	forged := Verdict{By: "source address is not the endpoint's own"}
+	genuine := Verdict{Allowed: true, By: "the sender is who it says"}
+	e := s.behind(p)
+	owner := s.owner(p.Src)
+	switch {
+	case e == nil && owner == nil:
+		return genuine
+	case e == nil: // another's address, by an interface that is nobody's
+		return forged
+	case p.Frame != nil && p.Frame.OtherSource:
+		return forged
+	case owner == e:
+		return genuine
+	case owner != nil:
+		return forged
+	case p.onLink() && onLinkOf(p, *e):
+		return genuine
+	case containing(e.Sources, p.Src):
+		return genuine
+	}
+	return forged
+}
+
+// behind is the endpoint at the port that the packet came in by, nil for none.
+func (s State) behind(p Packet) *Endpoint {
+	port := p.In
+	if p.Frame != nil {
+		port = p.Frame.From
+	}
+	for i, e := range s.Endpoints {
+		if e.Port == port && port != "" {
+			return &s.Endpoints[i]
+		}
+	}
+	return nil
+}
+
+// owner is the endpoint with the address, nil for none.
+func (s State) owner(a netip.Addr) *Endpoint {
+	for i, e := range s.Endpoints {
+		if slices.Contains(e.Addresses, a) {
+			return &s.Endpoints[i]
+		}
+	}
+	return nil
+}
+
+// sourceOf is the endpoint that a packet with a proven sender comes from, nil for outside.
+func (s State) sourceOf(p Packet) *Endpoint {
+	if e := s.owner(p.Src); e != nil {
+		return e
+	}
+	if e := s.behind(p); e != nil && containing(e.Sources, p.Src) {
+		return e
+	}
+	return nil
+}
+
+func containing(prefixes []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// onLink holds for neighbour discovery and MLD that did not come by a router.
+func (p Packet) onLink() bool {
+	return p.Protocol == ICMPv6 && (p.HopLimit == 255 && slices.Contains(DiscoveryTypes, p.ICMPType) ||
+		p.HopLimit == 1 && slices.Contains(ListenerTypes, p.ICMPType))
+}
+
+// onLinkOf holds for what an endpoint may say of itself to its link.
+func onLinkOf(p Packet, e Endpoint) bool {
+	router := p.ICMPType == 130 || p.ICMPType == 134
+	return !router && (p.Src.IsLinkLocalUnicast() || p.Src.IsUnspecified())
+}
+
+// stray asks whether a frame to the port of an isolated endpoint is for the endpoint.
+func (s State) stray(p Packet) Verdict {
+	pass := Verdict{Allowed: true}
+	if p.Frame == nil || p.Frame.To == "" || p.onLink() {
+		return pass
+	}
+	for _, e := range s.Endpoints {
+		if e.Port != p.Frame.To || e.Routed() || !s.Isolates(e.Profiles[Ingress]) {
+			continue
+		}
+		if p.Frame.OtherDestination || !slices.Contains(e.Addresses, p.Dst) && !containing(e.Sources, p.Dst) {
+			return Verdict{By: "not for the endpoint behind the bridge port"}
+		}
+	}
+	return pass
+}
+
+// reports holds for an error from an end of the flow that it is about, or from outside,
+// where the routers are.
+func (s State) reports(p Packet) bool {
+	types := ErrorTypes4
+	if p.Protocol == ICMPv6 {
+		types = ErrorTypes6
+	}
+	return slices.Contains(types, p.ICMPType) && (s.owner(p.Src) == nil || p.Src == p.Client || p.Src == p.Server)
+}
+
+// wraps holds for an endpoint's packet that the node, or another like it, would unwrap.
+func (s State) wraps(p Packet) bool {
+	if s.sourceOf(p) == nil {
+		return false
+	}
+	return slices.Contains(s.Tunnels.Protocols, uint8(p.Protocol)) ||
+		p.Protocol == UDP && slices.Contains(s.Tunnels.UDPPorts, p.DstPort)
+}
+
+// turned is the flow's original packet, which p answers.
+func (p Packet) turned() Packet {
+	p.In, p.Out = p.Out, p.In
+	p.Src, p.Dst = p.Dst, p.Src
+	p.SrcPort, p.DstPort = p.DstPort, p.SrcPort
+	if p.Frame != nil {
+		p.Frame = &Frame{From: p.Frame.To, To: p.Frame.From}
+	}
+	return p
+}
+
+// judged asks the policies of both ends.
+func (s State) judged(p Packet) Verdict {
+	src := s.sourceOf(p)
 	if src == nil {
 		return s.arrives(p)
 	}
@@ -100,17 +283,19 @@ func (s State) arrives(p Packet) Verdict {
 }
 
 // Origin is the endpoint that sends from an address behind an interface, nil for
-// outside. It is posing where the interface is an endpoint's alone and the address is
-// not that endpoint's.
+// outside. It is posing where the address is not one that may come from there.
 func (s State) Origin(addr netip.Addr, iface string) (e *Endpoint, posing bool) {
-	e = s.endpoint(addr, iface)
-	return e, e == nil && s.routed(iface)
+	p := Packet{In: iface, Src: addr}
+	if owner := s.owner(addr); owner != nil && owner.Interface == iface && !owner.Routed() {
+		p.Frame = &Frame{From: owner.Port}
+	}
+	return s.sourceOf(p), !s.Sender(p).Allowed
 }
 
 // endpoint finds the endpoint with address addr behind interface iface.
 func (s State) endpoint(addr netip.Addr, iface string) *Endpoint {
 	for i, e := range s.Endpoints {
-		if e.Interface == iface && slices.Contains(e.Addresses, addr) {
+		if e.Interface == iface && (slices.Contains(e.Addresses, addr) || containing(e.Sources, addr)) {
 			return &s.Endpoints[i]
 		}
 	}

@@ -90,7 +90,7 @@ func TestAllows(t *testing.T) {
 	}
 	udp80, tcp81, icmp := tcp80, tcp80, desired.Packet{Protocol: 1}
 	udp80.Protocol, tcp81.DstPort = desired.UDP, 81
-	solicitation := desired.Packet{Protocol: desired.ICMPv6, ICMPv6Type: 135}
+	solicitation := desired.Packet{Protocol: desired.ICMPv6, ICMPType: 135}
 	tests := []struct {
 		name   string
 		packet desired.Packet

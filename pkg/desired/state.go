@@ -445,11 +445,11 @@ func (s State) Narrows(next State) bool {
 		}
 		for _, d := range Directions {
 			way := [2]ProfileID{e.Profiles[d], n.Profiles[d]}
-			if !next.isolates(n.Profiles[d]) || compared[way] {
+			if !next.Isolates(n.Profiles[d]) || compared[way] {
 				continue
 			}
 			compared[way] = true
-			if !s.isolates(e.Profiles[d]) || s.Profiles[e.Profiles[d]].narrows(next.Profiles[n.Profiles[d]]) {
+			if !s.Isolates(e.Profiles[d]) || s.Profiles[e.Profiles[d]].narrows(next.Profiles[n.Profiles[d]]) {
 				return true
 			}
 		}
@@ -467,9 +467,9 @@ func (s State) Narrows(next State) bool {
 	return false
 }
 
-// isolates reports whether the profile forbids anything: none does not, and neither
+// Isolates reports whether the profile forbids anything: none does not, and neither
 // does one that audits.
-func (s State) isolates(id ProfileID) bool { return id != "" && !s.Profiles[id].Audit }
+func (s State) Isolates(id ProfileID) bool { return id != "" && !s.Profiles[id].Audit }
 
 // narrows reports whether next lacks a rule of p.
 func (p Profile) narrows(next Profile) bool {

@@ -79,7 +79,7 @@ func (w walker) walks() ([]Walk, error) {
 	p := w.pair
 	packet := desired.Packet{In: w.in(p.src), Src: p.src, Dst: p.dst, Protocol: w.Protocol, DstPort: w.Port}
 	if w.Protocol == icmp && p.dst.Is6() {
-		packet.Protocol, packet.ICMPv6Type = desired.ICMPv6, 128
+		packet.Protocol, packet.ICMPType = desired.ICMPv6, 128
 	}
 	walk := Walk{From: w.party(p.src, 0), To: w.party(p.dst, w.Port)}
 	if w.Src.Name == Outside {

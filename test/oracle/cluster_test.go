@@ -125,7 +125,7 @@ func (c cluster) judge(f flow) verdict {
 	ask := func(node, in, out string) bool {
 		p := desired.Packet{In: in, Out: out, Src: f.src, Dst: f.dst, Protocol: f.protocol, DstPort: f.port}
 		if f.protocol == desired.ICMPv6 {
-			p.ICMPv6Type = 128 // echo request
+			p.ICMPType = 128 // echo request
 		}
 		return c.states[node].Allows(p).Allowed
 	}

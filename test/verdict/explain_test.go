@@ -29,7 +29,7 @@ func explained(t *testing.T, b *bench, state desired.State, backend string, pack
 	}
 	n := 0
 	for i, p := range packets {
-		echo := p.Protocol == icmp || p.Protocol == desired.ICMPv6 && p.ICMPv6Type == 128
+		echo := p.Protocol == icmp || p.Protocol == desired.ICMPv6 && p.ICMPType == 128
 		if b.out(p.Src) != p.In || p.Protocol == desired.ICMPv6 && !echo {
 			continue
 		}

@@ -71,7 +71,7 @@ func segment(p desired.Packet, srcPort uint16, number uint32) []byte {
 		return b
 	default:
 		b := make([]byte, 24)
-		b[0] = p.ICMPv6Type
+		b[0] = p.ICMPType
 		binary.BigEndian.PutUint32(b[4:], bits.RotateLeft32(number, 16))
 		return b
 	}

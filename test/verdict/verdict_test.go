@@ -179,7 +179,7 @@ func records(b *bench) []ident.Record {
 			Endpoint: endpoint.Endpoint{
 				Namespace: []string{"one", "two"}[i%2], Pod: w.name,
 				Labels:    map[string]string{"app": apps[i%len(apps)], "n": fmt.Sprint(i)},
-				Interface: w.name, Port: w.name, Addresses: w.addrs,
+				Interface: w.name, Port: w.name, InterfaceIndex: w.index, PortIndex: w.index, Addresses: w.addrs,
 				// What the names stand for differs from pod to pod.
 				Ports: []endpoint.NamedPort{
 					{Name: "http", Protocol: uint8(desired.TCP), Number: somePorts[i%len(somePorts)]},
@@ -330,12 +330,12 @@ func randomPackets(r *rand.Rand, b *bench) []desired.Packet {
 		}
 		p.Protocol = []desired.Protocol{desired.TCP, desired.UDP, desired.SCTP, icmp}[r.IntN(4)]
 		if p.Protocol == icmp && p.Src.Is6() {
-			p.Protocol, p.ICMPv6Type = desired.ICMPv6, []uint8{128, 1, 130, 132, 133, 137, 138, 143, 144}[r.IntN(9)]
+			p.Protocol, p.ICMPType = desired.ICMPv6, []uint8{128, 1, 130, 132, 133, 137, 138, 143, 144}[r.IntN(9)]
 		}
 		if p.Out = b.out(p.Dst); p.Out == p.In {
 			continue // the node would answer with a redirect
 		}
-		if p.Protocol == desired.ICMPv6 && p.ICMPv6Type != 128 && p.Out == "" {
+		if p.Protocol == desired.ICMPv6 && p.ICMPType != 128 && p.Out == "" {
 			continue // the node's own neighbour discovery looks at it
 		}
 		packets = append(packets, p)

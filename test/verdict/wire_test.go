@@ -20,6 +20,7 @@ import (
 // wire is a link of the node with a socket at its far end.
 type wire struct {
 	name  string // of the node's end
+	index int    // of that
 	mac   net.HardwareAddr
 	far   net.HardwareAddr
 	addrs []netip.Addr // routed out by it
@@ -107,7 +108,7 @@ func (b *bench) addWire(name string, addrs []netip.Addr) {
 	if errNear != nil || errFar != nil {
 		b.t.Fatal(errNear, errFar)
 	}
-	w := &wire{name: name, mac: near.Attrs().HardwareAddr, far: end.Attrs().HardwareAddr, addrs: addrs}
+	w := &wire{name: name, index: near.Attrs().Index, mac: near.Attrs().HardwareAddr, far: end.Attrs().HardwareAddr, addrs: addrs}
 	for _, a := range addrs {
 		b.run("ip", "route", "add", netip.PrefixFrom(a, a.BitLen()).String(), "dev", name)
 		b.run("ip", "neighbour", "add", a.String(), "lladdr", w.far.String(), "dev", name, "nud", "permanent")

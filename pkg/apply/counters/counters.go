@@ -14,6 +14,11 @@ const (
 	Spoofed Reason = "spoofed"
 	// Unclassified: no endpoint has the ID, or the address behind a pod's veth.
 	Unclassified Reason = "unclassified"
+	// Encapsulated: an endpoint wraps a packet as the node's tunnels do.
+	Encapsulated Reason = "encapsulated"
+	// Stray: a frame to the bridge port of an isolated endpoint that is not for its
+	// address, so that no policy was asked about it.
+	Stray Reason = "stray"
 	// Policy: no rule of the profile allows it.
 	Policy Reason = "policy"
 	// Audit: no rule of the profile allows it, and it passes, because the profile is
@@ -23,8 +28,8 @@ const (
 	Allowed Reason = "allowed"
 )
 
-// Key is what packets are counted by. Direction and Profile are zero for Spoofed and
-// Unclassified.
+// Key is what packets are counted by. Direction and Profile are zero but for Policy, Audit
+// and Allowed.
 type Key struct {
 	Reason    Reason
 	Direction desired.Direction

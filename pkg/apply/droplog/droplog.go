@@ -45,7 +45,7 @@ func Prefix(k counters.Key) string {
 }
 
 var prefix = sync.OnceValue(func() *regexp.Regexp {
-	return regexp.MustCompile(`^podmark:(?:drop:(spoofed|unclassified)|(drop|audit):(ingress|egress):([0-9a-f]{16}))$`)
+	return regexp.MustCompile(`^podmark:(?:drop:(spoofed|unclassified|encapsulated|stray)|(drop|audit):(ingress|egress):([0-9a-f]{16}))$`)
 })
 
 // Parse is the reverse of Prefix; false for a prefix of somebody else's.

@@ -14,6 +14,8 @@ func TestPrefix(t *testing.T) {
 	for _, k := range []counters.Key{
 		{Reason: counters.Spoofed},
 		{Reason: counters.Unclassified},
+		{Reason: counters.Encapsulated},
+		{Reason: counters.Stray},
 		{Reason: counters.Policy, Direction: desired.Ingress, Profile: profile},
 		{Reason: counters.Policy, Direction: desired.Egress, Profile: profile},
 		{Reason: counters.Audit, Direction: desired.Ingress, Profile: profile},

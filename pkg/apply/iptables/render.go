@@ -85,8 +85,8 @@ func neighbours(n naming) []string {
 	if n.family != v6 {
 		return nil
 	}
-	rules := make([]string, 0, len(desired.NeighbourTypes))
-	for _, t := range desired.NeighbourTypes {
+	var rules []string
+	for _, t := range slices.Concat(desired.DiscoveryTypes, desired.ListenerTypes) {
 		rules = append(rules, fmt.Sprintf("-p ipv6-icmp -m icmp6 --icmpv6-type %d -j RETURN", t))
 	}
 	return rules

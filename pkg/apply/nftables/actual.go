@@ -78,7 +78,7 @@ func readAll(c *conn) (actual, error) {
 				continue
 			}
 			ours := set{table: t, name: s.Name, size: s.Size}
-			if a.sets = append(a.sets, ours); ours.ofPolicy() {
+			if a.sets = append(a.sets, ours); ours.ofPolicy() || ours.metered() {
 				continue // who is in there stays, and may be many
 			}
 			if a.elements[s.Name], err = c.elements(ours); err != nil {
@@ -210,6 +210,13 @@ func (e *element) decode(ad *netlink.AttributeDecoder) error {
 			ad.Nested(func(ad *netlink.AttributeDecoder) error {
 				for ad.Next() {
 					e.key = string(ad.Bytes())
+				}
+				return nil
+			})
+		case nftables.NFTA_SET_ELEM_KEY_END:
+			ad.Nested(func(ad *netlink.AttributeDecoder) error {
+				for ad.Next() {
+					e.end = string(ad.Bytes())
 				}
 				return nil
 			})

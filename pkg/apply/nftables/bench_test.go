@@ -22,6 +22,7 @@ var sizes = []int{10, 1000, 4000}
 func nth(i int) ident.Record {
 	r := pod(2, "web", fmt.Sprintf("veth%d", i))
 	r.ContainerID, r.Port, r.ID = r.Interface, r.Interface, mark.First+mark.ID(i)
+	r.InterfaceIndex, r.PortIndex = 1000+i, 1000+i
 	r.Addresses = []netip.Addr{
 		netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}),
 		netip.AddrFrom16([16]byte{0xfd, 13: byte(i >> 16), 14: byte(i >> 8), 15: byte(i)}),
@@ -84,7 +85,7 @@ func BenchmarkSync(b *testing.B) {
 // mark, and maps that lead to it and to its profile by a verdict. The kernel
 // walks them all, from each base chain, when one comes.
 func BenchmarkVerdicts(b *testing.B) {
-	endpoints := set{table: inet, name: "endpoints4", key: concat(nftables.TypeIFName, nftables.TypeIPAddr), data: nftables.TypeVerdict}
+	endpoints := set{table: inet, name: "endpoints4", key: concat(nftables.TypeIFIndex, nftables.TypeIPAddr), data: nftables.TypeVerdict}
 	egress := set{table: inet, name: "egress", key: nftables.TypeMark, data: nftables.TypeVerdict}
 	web := chain{table: inet, name: "web"}
 	come := func(i int) []command {
@@ -92,7 +93,7 @@ func BenchmarkVerdicts(b *testing.B) {
 		id := layout(b, 0xffff0000).ID(r.ID)
 		own := chain{table: inet, name: fmt.Sprintf("id-%d", r.ID)}
 		return append([]command{addChain(own), addRule(own, rule{parts: on(setMark(id))})}, append(
-			addElements(endpoints, []element{{key: string(ifname(r.Interface)) + string(r.Addresses[0].AsSlice()), chain: own.name}}),
+			addElements(endpoints, []element{{key: link(r.InterfaceIndex).and(r.Addresses[0].AsSlice()), chain: own.name}}),
 			addElements(egress, []element{{key: string(native(id.Value)), chain: web.name}})...)...)
 	}
 	for _, size := range sizes {
@@ -110,7 +111,7 @@ func BenchmarkVerdicts(b *testing.B) {
 			for i, h := range []hook{hookInput, hookForward} {
 				base := chain{table: inet, name: fmt.Sprint("base-", i), hook: &h}
 				commands = append(commands, addChain(base),
-					addRule(base, rule{parts: on(vmap(v4.inputAndSource(reg), endpoints))}),
+					addRule(base, rule{parts: on(vmap(v4.inputAndSource(endpoints, reg), endpoints))}),
 					addRule(base, rule{parts: on(vmap(maskedMark(0xffff0000, reg), egress))}))
 			}
 			for i := range size {

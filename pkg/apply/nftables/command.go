@@ -120,6 +120,7 @@ func (c chain) named(kind int, flags netlink.HeaderFlags) func(*encoder) ([]netl
 func (s set) wire() *nftables.Set {
 	return &nftables.Set{
 		Table: &s.table, Name: s.name, KeyType: s.key, DataType: s.data, IsMap: s.isMap(), Size: s.size,
+		Interval: s.interval, Concatenation: s.interval, Dynamic: s.meter, HasTimeout: s.meter,
 	}
 }
 
@@ -144,7 +145,7 @@ func addSet(s set) command {
 func (s set) byteOrders() []byte {
 	const host, network = 1, 2 // enum byteorder of nft
 	key := uint32(network)
-	if s.key == nftables.TypeMark || s.key == nftables.TypeIFName {
+	if s.key == nftables.TypeMark || s.key == nftables.TypeIFIndex {
 		key = host
 	}
 	data := userdata.AppendUint32(nil, userdata.NFTNL_UDATA_SET_KEYBYTEORDER, key)
@@ -203,6 +204,9 @@ func (e element) encode(s set) func(*netlink.AttributeEncoder) error {
 	}
 	return func(ae *netlink.AttributeEncoder) error {
 		data(ae, unix.NFTA_SET_ELEM_KEY, func(ae *netlink.AttributeEncoder) { ae.Bytes(unix.NFTA_DATA_VALUE, []byte(e.key)) })
+		if e.end != "" {
+			data(ae, nftables.NFTA_SET_ELEM_KEY_END, func(ae *netlink.AttributeEncoder) { ae.Bytes(unix.NFTA_DATA_VALUE, []byte(e.end)) })
+		}
 		switch {
 		case !s.isMap():
 		case s.data != nftables.TypeVerdict:
@@ -296,7 +300,7 @@ func addConstant(lib *nftables.Conn, s *nftables.Set, list []nftables.SetElement
 // encodeExpr encodes an expression; a Lookup without a name is into the constant.
 func encodeExpr(f nftables.TableFamily, x any, constant *nftables.Set) ([]byte, error) {
 	switch x := x.(type) {
-	case shift:
+	case interface{ marshal() ([]byte, error) }: // our own
 		return x.marshal()
 	case *expr.Lookup:
 		lookup := *x

@@ -122,6 +122,10 @@ func keyOf(chain string) (counters.Key, bool) {
 		return counters.Key{Reason: counters.Spoofed}, true
 	case chainUnclassified:
 		return counters.Key{Reason: counters.Unclassified}, true
+	case chainEncapsulated:
+		return counters.Key{Reason: counters.Encapsulated}, true
+	case chainStray:
+		return counters.Key{Reason: counters.Stray}, true
 	}
 	for _, d := range desired.Directions {
 		for _, f := range []family{v4, v6} {

@@ -2,13 +2,12 @@ package nftables
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/apply/counters"
 	"github.com/podmark/podmark/pkg/desired"
@@ -45,7 +44,9 @@ func TestCounters(t *testing.T) {
 	if err := (Backend{}).Sync(ctx, s); err != nil {
 		t.Fatal(err)
 	}
-	want := map[counters.Key]uint64{{Reason: counters.Spoofed}: 0, {Reason: counters.Unclassified}: 0}
+	want := map[counters.Key]uint64{
+		{Reason: counters.Spoofed}: 0, {Reason: counters.Unclassified}: 0, {Reason: counters.Encapsulated}: 0, {Reason: counters.Stray}: 0,
+	}
 	for id, p := range s.Profiles {
 		key := counters.Key{Reason: counters.Policy, Direction: p.Direction, Profile: id}
 		want[key] = 0
@@ -97,28 +98,29 @@ func TestCountersCount(t *testing.T) {
 	if err := (Backend{}).Sync(context.Background(), s); err != nil {
 		t.Fatal(err)
 	}
-	// A packet to a link in the group of the pods' veths, with an address behind it that
-	// is nobody's; it has an ID, as if IPVS had sent it.
-	run(t, "", "ip", "link", "set", "lo", "up")
+	// Packets that come in by a link of nobody's and leave by one in the group of the pods'
+	// veths, to an address that is nobody's.
+	wire := newWire(t)
 	run(t, "", "ip", "link", "add", "veth2", "type", "veth", "peer", "name", "peer2")
 	run(t, "", "ip", "link", "set", "veth2", "up", "group", "1886")
 	run(t, "", "ip", "link", "set", "peer2", "up")
 	run(t, "", "ip", "addr", "add", "192.0.2.1/24", "dev", "veth2")
 	run(t, "", "ip", "neigh", "add", "192.0.2.9", "lladdr", "02:00:00:00:00:09", "dev", "veth2")
-	send := func(mark uint32, to string) {
-		t.Helper()
-		if err := sendUDP(mark, to); err != nil && !errors.Is(err, fs.ErrPermission) { // dropped
-			t.Fatal(err)
-		}
+	for range 4 {
+		wire.send(t, "198.51.100.1", "192.0.2.9", unix.IPPROTO_UDP)
 	}
+	// An endpoint's address that comes in by a link of nobody's.
 	for range 3 {
-		send(0x10000, "192.0.2.9:9")
+		wire.send(t, "10.22.0.2", "192.0.2.9", unix.IPPROTO_UDP)
 	}
-	send(0xfff00000, "192.0.2.9:9") // an ID that nobody has
 	sum, _ := totals(t)
 	if got := sum[counters.Key{Reason: counters.Unclassified}]; got != 4 {
 		t.Errorf("%d unclassified packets, want 4", got)
 	}
+	if got := sum[counters.Key{Reason: counters.Spoofed}]; got != 3 {
+		t.Errorf("%d spoofed packets, want 3", got)
+	}
+	delete(sum, counters.Key{Reason: counters.Spoofed})
 	delete(sum, counters.Key{Reason: counters.Unclassified})
 	for k, n := range sum {
 		if n != 0 {

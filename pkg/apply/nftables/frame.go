@@ -1,12 +1,12 @@
 package nftables
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/apply/counters"
 	"github.com/podmark/podmark/pkg/apply/port"
@@ -17,80 +17,226 @@ import (
 // Where our base chains stand among the others, in the order of a packet's way:
 //
 //	bridge prerouting  -200 bridge-ports          0 br_netfilter hands the frame to IP
-//	input              -150 input                98 IPVS, 100 nat, 101 host
+//	prerouting         -301 sender             -300 raw, -200 conntrack
+//	input                97 input                98 IPVS, 100 nat, 101 host
 //	forward            -150 forward              99 IPVS (replies)
-//	output             -151 output             -150 iptables' mangle: others may change the mark there
-//	                    101 unmark                0 filter, behind which nobody looks for an ID
+//	output             -401 output             -300 raw, -200 conntrack, -150 mangle
+//	bridge postrouting -200 to-ports
+//
+// Who sends is asked before conntrack sees the packet: what is forged touches no flow.
+// The ID is in the mark between 97 of input and -401 of output, where only IPVS is, or 101
+// of input.
 var (
 	hookBridge  = hook{nftables.ChainHookPrerouting, -200, "type filter hook prerouting priority filter; policy accept;"}
-	hookInput   = hook{nftables.ChainHookInput, -150, "type filter hook input priority mangle; policy accept;"}
+	hookTo      = hook{nftables.ChainHookPostrouting, -200, "type filter hook postrouting priority filter; policy accept;"}
+	hookSender  = hook{nftables.ChainHookPrerouting, -301, "type filter hook prerouting priority raw - 1; policy accept;"}
+	hookInput   = hook{nftables.ChainHookInput, 97, "type filter hook input priority 97; policy accept;"}
 	hookHost    = hook{nftables.ChainHookInput, 101, "type filter hook input priority 101; policy accept;"}
 	hookForward = hook{nftables.ChainHookForward, -150, "type filter hook forward priority mangle; policy accept;"}
-	hookOutput  = hook{nftables.ChainHookOutput, -151, "type filter hook output priority mangle - 1; policy accept;"}
-	hookUnmark  = hook{nftables.ChainHookOutput, 101, "type filter hook output priority 101; policy accept;"}
+	hookOutput  = hook{nftables.ChainHookOutput, -401, "type filter hook output priority -401; policy accept;"}
 )
 
 // frameUses lists the static chains, each with how many rules it has and jumps and
 // gotos that lead to it, as the kernel counts them; logs are those of the rules that a
-// kernel which cannot log is not given. An ADD asks for the counts and renders no
+// kernel which cannot log is not given, and tunnels those for each kind of tunnels that
+// there is. An ADD asks for the counts and renders no
 // frame: that takes longer than the kernel's answer.
 var frameUses = []struct {
 	chain
-	uses, logs int
+	uses, logs, tunnels int
 }{
-	{chain{table: inet, name: chainTracked}, 5, 0},
-	{chain{table: inet, name: chainClassify}, 9, 0},
-	{chain{table: inet, name: chainOrigin}, 8, 0},
-	{chain{table: inet, name: chainEgress}, 4, 0},
-	{chain{table: inet, name: chainIngress}, 5, 0},
-	{chain{table: inet, name: chainSpoofed}, 8, 1},
-	{chain{table: inet, name: chainUnclassified}, 4, 1},
-	{chain{table: inet, name: chainInput}, 6, 0},
-	{chain{table: inet, name: chainHost}, 4, 0},
-	{chain{table: inet, name: chainForward}, 7, 0},
-	{chain{table: inet, name: chainOutput}, 7, 0},
-	{chain{table: inet, name: chainUnmark}, 1, 0},
-	{chain{table: bridge, name: chainBridge}, 1, 0},
-	{chain{table: bridge, name: chainGuard}, 8, 0},
-	{chain{table: bridge, name: chainFrames}, 4, 1},
+	{chain{table: inet, name: chainSender}, 6, 0, 0},
+	{chain{table: inet, name: chainStranger}, 9, 0, 0},
+	{chain{table: inet, name: chainTracked}, 3, 0, 0},
+	{chain{table: inet, name: chainRelated}, 11, 0, 0},
+	{chain{table: inet, name: chainAnswer}, 11, 0, 0},
+	{chain{table: inet, name: chainClient}, 5, 0, 0},
+	{chain{table: inet, name: chainServer}, 5, 0, 0},
+	{chain{table: inet, name: chainNeighbour}, 4, 0, 0},
+	{chain{table: inet, name: chainTunnel}, 3, 0, 2},
+	{chain{table: inet, name: chainClassify}, 9, 0, 0},
+	{chain{table: inet, name: chainOrigin}, 7, 0, 0},
+	{chain{table: inet, name: chainEgress}, 4, 0, 0},
+	{chain{table: inet, name: chainIngress}, 8, 0, 0},
+	{chain{table: inet, name: chainSpoofed}, 12, 1, 0},
+	{chain{table: inet, name: chainUnclassified}, 5, 1, 0},
+	{chain{table: inet, name: chainEncapsulated}, 5, 1, 0},
+	{chain{table: inet, name: chainInput}, 8, 0, 1},
+	{chain{table: inet, name: chainHost}, 4, 0, 0},
+	{chain{table: inet, name: chainForward}, 6, 0, 1},
+	{chain{table: inet, name: chainOutput}, 7, 0, 0},
+	{chain{table: bridge, name: chainBridge}, 5, 0, 0},
+	{chain{table: bridge, name: chainGuard}, 12, 0, 0},
+	{chain{table: bridge, name: chainARP}, 5, 0, 0},
+	{chain{table: bridge, name: chainND}, 7, 0, 0},
+	{chain{table: bridge, name: chainNDOwn}, 9, 0, 0},
+	{chain{table: bridge, name: chainTo}, 1, 0, 0},
+	{chain{table: bridge, name: chainArrive}, 9, 0, 0},
+	{chain{table: bridge, name: chainFrames}, 16, 1, 0},
+	{chain{table: bridge, name: chainStray}, 3, 1, 0},
+}
+
+// usesOf is how many uses each of the static chains has in a node's frame.
+func usesOf(n desired.Node) map[string]int {
+	kinds := 0
+	if len(n.Tunnels.Protocols) > 0 {
+		kinds++
+	}
+	if len(n.Tunnels.UDPPorts) > 0 {
+		kinds++
+	}
+	out := map[string]int{}
+	for _, f := range frameUses {
+		uses := f.uses + kinds*f.tunnels
+		if n.Unlogged {
+			uses -= f.logs
+		}
+		out[f.name] = uses
+	}
+	return out
 }
 
 // frame renders the static chains: all that does not depend on who is on the node.
 func frame(s desired.State) []chain {
+	return append(inetFrame(s), bridgeFrame(s.Unlogged)...)
+}
+
+// inetFrame renders those of table inet.
+func inetFrame(s desired.State) []chain {
 	none, outside, epoch := s.Layout.ID(mark.None), s.Layout.ID(mark.Outside), s.Layout.Mark(s.Epoch)
-	// What was judged before passes: flows that were allowed under the current
-	// epoch, replies, and what is related to a flow. So do neighbour discovery and
-	// MLD. Each of the hooks has these rules: a chain of their own would cost a
-	// packet more. A jump, because the end of a chain that a hook goes to is the
-	// hook's end, which accepts.
-	//
-	//	ct mark & 0xffff0000 == 0x00010000 accept
-	//	ct state established,related jump tracked
-	//	icmpv6 type { 130, 131, 132, 133, 134, 135, 136, 137, 143 } accept
-	live := rules(
-		on(epochIs(epoch), accept()),
-		on(establishedOrRelated(), jump(chainTracked)),
-		on(icmpv6Types(v6.is(), desired.NeighbourTypes...), accept()),
-	)
+	clear := on(markIsNot(none), setMark(none))
 	return []chain{
-		//	ct direction reply accept
-		//	ct state related accept
-		{table: inet, name: chainTracked, rules: rules(
-			on(reply(), accept()),
-			on(related(), accept()),
-		)},
-		// The ID of where a packet comes from.
+		// An address of an endpoint is that endpoint's, wherever it comes in; what else
+		// comes in by an endpoint's veth is a stranger's.
 		//
-		//	meta mark set meta mark & 0x0000ffff | iifname . ip saddr map @routed4 return
+		//	iif . ip saddr @senders4 accept
+		//	iif . ip6 saddr @senders6 accept
+		//	iif @veths jump stranger
+		//	iifgroup 1886 jump stranger
+		//	ip saddr . ip saddr @self4 jump spoofed
+		//	ip6 saddr . ip6 saddr @self6 jump spoofed
+		{table: inet, name: chainSender, hook: &hookSender, rules: rules(
+			on(in(v4.inputAndSource(senders(v4), reg), senders(v4)), accept()),
+			on(in(v6.inputAndSource(senders(v6), reg), senders(v6)), accept()),
+			on(in(input(), veths()), jump(chainStranger)),
+			on(deviceGroup("iifgroup", expr.MetaKeyIIFGROUP, port.Group), jump(chainStranger)),
+			on(in(v4.sourceTwice(), self(v4)), jump(chainSpoofed)),
+			on(in(v6.sourceTwice(), self(v6)), jump(chainSpoofed)),
+		)},
+		// To its link an endpoint may speak of its link-local address, and of none at
+		// all, as far as IPv6 needs it: neither leaves the link. Beyond, a router may
+		// pass on what comes from the prefixes that it was given, but for other
+		// endpoints' addresses.
+		//
+		//	ip6 saddr { ::, fe80::/10 } icmpv6 type { 133, 135, 136 } ip6 hoplimit 255 accept
+		//	ip6 saddr { ::, fe80::/10 } icmpv6 type { 131, 132, 143 } ip6 hoplimit 1 accept
+		//	ip saddr . ip saddr @self4 goto spoofed
+		//	ip6 saddr . ip6 saddr @self6 goto spoofed
+		//	iif . ip saddr map @further4 accept
+		//	iif . ip6 saddr map @further6 accept
+		//	goto spoofed
+		{table: inet, name: chainStranger, rules: []rule{
+			{parts: on(onLink(), v6.icmpTypes(v6.is(), 133, 135, 136), hopLimit(255), accept())},
+			{parts: on(onLink(), v6.icmpTypes(v6.is(), 131, 132, 143), hopLimit(1), accept())},
+			{parts: on(in(v4.sourceTwice(), self(v4)), goTo(chainSpoofed))},
+			{parts: on(in(v6.sourceTwice(), self(v6)), goTo(chainSpoofed))},
+			{on(lead(v4.inputAndSource(further(v4), keyReg), further(v4)), accept()), "is in map " + further(v4).name},
+			{on(lead(v6.inputAndSource(further(v6), keyReg), further(v6)), accept()), "is in map " + further(v6).name},
+			{parts: on(goTo(chainSpoofed))},
+		}},
+		// An error about a flow that is allowed now, and an answer in one that was
+		// allowed before, whose flow is judged anew.
+		//
+		//	ct state related ct mark & 0xffff0000 == 0x00010000 goto related
+		//	ct state established ct direction reply goto answer
+		{table: inet, name: chainTracked, rules: rules(
+			on(related(), epochIs(epoch), goTo(chainRelated)),
+			on(established(), reply(), goTo(chainAnswer)),
+		)},
+		// An error comes from one of the flow's ends, or from a router on the way, and
+		// routers are no endpoints. Any other word of an endpoint's is a packet like
+		// others, and so is what a conntrack helper expects.
+		//
+		//	icmp type { 3, 11, 12 } ip saddr . ct original ip saddr @self4 accept
+		//	icmp type { 3, 11, 12 } ip saddr . ct reply ip saddr @self4 accept
+		//	icmp type { 3, 11, 12 } ip saddr . ip saddr @self4 return
+		//	icmp type { 3, 11, 12 } accept
 		//	...
+		{table: inet, name: chainRelated, rules: slices.Concat(
+			aboutFlow(v4, desired.ErrorTypes4), aboutFlow(v6, desired.ErrorTypes6),
+		)},
+		// Judges the flow that the packet is an answer to: the packet is turned until
+		// that is done. The client is behind the output interface, and the server behind
+		// the other.
+		//
+		//	ip saddr set ip daddr ip daddr set ip saddr
+		//	ip6 saddr set ip6 daddr ip6 daddr set ip6 saddr
+		//	meta l4proto { 6, 17, 132 } th sport set th dport th dport set th sport
+		//	jump client
+		//	jump server
+		//	... turned back
+		//	ct mark set ct mark & 0x0000ffff | 0x00010000
+		//	accept
+		{table: inet, name: chainAnswer, rules: slices.Concat(
+			turned(),
+			rules(on(jump(chainClient)), on(jump(chainServer))),
+			turned(),
+			rules(on(setEpoch(epoch)), on(accept())),
+		)},
+		//	ip saddr map @sources4 vmap @egress-profiles
+		//	ip6 saddr map @sources6 vmap @egress-profiles
+		//	oif . ip saddr map @further4 vmap @egress-profiles
+		//	oif . ip6 saddr map @further6 vmap @egress-profiles
+		{table: inet, name: chainClient, rules: []rule{
+			toProfile(desired.Egress)(v4.source(keyReg), sources(v4)),
+			toProfile(desired.Egress)(v6.source(keyReg), sources(v6)),
+			toProfile(desired.Egress)(v4.outputAndSource(further(v4), keyReg), further(v4)),
+			toProfile(desired.Egress)(v6.outputAndSource(further(v6), keyReg), further(v6)),
+		}},
+		//	iif . ip daddr map @ingress4 vmap @ingress-profiles
+		//	iif . ip6 daddr map @ingress6 vmap @ingress-profiles
+		//	iif . ip daddr map @onward4 vmap @ingress-profiles
+		//	iif . ip6 daddr map @onward6 vmap @ingress-profiles
+		{table: inet, name: chainServer, rules: []rule{
+			toProfile(desired.Ingress)(v4.inputAndDestination(ingress(v4), keyReg), ingress(v4)),
+			toProfile(desired.Ingress)(v6.inputAndDestination(ingress(v6), keyReg), ingress(v6)),
+			toProfile(desired.Ingress)(v4.inputAndDestination(onward(v4), keyReg), onward(v4)),
+			toProfile(desired.Ingress)(v6.inputAndDestination(onward(v6), keyReg), onward(v6)),
+		}},
+		// Neighbour discovery and MLD are of one link. A router takes one off the hop
+		// limit, so what comes with 255 came by no router; MLD has 1, which none passes on.
+		//
+		//	icmpv6 type { 133, 134, 135, 136 } ip6 hoplimit 255 accept
+		//	icmpv6 type { 130, 131, 132, 143 } ip6 hoplimit 1 accept
+		{table: inet, name: chainNeighbour, rules: rules(
+			on(v6.icmpTypes(v6.is(), desired.DiscoveryTypes...), hopLimit(255), accept()),
+			on(v6.icmpTypes(v6.is(), desired.ListenerTypes...), hopLimit(1), accept()),
+		)},
+		// What is wrapped like that comes from an endpoint?
+		//
+		//	iif @veths goto encapsulated
+		//	ip saddr . ip saddr @self4 goto encapsulated
+		//	ip6 saddr . ip6 saddr @self6 goto encapsulated
+		{table: inet, name: chainTunnel, rules: rules(
+			on(in(input(), veths()), goTo(chainEncapsulated)),
+			on(in(v4.sourceTwice(), self(v4)), goTo(chainEncapsulated)),
+			on(in(v6.sourceTwice(), self(v6)), goTo(chainEncapsulated)),
+		)},
+		// The ID of where a packet comes from. IPv4 itself takes nothing from a link
+		// that says to be from the node; IPv6 does, and in output a source of the node's
+		// own tells what the node itself sends.
+		//
+		//	meta mark set meta mark & 0x0000ffff | ip saddr map @sources4 return
+		//	...
+		//	fib saddr type local goto spoofed
 		//	meta mark set meta mark & 0x0000ffff | 0x00010000
 		{table: inet, name: chainClassify, rules: append(origin(func(key part, leads set) rule {
 			return rule{on(setMarkFrom(s.Layout, key, leads), giveBack()), "by the ID in map " + leads.name}
-		}), rule{parts: on(setMark(outside))})},
+		}), rules(on(fromLocal(), goTo(chainSpoofed)), on(setMark(outside)))...)},
 		// The egress profile of whom a packet comes from. A profile returns what it
 		// allows; number 0 returns at once.
 		//
-		//	iifname . ip saddr map @routed4 vmap @egress-profiles
+		//	ip saddr map @sources4 vmap @egress-profiles
 		//	...
 		{table: inet, name: chainOrigin, rules: origin(toProfile(desired.Egress))},
 		// The egress profile of who has the ID; one that nobody has is dropped.
@@ -102,108 +248,170 @@ func frame(s desired.State) []chain {
 			{parts: on(goTo(chainUnclassified))},
 		}},
 		// The ingress profile of whom the packet goes to. What goes elsewhere
-		// returns, but for a routed veth: an endpoint that is not complete yet, or
+		// returns, but for the veths of endpoints: one that is not complete yet, or
 		// gone, gets nothing.
 		//
-		//	oifname . ip daddr map @ingress4 vmap @ingress-profiles
-		//	oifname . ip6 daddr map @ingress6 vmap @ingress-profiles
+		//	oif . ip daddr map @ingress4 vmap @ingress-profiles
+		//	oif . ip6 daddr map @ingress6 vmap @ingress-profiles
+		//	oif . ip daddr map @onward4 vmap @ingress-profiles
+		//	oif . ip6 daddr map @onward6 vmap @ingress-profiles
+		//	oif @veths goto unclassified
 		//	oifgroup 1886 goto unclassified
 		{table: inet, name: chainIngress, rules: []rule{
-			toProfile(desired.Ingress)(v4.outputAndDestination(keyReg), ingress(v4)),
-			toProfile(desired.Ingress)(v6.outputAndDestination(keyReg), ingress(v6)),
+			toProfile(desired.Ingress)(v4.outputAndDestination(ingress(v4), keyReg), ingress(v4)),
+			toProfile(desired.Ingress)(v6.outputAndDestination(ingress(v6), keyReg), ingress(v6)),
+			toProfile(desired.Ingress)(v4.outputAndDestination(onward(v4), keyReg), onward(v4)),
+			toProfile(desired.Ingress)(v6.outputAndDestination(onward(v6), keyReg), onward(v6)),
+			{parts: on(in(output(), veths()), goTo(chainUnclassified))},
 			{parts: on(deviceGroup("oifgroup", expr.MetaKeyOIFGROUP, port.Group), goTo(chainUnclassified))},
 		}},
 		end(inet, chainSpoofed, counters.Spoofed, s.Unlogged),
 		end(inet, chainUnclassified, counters.Unclassified, s.Unlogged),
-		// Nothing is judged here: IPVS may take the packet and send it elsewhere.
+		end(inet, chainEncapsulated, counters.Encapsulated, s.Unlogged),
+		// No policy is asked here: IPVS may take the packet and send it elsewhere.
 		// What is not to be judged has no ID, whoever gave it one.
 		//
-		//	iifname "lo" accept
+		//	iif 1 accept
 		//	meta mark & 0xffff0000 != 0x00000000 meta mark set meta mark & 0x0000ffff
-		//	... live
+		//	... tunnels
+		//	ct state established,new ct mark & 0xffff0000 == 0x00010000 accept
+		//	ct state established ct direction reply accept
+		//	ct state related ct mark & 0xffff0000 == 0x00010000 jump related
+		//	ct state related ct mark & 0xffff0000 == 0x00000000 jump related
+		//	meta l4proto 58 jump neighbour
 		//	jump classify
 		{table: inet, name: chainInput, hook: &hookInput, rules: slices.Concat(
-			rules(on(loopback(), accept()), on(markIsNot(none), setMark(none))),
-			live,
-			rules(on(jump(chainClassify))),
+			rules(on(loopback(), accept()), clear),
+			tunnels(s.Tunnels),
+			rules(
+				on(judged(epoch), accept()),
+				on(established(), reply(), accept()),
+				on(related(), epochIs(epoch), jump(chainRelated)),
+				on(related(), epochIs(none), jump(chainRelated)), // about the node's own
+				on(protocols(desired.ICMPv6), jump(chainNeighbour)),
+				on(jump(chainClassify)),
+			),
 		)},
 		// What IPVS did not take is for a host process, behind a service address
 		// or not. A flow to the host never gets the epoch: a service that appears
-		// later may turn it into one to a pod, which must be judged.
+		// later may turn it into one to a pod, which must be judged. The process gets
+		// the packet without the ID.
 		//
-		//	iifname "lo" accept
+		//	iif 1 accept
 		//	meta mark & 0xffff0000 == 0x00000000 accept
-		//	meta mark & 0xffff0000 == 0x00010000 accept
-		//	jump egress
+		//	meta mark & 0xffff0000 != 0x00010000 jump egress
+		//	meta mark set meta mark & 0x0000ffff
 		{table: inet, name: chainHost, hook: &hookHost, rules: rules(
 			on(loopback(), accept()),
 			on(markIs(none), accept()),
-			on(markIs(outside), accept()),
-			on(jump(chainEgress)),
+			on(markIsNot(outside), jump(chainEgress)),
+			on(setMark(none)),
 		)},
-		// Both ends are judged, and the flow gets the epoch. An ID here is somebody
-		// else's doing, and does not go on.
+		// Both ends are judged, and the flow gets the epoch. The mark is others'.
 		//
-		//	meta mark & 0xffff0000 != 0x00000000 meta mark set meta mark & 0x0000ffff
-		//	... live
+		//	ct state established,new ct mark & 0xffff0000 == 0x00010000 accept
+		//	ct state established,related jump tracked
+		//	meta l4proto 58 jump neighbour
+		//	... tunnels
 		//	jump origin
 		//	jump ingress
 		//	ct mark set ct mark & 0x0000ffff | 0x00010000
 		{table: inet, name: chainForward, hook: &hookForward, rules: slices.Concat(
-			rules(on(markIsNot(none), setMark(none))),
-			live,
+			rules(
+				on(judged(epoch), accept()),
+				on(establishedOrRelated(), jump(chainTracked)),
+				on(protocols(desired.ICMPv6), jump(chainNeighbour)),
+			),
+			tunnels(s.Tunnels),
 			rules(on(jump(chainOrigin)), on(jump(chainIngress)), on(setEpoch(epoch))),
 		)},
-		// What has an ID here was sent on by IPVS, and is judged as in forward. A
-		// reply of the node has one where net.ipv4.tcp_fwmark_accept is 1.
+		// What has an ID here was sent on by IPVS, and is judged as in forward, unless
+		// the node itself sends it: from a socket, or without one from an address of
+		// its own. Those bits are another program's, and stay.
 		//
 		//	meta mark & 0xffff0000 == 0x00000000 accept
-		//	... live
+		//	meta skuid >= 0 accept
+		//	fib saddr type local accept
 		//	meta mark & 0xffff0000 != 0x00010000 jump egress
 		//	jump ingress
 		//	ct mark set ct mark & 0x0000ffff | 0x00010000
-		{table: inet, name: chainOutput, hook: &hookOutput, rules: slices.Concat(
-			rules(on(markIs(none), accept())),
-			live,
-			rules(on(markIsNot(outside), jump(chainEgress)), on(jump(chainIngress)), on(setEpoch(epoch))),
+		//	meta mark set meta mark & 0x0000ffff
+		{table: inet, name: chainOutput, hook: &hookOutput, rules: rules(
+			on(markIs(none), accept()),
+			on(hasSocket(), accept()),
+			on(fromLocal(), accept()),
+			on(markIsNot(outside), jump(chainEgress)),
+			on(jump(chainIngress)),
+			on(setEpoch(epoch)),
+			on(setMark(none)),
 		)},
-		// A packet that is put into a tunnel does not hand its ID to the outer one.
-		//
-		//	meta mark & 0xffff0000 != 0x00000000 meta mark set meta mark & 0x0000ffff
-		{table: inet, name: chainUnmark, hook: &hookUnmark, rules: rules(
-			on(markIsNot(none), setMark(none)),
-		)},
-		//	iifname @ports jump guard
-		{table: bridge, name: chainBridge, hook: &hookBridge, rules: rules(
-			on(in(part{text: "iifname", exprs: []any{load(expr.MetaKeyIIFNAME, reg)}}, ports()), jump(chainGuard)),
-		)},
-		guard(),
-		end(bridge, chainFrames, counters.Spoofed, s.Unlogged),
 	}
 }
 
-// origin lists what is known about where a packet comes from: found is done with
-// what comes from an endpoint. A routed veth is the endpoint's alone: on it an
-// unknown address is somebody posing as another, or an endpoint that is not
-// complete. On a bridge others may take the endpoint's address, and have another
-// MAC address.
+// onLink matches the sources that mean nothing beyond a link.
+func onLink() part {
+	local, _ := blocks(v6, v6.src(), []netip.Prefix{netip.MustParsePrefix("::/128"), netip.MustParsePrefix("fe80::/10")})
+	return local[0]
+}
+
+// aboutFlow accepts the errors of one family that an end of the flow or a router sends.
+func aboutFlow(f family, types []uint8) []rule {
+	of := f.icmpTypes(f.is(), types...)
+	return rules(
+		on(clone(of), in(f.sourceAndEnd(false), self(f)), accept()),
+		on(clone(of), in(f.sourceAndEnd(true), self(f)), accept()),
+		on(clone(of), in(f.sourceTwice(), self(f)), giveBack()),
+		on(clone(of), accept()),
+	)
+}
+
+// turned exchanges both ends of the packet.
+func turned() []rule {
+	const why = "the ends change places"
+	return []rule{{on(v4.turned()), why}, {on(v6.turned()), why}, {on(portsTurned()), why}}
+}
+
+// tunnels leads what is wrapped to where its sender is asked for.
 //
-//	iifname . ip saddr map @routed4 FOUND
-//	iifname . ip6 saddr map @routed6 FOUND
+//	meta l4proto { 4, 41, 47 } jump tunnel
+//	th dport { 4789, 8472 } meta l4proto udp jump tunnel
+func tunnels(t desired.Tunnels) []rule {
+	var out []rule
+	if len(t.Protocols) > 0 {
+		list := make([]desired.Protocol, len(t.Protocols))
+		for i, p := range t.Protocols {
+			list[i] = desired.Protocol(p)
+		}
+		out = append(out, rules(on(protocols(list...), jump(chainTunnel)))...)
+	}
+	if len(t.UDPPorts) > 0 {
+		values := make([]value, len(t.UDPPorts))
+		for i, p := range t.UDPPorts {
+			values[i] = value{text: fmt.Sprint(p), first: big16(p), last: big16(p)}
+		}
+		out = append(out, rules(on(oneOf(dport(), nftables.TypeInetService, values), protocol(desired.UDP), jump(chainTunnel)))...)
+	}
+	return out
+}
+
+// origin lists what is known about where a packet comes from: found is done with
+// what comes from an endpoint. Chain sender has proven that its address is its own. An
+// endpoint may have gone since: then its veth sends nothing.
+//
+//	ip saddr map @sources4 FOUND
+//	ip6 saddr map @sources6 FOUND
+//	iif . ip saddr map @further4 FOUND
+//	iif . ip6 saddr map @further6 FOUND
+//	iif @veths goto spoofed
 //	iifgroup 1886 goto spoofed
-//	iifname . ether saddr . ip saddr map @bridged4 FOUND
-//	iifname . ether saddr . ip6 saddr map @bridged6 FOUND
-//	iifname . ip saddr @claimed4 goto spoofed
-//	iifname . ip6 saddr @claimed6 goto spoofed
 func origin(found func(key part, leads set) rule) []rule {
 	return []rule{
-		found(v4.inputAndSource(keyReg), routed(v4)),
-		found(v6.inputAndSource(keyReg), routed(v6)),
+		found(v4.source(keyReg), sources(v4)),
+		found(v6.source(keyReg), sources(v6)),
+		found(v4.inputAndSource(further(v4), keyReg), further(v4)),
+		found(v6.inputAndSource(further(v6), keyReg), further(v6)),
+		{parts: on(in(input(), veths()), goTo(chainSpoofed))},
 		{parts: on(deviceGroup("iifgroup", expr.MetaKeyIIFGROUP, port.Group), goTo(chainSpoofed))},
-		found(v4.inputMACAndSource(keyReg), bridged(v4)),
-		found(v6.inputMACAndSource(keyReg), bridged(v6)),
-		{parts: on(in(v4.inputAndSource(reg), claimed(v4)), goTo(chainSpoofed))},
-		{parts: on(in(v6.inputAndSource(reg), claimed(v6)), goTo(chainSpoofed))},
 	}
 }
 
@@ -226,44 +434,4 @@ func toProfile(d desired.Direction) func(key part, leads set) rule {
 	return func(key part, leads set) rule {
 		return rule{on(lead(key, leads), follow(profiles(d))), "by the number in map " + leads.name}
 	}
-}
-
-// guard holds an endpoint's bridge port to the endpoint's own MAC address and
-// addresses: in what it sends, and in what it answers to who asks for them by
-// ARP or neighbour discovery. It may speak of its link-local address, and of none
-// at all, to its neighbours only. What is neither IP nor ARP is dropped, tagged
-// frames with it: behind a tag br_netfilter does not look.
-//
-//	ether type ip iifname . ether saddr . ip saddr @own4 accept
-//	ether type arp iifname . ether saddr . arp saddr ip @own4 accept
-//	ether type ip6 icmpv6 type 136 iifname . ether saddr . @th,64,128 @own6 accept
-//	ether type ip6 icmpv6 type 136 @th,64,16 & 0xffc0 != 0xfe80 goto spoofed-frames
-//	ether type ip6 iifname . ether saddr . ip6 saddr @own6 accept
-//	ether type ip6 ip6 saddr { ::, fe80::/10 } icmpv6 type { 130, 131, 132, 133, 134, 135, 136, 137, 143 } accept
-//	goto spoofed-frames
-func guard() chain {
-	const ethIP, ethARP, ethIP6 = unix.ETH_P_IP, unix.ETH_P_ARP, unix.ETH_P_IPV6
-	const answer = 136 // neighbour advertisement: whose address, 8 bytes on
-	target := payload(expr.PayloadBaseTransportHeader, 8, 16, reg+6)
-	notLinkLocal := part{text: "@th,64,16 & 0xffc0 != 0xfe80", exprs: []any{
-		payload(expr.PayloadBaseTransportHeader, 8, 2, reg),
-		&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 2, Mask: []byte{0xff, 0xc0}, Xor: []byte{0, 0}},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: []byte{0xfe, 0x80}},
-	}}
-	ip, ip6, arp := etherType("ip", ethIP), etherType("ip6", ethIP6), etherType("arp", ethARP)
-	local, _ := blocks(v6, part{text: "ip6 saddr", exprs: []any{v6.address(true, reg)}},
-		[]netip.Prefix{netip.MustParsePrefix("::/128"), netip.MustParsePrefix("fe80::/10")})
-	return chain{table: bridge, name: chainGuard, rules: rules(
-		on(ip, in(interfaceMACAnd("ip saddr", v4.address(true, reg+6), reg), own(v4)), accept()),
-		on(arp, in(interfaceMACAnd("arp saddr ip", payload(expr.PayloadBaseNetworkHeader, 14, 4, reg+6), reg), own(v4)), accept()),
-		on(ip6, icmpv6Types(nil, answer), in(interfaceMACAnd("@th,64,128", target, reg), own(v6)), accept()),
-		on(ip6, icmpv6Types(nil, answer), notLinkLocal, goTo(chainFrames)),
-		on(ip6, in(interfaceMACAnd("ip6 saddr", v6.address(true, reg+6), reg), own(v6)), accept()),
-		on(ip6, local[0], icmpv6Types(nil, desired.NeighbourTypes...), accept()),
-		on(goTo(chainFrames)),
-	)}
-}
-
-func etherType(name string, proto uint16) part {
-	return part{text: "ether type " + name, exprs: []any{payload(expr.PayloadBaseLLHeader, 12, 2, reg), equal(big16(proto)...)}}
 }

@@ -14,22 +14,37 @@ const Table = "podmark"
 
 // The static chains.
 const (
-	chainInput    = "input"
-	chainHost     = "host"
-	chainForward  = "forward"
-	chainOutput   = "output"
-	chainUnmark   = "unmark"
-	chainTracked  = "tracked"
-	chainClassify = "classify"
-	chainOrigin   = "origin"
-	chainEgress   = "egress"
-	chainIngress  = "ingress"
-	chainBridge   = "bridge-ports" // in the bridge table
-	chainGuard    = "guard"        // in the bridge table
+	chainSender    = "sender"
+	chainStranger  = "stranger"
+	chainInput     = "input"
+	chainHost      = "host"
+	chainForward   = "forward"
+	chainOutput    = "output"
+	chainTracked   = "tracked"
+	chainRelated   = "related"
+	chainAnswer    = "answer"
+	chainClient    = "client"
+	chainServer    = "server"
+	chainNeighbour = "neighbour"
+	chainTunnel    = "tunnel"
+	chainClassify  = "classify"
+	chainOrigin    = "origin"
+	chainEgress    = "egress"
+	chainIngress   = "ingress"
 	// Those in which packets end that no policy is asked about.
 	chainSpoofed      = "spoofed"
 	chainUnclassified = "unclassified"
-	chainFrames       = "spoofed-frames" // in the bridge table
+	chainEncapsulated = "encapsulated"
+	// In the bridge table.
+	chainBridge = "bridge-ports"
+	chainGuard  = "guard"
+	chainARP    = "arp-own"
+	chainND     = "nd"
+	chainNDOwn  = "nd-own"
+	chainTo     = "to-ports"
+	chainArrive = "arrive"
+	chainFrames = "spoofed-frames"
+	chainStray  = "stray-frames"
 )
 
 // family is what differs between the sets of IPv4 and those of IPv6.
@@ -49,6 +64,10 @@ type set struct {
 	table     nftables.Table
 	name      string
 	key, data nftables.SetDatatype
+	// interval is set where a key's last part is a prefix.
+	interval bool
+	// meter is set where packets make the elements: what a port has used of its rate.
+	meter bool
 	// size is how many elements there is room for; ruleset gives it. Where the kernel
 	// knows, it need not be ready to grow, and finds things sooner.
 	size uint32
@@ -65,22 +84,31 @@ func concat(types ...nftables.SetDatatype) nftables.SetDatatype {
 // the number of a chain. Why the number comes second: see byNumber.
 var numbered = concat(nftables.TypeMark, nftables.TypeMark)
 
-// routed maps (input interface, source address) of the endpoints with a veth of
-// their own to the ID and the number of the egress profile.
-func routed(f family) set {
-	return set{table: inet, name: "routed" + f.digit, key: concat(nftables.TypeIFName, f.addr), data: numbered}
+// What an endpoint sends is known by the number of the link that it comes in by: a link
+// keeps its number whatever its name, its group or its master becomes.
+
+// senders holds (input interface, source address): what endpoints may send from where.
+func senders(f family) set {
+	return set{table: inet, name: "senders" + f.digit, key: concat(nftables.TypeIFIndex, f.addr)}
 }
 
-// bridged maps (bridge, source MAC address, source address) of the endpoints on
-// bridges to the same.
-func bridged(f family) set {
-	return set{table: inet, name: "bridged" + f.digit, key: concat(nftables.TypeIFName, nftables.TypeEtherAddr, f.addr), data: numbered}
+// veths holds the host veths of endpoints, as interfaces of IP.
+func veths() set { return set{table: inet, name: "veths", key: nftables.TypeIFIndex} }
+
+// self holds the address of each endpoint, twice: as the pair that it is when the sender
+// of a packet is an end of the flow which the packet speaks about.
+func self(f family) set {
+	return set{table: inet, name: "self" + f.digit, key: concat(f.addr, f.addr)}
 }
 
-// claimed holds (bridge, address) of the endpoints on bridges: nobody else on the
-// bridge may have it.
-func claimed(f family) set {
-	return set{table: inet, name: "claimed" + f.digit, key: concat(nftables.TypeIFName, f.addr)}
+// sources maps an endpoint's address to its ID and the number of its egress profile.
+func sources(f family) set {
+	return set{table: inet, name: "sources" + f.digit, key: f.addr, data: numbered}
+}
+
+// further maps (input interface, further source prefix) to the same.
+func further(f family) set {
+	return set{table: inet, name: "further" + f.digit, key: concat(nftables.TypeIFIndex, f.addr), data: numbered, interval: true}
 }
 
 // egress maps (family, ID) to the number of the endpoint's egress profile.
@@ -91,7 +119,12 @@ func egress() set {
 // ingress maps (output interface, destination address) to the number of the
 // endpoint's ingress profile.
 func ingress(f family) set {
-	return set{table: inet, name: "ingress" + f.digit, key: concat(nftables.TypeIFName, f.addr), data: numbered}
+	return set{table: inet, name: "ingress" + f.digit, key: concat(nftables.TypeIFIndex, f.addr), data: numbered}
+}
+
+// onward maps (output interface, further source prefix) to the same.
+func onward(f family) set {
+	return set{table: inet, name: "onward" + f.digit, key: concat(nftables.TypeIFIndex, f.addr), data: numbered, interval: true}
 }
 
 // profiles maps the numbers of one direction's profiles to their chains.
@@ -109,20 +142,42 @@ func tuples(f family, id desired.TupleSetID) set {
 	return set{table: inet, name: "t" + f.digit + "-" + string(id), key: concat(f.addr, nftables.TypeInetProto, nftables.TypeInetService)}
 }
 
-// ports holds the bridge ports of endpoints.
-func ports() set { return set{table: bridge, name: "ports", key: nftables.TypeIFName} }
+// ports holds the host veths of endpoints, as ports of a bridge.
+func ports() set { return set{table: bridge, name: "ports", key: nftables.TypeIFIndex} }
+
+// isolated holds those of endpoints on a bridge whose ingress is isolated.
+func isolated() set { return set{table: bridge, name: "isolated", key: nftables.TypeIFIndex} }
 
 // own holds (bridge port, MAC address, address) of the endpoints on bridges.
 func own(f family) set {
-	return set{table: bridge, name: "own" + f.digit, key: concat(nftables.TypeIFName, nftables.TypeEtherAddr, f.addr)}
+	return set{table: bridge, name: "own" + f.digit, key: concat(nftables.TypeIFIndex, nftables.TypeEtherAddr, f.addr)}
+}
+
+// linkLocals holds (bridge port, MAC address, link-local address) of them.
+func linkLocals() set {
+	return set{table: bridge, name: "link6", key: concat(nftables.TypeIFIndex, nftables.TypeEtherAddr, v6.addr)}
+}
+
+// claimed holds the addresses of all endpoints: nobody else on a bridge may have one.
+func claimed(f family) set { return set{table: bridge, name: "claimed" + f.digit, key: f.addr} }
+
+// routers holds (bridge port, MAC address, further source prefix).
+func routers(f family) set {
+	return set{table: bridge, name: "routers" + f.digit, key: concat(nftables.TypeIFIndex, nftables.TypeEtherAddr, f.addr), interval: true}
+}
+
+// pace holds how much of ARP and of neighbour discovery each bridge port has sent lately.
+func pace() set {
+	return set{table: bridge, name: "pace", key: nftables.TypeIFIndex, meter: true, size: 1 << 16}
 }
 
 // staticSets are there whatever the policy says.
 func staticSets() []set {
 	return []set{
-		routed(v4), routed(v6), bridged(v4), bridged(v6), claimed(v4), claimed(v6), egress(), ingress(v4), ingress(v6),
+		senders(v4), senders(v6), veths(), self(v4), self(v6), sources(v4), sources(v6), further(v4), further(v6),
+		egress(), ingress(v4), ingress(v6), onward(v4), onward(v6),
 		profiles(desired.Egress), profiles(desired.Ingress),
-		ports(), own(v4), own(v6),
+		ports(), isolated(), own(v4), own(v6), linkLocals(), claimed(v4), claimed(v6), routers(v4), routers(v6), pace(),
 	}
 }
 
@@ -140,6 +195,9 @@ func policySets(s desired.State) (sets []set) {
 
 // ofPolicy reports whether the set is one of those.
 func (s set) ofPolicy() bool { return policySet.MatchString(s.name) }
+
+// metered reports whether packets make the elements of the set.
+func (s set) metered() bool { return s.name == pace().name }
 
 var policySet = regexp.MustCompile("^[pt][46]-")
 

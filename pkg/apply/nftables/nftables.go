@@ -331,7 +331,7 @@ func (b Backend) Check(_ context.Context, want desired.State) error {
 		return err
 	}
 	defer c.close()
-	if err := checkFrame(c, want.Unlogged); err != nil || len(want.Endpoints)+len(want.Profiles) == 0 {
+	if err := checkFrame(c, want.Node); err != nil || len(want.Endpoints)+len(want.Profiles) == 0 {
 		return err
 	}
 	var n numbers
@@ -400,7 +400,7 @@ func checkProfiles(c *conn, list []half, n numbers) (map[string]bool, error) {
 
 // checkFrame reports the first static chain that lacks a rule, or to which no
 // rule leads. What the rules say is not read.
-func checkFrame(c *conn, unlogged bool) error {
+func checkFrame(c *conn, n desired.Node) error {
 	chains := make([]chain, len(frameUses))
 	for i, f := range frameUses {
 		chains[i] = f.chain
@@ -409,13 +409,10 @@ func checkFrame(c *conn, unlogged bool) error {
 	if err != nil {
 		return err
 	}
-	for _, f := range frameUses {
-		wanted := f.uses
-		if unlogged {
-			wanted -= f.logs
-		}
-		if uses[f.name] != wanted {
-			return errChain(f.chain)
+	wanted := usesOf(n)
+	for _, ch := range chains {
+		if uses[ch.name] != wanted[ch.name] {
+			return errChain(ch)
 		}
 	}
 	return nil

@@ -32,7 +32,7 @@ func Probe() error {
 
 // Logs reports why this kernel cannot log packets.
 func Logs() error {
-	r := ruleset{chains: []chain{end(inet, chainSpoofed, counters.Spoofed, false), end(bridge, chainFrames, counters.Spoofed, false)}}
+	r := ruleset{chains: []chain{end(inet, chainSpoofed, counters.Spoofed, false), end(bridge, chainStray, counters.Stray, false)}}
 	if err := try(r); err != nil {
 		return fmt.Errorf("this kernel cannot log packets (one with NETFILTER_NETLINK_LOG and NFT_LOG can): %w", err)
 	}
@@ -84,9 +84,12 @@ func probeState() (desired.State, error) {
 	isolation := &desired.Isolation{Rules: []desired.Rule{rule}}
 	policies := desired.Policies{Policies: []desired.Policy{{Namespace: "probe", Name: "probe", Ingress: isolation, Egress: isolation}}}
 	e := endpoint.Endpoint{Namespace: "probe", Interface: "probe0", Port: "probe0", Addresses: []netip.Addr{prefixes[0].Addr(), prefixes[1].Addr()}}
+	e.InterfaceIndex, e.PortIndex, e.Sources = 1, 1, prefixes
 	onBridge := e
+	onBridge.InterfaceIndex, onBridge.PortIndex = 2, 3
 	onBridge.Port, onBridge.MAC = "probe1", "02:00:00:00:00:01"
-	return desired.Build(desired.Node{Layout: layout, Epoch: 1, Unlogged: true}, policies, []ident.Record{
+	tunnels := desired.Tunnels{UDPPorts: []uint16{1, 2}, Protocols: []uint8{1, 2}}
+	return desired.Build(desired.Node{Layout: layout, Epoch: 1, Unlogged: true, Tunnels: tunnels}, policies, []ident.Record{
 		{ID: mark.First, Endpoint: e, Policed: true},
 		{ID: mark.First + 1, Endpoint: onBridge, Policed: true},
 	}), nil

@@ -10,6 +10,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/apply/counters"
@@ -109,7 +110,48 @@ func ctState(name string, bit uint32) part {
 	}}
 }
 
+// ctEnd loads an address of the flow's tuples, an expression that the library does not
+// have: in table inet it knows that of 16 bytes only.
+type ctEnd struct {
+	family
+	reply bool
+	to    uint32
+}
+
+// marshal encodes the expression as expr.Marshal does the others.
+func (c ctEnd) marshal() ([]byte, error) {
+	// enum nft_ct_keys in include/uapi/linux/netfilter/nf_tables.h, Linux 4.17
+	key := uint32(21) // NFT_CT_SRC_IP6
+	if c.ip4 {
+		key = 19 // NFT_CT_SRC_IP
+	}
+	direction := byte(0)
+	if c.reply {
+		direction = 1
+	}
+	ae := netlink.NewAttributeEncoder()
+	ae.String(unix.NFTA_EXPR_NAME, "ct")
+	ae.Nested(unix.NFTA_EXPR_DATA, func(ae *netlink.AttributeEncoder) error {
+		ae.ByteOrder = binary.BigEndian
+		ae.Uint32(unix.NFTA_CT_DREG, c.to)
+		ae.Uint32(unix.NFTA_CT_KEY, key)
+		ae.Uint8(unix.NFTA_CT_DIRECTION, direction)
+		return nil
+	})
+	return ae.Encode()
+}
+
 func related() part { return ctState("related", expr.CtStateBitRELATED) }
+
+func established() part { return ctState("established", expr.CtStateBitESTABLISHED) }
+
+// judged matches a packet of a flow that was allowed under the epoch. What is merely
+// related has the mark of another flow: an error has that of the flow that it is about, and
+// what a helper expects begins with that of the flow which announced it (init_conntrack).
+func judged(epoch mark.Mark) part {
+	p, of := ctState("established,new", expr.CtStateBitESTABLISHED|expr.CtStateBitNEW), epochIs(epoch)
+	return part{text: of.text + " " + p.text, exprs: append(of.exprs, p.exprs...)}
+}
 
 func establishedOrRelated() part {
 	return ctState("established,related", expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED)
@@ -131,6 +173,18 @@ func setEpoch(epoch mark.Mark) part {
 	return part{text: fmt.Sprintf("ct mark set ct mark & %s | %s", hex(^epoch.Mask), hex(epoch.Value)), exprs: []any{
 		&expr.Ct{Key: expr.CtKeyMARK, Register: reg}, and(reg, ^epoch.Mask, epoch.Value),
 		&expr.Ct{Key: expr.CtKeyMARK, Register: reg, SourceRegister: true},
+	}}
+}
+
+// setMark writes m to the bits of its mask and leaves the others.
+func setMark(m mark.Mark) part {
+	text := "meta mark set meta mark & " + hex(^m.Mask)
+	if m.Value != 0 {
+		text += " | " + hex(m.Value)
+	}
+	return part{text: text, exprs: []any{
+		load(expr.MetaKeyMARK, reg), and(reg, ^m.Mask, m.Value),
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg, SourceRegister: true},
 	}}
 }
 
@@ -159,14 +213,18 @@ func markIsNot(m mark.Mark) part {
 	return p
 }
 
-func setMark(m mark.Mark) part {
-	text := "meta mark set meta mark & " + hex(^m.Mask)
-	if m.Value != 0 {
-		text += " | " + hex(m.Value)
-	}
-	return part{text: text, exprs: []any{
-		load(expr.MetaKeyMARK, reg), and(reg, ^m.Mask, m.Value),
-		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg, SourceRegister: true},
+// hasSocket matches what a socket of this network namespace sends. A packet that IPVS
+// sends on has none (ip_vs_drop_early_demux_sk), nor has any that is forwarded.
+func hasSocket() part {
+	return part{text: "meta skuid >= 0", exprs: []any{
+		load(expr.MetaKeySKUID, reg), &expr.Cmp{Op: expr.CmpOpGte, Register: reg, Data: native(0)},
+	}}
+}
+
+// fromLocal matches a source address of the node's own.
+func fromLocal() part {
+	return part{text: "fib saddr type local", exprs: []any{
+		&expr.Fib{Register: reg, ResultADDRTYPE: true, FlagSADDR: true}, equal(native(unix.RTN_LOCAL)...),
 	}}
 }
 
@@ -201,15 +259,16 @@ func in(key part, s set) part {
 	return key
 }
 
+// loopback matches what the node sends to itself: lo is the first link of every network
+// namespace, and can be neither renamed nor deleted.
 func loopback() part {
-	return part{text: `iifname "lo"`, exprs: []any{load(expr.MetaKeyIIFNAME, reg), equal(ifname("lo")...)}}
+	return part{text: "iif 1", exprs: []any{load(expr.MetaKeyIIF, reg), equal(native(1)...)}}
 }
 
-func ifname(s string) []byte {
-	b := make([]byte, unix.IFNAMSIZ)
-	copy(b, s)
-	return b
-}
+// input and output load the number of the link by which a packet came in, or leaves.
+func input() part { return part{text: "iif", exprs: []any{load(expr.MetaKeyIIF, reg)}} }
+
+func output() part { return part{text: "oif", exprs: []any{load(expr.MetaKeyOIF, reg)}} }
 
 func deviceGroup(word string, key expr.MetaKey, group uint32) part {
 	return part{text: fmt.Sprintf("%s %d", word, group), exprs: []any{load(key, reg), equal(native(group)...)}}
@@ -251,43 +310,148 @@ func (f family) dst() part {
 	return part{text: f.word() + " daddr", exprs: append(f.is(), f.address(false, reg))}
 }
 
-// inputAndSource loads the input interface and the source address.
-func (f family) inputAndSource(to uint32) part {
-	return part{text: "iifname . " + f.word() + " saddr", exprs: append(f.is(), load(expr.MetaKeyIIFNAME, to), f.address(true, to+4))}
+// source loads the source address.
+func (f family) source(to uint32) part {
+	return part{text: f.word() + " saddr", exprs: append(f.is(), f.address(true, to))}
 }
 
-// outputAndDestination loads the output interface and the destination address.
-func (f family) outputAndDestination(to uint32) part {
-	return part{text: "oifname . " + f.word() + " daddr", exprs: append(f.is(), load(expr.MetaKeyOIFNAME, to), f.address(false, to+4))}
+// inputAndSource loads the number of the input interface and the source address, as s
+// has them.
+func (f family) inputAndSource(s set, to uint32) part {
+	return f.linkAnd("iif", expr.MetaKeyIIF, true, s, to)
 }
 
-// inputMACAndSource loads the input interface, the source MAC address and the
-// source address. Only packets from an Ethernet link have a MAC address.
-func (f family) inputMACAndSource(to uint32) part {
-	ether := []any{load(expr.MetaKeyIIFTYPE, reg), equal(binaryutil.NativeEndian.PutUint16(unix.ARPHRD_ETHER)...)}
-	p := interfaceMACAnd(f.word()+" saddr", f.address(true, to+6), to)
-	p.exprs = slices.Concat(f.is(), ether, p.exprs)
+// outputAndSource loads that of the output interface and the source address.
+func (f family) outputAndSource(s set, to uint32) part {
+	return f.linkAnd("oif", expr.MetaKeyOIF, true, s, to)
+}
+
+// inputAndDestination loads that of the input interface and the destination address.
+func (f family) inputAndDestination(s set, to uint32) part {
+	return f.linkAnd("iif", expr.MetaKeyIIF, false, s, to)
+}
+
+// outputAndDestination loads that of the output interface and the destination address.
+func (f family) outputAndDestination(s set, to uint32) part {
+	return f.linkAnd("oif", expr.MetaKeyOIF, false, s, to)
+}
+
+func (f family) linkAnd(word string, key expr.MetaKey, source bool, s set, to uint32) part {
+	side := "daddr"
+	if source {
+		side = "saddr"
+	}
+	return part{
+		text:  fmt.Sprintf("%s . %s %s", word, f.word(), side),
+		exprs: append(append(f.is(), s.link(key, to)...), f.address(source, to+1)),
+	}
+}
+
+// link loads the number of a link as the keys of s have it: nft takes those of intervals
+// for numbers in network byte order.
+func (s set) link(key expr.MetaKey, to uint32) []any {
+	if !s.interval {
+		return []any{load(key, to)}
+	}
+	return []any{load(key, to), &expr.Byteorder{SourceRegister: to, DestRegister: to, Op: expr.ByteorderHton, Len: 4, Size: 4}}
+}
+
+// sourceTwice loads the source address, and again.
+func (f family) sourceTwice() part {
+	return part{
+		text:  fmt.Sprintf("%[1]s saddr . %[1]s saddr", f.word()),
+		exprs: append(f.is(), f.address(true, reg), f.address(true, reg+f.addr.Bytes/4)),
+	}
+}
+
+// sourceAndEnd loads the source address and that of the flow's client, or of its server:
+// the one that began it before its address was translated, or the one that answers.
+func (f family) sourceAndEnd(server bool) part {
+	direction := "original"
+	if server {
+		direction = "reply"
+	}
+	return part{
+		text:  fmt.Sprintf("%[1]s saddr . ct %[2]s %[1]s saddr", f.word(), direction),
+		exprs: append(f.is(), f.address(true, reg), ctEnd{f, server, reg + f.addr.Bytes/4}),
+	}
+}
+
+// turned exchanges source and destination in the packet. It changes no checksum: the sum
+// is the same, in the header of IP and in those that go over the addresses.
+func (f family) turned() part {
+	there, back := f.address(true, reg), f.address(false, reg+f.addr.Bytes/4)
+	return part{
+		text: fmt.Sprintf("%[1]s saddr set %[1]s daddr %[1]s daddr set %[1]s saddr", f.word()),
+		exprs: append(f.is(), there, back,
+			&expr.Payload{OperationType: expr.PayloadWrite, Base: there.Base, Offset: there.Offset, Len: there.Len, SourceRegister: back.DestRegister},
+			&expr.Payload{OperationType: expr.PayloadWrite, Base: back.Base, Offset: back.Offset, Len: back.Len, SourceRegister: there.DestRegister}),
+	}
+}
+
+// portsTurned exchanges the ports, in packets of protocols that have them.
+func portsTurned() part {
+	p := protocols(desired.TCP, desired.UDP, desired.SCTP)
+	at := func(offset, r uint32, op expr.PayloadOperationType) *expr.Payload {
+		out := &expr.Payload{OperationType: op, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2}
+		if op == expr.PayloadLoad {
+			out.DestRegister = r
+		} else {
+			out.SourceRegister = r
+		}
+		return out
+	}
+	p.text += " th sport set th dport th dport set th sport"
+	p.exprs = append(p.exprs, at(0, reg, expr.PayloadLoad), at(2, reg+1, expr.PayloadLoad), at(0, reg+1, expr.PayloadWrite), at(2, reg, expr.PayloadWrite))
 	return p
 }
 
-// interfaceMACAnd loads the input interface, the source MAC address and an
-// address, which goes to the sixth register from there.
-func interfaceMACAnd(text string, address *expr.Payload, to uint32) part {
-	return part{text: "iifname . ether saddr . " + text, exprs: []any{
-		load(expr.MetaKeyIIFNAME, to), payload(expr.PayloadBaseLLHeader, 6, 6, to+4), address,
-	}}
+// holds matches a bridge port with a MAC address and an address if the set has them.
+func (s set) holds(text string, port expr.MetaKey, mac, address *expr.Payload) part {
+	mac.DestRegister, address.DestRegister = reg+1, reg+3
+	return in(part{text: text, exprs: append(s.link(port, reg), mac, address)}, s)
 }
 
-// icmpv6Types matches ICMPv6 of these types, in packets that is6 says to be IPv6:
-// meta nfproto in table inet, the type of the frame in table bridge.
-func icmpv6Types(is6 []any, types ...uint8) part {
-	key := part{text: "icmpv6 type", exprs: append(slices.Clone(is6),
-		load(expr.MetaKeyL4PROTO, reg), equal(unix.IPPROTO_ICMPV6), payload(expr.PayloadBaseTransportHeader, 0, 1, reg))}
-	values := make([]value, len(types))
-	for i, t := range types {
-		values[i] = value{text: fmt.Sprint(t), first: []byte{t}, last: []byte{t}}
+// sender and receiver are the MAC addresses of a frame.
+func sender() *expr.Payload { return payload(expr.PayloadBaseLLHeader, 6, 6, reg) }
+
+func receiver() *expr.Payload { return payload(expr.PayloadBaseLLHeader, 0, 6, reg) }
+
+// icmpTypes matches ICMP or ICMPv6 of these types, in packets that is says to be of the
+// family: meta nfproto in table inet, the type of the frame in table bridge.
+func (f family) icmpTypes(is []any, types ...uint8) part {
+	name, proto, of := "icmpv6", byte(unix.IPPROTO_ICMPV6), nftables.TypeICMP6Type
+	if f.ip4 {
+		name, proto, of = "icmp", unix.IPPROTO_ICMP, nftables.TypeICMPType
 	}
-	return oneOf(key, nftables.TypeICMP6Type, values)
+	key := part{text: name + " type", exprs: append(slices.Clone(is),
+		load(expr.MetaKeyL4PROTO, reg), equal(proto), payload(expr.PayloadBaseTransportHeader, 0, 1, reg))}
+	return oneOf(key, of, bytesOf(types))
+}
+
+// bytesOf are values of one byte each.
+func bytesOf(list []uint8) []value {
+	values := make([]value, len(list))
+	for i, b := range list {
+		values[i] = value{text: fmt.Sprint(b), first: []byte{b}, last: []byte{b}}
+	}
+	return values
+}
+
+// hopLimit matches IPv6 packets that have exactly so many hops before them.
+func hopLimit(n byte) part {
+	return part{text: fmt.Sprintf("ip6 hoplimit %d", n), exprs: append(v6.is(), payload(expr.PayloadBaseNetworkHeader, 7, 1, reg), equal(n))}
+}
+
+// protocols matches any of some protocols above IP.
+func protocols(list ...desired.Protocol) part {
+	slices.Sort(list)
+	numbers := make([]uint8, len(list))
+	for i, p := range list {
+		numbers[i] = uint8(p)
+	}
+	key := part{text: "meta l4proto", exprs: []any{load(expr.MetaKeyL4PROTO, reg)}}
+	return oneOf(key, nftables.TypeInetProto, bytesOf(numbers))
 }
 
 // value is one value, or a range of values, of the header field that is matched.

@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"slices"
 
+	"go4.org/netipx"
+
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/mark"
 )
@@ -27,6 +29,8 @@ type elements map[string]element
 // element is one entry of a set or map.
 type element struct {
 	key string
+	// end is the last key of an interval.
+	end string
 	// value of a map that holds no verdicts.
 	value string
 	// chain that a verdict leads to; empty returns.
@@ -38,7 +42,7 @@ type element struct {
 
 // same reports whether both say the same about the key.
 func (e element) same(other element) bool {
-	return e.key == other.key && e.value == other.value && e.chain == other.chain
+	return e.key == other.key && e.end == other.end && e.value == other.value && e.chain == other.chain
 }
 
 // numbers are what the maps call the chains of each direction's profiles, 1 and up.
@@ -102,7 +106,7 @@ func render(s desired.State, n numbers) ruleset {
 		r.elements[profiles(h.Direction).name].with(profileElement(n[h.Direction][h.chain()], h.chain()))
 	}
 	for i, s := range r.sets {
-		if !s.ofPolicy() {
+		if !s.ofPolicy() && !s.meter {
 			r.sets[i].size = room(len(r.elements[s.name]))
 		}
 	}
@@ -177,32 +181,107 @@ func carrying(f family, fwmark, number uint32) element {
 	return leading(key([]byte{f.number()}, native(fwmark)), fmt.Sprintf("ipv%s . %s", f.digit, hex(fwmark)), none, number)
 }
 
-// place puts one endpoint into the sets. One without an address has nothing there.
+// place puts one endpoint into the sets. One without an address has nothing there but its
+// ports, which are closed.
 func place(s desired.State, e desired.Endpoint, n numbers, put func(set, element)) {
 	id := s.Layout.ID(e.ID).Value
-	mac, err := net.ParseMAC(e.MAC)
-	if err != nil && !e.Routed() {
-		return // package port refuses to open such a port
+	number := func(d desired.Direction, f family) uint32 { return n.of(d, f, e.Profiles[d]) }
+	put(veths(), link(e.PortIndex).element())
+	put(ports(), link(e.PortIndex).element())
+	inputs := []link{link(e.InterfaceIndex)}
+	if e.VRF != "" {
+		inputs = append(inputs, link(e.VRFIndex))
 	}
 	for _, a := range e.Addresses {
 		f := familyOf(a)
-		number := n.of(desired.Egress, f, e.Profiles[desired.Egress])
-		put(egress(), carrying(f, id, number))
+		put(egress(), carrying(f, id, number(desired.Egress, f)))
 		if e.FormerID != mark.None {
-			put(egress(), carrying(f, s.Former.ID(e.FormerID).Value, number))
+			put(egress(), carrying(f, s.Former.ID(e.FormerID).Value, number(desired.Egress, f)))
 		}
-		at := key(ifname(e.Interface), a.AsSlice())
-		text := fmt.Sprintf("%q . %s", e.Interface, a)
-		put(ingress(f), leading(at, text, none, n.of(desired.Ingress, f, e.Profiles[desired.Ingress])))
-		if e.Routed() {
-			put(routed(f), leading(at, text, id, number))
-			continue
+		for _, in := range inputs {
+			put(senders(f), element{key: in.and(a.AsSlice()), text: in.text(a)})
+			put(ingress(f), leading(in.and(a.AsSlice()), in.text(a), none, number(desired.Ingress, f)))
 		}
-		put(claimed(f), element{key: at, text: text})
-		put(bridged(f), leading(key(ifname(e.Interface), mac, a.AsSlice()), fmt.Sprintf("%q . %s . %s", e.Interface, mac, a), id, number))
-		put(own(f), element{key: key(ifname(e.Port), mac, a.AsSlice()), text: fmt.Sprintf("%q . %s . %s", e.Port, mac, a)})
-		put(ports(), element{key: key(ifname(e.Port)), text: fmt.Sprintf("%q", e.Port)})
+		put(self(f), element{key: key(a.AsSlice(), a.AsSlice()), text: fmt.Sprintf("%s . %s", a, a)})
+		put(sources(f), leading(key(a.AsSlice()), a.String(), id, number(desired.Egress, f)))
+		put(claimed(f), element{key: key(a.AsSlice()), text: a.String()})
 	}
+	for _, p := range e.Sources {
+		f := familyOf(p.Addr())
+		for _, in := range inputs {
+			first, last := in.span(p)
+			put(further(f), leadingPrefix(first, last, in.text(p), id, number(desired.Egress, f)))
+			put(onward(f), leadingPrefix(first, last, in.text(p), none, number(desired.Ingress, f)))
+		}
+	}
+	if mac, err := net.ParseMAC(e.MAC); err == nil && !e.Routed() { // package port refuses to open a port without
+		placeOnBridge(s, e, mac, put)
+	}
+}
+
+// placeOnBridge puts an endpoint on a bridge into the sets of the bridge table.
+func placeOnBridge(s desired.State, e desired.Endpoint, mac net.HardwareAddr, put func(set, element)) {
+	port := link(e.PortIndex)
+	at := func(to set, a netip.Addr) {
+		put(to, element{key: port.and(mac, a.AsSlice()), text: port.text(mac, a)})
+	}
+	for _, a := range e.Addresses {
+		at(own(familyOf(a)), a)
+	}
+	for _, p := range e.Sources {
+		first, last := port.span(p, mac)
+		put(routers(familyOf(p.Addr())), element{key: first, end: last, text: port.text(mac, p)})
+	}
+	if a, ok := linkLocal(mac); ok {
+		at(linkLocals(), a)
+	}
+	if s.Isolates(e.Profiles[desired.Ingress]) {
+		put(isolated(), link(e.PortIndex).element())
+	}
+}
+
+// linkLocal is the address that Linux gives an Ethernet link by itself (RFC 4291,
+// appendix A).
+func linkLocal(mac net.HardwareAddr) (netip.Addr, bool) {
+	if len(mac) != 6 {
+		return netip.Addr{}, false
+	}
+	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]}), true
+}
+
+// link is a link by its number, which stays when somebody renames it. To nft a name means
+// nothing where there is no such link.
+type link int
+
+// and is a key of the link and what comes behind it.
+func (l link) and(parts ...[]byte) string {
+	return key(append([][]byte{native(uint32(l))}, parts...)...)
+}
+
+// span is the first and the last key of the link and a prefix, with what stands between.
+func (l link) span(p netip.Prefix, between ...[]byte) (first, last string) {
+	at := func(a netip.Addr) string {
+		return key(slices.Concat([][]byte{binary.BigEndian.AppendUint32(nil, uint32(l))}, between, [][]byte{a.AsSlice()})...)
+	}
+	return at(p.Addr()), at(netipx.PrefixLastIP(p))
+}
+
+// text is the same, as nft writes it.
+func (l link) text(parts ...fmt.Stringer) string {
+	text := fmt.Sprint(int(l))
+	for _, p := range parts {
+		text += " . " + p.String()
+	}
+	return text
+}
+
+func (l link) element() element { return element{key: l.and(), text: l.text()} }
+
+// leadingPrefix is leading for an interval.
+func leadingPrefix(first, last, text string, id, number uint32) element {
+	e := leading(first, text, id, number)
+	e.end = last
+	return e
 }
 
 // leading is an element of a map that leads to profiles: to an ID, where the map

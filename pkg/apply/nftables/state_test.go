@@ -1,11 +1,12 @@
 package nftables
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -49,11 +50,15 @@ func labelled(app string) desired.Selector {
 // addresses is its ID.
 func pod(id mark.ID, app, iface string) ident.Record {
 	n := string(rune('0' + id))
+	index := 100 + int(id)
+	if iface == "cni0" {
+		index = 100
+	}
 	return ident.Record{
 		Key: ident.Key{Network: "net", ContainerID: app, IfName: "eth0"}, ID: id, Policed: true, Committed: true,
 		Endpoint: endpoint.Endpoint{
 			Namespace: "shop", Pod: app, Labels: map[string]string{"app": app},
-			Interface: iface, Port: "veth" + n, MAC: "02:00:00:00:00:0" + n,
+			Interface: iface, Port: "veth" + n, InterfaceIndex: index, PortIndex: 100 + int(id), MAC: "02:00:00:00:00:0" + n,
 			Addresses: addrs("10.22.0."+n, "fd00:22::"+n),
 			Ports: []endpoint.NamedPort{
 				{Name: "http", Protocol: uint8(desired.TCP), Number: 8000 + uint16(id)},
@@ -63,9 +68,14 @@ func pod(id mark.ID, app, iface string) ident.Record {
 	}
 }
 
-// records are a routed web, a db on a bridge and a routed client that nothing isolates.
+// records are a routed web, a db on a bridge and a routed client that nothing isolates,
+// which is a router.
 func records() []ident.Record {
-	return []ident.Record{pod(2, "web", "veth2"), pod(3, "db", "cni0"), pod(4, "client", "veth4")}
+	client := pod(4, "client", "veth4")
+	client.Sources = prefixes("172.30.0.0/24", "192.168.7.5/32", "fd00:30::/48")
+	db := pod(3, "db", "cni0")
+	db.Sources = prefixes("172.31.0.0/24", "fd00:31::/48")
+	return []ident.Record{pod(2, "web", "veth2"), db, client}
 }
 
 // policies isolate web and db, with one of everything in the rules.
@@ -102,7 +112,8 @@ func policies() desired.Policies {
 // node is the state of a node with records.
 func node(t testing.TB, mask uint32, records ...ident.Record) desired.State {
 	t.Helper()
-	return desired.Build(desired.Node{Layout: layout(t, mask), Epoch: 1}, policies(), records)
+	tunnels := desired.Tunnels{UDPPorts: []uint16{4789, 8472}, Protocols: []uint8{4, 41, 47}}
+	return desired.Build(desired.Node{Layout: layout(t, mask), Epoch: 1, Tunnels: tunnels}, policies(), records)
 }
 
 // run runs a command that must succeed, on the calling thread's namespace.
@@ -117,19 +128,44 @@ func run(t testing.TB, stdin, name string, args ...string) string {
 	return string(out)
 }
 
-// sendUDP sends one packet with a fwmark.
-func sendUDP(mark uint32, to string) error {
-	dialer := net.Dialer{Control: func(_, _ string, c syscall.RawConn) (err error) {
-		if e := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark)) }); e != nil {
-			return e
-		}
-		return err
-	}}
-	conn, err := dialer.Dial("udp", to)
-	if err != nil {
-		return err
+// wire is a link into the calling thread's namespace, which forwards what comes in by it.
+type wire struct {
+	fd        int
+	near, far net.HardwareAddr
+}
+
+func newWire(t testing.TB) wire {
+	t.Helper()
+	run(t, "", "ip", "link", "set", "lo", "up")
+	run(t, "", "ip", "link", "add", "near", "type", "veth", "peer", "name", "far")
+	run(t, "", "ip", "link", "set", "near", "up")
+	run(t, "", "ip", "link", "set", "far", "up")
+	run(t, "", "ip", "route", "add", "198.51.100.0/24", "dev", "near")
+	run(t, "", "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.near.rp_filter=0")
+	near, errNear := net.InterfaceByName("near")
+	far, errFar := net.InterfaceByName("far")
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err := errors.Join(errNear, errFar, err, unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: far.Index})); err != nil {
+		t.Fatal(err)
 	}
-	defer conn.Close()
-	_, err = conn.Write([]byte("x"))
-	return err
+	t.Cleanup(func() { unix.Close(fd) })
+	return wire{fd, near.HardwareAddr, far.HardwareAddr}
+}
+
+// send has an IPv4 packet without content come in. The call returns when it is handled.
+func (w wire) send(t testing.TB, from, to string, protocol byte) {
+	t.Helper()
+	ip := make([]byte, 28)
+	ip[0], ip[3], ip[8], ip[9], ip[25] = 0x45, 28, 64, protocol, 8
+	copy(ip[12:], netip.MustParseAddr(from).AsSlice())
+	copy(ip[16:], netip.MustParseAddr(to).AsSlice())
+	sum := uint32(0)
+	for i := 0; i < 20; i += 2 {
+		sum += uint32(ip[i])<<8 | uint32(ip[i+1])
+	}
+	sum = ^(sum&0xffff + sum>>16)
+	ip[10], ip[11] = byte(sum>>8), byte(sum)
+	if _, err := unix.Write(w.fd, slices.Concat(w.near, w.far, []byte{8, 0}, ip)); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -47,6 +47,12 @@ func (s set) text(content elements) string {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "\t%s %s {\n\t\ttype %s\n", kind, s.name, types)
+	switch {
+	case s.interval:
+		b.WriteString("\t\tflags interval\n")
+	case s.meter:
+		b.WriteString("\t\tflags dynamic,timeout\n")
+	}
 	if s.size > 0 {
 		fmt.Fprintf(&b, "\t\tsize %d\n", s.size)
 	}

@@ -1,0 +1,247 @@
+package nftables
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/pkg/apply/counters"
+)
+
+// How much of ARP, neighbour discovery and MLD a bridge port may send: they reach every
+// port of the bridge, and no policy is asked about them.
+const (
+	pacePerSecond = 100
+	paceBurst     = 300
+	paceKept      = time.Minute
+	// Bytes behind the IPv6 header: a solicitation has 24 and options (RFC 4861, RFC 7527),
+	// a report has a record of 20 for each group (RFC 3810).
+	longestSolicitation = 48
+	longestReport       = 512
+)
+
+// bridgeFrame renders the static chains of table bridge.
+func bridgeFrame(unlogged bool) []chain {
+	own4, own6 := own(v4), own(v6)
+	// What an endpoint's port sends has its own MAC address and one of its addresses.
+	fromOwn4 := func(address *expr.Payload, text string) part {
+		return own4.holds("iif . ether saddr . "+text, expr.MetaKeyIIF, sender(), address)
+	}
+	return []chain{
+		// A frame of an endpoint's port is guarded. On any port else nobody sends, or
+		// answers for, an endpoint's address.
+		//
+		//	iif @ports jump guard
+		//	ether type ip ip saddr @claimed4 jump spoofed-frames
+		//	ether type ip6 ip6 saddr @claimed6 jump spoofed-frames
+		//	ether type arp arp saddr ip @claimed4 jump spoofed-frames
+		//	ether type ip6 icmpv6 type 136 @th,64,128 @claimed6 jump spoofed-frames
+		{table: bridge, name: chainBridge, hook: &hookBridge, rules: rules(
+			on(in(input(), ports()), jump(chainGuard)),
+			on(ip, in(bare("ip saddr", v4.address(true, reg)), claimed(v4)), jump(chainFrames)),
+			on(ip6, in(bare("ip6 saddr", v6.address(true, reg)), claimed(v6)), jump(chainFrames)),
+			on(arp, in(bare("arp saddr ip", arpAddress(reg)), claimed(v4)), jump(chainFrames)),
+			on(ip6, advertisement(), in(bare("@th,64,128", target(reg)), claimed(v6)), jump(chainFrames)),
+		)},
+		// What is neither IP nor ARP is dropped, tagged frames with it: behind a tag
+		// br_netfilter does not look. So is what tells others where to send: redirects,
+		// and the queries and advertisements of routers.
+		//
+		//	ether type ip icmp type 5 goto spoofed-frames
+		//	ether type ip igmp type { 0x11, 0x30, 0x31, 0x32 } goto spoofed-frames
+		//	ether type ip iif . ether saddr . ip saddr @own4 accept
+		//	ether type arp goto arp-own
+		//	ether type ip6 icmpv6 type { 130, 131, 132, 133, 134, 135, 136, 137, 143, 151, 152, 153 } goto nd
+		//	ether type ip6 iif . ether saddr . ip6 saddr @own6 accept
+		//	ether type ip ip saddr @claimed4 goto spoofed-frames
+		//	ether type ip6 ip6 saddr @claimed6 goto spoofed-frames
+		//	ether type ip iif . ether saddr . ip saddr @routers4 accept
+		//	ether type ip6 iif . ether saddr . ip6 saddr @routers6 accept
+		//	goto spoofed-frames
+		{table: bridge, name: chainGuard, rules: rules(
+			on(ip, v4.icmpTypes(nil, 5), goTo(chainFrames)),
+			on(ip, igmpOfRouters(), goTo(chainFrames)),
+			on(ip, fromOwn4(v4.address(true, reg), "ip saddr"), accept()),
+			on(arp, goTo(chainARP)),
+			on(ip6, v6.icmpTypes(nil, 130, 131, 132, 133, 134, 135, 136, 137, 143, 151, 152, 153), goTo(chainND)),
+			on(ip6, own6.holds("iif . ether saddr . ip6 saddr", expr.MetaKeyIIF, sender(), v6.address(true, reg)), accept()),
+			on(ip, in(bare("ip saddr", v4.address(true, reg)), claimed(v4)), goTo(chainFrames)),
+			on(ip6, in(bare("ip6 saddr", v6.address(true, reg)), claimed(v6)), goTo(chainFrames)),
+			on(ip, routers(v4).holds("iif . ether saddr . ip saddr", expr.MetaKeyIIF, sender(), v4.address(true, reg)), accept()),
+			on(ip6, routers(v6).holds("iif . ether saddr . ip6 saddr", expr.MetaKeyIIF, sender(), v6.address(true, reg)), accept()),
+			on(goTo(chainFrames)),
+		)},
+		// An ARP of IPv4 over Ethernet, whose sender is the endpoint, with nothing behind
+		// its end but the zeros that fill up an Ethernet frame.
+		//
+		//	update @pace { iif timeout 1m limit rate over 100/second burst 300 packets } goto spoofed-frames
+		//	ether type arp arp htype 1 arp ptype ip arp hlen 6 arp plen 4 iif . ether saddr . arp saddr ip @own4 iif . arp saddr ether . arp saddr ip @own4 meta length 28 accept
+		//	... meta length 46 @nh,224,128 0 @nh,352,16 0 accept
+		//	goto spoofed-frames
+		{table: bridge, name: chainARP, rules: func() []rule {
+			ethernet := part{text: "arp htype 1 arp ptype ip arp hlen 6 arp plen 4", exprs: []any{
+				payload(expr.PayloadBaseNetworkHeader, 0, 6, reg), equal(0, 1, 8, 0, 6, 4),
+			}}
+			byFrame := fromOwn4(arpAddress(reg), "arp saddr ip")
+			bySender := own4.holds("iif . arp saddr ether . arp saddr ip", expr.MetaKeyIIF,
+				payload(expr.PayloadBaseNetworkHeader, 8, 6, reg), arpAddress(reg))
+			padding := part{text: "@nh,224,128 0 @nh,352,16 0", exprs: []any{
+				payload(expr.PayloadBaseNetworkHeader, 28, 16, reg), equal(make([]byte, 16)...),
+				payload(expr.PayloadBaseNetworkHeader, 44, 2, reg), equal(0, 0),
+			}}
+			return rules(
+				on(tooFast(), goTo(chainFrames)),
+				on(arp, ethernet, byFrame, bySender, frameLength(28), accept()),
+				on(arp, clone(ethernet), clone(byFrame), clone(bySender), frameLength(46), padding, accept()),
+				on(goTo(chainFrames)),
+			)
+		}()},
+		chainOfNeighbours(),
+		chainOfSpeakers(),
+		//	oif @isolated jump arrive
+		{table: bridge, name: chainTo, hook: &hookTo, rules: rules(
+			on(in(output(), isolated()), jump(chainArrive)),
+		)},
+		// Policies are asked about what goes to the endpoint's own addresses, where IP is
+		// handed the frame. Nothing else enters, but what finds neighbours.
+		//
+		//	ether type ip oif . ether daddr . ip daddr @own4 accept
+		//	ether type ip6 oif . ether daddr . ip6 daddr @own6 accept
+		//	ether type arp accept
+		//	ether type ip6 icmpv6 type { 134, 135, 136 } ip6 hoplimit 255 accept
+		//	ether type ip6 icmpv6 type 130 ip6 hoplimit 1 accept
+		//	ether type ip oif . ether daddr . ip daddr @routers4 accept
+		//	ether type ip6 oif . ether daddr . ip6 daddr @routers6 accept
+		//	goto stray-frames
+		{table: bridge, name: chainArrive, rules: rules(
+			on(ip, own4.holds("oif . ether daddr . ip daddr", expr.MetaKeyOIF, receiver(), v4.address(false, reg)), accept()),
+			on(ip6, own6.holds("oif . ether daddr . ip6 daddr", expr.MetaKeyOIF, receiver(), v6.address(false, reg)), accept()),
+			on(arp, accept()),
+			on(ip6, v6.icmpTypes(nil, 134, 135, 136), bareHopLimit(255), accept()),
+			on(ip6, v6.icmpTypes(nil, 130), bareHopLimit(1), accept()),
+			on(ip, routers(v4).holds("oif . ether daddr . ip daddr", expr.MetaKeyOIF, receiver(), v4.address(false, reg)), accept()),
+			on(ip6, routers(v6).holds("oif . ether daddr . ip6 daddr", expr.MetaKeyOIF, receiver(), v6.address(false, reg)), accept()),
+			on(goTo(chainStray)),
+		)},
+		end(bridge, chainFrames, counters.Spoofed, unlogged),
+		end(bridge, chainStray, counters.Stray, unlogged),
+	}
+}
+
+// chainOfNeighbours holds what finds neighbours to what it is for.
+//
+//	update @pace { iif timeout 1m limit rate over 100/second burst 300 packets } goto spoofed-frames
+//	ether type ip6 ip6 saddr :: icmpv6 type { 133, 135 } ip6 hoplimit 255 ip6 length 0-48 accept
+//	ether type ip6 ip6 saddr :: icmpv6 type { 131, 132, 143 } ip6 hoplimit 1 ip6 length 0-512 accept
+//	ether type ip6 iif . ether saddr . ip6 saddr @own6 goto nd-own
+//	ether type ip6 iif . ether saddr . ip6 saddr @link6 goto nd-own
+//	goto spoofed-frames
+func chainOfNeighbours() chain {
+	nobody := part{text: "ip6 saddr ::", exprs: []any{v6.address(true, reg), equal(make([]byte, 16)...)}}
+	from := func(s set) part {
+		return s.holds("iif . ether saddr . ip6 saddr", expr.MetaKeyIIF, sender(), v6.address(true, reg))
+	}
+	return chain{table: bridge, name: chainND, rules: rules(
+		on(tooFast(), goTo(chainFrames)),
+		on(ip6, clone(nobody), v6.icmpTypes(nil, 133, 135), bareHopLimit(255), upTo(longestSolicitation), accept()),
+		on(ip6, clone(nobody), v6.icmpTypes(nil, 131, 132, 143), bareHopLimit(1), upTo(longestReport), accept()),
+		on(ip6, from(own(v6)), goTo(chainNDOwn)),
+		on(ip6, from(linkLocals()), goTo(chainNDOwn)),
+		on(goTo(chainFrames)),
+	)}
+}
+
+// chainOfSpeakers holds an endpoint that speaks under its own address to that address: an
+// advertisement is of it, and names the endpoint's MAC address or none.
+//
+//	ether type ip6 icmpv6 type { 133, 135 } ip6 hoplimit 255 ip6 length 0-48 accept
+//	ether type ip6 icmpv6 type { 131, 132, 143 } ip6 hoplimit 1 ip6 length 0-512 accept
+//	ether type ip6 icmpv6 type 136 ip6 hoplimit 255 ip6 length 24 iif . ether saddr . @th,64,128 @own6 accept
+//	ether type ip6 icmpv6 type 136 ip6 hoplimit 255 ip6 length 32 @th,192,16 0x0201 iif . @th,208,48 . @th,64,128 @own6 accept
+//	... @link6
+//	goto spoofed-frames
+func chainOfSpeakers() chain {
+	list := [][]part{
+		on(ip6, v6.icmpTypes(nil, 133, 135), bareHopLimit(255), upTo(longestSolicitation), accept()),
+		on(ip6, v6.icmpTypes(nil, 131, 132, 143), bareHopLimit(1), upTo(longestReport), accept()),
+	}
+	option := part{text: "@th,192,16 0x0201", exprs: []any{payload(expr.PayloadBaseTransportHeader, 24, 2, reg), equal(2, 1)}}
+	for _, s := range []set{own(v6), linkLocals()} {
+		list = append(list,
+			on(ip6, advertisement(), bareHopLimit(255), exactly(24), s.holds("iif . ether saddr . @th,64,128", expr.MetaKeyIIF, sender(), target(reg)), accept()),
+			on(ip6, advertisement(), bareHopLimit(255), exactly(32), clone(option),
+				s.holds("iif . @th,208,48 . @th,64,128", expr.MetaKeyIIF, payload(expr.PayloadBaseTransportHeader, 26, 6, reg), target(reg)), accept()))
+	}
+	return chain{table: bridge, name: chainNDOwn, rules: rules(append(list, on(goTo(chainFrames)))...)}
+}
+
+// What a frame holds.
+var (
+	ip  = etherType("ip", unix.ETH_P_IP)
+	arp = etherType("arp", unix.ETH_P_ARP)
+	ip6 = etherType("ip6", unix.ETH_P_IPV6)
+)
+
+func etherType(name string, proto uint16) part {
+	return part{text: "ether type " + name, exprs: []any{payload(expr.PayloadBaseLLHeader, 12, 2, reg), equal(big16(proto)...)}}
+}
+
+// bare loads a field of a packet whose family the frame's type has told.
+func bare(text string, field *expr.Payload) part { return part{text: text, exprs: []any{field}} }
+
+// arpAddress is the IPv4 address of an ARP's sender.
+func arpAddress(to uint32) *expr.Payload { return payload(expr.PayloadBaseNetworkHeader, 14, 4, to) }
+
+// advertisement matches neighbour advertisements, and target is whose address it is of.
+func advertisement() part { return v6.icmpTypes(nil, 136) }
+
+func target(to uint32) *expr.Payload { return payload(expr.PayloadBaseTransportHeader, 8, 16, to) }
+
+// igmpOfRouters matches queries (RFC 3376) and what finds multicast routers (RFC 4286): a
+// bridge sends all multicast to a port where it hears one.
+func igmpOfRouters() part {
+	number := nftables.TypeInteger
+	number.Bytes = 1
+	values := bytesOf([]uint8{0x11, 0x30, 0x31, 0x32})
+	for i, v := range values {
+		values[i].text = fmt.Sprintf("%#x", v.first[0])
+	}
+	kind := part{text: "igmp type", exprs: append(protocols(unix.IPPROTO_IGMP).exprs, payload(expr.PayloadBaseTransportHeader, 0, 1, reg))}
+	return oneOf(kind, number, values)
+}
+
+// tooFast matches what is beyond the pace of its bridge port.
+func tooFast() part {
+	return part{
+		text: fmt.Sprintf("update @%s { iif timeout 1m limit rate over %d/second burst %d packets }", pace().name, pacePerSecond, paceBurst),
+		exprs: append(input().exprs, &expr.Dynset{
+			SrcRegKey: reg, SetName: pace().name, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: paceKept,
+			Exprs: []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: pacePerSecond, Unit: expr.LimitTimeSecond, Burst: paceBurst, Over: true}},
+		}),
+	}
+}
+
+// frameLength matches the bytes of a frame behind its Ethernet header.
+func frameLength(n uint32) part {
+	return part{text: fmt.Sprintf("meta length %d", n), exprs: []any{load(expr.MetaKeyLEN, reg), equal(native(n)...)}}
+}
+
+func bareHopLimit(n byte) part {
+	return part{text: fmt.Sprintf("ip6 hoplimit %d", n), exprs: []any{payload(expr.PayloadBaseNetworkHeader, 7, 1, reg), equal(n)}}
+}
+
+// exactly and upTo match the bytes behind the IPv6 header.
+func exactly(n uint16) part {
+	return part{text: fmt.Sprintf("ip6 length %d", n), exprs: []any{ip6Length(), equal(big16(n)...)}}
+}
+
+func upTo(n uint16) part {
+	return part{text: fmt.Sprintf("ip6 length 0-%d", n), exprs: []any{
+		ip6Length(), &expr.Range{Op: expr.CmpOpEq, Register: reg, FromData: big16(0), ToData: big16(n)},
+	}}
+}
+
+func ip6Length() *expr.Payload { return payload(expr.PayloadBaseNetworkHeader, 4, 2, reg) }
