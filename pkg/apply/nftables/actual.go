@@ -43,15 +43,15 @@ func numbersOf(list elements) map[string]uint32 {
 	return out
 }
 
-// readAll reads both tables. What objects there are the library reads.
-func readAll(c *conn) (actual, error) {
+// readAll reads the tables. What objects there are the library reads.
+func readAll(c *conn, tables []nftables.Table) (actual, error) {
 	a := actual{tables: map[nftables.TableFamily]bool{}, elements: map[string]elements{}}
 	lib, err := nftables.New(nftables.AsLasting())
 	if err != nil {
 		return a, fmt.Errorf("connecting to nf_tables: %w", err)
 	}
 	defer func() { go func() { _ = lib.CloseLasting() }() }() // see conn.close
-	for _, t := range tables() {
+	for _, t := range tables {
 		list, err := lib.ListTablesOfFamily(t.Family)
 		if err != nil {
 			return a, fmt.Errorf("listing tables: %w", err)

@@ -6,7 +6,7 @@ import "slices"
 // somebody meddled with are mended; elements only where they differ. Who is in a policy's
 // set stays there.
 func whole(have actual, want ruleset) (ch change) {
-	for _, t := range tables() {
+	for _, t := range want.tables {
 		if !have.tables[t.Family] {
 			ch.at = append(ch.at, addTable(t))
 		}

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/apply/missing"
@@ -49,27 +50,39 @@ type plan func(*conn) (change, error)
 
 // Sync makes the kernel hold exactly want; a zero State removes everything.
 func (b Backend) Sync(ctx context.Context, want desired.State) error {
+	if want.Layout.Mask() == 0 {
+		return removeTables(ctx, tables()...)
+	}
 	mend := func(c *conn) (change, error) {
-		have, err := readAll(c)
-		if err != nil || want.Layout.Mask() == 0 {
-			return change{at: nothing(have)}, err
+		have, err := readAll(c, tables())
+		if err != nil {
+			return change{}, err
 		}
 		n := have.numbers().only(want).with(want)
 		return whole(have, render(want, n)), nil
 	}
 	rebuild := func(c *conn) (change, error) {
-		have, err := readAll(c)
+		have, err := readAll(c, tables())
 		return fresh(have, render(want, numbers{}.with(want))), err
 	}
 	return b.transact(ctx, "synced", mend, rebuild)
 }
 
 // Remove removes both tables. A kernel without nf_tables has none.
-func Remove(ctx context.Context) error {
-	if err := (Backend{}).Sync(ctx, desired.State{}); !errors.Is(err, unix.EPROTONOSUPPORT) {
-		return err
+func Remove(ctx context.Context) error { return removeTables(ctx, tables()...) }
+
+// RemoveIP removes what judges packets of IP, and leaves what guards bridges.
+func RemoveIP(ctx context.Context) error { return removeTables(ctx, inet) }
+
+func removeTables(ctx context.Context, tables ...nftables.Table) error {
+	err := Backend{}.transact(ctx, "removed", func(c *conn) (change, error) {
+		have, err := readAll(c, tables)
+		return change{at: nothing(have)}, err
+	})
+	if errors.Is(err, unix.EPROTONOSUPPORT) {
+		return nil
 	}
-	return nil
+	return err
 }
 
 // Update turns what from says into what to says, and touches nothing else. Endpoints
@@ -331,7 +344,7 @@ func (b Backend) Check(_ context.Context, want desired.State) error {
 		return err
 	}
 	defer c.close()
-	if err := checkFrame(c, want.Node); err != nil || len(want.Endpoints)+len(want.Profiles) == 0 {
+	if err := checkFrame(c, want.Node, tables()...); err != nil || len(want.Endpoints)+len(want.Profiles) == 0 {
 		return err
 	}
 	var n numbers
@@ -348,7 +361,15 @@ func (b Backend) Check(_ context.Context, want desired.State) error {
 		}
 	}
 	// One set after the other: with thousands of endpoints they are large.
-	r := render(want, n)
+	if err := checkElements(c, render(want, n)); err != nil {
+		return err
+	}
+	_, err = checkProfiles(c, halves(want), n)
+	return err
+}
+
+// checkElements reports the first element of r that its set lacks.
+func checkElements(c *conn, r ruleset) error {
 	for _, s := range r.sets {
 		lacks, err := c.lacks(s, r.elements[s.name].sorted())
 		if err != nil {
@@ -359,8 +380,7 @@ func (b Backend) Check(_ context.Context, want desired.State) error {
 		}
 		delete(r.elements, s.name)
 	}
-	_, err = checkProfiles(c, halves(want), n)
-	return err
+	return nil
 }
 
 // Verify is Check: that sees all there is to see without reading what rules say.
@@ -398,12 +418,14 @@ func checkProfiles(c *conn, list []half, n numbers) (map[string]bool, error) {
 	return there, nil
 }
 
-// checkFrame reports the first static chain that lacks a rule, or to which no
-// rule leads. What the rules say is not read.
-func checkFrame(c *conn, n desired.Node) error {
-	chains := make([]chain, len(frameUses))
-	for i, f := range frameUses {
-		chains[i] = f.chain
+// checkFrame reports the first static chain of the tables that lacks a rule, or to which
+// no rule leads. What the rules say is not read.
+func checkFrame(c *conn, n desired.Node, tables ...nftables.Table) error {
+	var chains []chain
+	for _, f := range frameUses {
+		if slices.Contains(tables, f.table) {
+			chains = append(chains, f.chain)
+		}
 	}
 	uses, err := c.chainUses(chains)
 	if err != nil {

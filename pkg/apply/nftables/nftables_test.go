@@ -311,7 +311,7 @@ func TestForeignChange(t *testing.T) {
 	s := node(t, 0xffff0000, records()...)
 	asked := 0
 	err := Backend{}.transact(ctx, "test", func(c *conn) (change, error) {
-		have, err := readAll(c)
+		have, err := readAll(c, tables())
 		if asked++; asked <= 3 {
 			// What was read is no longer so: a transaction that adds would fail.
 			run(t, "add table inet podmark\nadd chain inet podmark forward { type filter hook input priority 0; }\n", "nft", "-f", "-")

@@ -30,9 +30,21 @@ func Probe() error {
 	return nil
 }
 
+// ProbeBridge reports why this kernel cannot do what Bridge needs.
+func ProbeBridge() error {
+	s, err := probeState()
+	if err != nil {
+		return err
+	}
+	if err := try(render(s, numbers{}.with(s)).within(bridge)); err != nil {
+		return fmt.Errorf("this kernel cannot guard the ports of a bridge (Linux 5.6 with NF_TABLES_BRIDGE can): %w", err)
+	}
+	return nil
+}
+
 // Logs reports why this kernel cannot log packets.
 func Logs() error {
-	r := ruleset{chains: []chain{end(inet, chainSpoofed, counters.Spoofed, false), end(bridge, chainStray, counters.Stray, false)}}
+	r := ruleset{tables: tables(), chains: []chain{end(inet, chainSpoofed, counters.Spoofed, false), end(bridge, chainStray, counters.Stray, false)}}
 	if err := try(r); err != nil {
 		return fmt.Errorf("this kernel cannot log packets (one with NETFILTER_NETLINK_LOG and NFT_LOG can): %w", err)
 	}
@@ -48,7 +60,7 @@ func try(r ruleset) error {
 		r.sets[i].table.Name = probeTable
 	}
 	var commands []command
-	for _, t := range tables() {
+	for _, t := range r.tables {
 		t.Name = probeTable
 		// Adding what is there is fine, so that what a crash of somebody else's
 		// left under this name goes.
@@ -57,7 +69,7 @@ func try(r ruleset) error {
 	added := actual{tables: map[nftables.TableFamily]bool{inet.Family: true, bridge.Family: true}}
 	ch := whole(added, r)
 	commands = slices.Concat(commands, ch.ahead, ch.at)
-	for _, t := range tables() {
+	for _, t := range r.tables {
 		t.Name = probeTable
 		commands = append(commands, deleteTable(t))
 	}

@@ -9,14 +9,16 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/google/nftables"
 	"go4.org/netipx"
 
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/mark"
 )
 
-// ruleset is what our two tables hold.
+// ruleset is what our tables hold.
 type ruleset struct {
+	tables []nftables.Table
 	chains []chain
 	sets   []set
 	// elements are those of each set, by its name and their key.
@@ -97,7 +99,7 @@ func (n numbers) of(d desired.Direction, f family, id desired.ProfileID) uint32 
 
 // render derives the whole ruleset.
 func render(s desired.State, n numbers) ruleset {
-	r := ruleset{chains: frame(s), sets: setsOf(s), elements: placed(s, n)}
+	r := ruleset{tables: tables(), chains: frame(s), sets: setsOf(s), elements: placed(s, n)}
 	for _, d := range desired.Directions {
 		r.elements[profiles(d).name] = elements{}.with(profileElement(none, ""))
 	}
@@ -111,6 +113,22 @@ func render(s desired.State, n numbers) ruleset {
 		}
 	}
 	return r
+}
+
+// within leaves what is in one table.
+func (r ruleset) within(t nftables.Table) ruleset {
+	out := ruleset{tables: []nftables.Table{t}, elements: map[string]elements{}}
+	for _, c := range r.chains {
+		if c.table == t {
+			out.chains = append(out.chains, c)
+		}
+	}
+	for _, s := range r.sets {
+		if s.table == t {
+			out.sets, out.elements[s.name] = append(out.sets, s), r.elements[s.name]
+		}
+	}
+	return out
 }
 
 // room is the size of a set that holds so many elements: endpoints may come until
