@@ -24,7 +24,8 @@ type Packet struct {
 	State    PacketState
 	// Client and Server are the ends of the flow that an error is about.
 	Client, Server netip.Addr
-	// Frame is how it crosses a bridge; nil where it crosses none.
+	// Frame is how it crosses a bridge; nil where it crosses none, and where the bridge is
+	// not asked about: then In vouches for the addresses behind it.
 	Frame *Frame
 }
 
@@ -77,7 +78,10 @@ type Judgement struct {
 }
 
 // ICMPv6 is the protocol number of neighbour discovery and MLD.
-const ICMPv6 Protocol = 58
+const (
+	ICMPv6 Protocol = 58
+	icmp   Protocol = 1
+)
 
 // The ICMPv6 types that no policy is asked about, as long as they stay on their link
 // (RFC 4890, section 4.4.1): without neighbour discovery IPv6 has no next hop. A redirect
@@ -134,15 +138,19 @@ func (s State) Sender(p Packet) Verdict {
 	switch {
 	case e == nil && owner == nil:
 		return genuine
+	case e == nil && p.Frame == nil && (p.In == owner.Interface || p.In == owner.VRF):
+		return genuine
 	case e == nil: // another's address, by an interface that is nobody's
 		return forged
-	case p.Frame != nil && p.Frame.OtherSource:
+	case p.Frame != nil && (p.Frame.OtherSource || commands(p)):
 		return forged
+	case p.Frame != nil && p.aboutLink():
+		return Verdict{Allowed: p.onLink() && (owner == e || speaksOf(p, *e, true)), By: forged.By}
 	case owner == e:
 		return genuine
 	case owner != nil:
 		return forged
-	case p.onLink() && onLinkOf(p, *e):
+	case p.onLink() && speaksOf(p, *e, false):
 		return genuine
 	case containing(e.Sources, p.Src):
 		return genuine
@@ -189,22 +197,40 @@ func containing(prefixes []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// onLink holds for neighbour discovery and MLD that did not come by a router.
+// aboutLink holds for neighbour discovery and MLD, whatever they look like.
+func (p Packet) aboutLink() bool {
+	return p.Protocol == ICMPv6 && (p.ICMPType >= 130 && p.ICMPType <= 137 || slices.Contains(ListenerTypes, p.ICMPType))
+}
+
+// onLink holds for those of it that did not come by a router.
 func (p Packet) onLink() bool {
 	return p.Protocol == ICMPv6 && (p.HopLimit == 255 && slices.Contains(DiscoveryTypes, p.ICMPType) ||
 		p.HopLimit == 1 && slices.Contains(ListenerTypes, p.ICMPType))
 }
 
-// onLinkOf holds for what an endpoint may say of itself to its link.
-func onLinkOf(p Packet, e Endpoint) bool {
-	router := p.ICMPType == 130 || p.ICMPType == 134
-	return !router && (p.Src.IsLinkLocalUnicast() || p.Src.IsUnspecified())
+// commands holds for what a router tells others on its link, and an endpoint must not.
+func commands(p Packet) bool {
+	return p.Protocol == icmp && p.ICMPType == 5 ||
+		p.Protocol == ICMPv6 && slices.Contains([]uint8{130, 134, 137}, p.ICMPType)
+}
+
+// speaksOf holds for what an endpoint may tell its link of its link-local address, or
+// before it has one. On a bridge it must be the one that Linux gives it.
+func speaksOf(p Packet, e Endpoint, bridged bool) bool {
+	if commands(p) {
+		return false
+	}
+	if p.Src.IsUnspecified() {
+		return !bridged || p.ICMPType != 136
+	}
+	own, known := e.LinkLocal()
+	return p.Src.IsLinkLocalUnicast() && (!bridged || known && own == p.Src)
 }
 
 // stray asks whether a frame to the port of an isolated endpoint is for the endpoint.
 func (s State) stray(p Packet) Verdict {
 	pass := Verdict{Allowed: true}
-	if p.Frame == nil || p.Frame.To == "" || p.onLink() {
+	if p.Frame == nil || p.Frame.To == "" || p.onLink() && slices.Contains([]uint8{130, 134, 135, 136}, p.ICMPType) {
 		return pass
 	}
 	for _, e := range s.Endpoints {
@@ -286,9 +312,6 @@ func (s State) arrives(p Packet) Verdict {
 // outside. It is posing where the address is not one that may come from there.
 func (s State) Origin(addr netip.Addr, iface string) (e *Endpoint, posing bool) {
 	p := Packet{In: iface, Src: addr}
-	if owner := s.owner(addr); owner != nil && owner.Interface == iface && !owner.Routed() {
-		p.Frame = &Frame{From: owner.Port}
-	}
 	return s.sourceOf(p), !s.Sender(p).Allowed
 }
 

@@ -90,7 +90,13 @@ func TestAllows(t *testing.T) {
 	}
 	udp80, tcp81, icmp := tcp80, tcp80, desired.Packet{Protocol: 1}
 	udp80.Protocol, tcp81.DstPort = desired.UDP, 81
-	solicitation := desired.Packet{Protocol: desired.ICMPv6, ICMPType: 135}
+	solicitation := desired.Packet{Protocol: desired.ICMPv6, ICMPType: 135, HopLimit: 255}
+	routed := solicitation
+	routed.HopLimit = 254
+	answer := desired.Packet{Protocol: desired.TCP, SrcPort: 80, DstPort: 40000, State: desired.Answering}
+	unreachable := desired.Packet{Protocol: 1, ICMPType: 3, State: desired.Reporting, Client: addr("10.1.0.3"), Server: addr("192.0.2.1")}
+	redirect := unreachable
+	redirect.ICMPType = 5
 	tests := []struct {
 		name   string
 		packet desired.Packet
@@ -109,6 +115,19 @@ func TestAllows(t *testing.T) {
 		{"egress denied to pod", with("veth-mute", "10.1.0.4", "veth-client", "10.1.0.3", tcp80), false},
 		{"egress denied to host", with("veth-mute", "10.1.0.4", "", "192.168.50.1", tcp80), false},
 		{"egress denied, neighbour discovery", with("veth-mute", "fd00::4", "", "ff02::1:ff00:1", solicitation), true},
+		{"egress denied, what came by a router is no neighbour discovery", with("veth-mute", "fd00::4", "", "ff02::1:ff00:1", routed), false},
+		{"neighbour discovery, link-local source", with("veth-mute", "fe80::1", "", "ff02::1:ff00:1", solicitation), true},
+		{"link-local source for more", with("veth-client", "fe80::1", "", "fe80::2", tcp80), false},
+		{"an endpoint's address by another's veth", with("veth-client", "fd00::4", "veth-web", "fd00::2", solicitation), false},
+		{"an endpoint's address from outside", with("eth0", "10.1.0.3", "veth-web", "10.1.0.2", tcp80), false},
+		{"answer that may be asked for", with("veth-web", "10.1.0.2", "veth-client", "10.1.0.3", answer), true},
+		{"answer that may not", with("veth-client", "10.1.0.3", "veth-mute", "10.1.0.4", answer), false},
+		{"forged answer", with("veth-mute", "10.1.0.2", "veth-client", "10.1.0.3", answer), false},
+		{"answer to the node", with("veth-mute", "10.1.0.4", "", "192.168.50.1", answer), true},
+		{"error of the flow's end", with("veth-client", "10.1.0.3", "eth0", "192.0.2.1", unreachable), true},
+		{"error of a router", with("eth0", "198.51.100.1", "veth-web", "10.1.0.2", unreachable), true},
+		{"error of an endpoint that is no end", with("veth-mute", "10.1.0.4", "veth-client", "10.1.0.3", unreachable), false},
+		{"redirect", with("eth0", "198.51.100.1", "veth-web", "10.1.0.2", redirect), false},
 		{"not isolated to host", with("veth-client", "10.1.0.3", "", "192.168.50.1", tcp80), true},
 		{"false source", with("veth-client", "10.1.0.4", "eth0", "192.0.2.1", tcp80), false},
 		{"nobody's source", with("veth-client", "10.1.0.99", "eth0", "192.0.2.1", tcp80), false},

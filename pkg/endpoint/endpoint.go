@@ -5,6 +5,7 @@
 package endpoint
 
 import (
+	"net"
 	"net/netip"
 )
 
@@ -57,3 +58,14 @@ type NamedPort struct {
 // Routed reports whether the host veth is itself the L3 interface. A routed
 // veth carries one endpoint's packets only; a bridge is shared.
 func (e Endpoint) Routed() bool { return e.Port == e.Interface }
+
+// LinkLocal is the link-local address that Linux gives the container interface by itself
+// (RFC 4291, appendix A); false where MAC is none of Ethernet. A pod that gives itself
+// another is not heard under it by its neighbours on a bridge.
+func (e Endpoint) LinkLocal() (netip.Addr, bool) {
+	mac, err := net.ParseMAC(e.MAC)
+	if err != nil || len(mac) != 6 {
+		return netip.Addr{}, false
+	}
+	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]}), true
+}

@@ -14,6 +14,7 @@ import (
 // The hooks, as people know them.
 const (
 	bridgeHook  = "bridge PREROUTING"
+	prerouting  = "PREROUTING"
 	input       = "INPUT"
 	forward     = "FORWARD"
 	output      = "OUTPUT"
@@ -28,14 +29,14 @@ const (
 
 // chains are podmark's, of one backend. A chain that it does not have is empty.
 type chains struct {
-	guard, input, host, forward, output string
+	guard, sender, input, host, forward, output string
 	// unmark is at hook unmarkAt.
 	unmark, unmarkAt string
 }
 
 var chainsOf = map[config.Backend]chains{
-	config.BackendNFTables: {guard: "bridge-ports", input: "input", host: "host", forward: "forward", output: "output", unmark: "unmark", unmarkAt: output},
-	config.BackendIPTables: {input: "PODMARK-INPUT", forward: "PODMARK-FORWARD", output: "PODMARK-OUTPUT", unmark: "PODMARK-POST", unmarkAt: postrouting},
+	config.BackendNFTables: {guard: "bridge-ports", sender: "sender", input: "input", host: "host", forward: "forward", output: "output"},
+	config.BackendIPTables: {guard: "bridge-ports", sender: "PODMARK-SENDER", input: "PODMARK-INPUT", forward: "PODMARK-FORWARD", output: "PODMARK-OUTPUT", unmark: "PODMARK-POST", unmarkAt: postrouting},
 }
 
 // Explain answers the question. Facts must hold the routes and services of all
@@ -141,8 +142,8 @@ func (w walker) route(a netip.Addr) Route {
 func (w walker) through(walk Walk, p desired.Packet, r Route) Walk {
 	if p.In == "" {
 		walk = walk.step(output, w.output, "has no ID: it is the node's own, and passes")
-	} else {
-		walk = w.guarded(walk, p)
+	} else if walk = w.sent(walk, p); walk.By != "" {
+		return walk
 	}
 	if r.Error != "" {
 		return walk.end(false, fmt.Sprintf("the node has no route to %s: %s", p.Dst, r.Error))
@@ -155,15 +156,7 @@ func (w walker) through(walk Walk, p desired.Packet, r Route) Walk {
 		walk = walk.step("bridge", p.In, "the frame goes from port to port, past all hooks of IP")
 		return walk.end(true, "not judged: br_netfilter is off, 'podmarkctl doctor' has the command")
 	}
-	does := "judges both ends"
-	if w.Backend == config.BackendIPTables {
-		does = w.identity(p) + ", and " + does
-	}
-	walk = w.judge(walk.step(forward, w.forward, does), p)
-	if w.Backend == config.BackendIPTables && walk.Allowed {
-		walk = w.unmarked(walk)
-	}
-	return walk
+	return w.judge(walk.step(forward, w.forward, "judges both ends"), p)
 }
 
 // pastHooks holds for what goes from one port of a bridge to another where br_netfilter
@@ -183,8 +176,13 @@ func (w walker) toNode(walk Walk, p desired.Packet, r Route) []Walk {
 	if p.In == "" {
 		hook = output
 		walk = walk.step(output, w.output, "has no ID: it is the node's own, and passes")
-	} else if walk = w.classified(w.guarded(walk, p), p, r); walk.By != "" {
-		return []Walk{walk}
+	} else {
+		if walk = w.sent(walk, p); walk.By == "" {
+			walk = w.classified(walk, p, r)
+		}
+		if walk.By != "" {
+			return []Walk{walk}
+		}
 	}
 	switch {
 	case service == nil && !r.Many && !slices.Contains(w.State.HostAddresses, p.Dst):
@@ -227,20 +225,19 @@ func (w walker) behind(walk Walk, p desired.Packet) Walk {
 	if p.In == "" {
 		return w.judge(walk.step(output, w.output, "has no ID: it is the node's own, and passes"), p)
 	}
-	walk = w.judge(walk.step(output, w.output, "has an ID, so IPVS sent it on: judges both ends"), p)
-	if walk.Allowed {
-		walk = w.unmarked(walk)
+	does := "has an ID, so IPVS sent it on: judges both ends"
+	if w.unmark == "" {
+		does += ", and takes the ID off"
+	}
+	if walk = w.judge(walk.step(output, w.output, does), p); walk.Allowed && w.unmark != "" {
+		walk = walk.step(w.unmarkAt, w.unmark, "takes the ID off")
 	}
 	return walk
 }
 
 // classified is the walk behind our chain at INPUT, ended there if it goes no further.
 func (w walker) classified(walk Walk, p desired.Packet, r Route) Walk {
-	from, posing := w.State.Origin(p.Src, p.In)
-	if posing {
-		walk = walk.step(input, w.input, "drops it: behind "+p.In+" is an endpoint with another address")
-		return walk.end(false, "the source address is not the endpoint's own")
-	}
+	from, _ := w.State.Origin(p.Src, p.In)
 	walk = walk.step(input, w.input, w.identity(p))
 	if from == nil || w.Backend == config.BackendNFTables {
 		return walk
@@ -310,25 +307,27 @@ func (w Walk) asked() *Judgement {
 	return nil
 }
 
-// guarded has the step of a bridge port that is an endpoint's.
-func (w walker) guarded(walk Walk, p desired.Packet) Walk {
-	if from, _ := w.State.Origin(p.Src, p.In); from != nil && !from.Routed() && w.guard != "" {
+// sent is the walk behind what asks who sent the packet, ended there if it is somebody
+// else.
+func (w walker) sent(walk Walk, p desired.Packet) Walk {
+	from, posing := w.State.Origin(p.Src, p.In)
+	if posing {
+		return walk.step(prerouting, w.sender, fmt.Sprintf("drops it: %s is no address that may come in by %s", p.Src, p.In)).
+			end(false, "the source address is not the endpoint's own")
+	}
+	if from == nil {
+		return walk
+	}
+	if !from.Routed() {
 		walk = walk.step(bridgeHook, w.guard, fmt.Sprintf("comes in by %s with that endpoint's own MAC address and address", from.Port))
 	}
-	return walk
-}
-
-func (w walker) unmarked(walk Walk) Walk {
-	return walk.step(w.unmarkAt, w.unmark, "takes the ID off")
+	return walk.step(prerouting, w.sender, "comes from "+nameOf(*from)+": its address, by its interface")
 }
 
 // identity says which ID a packet gets.
 func (w walker) identity(p desired.Packet) string {
-	from, posing := w.State.Origin(p.Src, p.In)
-	switch {
-	case posing:
-		return "drops it: behind " + p.In + " is an endpoint with another address"
-	case from == nil:
+	from, _ := w.State.Origin(p.Src, p.In)
+	if from == nil {
 		return fmt.Sprintf("gives it ID %d, outside", mark.Outside)
 	}
 	return fmt.Sprintf("gives it ID %d, mark %s, of %s", from.ID, w.State.Layout.ID(from.ID), nameOf(*from))

@@ -250,21 +250,12 @@ func placeOnBridge(s desired.State, e desired.Endpoint, mac net.HardwareAddr, pu
 		first, last := port.span(p, mac)
 		put(routers(familyOf(p.Addr())), element{key: first, end: last, text: port.text(mac, p)})
 	}
-	if a, ok := linkLocal(mac); ok {
+	if a, ok := e.LinkLocal(); ok {
 		at(linkLocals(), a)
 	}
 	if s.Isolates(e.Profiles[desired.Ingress]) {
 		put(isolated(), link(e.PortIndex).element())
 	}
-}
-
-// linkLocal is the address that Linux gives an Ethernet link by itself (RFC 4291,
-// appendix A).
-func linkLocal(mac net.HardwareAddr) (netip.Addr, bool) {
-	if len(mac) != 6 {
-		return netip.Addr{}, false
-	}
-	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]}), true
 }
 
 // link is a link by its number, which stays when somebody renames it. To nft a name means
