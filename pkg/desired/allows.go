@@ -134,7 +134,7 @@ func (s State) Sender(p Packet) Verdict {
 	forged := Verdict{By: "source address is not the endpoint's own"}
 	genuine := Verdict{Allowed: true, By: "the sender is who it says"}
 	e := s.behind(p)
-	owner := s.owner(p.Src)
+	owner := s.Owner(p.Src)
 	switch {
 	case e == nil && owner == nil:
 		return genuine
@@ -142,15 +142,15 @@ func (s State) Sender(p Packet) Verdict {
 		return genuine
 	case e == nil: // another's address, by an interface that is nobody's
 		return forged
-	case p.Frame != nil && (p.Frame.OtherSource || commands(p)):
+	case p.bridged() && (p.Frame.OtherSource || commands(p)):
 		return forged
-	case p.Frame != nil && p.aboutLink():
-		return Verdict{Allowed: p.onLink() && (owner == e || speaksOf(p, *e, true)), By: forged.By}
+	case p.bridged() && p.aboutLink():
+		return Verdict{Allowed: p.linkScoped() && (owner == e || speaksOf(p, *e, true)), By: forged.By}
 	case owner == e:
 		return genuine
 	case owner != nil:
 		return forged
-	case p.onLink() && speaksOf(p, *e, false):
+	case p.linkScoped() && speaksOf(p, *e, false):
 		return genuine
 	case containing(e.Sources, p.Src):
 		return genuine
@@ -161,7 +161,7 @@ func (s State) Sender(p Packet) Verdict {
 // behind is the endpoint at the port that the packet came in by, nil for none.
 func (s State) behind(p Packet) *Endpoint {
 	port := p.In
-	if p.Frame != nil {
+	if p.Frame != nil && p.Frame.From != "" {
 		port = p.Frame.From
 	}
 	for i, e := range s.Endpoints {
@@ -172,8 +172,8 @@ func (s State) behind(p Packet) *Endpoint {
 	return nil
 }
 
-// owner is the endpoint with the address, nil for none.
-func (s State) owner(a netip.Addr) *Endpoint {
+// Owner is the endpoint with the address, nil for none.
+func (s State) Owner(a netip.Addr) *Endpoint {
 	for i, e := range s.Endpoints {
 		if slices.Contains(e.Addresses, a) {
 			return &s.Endpoints[i]
@@ -184,7 +184,7 @@ func (s State) owner(a netip.Addr) *Endpoint {
 
 // sourceOf is the endpoint that a packet with a proven sender comes from, nil for outside.
 func (s State) sourceOf(p Packet) *Endpoint {
-	if e := s.owner(p.Src); e != nil {
+	if e := s.Owner(p.Src); e != nil {
 		return e
 	}
 	if e := s.behind(p); e != nil && containing(e.Sources, p.Src) {
@@ -197,13 +197,21 @@ func containing(prefixes []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
+// bridged holds for what comes in by the port of a bridge.
+func (p Packet) bridged() bool { return p.Frame != nil && p.Frame.From != "" }
+
 // aboutLink holds for neighbour discovery and MLD, whatever they look like.
 func (p Packet) aboutLink() bool {
 	return p.Protocol == ICMPv6 && (p.ICMPType >= 130 && p.ICMPType <= 137 || slices.Contains(ListenerTypes, p.ICMPType))
 }
 
-// onLink holds for those of it that did not come by a router.
+// onLink holds for those of it that come by no router, this node included.
 func (p Packet) onLink() bool {
+	return p.linkScoped() && (p.Out == "" || p.bridged() && p.Frame.To != "")
+}
+
+// linkScoped holds for those of it that came in as no router sends them on.
+func (p Packet) linkScoped() bool {
 	return p.Protocol == ICMPv6 && (p.HopLimit == 255 && slices.Contains(DiscoveryTypes, p.ICMPType) ||
 		p.HopLimit == 1 && slices.Contains(ListenerTypes, p.ICMPType))
 }
@@ -251,7 +259,7 @@ func (s State) reports(p Packet) bool {
 	if p.Protocol == ICMPv6 {
 		types = ErrorTypes6
 	}
-	return slices.Contains(types, p.ICMPType) && (s.owner(p.Src) == nil || p.Src == p.Client || p.Src == p.Server)
+	return slices.Contains(types, p.ICMPType) && (s.Owner(p.Src) == nil || p.Src == p.Client || p.Src == p.Server)
 }
 
 // wraps holds for an endpoint's packet that the node, or another like it, would unwrap.

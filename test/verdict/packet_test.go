@@ -9,70 +9,99 @@ import (
 	"github.com/podmark/podmark/pkg/desired"
 )
 
-const icmp desired.Protocol = 1
+const (
+	icmp desired.Protocol = 1
+	// etherIP is Ethernet in IP, of which no kernel knows more than the number.
+	etherIP desired.Protocol = 97
+)
 
 // frame builds an Ethernet frame that holds p. Its number stands in a field that
-// every protocol has room for, so that it is known again where it comes out.
-func frame(from, to net.HardwareAddr, p desired.Packet, srcPort uint16, number uint32) []byte {
-	payload := segment(p, srcPort, number)
-	var ip []byte
+// every protocol has room for, so that it is known again where it comes out. An error
+// holds the packet that it is about.
+func frame(from, to net.HardwareAddr, p desired.Packet, about *desired.Packet, number uint32) []byte {
+	payload := segment(p, number)
+	if about != nil {
+		payload = append(payload[:8], packet(*about, segment(*about, 0))...)
+	}
+	ip := packet(p, payload)
 	etherType := uint16(0x0800)
+	if p.Src.Is6() {
+		etherType = 0x86dd
+	}
+	return append(append(append(append([]byte{}, to...), from...), byte(etherType>>8), byte(etherType)), ip...)
+}
+
+// packet puts the IP header in front.
+func packet(p desired.Packet, payload []byte) []byte {
 	src, dst := p.Src.AsSlice(), p.Dst.AsSlice()
+	hops := p.HopLimit
+	if hops == 0 {
+		hops = 64
+	}
+	if p.Protocol == icmp {
+		binary.BigEndian.PutUint16(payload[2:], 0)
+		binary.BigEndian.PutUint16(payload[2:], checksum(payload))
+	}
 	if p.Src.Is4() {
-		ip = make([]byte, 20)
-		ip[0], ip[8], ip[9] = 0x45, 64, byte(p.Protocol)
+		ip := make([]byte, 20)
+		ip[0], ip[8], ip[9] = 0x45, hops, byte(p.Protocol)
 		binary.BigEndian.PutUint16(ip[2:], uint16(20+len(payload)))
 		copy(ip[12:], src)
 		copy(ip[16:], dst)
 		binary.BigEndian.PutUint16(ip[10:], checksum(ip))
-	} else {
-		etherType = 0x86dd
-		ip = make([]byte, 40)
-		ip[0], ip[6], ip[7] = 0x60, byte(p.Protocol), 64
-		binary.BigEndian.PutUint16(ip[4:], uint16(len(payload)))
-		copy(ip[8:], src)
-		copy(ip[24:], dst)
-		if p.Protocol == desired.ICMPv6 {
-			pseudo := append(append([]byte{}, src...), dst...)
-			pseudo = append(pseudo, 0, 0, 0, byte(len(payload)), 0, 0, 0, byte(p.Protocol))
-			binary.BigEndian.PutUint16(payload[2:], checksum(append(pseudo, payload...)))
-		}
+		return append(ip, payload...)
 	}
-	out := append(append(append([]byte{}, to...), from...), byte(etherType>>8), byte(etherType))
-	return append(append(out, ip...), payload...)
+	ip := make([]byte, 40)
+	ip[0], ip[6], ip[7] = 0x60, byte(p.Protocol), hops
+	binary.BigEndian.PutUint16(ip[4:], uint16(len(payload)))
+	copy(ip[8:], src)
+	copy(ip[24:], dst)
+	if p.Protocol == desired.ICMPv6 {
+		pseudo := append(append([]byte{}, src...), dst...)
+		pseudo = append(pseudo, 0, 0, 0, byte(len(payload)), 0, 0, 0, byte(p.Protocol))
+		binary.BigEndian.PutUint16(payload[2:], 0)
+		binary.BigEndian.PutUint16(payload[2:], checksum(append(pseudo, payload...)))
+	}
+	return append(ip, payload...)
 }
 
 // segment builds the part behind the IP header. Checksums of protocols with ports
 // are left out: the namespace is told not to check them.
-func segment(p desired.Packet, srcPort uint16, number uint32) []byte {
+func segment(p desired.Packet, number uint32) []byte {
 	switch p.Protocol {
 	case desired.TCP:
 		b := make([]byte, 20)
-		ports(b, srcPort, p.DstPort)
+		ports(b, p.SrcPort, p.DstPort)
 		binary.BigEndian.PutUint32(b[4:], number)
 		b[12], b[13] = 5<<4, 0x02 // header length, SYN
 		return b
 	case desired.UDP:
 		b := make([]byte, 12)
-		ports(b, srcPort, p.DstPort)
+		ports(b, p.SrcPort, p.DstPort)
 		binary.BigEndian.PutUint16(b[4:], 12)
 		binary.BigEndian.PutUint32(b[8:], number)
 		return b
 	case desired.SCTP:
 		b := make([]byte, 32)
-		ports(b, srcPort, p.DstPort)
+		ports(b, p.SrcPort, p.DstPort)
 		b[12], b[15] = 1, 20 // an INIT chunk
 		binary.BigEndian.PutUint32(b[16:], number)
 		return b
 	case icmp:
-		b := []byte{8, 0, 0, 0, 0, 0, 0, 0}
+		b := []byte{p.ICMPType, 0, 0, 0, 0, 0, 0, 0}
 		binary.BigEndian.PutUint32(b[4:], bits.RotateLeft32(number, 16)) // a flow is known by the first half
-		binary.BigEndian.PutUint16(b[2:], checksum(b))
+		return b
+	case etherIP:
+		b := make([]byte, 12)
+		binary.BigEndian.PutUint32(b[8:], number)
 		return b
 	default:
 		b := make([]byte, 24)
 		b[0] = p.ICMPType
 		binary.BigEndian.PutUint32(b[4:], bits.RotateLeft32(number, 16))
+		if p.ICMPType == 136 { // whose address a neighbour advertisement is of
+			copy(b[8:], p.Src.AsSlice())
+		}
 		return b
 	}
 }
@@ -100,7 +129,7 @@ func numberOf(b []byte) (uint32, bool) {
 
 // numberIn reads the number out of what stands behind the IP header.
 func numberIn(proto desired.Protocol, b []byte) (uint32, bool) {
-	offset := map[desired.Protocol]int{desired.TCP: 4, desired.UDP: 8, desired.SCTP: 16, icmp: 4, desired.ICMPv6: 4}
+	offset := map[desired.Protocol]int{desired.TCP: 4, desired.UDP: 8, desired.SCTP: 16, icmp: 4, desired.ICMPv6: 4, etherIP: 8}
 	at, ok := offset[proto]
 	if !ok || len(b) < at+4 {
 		return 0, false

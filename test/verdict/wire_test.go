@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -21,19 +23,25 @@ import (
 type wire struct {
 	name  string // of the node's end
 	index int    // of that
+	l3    string // where IP sees it: the same, or the bridge that it is a port of
 	mac   net.HardwareAddr
 	far   net.HardwareAddr
 	addrs []netip.Addr // routed out by it
 	sock  int
 }
 
+const (
+	bridgeName   = "br0"
+	bridgedCount = 4 // the last stays unknown to podmark
+)
+
 // bench is a node with wires, in a network namespace of the test's own. The far
-// ends are in the same namespace and have no addresses: nothing but the sockets
-// reads what arrives there.
+// ends are in the same namespace: nothing but the sockets reads what arrives there.
 type bench struct {
 	t      *testing.T
 	wires  []*wire
 	host   []netip.Addr
+	bridge net.HardwareAddr           // the MAC address of the bridge
 	local  map[desired.Protocol][]int // raw sockets that see what the node is given
 	number uint32
 	port   uint16
@@ -55,21 +63,30 @@ func newBench(t *testing.T, pods int) *bench {
 		// own answers may depend on how many there are.
 		"net/netfilter/nf_conntrack_checksum": "0",
 		"net/ipv4/conf/all/rp_filter":         "0", "net/ipv4/conf/default/rp_filter": "0",
+		"net/ipv4/conf/all/send_redirects": "0", "net/ipv4/conf/default/send_redirects": "0",
+		"net/ipv4/icmp_echo_ignore_all": "1", "net/ipv6/icmp/echo_ignore_all": "1",
+		"net/bridge/bridge-nf-call-iptables": "1", "net/bridge/bridge-nf-call-ip6tables": "1",
 	} {
 		if err := os.WriteFile(filepath.Join("/proc/sys", path), []byte(value), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
 	b.run("ip", "link", "set", "lo", "up")
+	b.run("ip", "link", "add", bridgeName, "type", "bridge", "mcast_snooping", "0")
+	b.run("ip", "link", "set", bridgeName, "up", "addrgenmode", "none", "address", "02:00:00:00:bb:01")
+	b.bridge = net.HardwareAddr{2, 0, 0, 0, 0xbb, 1}
 	for i := range pods {
 		b.addWire(fmt.Sprintf("pod%d", i), podAddrs(i))
+	}
+	for i := range bridgedCount {
+		b.addWire(fmt.Sprintf("port%d", i), podAddrs(64+i))
 	}
 	b.addWire("eth0", []netip.Addr{netip.MustParseAddr("192.168.50.2"), netip.MustParseAddr("fd00:50::2")})
 	b.addWire("eth1", []netip.Addr{netip.MustParseAddr("10.2.0.9"), netip.MustParseAddr("fd00:10:2::9")})
 	for _, a := range b.host {
 		b.run("ip", "address", "add", netip.PrefixFrom(a, a.BitLen()).String(), "dev", "eth0", "nodad")
 	}
-	for _, proto := range []desired.Protocol{desired.TCP, desired.UDP, desired.SCTP, icmp, desired.ICMPv6} {
+	for _, proto := range []desired.Protocol{desired.TCP, desired.UDP, desired.SCTP, icmp, desired.ICMPv6, etherIP} {
 		for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 			fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, int(proto))
 			if err != nil {
@@ -101,6 +118,9 @@ func (b *bench) addWire(name string, addrs []netip.Addr) {
 	b.t.Helper()
 	far := name + "-far"
 	b.run("ip", "link", "add", name, "type", "veth", "peer", "name", far)
+	// What arrives there is for the socket, which sees it first.
+	b.run("nft", "add", "table", "netdev", "far")
+	b.run("nft", "add", "chain", "netdev", "far", name, fmt.Sprintf("{ type filter hook ingress device %s priority 0; policy drop; }", far))
 	b.run("ip", "link", "set", far, "up", "addrgenmode", "none")
 	b.run("ip", "link", "set", name, "up")
 	near, errNear := netlink.LinkByName(name)
@@ -108,10 +128,16 @@ func (b *bench) addWire(name string, addrs []netip.Addr) {
 	if errNear != nil || errFar != nil {
 		b.t.Fatal(errNear, errFar)
 	}
-	w := &wire{name: name, index: near.Attrs().Index, mac: near.Attrs().HardwareAddr, far: end.Attrs().HardwareAddr, addrs: addrs}
+	w := &wire{name: name, l3: name, index: near.Attrs().Index, mac: near.Attrs().HardwareAddr, far: end.Attrs().HardwareAddr, addrs: addrs}
+	if strings.HasPrefix(name, "port") {
+		w.l3, w.mac = bridgeName, b.bridge
+		b.run("ip", "link", "set", name, "master", bridgeName)
+		b.run("bridge", "link", "set", "dev", name, "learning", "off")
+		b.run("bridge", "fdb", "add", w.far.String(), "dev", name, "master", "static")
+	}
 	for _, a := range addrs {
-		b.run("ip", "route", "add", netip.PrefixFrom(a, a.BitLen()).String(), "dev", name)
-		b.run("ip", "neighbour", "add", a.String(), "lladdr", w.far.String(), "dev", name, "nud", "permanent")
+		b.run("ip", "route", "add", netip.PrefixFrom(a, a.BitLen()).String(), "dev", w.l3)
+		b.run("ip", "neighbour", "add", a.String(), "lladdr", w.far.String(), "dev", w.l3, "nud", "permanent")
 	}
 	var err error
 	const all = unix.ETH_P_ALL<<8&0xff00 | unix.ETH_P_ALL>>8 // network byte order
@@ -142,14 +168,20 @@ func (b *bench) wire(name string) *wire {
 	return nil
 }
 
+// at is the wire behind which an address is, nil for the node's and for nobody's.
+func (b *bench) at(a netip.Addr) *wire {
+	for _, w := range b.wires {
+		if slices.Contains(w.addrs, a) {
+			return w
+		}
+	}
+	return nil
+}
+
 // out names the interface by which a packet to dst leaves; empty for the node.
 func (b *bench) out(dst netip.Addr) string {
-	for _, w := range b.wires {
-		for _, a := range w.addrs {
-			if a == dst {
-				return w.name
-			}
-		}
+	if w := b.at(dst); w != nil {
+		return w.l3
 	}
 	return ""
 }
@@ -158,44 +190,82 @@ func (b *bench) out(dst netip.Addr) string {
 // "node", or nothing.
 func (b *bench) send(packets []desired.Packet) []string {
 	b.t.Helper()
+	list := make([]injection, len(packets))
+	for i, p := range packets {
+		list[i] = injection{wire: b.wire(p.In), packet: p}
+	}
+	out := make([]string, len(packets))
+	for i, places := range b.inject(list) {
+		out[i] = strings.Join(places, "+")
+	}
+	return out
+}
+
+// injection is a packet on its way into a wire. Its source port is its number where it has
+// none.
+type injection struct {
+	wire   *wire
+	packet desired.Packet
+	// from and to are MAC addresses, those of the wire's ends where nil.
+	from, to net.HardwareAddr
+	// about is the packet that an error is about.
+	about *desired.Packet
+}
+
+// inject sends packets and returns where each came out, sorted: names of interfaces, and
+// "node". The source port of those without one is set in the list.
+func (b *bench) inject(list []injection) [][]string {
+	b.t.Helper()
 	first := b.number + 1
-	inject := func(p desired.Packet) {
+	write := func(in *injection) {
 		b.number++
 		b.port++
 		if b.port < 20000 {
 			b.port = 20000
 		}
-		w := b.wire(p.In)
-		if _, err := unix.Write(w.sock, frame(w.far, w.mac, p, b.port, b.number)); err != nil {
-			b.t.Fatalf("injecting on %s: %v", w.name, err)
+		if in.packet.SrcPort == 0 {
+			in.packet.SrcPort = b.port
+		}
+		from, to := in.wire.far, in.wire.mac
+		if in.from != nil {
+			from = in.from
+		}
+		if in.to != nil {
+			to = in.to
+		}
+		if _, err := unix.Write(in.wire.sock, frame(from, to, in.packet, in.about, b.number)); err != nil {
+			b.t.Fatalf("injecting on %s: %v", in.wire.name, err)
 		}
 	}
-	for _, p := range packets {
-		inject(p)
+	for i := range list {
+		write(&list[i])
 	}
 	// Packets of one sender are handled in order: what comes behind the others
 	// and is always allowed says that they were.
-	fence := desired.Packet{
-		In: "eth1", Src: b.wire("eth1").addrs[0], Dst: b.wire("eth0").addrs[0], Protocol: desired.UDP, DstPort: 9,
-	}
-	inject(fence)
-	out := make([]string, len(packets)+1)
-	for deadline := time.Now().Add(10 * time.Second); out[len(packets)] == ""; {
+	fence := injection{wire: b.wire("eth1"), packet: desired.Packet{
+		Src: b.wire("eth1").addrs[0], Dst: b.wire("eth0").addrs[0], Protocol: desired.UDP, DstPort: 9,
+	}}
+	write(&fence)
+	out := make([][]string, len(list)+1)
+	for deadline := time.Now().Add(time.Minute); out[len(list)] == nil; {
 		if time.Now().After(deadline) {
 			b.t.Fatal("the last packet, which nothing forbids, does not come out")
 		}
 		b.collect(first, out)
 	}
 	b.collect(first, out)
-	return out[:len(packets)]
+	for _, places := range out {
+		slices.Sort(places)
+	}
+	return out[:len(list)]
 }
 
 // collect reads every socket empty.
-func (b *bench) collect(first uint32, out []string) {
+func (b *bench) collect(first uint32, out [][]string) {
 	buf := make([]byte, 2048)
 	note := func(number uint32, ok bool, where string) {
-		if i := int(number - first); ok && i >= 0 && i < len(out) {
-			out[i] = where
+		if i := int(number - first); ok && i >= 0 && i < len(out) && !slices.Contains(out[i], where) {
+			out[i] = append(out[i], where)
 		}
 	}
 	for _, w := range b.wires {
