@@ -133,7 +133,7 @@ func (b *bench) addWire(name string, addrs []netip.Addr) {
 		w.l3, w.mac = bridgeName, b.bridge
 		b.run("ip", "link", "set", name, "master", bridgeName)
 		b.run("bridge", "link", "set", "dev", name, "learning", "off")
-		b.run("bridge", "fdb", "add", w.far.String(), "dev", name, "master", "static")
+		b.run("bridge", "fdb", "replace", w.far.String(), "dev", name, "master", "static")
 	}
 	for _, a := range addrs {
 		b.run("ip", "route", "add", netip.PrefixFrom(a, a.BitLen()).String(), "dev", w.l3)
