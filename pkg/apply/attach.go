@@ -311,6 +311,9 @@ func (n Node) Check(ctx context.Context, key ident.Key, e endpoint.Endpoint) err
 	if err != nil {
 		return err
 	}
+	if r.Port == e.Port && r.PortIndex != e.PortIndex {
+		return fmt.Errorf("attachment %s has host veth %q as link %d, and was added with link %d of that name", key, e.Port, e.PortIndex, r.PortIndex)
+	}
 	if r.Port != e.Port || r.Interface != e.Interface || !slices.Equal(r.Addresses, e.Addresses) {
 		return fmt.Errorf("attachment %s is %v on %q by %q, and was added as %v on %q by %q", key, e.Addresses, e.Interface, e.Port, r.Addresses, r.Interface, r.Port)
 	}

@@ -2,6 +2,7 @@ package apply
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -66,6 +67,9 @@ type Kept struct {
 	// Policies are the namespace/name of those that each profile stands for; nil where
 	// that was not found out.
 	Policies map[desired.ProfileID][]string
+	// Drifted is what somebody did to the links of endpoints, and nobody has undone. These
+	// endpoints are closed, or judged as before where that is the same link still.
+	Drifted []Drift
 }
 
 // Keep makes the kernel hold what the node should enforce, and looks closer than
@@ -86,6 +90,17 @@ func (n Node) Keep(ctx context.Context, ports *Ports) (Kept, error) {
 	if err != nil {
 		return Kept{}, err
 	}
+	kept, err := n.keep(ctx, f, ports)
+	drifted, regrouped, errDrift := n.mend()
+	kept.Drifted = drifted
+	if regrouped != nil {
+		kept.Missing = errors.Join(kept.Missing, regrouped)
+	}
+	return kept, errors.Join(err, errDrift)
+}
+
+// keep is Keep of the rules and sets, with the lock held.
+func (n Node) keep(ctx context.Context, f file, ports *Ports) (Kept, error) {
 	old, err := f.node()
 	if err != nil {
 		return Kept{}, err

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/pkg/apply/conntrack"
+	"github.com/podmark/podmark/pkg/apply/port"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
@@ -84,6 +85,9 @@ type file struct {
 	// were written by somebody who does not know which pods elsewhere belong to the sets.
 	Kubernetes bool `json:"kubernetes,omitempty"`
 	Incomplete bool `json:"incomplete,omitempty"`
+	// Indexed is set once every record has the numbers of its links: those of an older
+	// podmark had names alone.
+	Indexed bool `json:"indexed,omitempty"`
 	// Moving is set while endpoints move to another mask, which Mask is already.
 	Moving *moving `json:"moving,omitempty"`
 	// Synced is false from the moment something whole-node was decided until the
@@ -142,6 +146,8 @@ func (n Node) load() (file, error) {
 	if err == nil {
 		f.Policies, err = n.cachedPolicies()
 	}
+	// The first change after an upgrade writes everything, with the numbers of links.
+	f.Synced = f.Synced && f.Indexed
 	if errors.Is(err, ident.ErrDamaged) {
 		return file{}, fmt.Errorf("%w; %s", err, startOver)
 	}
@@ -184,7 +190,7 @@ func (n Node) agree(settings Settings) (f file, changed bool, err error) {
 		case !empty:
 			return file{}, false, fmt.Errorf("%w: it is %#x and the node's endpoints were given IDs in %#x; podmarkd moves them once every network says so; without it set the mask back, or drain the node first", ErrLayout, settings.Layout.Mask(), f.Mask)
 		}
-		f.Mask, f.Epoch, changed = settings.Layout.Mask(), 1, true
+		f.Mask, f.Epoch, f.Indexed, changed = settings.Layout.Mask(), 1, true, true
 		// Of another mask, or of an earlier life of podmark.
 		if err := conntrack.ClearOthers(settings.Layout.ID(mark.None)); err != nil {
 			return file{}, false, err
@@ -240,10 +246,14 @@ func (n Node) owned(r ident.Record) ident.Record {
 // sync brings the whole node to what f and the attachments say, with those of
 // coming among them, and notes it in f. A node that is moving arrives.
 func (n Node) sync(ctx context.Context, f file, coming ...ident.Record) (file, error) {
+	f, err := n.index(f)
+	if err != nil {
+		return f, err
+	}
 	if f.Moving == nil {
 		return n.rewrite(ctx, f, coming...)
 	}
-	f, err := n.rewrite(ctx, f)
+	f, err = n.rewrite(ctx, f)
 	if err != nil {
 		return f, err
 	}
@@ -252,6 +262,35 @@ func (n Node) sync(ctx context.Context, f file, coming ...ident.Record) (file, e
 		return f, err
 	}
 	return n.rewrite(ctx, f, coming...)
+}
+
+// index gives the records of an older podmark the numbers of their links.
+func (n Node) index(f file) (file, error) {
+	if f.Indexed {
+		return f, nil
+	}
+	links, err := port.List()
+	if err != nil {
+		return f, err
+	}
+	known := port.LinksOf(links)
+	records, err := n.Store.List()
+	if err != nil {
+		return f, err
+	}
+	for _, r := range records {
+		if r.PortIndex != 0 {
+			continue
+		}
+		if r.Endpoint = known.Locate(r.Endpoint); r.PortIndex == 0 {
+			continue // its link is gone
+		}
+		if err := n.Store.Put(r); err != nil {
+			return f, err
+		}
+	}
+	f.Indexed = true
+	return f, nil // saved with what follows
 }
 
 // rewrite makes the kernel hold what f and the attachments say, and notes that in f.

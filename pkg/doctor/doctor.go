@@ -79,6 +79,7 @@ func Checks() []Check {
 		{"node-ports", "a NodePort in use is in no configured range", []Part{PartServices, PartConflists}, checkNodePorts},
 		{"ids", "IDs are nearly or all taken", []Part{PartState}, checkIDs},
 		{"leaked", "an attachment or a file is left of a pod that is gone", []Part{PartLeaked}, checkLeaked},
+		{"drift", "a link of a pod was renamed, moved, or taken out of podmark's device group", []Part{PartState, PartLinks}, checkDrift},
 		{"podmarkd", "podmarkd has ended, hangs, or could not do its work", []Part{PartDaemon}, checkDaemon},
 		{"conntrack-table", "the conntrack table is nearly full", []Part{PartConntrack}, checkConntrack},
 	}

@@ -83,6 +83,8 @@ type State struct {
 	// NodeDamaged is about node.json, Damaged about attachments.
 	NodeDamaged, Damaged error
 	Leaked               apply.Collected
+	// Drifts is what others did to links of endpoints.
+	Drifts []apply.Drift
 	// Missing is what the kernel lacks, Backend why nothing can enforce.
 	Missing, Backend error
 	// Unlogged is why what is dropped is not logged; empty where it is.

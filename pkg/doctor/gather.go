@@ -114,6 +114,8 @@ func (f *Facts) readState(ctx context.Context, n apply.Node) {
 	if s.Damaged != nil {
 		return // what should be in the kernel is not known
 	}
+	s.Drifts, err = n.Drifts()
+	f.note(PartLinks, err, asRoot)
 	switch s.Missing, err = n.Missing(ctx); {
 	case errors.Is(err, apply.ErrBackend):
 		s.Backend = err

@@ -157,6 +157,7 @@ func TestFromResult(t *testing.T) {
 				t.Fatal(err)
 			}
 			counters.Close()
+			want.PortIndex, want.InterfaceIndex = index(t, want.Port), index(t, want.Interface)
 			if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}), cmpopts.EquateEmpty()); diff != "" {
 				t.Error(diff)
 			}
@@ -165,6 +166,16 @@ func TestFromResult(t *testing.T) {
 			}
 		})
 	}
+}
+
+// index is the number of a link.
+func index(t *testing.T, name string) int {
+	t.Helper()
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return link.Attrs().Index
 }
 
 func addrs(list ...string) []netip.Addr {

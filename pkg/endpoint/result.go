@@ -95,18 +95,55 @@ func (e *Endpoint) connect(inner netlink.Link, ifName string) error {
 	if err != nil {
 		return fmt.Errorf("interface %q: %w", ifName, err)
 	}
-	e.Port, e.Interface = port.Attrs().Name, port.Attrs().Name
-	if master := port.Attrs().MasterIndex; master != 0 {
-		link, err := netlink.LinkByIndex(master)
-		if err != nil {
-			return fmt.Errorf("reading master %d of host veth %q: %w", master, e.Port, err)
+	e.Port, e.PortIndex = port.Attrs().Name, port.Attrs().Index
+	e.Interface, e.InterfaceIndex = e.Port, e.PortIndex
+	master, err := masterOf(port)
+	if err != nil || master == nil {
+		return err
+	}
+	if master.Type() != "vrf" {
+		if err := e.onto(master); err != nil {
+			return err
 		}
-		if kind := link.Type(); kind == "openvswitch" {
-			return fmt.Errorf("%w: host veth %q is a port of an %s datapath, which forwards packets past the IP hooks", ErrNoHostInterface, e.Port, kind)
+		// A bridge may be a VRF's in its turn.
+		if master, err = masterOf(master); err != nil {
+			return err
 		}
-		e.Interface = link.Attrs().Name
+	}
+	if master != nil && master.Type() == "vrf" {
+		e.VRF, e.VRFIndex = master.Attrs().Name, master.Attrs().Index
 	}
 	return nil
+}
+
+// onto takes over that the host veth is a port of master, which is the L3 interface then.
+func (e *Endpoint) onto(master netlink.Link) error {
+	if kind := master.Type(); kind == "openvswitch" {
+		return fmt.Errorf("%w: host veth %q is a port of an %s datapath, which forwards packets past the IP hooks", ErrNoHostInterface, e.Port, kind)
+	}
+	e.Interface, e.InterfaceIndex = master.Attrs().Name, master.Attrs().Index
+	bridge, ok := master.(*netlink.Bridge)
+	if !ok || bridge.VlanFiltering == nil || !*bridge.VlanFiltering {
+		return nil
+	}
+	facts, err := e.readVLANs(bridge)
+	if err != nil {
+		return err
+	}
+	return facts.plain(*e)
+}
+
+// masterOf reads the link that another is enslaved to; nil without one.
+func masterOf(link netlink.Link) (netlink.Link, error) {
+	index := link.Attrs().MasterIndex
+	if index == 0 {
+		return nil, nil
+	}
+	master, err := netlink.LinkByIndex(index)
+	if err != nil {
+		return nil, fmt.Errorf("reading master %d of %q: %w", index, link.Attrs().Name, err)
+	}
+	return master, nil
 }
 
 // addresses lists what the prevResult assigns to ifName in the container. An

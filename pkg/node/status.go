@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/missing"
 	"github.com/podmark/podmark/pkg/ident"
 )
@@ -34,6 +35,8 @@ type Status struct {
 	// Sysctls are what the node needs of kernel parameters.
 	Sysctls  []Sysctl     `json:"sysctls,omitempty"`
 	Policies PolicyStatus `json:"policies"`
+	// Drift is what others have done to links of endpoints and not undone.
+	Drift []apply.Drift `json:"drift,omitempty"`
 	// Repairs counts what was missing in the kernel since the start.
 	Repairs    int     `json:"repairs"`
 	LastRepair *Repair `json:"lastRepair,omitempty"`
@@ -90,6 +93,9 @@ func (s Status) After(l Look) Status {
 	}
 	if s.FelixMask = ""; l.FelixMask != nil {
 		s.FelixMask = fmt.Sprintf("%#x", *l.FelixMask)
+	}
+	if l.ApplyErr == nil || len(l.Kept.Drifted) > 0 { // else it is not known
+		s.Drift = l.Kept.Drifted
 	}
 	if l.Kept.Missing != nil {
 		s.Repairs++

@@ -42,6 +42,12 @@ func harms() []harmed {
 		}},
 		{name: "hook not first", check: "kernel", words: "FORWARD", pods: 1, backends: iptables, do: func(p *patient) { p.iptables("-I", "FORWARD", "1", "-j", "KUBE-IPTABLES-HINT") }},
 		{name: "leaked", check: "leaked", words: "container-1", pods: 2, do: func(p *patient) { p.exec("", "ip", "link", "del", p.veth(1)) }},
+		{name: "host veth renamed", check: "drift", words: "renamed", pods: 2, do: func(p *patient) { p.exec("", "ip", "link", "set", p.veth(1), "name", "it's") }},
+		{name: "host veth on a bridge", check: "drift", words: "enslaved", pods: 1, do: func(p *patient) {
+			p.exec("", "ip", "link", "add", "other", "type", "bridge")
+			p.exec("", "ip", "link", "set", p.veth(1), "master", "other")
+		}},
+		{name: "host veth out of the group", check: "drift", words: "device group 0", pods: 1, do: func(p *patient) { p.exec("", "ip", "link", "set", p.veth(1), "group", "0") }},
 		{name: "leaked file", check: "leaked", words: "ids/77", pods: 1, backends: one, do: func(p *patient) {
 			write(p.t, p.dir+"/ids/77", "0123456789abcdef0123456789abcdef")
 		}},

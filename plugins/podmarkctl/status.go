@@ -138,6 +138,9 @@ func (s status) table(w io.Writer) error {
 				row("sysctl", "%s is not %s: %s", p.Name, p.Want, p.Mend())
 			}
 		}
+		for _, drift := range d.Drift {
+			row("drift", "%s", drift)
+		}
 		policiesRow(row, d.Policies)
 		row("repairs", "%d", d.Repairs)
 		if d.LastRepair != nil {

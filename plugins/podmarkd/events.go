@@ -12,6 +12,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/node/source"
 )
@@ -20,6 +21,7 @@ import (
 const (
 	reasonPorts = "NodePortOutsideRange"
 	reasonMask  = "FelixMaskDiffers"
+	reasonDrift = "EndpointDrifted"
 )
 
 const (
@@ -80,7 +82,26 @@ func warnings(l node.Look) []warning {
 	if l.FelixMask != nil {
 		mask.text = fmt.Sprintf("iptablesMarkMask of FelixConfiguration is %#x, and podmark's on this node is %#x.", *l.FelixMask, l.Mask)
 	}
-	return []warning{ports, mask}
+	drift := warning{reason: reasonDrift}
+	if n := len(l.Kept.Drifted); n > 0 {
+		drift.text = fmt.Sprintf("Links of pods are not as they were added: %s. These pods may have no network, and 'podmarkctl doctor' on the node says how to mend it.", firstOf(l.Kept.Drifted, n))
+	}
+	return []warning{ports, mask, drift}
+}
+
+// firstOf lists the first three of n drifts: an event has room for 1024 bytes, and a pod's
+// name may have 316.
+func firstOf(list []apply.Drift, n int) string {
+	const most = 3
+	var texts []string
+	for i, d := range list {
+		if i == most || i > 0 && len(strings.Join(texts, "; ")) > 300 {
+			texts = append(texts, fmt.Sprintf("and %d more", n-i))
+			break
+		}
+		texts = append(texts, d.String())
+	}
+	return strings.Join(texts, "; ")
 }
 
 // someOf lists ports, the first ten of them: an event has room for 1024 bytes.

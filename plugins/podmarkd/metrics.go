@@ -13,6 +13,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/missing"
+	"github.com/podmark/podmark/pkg/apply/port"
 	"github.com/podmark/podmark/pkg/node"
 )
 
@@ -122,6 +123,7 @@ var (
 	lookSeconds  = gauge("podmark_last_look_duration_seconds", "How long that took.")
 	lookOK       = gauge("podmark_last_look_ok", "1 when it ended without an error.")
 	applySeconds = gauge("podmark_last_apply_duration_seconds", "How long it took last to make the kernel agree with the node's state.")
+	driftedLinks = gauge("podmark_endpoint_drift", "Links of endpoints that others have changed and not changed back, by what they did.", "change")
 	applyError   = gauge("podmark_last_apply_error", "1 where the kernel could not be made to agree.")
 )
 
@@ -133,7 +135,7 @@ func gauge(name, help string, labels ...string) *prometheus.Desc {
 func (m *metrics) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		idsInUse, idsCapacity, proxyIPVS, ipvsServices, portsInfo, portsOutside, felixDiffers, sysctlOK,
-		lookTime, lookSeconds, lookOK, applySeconds, applyError,
+		lookTime, lookSeconds, lookOK, applySeconds, driftedLinks, applyError,
 	} {
 		out <- d
 	}
@@ -163,6 +165,15 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 		set(felixDiffers, number(l.FelixMask != nil))
 		set(applySeconds, l.Applied.Seconds())
 		set(applyError, number(l.ApplyErr != nil))
+		for _, change := range port.Changes() {
+			n := 0
+			for _, d := range l.Kept.Drifted {
+				if d.Change == change {
+					n++
+				}
+			}
+			set(driftedLinks, float64(n), string(change))
+		}
 	}
 	for _, s := range l.Sysctls {
 		set(sysctlOK, number(s.OK()), s.Name)

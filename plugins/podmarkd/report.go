@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/missing"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/node"
@@ -79,6 +80,7 @@ func logLook(log *slog.Logger, before node.Status, l node.Look) {
 	if l.Kept.Missing != nil {
 		log.Warn("repaired", "missing", l.Kept.Missing, "kind", string(missing.KindOf(l.Kept.Missing)), "reason", l.Reason)
 	}
+	logDrift(log, before.Drift, before.After(l).Drift)
 	if l.Moved != 0 {
 		log.Warn("moved the endpoints to another mask", "iptablesMarkMask", fmt.Sprintf("%#x", l.Moved))
 	}
@@ -105,6 +107,21 @@ func logLook(log *slog.Logger, before node.Status, l node.Look) {
 		log.Info("NodePorts", "source", l.Ports.Source, "mode", l.Ports.Mode, "ranges", fmt.Sprint(l.Ports.Ranges))
 		if len(l.Ports.Outside) > 0 {
 			log.Warn("NodePorts in use that are in no configured range", "ports", l.Ports.Outside, "ranges", fmt.Sprint(l.Ports.Configured))
+		}
+	}
+}
+
+// logDrift says what others have done to links of endpoints since the look before, and
+// what they have undone.
+func logDrift(log *slog.Logger, before, now []apply.Drift) {
+	for _, d := range now {
+		if !slices.Contains(before, d) {
+			log.Warn("a link of an endpoint has drifted", "drift", d.String(), "change", string(d.Change), "attachment", d.Key.String())
+		}
+	}
+	for _, d := range before {
+		if !slices.Contains(now, d) {
+			log.Info("a link of an endpoint drifts no more", "drift", d.String(), "attachment", d.Key.String())
 		}
 	}
 }

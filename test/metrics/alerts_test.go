@@ -78,6 +78,10 @@ func TestAlerts(t *testing.T) {
 			[]store{{of("podmark_node_ports_outside_range", steady(1))}},
 			[]store{{of("podmark_node_ports_outside_range", steady(0))}},
 		},
+		"PodmarkEndpointDrift": {
+			[]store{{of("podmark_endpoint_drift", steady(1), "change", "moved")}},
+			[]store{{of("podmark_endpoint_drift", steady(0), "change", "moved")}},
+		},
 		"PodmarkFelixMaskDiffers": {[]store{{of("podmark_felix_mask_differs", steady(1))}}, []store{{of("podmark_felix_mask_differs", steady(0))}}},
 		"PodmarkSysctlNotSet": {
 			[]store{{of("podmark_sysctl_ok", steady(0), "name", "net.ipv4.vs.conntrack")}},

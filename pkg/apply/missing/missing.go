@@ -23,6 +23,8 @@ const (
 	Chain Kind = "chain"
 	// Element: a set or map is gone, or lacks something.
 	Element Kind = "element"
+	// Group: the host veth of a routed endpoint is not in podmark's device group.
+	Group Kind = "group"
 	// Change: a change of the whole node was not finished.
 	Change Kind = "change"
 	// Other is what lacks a kind.
@@ -30,7 +32,7 @@ const (
 )
 
 // Kinds lists them all.
-func Kinds() []Kind { return []Kind{Hook, Chain, Element, Change, Other} }
+func Kinds() []Kind { return []Kind{Hook, Chain, Element, Group, Change, Other} }
 
 // Err is the error of the kind, for another one to wrap that says what it is.
 func (k Kind) Err() error { return incomplete{k} }

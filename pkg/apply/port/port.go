@@ -48,12 +48,9 @@ func Hold(e endpoint.Endpoint) error { return guard(e, stateForwarding) }
 
 func guard(e endpoint.Endpoint, state byte) error {
 	if e.Routed() {
-		if err := setGroup(e.Port, Group); err != nil {
-			return fmt.Errorf("putting %q into device group %d: %w", e.Port, Group, err)
-		}
-		return nil
+		return Regroup(e)
 	}
-	link, err := netlink.LinkByName(e.Port)
+	link, err := find(e)
 	if err != nil {
 		return fmt.Errorf("guarding port %q: %w", e.Port, err)
 	}
@@ -71,12 +68,20 @@ func guard(e endpoint.Endpoint, state byte) error {
 	return nil
 }
 
+// Regroup puts a routed host veth into podmark's device group.
+func Regroup(e endpoint.Endpoint) error {
+	if err := setGroup(e, Group); err != nil {
+		return fmt.Errorf("putting %q into device group %d: %w", e.Port, Group, err)
+	}
+	return nil
+}
+
 // Open lets a bridge port forward again. A routed port is opened by its element.
 func Open(e endpoint.Endpoint) error {
 	if e.Routed() {
 		return nil
 	}
-	link, err := netlink.LinkByName(e.Port)
+	link, err := find(e)
 	if err != nil {
 		return fmt.Errorf("opening port %q: %w", e.Port, err)
 	}
@@ -88,7 +93,7 @@ func Open(e endpoint.Endpoint) error {
 
 // Release gives the port back as the main plugin made it. A port that is gone is fine.
 func Release(e endpoint.Endpoint) error {
-	link, err := netlink.LinkByName(e.Port)
+	link, err := find(e)
 	if gone(err) {
 		return nil
 	}
@@ -131,7 +136,7 @@ func Shut(e endpoint.Endpoint) error {
 	if e.Routed() {
 		return nil
 	}
-	link, err := netlink.LinkByName(e.Port)
+	link, err := find(e)
 	if gone(err) || err == nil && link.Attrs().MasterIndex == 0 {
 		return nil
 	}
@@ -145,29 +150,43 @@ func Shut(e endpoint.Endpoint) error {
 	return nil
 }
 
-// Check reports what keeps the port from being guarded.
+// Check reports what keeps the port from being guarded: that its links are not those, or
+// not where, the record of e has them.
 func Check(e endpoint.Endpoint) error {
-	link, err := netlink.LinkByName(e.Port)
-	if err != nil {
-		return fmt.Errorf("host veth %q: %w", e.Port, err)
-	}
-	if e.Routed() {
-		if g := link.Attrs().Group; g != Group {
-			return fmt.Errorf("host veth %q is in device group %d, want %d", e.Port, g, Group)
+	var unread error
+	drifts := Drifts(e, func(index int) (Link, bool) {
+		link, err := netlink.LinkByIndex(index)
+		if err != nil && !gone(err) {
+			unread = errors.Join(unread, fmt.Errorf("reading link %d: %w", index, err))
 		}
-		return nil
+		if err != nil {
+			return Link{}, false
+		}
+		return linkOf(link), true
+	})
+	if unread != nil {
+		return unread
 	}
-	master, err := netlink.LinkByIndex(link.Attrs().MasterIndex)
-	if err != nil || master.Attrs().Name != e.Interface {
-		return fmt.Errorf("host veth %q is no longer a port of %q", e.Port, e.Interface)
+	var errs []error
+	for _, d := range drifts {
+		errs = append(errs, errors.New(d.String()))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // Alive reports whether the host veth is still there.
 func Alive(e endpoint.Endpoint) bool {
-	_, err := netlink.LinkByName(e.Port)
+	_, err := find(e)
 	return !gone(err)
+}
+
+// find reads the host veth: by its number, which no other link gets. Only a record of an
+// older podmark lacks that.
+func find(e endpoint.Endpoint) (netlink.Link, error) {
+	if e.PortIndex != 0 {
+		return netlink.LinkByIndex(e.PortIndex)
+	}
+	return netlink.LinkByName(e.Port)
 }
 
 // BridgeFiltered reports whether frames between two ports of one bridge pass the
@@ -205,12 +224,16 @@ func forwardingEntry(e endpoint.Endpoint, link netlink.Link) (*netlink.Neigh, er
 	}, nil
 }
 
-// setGroup puts a link into a device group, by its name. The library would ask for
-// the link first.
-func setGroup(name string, group uint32) error {
+// setGroup puts the host veth into a device group, without asking for the link first as
+// the library would.
+func setGroup(e endpoint.Endpoint, group uint32) error {
 	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
-	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(e.PortIndex)
+	req.AddData(msg)
+	if e.PortIndex == 0 {
+		req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(e.Port)))
+	}
 	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
 	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
 	return err

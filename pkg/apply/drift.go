@@ -1,0 +1,111 @@
+package apply
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/pkg/apply/missing"
+	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/ident"
+)
+
+// Drift is what somebody else did to a link of an endpoint.
+type Drift struct {
+	Key ident.Key `json:"attachment"`
+	// Pod is its "namespace/name"; empty where there is none.
+	Pod string `json:"pod,omitempty"`
+	port.Drift
+}
+
+func (d Drift) String() string {
+	who := d.Pod
+	if who == "" {
+		who = d.Key.String()
+	}
+	return who + ": " + d.Drift.String()
+}
+
+// drift is that of an attachment.
+type drift struct {
+	ident.Record
+	port.Drift
+}
+
+func (d drift) told() Drift {
+	t := Drift{Key: d.Key, Drift: d.Drift}
+	if d.Pod != "" {
+		t.Pod = d.Namespace + "/" + d.Pod
+	}
+	return t
+}
+
+// Drifts lists what somebody else did to the links of endpoints, in one dump of all links,
+// and changes nothing. fs.ErrNotExist when podmark has never run here.
+func (n Node) Drifts() ([]Drift, error) {
+	if _, err := n.load(); err != nil {
+		return nil, err
+	}
+	list, err := n.drifts()
+	var out []Drift
+	for _, d := range list {
+		out = append(out, d.told())
+	}
+	return out, err
+}
+
+func (n Node) drifts() ([]drift, error) {
+	// Before the first change after an upgrade no record has numbers.
+	if f, err := n.load(); err != nil || !f.Indexed {
+		return nil, err
+	}
+	// The records first: a link of one that comes meanwhile would not be in the dump.
+	records, err := n.records()
+	if err != nil {
+		return nil, err
+	}
+	list, err := port.List()
+	if err != nil {
+		return nil, err
+	}
+	links := port.LinksOf(list)
+	var out []drift
+	for _, r := range records {
+		for _, d := range port.Drifts(r.Endpoint, links.Find) {
+			if d.Change == port.Gone && r.Netns != "" {
+				if _, err := os.Stat(r.Netns); errors.Is(err, fs.ErrNotExist) {
+					continue // the pod is, too: that is for its DEL, and for Collect
+				}
+			}
+			if now, err := n.Store.Get(r.Key); err != nil || !now.Committed || now.PortIndex != r.PortIndex {
+				continue // somebody else deletes it, or adds it anew
+			}
+			out = append(out, drift{r, d})
+		}
+	}
+	return out, nil
+}
+
+// mend puts host veths back into podmark's device group that somebody took out of it, and
+// lists what else was done to links, which is for that somebody to undo. Its caller holds
+// the lock.
+func (n Node) mend() (left []Drift, regrouped, err error) {
+	list, err := n.drifts()
+	for _, d := range list {
+		if d.Change != port.Ungrouped {
+			left = append(left, d.told())
+			continue
+		}
+		switch failed := port.Regroup(d.Endpoint); {
+		case errors.Is(failed, unix.ENODEV): // it is gone by now
+		case failed != nil:
+			left, err = append(left, d.told()), errors.Join(err, failed)
+		default:
+			regrouped = errors.Join(regrouped, fmt.Errorf("%w: %s", missing.Group.Err(), d.told()))
+		}
+	}
+	return left, regrouped, err
+}

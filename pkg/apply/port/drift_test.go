@@ -1,0 +1,105 @@
+package port_test
+
+import (
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/endpoint"
+)
+
+// node has a routed host veth, one in a VRF, and one on a bridge, which is another VRF's.
+func node() port.Links {
+	l := port.Links{}
+	for _, link := range []port.Link{
+		{Index: 1, Name: "lo"}, {Index: 10, Name: "v", Kind: "veth", Group: port.Group}, {Index: 11, Name: "w", Kind: "veth", Group: port.Group, Master: 20},
+		{Index: 12, Name: "b", Kind: "veth", Master: 30}, {Index: 20, Name: "red", Kind: "vrf"}, {Index: 21, Name: "blue", Kind: "vrf"},
+		{Index: 30, Name: "cni0", Kind: "bridge", Master: 21}, {Index: 31, Name: "br1", Kind: "bridge"},
+	} {
+		l[link.Index] = link
+	}
+	return l
+}
+
+var (
+	routed  = endpoint.Endpoint{Port: "v", Interface: "v", PortIndex: 10, InterfaceIndex: 10}
+	inVRF   = endpoint.Endpoint{Port: "w", Interface: "w", PortIndex: 11, InterfaceIndex: 11, VRF: "red", VRFIndex: 20}
+	bridged = endpoint.Endpoint{Port: "b", Interface: "cni0", PortIndex: 12, InterfaceIndex: 30, VRF: "blue", VRFIndex: 21}
+)
+
+func TestDrifts(t *testing.T) {
+	change := func(index int, f func(*port.Link)) func(port.Links) {
+		return func(l port.Links) { link := l[index]; f(&link); l[index] = link }
+	}
+	master := func(index int) func(*port.Link) { return func(l *port.Link) { l.Master = index } }
+	rename := func(name string) func(*port.Link) { return func(l *port.Link) { l.Name = name } }
+	moved := func(link, was, is string) port.Drift {
+		return port.Drift{Change: port.Moved, Link: link, Was: was, Is: is}
+	}
+	tests := []struct {
+		name string
+		e    endpoint.Endpoint
+		do   func(port.Links)
+		want []port.Drift
+	}{
+		{"routed", routed, nil, nil},
+		{"in a VRF", inVRF, nil, nil},
+		{"on a bridge", bridged, nil, nil},
+		{"gone", routed, func(l port.Links) { delete(l, 10) }, []port.Drift{{Change: port.Gone, Link: "v"}}},
+		{"another of its name", routed, func(l port.Links) {
+			l[40] = port.Link{Index: 40, Name: "v", Kind: "veth", Group: port.Group}
+			delete(l, 10)
+		}, []port.Drift{{Change: port.Gone, Link: "v"}}},
+		{"never found", endpoint.Endpoint{Port: "v", Interface: "v"}, nil, []port.Drift{{Change: port.Gone, Link: "v"}}},
+		{"renamed", routed, change(10, rename("x")), []port.Drift{{Change: port.Renamed, Link: "x", Was: "v", Is: "x"}}},
+		{"ungrouped", routed, change(10, func(l *port.Link) { l.Group = 3 }), []port.Drift{{Change: port.Ungrouped, Link: "v", Group: 3}}},
+		{"onto a bridge", routed, change(10, master(31)), []port.Drift{moved("v", "", "br1")}},
+		{"into a VRF", routed, change(10, master(21)), []port.Drift{moved("v", "", "blue")}},
+		{"into another VRF", inVRF, change(11, master(21)), []port.Drift{moved("w", "red", "blue")}},
+		{"out of its VRF", inVRF, change(11, master(0)), []port.Drift{moved("w", "red", "")}},
+		{"onto another bridge", bridged, change(12, master(31)), []port.Drift{moved("b", "cni0", "br1")}},
+		{"off its bridge", bridged, change(12, master(0)), []port.Drift{moved("b", "cni0", "")}},
+		{"the bridge out of its VRF", bridged, change(30, master(0)), []port.Drift{moved("cni0", "blue", "")}},
+		{"the bridge renamed", bridged, change(30, rename("br0")), []port.Drift{{Change: port.Renamed, Link: "br0", Was: "cni0", Is: "br0"}}},
+		{"the VRF renamed", inVRF, change(20, rename("green")), []port.Drift{{Change: port.Renamed, Link: "green", Was: "red", Is: "green"}}},
+		{"all at once", routed, change(10, func(l *port.Link) { *l = port.Link{Index: 10, Name: "x", Master: 99} }), []port.Drift{
+			{Change: port.Renamed, Link: "x", Was: "v", Is: "x"}, moved("x", "", "link 99"), {Change: port.Ungrouped, Link: "x"},
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			links := node()
+			if tt.do != nil {
+				tt.do(links)
+			}
+			if diff := cmp.Diff(tt.want, port.Drifts(tt.e, links.Find)); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// A record of names alone gets the numbers of its links, and none where they are not those.
+func TestLocate(t *testing.T) {
+	tests := []struct {
+		name              string
+		port, iface       string
+		wantPort, wantTop int
+	}{
+		{"routed", "v", "v", 10, 10},
+		{"on a bridge", "b", "cni0", 12, 30},
+		{"gone", "x", "x", 0, 0},
+		{"gone from its bridge", "v", "cni0", 0, 0},
+		{"on another bridge", "b", "br1", 0, 0},
+		{"no veth", "lo", "lo", 0, 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			e := node().Locate(endpoint.Endpoint{Port: tt.port, Interface: tt.iface})
+			if e.PortIndex != tt.wantPort || e.InterfaceIndex != tt.wantTop {
+				t.Errorf("port %d, interface %d, want %d and %d", e.PortIndex, e.InterfaceIndex, tt.wantPort, tt.wantTop)
+			}
+		})
+	}
+}

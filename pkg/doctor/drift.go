@@ -1,0 +1,44 @@
+package doctor
+
+import (
+	"fmt"
+
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/apply/port"
+)
+
+// checkDrift finds what others did to links of endpoints. One that is gone is leaked.
+func checkDrift(f Facts) []Finding {
+	var out []Finding
+	for _, d := range f.State.Drifts {
+		if d.Change == port.Gone {
+			continue
+		}
+		why, mend := driftWhy(f.State.Kind, d), ""
+		switch {
+		case d.Change == port.Ungrouped:
+			mend = fmt.Sprintf("ip link set dev %s group %d", quote(d.Link), port.Group)
+		case d.Change == port.Renamed:
+			mend = fmt.Sprintf("ip link set dev %s name %s", quote(d.Link), quote(d.Was))
+		case d.Was == "":
+			mend = "ip link set dev " + quote(d.Link) + " nomaster"
+		default:
+			mend = fmt.Sprintf("ip link set dev %s master %s", quote(d.Link), quote(d.Was))
+		}
+		out = append(out, Finding{Severity: Error, What: d.String(), Why: why, Mend: mend})
+	}
+	return out
+}
+
+func driftWhy(kind apply.Kind, d apply.Drift) string {
+	const again = ". Whoever did it may do it again"
+	switch {
+	case d.Change == port.Ungrouped:
+		return "by the group the rules know the host veths that podmark manages. podmarkd puts it back by itself" + again
+	case d.Change == port.Renamed && kind == apply.NFTables:
+		return "the rules go by the number of the link, so the pod is judged as before; CHECK fails, and what goes by the name does not find it. Before Linux 6.2 the link must be down for it" + again
+	case d.Change == port.Renamed:
+		return "the sets of iptables go by the name of the link, so what the pod sends by another is dropped: it has no network. Before Linux 6.2 the link must be down for it" + again
+	}
+	return "the pod's packets come in by another interface than its own, and are dropped there: it has no network. Its policy is not that interface's" + again
+}

@@ -1,0 +1,81 @@
+package endpoint
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+)
+
+// vlans are what a bridge with VLAN filtering does with what its port sends.
+type vlans struct {
+	// pvid is the VLAN that the port's untagged frames belong to, and byDefault that of the
+	// bridge's ports, and of the bridge itself; 0 is none.
+	pvid, byDefault uint16
+	// all are those that the port carries.
+	all []uint16
+	// elsewhere names the link that has the endpoint's gateway, where that is not the bridge.
+	elsewhere string
+}
+
+// readVLANs asks the kernel. The bridge plugin takes vlan_filtering for "vlan" and
+// "vlanTrunk" alone, so on other nodes nothing of this is read.
+func (e *Endpoint) readVLANs(bridge *netlink.Bridge) (v vlans, err error) {
+	if bridge.VlanDefaultPVID != nil {
+		v.byDefault = *bridge.VlanDefaultPVID
+	}
+	ports, err := netlink.BridgeVlanList()
+	for tries := 0; errors.Is(err, netlink.ErrDumpInterrupted) && tries < 5; tries++ {
+		ports, err = netlink.BridgeVlanList()
+	}
+	if err != nil {
+		return v, fmt.Errorf("reading the VLANs of bridge port %q: %w", e.Port, err)
+	}
+	for _, info := range ports[int32(e.PortIndex)] {
+		v.all = append(v.all, info.Vid)
+		if info.PortVID() {
+			v.pvid = info.Vid
+		}
+	}
+	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return v, fmt.Errorf("reading who has the gateway of %q: %w", e.Port, err)
+	}
+	here, elsewhere := map[netip.Addr]bool{}, map[netip.Addr]int{}
+	for _, a := range list {
+		if addr, ok := netip.AddrFromSlice(a.IP); ok && a.LinkIndex == e.InterfaceIndex {
+			here[addr.Unmap()] = true
+		} else if ok {
+			elsewhere[addr.Unmap()] = a.LinkIndex
+		}
+	}
+	for _, gateway := range e.Gateways {
+		index, ok := elsewhere[gateway]
+		if !ok || here[gateway] || gateway.IsLinkLocalUnicast() { // which every link may have
+			continue
+		}
+		v.elsewhere = fmt.Sprintf("link %d", index)
+		if link, err := netlink.LinkByIndex(index); err == nil {
+			v.elsewhere = fmt.Sprintf("%q", link.Attrs().Name)
+		}
+	}
+	return v, nil
+}
+
+// plain returns why the endpoint's packets do not enter the host by the bridge itself, or
+// not all of them: nil where they do.
+func (v vlans) plain(e Endpoint) error {
+	why := ""
+	switch {
+	case v.pvid != v.byDefault:
+		why = fmt.Sprintf("has PVID %d, and those of bridge %q have %d", v.pvid, e.Interface, v.byDefault)
+	case len(v.all) > 1:
+		why = fmt.Sprintf("carries %d VLANs of bridge %q", len(v.all), e.Interface)
+	case v.elsewhere != "":
+		why = fmt.Sprintf("is a port of bridge %q, and its gateway is on %s", e.Interface, v.elsewhere)
+	default:
+		return nil
+	}
+	return fmt.Errorf("%w: host veth %q %s: its packets enter the host by the interface of a VLAN, where podmark does not look for them; take vlan, vlanTrunk and preserveDefaultVlan out of the bridge plugin's entry, and give each VLAN a bridge of its own instead", ErrNoHostInterface, e.Port, why)
+}
