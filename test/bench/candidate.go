@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/podmark/podmark/pkg/apply"
@@ -63,7 +64,11 @@ func candidates() []candidate {
 		list = append(list, candidate{
 			name: name, judges: true,
 			fill: func(node space, p population) error {
-				return node.do(func() error { return backends[name].Sync(context.Background(), p.state()) })
+				err := node.do(func() error {
+					p.number()
+					return backends[name].Sync(context.Background(), p.state())
+				})
+				return errors.Join(err, node.forget("meta skuid", "inet", "podmark", "output"))
 			},
 			mark: func(p population) uint32 { return p.node.Layout.ID(p.records[p.sender].ID).Value },
 		})
@@ -76,6 +81,23 @@ func candidates() []candidate {
 		})
 	}
 	return list
+}
+
+// forget takes a rule out of a chain of nftables, if it has one with the words. What IPVS
+// sends on has no socket; here a socket plays IPVS, and podmark would know it for one of
+// the node's own.
+func (s space) forget(words string, chain ...string) error {
+	list, err := s.command("", "nft", append([]string{"-a", "list", "chain"}, chain...)...)
+	if err != nil {
+		return nil // it is another backend's
+	}
+	for line := range strings.Lines(list) {
+		if _, handle, ok := strings.Cut(strings.TrimSpace(line), "# handle "); ok && strings.Contains(line, words) {
+			_, err := s.command("", "nft", append(append([]string{"delete", "rule"}, chain...), "handle", handle)...)
+			return err
+		}
+	}
+	return fmt.Errorf("chain %v has no rule with %q", chain, words)
 }
 
 // lane is a node of its own for a candidate, so that all can be measured in turn.

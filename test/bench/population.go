@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 
@@ -51,6 +52,7 @@ func populate(endpoints, profiles int, protocol desired.Protocol) (population, e
 	p := population{node: desired.Node{
 		Layout: layout, Epoch: 1,
 		NodePorts: []desired.PortRange{{First: 30000, Last: 32767}},
+		Tunnels:   desired.Tunnels{UDPPorts: []uint16{4789, 6081, 8472}, Protocols: []uint8{4, 41, 47}},
 	}}
 	for g := range min(profiles, endpoints) {
 		p.policies.Policies = append(p.policies.Policies, groupPolicy(g, protocol))
@@ -72,6 +74,19 @@ func populate(endpoints, profiles int, protocol desired.Protocol) (population, e
 		p.records[i].Labels["role"] = role(matching)
 	}
 	return p, nil
+}
+
+// number gives the records of pods that are real the numbers of their links in the calling
+// thread's namespace, and the others numbers that no link has.
+func (p population) number() {
+	for i := range p.records {
+		r := &p.records[i]
+		r.PortIndex = 1<<20 + i
+		if link, err := net.InterfaceByName(r.Port); (i == p.sender || i == p.receiver) && err == nil {
+			r.PortIndex = link.Index
+		}
+		r.InterfaceIndex = r.PortIndex
+	}
 }
 
 func group(g int) string { return fmt.Sprintf("g%03d", g) }
