@@ -64,7 +64,9 @@ type Config struct {
 	// FailOpen lets a pod start without its policy when podmarkd cannot be asked. Only
 	// PolicyKubernetes has it.
 	FailOpen bool
-	StateDir string
+	// AllowTunnels lets endpoints send what the node's tunnels unwrap.
+	AllowTunnels bool
+	StateDir     string
 	// DaemonSocket is where podmarkd answers.
 	DaemonSocket string
 	// LockTimeout bounds the wait for other podmark processes and for xtables.
@@ -123,6 +125,7 @@ type raw struct {
 	Backend            json.RawMessage `json:"backend"`
 	Policy             json.RawMessage `json:"policy"`
 	FailOpen           json.RawMessage `json:"failOpen"`
+	AllowTunnels       json.RawMessage `json:"allowTunnels"`
 	StateDir           json.RawMessage `json:"stateDir"`
 	DaemonSocket       json.RawMessage `json:"daemonSocket"`
 	LockTimeoutSeconds json.RawMessage `json:"lockTimeoutSeconds"`
@@ -150,6 +153,7 @@ func Parse(stdin []byte) (Config, error) {
 		read(&c.Backend, "backend", in.Backend, string(BackendAuto), oneOf(BackendAuto, BackendNFTables, BackendIPTables)),
 		read(&c.Policy, "policy", in.Policy, string(PolicyNone), oneOf(PolicyNone, PolicyFiles, PolicyKubernetes)),
 		read(&c.FailOpen, "failOpen", in.FailOpen, false, boolean),
+		read(&c.AllowTunnels, "allowTunnels", in.AllowTunnels, false, boolean),
 		read(&c.StateDir, "stateDir", in.StateDir, DefaultStateDir, absolutePath),
 		read(&c.DaemonSocket, "daemonSocket", in.DaemonSocket, "", optionalPath),
 		read(&c.LockTimeout, "lockTimeoutSeconds", in.LockTimeoutSeconds, DefaultLockTimeout.Seconds(), seconds),

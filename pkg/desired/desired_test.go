@@ -241,6 +241,33 @@ func TestNarrows(t *testing.T) {
 	}
 }
 
+// What endpoints may not send any more narrows, and what they may send again does not.
+func TestNarrowsWhenTunnelsChange(t *testing.T) {
+	with := func(udp []uint16, protocols []uint8) desired.State {
+		s := state(t, []desired.Policy{web()}, pod(2, "web", "10.1.0.2"))
+		s.Tunnels = desired.Tunnels{UDPPorts: udp, Protocols: protocols}
+		return s
+	}
+	none, vxlan, both, gre := with(nil, nil), with([]uint16{4789}, nil), with([]uint16{4789, 8472}, []uint8{4}), with([]uint16{4789}, []uint8{47})
+	tests := []struct {
+		name     string
+		from, to desired.State
+		narrows  bool
+	}{
+		{"the same", both, both, false},
+		{"a port more", none, vxlan, true},
+		{"a protocol more", vxlan, gre, true},
+		{"other ones", both, gre, true},
+		{"fewer", both, vxlan, false},
+		{"none", both, none, false},
+	}
+	for _, tt := range tests {
+		if got := tt.from.Narrows(tt.to); got != tt.narrows {
+			t.Errorf("%s: narrows %t, want %t", tt.name, got, tt.narrows)
+		}
+	}
+}
+
 // A peer that loses its label is no peer any more.
 func TestNarrowsWhenAPeerChanges(t *testing.T) {
 	before := state(t, []desired.Policy{web()}, pod(2, "web", "10.1.0.2"), pod(3, "client", "10.1.0.3"))

@@ -433,6 +433,9 @@ func BlocksID(blocks []netip.Prefix) string {
 // that live connections must be judged again. It may say so without need, never
 // the reverse: a profile whose rules changed in any way but growing counts.
 func (s State) Narrows(next State) bool {
+	if !containsAll(s.Tunnels.UDPPorts, next.Tunnels.UDPPorts, cmp.Compare) || !containsAll(s.Tunnels.Protocols, next.Tunnels.Protocols, cmp.Compare) {
+		return true
+	}
 	after := map[mark.ID]Endpoint{}
 	for _, e := range next.Endpoints {
 		after[e.ID] = e
