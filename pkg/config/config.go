@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -73,6 +74,10 @@ type Config struct {
 	LockTimeout time.Duration
 	// LogFile is empty for no log.
 	LogFile string
+	// Sources are the prefixes from which endpoints may send besides their own addresses:
+	// all of them, or with PolicyKubernetes those that the annotation of their pod names.
+	// They are sorted, and none is inside another.
+	Sources []netip.Prefix
 	// Labels of the endpoint, from args.cni.labels.
 	Labels map[string]string
 	// Attachments is the runtime's list of live attachments. It is set by GC only.
@@ -130,6 +135,7 @@ type raw struct {
 	DaemonSocket       json.RawMessage `json:"daemonSocket"`
 	LockTimeoutSeconds json.RawMessage `json:"lockTimeoutSeconds"`
 	LogFile            json.RawMessage `json:"logFile"`
+	Sources            json.RawMessage `json:"allowedSourcePrefixes"`
 	Args               json.RawMessage `json:"args"`
 	// libcni sends the list under both names (containernetworking/cni#1101).
 	ValidAttachments  json.RawMessage `json:"cni.dev/valid-attachments"`
@@ -158,6 +164,7 @@ func Parse(stdin []byte) (Config, error) {
 		read(&c.DaemonSocket, "daemonSocket", in.DaemonSocket, "", optionalPath),
 		read(&c.LockTimeout, "lockTimeoutSeconds", in.LockTimeoutSeconds, DefaultLockTimeout.Seconds(), seconds),
 		read(&c.LogFile, "logFile", in.LogFile, "", optionalPath),
+		read(&c.Sources, "allowedSourcePrefixes", in.Sources, []any{}, prefixes),
 		read(&c.Labels, "args.cni.labels", labelsOf(in.Args), []any{}, labels),
 	)
 	if err != nil {

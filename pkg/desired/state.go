@@ -443,7 +443,7 @@ func (s State) Narrows(next State) bool {
 	compared := map[[2]ProfileID]bool{} // many endpoints go the same way
 	for _, e := range s.Endpoints {
 		n, ok := after[e.ID]
-		if !ok || n.Key != e.Key {
+		if !ok || n.Key != e.Key || !containsAll(n.Sources, e.Sources, netip.Prefix.Compare) {
 			return true
 		}
 		for _, d := range Directions {

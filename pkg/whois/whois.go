@@ -72,6 +72,8 @@ func (r Request) With(s apply.Settings) Request {
 type Answer struct {
 	Labels map[string]string    `json:"labels,omitempty"`
 	Ports  []endpoint.NamedPort `json:"ports,omitempty"`
+	// Sources is what the annotation [config.SourcesAnnotation] says.
+	Sources string `json:"sources,omitempty"`
 	// Addresses are the answer to Locate.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 	// Error is why there is no answer.
