@@ -10,7 +10,6 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply/conntrack"
 	"github.com/podmark/podmark/pkg/apply/port"
-	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 )
@@ -295,9 +294,10 @@ func (n Node) deleteDamaged(ctx context.Context, key ident.Key, damage error) (l
 	return damage, err
 }
 
-// Check reports what is wrong with an attachment: its record, its port, its
-// elements and rules. It starts no process.
-func (n Node) Check(ctx context.Context, key ident.Key, e endpoint.Endpoint) error {
+// Check reports what is wrong with an attachment, which is as it would be added now: its
+// record, its port, its elements and rules. It starts no process.
+func (n Node) Check(ctx context.Context, is ident.Record) error {
+	key, e := is.Key, is.Endpoint
 	// A change of somebody else's would look like damage, half-way through.
 	unlock, err := n.lock(ctx)
 	if err != nil {
@@ -316,6 +316,9 @@ func (n Node) Check(ctx context.Context, key ident.Key, e endpoint.Endpoint) err
 	}
 	if r.Port != e.Port || r.Interface != e.Interface || !slices.Equal(r.Addresses, e.Addresses) {
 		return fmt.Errorf("attachment %s is %v on %q by %q, and was added as %v on %q by %q", key, e.Addresses, e.Interface, e.Port, r.Addresses, r.Interface, r.Port)
+	}
+	if !slices.Equal(r.SourceBound, is.SourceBound) || !r.Kubernetes && !slices.Equal(r.Sources, e.Sources) {
+		return fmt.Errorf("attachment %s may send from %v of the %v that its network allowed, and allowedSourcePrefixes is %v now", key, r.Sources, r.SourceBound, is.SourceBound)
 	}
 	if err := port.Check(r.Endpoint); err != nil {
 		return err

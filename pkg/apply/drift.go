@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/apply/missing"
@@ -49,7 +50,16 @@ func (n Node) Drifts() ([]Drift, error) {
 	if _, err := n.load(); err != nil {
 		return nil, err
 	}
-	list, err := n.drifts()
+	// The records first: a link of one that comes meanwhile would not be in the dump.
+	records, err := n.records()
+	if err != nil {
+		return nil, err
+	}
+	links, err := port.List()
+	if err != nil {
+		return nil, err
+	}
+	list, err := n.drifts(records, links)
 	var out []Drift
 	for _, d := range list {
 		out = append(out, d.told())
@@ -57,21 +67,13 @@ func (n Node) Drifts() ([]Drift, error) {
 	return out, err
 }
 
-func (n Node) drifts() ([]drift, error) {
+// drifts compares records with the links of a dump.
+func (n Node) drifts(records []ident.Record, dump []netlink.Link) ([]drift, error) {
 	// Before the first change after an upgrade no record has numbers.
 	if f, err := n.load(); err != nil || !f.Indexed {
 		return nil, err
 	}
-	// The records first: a link of one that comes meanwhile would not be in the dump.
-	records, err := n.records()
-	if err != nil {
-		return nil, err
-	}
-	list, err := port.List()
-	if err != nil {
-		return nil, err
-	}
-	links := port.LinksOf(list)
+	links := port.LinksOf(dump)
 	var out []drift
 	for _, r := range records {
 		for _, d := range port.Drifts(r.Endpoint, links.Find) {
@@ -92,8 +94,12 @@ func (n Node) drifts() ([]drift, error) {
 // mend puts host veths back into podmark's device group that somebody took out of it, and
 // lists what else was done to links, which is for that somebody to undo. Its caller holds
 // the lock.
-func (n Node) mend() (left []Drift, regrouped, err error) {
-	list, err := n.drifts()
+func (n Node) mend(links []netlink.Link) (left []Drift, regrouped, err error) {
+	records, err := n.records()
+	if err != nil {
+		return nil, nil, err
+	}
+	list, err := n.drifts(records, links)
 	for _, d := range list {
 		if d.Change != port.Ungrouped {
 			left = append(left, d.told())

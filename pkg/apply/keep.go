@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/podmark/podmark/pkg/apply/counters"
 	"github.com/podmark/podmark/pkg/apply/missing"
+	"github.com/podmark/podmark/pkg/apply/port"
 	"github.com/podmark/podmark/pkg/desired"
 )
 
@@ -67,6 +70,9 @@ type Kept struct {
 	// Policies are the namespace/name of those that each profile stands for; nil where
 	// that was not found out.
 	Policies map[desired.ProfileID][]string
+	// Tunnels are those that endpoints may not send from now on; nil where they are the
+	// same as before.
+	Tunnels *desired.Tunnels
 	// Drifted is what somebody did to the links of endpoints, and nobody has undone. These
 	// endpoints are closed, or judged as before where that is the same link still.
 	Drifted []Drift
@@ -90,8 +96,12 @@ func (n Node) Keep(ctx context.Context, ports *Ports) (Kept, error) {
 	if err != nil {
 		return Kept{}, err
 	}
-	kept, err := n.keep(ctx, f, ports)
-	drifted, regrouped, errDrift := n.mend()
+	links, errLinks := port.List()
+	kept, err := n.keep(ctx, f, ports, links)
+	if errLinks != nil {
+		return kept, errors.Join(err, errLinks)
+	}
+	drifted, regrouped, errDrift := n.mend(links)
 	kept.Drifted = drifted
 	if regrouped != nil {
 		kept.Missing = errors.Join(kept.Missing, regrouped)
@@ -99,8 +109,18 @@ func (n Node) Keep(ctx context.Context, ports *Ports) (Kept, error) {
 	return kept, errors.Join(err, errDrift)
 }
 
-// keep is Keep of the rules and sets, with the lock held.
-func (n Node) keep(ctx context.Context, f file, ports *Ports) (Kept, error) {
+// keep is Keep of the rules and sets, with the lock held. Without links, nil, tunnels stay.
+func (n Node) keep(ctx context.Context, f file, ports *Ports, links []netlink.Link) (Kept, error) {
+	if f.Synced && links != nil {
+		f, changed, err := n.retunnel(f, links)
+		if err != nil {
+			return Kept{}, err
+		}
+		if changed {
+			_, err = n.sync(ctx, f)
+			return Kept{Tunnels: f.Tunnels}, err
+		}
+	}
 	old, err := f.node()
 	if err != nil {
 		return Kept{}, err

@@ -52,11 +52,13 @@ type Settings struct {
 	Layout    mark.Layout
 	NodePorts []desired.PortRange
 	Backend   config.Backend
+	// AllowTunnels lets endpoints send what the node's tunnels unwrap.
+	AllowTunnels bool
 }
 
 // SettingsOf takes the node's part out of a network configuration.
 func SettingsOf(c config.Config) Settings {
-	s := Settings{Layout: c.Layout, Backend: c.Backend}
+	s := Settings{Layout: c.Layout, Backend: c.Backend, AllowTunnels: c.AllowTunnels}
 	for _, r := range c.NodePorts {
 		s.NodePorts = append(s.NodePorts, desired.PortRange{First: r.First, Last: r.Last})
 	}
@@ -79,6 +81,10 @@ type file struct {
 	// command cannot: LogLacks says why. Until it is asked, nothing is logged.
 	Log      string `json:"log,omitempty"`
 	LogLacks string `json:"logLacks,omitempty"`
+	// Tunnels are those that the rules were written with; nil in the file of an older
+	// podmark, whose rules forbade none. AllowTunnels makes that none.
+	Tunnels      *desired.Tunnels `json:"tunnels,omitempty"`
+	AllowTunnels bool             `json:"allowTunnels,omitempty"`
 	// Policies are in a file of their own, which is written when they change.
 	Policies desired.Policies `json:"-"`
 	// Kubernetes is set once they come from the Kubernetes API, and Incomplete where rules
@@ -115,6 +121,9 @@ func (f file) node() (desired.Node, error) {
 			return desired.Node{}, fmt.Errorf("%w: %s: %w", ident.ErrDamaged, ident.NodeFile, err)
 		}
 		node.Layout, node.Former = node.Layout.Over(former), former
+	}
+	if f.Tunnels != nil {
+		node.Tunnels = *f.Tunnels
 	}
 	if f.Ports != nil {
 		node.NodePorts, node.SCTPPorts = f.Ports.Ranges, f.Ports.SCTP
@@ -179,6 +188,7 @@ func (n Node) agree(settings Settings) (f file, changed bool, err error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return file{}, false, err
 	}
+	fresh := false
 	if f.Mask != settings.Layout.Mask() {
 		empty, err := n.Store.Empty()
 		if err != nil {
@@ -193,6 +203,15 @@ func (n Node) agree(settings Settings) (f file, changed bool, err error) {
 		f.Mask, f.Epoch, f.Indexed, changed = settings.Layout.Mask(), 1, true, true
 		// Of another mask, or of an earlier life of podmark.
 		if err := conntrack.ClearOthers(settings.Layout.ID(mark.None)); err != nil {
+			return file{}, false, err
+		}
+		fresh = true
+	}
+	if f.AllowTunnels != settings.AllowTunnels {
+		f.AllowTunnels, changed = settings.AllowTunnels, true
+	}
+	if fresh { // no flow was judged, so nothing is narrowed
+		if f, err = f.fresh(); err != nil {
 			return file{}, false, err
 		}
 	}
@@ -250,15 +269,16 @@ func (n Node) sync(ctx context.Context, f file, coming ...ident.Record) (file, e
 	if err != nil {
 		return f, err
 	}
-	if f.Moving == nil {
-		return n.rewrite(ctx, f, coming...)
+	if f.Moving != nil {
+		if f, err = n.rewrite(ctx, f); err != nil {
+			return f, err
+		}
+		n.step("understands both")
+		if f, err = n.arrive(f); err != nil {
+			return f, err
+		}
 	}
-	f, err = n.rewrite(ctx, f)
-	if err != nil {
-		return f, err
-	}
-	n.step("understands both")
-	if f, err = n.arrive(f); err != nil {
+	if f, _, err = n.relink(f); err != nil {
 		return f, err
 	}
 	return n.rewrite(ctx, f, coming...)

@@ -98,6 +98,9 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 	if err == nil && f.Moving != nil {
 		f, err = n.sync(ctx, f)
 	}
+	if err == nil && !f.Kubernetes { // an operator's apply looks at the node, too
+		f, _, err = n.relink(f)
+	}
 	if err != nil {
 		return Applied{}, err
 	}
@@ -158,7 +161,7 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 		err = n.refresh(ctx, f)
 	}
 	if applied.Whole = whole || incomplete(err); applied.Whole {
-		_, err = n.sync(ctx, f)
+		f, err = n.sync(ctx, f)
 	} else if err == nil {
 		f.Synced = true
 		err = n.save(f)

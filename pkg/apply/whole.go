@@ -81,7 +81,8 @@ func (n Node) Kind() (Kind, error) {
 func (n Node) Preview(settings Settings, policies *desired.Policies) (desired.State, error) {
 	f, err := n.load()
 	if errors.Is(err, fs.ErrNotExist) {
-		f, err = file{Mask: settings.Layout.Mask(), Epoch: 1, NodePorts: settings.NodePorts, Log: logged}, nil
+		f = file{Mask: settings.Layout.Mask(), Epoch: 1, NodePorts: settings.NodePorts, AllowTunnels: settings.AllowTunnels, Log: logged}
+		f, err = f.fresh()
 	}
 	if err != nil {
 		return desired.State{}, err

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -64,13 +65,19 @@ type Config struct {
 	// FailOpen lets a pod start without its policy when podmarkd cannot be asked. Only
 	// PolicyKubernetes has it.
 	FailOpen bool
-	StateDir string
+	// AllowTunnels lets endpoints send what the node's tunnels unwrap.
+	AllowTunnels bool
+	StateDir     string
 	// DaemonSocket is where podmarkd answers.
 	DaemonSocket string
 	// LockTimeout bounds the wait for other podmark processes and for xtables.
 	LockTimeout time.Duration
 	// LogFile is empty for no log.
 	LogFile string
+	// Sources are the prefixes from which endpoints may send besides their own addresses:
+	// all of them, or with PolicyKubernetes those that the annotation of their pod names.
+	// They are sorted, and none is inside another.
+	Sources []netip.Prefix
 	// Labels of the endpoint, from args.cni.labels.
 	Labels map[string]string
 	// Attachments is the runtime's list of live attachments. It is set by GC only.
@@ -123,10 +130,12 @@ type raw struct {
 	Backend            json.RawMessage `json:"backend"`
 	Policy             json.RawMessage `json:"policy"`
 	FailOpen           json.RawMessage `json:"failOpen"`
+	AllowTunnels       json.RawMessage `json:"allowTunnels"`
 	StateDir           json.RawMessage `json:"stateDir"`
 	DaemonSocket       json.RawMessage `json:"daemonSocket"`
 	LockTimeoutSeconds json.RawMessage `json:"lockTimeoutSeconds"`
 	LogFile            json.RawMessage `json:"logFile"`
+	Sources            json.RawMessage `json:"allowedSourcePrefixes"`
 	Args               json.RawMessage `json:"args"`
 	// libcni sends the list under both names (containernetworking/cni#1101).
 	ValidAttachments  json.RawMessage `json:"cni.dev/valid-attachments"`
@@ -150,10 +159,12 @@ func Parse(stdin []byte) (Config, error) {
 		read(&c.Backend, "backend", in.Backend, string(BackendAuto), oneOf(BackendAuto, BackendNFTables, BackendIPTables)),
 		read(&c.Policy, "policy", in.Policy, string(PolicyNone), oneOf(PolicyNone, PolicyFiles, PolicyKubernetes)),
 		read(&c.FailOpen, "failOpen", in.FailOpen, false, boolean),
+		read(&c.AllowTunnels, "allowTunnels", in.AllowTunnels, false, boolean),
 		read(&c.StateDir, "stateDir", in.StateDir, DefaultStateDir, absolutePath),
 		read(&c.DaemonSocket, "daemonSocket", in.DaemonSocket, "", optionalPath),
 		read(&c.LockTimeout, "lockTimeoutSeconds", in.LockTimeoutSeconds, DefaultLockTimeout.Seconds(), seconds),
 		read(&c.LogFile, "logFile", in.LogFile, "", optionalPath),
+		read(&c.Sources, "allowedSourcePrefixes", in.Sources, []any{}, prefixes),
 		read(&c.Labels, "args.cni.labels", labelsOf(in.Args), []any{}, labels),
 	)
 	if err != nil {

@@ -64,6 +64,7 @@ func TestAccepted(t *testing.T) {
 	timeout := func(c config.Config) any { return c.LockTimeout }
 	stateDir := func(c config.Config) any { return c.StateDir }
 	logFile := func(c config.Config) any { return c.LogFile }
+	sources := func(c config.Config) any { return fmt.Sprint(c.Sources) }
 	network := func(c config.Config) any { return c.Network }
 	long := strings.Repeat("n", 255)
 	for _, tt := range []struct {
@@ -92,6 +93,8 @@ func TestAccepted(t *testing.T) {
 		{"policy", `"files"`, func(c config.Config) any { return c.Policy }, config.PolicyFiles},
 		{"policy", `"kubernetes"`, func(c config.Config) any { return c.Policy }, config.PolicyKubernetes},
 		{"failOpen", `false`, func(c config.Config) any { return c.FailOpen }, false},
+		{"allowTunnels", `true`, func(c config.Config) any { return c.AllowTunnels }, true},
+		{"allowTunnels", `false`, func(c config.Config) any { return c.AllowTunnels }, false},
 		{"daemonSocket", `"/run/other.sock"`, func(c config.Config) any { return c.DaemonSocket }, "/run/other.sock"},
 		{"stateDir", `"/var/run/podmark"`, stateDir, "/var/run/podmark"},
 		{"stateDir", `"/a//b/./c/"`, stateDir, "/a/b/c"},
@@ -101,6 +104,9 @@ func TestAccepted(t *testing.T) {
 		{"lockTimeoutSeconds", `600`, timeout, 10 * time.Minute},
 		{"lockTimeoutSeconds", `6e1`, timeout, time.Minute},
 		{"lockTimeoutSeconds", `1e-9`, timeout, time.Millisecond},
+		{"allowedSourcePrefixes", `[]`, sources, "[]"},
+		{"allowedSourcePrefixes", `["172.30.0.0/16", "fd00:30::/64", "10.9.9.9/32"]`, sources, "[10.9.9.9/32 172.30.0.0/16 fd00:30::/64]"},
+		{"allowedSourcePrefixes", `["10.1.0.0/16", "10.0.0.0/8", "10.0.0.0/8", "128.0.0.0/1", "0.0.0.0/1"]`, sources, "[0.0.0.0/1 128.0.0.0/1]"},
 		{"logFile", `"/var/log/podmark.log"`, logFile, "/var/log/podmark.log"},
 	} {
 		if diff := cmp.Diff(tt.want, tt.get(parse(t, with(tt.key, tt.value)))); diff != "" {
@@ -145,9 +151,16 @@ var rejected = map[string]struct {
 	"policy":             {`"none", "files", "kubernetes"`, []string{`"Kubernetes"`, `""`, `"None"`, `null`, `true`, `{}`}},
 	"stateDir":           {"an absolute path", []string{`"run/podmark"`, `""`, `"/"`, `"//"`, `"/./"`, `"/run/../etc"`, `"/run/.."`, `".."`, `"/run/\u0000"`, `null`, `7`, `"/` + strings.Repeat("x", 4000) + `"`}},
 	"failOpen":           {"true or false", []string{`"true"`, `1`, `null`, `[]`}},
+	"allowTunnels":       {"true or false", []string{`"true"`, `1`, `null`, `[]`}},
 	"daemonSocket":       {"an absolute path", []string{`"podmarkd.sock"`, `"/"`, `null`, `7`}},
 	"lockTimeoutSeconds": {"a number of seconds above 0, at most 600", []string{`0`, `-1`, `-0.0001`, `600.001`, `1e300`, `1e400`, `"10"`, `"10s"`, `null`, `true`, `[10]`}},
 	"logFile":            {"an absolute path", []string{`"podmark.log"`, `"/"`, `"/var/../x"`, `"/\u0000"`, `null`, `7`, `false`}},
+	"allowedSourcePrefixes": {"prefixes such as", []string{
+		`"10.0.0.0/8"`, `null`, `7`, `{}`, `[7]`, `[null]`, `[[]]`, `[""]`, `["10.0.0.0"]`, `["10.0.0.0/"]`, `["10.0.0.0/33"]`, `["10.0.0.1/8"]`, `["fd00::1/64"]`,
+		`["0.0.0.0/0"]`, `["::/0"]`, `["::ffff:10.0.0.0/104"]`, `["::ffff:0.0.0.0/96"]`, `["127.0.0.0/8"]`, `["::1/128"]`, `["::/128"]`, `["0.0.0.0/32"]`, `["169.254.1.0/24"]`,
+		`["fe80::/64"]`, `["fe80::%eth0/64"]`, `["224.0.0.0/4"]`, `["ff02::/16"]`, `["10.0.0.0/8 "]`, `["10.0.0.0/8,11.0.0.0/8"]`, `["010.0.0.0/8"]`, `["10.0.0.0/08"]`, `["10.0.0.0/+8"]`,
+		`["10.0.0.0/8", "bad"]`, `[` + strings.Repeat(`"10.0.0.0/8",`, 64) + `"10.0.0.0/8"]`,
+	}},
 	"args.cni.labels": {"a list such as", []string{
 		`"app=web"`, `7`, `true`, `["app"]`, `[{}]`, `[{"key": "app"}]`, `[{"value": "web"}]`, `[{"key": "", "value": "x"}]`, `[{"key": 1, "value": "x"}]`, `[{"key": "a", "value": 1}]`, `[null]`,
 		`{"app": 1}`, `{"app": null}`, `{"": "x"}`, `[["app", "web"]]`,

@@ -323,10 +323,18 @@ func (s State) Origin(addr netip.Addr, iface string) (e *Endpoint, posing bool) 
 	return s.sourceOf(p), !s.Sender(p).Allowed
 }
 
-// endpoint finds the endpoint with address addr behind interface iface.
+// endpoint finds the endpoint with address addr behind interface iface, or with addr as a
+// further source.
 func (s State) endpoint(addr netip.Addr, iface string) *Endpoint {
 	for i, e := range s.Endpoints {
 		if e.Interface == iface && (slices.Contains(e.Addresses, addr) || containing(e.Sources, addr)) {
+			return &s.Endpoints[i]
+		}
+	}
+	// A further address is nobody's own.
+	own := func(e Endpoint) bool { return slices.Contains(e.Addresses, addr) }
+	for i, e := range s.Endpoints {
+		if e.Interface == iface && e.Sends(addr) && !slices.ContainsFunc(s.Endpoints, own) {
 			return &s.Endpoints[i]
 		}
 	}

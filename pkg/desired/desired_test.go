@@ -260,6 +260,81 @@ func TestNarrows(t *testing.T) {
 	}
 }
 
+// What endpoints may not send any more narrows, and what they may send again does not.
+func TestNarrowsWhenTunnelsChange(t *testing.T) {
+	with := func(udp []uint16, protocols []uint8) desired.State {
+		s := state(t, []desired.Policy{web()}, pod(2, "web", "10.1.0.2"))
+		s.Tunnels = desired.Tunnels{UDPPorts: udp, Protocols: protocols}
+		return s
+	}
+	none, vxlan, both, gre := with(nil, nil), with([]uint16{4789}, nil), with([]uint16{4789, 8472}, []uint8{4}), with([]uint16{4789}, []uint8{47})
+	tests := []struct {
+		name     string
+		from, to desired.State
+		narrows  bool
+	}{
+		{"the same", both, both, false},
+		{"a port more", none, vxlan, true},
+		{"a protocol more", vxlan, gre, true},
+		{"other ones", both, gre, true},
+		{"fewer", both, vxlan, false},
+		{"none", both, none, false},
+	}
+	for _, tt := range tests {
+		if got := tt.from.Narrows(tt.to); got != tt.narrows {
+			t.Errorf("%s: narrows %t, want %t", tt.name, got, tt.narrows)
+		}
+	}
+}
+
+// A pod that may send from fewer prefixes narrows, and one that may from more does not.
+func TestNarrowsWhenSourcesChange(t *testing.T) {
+	with := func(sources ...string) desired.State {
+		r := pod(2, "web", "10.1.0.2")
+		for _, p := range sources {
+			r.Sources = append(r.Sources, netip.MustParsePrefix(p))
+		}
+		return state(t, nil, r)
+	}
+	one, two, wider := with("172.30.0.0/16"), with("172.30.0.0/16", "fd00:30::/64"), with("172.16.0.0/12")
+	if with().Narrows(one) || one.Narrows(two) || two.Narrows(two) {
+		t.Error("a prefix more narrows")
+	}
+	if !one.Narrows(with()) || !two.Narrows(one) || !one.Narrows(wider) {
+		t.Error("a prefix that goes does not narrow")
+	}
+}
+
+// What comes from a further source, or goes to it, is the endpoint's; to a policy that names
+// the endpoint it is nobody. An address that is another endpoint's own stays that one's.
+func TestFurtherSources(t *testing.T) {
+	router, client := pod(2, "web", "10.1.0.2"), pod(3, "client", "10.1.0.3")
+	router.Sources = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("172.30.0.0/16")}
+	deny := desired.Policy{Namespace: "shop", Name: "deny", Pods: app("web"), Ingress: &desired.Isolation{}, Egress: &desired.Isolation{}}
+	open, denied := state(t, nil, router, client), state(t, []desired.Policy{deny}, router, client)
+	tests := []struct {
+		name       string
+		p          desired.Packet
+		open, deny bool // allowed without a policy, and with it
+	}{
+		{"from its own", desired.Packet{In: router.Interface, Out: "eth0", Src: addr("10.1.0.2"), Dst: addr("192.0.2.1")}, true, false},
+		{"from a further one", desired.Packet{In: router.Interface, Out: "eth0", Src: addr("172.30.0.5"), Dst: addr("192.0.2.1")}, true, false},
+		{"from none", desired.Packet{In: router.Interface, Out: "eth0", Src: addr("172.31.0.5"), Dst: addr("192.0.2.1")}, false, false},
+		{"from another's own", desired.Packet{In: router.Interface, Out: "eth0", Src: addr("10.1.0.3"), Dst: addr("192.0.2.1")}, false, false},
+		{"to a further one", desired.Packet{In: "eth0", Out: router.Interface, Src: addr("192.0.2.1"), Dst: addr("172.30.0.5")}, true, false},
+		{"to none", desired.Packet{In: "eth0", Out: router.Interface, Src: addr("192.0.2.1"), Dst: addr("172.31.0.5")}, false, false},
+	}
+	for _, tt := range tests {
+		tt.p.Protocol, tt.p.DstPort = desired.UDP, 53
+		if v := open.Allows(tt.p); v.Allowed != tt.open {
+			t.Errorf("%s, without a policy: %+v", tt.name, v)
+		}
+		if v := denied.Allows(tt.p); v.Allowed != tt.deny {
+			t.Errorf("%s, denied everything: %+v", tt.name, v)
+		}
+	}
+}
+
 // A peer that loses its label is no peer any more.
 func TestNarrowsWhenAPeerChanges(t *testing.T) {
 	before := state(t, []desired.Policy{web()}, pod(2, "web", "10.1.0.2"), pod(3, "client", "10.1.0.3"))

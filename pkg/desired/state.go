@@ -433,6 +433,9 @@ func BlocksID(blocks []netip.Prefix) string {
 // that live connections must be judged again. It may say so without need, never
 // the reverse: a profile whose rules changed in any way but growing counts.
 func (s State) Narrows(next State) bool {
+	if !containsAll(s.Tunnels.UDPPorts, next.Tunnels.UDPPorts, cmp.Compare) || !containsAll(s.Tunnels.Protocols, next.Tunnels.Protocols, cmp.Compare) {
+		return true
+	}
 	after := map[mark.ID]Endpoint{}
 	for _, e := range next.Endpoints {
 		after[e.ID] = e
@@ -440,7 +443,7 @@ func (s State) Narrows(next State) bool {
 	compared := map[[2]ProfileID]bool{} // many endpoints go the same way
 	for _, e := range s.Endpoints {
 		n, ok := after[e.ID]
-		if !ok || n.Key != e.Key {
+		if !ok || n.Key != e.Key || !containsAll(n.Sources, e.Sources, netip.Prefix.Compare) {
 			return true
 		}
 		for _, d := range Directions {

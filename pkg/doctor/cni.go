@@ -201,6 +201,7 @@ func checkSettings(f Facts) []Finding {
 			{"iptablesMarkMask", first.Config.Layout.Mask(), n.Config.Layout.Mask()},
 			{"kubeNodePortRanges", first.Config.NodePorts, n.Config.NodePorts},
 			{"backend", first.Config.Backend, n.Config.Backend},
+			{"allowTunnels", first.Config.AllowTunnels, n.Config.AllowTunnels},
 			{"stateDir", first.Config.StateDir, n.Config.StateDir},
 		} {
 			if !reflect.DeepEqual(k.first, k.here) {

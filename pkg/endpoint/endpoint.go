@@ -7,6 +7,7 @@ package endpoint
 import (
 	"net"
 	"net/netip"
+	"slices"
 )
 
 // Endpoint is the host's view of one container interface.
@@ -46,6 +47,11 @@ type Endpoint struct {
 	// Gateways are the prevResult's gateways: addresses of the host where the
 	// main plugin routes.
 	Gateways []netip.Addr `json:"gateways,omitempty"`
+}
+
+// Sends reports whether the endpoint may send from an address: its own, or a further one.
+func (e Endpoint) Sends(from netip.Addr) bool {
+	return slices.Contains(e.Addresses, from) || slices.ContainsFunc(e.Sources, func(p netip.Prefix) bool { return p.Contains(from) })
 }
 
 // NamedPort is a container port that has a name.

@@ -35,6 +35,14 @@ func pod(id mark.ID, name string, addresses ...string) ident.Record {
 	return r
 }
 
+// routing is r with further sources.
+func routing(r ident.Record, sources ...string) ident.Record {
+	for _, p := range sources {
+		r.Sources = append(r.Sources, netip.MustParsePrefix(p))
+	}
+	return r
+}
+
 func app(name string) desired.Selector {
 	return desired.Selector{{Key: "app", Op: desired.In, Values: []string{name}}}
 }
@@ -57,7 +65,8 @@ var (
 		{Namespace: "shop", Name: "web", Pods: app("web"), Ingress: from("client", "192.168.50.0/24")},
 	}}
 	records = []ident.Record{
-		pod(2, "web", "10.1.0.2", "fd00:1::2"), pod(3, "db", "10.1.0.3"), pod(4, "client", "10.1.0.4", "fd00:1::4", "10.9.0.4"), pod(5, "mute", "10.1.0.5"),
+		pod(2, "web", "10.1.0.2", "fd00:1::2"), pod(3, "db", "10.1.0.3"), pod(4, "client", "10.1.0.4", "fd00:1::4", "10.9.0.4"),
+		routing(pod(5, "mute", "10.1.0.5"), "172.30.0.0/16", "10.1.0.0/29"),
 	}
 	faraway = desired.Pod{Namespace: "shop", Name: "client", Labels: map[string]string{"app": "client"}, Addresses: []netip.Addr{addr("10.2.0.4")}}
 )
@@ -94,7 +103,7 @@ func facts(t testing.TB, backend config.Backend, policies desired.Policies) expl
 			addr("10.96.0.10"): {Interface: "lo", Local: true}, addr("fd00:96::10"): {Interface: "lo", Local: true},
 			addr("10.2.0.9"): {Interface: "eth0"}, addr("10.2.0.4"): {Interface: "eth0"}, addr("192.168.50.7"): {Interface: "eth0"},
 			addr("198.51.100.9"): {Error: "network is unreachable"}, addr("224.0.0.9"): {Interface: "eth0", Many: true},
-			addr("10.1.0.99"): {Interface: "veth-web"},
+			addr("10.1.0.99"): {Interface: "veth-web"}, addr("172.30.0.5"): {Interface: "veth-mute"}, addr("172.30.0.6"): {Interface: "eth0"},
 		},
 	}
 	for _, h := range hosts {
@@ -165,6 +174,10 @@ func TestWalks(t *testing.T) {
 		{"to nobody behind a veth", "client", "10.1.0.99:1", "-10.1.0.99:1 FORWARD", ""},
 		{"false source", "10.1.0.99", "10.1.0.4:1", "-shop/client 10.1.0.4:1", ""},
 		{"false source to the node", "10.1.0.99", "host:1", "-host 192.168.50.1:1", ""},
+		{"further source, egress denied", "172.30.0.5", "10.1.0.4:1", "-shop/client 10.1.0.4:1 FORWARD", ""},
+		{"further source, egress allowed", "172.30.0.5", "web:8080", "-shop/web 10.1.0.2:8080 FORWARD", ""}, // it is no peer of web's
+		{"to a further source", "client", "172.30.0.5:1", "+shop/mute 172.30.0.5:1 FORWARD", ""},
+		{"a further source of nobody there", "172.30.0.6", "10.1.0.4:1", "+shop/client 10.1.0.4:1 FORWARD", ""},
 		{"outside to host", "outside", "192.168.50.1:22", "+host 192.168.50.1:22", ""},
 		{"pod to host, allowed", "mute", "192.168.50.1:8080", "+host 192.168.50.1:8080 INPUT", ""},
 		{"pod to host, another address", "mute", "10.1.0.1:8080", "-host 10.1.0.1:8080 INPUT", ""},

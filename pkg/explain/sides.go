@@ -148,13 +148,26 @@ func (f Facts) party(a netip.Addr, port uint16) Party {
 	return p
 }
 
+// endpoint is the one that has an address, or the only one that may send from it besides.
 func (f Facts) endpoint(a netip.Addr) *desired.Endpoint {
 	for i, e := range f.State.Endpoints {
 		if slices.Contains(e.Addresses, a) {
 			return &f.State.Endpoints[i]
 		}
 	}
-	return nil
+	// Many may send from one further address. The node sends to one of them.
+	var found *desired.Endpoint
+	route, known := f.Routes[a]
+	for i, e := range f.State.Endpoints {
+		switch {
+		case !e.Sends(a) || known && route.Interface != e.Interface:
+		case found != nil:
+			return nil
+		default:
+			found = &f.State.Endpoints[i]
+		}
+	}
+	return found
 }
 
 // elsewhere reports whether an address is known to be a pod's of another node: a rule

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"net/netip"
 
 	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/pkg/mark"
@@ -41,6 +42,9 @@ type Record struct {
 	// Kubernetes is whether its labels and its policies are those of the Kubernetes API.
 	// One that is not Policed was let in without, by failOpen.
 	Kubernetes bool `json:"kubernetes,omitempty"`
+	// SourceBound are the prefixes that the network allows, of which Sources are those that
+	// the endpoint has: all, or with the Kubernetes API those that the pod asks for.
+	SourceBound []netip.Prefix `json:"sourceBound,omitempty"`
 	// UID is that of the pod, where the runtime tells.
 	UID string `json:"uid,omitempty"`
 	// Netns is the path of the network namespace at ADD.

@@ -111,8 +111,11 @@ func (a *adopter) one(ctx context.Context, cni *libcni.CNIConfig, n apply.Node, 
 		}
 	}
 	e.Labels = network.Labels
+	if network.Policy != config.PolicyKubernetes {
+		e.Sources = network.Sources
+	}
 	return n.Adopt(ctx, apply.SettingsOf(network.Config), ident.Record{
-		Key: key, Endpoint: e, Netns: c.NetNS, UID: uid,
+		Key: key, Endpoint: e, Netns: c.NetNS, UID: uid, SourceBound: network.Sources,
 		// That of the Kubernetes API comes as soon as the pod is known there.
 		Policed: network.Policy == config.PolicyFiles, Kubernetes: network.Policy == config.PolicyKubernetes,
 	})

@@ -52,17 +52,19 @@ type Request struct {
 	Mask      uint32              `json:"mask"`
 	NodePorts []desired.PortRange `json:"nodePorts"`
 	Backend   config.Backend      `json:"backend"`
+	// AllowTunnels is one of these, too.
+	AllowTunnels bool `json:"allowTunnels,omitempty"`
 }
 
 // Settings are those of the node in the question.
 func (r Request) Settings() (apply.Settings, error) {
 	layout, err := mark.NewLayout(r.Mask)
-	return apply.Settings{Layout: layout, NodePorts: r.NodePorts, Backend: r.Backend}, err
+	return apply.Settings{Layout: layout, NodePorts: r.NodePorts, Backend: r.Backend, AllowTunnels: r.AllowTunnels}, err
 }
 
 // With is r with the node's settings.
 func (r Request) With(s apply.Settings) Request {
-	r.Mask, r.NodePorts, r.Backend = s.Layout.Mask(), s.NodePorts, s.Backend
+	r.Mask, r.NodePorts, r.Backend, r.AllowTunnels = s.Layout.Mask(), s.NodePorts, s.Backend, s.AllowTunnels
 	return r
 }
 
@@ -70,6 +72,8 @@ func (r Request) With(s apply.Settings) Request {
 type Answer struct {
 	Labels map[string]string    `json:"labels,omitempty"`
 	Ports  []endpoint.NamedPort `json:"ports,omitempty"`
+	// Sources is what the annotation [config.SourcesAnnotation] says.
+	Sources string `json:"sources,omitempty"`
 	// Addresses are the answer to Locate.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 	// Error is why there is no answer.

@@ -61,10 +61,14 @@ func TestAdopt(t *testing.T) {
 			}
 		}
 		stop := p.count(t, net.JoinHostPort(n.outside.v4, "9002"))
-		n.configure(conf{"args": conf{"cni": conf{"labels": conf{"app": "web"}}}})
+		allow := []string{"172.30.0.0/16"}
+		n.configure(conf{"args": conf{"cni": conf{"labels": conf{"app": "web"}}}, "allowedSourcePrefixes": allow})
+		if chain.Plugins[1], err = libcni.InjectConf(chain.Plugins[1], map[string]any{"allowedSourcePrefixes": allow}); err != nil {
+			t.Fatal(err)
+		}
 		eventually(t, "both pods are adopted", func() bool {
 			list := n.ctl("list")
-			return strings.Contains(list, "default/web-first") && strings.Contains(list, "default/web-second")
+			return strings.Contains(list, "default/web-first") && strings.Contains(list, "default/web-second") && strings.Count(list, allow[0]) == 2
 		})
 		sent := stop()
 		eventually(t, fmt.Sprintf("all of %d datagrams that are allowed have arrived", sent), func() bool { return n.outside.allowed.count() == sent && sent > 0 })

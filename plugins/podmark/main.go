@@ -137,7 +137,10 @@ func cmdAdd(ctx context.Context, c *call) error {
 		return err
 	}
 	defer counters.Close()
-	r := ident.Record{Key: c.key(), Endpoint: e, Netns: c.Netns, Policed: c.config.Policy != config.PolicyNone, UID: podOf(c.Args).uid}
+	r := ident.Record{
+		Key: c.key(), Endpoint: e, Netns: c.Netns, UID: podOf(c.Args).uid,
+		Policed: c.config.Policy != config.PolicyNone, SourceBound: c.config.Sources,
+	}
 	if c.config.Policy == config.PolicyKubernetes {
 		// podmarkd may take its time, and nobody knows yet what the pod may do.
 		if err := c.node.Close(ctx, apply.SettingsOf(c.config), r, counters.HasSent); err != nil {
@@ -168,6 +171,9 @@ func ask(ctx context.Context, c *call, r *ident.Record) error {
 	switch {
 	case err == nil:
 		r.Labels, r.Ports = answer.Labels, answer.Ports
+		if r.Sources, err = config.Sources(answer.Sources, r.SourceBound); err != nil {
+			return types.NewError(types.ErrInvalidNetworkConfig, "the pod asks for sources that it may not have", err.Error())
+		}
 	case c.config.FailOpen:
 		r.Policed = false
 		c.log.Warn("the pod starts without its policy", "error", err)
@@ -195,7 +201,7 @@ func cmdCheck(ctx context.Context, c *call) error {
 		return err
 	}
 	counters.Close()
-	return c.node.Check(ctx, c.key(), e)
+	return c.node.Check(ctx, ident.Record{Key: c.key(), Endpoint: e, SourceBound: c.config.Sources})
 }
 
 // cmdGC collects this network's attachments that the runtime does not list.
@@ -249,6 +255,9 @@ func attachment(c *call) (result types100.Result, e endpoint.Endpoint, counters 
 	}
 	p := podOf(c.Args)
 	e.Namespace, e.Pod, e.Labels = p.namespace, p.name, c.config.Labels
+	if c.config.Policy != config.PolicyKubernetes {
+		e.Sources = c.config.Sources
+	}
 	return result, e, counters, nil
 }
 

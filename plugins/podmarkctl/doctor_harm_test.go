@@ -82,8 +82,8 @@ func harms() []harmed {
 		{name: "another mask", check: "settings", words: "0xff0000", pods: 1, backends: one, do: func(p *patient) {
 			p.list("10-net.conflist", "net", map[string]any{"iptablesMarkMask": "0xff0000"})
 		}},
-		{name: "networks differ", check: "settings", words: "iptablesMarkMask, kubeNodePortRanges, backend, stateDir", backends: one, do: func(p *patient) {
-			p.list("20-other.conflist", "other", map[string]any{"iptablesMarkMask": "0xff0000", "kubeNodePortRanges": []int{1}, "backend": "iptables", "stateDir": "/run/other"})
+		{name: "networks differ", check: "settings", words: "iptablesMarkMask, kubeNodePortRanges, backend, allowTunnels, stateDir", backends: one, do: func(p *patient) {
+			p.list("20-other.conflist", "other", map[string]any{"iptablesMarkMask": "0xff0000", "kubeNodePortRanges": []int{1}, "backend": "iptables", "allowTunnels": true, "stateDir": "/run/other"})
 		}},
 		{name: "another state folder", check: "settings", words: "/run/other", backends: one, noMend: true, do: func(p *patient) {
 			p.list("10-net.conflist", "net", map[string]any{"stateDir": "/run/other"})

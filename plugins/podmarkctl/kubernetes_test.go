@@ -16,12 +16,19 @@ import (
 // api starts an API server in the node's namespace, and returns how podmarkd asks it.
 func (p *patient) api(manifests string) (flags []string) {
 	p.t.Helper()
+	_, flags = p.serveAPI(manifests)
+	return flags
+}
+
+// serveAPI is api for a server that is told more later.
+func (p *patient) serveAPI(manifests string) (api *fakeapi.Server, flags []string) {
+	p.t.Helper()
 	p.exec("", "ip", "link", "set", "lo", "up")
 	l, err := net.Listen("tcp", "127.0.0.1:0") // on the thread that is in the namespace
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	api := fakeapi.New(
+	api = fakeapi.New(
 		fakeapi.Resource{Version: "v1", Name: "pods", Kind: "Pod", Namespaced: true},
 		fakeapi.Resource{Version: "v1", Name: "namespaces", Kind: "Namespace"},
 		fakeapi.Resource{Version: "v1", Name: "services", Kind: "Service", Namespaced: true},
@@ -40,7 +47,7 @@ func (p *patient) api(manifests string) (flags []string) {
 	})
 	file := filepath.Join(p.t.TempDir(), "kubeconfig")
 	write(p.t, file, `{apiVersion: v1, kind: Config, clusters: [{name: a, cluster: {server: "`+server.URL+`"}}], contexts: [{name: a, context: {cluster: a}}], current-context: a}`)
-	return []string{"--kubeconfig", file, "--node-name", "node"}
+	return api, []string{"--kubeconfig", file, "--node-name", "node"}
 }
 
 const inAPI = `

@@ -17,16 +17,18 @@ import (
 
 // listed is one endpoint as 'list -o json' shows it.
 type listed struct {
-	ID        mark.ID           `json:"id"`
-	Mark      string            `json:"mark"`
-	Namespace string            `json:"namespace"`
-	Pod       string            `json:"pod"`
-	Interface string            `json:"interface"`
-	Port      string            `json:"port"`
-	Addresses []netip.Addr      `json:"addresses"`
-	Labels    map[string]string `json:"labels,omitempty"`
-	Ingress   *listedProfile    `json:"ingress"`
-	Egress    *listedProfile    `json:"egress"`
+	ID        mark.ID      `json:"id"`
+	Mark      string       `json:"mark"`
+	Namespace string       `json:"namespace"`
+	Pod       string       `json:"pod"`
+	Interface string       `json:"interface"`
+	Port      string       `json:"port"`
+	Addresses []netip.Addr `json:"addresses"`
+	// Sources are prefixes that it may send from besides.
+	Sources []netip.Prefix    `json:"sources,omitempty"`
+	Labels  map[string]string `json:"labels,omitempty"`
+	Ingress *listedProfile    `json:"ingress"`
+	Egress  *listedProfile    `json:"egress"`
 	// Unpoliced is set where failOpen let the pod in without its policy, or podmarkd has
 	// adopted it and has not seen it in the API yet.
 	Unpoliced   bool   `json:"unpoliced,omitempty"`
@@ -63,7 +65,7 @@ func newList(o *options) *cobra.Command {
 				list = append(list, listed{
 					ID: e.ID, Mark: state.Layout.ID(e.ID).String(),
 					Namespace: e.Namespace, Pod: e.Pod,
-					Interface: e.Interface, Port: e.Port, Addresses: e.Addresses, Labels: e.Labels,
+					Interface: e.Interface, Port: e.Port, Addresses: e.Addresses, Sources: e.Sources, Labels: e.Labels,
 					Ingress:   profileOf(state, e.Profiles[desired.Ingress]),
 					Egress:    profileOf(state, e.Profiles[desired.Egress]),
 					Unpoliced: e.Kubernetes && !e.Policed,
@@ -87,7 +89,7 @@ const unpoliced = "unpoliced"
 
 func listTable(w io.Writer, list []listed) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "ID\tMARK\tPOD\tINTERFACE\tADDRESSES\tINGRESS\tEGRESS")
+	fmt.Fprintln(tw, "ID\tMARK\tPOD\tINTERFACE\tADDRESSES\tSOURCES\tINGRESS\tEGRESS")
 	for _, l := range list {
 		addresses := make([]string, len(l.Addresses))
 		for i, a := range l.Addresses {
@@ -97,7 +99,11 @@ func listTable(w io.Writer, list []listed) error {
 		if l.Unpoliced {
 			ingress, egress = unpoliced, unpoliced
 		}
-		fmt.Fprintf(tw, "%d\t%s\t%s\t%s\t%s\t%s\t%s\n", l.ID, l.Mark, l.name(), l.where(), strings.Join(addresses, ","), ingress, egress)
+		sources := "-"
+		if len(l.Sources) > 0 {
+			sources = strings.Trim(strings.ReplaceAll(fmt.Sprint(l.Sources), " ", ","), "[]")
+		}
+		fmt.Fprintf(tw, "%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", l.ID, l.Mark, l.name(), l.where(), strings.Join(addresses, ","), sources, ingress, egress)
 	}
 	return tw.Flush()
 }

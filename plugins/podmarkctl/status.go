@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/node"
 )
 
@@ -23,6 +24,8 @@ type status struct {
 	Epoch     uint32     `json:"epoch"`
 	Endpoints int        `json:"endpoints"`
 	Capacity  int        `json:"capacity"`
+	// Tunnels are what pods may not wrap packets in.
+	Tunnels desired.Tunnels `json:"tunnels"`
 	// Daemon is null where none has ever run; Running tells whether it still does.
 	Running bool         `json:"running"`
 	Daemon  *node.Status `json:"daemon"`
@@ -54,6 +57,7 @@ func readStatus(o *options) (status, error) {
 		return s, err
 	default:
 		s.Mask, s.Epoch = fmt.Sprintf("%#x", state.Layout.Mask()), uint32(state.Epoch)
+		s.Tunnels = state.Tunnels
 		s.Endpoints, s.Capacity = len(state.Endpoints), state.Layout.Capacity()
 		if s.Backend, err = o.node().Kind(); err != nil {
 			return s, err
@@ -90,6 +94,14 @@ func policiesRow(row func(name, format string, args ...any), p node.PolicyStatus
 	}
 }
 
+// tunnels says what pods may not send.
+func (s status) tunnels() string {
+	if len(s.Tunnels.UDPPorts)+len(s.Tunnels.Protocols) == 0 {
+		return "allowed: pods may send what a tunnel of the node unwraps"
+	}
+	return fmt.Sprintf("not from pods: UDP ports %v, IP protocols %v", s.Tunnels.UDPPorts, s.Tunnels.Protocols)
+}
+
 func (s status) table(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row := func(name, format string, args ...any) {
@@ -101,6 +113,7 @@ func (s status) table(w io.Writer) error {
 		row("backend", "%s", s.Backend)
 		row("mask", "%s, epoch %d", s.Mask, s.Epoch)
 		row("endpoints", "%d of %d", s.Endpoints, s.Capacity)
+		row("tunnels", "%s", s.tunnels())
 	}
 	d := s.Daemon
 	switch {

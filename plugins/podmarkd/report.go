@@ -99,6 +99,9 @@ func logLook(log *slog.Logger, before node.Status, l node.Look) {
 	if l.FelixMask != nil && fmt.Sprintf("%#x", *l.FelixMask) != before.FelixMask {
 		log.Warn("iptablesMarkMask of FelixConfiguration is another", "felix", fmt.Sprintf("%#x", *l.FelixMask), "podmark", fmt.Sprintf("%#x", l.Mask))
 	}
+	if t := l.Kept.Tunnels; t != nil {
+		log.Info("tunnels that pods may not send", "udpPorts", t.UDPPorts, "protocols", fmt.Sprint(t.Protocols))
+	}
 	for _, set := range l.Kept.Replaced {
 		log.Info("brought up to date", "set", set)
 	}

@@ -56,7 +56,7 @@ func TestConfigurationKeys(t *testing.T) {
 			}
 		}
 		var wrong *config.Error
-		if _, err := config.Parse(with(key, "true")); !errors.As(err, &wrong) || wrong.Key != key {
+		if _, err := config.Parse(with(key, "[true]")); !errors.As(err, &wrong) || wrong.Key != key {
 			t.Errorf("%s: a wrong value is not refused as that key's: %v", key, err)
 		}
 		if row[2] == "none" {

@@ -2,11 +2,15 @@ package lab_test
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
+	"github.com/vishvananda/netlink"
 
+	"github.com/podmark/podmark/pkg/apply/tunnel"
+	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/test/lab"
 )
@@ -76,5 +80,41 @@ func TestInVRF(t *testing.T) {
 	node.Run("ip", "link", "set", pod.HostVeth, "master", "red")
 	if err := pod.Check(); err == nil || !strings.Contains(err.Error(), `enslaved to "red"`) {
 		t.Errorf("CHECK of a pod that is in a VRF now: %v", err)
+	}
+}
+
+// The UDP ports of tunnels are read off the kernel. Debian has no bareudp.
+func TestTunnelsOfTheNode(t *testing.T) {
+	t.Parallel()
+	node := lab.NewNode(t, lab.Options{})
+	node.Run("modprobe", "fou") // "ip fou" does not load it
+	for _, args := range []string{
+		"link add t1 type vxlan id 1 dstport 10001",
+		"link add t2 type vxlan external dstport 10002",
+		"link add t3 type geneve id 3 remote 192.0.2.1 dstport 10003",
+		"link add t4 type geneve external dstport 10004",
+		"link add t6 type ipip local 192.0.2.1 remote 192.0.2.2",
+		"link add t7 type gretap local 192.0.2.1 remote 192.0.2.2",
+		"fou add port 10008 ipproto 4",
+		"fou add port 10009 gue",
+	} {
+		node.Run("ip", strings.Fields(args)...)
+	}
+	var got desired.Tunnels
+	err := node.Do(func() error {
+		links, err := netlink.LinkList()
+		if err != nil {
+			return err
+		}
+		got, err = tunnel.Read(links)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, port := range []uint16{10001, 10002, 10003, 10004, 10008, 10009} {
+		if !slices.Contains(got.UDPPorts, port) {
+			t.Errorf("%d is not among %v", port, got.UDPPorts)
+		}
 	}
 }

@@ -57,7 +57,7 @@ func (c *Cluster) Answer(ctx context.Context, r whois.Request) (whois.Answer, er
 		}
 		if fits && target != 0 && c.done >= target {
 			c.mu.Unlock()
-			return whois.Answer{Labels: p.Labels, Ports: p.Ports}, nil
+			return whois.Answer{Labels: p.Labels, Ports: p.Ports, Sources: p.own.sources}, nil
 		}
 		news := c.news
 		why = errors.Join(why, c.failed)

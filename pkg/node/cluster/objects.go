@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/policy"
 )
@@ -36,7 +37,11 @@ type pod struct {
 
 // identity is by what a runtime may know a pod: a static one has the UID of its manifest,
 // which is the hash that the kubelet notes on the mirror pod.
-type identity struct{ uid, hash string }
+type identity struct {
+	uid, hash string
+	// sources is the pod's [config.SourcesAnnotation].
+	sources string
+}
 
 // GetObjectMeta lets client-go's stores name the pod.
 func (p *pod) GetObjectMeta() metav1.Object {
@@ -71,7 +76,7 @@ func (c *Cluster) trim(v any) (any, error) {
 		rank:    uint64(max(0, p.CreationTimestamp.Unix())),
 	}
 	if p.Spec.NodeName == c.Name {
-		t.own = &identity{strings.Clone(string(p.UID)), strings.Clone(p.Annotations[configHash])}
+		t.own = &identity{strings.Clone(string(p.UID)), strings.Clone(p.Annotations[configHash]), c.words.word(config.ShortSources(p.Annotations[config.SourcesAnnotation]))}
 	}
 	if p.DeletionTimestamp == nil {
 		t.rank += 1 << 62

@@ -12,6 +12,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/policy"
@@ -25,6 +26,8 @@ type view struct {
 	index      *desired.Index
 	// endpoints are the pods of the node that have an attachment, with their labels.
 	endpoints map[name]map[string]string
+	// refused are the annotations of attachments that are not in force.
+	refused map[ident.Key]string
 	// applied is what is enforced; before the first round, what a former podmarkd left.
 	applied desired.Policies
 	begun   bool
@@ -52,7 +55,7 @@ func newKnown(p desired.Policy, since time.Time) *known {
 func newView() view {
 	return view{
 		pods: map[name]*pod{}, namespaces: map[string]map[string]string{}, policies: map[string]map[string]*known{},
-		index: desired.NewIndex(), endpoints: map[name]map[string]string{}, dirty: true,
+		index: desired.NewIndex(), endpoints: map[name]map[string]string{}, refused: map[ident.Key]string{}, dirty: true,
 	}
 }
 
@@ -94,7 +97,7 @@ func (c *Cluster) takePod(s *watching, p *pod) name {
 		return n
 	}
 	c.pods[n] = p
-	if p.own != nil && (old == nil || old.uid() != p.uid() || !maps.Equal(old.Labels, p.Labels) || !slices.Equal(old.Ports, p.Ports)) {
+	if p.own != nil && (old == nil || old.own == nil || *old.own != *p.own || !maps.Equal(old.Labels, p.Labels) || !slices.Equal(old.Ports, p.Ports)) {
 		c.dirty = true
 	}
 	c.enrol(n, p)
@@ -309,6 +312,25 @@ func (c *Cluster) next() (next desired.Policies, waits bool) {
 	return next, waits
 }
 
+// sources are the prefixes that a pod with an attachment may send from besides. Where its
+// annotation is wrong, or asks for more than the network allows, they stay what they were:
+// that is said once.
+func (c *Cluster) sources(r ident.Record, p *pod) []netip.Prefix {
+	list, err := config.Sources(p.own.sources, r.SourceBound)
+	if err == nil {
+		delete(c.refused, r.Key)
+		return list
+	}
+	if c.refused[r.Key] != p.own.sources {
+		c.Log.Warn("a pod asks for sources that it may not have, and keeps those that it had", "pod", r.Namespace+"/"+r.Pod, "has", r.Sources, "error", err)
+		c.refused[r.Key] = p.own.sources
+	}
+	if !r.Kubernetes { // what it had was the whole network's
+		return nil
+	}
+	return r.Sources
+}
+
 // informed takes over which pods have attachments, and returns those of which the API
 // says something else than they have noted.
 func (c *Cluster) informed(records []ident.Record) (changed []ident.Record) {
@@ -321,8 +343,9 @@ func (c *Cluster) informed(records []ident.Record) (changed []ident.Record) {
 			continue
 		}
 		if p := c.pods[n]; p.known(r.UID) {
-			if !r.Kubernetes || !r.Policed || !maps.Equal(r.Labels, p.Labels) || !slices.Equal(r.Ports, p.Ports) {
-				r.Kubernetes, r.Policed, r.Labels, r.Ports = true, true, p.Labels, p.Ports
+			sources := c.sources(r, p)
+			if !r.Kubernetes || !r.Policed || !maps.Equal(r.Labels, p.Labels) || !slices.Equal(r.Ports, p.Ports) || !slices.Equal(r.Sources, sources) {
+				r.Kubernetes, r.Policed, r.Labels, r.Ports, r.Sources = true, true, p.Labels, p.Ports, sources
 				changed = append(changed, r)
 			}
 		}
@@ -331,6 +354,9 @@ func (c *Cluster) informed(records []ident.Record) (changed []ident.Record) {
 			delete(c.coming, n)
 		}
 	}
+	maps.DeleteFunc(c.refused, func(k ident.Key, _ string) bool {
+		return !slices.ContainsFunc(records, func(r ident.Record) bool { return r.Key == k })
+	})
 	before := c.endpoints
 	c.endpoints = endpoints
 	c.dirty = c.dirty || !maps.EqualFunc(before, endpoints, maps.Equal)

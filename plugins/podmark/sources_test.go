@@ -1,0 +1,67 @@
+package main_test
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"testing"
+
+	"github.com/podmark/podmark/pkg/whois"
+)
+
+// A pod has what its network allows, or with the Kubernetes API what it asks for inside of
+// that. One that asks for more does not start.
+func TestAllowedSources(t *testing.T) {
+	n := newNode(t, nftables)
+	allow := conf{"allowedSourcePrefixes": []string{"172.16.0.0/12", "fd00:30::/32"}}
+	kubernetes := conf{"policy": "kubernetes"}
+	files := n.addPod()
+	files.add(allow).ok(t)
+	if r := files.record(t); fmt.Sprint(r.Sources) != "[172.16.0.0/12 fd00:30::/32]" {
+		t.Errorf("by files: %v", r.Sources)
+	}
+	files.check(allow).ok(t)
+	files.check().fails(t, 5, "allowedSourcePrefixes")
+	files.add(conf{"allowedSourcePrefixes": []string{"172.16.0.1/12"}}).fails(t, 7, "allowedSourcePrefixes", "172.16.0.0/12")
+
+	annotation := ""
+	l, err := whois.Listen(filepath.Join(n.dir, "podmarkd.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		whois.Serve(ctx, l, func(context.Context, whois.Request) (whois.Answer, error) {
+			return whois.Answer{Sources: annotation}, nil
+		})
+	}()
+	t.Cleanup(func() { cancel(); <-served })
+
+	p := n.addPod()
+	for _, tt := range []struct {
+		annotation, want string
+		refused          []string
+		more             []conf
+	}{
+		{"", "[]", nil, []conf{allow}},
+		{"172.30.0.5/32", "[172.30.0.5/32]", nil, []conf{allow}},
+		{"172.30.0.5/32,10.1.0.0/24", "", []string{"10.1.0.0/24", "podmark.dev/allowed-source-prefixes"}, []conf{allow}},
+		{"172.30.0.5/32", "", []string{"172.30.0.5/32", "allowedSourcePrefixes"}, nil},
+		{"172.30.0.5", "", []string{"172.30.0.5"}, []conf{allow}},
+	} {
+		annotation = tt.annotation
+		r := p.add(append(tt.more, kubernetes)...)
+		if tt.refused != nil {
+			r.fails(t, 7, tt.refused...)
+			p.del().ok(t)
+			continue
+		}
+		r.ok(t)
+		if got := p.record(t); fmt.Sprint(got.Sources) != tt.want {
+			t.Errorf("%q: %v, want %s", tt.annotation, got.Sources, tt.want)
+		}
+		p.check(append(tt.more, kubernetes)...).ok(t)
+	}
+}
