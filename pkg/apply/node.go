@@ -99,6 +99,8 @@ type file struct {
 	// Synced is false from the moment something whole-node was decided until the
 	// kernel has it. Whoever comes next finishes that first.
 	Synced bool `json:"synced"`
+	// reclaimed is what this process has done about flows of flowtables.
+	reclaimed Reclaimed
 }
 
 // node translates the file for package desired. The mask was validated when it
@@ -340,6 +342,8 @@ func (n Node) rewrite(ctx context.Context, f file, coming ...ident.Record) (file
 	if err := n.removeFormer(ctx, f); err != nil {
 		return f, err
 	}
+	// Whoever has narrowed what is allowed may have ended before it came to this.
+	f.reclaimed.add(reclaim(state))
 	f.Former, f.Synced, f.Incomplete = nil, f.Moving == nil, !complete
 	return f, n.save(f)
 }

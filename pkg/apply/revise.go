@@ -28,6 +28,7 @@ type Applied struct {
 	Changed bool `json:"-"`
 	// Whole is set where everything was written anew, because something was missing.
 	Whole bool `json:"whole,omitempty"`
+	Reclaimed
 }
 
 // Revision is a change of what the node should enforce.
@@ -163,6 +164,9 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 	if applied.Whole = whole || incomplete(err); applied.Whole {
 		f, err = n.sync(ctx, f)
 	} else if err == nil {
+		if applied.Narrowed {
+			f.reclaimed = reclaim(to)
+		}
 		f.Synced = true
 		err = n.save(f)
 	} else {
@@ -172,7 +176,7 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 		return Applied{}, err
 	}
 	n.step("synced")
-	applied.Policies, applied.Epoch = len(f.Policies.Policies), f.Epoch
+	applied.Policies, applied.Epoch, applied.Reclaimed = len(f.Policies.Policies), f.Epoch, f.reclaimed
 	return applied, nil
 }
 

@@ -74,6 +74,7 @@ func Checks() []Check {
 		{"mark-users", "a well-known program on this node uses bits of the mask", rules, checkUsers},
 		{"mark-rules", "a rule of somebody else's writes bits of the mask, or all bits", rules, checkRules},
 		{"notrack", "a rule of somebody else's keeps pods' packets out of conntrack", []Part{PartNFTables, PartLegacy, PartState}, checkNoTrack},
+		{"flowtable", "a flowtable carries live connections of pods past the policy in force", []Part{PartOffload}, checkOffload},
 		{"iptables-mix", "both variants of iptables have rules", []Part{PartNFTables, PartLegacy}, checkMix},
 		{"iptables-variant", "podmark's rules are in the variant of iptables that the kubelet does not use", []Part{PartNFTables, PartLegacy, PartState}, checkVariant},
 		{"node-ports", "a NodePort in use is in no configured range", []Part{PartServices, PartConflists}, checkNodePorts},

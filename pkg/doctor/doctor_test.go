@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/apply/flowtable"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/conflist"
 	"github.com/podmark/podmark/pkg/desired"
@@ -240,4 +241,27 @@ func TestChecks(t *testing.T) {
 		}
 		names[c.Name] = true
 	}
+}
+
+// Flows that were judged may be in flowtables; those that were not are found with whose
+// flowtables may have them, and how their owners are told to have none.
+func TestOffload(t *testing.T) {
+	f := healthy(t, 0xffff0000)
+	f.State.Records[0].Port = "veth1"
+	f.Flowtables = []flowtable.Flowtable{
+		{Family: "inet", Table: "firewalld", Name: "fastpath", Devices: []string{"veth1", "eth0"}},
+		{Family: "ip", Table: "calico", Name: "ft", Devices: []string{"veth1"}},
+		{Family: "ip6", Table: "calico", Name: "ft", Devices: []string{"veth1"}},
+		{Family: "inet", Table: "lan", Name: "f", Devices: []string{"eth1", "eth2"}},
+	}
+	if list := doctor.Examine(f); len(list) != 0 {
+		t.Errorf("%+v", list)
+	}
+	f.Unjudged = 3
+	found := only(t, f, "flowtable", "3 live connections", "inet firewalld fastpath, ip calico ft, ip6 calico ft", "NftablesFlowtable=off", "nftablesFlowTableOffload")
+	if found.Severity != doctor.Error || strings.Contains(found.What+found.Mend, "lan") || strings.Count(found.Mend, "kubectl") != 1 {
+		t.Errorf("%+v", found)
+	}
+	f.Flowtables = f.Flowtables[3:]
+	only(t, f, "flowtable", "inet lan f", "nft list table inet lan")
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/apply/flowtable"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/conflist"
 	"github.com/podmark/podmark/pkg/desired"
@@ -29,6 +30,7 @@ const (
 	PartNFTables  Part = "nf_tables"
 	PartLegacy    Part = "iptables-legacy"
 	PartConntrack Part = "the size of conntrack"
+	PartOffload   Part = "flows in flowtables"
 )
 
 // Unread is a part that could not be read, or not all of it.
@@ -63,6 +65,10 @@ type Facts struct {
 	Chains          []Chain
 	Rules           []Rule // those of others that do something that matters here
 	Tracked, Tracks uint64 // entries of conntrack, and how many there may be; 0 for no limit
+	// Flowtables are those of the node, and Unjudged is how many flows they carry past the
+	// hooks of which the policy in force may forbid some.
+	Flowtables []flowtable.Flowtable
+	Unjudged   int
 	// PlainPlugin is the configuration of one plugin that runtimes take instead of a
 	// list, and PlainPluginFile its name.
 	PlainPlugin     []byte

@@ -55,6 +55,10 @@ func Gather(ctx context.Context, o Options) Facts {
 	f.Chains, f.Rules = append(f.Chains, chains...), append(f.Rules, rules...)
 	f.note(PartLegacy, err, "apt-get install iptables")
 	f.note(PartConntrack, f.readConntrack(), asRoot)
+	if f.State.Ran {
+		f.Flowtables, f.Unjudged, err = o.Node.Offloaded()
+		f.note(PartOffload, err, asRoot)
+	}
 	return f
 }
 

@@ -50,10 +50,16 @@ invalid document, and nothing changes.`,
 			if err != nil {
 				return err
 			}
+			if trouble := done.Trouble(); trouble != "" {
+				fmt.Fprintln(cmd.ErrOrStderr(), "podmarkctl: "+trouble+"; 'podmarkctl doctor' says what to do")
+			}
 			return o.print(cmd.OutOrStdout(), done, func(w io.Writer) error {
 				live := "no live connection is touched"
 				if done.Narrowed {
 					live = "live connections are judged again"
+				}
+				if done.TakenBack > 0 {
+					live += fmt.Sprintf(", %d of them taken out of flowtables", done.TakenBack)
 				}
 				_, err := fmt.Fprintf(w, "%d policies in force on %d endpoints, epoch %d: %s\n", done.Policies, done.Endpoints, done.Epoch, live)
 				return err

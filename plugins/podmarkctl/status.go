@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -26,6 +27,10 @@ type status struct {
 	Capacity  int        `json:"capacity"`
 	// Tunnels are what pods may not wrap packets in.
 	Tunnels desired.Tunnels `json:"tunnels"`
+	// Flowtables are those of the node, by nft's names, and Unjudged is how many flows they
+	// carry past the hooks that the policy in force has not judged.
+	Flowtables []string `json:"flowtables,omitempty"`
+	Unjudged   int      `json:"unjudged,omitempty"`
 	// Daemon is null where none has ever run; Running tells whether it still does.
 	Running bool         `json:"running"`
 	Daemon  *node.Status `json:"daemon"`
@@ -61,6 +66,14 @@ func readStatus(o *options) (status, error) {
 		s.Endpoints, s.Capacity = len(state.Endpoints), state.Layout.Capacity()
 		if s.Backend, err = o.node().Kind(); err != nil {
 			return s, err
+		}
+		tables, unjudged, err := o.node().Offloaded()
+		if err != nil {
+			return s, err
+		}
+		s.Unjudged = unjudged
+		for _, t := range tables {
+			s.Flowtables = append(s.Flowtables, t.String())
 		}
 	}
 	d, err := node.ReadStatus(o.node().Store)
@@ -114,6 +127,9 @@ func (s status) table(w io.Writer) error {
 		row("mask", "%s, epoch %d", s.Mask, s.Epoch)
 		row("endpoints", "%d of %d", s.Endpoints, s.Capacity)
 		row("tunnels", "%s", s.tunnels())
+		if len(s.Flowtables) > 0 {
+			row("flowtables", "%s: %d live connections there are not judged by the policy in force", strings.Join(s.Flowtables, ", "), s.Unjudged)
+		}
 	}
 	d := s.Daemon
 	switch {

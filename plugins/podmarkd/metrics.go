@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"sync/atomic"
@@ -33,6 +35,9 @@ type metrics struct {
 	replaced  *prometheus.CounterVec
 	failures  prometheus.Counter
 	followed  policyMetrics
+	takenBack prometheus.Counter
+	// offloadRead is told how flowtables were read.
+	offloadRead func(error)
 }
 
 func newMetrics(n apply.Node, log *slog.Logger) *metrics {
@@ -45,16 +50,17 @@ func newMetrics(n apply.Node, log *slog.Logger) *metrics {
 		replaced:  counterVec("podmark_replaced_sets_total", "Sets of the node that had gone stale, by name.", "set"),
 		failures:  counter("podmark_look_failures_total", "Looks that ended in an error."),
 		followed:  newPolicyMetrics(),
+		takenBack: counter("podmark_offloaded_flows_taken_back_total", "Live connections that were taken out of somebody else's flowtable because a change of the policies may forbid them."),
 	}
 	// A counter that is not there until it is 1 never seems to grow.
 	for _, k := range missing.Kinds() {
 		m.repairs.WithLabelValues(string(k))
 	}
 	unread := unreadMetrics{log: log, failures: counterVec("podmark_unread_total", "Times that a source of metrics could not be read for a scrape.", "source")}
-	m.packets = newPacketMetrics(n, unread.of("packets"))
+	m.packets, m.offloadRead = newPacketMetrics(n, unread.of("packets")), unread.of("flowtables")
 	m.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		m.looks, m.repairs, m.collected, m.adopted, m.replaced, m.failures, m,
+		m.looks, m.repairs, m.collected, m.adopted, m.replaced, m.failures, m.takenBack, m,
 		unread.failures, m.packets, newCallMetrics(n.Store, unread.of("calls")),
 	)
 	m.registry.MustRegister(m.followed.all()...)
@@ -125,6 +131,7 @@ var (
 	applySeconds = gauge("podmark_last_apply_duration_seconds", "How long it took last to make the kernel agree with the node's state.")
 	driftedLinks = gauge("podmark_endpoint_drift", "Links of endpoints that others have changed and not changed back, by what they did.", "change")
 	applyError   = gauge("podmark_last_apply_error", "1 where the kernel could not be made to agree.")
+	unjudged     = gauge("podmark_offloaded_flows_unjudged", "Live connections of isolated pods that somebody else's flowtable carries past the policy in force.")
 )
 
 func gauge(name, help string, labels ...string) *prometheus.Desc {
@@ -135,7 +142,7 @@ func gauge(name, help string, labels ...string) *prometheus.Desc {
 func (m *metrics) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		idsInUse, idsCapacity, proxyIPVS, ipvsServices, portsInfo, portsOutside, felixDiffers, sysctlOK,
-		lookTime, lookSeconds, lookOK, applySeconds, driftedLinks, applyError,
+		lookTime, lookSeconds, lookOK, applySeconds, driftedLinks, applyError, unjudged,
 	} {
 		out <- d
 	}
@@ -150,6 +157,13 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	if err == nil {
 		set(idsInUse, float64(used))
 		set(idsCapacity, float64(capacity))
+	}
+	_, flows, err := m.node.Offloaded()
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	if m.offloadRead(err); err == nil {
+		set(unjudged, float64(flows))
 	}
 	if mode := m.mode.Load(); mode != nil {
 		set(proxyIPVS, number(mode.IPVS))

@@ -25,6 +25,7 @@ type policies struct {
 	folder  *node.PolicyFolder
 	socket  string
 	log     *slog.Logger
+	metrics *metrics
 
 	mu       sync.Mutex
 	networks map[string]config.Policy
@@ -35,7 +36,7 @@ type policies struct {
 
 // newPolicies sets up what flags and networks ask for; api is nil where there is none.
 func (o daemonOptions) newPolicies(n apply.Node, api *rest.Config, log *slog.Logger, m *metrics) (*policies, error) {
-	p := &policies{socket: o.socket, log: log}
+	p := &policies{socket: o.socket, log: log, metrics: m}
 	m.follow(p.status)
 	if api != nil {
 		name, err := o.nodeNamed()
@@ -46,7 +47,10 @@ func (o daemonOptions) newPolicies(n apply.Node, api *rest.Config, log *slog.Log
 			return nil, err
 		}
 		p.cluster.Follows = func(network string) bool { return p.of(network) == config.PolicyKubernetes }
-		p.cluster.Done = m.round
+		p.cluster.Done = func(r cluster.Round) {
+			m.round(r)
+			p.reclaimed(r.Applied.Reclaimed)
+		}
 		p.cluster.Node.Cache = &apply.Cache{}
 	}
 	m.following(p.cluster)
@@ -110,8 +114,20 @@ func (p *policies) judge(networks map[string]config.Policy) error {
 	return nil
 }
 
+// reclaimed counts and logs what a change did about flows in flowtables.
+func (p *policies) reclaimed(r apply.Reclaimed) {
+	p.metrics.takenBack.Add(float64(r.TakenBack))
+	if trouble := r.Trouble(); trouble != "" {
+		p.log.Warn("the policy does not hold for some live connections; podmarkctl doctor says what to do", "reason", trouble)
+	}
+	if r.TakenBack > 0 {
+		p.log.Info("live connections were taken out of flowtables, and are judged again", "connections", r.TakenBack)
+	}
+}
+
 // folderRead takes over how the folder was read.
 func (p *policies) folderRead(done apply.Applied, err error) {
+	p.reclaimed(done.Reclaimed)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.read.Error = ""; err != nil {

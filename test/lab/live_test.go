@@ -57,8 +57,9 @@ func pingAll(t *testing.T, when string, flows []liveFlow, want map[string]lab.Ou
 
 // applyJSON is apply, with what it did.
 func applyJSON(t *testing.T, n *lab.Node, manifests string) (done struct {
-	Epoch    uint32
-	Narrowed bool
+	Epoch                uint32
+	Narrowed             bool
+	TakenBack, Offloaded int
 },
 ) {
 	t.Helper()

@@ -4,6 +4,7 @@
 // mark. [Unjudge] takes it off the flows of one address, [Clear] takes a number
 // off the flows that carry it, so that it can be given out again, [ClearOthers] every
 // other number, and [Forget] drops the flows of an address that is nobody's any more.
+// [TakeBack] brings flows back to the hooks that a flowtable carries past them.
 //
 // Attribute numbers: include/uapi/linux/netfilter/nfnetlink_conntrack.h.
 package conntrack
@@ -34,15 +35,29 @@ const (
 
 	attrTupleOrig  = 1
 	attrTupleReply = 2
+	attrStatus     = 3
+	attrProtoInfo  = 4
+	attrNATSrc     = 6
+	attrTimeout    = 7
 	attrMark       = 8
 	attrID         = 12
+	attrNATDst     = 13
 	attrZone       = 18
 	attrMarkMask   = 21
+	attrLabels     = 22
 	attrFilter     = 25
+	attrStatusMask = 26
 
-	tupleIP = 1
-	ipv4Src = 1
-	ipv6Src = 3
+	tupleIP    = 1
+	tupleProto = 2
+	tupleZone  = 3
+	ipv4Src    = 1
+	ipv4Dst    = 2
+	ipv6Src    = 3
+	ipv6Dst    = 4
+	protoNum   = 1
+	srcPort    = 2
+	dstPort    = 3
 
 	filterOrig  = 1
 	filterReply = 2
@@ -58,9 +73,16 @@ func Forget(addrs []netip.Addr) error {
 }
 
 // Unjudge takes the bits of mask off the mark of every flow that one of addrs
-// started or answers, so that its next packet in the original direction is judged.
+// started or answers, so that its next packet in the original direction is judged. A flow
+// that a flowtable carries is brought back to the hooks where the kernel can; where it
+// cannot, [Offloaded] counts it.
 func Unjudge(addrs []netip.Addr, mask uint32) error {
 	return eachOf(addrs, func(c *netlink.Conn, f flow) error {
+		if f.offloaded() {
+			if taken, err := f.takeBack(c, mask); taken || err != nil {
+				return err
+			}
+		}
 		if f.mark&mask == 0 {
 			return nil
 		}
@@ -82,7 +104,7 @@ func eachOf(addrs []netip.Addr, do func(*netlink.Conn, flow) error) error {
 		}
 		for _, f := range flows {
 			// A filter only saves work: a kernel before 5.8 ignores it.
-			if !slices.Contains(addrs, f.origSrc) && !slices.Contains(addrs, f.replySrc) {
+			if !slices.Contains(addrs, f.orig.src) && !slices.Contains(addrs, f.reply.src) {
 				continue
 			}
 			if err := do(c, f); err != nil {
@@ -235,20 +257,20 @@ func sendAll(c *netlink.Conn, changes []netlink.Message) error {
 	}
 }
 
-// flow is what is needed of a conntrack entry to name it again.
+// flow is what is needed of a conntrack entry to name it again, and to make it anew.
 type flow struct {
-	family   uint8
-	orig     []byte // the tuple as the kernel sent it
-	origSrc  netip.Addr
-	replySrc netip.Addr
-	mark     uint32
-	id       []byte
-	zone     []byte
+	family      uint8
+	orig, reply tuple
+	status      uint32
+	mark        uint32
+	id          []byte
+	zone        []byte
+	labels      []byte
 }
 
 // identify encodes the tuple and the zone by which the kernel finds the flow.
 func (f flow) identify(ae *netlink.AttributeEncoder) {
-	ae.Bytes(netlink.Nested|attrTupleOrig, f.orig)
+	ae.Bytes(netlink.Nested|attrTupleOrig, f.orig.raw)
 	if f.zone != nil {
 		ae.Bytes(netOrder|attrZone, f.zone)
 	}
@@ -256,10 +278,13 @@ func (f flow) identify(ae *netlink.AttributeEncoder) {
 
 // delete removes the entry unless the kernel has replaced it meanwhile.
 func (f flow) delete(c *netlink.Conn) error {
-	return gone(f.send(c, cmdDelete, func(ae *netlink.AttributeEncoder) {
-		f.identify(ae)
-		ae.Bytes(netOrder|attrID, f.id)
-	}))
+	return gone(f.send(c, cmdDelete, f.identifyExactly))
+}
+
+// identifyExactly adds which entry it was, should another have the tuple by now.
+func (f flow) identifyExactly(ae *netlink.AttributeEncoder) {
+	f.identify(ae)
+	ae.Bytes(netOrder|attrID, f.id)
 }
 
 func (f flow) setMark(c *netlink.Conn, m mark.Mark) error {
@@ -336,16 +361,19 @@ func dump(c *netlink.Conn, family uint8, filter func(*netlink.AttributeEncoder))
 		for ad.Next() {
 			switch ad.Type() {
 			case attrTupleOrig:
-				f.orig = ad.Bytes()
-				ad.Nested(decodeSource(&f.origSrc))
+				f.orig.decode(ad)
 			case attrTupleReply:
-				ad.Nested(decodeSource(&f.replySrc))
+				f.reply.decode(ad)
+			case attrStatus:
+				f.status = ad.Uint32()
 			case attrMark:
 				f.mark = ad.Uint32()
 			case attrID:
 				f.id = ad.Bytes()
 			case attrZone:
 				f.zone = ad.Bytes()
+			case attrLabels:
+				f.labels = ad.Bytes()
 			}
 		}
 		if err := ad.Err(); err != nil {
@@ -356,21 +384,54 @@ func dump(c *netlink.Conn, family uint8, filter func(*netlink.AttributeEncoder))
 	return flows, nil
 }
 
-func decodeSource(addr *netip.Addr) func(*netlink.AttributeDecoder) error {
-	return func(ad *netlink.AttributeDecoder) error {
+// tuple is who sends to whom in one direction of a flow.
+type tuple struct {
+	raw      []byte // as the kernel sent it
+	src, dst netip.Addr
+	protocol uint8
+	// Ports are nil where the protocol has none, zone where it has the flow's.
+	srcPort, dstPort, zone []byte
+}
+
+func (t *tuple) decode(ad *netlink.AttributeDecoder) {
+	t.raw = ad.Bytes()
+	ad.Nested(func(ad *netlink.AttributeDecoder) error {
 		for ad.Next() {
-			if ad.Type() != tupleIP {
-				continue
+			switch ad.Type() {
+			case tupleIP:
+				ad.Nested(t.decodeAddresses)
+			case tupleProto:
+				ad.Nested(t.decodeProtocol)
+			case tupleZone:
+				t.zone = ad.Bytes()
 			}
-			ad.Nested(func(ad *netlink.AttributeDecoder) error {
-				for ad.Next() {
-					if t := ad.Type(); t == ipv4Src || t == ipv6Src {
-						*addr, _ = netip.AddrFromSlice(ad.Bytes())
-					}
-				}
-				return nil
-			})
 		}
 		return nil
+	})
+}
+
+func (t *tuple) decodeAddresses(ad *netlink.AttributeDecoder) error {
+	for ad.Next() {
+		switch ad.Type() {
+		case ipv4Src, ipv6Src:
+			t.src, _ = netip.AddrFromSlice(ad.Bytes())
+		case ipv4Dst, ipv6Dst:
+			t.dst, _ = netip.AddrFromSlice(ad.Bytes())
+		}
 	}
+	return nil
+}
+
+func (t *tuple) decodeProtocol(ad *netlink.AttributeDecoder) error {
+	for ad.Next() {
+		switch ad.Type() {
+		case protoNum:
+			t.protocol = ad.Uint8()
+		case srcPort:
+			t.srcPort = ad.Bytes()
+		case dstPort:
+			t.dstPort = ad.Bytes()
+		}
+	}
+	return nil
 }

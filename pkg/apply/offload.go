@@ -1,0 +1,92 @@
+package apply
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/podmark/podmark/pkg/apply/conntrack"
+	"github.com/podmark/podmark/pkg/apply/flowtable"
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/mark"
+)
+
+// Reclaimed says what a change did about flows that a flowtable of somebody else's carries
+// past the hooks: it may forbid them, and they would go on.
+type Reclaimed struct {
+	// TakenBack is how many go through the hooks again, and are judged there.
+	TakenBack int `json:"takenBack,omitempty"`
+	// Offloaded is how many the kernel did not let go of. They go on unjudged.
+	Offloaded int `json:"offloaded,omitempty"`
+	// OffloadError is why some may be neither, or had to begin anew.
+	OffloadError string `json:"offloadError,omitempty"`
+}
+
+// Trouble says in words what could not be done; empty where all was.
+func (r Reclaimed) Trouble() string {
+	switch {
+	case r.Offloaded > 0:
+		return fmt.Sprintf("%d live connections stay in a flowtable, past all rules, whatever the policy says: this kernel does not let them go", r.Offloaded)
+	case r.OffloadError != "":
+		return "live connections may stay in a flowtable, past all rules: " + r.OffloadError
+	}
+	return ""
+}
+
+func (r *Reclaimed) add(other Reclaimed) {
+	r.TakenBack += other.TakenBack
+	r.Offloaded = other.Offloaded // the same flows again
+	r.OffloadError = other.OffloadError
+}
+
+// reclaim takes back from flowtables what has not been judged by s, which is in the kernel.
+// It fails no change: that is in force, for all that the hooks see.
+func reclaim(s desired.State) Reclaimed {
+	addrs, m := isolated(s), epochOf(s)
+	if len(addrs) == 0 {
+		return Reclaimed{}
+	}
+	if tables, err := flowtable.List(); err == nil && len(tables) == 0 {
+		return Reclaimed{}
+	}
+	done, err := conntrack.TakeBack(m, addrs)
+	out := Reclaimed{TakenBack: done.Taken, Offloaded: done.Left}
+	if err != nil {
+		out.OffloadError = err.Error()
+	}
+	return out
+}
+
+// Offloaded returns the flowtables that there are, and how many flows they carry of endpoints
+// that a policy isolates, without that the policy in force has judged them;
+// fs.ErrNotExist when podmark has never run here. It needs no lock: during a change, flows
+// may count that are about to be taken back.
+func (n Node) Offloaded() (tables []flowtable.Flowtable, unjudged int, err error) {
+	if tables, err = flowtable.List(); err != nil || len(tables) == 0 {
+		return nil, 0, err
+	}
+	s, err := n.State()
+	if err != nil {
+		return nil, 0, err
+	}
+	if addrs := isolated(s); len(addrs) > 0 {
+		unjudged, err = conntrack.Offloaded(epochOf(s), addrs)
+	}
+	return tables, unjudged, err
+}
+
+// epochOf is what the flows carry in their conntrack mark that s has judged.
+func epochOf(s desired.State) mark.Mark { return s.Layout.Mark(s.Epoch) }
+
+// isolated are the addresses of the endpoints to which something may be forbidden.
+func isolated(s desired.State) []netip.Addr {
+	var addrs []netip.Addr
+	for _, e := range s.Endpoints {
+		for _, id := range e.Profiles {
+			if p, ok := s.Profiles[id]; ok && !p.Audit {
+				addrs = append(addrs, e.Addresses...)
+				break
+			}
+		}
+	}
+	return addrs
+}
