@@ -90,16 +90,17 @@ func exampleOf(t *testing.T, manifests string) desired.State {
 		NodePorts:     []desired.PortRange{{First: 30000, Last: 32767}},
 		SCTPPorts:     []desired.PortRange{{First: 30000, Last: 32767}},
 		HostAddresses: addrs("192.168.50.1", "fd00:50::1"),
+		Tunnels:       desired.Tunnels{UDPPorts: []uint16{4789, 6081, 8472}, Protocols: []uint8{4, 41, 47}},
 	}
 	records := []ident.Record{
 		{ID: 2, Policed: true, Committed: true, Endpoint: endpoint.Endpoint{
 			Namespace: "shop", Pod: "web", Labels: map[string]string{"app": "web"},
-			Interface: "veth1a2b3c4d", Port: "veth1a2b3c4d",
+			Interface: "veth1a2b3c4d", Port: "veth1a2b3c4d", InterfaceIndex: 7, PortIndex: 7,
 			Addresses: addrs("10.22.0.2", "fd00:22::2"),
 		}},
 		{ID: 3, Policed: true, Committed: true, Endpoint: endpoint.Endpoint{
 			Namespace: "shop", Pod: "db", Labels: map[string]string{"app": "db"},
-			Interface: "cni0", Port: "veth5e6f7a8b", MAC: "0a:58:0a:17:00:02",
+			Interface: "cni0", Port: "veth5e6f7a8b", InterfaceIndex: 5, PortIndex: 8, MAC: "0a:58:0a:17:00:02",
 			Addresses: addrs("10.23.0.2", "fd00:23::2"),
 		}},
 	}
@@ -326,10 +327,10 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// Every test that docs/packet-path.md names exists.
+// Every test that docs/packet-path.md and docs/threat-model.md name exists, and every attack.
 func TestNamedTests(t *testing.T) {
 	var all strings.Builder
-	for _, pattern := range []string{"test/lab/*_test.go", "test/verdict/*_test.go"} {
+	for _, pattern := range []string{"test/lab/*_test.go", "test/verdict/*_test.go", "test/adversary/*_test.go", "plugins/*/*_test.go"} {
 		files, err := filepath.Glob(filepath.Join(root, pattern))
 		if err != nil {
 			t.Fatal(err)
@@ -342,14 +343,32 @@ func TestNamedTests(t *testing.T) {
 			all.Write(b)
 		}
 	}
+	testName := regexp.MustCompile(`Test[A-Z][A-Za-z]+`)
+	exists := func(name string) {
+		if !strings.Contains(all.String(), "\nfunc "+name+"(t *testing.T)") {
+			t.Errorf("there is no %s", name)
+		}
+	}
 	for _, row := range table(t, read(t, packetPath), "flow") {
-		names := regexp.MustCompile(`Test[A-Z][A-Za-z]+`).FindAllString(row[3], -1)
+		names := testName.FindAllString(row[3], -1)
 		if names == nil && !strings.Contains(row[3], "`make demo`") {
 			t.Errorf("no test for %q", row[0])
 		}
 		for _, name := range names {
-			if !strings.Contains(all.String(), "\nfunc "+name+"(t *testing.T)") {
-				t.Errorf("there is no %s", name)
+			exists(name)
+		}
+	}
+	model := read(t, "docs/threat-model.md")
+	rows := append(table(t, model, "it tries"), table(t, model, "it does")...)
+	if len(rows) < 20 {
+		t.Errorf("%d rows of docs/threat-model.md were read", len(rows))
+	}
+	for _, row := range rows {
+		for _, name := range strings.Split(row[2], "; ") {
+			if test := testName.FindString(name); test != "" {
+				exists(test)
+			} else if !strings.Contains(all.String(), fmt.Sprintf("{name: %q,", name)) {
+				t.Errorf("there is no attack %q", name)
 			}
 		}
 	}
