@@ -358,8 +358,14 @@ func TestNamedTests(t *testing.T) {
 			exists(name)
 		}
 	}
-	model := read(t, "docs/threat-model.md")
-	rows := append(table(t, model, "it tries"), table(t, model, "it does")...)
+	var rows [][]string
+	for _, section := range strings.Split(read(t, "docs/threat-model.md"), "\n## ") {
+		for _, first := range []string{"it tries", "it does"} {
+			if strings.Contains(section, "| "+first+" |") {
+				rows = append(rows, table(t, section+"\n\n", first)...)
+			}
+		}
+	}
 	if len(rows) < 20 {
 		t.Errorf("%d rows of docs/threat-model.md were read", len(rows))
 	}
