@@ -246,6 +246,9 @@ func addRule(c chain, r rule) command {
 			var constant *nftables.Set
 			if p.set != nil {
 				constant = &nftables.Set{Table: &c.table, Anonymous: true, Constant: true, Interval: p.set.interval, KeyType: p.set.key}
+				if p.set.verdicts {
+					constant.IsMap, constant.DataType = true, nftables.TypeVerdict
+				}
 				more, err := e.messages(func(lib *nftables.Conn) error { return addConstant(lib, constant, p.set.elements) })
 				if err != nil {
 					return nil, err

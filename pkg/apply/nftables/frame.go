@@ -38,58 +38,58 @@ var (
 
 // frameUses lists the static chains, each with how many rules it has and jumps and
 // gotos that lead to it, as the kernel counts them; logs are those of the rules that a
-// kernel which cannot log is not given, and tunnels those for each kind of tunnels that
-// there is. An ADD asks for the counts and renders no
-// frame: that takes longer than the kernel's answer.
+// kernel which cannot log is not given, and ports and protocols those for tunnels of the
+// kind. An ADD asks for the counts and renders no frame: that takes longer than the kernel's
+// answer.
 var frameUses = []struct {
 	chain
-	uses, logs, tunnels int
+	uses, logs, ports, protocols int
 }{
-	{chain{table: inet, name: chainSender}, 6, 0, 0},
-	{chain{table: inet, name: chainStranger}, 9, 0, 0},
-	{chain{table: inet, name: chainTracked}, 3, 0, 0},
-	{chain{table: inet, name: chainRelated}, 11, 0, 0},
-	{chain{table: inet, name: chainAnswer}, 11, 0, 0},
-	{chain{table: inet, name: chainClient}, 5, 0, 0},
-	{chain{table: inet, name: chainServer}, 5, 0, 0},
-	{chain{table: inet, name: chainNeighbour}, 4, 0, 0},
-	{chain{table: inet, name: chainTunnel}, 3, 0, 2},
-	{chain{table: inet, name: chainClassify}, 9, 0, 0},
-	{chain{table: inet, name: chainOrigin}, 7, 0, 0},
-	{chain{table: inet, name: chainEgress}, 4, 0, 0},
-	{chain{table: inet, name: chainIngress}, 8, 0, 0},
-	{chain{table: inet, name: chainSpoofed}, 12, 1, 0},
-	{chain{table: inet, name: chainUnclassified}, 5, 1, 0},
-	{chain{table: inet, name: chainEncapsulated}, 5, 1, 0},
-	{chain{table: inet, name: chainInput}, 8, 0, 1},
-	{chain{table: inet, name: chainHost}, 4, 0, 0},
-	{chain{table: inet, name: chainForward}, 6, 0, 1},
-	{chain{table: inet, name: chainOutput}, 7, 0, 0},
-	{chain{table: bridge, name: chainBridge}, 5, 0, 0},
-	{chain{table: bridge, name: chainGuard}, 12, 0, 0},
-	{chain{table: bridge, name: chainARP}, 5, 0, 0},
-	{chain{table: bridge, name: chainND}, 7, 0, 0},
-	{chain{table: bridge, name: chainNDOwn}, 9, 0, 0},
-	{chain{table: bridge, name: chainTo}, 1, 0, 0},
-	{chain{table: bridge, name: chainArrive}, 9, 0, 0},
-	{chain{table: bridge, name: chainFrames}, 16, 1, 0},
-	{chain{table: bridge, name: chainStray}, 3, 1, 0},
+	{chain{table: inet, name: chainSender}, 6, 0, 0, 0},
+	{chain{table: inet, name: chainStranger}, 9, 0, 0, 0},
+	{chain{table: inet, name: chainOpening}, 10, 0, 1, 0},
+	{chain{table: inet, name: chainReported}, 3, 0, 0, 0},
+	{chain{table: inet, name: chainRelated}, 11, 0, 0, 0},
+	{chain{table: inet, name: chainAnswer}, 11, 0, 0, 0},
+	{chain{table: inet, name: chainClient}, 5, 0, 0, 0},
+	{chain{table: inet, name: chainServer}, 5, 0, 0, 0},
+	{chain{table: inet, name: chainUnusual}, 4, 0, 0, 1},
+	{chain{table: inet, name: chainTunnel}, 3, 0, 2, 1},
+	{chain{table: inet, name: chainClassify}, 9, 0, 0, 0},
+	{chain{table: inet, name: chainOrigin}, 7, 0, 0, 0},
+	{chain{table: inet, name: chainEgress}, 4, 0, 0, 0},
+	{chain{table: inet, name: chainIngress}, 8, 0, 0, 0},
+	{chain{table: inet, name: chainSpoofed}, 12, 1, 0, 0},
+	{chain{table: inet, name: chainUnclassified}, 5, 1, 0, 0},
+	{chain{table: inet, name: chainEncapsulated}, 5, 1, 0, 0},
+	{chain{table: inet, name: chainInput}, 8, 0, 1, 0},
+	{chain{table: inet, name: chainHost}, 4, 0, 0, 0},
+	{chain{table: inet, name: chainForward}, 4, 0, 0, 0},
+	{chain{table: inet, name: chainOutput}, 7, 0, 0, 0},
+	{chain{table: bridge, name: chainBridge}, 5, 0, 0, 0},
+	{chain{table: bridge, name: chainGuard}, 12, 0, 0, 0},
+	{chain{table: bridge, name: chainARP}, 5, 0, 0, 0},
+	{chain{table: bridge, name: chainND}, 7, 0, 0, 0},
+	{chain{table: bridge, name: chainNDOwn}, 9, 0, 0, 0},
+	{chain{table: bridge, name: chainTo}, 1, 0, 0, 0},
+	{chain{table: bridge, name: chainArrive}, 9, 0, 0, 0},
+	{chain{table: bridge, name: chainFrames}, 16, 1, 0, 0},
+	{chain{table: bridge, name: chainStray}, 3, 1, 0, 0},
 }
 
 // usesOf is how many uses each of the static chains has in a node's frame.
 func usesOf(n desired.Node) map[string]int {
-	kinds := 0
-	if len(n.Tunnels.Protocols) > 0 {
-		kinds++
-	}
-	if len(n.Tunnels.UDPPorts) > 0 {
-		kinds++
-	}
 	out := map[string]int{}
 	for _, f := range frameUses {
-		uses := f.uses + kinds*f.tunnels
+		uses := f.uses
 		if n.Unlogged {
 			uses -= f.logs
+		}
+		if len(n.Tunnels.UDPPorts) > 0 {
+			uses += f.ports
+		}
+		if len(n.Tunnels.Protocols) > 0 {
+			uses += f.protocols
 		}
 		out[f.name] = uses
 	}
@@ -144,14 +144,26 @@ func inetFrame(s desired.State) []chain {
 			{on(lead(v6.inputAndSource(further(v6), keyReg), further(v6)), accept()), "is in map " + further(v6).name},
 			{parts: on(goTo(chainSpoofed))},
 		}},
-		// An error about a flow that is allowed now, and an answer in one that was
-		// allowed before, whose flow is judged anew.
+		// Both ends are judged, and the flow gets the epoch.
 		//
-		//	ct state related ct mark & 0xffff0000 == 0x00010000 goto related
-		//	ct state established ct direction reply goto answer
-		{table: inet, name: chainTracked, rules: rules(
-			on(related(), epochIs(epoch), goTo(chainRelated)),
-			on(established(), reply(), goTo(chainAnswer)),
+		//	meta l4proto { 4, 41, 47, 58 } jump unusual
+		//	th dport { 4789, 8472 } meta l4proto udp jump tunnel
+		//	jump origin
+		//	jump ingress
+		//	ct mark set ct mark & 0x0000ffff | 0x00010000
+		//	accept
+		{table: inet, name: chainOpening, rules: slices.Concat(
+			unusual(s.Tunnels),
+			rules(on(jump(chainOrigin)), on(jump(chainIngress)), on(setEpoch(epoch)), on(accept())),
+		)},
+		// An error about a flow that is allowed now, or anything else that conntrack thinks
+		// related to one.
+		//
+		//	ct mark & 0xffff0000 == 0x00010000 jump related
+		//	goto opening
+		{table: inet, name: chainReported, rules: rules(
+			on(epochIs(epoch), jump(chainRelated)),
+			on(goTo(chainOpening)),
 		)},
 		// An error comes from one of the flow's ends, or from a router on the way, and
 		// routers are no endpoints. Any other word of an endpoint's is a packet like
@@ -208,10 +220,11 @@ func inetFrame(s desired.State) []chain {
 		//
 		//	icmpv6 type { 133, 134, 135, 136 } ip6 hoplimit 255 accept
 		//	icmpv6 type { 130, 131, 132, 143 } ip6 hoplimit 1 accept
-		{table: inet, name: chainNeighbour, rules: rules(
+		//	meta l4proto { 4, 41, 47 } goto tunnel
+		{table: inet, name: chainUnusual, rules: append(rules(
 			on(v6.icmpTypes(v6.is(), desired.DiscoveryTypes...), hopLimit(255), accept()),
 			on(v6.icmpTypes(v6.is(), desired.ListenerTypes...), hopLimit(1), accept()),
-		)},
+		), wrapped(s.Tunnels)...)},
 		// What is wrapped like that comes from an endpoint?
 		//
 		//	iif @veths goto encapsulated
@@ -273,22 +286,20 @@ func inetFrame(s desired.State) []chain {
 		//
 		//	iif 1 accept
 		//	meta mark & 0xffff0000 != 0x00000000 meta mark set meta mark & 0x0000ffff
-		//	... tunnels
 		//	ct state established,new ct mark & 0xffff0000 == 0x00010000 accept
+		//	meta l4proto { 4, 41, 47, 58 } jump unusual
+		//	th dport { 4789, 8472 } meta l4proto udp jump tunnel
 		//	ct state established ct direction reply accept
 		//	ct state related ct mark & 0xffff0000 == 0x00010000 jump related
 		//	ct state related ct mark & 0xffff0000 == 0x00000000 jump related
-		//	meta l4proto 58 jump neighbour
 		//	jump classify
 		{table: inet, name: chainInput, hook: &hookInput, rules: slices.Concat(
-			rules(on(loopback(), accept()), clear),
-			tunnels(s.Tunnels),
+			rules(on(loopback(), accept()), clear, on(judged(epoch), accept())),
+			unusual(s.Tunnels),
 			rules(
-				on(judged(epoch), accept()),
 				on(established(), reply(), accept()),
 				on(related(), epochIs(epoch), jump(chainRelated)),
 				on(related(), epochIs(none), jump(chainRelated)), // about the node's own
-				on(protocols(desired.ICMPv6), jump(chainNeighbour)),
 				on(jump(chainClassify)),
 			),
 		)},
@@ -307,23 +318,19 @@ func inetFrame(s desired.State) []chain {
 			on(markIsNot(outside), jump(chainEgress)),
 			on(setMark(none)),
 		)},
-		// Both ends are judged, and the flow gets the epoch. The mark is others'.
+		// What opens a flow is judged, as is what conntrack cannot place; of a flow that is
+		// known, what was allowed under this epoch passes, and an answer is judged as one. The
+		// packet mark is others'.
 		//
-		//	ct state established,new ct mark & 0xffff0000 == 0x00010000 accept
-		//	ct state established,related jump tracked
-		//	meta l4proto 58 jump neighbour
-		//	... tunnels
-		//	jump origin
-		//	jump ingress
-		//	ct mark set ct mark & 0x0000ffff | 0x00010000
-		{table: inet, name: chainForward, hook: &hookForward, rules: slices.Concat(
-			rules(
-				on(judged(epoch), accept()),
-				on(establishedOrRelated(), jump(chainTracked)),
-				on(protocols(desired.ICMPv6), jump(chainNeighbour)),
-			),
-			tunnels(s.Tunnels),
-			rules(on(jump(chainOrigin)), on(jump(chainIngress)), on(setEpoch(epoch))),
+		//	ct state vmap { new : jump opening, related : jump reported, invalid : jump opening, untracked : jump opening }
+		//	ct mark & 0xffff0000 == 0x00010000 accept
+		//	ct direction reply jump answer
+		//	jump opening
+		{table: inet, name: chainForward, hook: &hookForward, rules: rules(
+			on(byState(chainOpening, chainReported)),
+			on(epochIs(epoch), accept()),
+			on(reply(), jump(chainAnswer)),
+			on(jump(chainOpening)),
 		)},
 		// What has an ID here was sent on by IPVS, and is judged as in forward, unless
 		// the node itself sends it: from a socket, or without one from an address of
@@ -371,19 +378,13 @@ func turned() []rule {
 	return []rule{{on(v4.turned()), why}, {on(v6.turned()), why}, {on(portsTurned()), why}}
 }
 
-// tunnels leads what is wrapped to where its sender is asked for.
+// unusual leads what is wrapped to where its sender is asked for, and ICMPv6 to where
+// neighbour discovery is told.
 //
-//	meta l4proto { 4, 41, 47 } jump tunnel
+//	meta l4proto { 4, 41, 47, 58 } jump unusual
 //	th dport { 4789, 8472 } meta l4proto udp jump tunnel
-func tunnels(t desired.Tunnels) []rule {
-	var out []rule
-	if len(t.Protocols) > 0 {
-		list := make([]desired.Protocol, len(t.Protocols))
-		for i, p := range t.Protocols {
-			list[i] = desired.Protocol(p)
-		}
-		out = append(out, rules(on(protocols(list...), jump(chainTunnel)))...)
-	}
+func unusual(t desired.Tunnels) []rule {
+	out := rules(on(protocols(append(protocolsOf(t), desired.ICMPv6)...), jump(chainUnusual)))
 	if len(t.UDPPorts) > 0 {
 		values := make([]value, len(t.UDPPorts))
 		for i, p := range t.UDPPorts {
@@ -392,6 +393,24 @@ func tunnels(t desired.Tunnels) []rule {
 		out = append(out, rules(on(oneOf(dport(), nftables.TypeInetService, values), protocol(desired.UDP), jump(chainTunnel)))...)
 	}
 	return out
+}
+
+// wrapped leads protocols that wrap packets on.
+//
+//	meta l4proto { 4, 41, 47 } goto tunnel
+func wrapped(t desired.Tunnels) []rule {
+	if len(t.Protocols) == 0 {
+		return nil
+	}
+	return rules(on(protocols(protocolsOf(t)...), goTo(chainTunnel)))
+}
+
+func protocolsOf(t desired.Tunnels) []desired.Protocol {
+	list := make([]desired.Protocol, len(t.Protocols))
+	for i, p := range t.Protocols {
+		list[i] = desired.Protocol(p)
+	}
+	return list
 }
 
 // origin lists what is known about where a packet comes from: found is done with

@@ -88,6 +88,13 @@ func (r rule) references(name string) int {
 				n++
 			}
 		}
+		if p.set != nil {
+			for _, e := range p.set.elements {
+				if e.VerdictData != nil && e.VerdictData.Chain == name {
+					n++
+				}
+			}
+		}
 	}
 	return n
 }

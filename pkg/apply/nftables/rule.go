@@ -53,6 +53,7 @@ type part struct {
 type constant struct {
 	key      nftables.SetDatatype
 	interval bool
+	verdicts bool // it is a map
 	elements []nftables.SetElement
 }
 
@@ -153,8 +154,28 @@ func judged(epoch mark.Mark) part {
 	return part{text: of.text + " " + p.text, exprs: append(of.exprs, p.exprs...)}
 }
 
-func establishedOrRelated() part {
-	return ctState("established,related", expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED)
+// byState leads what begins, or cannot be placed in, a flow to one chain, and what is
+// related to one to another. conntrack gives a packet exactly one of these states.
+func byState(opening, related string) part {
+	p := part{text: "ct state", exprs: []any{&expr.Ct{Key: expr.CtKeySTATE, Register: reg}, &expr.Lookup{SourceRegister: reg, IsDestRegSet: true}}}
+	p.set = &constant{key: nftables.TypeCTState, verdicts: true}
+	var words []string
+	for _, s := range []struct {
+		name, to string
+		bit      uint32
+	}{
+		{"invalid", opening, expr.CtStateBitINVALID},
+		{"related", related, expr.CtStateBitRELATED},
+		{"new", opening, expr.CtStateBitNEW},
+		{"untracked", opening, expr.CtStateBitUNTRACKED},
+	} {
+		words = append(words, s.name+" : jump "+s.to)
+		p.set.elements = append(p.set.elements, nftables.SetElement{
+			Key: native(s.bit), VerdictData: &expr.Verdict{Kind: expr.VerdictJump, Chain: s.to},
+		})
+	}
+	p.text += " vmap { " + strings.Join(words, ", ") + " }"
+	return p
 }
 
 func reply() part {
