@@ -13,9 +13,14 @@ import (
 func node() port.Links {
 	l := port.Links{}
 	for _, link := range []port.Link{
-		{Index: 1, Name: "lo"}, {Index: 10, Name: "v", Kind: "veth", Group: port.Group}, {Index: 11, Name: "w", Kind: "veth", Group: port.Group, Master: 20},
-		{Index: 12, Name: "b", Kind: "veth", Master: 30}, {Index: 20, Name: "red", Kind: "vrf"}, {Index: 21, Name: "blue", Kind: "vrf"},
-		{Index: 30, Name: "cni0", Kind: "bridge", Master: 21}, {Index: 31, Name: "br1", Kind: "bridge"},
+		{Index: 1, Name: "lo"},
+		{Index: 10, Name: "v", Kind: "veth", Group: port.Group},
+		{Index: 11, Name: "w", Kind: "veth", Group: port.Group, Master: 20},
+		{Index: 12, Name: "b", Kind: "veth", Master: 30},
+		{Index: 20, Name: "red", Kind: "vrf"},
+		{Index: 21, Name: "blue", Kind: "vrf"},
+		{Index: 30, Name: "cni0", Kind: "bridge", Master: 21},
+		{Index: 31, Name: "br1", Kind: "bridge"},
 	} {
 		l[link.Index] = link
 	}
