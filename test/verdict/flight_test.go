@@ -36,7 +36,7 @@ func TestPacketsInFlight(t *testing.T) {
 			stop, stopped := make(chan struct{}), make(chan error, 2)
 			flood := func(from, to *wire, into *wire) {
 				p := desired.Packet{Src: from.addrs[0], Dst: to.addrs[0], Protocol: desired.UDP, DstPort: 80}
-				f := frame(into.far, into.mac, p, 1234, 0)
+				f := ethernet(into.far, into.mac, p, 1234, 0)
 				for {
 					select {
 					case <-stop:

@@ -7,13 +7,14 @@ import (
 	"net/netip"
 
 	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/test/frame"
 )
 
 const icmp desired.Protocol = 1
 
-// frame builds an Ethernet frame that holds p. Its number stands in a field that
+// ethernet builds an Ethernet frame that holds p. Its number stands in a field that
 // every protocol has room for, so that it is known again where it comes out.
-func frame(from, to net.HardwareAddr, p desired.Packet, srcPort uint16, number uint32) []byte {
+func ethernet(from, to net.HardwareAddr, p desired.Packet, srcPort uint16, number uint32) []byte {
 	payload := segment(p, srcPort, number)
 	var ip []byte
 	etherType := uint16(0x0800)
@@ -24,7 +25,7 @@ func frame(from, to net.HardwareAddr, p desired.Packet, srcPort uint16, number u
 		binary.BigEndian.PutUint16(ip[2:], uint16(20+len(payload)))
 		copy(ip[12:], src)
 		copy(ip[16:], dst)
-		binary.BigEndian.PutUint16(ip[10:], checksum(ip))
+		binary.BigEndian.PutUint16(ip[10:], frame.Checksum(ip))
 	} else {
 		etherType = 0x86dd
 		ip = make([]byte, 40)
@@ -35,7 +36,7 @@ func frame(from, to net.HardwareAddr, p desired.Packet, srcPort uint16, number u
 		if p.Protocol == desired.ICMPv6 {
 			pseudo := append(append([]byte{}, src...), dst...)
 			pseudo = append(pseudo, 0, 0, 0, byte(len(payload)), 0, 0, 0, byte(p.Protocol))
-			binary.BigEndian.PutUint16(payload[2:], checksum(append(pseudo, payload...)))
+			binary.BigEndian.PutUint16(payload[2:], frame.Checksum(append(pseudo, payload...)))
 		}
 	}
 	out := append(append(append([]byte{}, to...), from...), byte(etherType>>8), byte(etherType))
@@ -67,7 +68,7 @@ func segment(p desired.Packet, srcPort uint16, number uint32) []byte {
 	case icmp:
 		b := []byte{8, 0, 0, 0, 0, 0, 0, 0}
 		binary.BigEndian.PutUint32(b[4:], bits.RotateLeft32(number, 16)) // a flow is known by the first half
-		binary.BigEndian.PutUint16(b[2:], checksum(b))
+		binary.BigEndian.PutUint16(b[2:], frame.Checksum(b))
 		return b
 	default:
 		b := make([]byte, 24)
@@ -110,21 +111,6 @@ func numberIn(proto desired.Protocol, b []byte) (uint32, bool) {
 		n = bits.RotateLeft32(n, 16)
 	}
 	return n, true
-}
-
-// checksum is the Internet checksum of RFC 1071.
-func checksum(b []byte) uint16 {
-	var sum uint32
-	for i := 0; i+1 < len(b); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(b[i:]))
-	}
-	if len(b)%2 == 1 {
-		sum += uint32(b[len(b)-1]) << 8
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return ^uint16(sum)
 }
 
 // sameFamily reports whether two addresses can be in one packet.

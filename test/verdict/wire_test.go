@@ -165,7 +165,7 @@ func (b *bench) send(packets []desired.Packet) []string {
 			b.port = 20000
 		}
 		w := b.wire(p.In)
-		if _, err := unix.Write(w.sock, frame(w.far, w.mac, p, b.port, b.number)); err != nil {
+		if _, err := unix.Write(w.sock, ethernet(w.far, w.mac, p, b.port, b.number)); err != nil {
 			b.t.Fatalf("injecting on %s: %v", w.name, err)
 		}
 	}

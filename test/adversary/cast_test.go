@@ -1,0 +1,295 @@
+package adversary_test
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/test/frame"
+	"github.com/podmark/podmark/test/lab"
+)
+
+// policies are in force at the beginning of each attack.
+const policies = `
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: denied},
+ spec: {podSelector: {matchLabels: {app: denied}}, policyTypes: [Ingress, Egress]}}
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: client},
+ spec: {podSelector: {matchLabels: {app: client}}, policyTypes: [Ingress, Egress],
+  egress: [{to: [{ipBlock: {cidr: 192.168.50.2/32}}, {ipBlock: {cidr: "fd00:50::2/128"}}],
+   ports: [{protocol: UDP, port: 53}, {protocol: TCP, port: 53}, {protocol: SCTP, port: 53}]}]}}
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: server},
+ spec: {podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress],
+  ingress: [{from: [{podSelector: {matchLabels: {app: free}}}, {ipBlock: {cidr: 10.44.1.5/32}}, {ipBlock: {cidr: "fd00:44::5/128"}}],
+   ports: [{protocol: UDP, port: 80}, {protocol: TCP, port: 80}, {protocol: SCTP, port: 80}]}]}}
+`
+
+// cast is a node and who is around it. They stay for all attacks on the node.
+type cast struct {
+	*lab.Node
+	at attachment
+
+	// x is the resolver, a machine outside; y another one outside.
+	x, y *actor
+	// denied may send and take nothing. client and twin may ask x on port 53, and take
+	// nothing. server takes port 80, from pods like free and from an address of another
+	// node. free and other have no policy.
+	denied, client, twin, server, free, other *actor
+	// node has a socket for whatever protocol it is sent.
+	node *actor
+
+	actors  []*actor
+	markers uint32
+	ports   uint16
+	serial  int // of pods that come for an attack
+}
+
+// actor is who sends and gets frames.
+type actor struct {
+	name string
+	ns   *lab.NS
+	pod  *lab.Pod // nil for others
+	// sock gives and takes what is on the link; for the node, -1.
+	sock int
+	// raw are the node's sockets, by family to send and by whatever they are told.
+	send map[lab.Family]int
+	hear []int
+	// mac is the link's own address, gateway the one of the node's end, or of the bridge.
+	mac, gateway net.HardwareAddr
+	// bridge is the one that the link is a port of; empty for none.
+	bridge string
+	addrs  map[lab.Family]netip.Addr
+}
+
+func (a *actor) String() string { return a.name }
+
+// newCast makes the node and everybody around it.
+func newCast(t *testing.T, backend lab.Backend, at attachment) *cast {
+	t.Helper()
+	c := &cast{Node: lab.NewNode(t, lab.Options{Backend: backend, Plain: os.Getenv("PODMARK_LAB") == ""}), at: at, ports: 10000}
+	for _, path := range []string{"all", "default"} {
+		c.Sysctl("net/ipv4/conf/"+path+"/rp_filter", "0")
+	}
+	c.Sysctl("net/bridge/bridge-nf-call-iptables", "1")
+	c.Sysctl("net/bridge/bridge-nf-call-ip6tables", "1")
+	if at == vlan {
+		c.Run("ip", "link", "add", "cni0", "type", "bridge", "vlan_filtering", "1")
+	}
+	if at == vrf {
+		c.Run("ip", "link", "add", "red", "type", "vrf", "table", "100")
+		c.Run("ip", "link", "set", "red", "up")
+	}
+	for i, a := range []**actor{&c.x, &c.y} {
+		h := c.AddHost([]string{"x", "y"}[i])
+		c.intoVRF(h.Link, h.Addr(lab.V6).Prev().String()+"/64")
+		*a = c.join(t, h.NS, nil, h.Link)
+	}
+	c.addTunnels()
+	for _, p := range []struct {
+		of   **actor
+		name string
+		app  string
+	}{
+		{&c.denied, "denied", "denied"},
+		{&c.client, "client", "client"},
+		{&c.twin, "twin", "client"},
+		{&c.server, "server", "server"},
+		{&c.free, "free", "free"},
+		{&c.other, "other", "other"},
+	} {
+		*p.of = c.addPod(t, p.name, p.app)
+	}
+	c.addNode(t)
+	c.apply(t, policies)
+	return c
+}
+
+// intoVRF moves a link of the node into the VRF, if there is one. The kernel takes IPv6
+// addresses and routes off a link that moves.
+func (c *cast) intoVRF(link string, addresses ...string) {
+	if c.at != vrf {
+		return
+	}
+	c.Run("ip", "link", "set", link, "master", "red")
+	for _, a := range addresses {
+		c.Run("ip", "address", "replace", a, "dev", link, "nodad")
+	}
+}
+
+// network is the node's network without podmark.
+func (c *cast) network() lab.Network {
+	if c.at == bridged || c.at == vlan {
+		return c.Bridge()
+	}
+	return c.PTP()
+}
+
+// podmark is its entry of the network.
+func (c *cast) podmark() lab.Plugin { return c.Podmark(lab.Plugin{"policy": "files"}) }
+
+// addPod attaches a pod. In a VRF its link is in there before podmark hears of it.
+func (c *cast) addPod(t *testing.T, name, app string) *actor {
+	t.Helper()
+	pod := c.NewPod(lab.PodSpec{Name: name, Labels: map[string]string{"app": app}, Network: c.network()})
+	if err := pod.Add(); err != nil {
+		t.Fatal(err)
+	}
+	if c.at == vrf {
+		c.intoVRF(pod.HostVeth)
+		for _, addr := range pod.Addresses {
+			c.Run("ip", "route", "replace", netip.PrefixFrom(addr, addr.BitLen()).String(), "dev", pod.HostVeth, "table", "100")
+		}
+	}
+	if err := pod.Chain(c.podmark()); err != nil {
+		t.Fatal(err)
+	}
+	if c.onBridge() {
+		a := c.join(t, pod.NS, pod, "cni0")
+		a.bridge = "cni0"
+		return a
+	}
+	return c.join(t, pod.NS, pod, pod.HostVeth)
+}
+
+func (c *cast) onBridge() bool { return c.at == bridged || c.at == vlan }
+
+// join makes an actor of a namespace with a link eth0, which the node reaches by dev: its
+// own kernel says nothing any more, and the node need not ask where it is.
+func (c *cast) join(t *testing.T, ns *lab.NS, pod *lab.Pod, dev string) *actor {
+	t.Helper()
+	a := &actor{name: ns.Name, ns: ns, pod: pod, mac: ns.MAC("eth0"), gateway: c.MAC(dev), addrs: map[lab.Family]netip.Addr{}}
+	for _, f := range lab.Families {
+		a.addrs[f] = ns.Addr(f)
+		c.Run("ip", "neighbour", "replace", a.addrs[f].String(), "lladdr", a.mac.String(), "dev", dev, "nud", "permanent")
+	}
+	ns.Run("ip", "address", "flush", "dev", "eth0")
+	ns.Sysctl("net/ipv6/conf/eth0/disable_ipv6", "1")
+	err := ns.Do(func() (err error) {
+		link, err := net.InterfaceByName("eth0")
+		if err != nil {
+			return err
+		}
+		const all = unix.ETH_P_ALL<<8&0xff00 | unix.ETH_P_ALL>>8 // network byte order
+		if a.sock, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, all); err != nil {
+			return err
+		}
+		t.Cleanup(func() { unix.Close(a.sock) })
+		if err := unix.SetsockoptInt(a.sock, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1); err != nil {
+			return err
+		}
+		// Tags are shown where the kernel took them off.
+		if err := unix.SetsockoptInt(a.sock, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20); err != nil {
+			return err
+		}
+		return unix.Bind(a.sock, &unix.SockaddrLinklayer{Protocol: all, Ifindex: link.Index})
+	})
+	if err != nil {
+		t.Fatalf("listening to %q: %v", ns.Name, err)
+	}
+	c.actors = append(c.actors, a)
+	return a
+}
+
+// addNode gives the node raw sockets: they get what its netfilter lets in, whoever
+// listens.
+func (c *cast) addNode(t *testing.T) {
+	t.Helper()
+	a := &actor{
+		name: "node", ns: c.NS, sock: -1, send: map[lab.Family]int{}, addrs: map[lab.Family]netip.Addr{},
+		mac: make(net.HardwareAddr, 6), gateway: make(net.HardwareAddr, 6), // its kernel knows
+	}
+	socket := func(domain, protocol int) int {
+		var fd int
+		err := c.Do(func() (err error) {
+			fd, err = unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, protocol)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fd) })
+		return fd
+	}
+	for f, domain := range map[lab.Family]int{lab.V4: unix.AF_INET, lab.V6: unix.AF_INET6} {
+		a.addrs[f] = c.Addr(f)
+		a.send[f] = socket(domain, unix.IPPROTO_RAW)
+		if c.at == vrf {
+			if err := unix.BindToDevice(a.send[f], "red"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, p := range []int{frame.ICMP, frame.TCP, frame.UDP, frame.SCTP, frame.ICMPv6} {
+			a.hear = append(a.hear, socket(domain, p))
+		}
+	}
+	c.node = a
+	c.actors = append(c.actors, a)
+}
+
+// write sends a frame; the node's kernel makes its own Ethernet header.
+func (a *actor) write(b []byte) error {
+	if a.sock >= 0 {
+		_, err := unix.Write(a.sock, b)
+		return err
+	}
+	packet := b[14:]
+	if packet[0]>>4 == 4 {
+		return unix.Sendto(a.send[lab.V4], packet, 0, &unix.SockaddrInet4{Addr: [4]byte(packet[16:20])})
+	}
+	return unix.Sendto(a.send[lab.V6], packet, 0, &unix.SockaddrInet6{Addr: [16]byte(packet[24:40])})
+}
+
+// read returns what has arrived since the last time.
+func (a *actor) read() (got [][]byte) {
+	buf := make([]byte, 70000)
+	for _, fd := range append([]int{a.sock}, a.hear...) {
+		for fd >= 0 {
+			n, err := unix.Read(fd, buf)
+			if err != nil {
+				break
+			}
+			got = append(got, append([]byte{}, buf[:n]...))
+		}
+	}
+	return got
+}
+
+// apply makes manifests the node's policy.
+func (c *cast) apply(t *testing.T, manifests string) {
+	t.Helper()
+	file := filepath.Join(c.Dir, "policy.yaml")
+	if err := os.WriteFile(file, []byte(manifests), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	path, err := filepath.Abs("../../bin/podmarkctl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Try(path, "--state-dir", c.StateDir, "--lock-timeout", "2m", "apply", "-f", file); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// vxlans are the node's links that unwrap VXLAN, by UDP port: flannel's, and the one
+// that IANA gives.
+var vxlans = map[uint16]uint32{8472: 1, 4789: 2}
+
+// addTunnels gives the node VXLAN links, one of each family and port. The address of
+// each is that of the family's first host link.
+func (c *cast) addTunnels() {
+	for port, vni := range vxlans {
+		for _, f := range lab.Families {
+			link := fmt.Sprintf("vx%d-%d", port, f)
+			c.Run("ip", "link", "add", link, "type", "vxlan", "id", fmt.Sprint(vni), "dstport", fmt.Sprint(port),
+				"local", c.Addr(f).String(), "dev", "eth0", "nolearning")
+			c.intoVRF(link)
+			c.Run("ip", "link", "set", link, "up")
+		}
+	}
+}

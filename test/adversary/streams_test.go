@@ -1,0 +1,115 @@
+package adversary_test
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/podmark/podmark/test/frame"
+	"github.com/podmark/podmark/test/lab"
+)
+
+// denyAll is a policy that takes everything from the pods of an app, or in one direction.
+func denyAll(app, directions string) string {
+	return fmt.Sprintf("\n---\n{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: deny-%s},\n spec: {podSelector: {matchLabels: {app: %s}}, policyTypes: [%s]}}\n", app, app, directions)
+}
+
+// streams are flows that were allowed when they began.
+var streams = []attack{
+	{name: "both directions after a denial", run: func(s *scene) {
+		type live struct {
+			name           string
+			client, server *actor
+			flow
+		}
+		var all []live
+		for _, tr := range transports {
+			for _, p := range []struct{ client, server *actor }{{s.free, s.other}, {s.other, s.free}, {s.x, s.other}, {s.other, s.x}, {s.other, s.client}} {
+				if p.server == s.client {
+					continue
+				}
+				all = append(all, live{tr.name, p.client, p.server, s.open(tr.protocol, p.client, p.server, 7)})
+			}
+		}
+		beside := s.open(frame.UDP, s.free, s.x, 7)
+		s.settle()
+		s.finally(func() { s.apply(s.T, policies) })
+		for _, directions := range []string{"Ingress, Egress", "Ingress", "Egress"} {
+			s.apply(s.T, policies+denyAll("other", directions))
+			for range 2 {
+				for _, fl := range all {
+					// A flow is forbidden by what forbids its beginning.
+					forbidden := fl.server == s.other && directions != "Egress" || fl.client == s.other && directions != "Ingress"
+					if !forbidden {
+						continue
+					}
+					what := fmt.Sprintf("%s from %v to %v after %q denied: ", fl.name, fl.client, fl.server, directions)
+					s.deny(what+"the answering side", fl.server, fl.fromServer())
+					s.deny(what+"the asking side", fl.client, fl.fromClient())
+				}
+				s.pass("a flow of others", s.free, beside.fromClient(), s.x)
+				s.pass("a flow of others, the answer", s.x, beside.fromServer(), s.free)
+				s.settle()
+			}
+		}
+		s.apply(s.T, policies)
+		for _, fl := range all {
+			s.pass(fl.name+" allowed again", fl.client, fl.fromClient(), fl.server)
+			s.pass(fl.name+" allowed again, the answer", fl.server, fl.fromServer(), fl.client)
+		}
+	}},
+	{name: "a flow that goes on being allowed", run: func(s *scene) {
+		var all []flow
+		for _, tr := range transports {
+			all = append(all, s.open(tr.protocol, s.client, s.x, 53))
+		}
+		s.settle()
+		s.finally(func() { s.apply(s.T, policies) })
+		s.apply(s.T, policies+denyAll("other", "Ingress, Egress"))
+		for i, fl := range all {
+			// The answering side speaks first: its packet is judged by who began the flow.
+			s.pass(transports[i].name+", the answer", s.x, fl.fromServer(), s.client)
+			s.pass(transports[i].name+", the question", s.client, fl.fromClient(), s.x)
+		}
+	}},
+	{name: "errors about a flow that was denied", run: func(s *scene) {
+		var all []flow
+		for _, tr := range transports {
+			all = append(all, s.open(tr.protocol, s.free, s.other, 7))
+		}
+		s.settle()
+		s.finally(func() { s.apply(s.T, policies) })
+		s.apply(s.T, policies+denyAll("other", "Ingress, Egress"))
+		for _, fl := range all {
+			for _, e := range icmpErrors {
+				s.deny(e.name+" by a third pod", s.client, unreachable(s.addr(s.client), fl.fromServer(), e.v4, e.v6))
+				s.deny(e.name+" by the denied end", s.denied, unreachable(s.addr(s.other), fl.fromClient(), e.v4, e.v6))
+			}
+		}
+	}},
+	{name: "what a helper expects", run: func(s *scene) {
+		// The node has FTP's helper for flows to port 53, which the client may open.
+		s.nft(`table inet ftp {
+	ct helper std { type "ftp" protocol tcp; l3proto ` + pick(s.f, "ip", "ip6") + `; }
+	chain prerouting { type filter hook prerouting priority -150
+		tcp dport 53 ct helper set "std"
+	}
+}`)
+		s.finally(func() { s.nft("delete table inet ftp") })
+
+		control := s.open(frame.TCP, s.client, s.x, 53)
+		data := s.port()
+		a := s.addr(s.client).As16()
+		command := fmt.Sprintf("PORT %d,%d,%d,%d,%d,%d\r\n", a[12], a[13], a[14], a[15], data>>8, data&0xff)
+		if s.f == lab.V6 {
+			command = fmt.Sprintf("EPRT |2|%v|%d|\r\n", s.addr(s.client), data)
+		}
+		// The helper reads whole lines where it expects them to begin.
+		s.pass("the command", s.client, frame.TCPPacket(control.client, control.server, frame.PSH|frame.ACK, clientSeq+16, serverSeq+16, []byte(command)), s.x)
+		s.settle()
+		if list, err := s.cast.Try("conntrack", "-L", "expect"); err != nil || list == "" {
+			s.Errorf("no connection is expected: the test proves nothing: %v %s", err, list)
+		}
+		src := netip.AddrPortFrom(s.addr(s.x), 20)
+		s.deny("the expected connection to a pod that takes none", s.x, frame.TCPPacket(src, s.to(s.client, data), frame.SYN, 1, 0, s.mark()))
+	}},
+}
