@@ -72,7 +72,7 @@ func (a *actor) String() string { return a.name }
 // newCast makes the node and everybody around it.
 func newCast(t *testing.T, backend lab.Backend, at attachment) *cast {
 	t.Helper()
-	c := &cast{Node: lab.NewNode(t, lab.Options{Backend: backend, Plain: os.Getenv("PODMARK_LAB") == ""}), at: at, ports: 10000}
+	c := &cast{Node: lab.NewNode(t, lab.Options{Backend: backend, Plain: !inLab()}), at: at, ports: 10000}
 	for _, path := range []string{"all", "default"} {
 		c.Sysctl("net/ipv4/conf/"+path+"/rp_filter", "0")
 	}

@@ -11,24 +11,24 @@ import (
 // changes are what somebody does to a pod's link behind podmark's back. The pod stays under
 // its policy, or is cut off: it never gets more than that.
 var changes = changed(
-	change{name: "device group taken off", do: groupLost},
-	change{name: "veth renamed", do: rename},
-	change{name: "veth renamed and its device group taken off", do: both(groupLost, rename)},
-	change{name: "device group taken off and renamed to what somebody else was called", do: both(groupLost, func(s *scene, link string) {
+	change{name: "device group taken off", at: []attachment{routed, bridged, vrf}, do: groupLost},
+	change{name: "veth renamed", at: []attachment{routed, bridged}, do: rename},
+	change{name: "veth renamed and its device group taken off", at: []attachment{routed, bridged, vrf}, do: both(groupLost, rename)},
+	change{name: "device group taken off and renamed to what somebody else was called", at: []attachment{routed, bridged}, do: both(groupLost, func(s *scene, link string) {
 		name := s.linkOf(s.newcomer("free"))
 		s.serial++
 		s.try("ip", "link", "set", name, "name", fmt.Sprintf("gone%d", s.serial))
 		s.try("ip", "link", "set", link, "name", name)
 	})},
-	change{name: "routed veth put on a bridge", at: []attachment{routed, vrf}, do: otherBridge},
-	change{name: "routed veth put on a bridge without its device group", at: []attachment{routed, vrf}, do: both(groupLost, otherBridge)},
-	change{name: "moved to another bridge", at: onBridge, do: otherBridge},
-	change{name: "moved to another bridge, renamed and without a group", at: onBridge, do: both(groupLost, rename, otherBridge)},
-	change{name: "taken off its bridge", at: onBridge, do: offBridge},
-	change{name: "taken off its bridge, renamed and without a group", at: onBridge, do: both(groupLost, rename, offBridge)},
+	change{name: "routed veth put on a bridge", at: []attachment{routed}, do: otherBridge},
+	change{name: "routed veth put on a bridge without its device group", at: []attachment{routed}, do: both(groupLost, otherBridge)},
+	change{name: "moved to another bridge", at: []attachment{bridged}, do: otherBridge},
+	change{name: "moved to another bridge, renamed and without a group", at: []attachment{bridged}, do: both(groupLost, rename, otherBridge)},
+	change{name: "taken off its bridge", at: []attachment{bridged}, do: offBridge},
+	change{name: "taken off its bridge, renamed and without a group", at: []attachment{bridged}, do: both(groupLost, rename, offBridge)},
 	change{name: "put into a VRF", at: []attachment{routed}, lab: "VRF", do: intoVRF},
 	change{name: "put into a VRF, renamed and without a group", at: []attachment{routed}, lab: "VRF", do: both(groupLost, rename, intoVRF)},
-	change{name: "taken off its bridge and put into a VRF", at: onBridge, lab: "VRF", do: both(offBridge, intoVRF)},
+	change{name: "taken off its bridge and put into a VRF", at: []attachment{bridged}, lab: "VRF", do: both(offBridge, intoVRF)},
 	change{name: "taken out of its VRF", at: []attachment{vrf}, do: func(s *scene, link string) {
 		s.try("ip", "link", "set", link, "nomaster")
 	}},

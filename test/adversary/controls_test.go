@@ -1,7 +1,10 @@
 package adversary_test
 
 import (
+	"net/netip"
+
 	"github.com/podmark/podmark/test/frame"
+	"github.com/podmark/podmark/test/lab"
 )
 
 // controls is traffic that must pass, and that a policy forbids and nobody disguises: without
@@ -65,6 +68,35 @@ var controls = []attack{
 				s.pass(e.name+" from the other end", s.x, unreachable(s.addr(s.x), fl.fromClient(), e.v4, e.v6), s.client)
 				s.pass(e.name+" from a router", s.y, unreachable(s.addr(s.y), fl.fromClient(), e.v4, e.v6), s.client)
 				s.pass(e.name+" from the pod", s.client, unreachable(s.addr(s.client), fl.fromServer(), e.v4, e.v6), s.x)
+			}
+		}
+	}},
+	{name: "neighbour discovery that must work", family: lab.V6, run: func(s *scene) {
+		for _, by := range []*actor{s.denied, s.other} {
+			local := frame.LinkLocal(by.mac)
+			gateway := s.gatewayAddr()
+			ask := func(from, target netip.Addr) []byte {
+				return s.neighbour(neighbourSolicitation, from, frame.SolicitedNode(target), 0, target, by.mac)
+			}
+			s.pass("who has the gateway", by, ask(s.addr(by), gateway), s.node)
+			s.pass("who has the gateway, from the link-local address", by, ask(local, gateway), s.node)
+			s.pass("is the gateway there", by, s.neighbour(neighbourSolicitation, s.addr(by), gateway, 0, gateway, by.mac), s.node)
+			s.pass("the own address is here", by, s.neighbour(neighbourAdvertisement, s.addr(by), gateway, 0x60, s.addr(by), by.mac), s.node)
+			s.pass("the own link-local address is here", by, s.neighbour(neighbourAdvertisement, local, gateway, 0x60, local, by.mac), s.node)
+			s.pass("is there a router", by, frame.ICMPPacket(local, netip.MustParseAddr("ff02::2"), routerSolicitation, 0, 255, append(make([]byte, 4), s.nonce()...)), s.node)
+			if s.onBridge() {
+				s.pass("is the own address free", by, frame.ICMPPacket(netip.IPv6Unspecified(), frame.SolicitedNode(s.addr(by)), neighbourSolicitation, 0, 255, append(append(make([]byte, 4), s.addr(by).AsSlice()...), s.nonce()...)), s.free)
+				s.pass("who has a pod's address", by, ask(s.addr(by), s.addr(s.server)), s.server)
+				s.pass("the own address is here, to a pod", by, s.neighbour(neighbourAdvertisement, s.addr(by), s.addr(s.server), 0x60, s.addr(by), by.mac), s.server)
+			}
+		}
+		s.pass("the node asks", s.node, s.neighbour(neighbourSolicitation, s.addr(s.node), s.addr(s.denied), 0, s.addr(s.denied), s.denied.gateway), s.denied)
+	}},
+	{name: "ARP that must work", at: onBridge, family: lab.V4, run: func(s *scene) {
+		for _, by := range []*actor{s.denied, s.other} {
+			for _, to := range []*actor{s.free, s.server} {
+				s.passFrame("a question", by, frame.EthernetOf(by.mac, frame.Broadcast, frame.TypeARP, frame.ARP(1, by.mac, s.addr(by), make([]byte, 6), s.addr(to))), to)
+				s.passFrame("an answer", by, frame.EthernetOf(by.mac, to.mac, frame.TypeARP, frame.ARP(2, by.mac, s.addr(by), to.mac, s.addr(to))), to)
 			}
 		}
 	}},

@@ -19,6 +19,6 @@
 // is on the wire is what the attack put there.
 //
 // What a machine's kernel may lack (VRF, VLAN filtering, IPVS, some tunnels) runs in the
-// lab: TestAttacks is for any kernel, TestAttacksInLab for the lab's, and what one leaves
-// out the other has.
+// lab: TestAttacks is for any kernel, TestAttacksInLab and TestVRFInLab are for the lab's,
+// and what one leaves out the others have.
 package adversary

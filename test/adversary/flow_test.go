@@ -2,6 +2,7 @@ package adversary_test
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 
 	"github.com/podmark/podmark/test/frame"
@@ -18,6 +19,15 @@ type flow struct {
 	s              *scene
 	protocol       byte
 	client, server netip.AddrPort
+}
+
+func (fl flow) String() string {
+	for _, tr := range transports {
+		if tr.protocol == fl.protocol {
+			return fmt.Sprintf("%s from %v to %v", tr.name, fl.client, fl.server)
+		}
+	}
+	return fmt.Sprintf("protocol %d from %v to %v", fl.protocol, fl.client, fl.server)
 }
 
 // Numbers that TCP and SCTP begin with. Who attacks a flow knows them: that is the worst

@@ -42,21 +42,24 @@ var marks = []attack{
 			}
 		}
 	}},
-	{name: "marks that the node puts on what pods send", run: func(s *scene) {
+	{name: "marks that the node puts on what pods send", atOnce: true, run: func(s *scene) {
 		// Whole marks of other tools, set before podmark looks: no ID may be made of them.
-		for _, value := range []string{"0x10000", "0x20000", "0x30000", "0x40000", "0x70000", "0xffff0000", "0xffffffff"} {
-			for _, at := range []string{"type filter hook prerouting priority -310", "type filter hook prerouting priority -140", "type filter hook input priority -160", "type filter hook forward priority -160"} {
-				s.nft("table inet other { chain marks { " + at + "; meta mark set " + value + "\n} }")
+		// The values are outside's ID, that of a pod, and all bits.
+		for _, value := range []string{"0x10000", "0x60000", "0xffffffff"} {
+			for _, at := range []string{"prerouting priority -310", "prerouting priority -140", "input priority -160", "forward priority -160"} {
+				s.nft("table inet other { chain marks { type filter hook " + at + "\nmeta mark set " + value + "\n}\n}")
 				what := "mark " + value + " at " + at
-				for _, to := range []*actor{s.x, s.server, s.node, s.other} {
-					s.deny(what, s.denied, s.new(s.denied, to, 80))
+				for _, s.f = range lab.Families {
+					for _, to := range []*actor{s.x, s.server, s.node, s.other} {
+						s.deny(what, s.denied, s.new(s.denied, to, 80))
+					}
+					s.deny(what+", a port that is not allowed", s.client, s.new(s.client, s.x, 54))
+					s.deny(what+", into a pod that takes nothing", s.free, s.new(s.free, s.denied, 80))
+					s.deny(what+", forged", s.other, s.posing(s.addr(s.free), s.server, 80))
+					s.pass(what+", an allowed port", s.client, s.new(s.client, s.x, 53), s.x)
+					s.pass(what+", an allowed peer", s.free, s.new(s.free, s.server, 80), s.server)
+					s.pass(what+", to the node", s.free, s.new(s.free, s.node, 80), s.node)
 				}
-				s.deny(what+", a port that is not allowed", s.client, s.new(s.client, s.x, 54))
-				s.deny(what+", into a pod that takes nothing", s.free, s.new(s.free, s.denied, 80))
-				s.deny(what+", forged", s.other, s.posing(s.addr(s.free), s.server, 80))
-				s.pass(what+", an allowed port", s.client, s.new(s.client, s.x, 53), s.x)
-				s.pass(what+", an allowed peer", s.free, s.new(s.free, s.server, 80), s.server)
-				s.pass(what+", to the node", s.free, s.new(s.free, s.node, 80), s.node)
 				s.settle()
 				s.nft("delete table inet other")
 			}

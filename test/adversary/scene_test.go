@@ -225,7 +225,7 @@ func (s *scene) frame(from *actor, packet []byte) []byte {
 	}
 	to := from.gateway
 	for _, a := range s.actors {
-		if from.bridge != "" && a.bridge == from.bridge && a.addrs[s.f] == dst {
+		if from.bridge != "" && a.bridge == from.bridge && (a.addrs[lab.V4] == dst || a.addrs[lab.V6] == dst) {
 			to = a.mac
 		}
 	}

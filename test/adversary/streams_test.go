@@ -15,19 +15,17 @@ func denyAll(app, directions string) string {
 
 // streams are flows that were allowed when they began.
 var streams = []attack{
-	{name: "both directions after a denial", run: func(s *scene) {
+	{name: "both directions after a denial", atOnce: true, run: func(s *scene) {
 		type live struct {
-			name           string
 			client, server *actor
 			flow
 		}
 		var all []live
-		for _, tr := range transports {
-			for _, p := range []struct{ client, server *actor }{{s.free, s.other}, {s.other, s.free}, {s.x, s.other}, {s.other, s.x}, {s.other, s.client}} {
-				if p.server == s.client {
-					continue
+		for _, s.f = range lab.Families {
+			for _, tr := range transports {
+				for _, p := range []struct{ client, server *actor }{{s.free, s.other}, {s.other, s.free}, {s.x, s.other}, {s.other, s.x}} {
+					all = append(all, live{p.client, p.server, s.open(tr.protocol, p.client, p.server, 7)})
 				}
-				all = append(all, live{tr.name, p.client, p.server, s.open(tr.protocol, p.client, p.server, 7)})
 			}
 		}
 		beside := s.open(frame.UDP, s.free, s.x, 7)
@@ -42,7 +40,7 @@ var streams = []attack{
 					if !forbidden {
 						continue
 					}
-					what := fmt.Sprintf("%s from %v to %v after %q denied: ", fl.name, fl.client, fl.server, directions)
+					what := fmt.Sprintf("%v after %q denied: ", fl.flow, directions)
 					s.deny(what+"the answering side", fl.server, fl.fromServer())
 					s.deny(what+"the asking side", fl.client, fl.fromClient())
 				}
@@ -53,36 +51,35 @@ var streams = []attack{
 		}
 		s.apply(s.T, policies)
 		for _, fl := range all {
-			s.pass(fl.name+" allowed again", fl.client, fl.fromClient(), fl.server)
-			s.pass(fl.name+" allowed again, the answer", fl.server, fl.fromServer(), fl.client)
+			s.pass(fmt.Sprint(fl.flow, " allowed again"), fl.client, fl.fromClient(), fl.server)
+			s.pass(fmt.Sprint(fl.flow, " allowed again, the answer"), fl.server, fl.fromServer(), fl.client)
 		}
 	}},
-	{name: "a flow that goes on being allowed", run: func(s *scene) {
-		var all []flow
-		for _, tr := range transports {
-			all = append(all, s.open(tr.protocol, s.client, s.x, 53))
+	{name: "answers and errors after somebody is denied", atOnce: true, run: func(s *scene) {
+		var allowed, denied []flow
+		open := func() {
+			for _, tr := range transports {
+				allowed = append(allowed, s.open(tr.protocol, s.client, s.x, 53))
+				denied = append(denied, s.open(tr.protocol, s.free, s.other, 7))
+			}
+		}
+		for _, s.f = range lab.Families {
+			open()
 		}
 		s.settle()
 		s.finally(func() { s.apply(s.T, policies) })
 		s.apply(s.T, policies+denyAll("other", "Ingress, Egress"))
-		for i, fl := range all {
+		for _, fl := range allowed {
 			// The answering side speaks first: its packet is judged by who began the flow.
-			s.pass(transports[i].name+", the answer", s.x, fl.fromServer(), s.client)
-			s.pass(transports[i].name+", the question", s.client, fl.fromClient(), s.x)
+			s.pass(fmt.Sprint(fl, " goes on, the answer"), s.x, fl.fromServer(), s.client)
+			s.pass(fmt.Sprint(fl, " goes on, the question"), s.client, fl.fromClient(), s.x)
 		}
-	}},
-	{name: "errors about a flow that was denied", run: func(s *scene) {
-		var all []flow
-		for _, tr := range transports {
-			all = append(all, s.open(tr.protocol, s.free, s.other, 7))
-		}
-		s.settle()
-		s.finally(func() { s.apply(s.T, policies) })
-		s.apply(s.T, policies+denyAll("other", "Ingress, Egress"))
-		for _, fl := range all {
+		for _, fl := range denied {
+			s.f = familyOf(fl)
 			for _, e := range icmpErrors {
-				s.deny(e.name+" by a third pod", s.client, unreachable(s.addr(s.client), fl.fromServer(), e.v4, e.v6))
-				s.deny(e.name+" by the denied end", s.denied, unreachable(s.addr(s.other), fl.fromClient(), e.v4, e.v6))
+				s.deny(fmt.Sprintf("%s about %v, by the denied end", e.name, fl), s.other, unreachable(s.addr(s.other), fl.fromClient(), e.v4, e.v6))
+				s.deny(fmt.Sprintf("%s about %v, to the denied end", e.name, fl), s.free, unreachable(s.addr(s.free), fl.fromServer(), e.v4, e.v6))
+				s.deny(fmt.Sprintf("%s about %v, by a third pod", e.name, fl), s.client, unreachable(s.addr(s.client), fl.fromServer(), e.v4, e.v6))
 			}
 		}
 	}},
@@ -112,4 +109,11 @@ var streams = []attack{
 		src := netip.AddrPortFrom(s.addr(s.x), 20)
 		s.deny("the expected connection to a pod that takes none", s.x, frame.TCPPacket(src, s.to(s.client, data), frame.SYN, 1, 0, s.mark()))
 	}},
+}
+
+func familyOf(fl flow) lab.Family {
+	if fl.client.Addr().Is4() {
+		return lab.V4
+	}
+	return lab.V6
 }
