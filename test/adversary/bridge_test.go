@@ -2,9 +2,13 @@ package adversary_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"path/filepath"
+
+	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/podmark/podmark/test/frame"
 	"github.com/podmark/podmark/test/lab"
@@ -134,6 +138,32 @@ var bridgePorts = []attack{
 		for _, by := range []*actor{s.denied, s.free} {
 			s.deny("unspecified, to a pod", by, s.udp(netip.AddrPortFrom(any, 68), s.to(s.other, 67)))
 			s.deny("unspecified, to everybody at another port", by, s.udp(netip.AddrPortFrom(any, 68), netip.AddrPortFrom(limitedBroadcast, 7)))
+		}
+	}},
+	{name: "a VLAN that the bridge plugin gives", at: []attachment{bridged}, lab: "VLAN filtering", atOnce: true, run: func(s *scene) {
+		// The pods' router is cni1.100 then, not the bridge: podmark refuses what it would not judge.
+		for i, keys := range []lab.Plugin{
+			{"vlan": 100},
+			{"vlan": 100, "preserveDefaultVlan": true},
+			{"vlanTrunk": []lab.Plugin{{"minID": 100, "maxID": 110}}},
+		} {
+			bridge := fmt.Sprintf("cni%d", 1+i)
+			plugin := lab.Plugin{"type": "bridge", "bridge": bridge, "isGateway": true, "ipam": lab.Plugin{
+				"type": "host-local", "dataDir": filepath.Join(s.Dir, "vlan"),
+				"ranges": [][]lab.Plugin{{{"subnet": fmt.Sprintf("10.%d.0.0/24", 60+i)}}, {{"subnet": fmt.Sprintf("fd00:%d::/64", 60+i)}}},
+			}}
+			for k, v := range keys {
+				plugin[k] = v
+			}
+			pod, err := s.TryAddPod(lab.PodSpec{Name: "tagged", Network: lab.Network{Name: "tagged", Plugins: []lab.Plugin{plugin, s.podmark()}}})
+			var refused *types.Error
+			if !errors.As(err, &refused) || refused.Code != 104 {
+				s.Errorf("a pod with %v: %v, want error code 104", keys, err)
+			}
+			if err := pod.Del(); err != nil {
+				s.Error(err)
+			}
+			s.try("ip", "link", "delete", bridge)
 		}
 	}},
 	{name: "redirect", family: lab.V4, at: onBridge, run: func(s *scene) {

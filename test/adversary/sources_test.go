@@ -4,7 +4,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"time"
+	"os"
+	"strconv"
 
 	"github.com/podmark/podmark/test/frame"
 	"github.com/podmark/podmark/test/lab"
@@ -191,8 +192,14 @@ var sources = []attack{
 		}
 	}},
 	{name: "random forged sources", run: func(s *scene) {
-		seed := uint64(time.Now().UnixNano())
-		s.Logf("seed %d", seed)
+		seed := rand.Uint64()
+		if text := os.Getenv("PODMARK_SEED"); text != "" {
+			var err error
+			if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
+				s.Fatal(err)
+			}
+		}
+		s.Logf("PODMARK_SEED=%d", seed)
 		random := rand.New(rand.NewPCG(seed, 0))
 		all, strangers := []*actor{s.denied, s.client, s.twin, s.server, s.free, s.other}, s.strangers()
 		for range 300 {
@@ -216,7 +223,7 @@ var sources = []attack{
 			case 2:
 				packet = frame.ICMPPacket(as, dst.Addr(), byte(random.IntN(256)), byte(random.IntN(3)), byte(2+random.IntN(254)), append(make([]byte, 4), s.mark()...))
 			}
-			s.deny(fmt.Sprintf("seed %d: %x", seed, packet), by, packet)
+			s.deny(fmt.Sprintf("%x", packet), by, packet)
 		}
 	}},
 }

@@ -3,6 +3,7 @@ package adversary_test
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/podmark/podmark/test/frame"
 	"github.com/podmark/podmark/test/lab"
@@ -100,11 +101,15 @@ var streams = []attack{
 		if s.f == lab.V6 {
 			command = fmt.Sprintf("EPRT |2|%v|%d|\r\n", s.addr(s.client), data)
 		}
-		// The helper reads whole lines where it expects them to begin.
-		s.pass("the command", s.client, frame.TCPPacket(control.client, control.server, frame.PSH|frame.ACK, clientSeq+16, serverSeq+16, []byte(command)), s.x)
+		// The helper reads a line where it has seen another one end.
+		seq := uint32(clientSeq + 100)
+		for _, line := range []string{string(s.mark()) + "\r\n", command} {
+			s.pass("a line", s.client, frame.TCPPacket(control.client, control.server, frame.PSH|frame.ACK, seq, serverSeq+16, []byte(line)), s.x)
+			seq += uint32(len(line))
+		}
 		s.settle()
-		if list, err := s.cast.Try("conntrack", "-L", "expect"); err != nil || list == "" {
-			s.Errorf("no connection is expected: the test proves nothing: %v %s", err, list)
+		if list, err := s.cast.Try("conntrack", "-L", "expect", "-f", pick(s.f, "ipv4", "ipv6")); err != nil || !strings.Contains(list, fmt.Sprintf("dport=%d", data)) {
+			s.Errorf("no connection is expected, so the test proves nothing: %v %s", err, list)
 		}
 		src := netip.AddrPortFrom(s.addr(s.x), 20)
 		s.deny("the expected connection to a pod that takes none", s.x, frame.TCPPacket(src, s.to(s.client, data), frame.SYN, 1, 0, s.mark()))
