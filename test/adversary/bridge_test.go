@@ -140,7 +140,7 @@ var bridgePorts = []attack{
 			s.deny("unspecified, to everybody at another port", by, s.udp(netip.AddrPortFrom(any, 68), netip.AddrPortFrom(limitedBroadcast, 7)))
 		}
 	}},
-	{name: "a VLAN that the bridge plugin gives", at: []attachment{bridged}, lab: "VLAN filtering", atOnce: true, run: func(s *scene) {
+	{name: "a VLAN that the bridge plugin gives", at: []attachment{routed}, lab: "VLAN filtering", atOnce: true, run: func(s *scene) {
 		// The pods' router is cni1.100 then, not the bridge: podmark refuses what it would not judge.
 		for i, keys := range []lab.Plugin{
 			{"vlan": 100},

@@ -1,6 +1,7 @@
 package adversary_test
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"net/netip"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/test/frame"
@@ -45,9 +47,12 @@ type cast struct {
 	node *actor
 
 	actors  []*actor
+	buf     []byte
 	markers uint32
 	ports   uint16
-	serial  int // of pods that come for an attack
+
+	whole    *testing.T // the test of all attacks on the node
+	movables []*movable
 }
 
 // actor is who sends and gets frames.
@@ -62,9 +67,9 @@ type actor struct {
 	hear []int
 	// mac is the link's own address, gateway the one of the node's end, or of the bridge.
 	mac, gateway net.HardwareAddr
-	// bridge is the one that the link is a port of; empty for none.
-	bridge string
-	addrs  map[lab.Family]netip.Addr
+	// dev is the node's link to it, bridge the bridge that this is; empty for none.
+	dev, bridge string
+	addrs       map[lab.Family]netip.Addr
 }
 
 func (a *actor) String() string { return a.name }
@@ -72,7 +77,7 @@ func (a *actor) String() string { return a.name }
 // newCast makes the node and everybody around it.
 func newCast(t *testing.T, backend lab.Backend, at attachment) *cast {
 	t.Helper()
-	c := &cast{Node: lab.NewNode(t, lab.Options{Backend: backend, Plain: !inLab()}), at: at, ports: 10000}
+	c := &cast{Node: lab.NewNode(t, lab.Options{Backend: backend, Plain: !inLab()}), at: at, whole: t, ports: 10000, buf: make([]byte, 1<<16)}
 	for _, path := range []string{"all", "default"} {
 		c.Sysctl("net/ipv4/conf/"+path+"/rp_filter", "0")
 	}
@@ -163,17 +168,27 @@ func (c *cast) onBridge() bool { return c.at == bridged || c.at == vlan }
 // own kernel says nothing any more, and the node need not ask where it is.
 func (c *cast) join(t *testing.T, ns *lab.NS, pod *lab.Pod, dev string) *actor {
 	t.Helper()
-	a := &actor{name: ns.Name, ns: ns, pod: pod, mac: ns.MAC("eth0"), gateway: c.MAC(dev), addrs: map[lab.Family]netip.Addr{}}
+	a := &actor{name: ns.Name, ns: ns, pod: pod, dev: dev, mac: ns.MAC("eth0"), gateway: c.MAC(dev), addrs: map[lab.Family]netip.Addr{}}
 	for _, f := range lab.Families {
 		a.addrs[f] = ns.Addr(f)
-		c.Run("ip", "neighbour", "replace", a.addrs[f].String(), "lladdr", a.mac.String(), "dev", dev, "nud", "permanent")
+		if err := c.knows(a.addrs[f], a.mac, dev); err != nil {
+			t.Fatal(err)
+		}
 	}
-	ns.Run("ip", "address", "flush", "dev", "eth0")
 	ns.Sysctl("net/ipv6/conf/eth0/disable_ipv6", "1")
 	err := ns.Do(func() (err error) {
-		link, err := net.InterfaceByName("eth0")
+		link, err := netlink.LinkByName("eth0")
 		if err != nil {
 			return err
+		}
+		addresses, err := netlink.AddrList(link, netlink.FAMILY_V4)
+		if err != nil {
+			return err
+		}
+		for _, a := range addresses {
+			if err := netlink.AddrDel(link, &a); err != nil {
+				return err
+			}
 		}
 		const all = unix.ETH_P_ALL<<8&0xff00 | unix.ETH_P_ALL>>8 // network byte order
 		if a.sock, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, all); err != nil {
@@ -187,13 +202,24 @@ func (c *cast) join(t *testing.T, ns *lab.NS, pod *lab.Pod, dev string) *actor {
 		if err := unix.SetsockoptInt(a.sock, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20); err != nil {
 			return err
 		}
-		return unix.Bind(a.sock, &unix.SockaddrLinklayer{Protocol: all, Ifindex: link.Index})
+		return unix.Bind(a.sock, &unix.SockaddrLinklayer{Protocol: all, Ifindex: link.Attrs().Index})
 	})
 	if err != nil {
 		t.Fatalf("listening to %q: %v", ns.Name, err)
 	}
 	c.actors = append(c.actors, a)
 	return a
+}
+
+// knows tells the node where an address is, so that it need not ask.
+func (c *cast) knows(addr netip.Addr, mac net.HardwareAddr, dev string) error {
+	return c.Do(func() error {
+		link, err := netlink.LinkByName(dev)
+		if err != nil {
+			return err
+		}
+		return netlink.NeighSet(&netlink.Neigh{LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT, IP: addr.AsSlice(), HardwareAddr: mac})
+	})
 }
 
 // addNode gives the node raw sockets: they get what its netfilter lets in, whoever
@@ -245,19 +271,17 @@ func (a *actor) write(b []byte) error {
 	return unix.Sendto(a.send[lab.V6], packet, 0, &unix.SockaddrInet6{Addr: [16]byte(packet[24:40])})
 }
 
-// read returns what has arrived since the last time.
-func (a *actor) read() (got [][]byte) {
-	buf := make([]byte, 70000)
+// read hands what has arrived since the last time to each, one by one.
+func (a *actor) read(buf []byte, each func([]byte)) {
 	for _, fd := range append([]int{a.sock}, a.hear...) {
 		for fd >= 0 {
 			n, err := unix.Read(fd, buf)
 			if err != nil {
 				break
 			}
-			got = append(got, append([]byte{}, buf[:n]...))
+			each(bytes.Clone(buf[:n]))
 		}
 	}
-	return got
 }
 
 // apply makes manifests the node's policy.

@@ -3,6 +3,7 @@ package adversary_test
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
 
 	"github.com/podmark/podmark/test/frame"
 	"github.com/podmark/podmark/test/lab"
@@ -13,52 +14,48 @@ import (
 var changes = changed(
 	change{name: "device group taken off", at: []attachment{routed, bridged, vrf}, do: groupLost},
 	change{name: "veth renamed", at: []attachment{routed, bridged}, do: rename},
-	change{name: "veth renamed and its device group taken off", at: []attachment{routed, bridged, vrf}, do: both(groupLost, rename)},
-	change{name: "device group taken off and renamed to what somebody else was called", at: []attachment{routed, bridged}, do: both(groupLost, func(s *scene, link string) {
-		name := s.linkOf(s.newcomer("free"))
-		s.serial++
-		s.try("ip", "link", "set", name, "name", fmt.Sprintf("gone%d", s.serial))
-		s.try("ip", "link", "set", link, "name", name)
-	})},
+	change{name: "veth renamed and its device group taken off", at: []attachment{routed, bridged, vrf}, do: inTurn(groupLost, rename)},
+	change{name: "names of two veths swapped", at: []attachment{routed, bridged}, do: swap},
+	change{name: "names of two veths swapped and their device groups taken off", at: []attachment{routed, bridged}, do: inTurn(groupLost, swap)},
 	change{name: "routed veth put on a bridge", at: []attachment{routed}, do: otherBridge},
-	change{name: "routed veth put on a bridge without its device group", at: []attachment{routed}, do: both(groupLost, otherBridge)},
+	change{name: "routed veth put on a bridge without its device group", at: []attachment{routed}, do: inTurn(groupLost, otherBridge)},
 	change{name: "moved to another bridge", at: []attachment{bridged}, do: otherBridge},
-	change{name: "moved to another bridge, renamed and without a group", at: []attachment{bridged}, do: both(groupLost, rename, otherBridge)},
-	change{name: "taken off its bridge", at: []attachment{bridged}, do: offBridge},
-	change{name: "taken off its bridge, renamed and without a group", at: []attachment{bridged}, do: both(groupLost, rename, offBridge)},
+	change{name: "moved to another bridge, renamed and without a group", at: []attachment{bridged}, do: inTurn(groupLost, rename, otherBridge)},
+	change{name: "taken off its bridge", at: []attachment{bridged}, do: noMaster},
+	change{name: "taken off its bridge, renamed and without a group", at: []attachment{bridged}, do: inTurn(groupLost, rename, noMaster)},
 	change{name: "put into a VRF", at: []attachment{routed}, lab: "VRF", do: intoVRF},
-	change{name: "put into a VRF, renamed and without a group", at: []attachment{routed}, lab: "VRF", do: both(groupLost, rename, intoVRF)},
-	change{name: "taken off its bridge and put into a VRF", at: []attachment{bridged}, lab: "VRF", do: both(offBridge, intoVRF)},
-	change{name: "taken out of its VRF", at: []attachment{vrf}, do: func(s *scene, link string) {
-		s.try("ip", "link", "set", link, "nomaster")
-	}},
-	change{name: "taken out of its VRF without a group", at: []attachment{vrf}, do: both(groupLost, func(s *scene, link string) {
-		s.try("ip", "link", "set", link, "nomaster")
-	})},
+	change{name: "put into a VRF, renamed and without a group", at: []attachment{routed}, lab: "VRF", do: inTurn(groupLost, rename, intoVRF)},
+	change{name: "taken off its bridge and put into a VRF", at: []attachment{vlan}, lab: "VRF", do: inTurn(noMaster, intoVRF)},
+	change{name: "taken out of its VRF", at: []attachment{vrf}, do: noMaster},
+	change{name: "taken out of its VRF without a group", at: []attachment{vrf}, do: inTurn(groupLost, noMaster)},
 )
 
-// change is what is done to a link of the node.
+// change is what is done to links of the node.
 type change struct {
 	name string
 	at   []attachment
 	lab  string
-	do   func(s *scene, link string)
+	do   func(s *scene, links ...int)
 }
 
 // changed makes an attack of each change: by a pod that is denied everything, and by one
-// without a policy, which may still send as itself alone.
+// without a policy, which may still send as itself alone. Afterwards their links are put
+// back, for the next.
 func changed(list ...change) (out []attack) {
 	for _, c := range list {
 		out = append(out, attack{name: c.name, at: c.at, lab: c.lab, atOnce: true, run: func(s *scene) {
-			bad, open := s.newcomer("denied"), s.newcomer("free")
+			moved := []*movable{s.movable("denied"), s.movable("free")}
+			bad, open := moved[0].actor, moved[1].actor
 			for _, s.f = range lab.Families {
 				s.pass("before", open, s.new(open, s.x, 7), s.x)
+				s.pass("before, from outside", s.x, s.new(s.x, open, 7), open)
 				s.deny("before", bad, s.new(bad, s.x, 7))
+				s.deny("before, from outside", s.x, s.new(s.x, bad, 7))
 			}
 			s.settle()
-			for _, a := range []*actor{bad, open} {
-				c.do(s, s.linkOf(a))
-				s.deliverTo(a)
+			c.do(s, moved[0].index, moved[1].index)
+			for _, m := range moved {
+				s.deliverTo(m)
 			}
 			for _, s.f = range lab.Families {
 				s.closed(bad, open)
@@ -88,83 +85,169 @@ func (s *scene) closed(bad, open *actor) {
 	}
 }
 
-// both makes changes one after another. The link may have another name after each.
-func both(list ...func(*scene, string)) func(*scene, string) {
-	return func(s *scene, link string) {
+// movable is a pod whose link may be moved about.
+type movable struct {
+	*actor
+	app string
+	// index, name, group and master are the link's, as podmark left it.
+	index         int
+	name          string
+	group, master int
+}
+
+// movable is the node's pod of an app for the changes. It comes with the first of them, and
+// is put back after each.
+func (s *scene) movable(app string) *movable {
+	s.Helper()
+	for _, m := range s.movables {
+		if m.app == app {
+			s.comes(m)
+			return m
+		}
+	}
+	a := s.addPod(s.whole, "moved-"+app, app)
+	link := s.attrs(a.pod.HostVeth)
+	m := &movable{actor: a, app: app, index: link.Index, name: link.Name, group: int(link.Group), master: link.MasterIndex}
+	s.movables = append(s.movables, m)
+	s.goes(m)
+	return m
+}
+
+// comes makes the pod one of the actors, until the attack is over.
+func (s *scene) comes(m *movable) {
+	s.actors = append(s.actors, m.actor)
+	s.goes(m)
+}
+
+// goes takes it away again when the attack is over, and puts its link back.
+func (s *scene) goes(m *movable) {
+	s.finally(func() {
+		for i, a := range s.actors {
+			if a == m.actor {
+				s.actors = append(s.actors[:i:i], s.actors[i+1:]...)
+				break
+			}
+		}
+		s.rename(m.index, m.name)
+		s.link(m.index, "group", strconv.Itoa(m.group))
+		if m.master == 0 {
+			s.link(m.index, "nomaster")
+		} else {
+			s.link(m.index, "master", s.nameOf(m.master))
+		}
+		s.deliverTo(m)
+	})
+}
+
+// link changes a link of the node, known by its number.
+func (s *scene) link(index int, args ...string) {
+	s.Helper()
+	s.try("ip", append([]string{"link", "set", s.nameOf(index)}, args...)...)
+}
+
+// rename needs the link down on older kernels, where its routes go with it.
+func (s *scene) rename(index int, name string) {
+	s.Helper()
+	if s.nameOf(index) == name {
+		return
+	}
+	s.link(index, "down")
+	s.link(index, "name", name)
+	s.link(index, "up")
+}
+
+// inTurn makes changes one after another.
+func inTurn(list ...func(*scene, ...int)) func(*scene, ...int) {
+	return func(s *scene, links ...int) {
 		for _, do := range list {
-			index := s.index(link)
-			do(s, link)
-			link = s.nameOf(index)
+			do(s, links...)
 		}
 	}
 }
 
-func groupLost(s *scene, link string) { s.try("ip", "link", "set", link, "group", "0") }
-
-func rename(s *scene, link string) {
-	s.serial++
-	name := fmt.Sprintf("other%d", s.serial)
-	s.try("ip", "link", "set", link, "down")
-	s.try("ip", "link", "set", link, "name", name)
-	s.try("ip", "link", "set", name, "up")
+// each makes a change to one link after the other.
+func each(do func(s *scene, link int)) func(*scene, ...int) {
+	return func(s *scene, links ...int) {
+		for _, link := range links {
+			do(s, link)
+		}
+	}
 }
 
-// otherBridge has an address of the pods' own range, so that it could be their router.
-func otherBridge(s *scene, link string) {
-	if _, err := s.cast.Try("ip", "link", "show", "br1"); err != nil {
-		s.try("ip", "link", "add", "br1", "type", "bridge")
-		s.try("ip", "link", "set", "br1", "up")
-		s.try("ip", "address", "add", "10.1.0.1/32", "dev", "br1")
-		s.try("ip", "address", "add", "fd00:10:1::1/128", "dev", "br1", "nodad")
-		s.finally(func() { s.try("ip", "link", "delete", "br1") })
-	}
-	s.try("ip", "link", "set", link, "master", "br1")
+var (
+	groupLost = each(func(s *scene, link int) { s.link(link, "group", "0") })
+	noMaster  = each(func(s *scene, link int) { s.link(link, "nomaster") })
+	rename    = each(func(s *scene, link int) { s.rename(link, fmt.Sprintf("other%d", link)) })
+)
+
+// swap gives each of two links the name that the other one had.
+func swap(s *scene, links ...int) {
+	one, two := s.nameOf(links[0]), s.nameOf(links[1])
+	s.rename(links[0], "meanwhile")
+	s.rename(links[1], one)
+	s.rename(links[0], two)
+	// Neither can be put back while the other has its name.
+	s.finally(func() { s.rename(links[0], "meanwhile") })
 }
 
-func offBridge(s *scene, link string) { s.try("ip", "link", "set", link, "nomaster") }
-
-// intoVRF moves a link into a VRF whose packets find their way out by the other table.
-func intoVRF(s *scene, link string) {
-	if _, err := s.cast.Try("ip", "link", "show", "blue"); err != nil {
-		s.try("ip", "link", "add", "blue", "type", "vrf", "table", "200")
-		s.try("ip", "link", "set", "blue", "up")
-		s.finally(func() { s.try("ip", "link", "delete", "blue") })
+// otherBridge has the address of the pods' router, so that it could be theirs.
+func otherBridge(s *scene, links ...int) {
+	s.try("ip", "link", "add", "br1", "type", "bridge")
+	s.try("ip", "link", "set", "br1", "up")
+	s.try("ip", "address", "add", "10.1.0.1/32", "dev", "br1")
+	s.try("ip", "address", "add", "fd00:10:1::1/128", "dev", "br1", "nodad")
+	s.finally(func() { s.try("ip", "link", "delete", "br1") })
+	for _, link := range links {
+		s.link(link, "master", "br1")
 	}
-	s.try("ip", "link", "set", link, "master", "blue")
+}
+
+// intoVRF moves links into a VRF whose packets find their way out by its table.
+func intoVRF(s *scene, links ...int) {
+	s.try("ip", "link", "add", "blue", "type", "vrf", "table", "200")
+	s.try("ip", "link", "set", "blue", "up")
+	s.finally(func() { s.try("ip", "link", "delete", "blue") })
+	for _, link := range links {
+		s.link(link, "master", "blue")
+	}
 	for _, f := range lab.Families {
 		for _, a := range []*actor{s.server, s.client, s.other, s.x} {
-			dev := "cni0"
-			switch {
-			case a.pod == nil:
-				dev = "eth0"
-			case !s.onBridge():
-				dev = s.linkOf(a)
-			}
-			addr := a.addrs[f]
-			s.try("ip", "route", "replace", netip.PrefixFrom(addr, addr.BitLen()).String(), "dev", dev, "table", "200")
+			s.route(a.addrs[f], a.dev, "200")
 		}
 	}
+}
+
+func (s *scene) route(to netip.Addr, dev, table string) {
+	s.Helper()
+	s.try("ip", "route", "replace", netip.PrefixFrom(to, to.BitLen()).String(), "dev", dev, "table", table)
 }
 
 // deliverTo leads what is for a pod to its link, wherever that is now, and has the pod send
 // to whatever receives there.
-func (s *scene) deliverTo(a *actor) {
+func (s *scene) deliverTo(m *movable) {
 	s.Helper()
-	link := s.linkOf(a)
-	s.try("ip", "link", "set", link, "up")
-	dev := s.masterOf(link)
-	a.gateway, a.bridge = s.MAC(dev), ""
-	if dev != link {
-		a.bridge = dev
+	s.link(m.index, "up")
+	m.dev, m.bridge = s.nameOf(m.index), ""
+	if master := s.attrsOf(m.index).MasterIndex; master != 0 {
+		if name := s.nameOf(master); name != "red" && name != "blue" {
+			m.dev, m.bridge = name, name
+		}
 	}
+	m.gateway = s.MAC(m.dev)
 	table := "main"
 	if s.at == vrf {
 		table = "100"
 	}
 	for _, f := range lab.Families {
-		to := netip.PrefixFrom(a.addrs[f], a.addrs[f].BitLen()).String()
-		s.try("ip", "route", "replace", to, "dev", dev, "table", table)
-		s.finally(func() { _, _ = s.cast.Try("ip", "route", "delete", to, "dev", dev, "table", table) })
-		s.try("ip", "neighbour", "replace", a.addrs[f].String(), "lladdr", a.mac.String(), "dev", dev, "nud", "permanent")
+		if m.bridge == "cni0" {
+			// The bridge's own route does it, unless another is in its way.
+			to := netip.PrefixFrom(m.addrs[f], m.addrs[f].BitLen()).String()
+			_, _ = s.cast.Try("ip", "route", "delete", to)
+		} else {
+			s.route(m.addrs[f], m.dev, table)
+		}
+		if err := s.knows(m.addrs[f], m.mac, m.dev); err != nil {
+			s.Fatal(err)
+		}
 	}
 }

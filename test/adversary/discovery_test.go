@@ -1,7 +1,6 @@
 package adversary_test
 
 import (
-	"bytes"
 	"fmt"
 	"net"
 	"net/netip"
@@ -70,7 +69,7 @@ var discovery = []attack{
 		count := func(by *actor, packet []byte) {
 			b := frame.Ethernet(by.mac, frame.Multicast(frame.SolicitedNode(s.addr(s.other))), packet)
 			key := keyOf(b)
-			got := map[*actor][][]byte{}
+			got := newCatch()
 			s.shots = nil
 			for range many {
 				s.shots = append(s.shots, shot{what: "one of many", from: by, send: func() error { return by.write(b) }})
@@ -79,12 +78,7 @@ var discovery = []attack{
 				s.Fatal(err)
 			}
 			s.shots = nil
-			arrived := 0
-			for _, b := range got[s.other] {
-				if bytes.Contains(b, key) {
-					arrived++
-				}
-			}
+			arrived := got.count(s.other, key)
 			if arrived == 0 || arrived > many/2 {
 				s.Errorf("of %d messages of %v at once %d arrive, want some and not most", many, by, arrived)
 			}

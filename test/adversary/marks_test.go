@@ -65,7 +65,7 @@ var marks = []attack{
 			}
 		}
 	}},
-	{name: "kube-router's marks in INPUT", lab: "IPVS", run: func(s *scene) {
+	{name: "kube-router's marks in INPUT", lab: "IPVS", at: []attachment{routed, vlan}, run: func(s *scene) {
 		vip := s.service()
 		// What its network policy does to all that comes in: "0x10000/0x10000" is accepted, "0x20000" is judged.
 		for _, xmark := range []string{"0x10000/0x30000", "0x20000/0x30000", "0x0/0x30000", "0x30000/0x30000"} {
@@ -78,7 +78,7 @@ var marks = []attack{
 			s.Iptables(s.f, append([]string{"-D"}, rule...)...)
 		}
 	}},
-	{name: "through a service", lab: "IPVS", run: func(s *scene) {
+	{name: "through a service", lab: "IPVS", at: []attachment{routed, vlan}, run: func(s *scene) {
 		vip := s.service()
 		s.pass("allowed", s.free, s.udp(s.to(s.free, s.port()), vip), s.other)
 		s.pass("from outside", s.x, s.udp(s.to(s.x, s.port()), vip), s.other)

@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"regexp"
 	"runtime"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -85,7 +83,7 @@ func (s *scene) shoot(sh shot, b []byte) {
 // keyOf is what a frame is known by: its last marker, or else what is behind the IP header,
 // which no router changes, or behind the Ethernet header.
 func keyOf(b []byte) []byte {
-	if all := marker.FindAll(b, -1); all != nil {
+	if all := marksIn(b); all != nil {
 		return all[len(all)-1]
 	}
 	switch {
@@ -97,12 +95,29 @@ func keyOf(b []byte) []byte {
 	return b[14:]
 }
 
-var marker = regexp.MustCompile(`podmark-[0-9]{8}`)
+// A mark is payload that no other frame has: a word and a number of fixed length.
+const (
+	markWord   = "podmark-"
+	markDigits = 8
+)
 
-// mark is payload that no other frame has.
+// mark makes one.
 func (c *cast) mark() []byte {
 	c.markers++
-	return fmt.Appendf(nil, "podmark-%08d", c.markers)
+	return fmt.Appendf(nil, "%s%0*d", markWord, markDigits, c.markers)
+}
+
+// marksIn are all marks in a frame.
+func marksIn(b []byte) (all [][]byte) {
+	for {
+		i := bytes.Index(b, []byte(markWord))
+		if i < 0 || len(b) < i+len(markWord)+markDigits {
+			return all
+		}
+		b = b[i:]
+		all = append(all, b[:len(markWord)+markDigits])
+		b = b[len(markWord):]
+	}
 }
 
 // port is a source port that no other flow has.
@@ -120,17 +135,14 @@ func (s *scene) settle() {
 	if s.shots == nil {
 		return
 	}
-	got := map[*actor][][]byte{}
-	if err := s.volley(got); err != nil {
+	all := newCatch()
+	if err := s.volley(all); err != nil {
 		s.Fatal(err)
 	}
 	for _, sh := range s.shots {
 		var by []string
 		for _, a := range s.actors {
-			if !slices.Contains(sh.who, a) {
-				continue
-			}
-			if slices.ContainsFunc(got[a], func(b []byte) bool { return bytes.Contains(b, sh.key) }) {
+			if slices.Contains(sh.who, a) && all.has(a, sh.key) {
 				by = append(by, a.name)
 			}
 		}
@@ -144,21 +156,58 @@ func (s *scene) settle() {
 	s.shots = nil
 }
 
+// catch is what everybody got: the frames that have marks by these, and the others.
+type catch struct {
+	marked map[string]map[*actor]int
+	others map[*actor][][]byte
+}
+
+func newCatch() catch {
+	return catch{map[string]map[*actor]int{}, map[*actor][][]byte{}}
+}
+
+func (c catch) add(a *actor, b []byte) {
+	all := marksIn(b)
+	if all == nil {
+		c.others[a] = append(c.others[a], b)
+	}
+	for _, m := range all {
+		if c.marked[string(m)] == nil {
+			c.marked[string(m)] = map[*actor]int{}
+		}
+		c.marked[string(m)][a]++
+	}
+}
+
+func (c catch) has(a *actor, key []byte) bool { return c.count(a, key) > 0 }
+
+// count is how many frames with a key somebody got.
+func (c catch) count(a *actor, key []byte) int {
+	if marksIn(key) != nil {
+		return c.marked[string(key)][a]
+	}
+	n := 0
+	for _, b := range c.others[a] {
+		if bytes.Contains(b, key) {
+			n++
+		}
+	}
+	return n
+}
+
 // volley sends everything and reads until all of it has been handled. A processor handles
 // what it is given in order, and hands it on to itself from link to link: so everything is
 // sent from one, and what comes behind it and is always allowed, from one machine
 // outside to the other, says that it was. A tunnel's inner packet is queued once more,
 // which the second of these waits for.
-func (s *scene) volley(got map[*actor][][]byte) error {
-	for _, a := range s.actors {
-		a.read()
-	}
+func (s *scene) volley(got catch) error {
+	s.collect(newCatch())
 	done := make(chan error)
 	go func() { done <- s.fire(got) }()
 	return <-done
 }
 
-func (s *scene) fire(got map[*actor][][]byte) error {
+func (s *scene) fire(got catch) error {
 	runtime.LockOSThread() // never unlocked: the runtime ends the thread, which is tied to a processor
 	var cpus unix.CPUSet
 	cpus.Set(runtimeCPU())
@@ -182,7 +231,7 @@ func (s *scene) fire(got map[*actor][][]byte) error {
 		}
 		for deadline := time.Now().Add(fenceLimit); ; {
 			s.collect(got)
-			if slices.ContainsFunc(got[s.y], func(b []byte) bool { return bytes.Contains(b, key) }) {
+			if got.has(s.y, key) {
 				break
 			}
 			if time.Now().After(deadline) {
@@ -193,9 +242,9 @@ func (s *scene) fire(got map[*actor][][]byte) error {
 	return nil
 }
 
-func (s *scene) collect(got map[*actor][][]byte) {
+func (s *scene) collect(got catch) {
 	for _, a := range s.actors {
-		got[a] = append(got[a], a.read()...)
+		a.read(s.buf, func(b []byte) { got.add(a, b) })
 	}
 }
 
@@ -294,70 +343,33 @@ func (s *scene) nft(commands string) {
 	}
 }
 
-// newcomer is a pod that comes for this attack, and may be moved about.
-func (s *scene) newcomer(app string) *actor {
+// nameOf is the name of a link of the node, known by its number.
+func (s *scene) nameOf(index int) string {
 	s.Helper()
-	s.serial++
-	a := s.addPod(s.T, fmt.Sprintf("%s-%d", app, s.serial), app)
-	s.finally(func() {
-		s.actors = slices.DeleteFunc(s.actors, func(b *actor) bool { return b == a })
-		if err := a.pod.Del(); err != nil {
-			s.Error(err)
-		}
-	})
-	return a
+	return s.attrsOf(index).Name
 }
 
-// linkOf is the node's end of a pod's link, whatever its name is now.
-func (s *scene) linkOf(a *actor) string {
+func (s *scene) attrsOf(index int) *netlink.LinkAttrs {
 	s.Helper()
-	index := 0
-	err := a.ns.Do(func() error {
-		link, err := netlink.LinkByName("eth0")
+	return s.find(func() (netlink.Link, error) { return netlink.LinkByIndex(index) })
+}
+
+func (s *scene) attrs(name string) *netlink.LinkAttrs {
+	s.Helper()
+	return s.find(func() (netlink.Link, error) { return netlink.LinkByName(name) })
+}
+
+func (s *scene) find(link func() (netlink.Link, error)) (attrs *netlink.LinkAttrs) {
+	s.Helper()
+	err := s.Do(func() error {
+		l, err := link()
 		if err == nil {
-			index = link.Attrs().ParentIndex
+			attrs = l.Attrs()
 		}
 		return err
 	})
 	if err != nil {
 		s.Fatal(err)
 	}
-	return s.nameOf(index)
-}
-
-// nameOf is the name of a link of the node, index its number.
-func (s *scene) nameOf(index int) string {
-	s.Helper()
-	return s.attrs(func() (netlink.Link, error) { return netlink.LinkByIndex(index) }).Name
-}
-
-func (s *scene) index(link string) int {
-	s.Helper()
-	return s.attrs(func() (netlink.Link, error) { return netlink.LinkByName(link) }).Index
-}
-
-// masterOf is the bridge a link is a port of; the link itself when it is none's.
-func (s *scene) masterOf(link string) string {
-	s.Helper()
-	attrs := s.attrs(func() (netlink.Link, error) { return netlink.LinkByName(link) })
-	if attrs.MasterIndex == 0 {
-		return link
-	}
-	master := s.attrs(func() (netlink.Link, error) { return netlink.LinkByIndex(attrs.MasterIndex) })
-	if strings.HasPrefix(master.Name, "red") || strings.HasPrefix(master.Name, "blue") {
-		return link
-	}
-	return master.Name
-}
-
-func (s *scene) attrs(find func() (netlink.Link, error)) *netlink.LinkAttrs {
-	s.Helper()
-	var link netlink.Link
-	if err := s.Do(func() (err error) {
-		link, err = find()
-		return err
-	}); err != nil {
-		s.Fatal(err)
-	}
-	return link.Attrs()
+	return attrs
 }

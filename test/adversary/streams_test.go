@@ -16,37 +16,52 @@ func denyAll(app, directions string) string {
 
 // streams are flows that were allowed when they began.
 var streams = []attack{
-	{name: "both directions after a denial", atOnce: true, run: func(s *scene) {
+	{name: "live flows after a denial", atOnce: true, run: func(s *scene) {
 		type live struct {
 			client, server *actor
 			flow
 		}
-		var all []live
-		for _, s.f = range lab.Families {
+		var all, beside []live
+		open := func(client, server *actor, port uint16) (out []live) {
 			for _, tr := range transports {
-				for _, p := range []struct{ client, server *actor }{{s.free, s.other}, {s.other, s.free}, {s.x, s.other}, {s.other, s.x}} {
-					all = append(all, live{p.client, p.server, s.open(tr.protocol, p.client, p.server, 7)})
-				}
+				out = append(out, live{client, server, s.open(tr.protocol, client, server, port)})
 			}
+			return out
 		}
-		beside := s.open(frame.UDP, s.free, s.x, 7)
+		for _, s.f = range lab.Families {
+			for _, p := range [][2]*actor{{s.free, s.other}, {s.other, s.free}, {s.x, s.other}, {s.other, s.x}} {
+				all = append(all, open(p[0], p[1], 7)...)
+			}
+			beside = append(append(beside, open(s.free, s.x, 7)...), open(s.client, s.x, 53)...)
+		}
 		s.settle()
-		s.finally(func() { s.apply(s.T, policies) })
 		for _, directions := range []string{"Ingress, Egress", "Ingress", "Egress"} {
 			s.apply(s.T, policies+denyAll("other", directions))
 			for range 2 {
 				for _, fl := range all {
 					// A flow is forbidden by what forbids its beginning.
-					forbidden := fl.server == s.other && directions != "Egress" || fl.client == s.other && directions != "Ingress"
-					if !forbidden {
+					if fl.server == s.other && directions == "Egress" || fl.client == s.other && directions == "Ingress" {
 						continue
 					}
 					what := fmt.Sprintf("%v after %q denied: ", fl.flow, directions)
 					s.deny(what+"the answering side", fl.server, fl.fromServer())
 					s.deny(what+"the asking side", fl.client, fl.fromClient())
+					if directions == "Ingress" {
+						continue
+					}
+					for _, e := range icmpErrors {
+						about := fl.fromClient()
+						if fl.client == s.other {
+							about = fl.fromServer()
+						}
+						s.deny(what+e.name+" by who may send nothing", s.other, unreachable(s.other.addrs[familyOf(fl.flow)], about, e.v4, e.v6))
+					}
 				}
-				s.pass("a flow of others", s.free, beside.fromClient(), s.x)
-				s.pass("a flow of others, the answer", s.x, beside.fromServer(), s.free)
+				for _, fl := range beside {
+					// The answering side speaks first: its packet is judged by who began the flow.
+					s.pass(fmt.Sprint(fl.flow, " goes on, the answer"), fl.server, fl.fromServer(), fl.client)
+					s.pass(fmt.Sprint(fl.flow, " goes on, the question"), fl.client, fl.fromClient(), fl.server)
+				}
 				s.settle()
 			}
 		}
@@ -54,34 +69,6 @@ var streams = []attack{
 		for _, fl := range all {
 			s.pass(fmt.Sprint(fl.flow, " allowed again"), fl.client, fl.fromClient(), fl.server)
 			s.pass(fmt.Sprint(fl.flow, " allowed again, the answer"), fl.server, fl.fromServer(), fl.client)
-		}
-	}},
-	{name: "answers and errors after somebody is denied", atOnce: true, run: func(s *scene) {
-		var allowed, denied []flow
-		open := func() {
-			for _, tr := range transports {
-				allowed = append(allowed, s.open(tr.protocol, s.client, s.x, 53))
-				denied = append(denied, s.open(tr.protocol, s.free, s.other, 7))
-			}
-		}
-		for _, s.f = range lab.Families {
-			open()
-		}
-		s.settle()
-		s.finally(func() { s.apply(s.T, policies) })
-		s.apply(s.T, policies+denyAll("other", "Ingress, Egress"))
-		for _, fl := range allowed {
-			// The answering side speaks first: its packet is judged by who began the flow.
-			s.pass(fmt.Sprint(fl, " goes on, the answer"), s.x, fl.fromServer(), s.client)
-			s.pass(fmt.Sprint(fl, " goes on, the question"), s.client, fl.fromClient(), s.x)
-		}
-		for _, fl := range denied {
-			s.f = familyOf(fl)
-			for _, e := range icmpErrors {
-				s.deny(fmt.Sprintf("%s about %v, by the denied end", e.name, fl), s.other, unreachable(s.addr(s.other), fl.fromClient(), e.v4, e.v6))
-				s.deny(fmt.Sprintf("%s about %v, to the denied end", e.name, fl), s.free, unreachable(s.addr(s.free), fl.fromServer(), e.v4, e.v6))
-				s.deny(fmt.Sprintf("%s about %v, by a third pod", e.name, fl), s.client, unreachable(s.addr(s.client), fl.fromServer(), e.v4, e.v6))
-			}
 		}
 	}},
 	{name: "what a helper expects", run: func(s *scene) {
