@@ -146,7 +146,7 @@ func (c *cast) addPod(t *testing.T, name, app string) *actor {
 		t.Fatal(err)
 	}
 	if c.at == vrf {
-		c.intoVRF(pod.HostVeth)
+		c.intoVRF(pod.HostVeth, "fd00:10:1::1/128") // as ptp gives it
 		for _, addr := range pod.Addresses {
 			c.Run("ip", "route", "replace", netip.PrefixFrom(addr, addr.BitLen()).String(), "dev", pod.HostVeth, "table", "100")
 		}
