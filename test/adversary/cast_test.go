@@ -93,7 +93,7 @@ func newCast(t *testing.T, backend lab.Backend, at attachment) *cast {
 	for i, a := range []**actor{&c.x, &c.y} {
 		h := c.AddHost([]string{"x", "y"}[i])
 		c.intoVRF(h.Link, h.Addr(lab.V6).Prev().String()+"/64")
-		*a = c.join(t, h.NS, nil, h.Link)
+		*a = c.enter(t, h.NS, nil, h.Link)
 	}
 	c.addTunnels()
 	for _, p := range []struct {
@@ -155,18 +155,18 @@ func (c *cast) addPod(t *testing.T, name, app string) *actor {
 		t.Fatal(err)
 	}
 	if c.onBridge() {
-		a := c.join(t, pod.NS, pod, "cni0")
+		a := c.enter(t, pod.NS, pod, "cni0")
 		a.bridge = "cni0"
 		return a
 	}
-	return c.join(t, pod.NS, pod, pod.HostVeth)
+	return c.enter(t, pod.NS, pod, pod.HostVeth)
 }
 
 func (c *cast) onBridge() bool { return c.at == bridged || c.at == vlan }
 
-// join makes an actor of a namespace with a link eth0, which the node reaches by dev: its
+// enter makes an actor of a namespace with a link eth0, which the node reaches by dev: its
 // own kernel says nothing any more, and the node need not ask where it is.
-func (c *cast) join(t *testing.T, ns *lab.NS, pod *lab.Pod, dev string) *actor {
+func (c *cast) enter(t *testing.T, ns *lab.NS, pod *lab.Pod, dev string) *actor {
 	t.Helper()
 	a := &actor{name: ns.Name, ns: ns, pod: pod, dev: dev, mac: ns.MAC("eth0"), gateway: c.MAC(dev), addrs: map[lab.Family]netip.Addr{}}
 	for _, f := range lab.Families {

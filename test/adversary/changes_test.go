@@ -1,9 +1,12 @@
 package adversary_test
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
-	"strconv"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/test/frame"
 	"github.com/podmark/podmark/test/lab"
@@ -129,31 +132,37 @@ func (s *scene) goes(m *movable) {
 			}
 		}
 		s.rename(m.index, m.name)
-		s.link(m.index, "group", strconv.Itoa(m.group))
-		if m.master == 0 {
-			s.link(m.index, "nomaster")
-		} else {
-			s.link(m.index, "master", s.nameOf(m.master))
-		}
+		s.link(m.index, func(l netlink.Link) error {
+			return errors.Join(netlink.LinkSetGroup(l, m.group), netlink.LinkSetMasterByIndex(l, m.master))
+		})
 		s.deliverTo(m)
 	})
 }
 
 // link changes a link of the node, known by its number.
-func (s *scene) link(index int, args ...string) {
+func (s *scene) link(index int, change func(netlink.Link) error) {
 	s.Helper()
-	s.try("ip", append([]string{"link", "set", s.nameOf(index)}, args...)...)
+	err := s.Do(func() error {
+		l, err := netlink.LinkByIndex(index)
+		if err != nil {
+			return err
+		}
+		return change(l)
+	})
+	if err != nil {
+		s.Fatalf("changing link %d: %v", index, err)
+	}
 }
 
-// rename needs the link down on older kernels, where its routes go with it.
+// rename takes the link down first, which older kernels ask for.
 func (s *scene) rename(index int, name string) {
 	s.Helper()
-	if s.nameOf(index) == name {
-		return
-	}
-	s.link(index, "down")
-	s.link(index, "name", name)
-	s.link(index, "up")
+	s.link(index, func(l netlink.Link) error {
+		if l.Attrs().Name == name {
+			return nil
+		}
+		return errors.Join(netlink.LinkSetDown(l), netlink.LinkSetName(l, name), netlink.LinkSetUp(l))
+	})
 }
 
 // inTurn makes changes one after another.
@@ -175,9 +184,11 @@ func each(do func(s *scene, link int)) func(*scene, ...int) {
 }
 
 var (
-	groupLost = each(func(s *scene, link int) { s.link(link, "group", "0") })
-	noMaster  = each(func(s *scene, link int) { s.link(link, "nomaster") })
-	rename    = each(func(s *scene, link int) { s.rename(link, fmt.Sprintf("other%d", link)) })
+	groupLost = each(func(s *scene, link int) {
+		s.link(link, func(l netlink.Link) error { return netlink.LinkSetGroup(l, 0) })
+	})
+	noMaster = each(func(s *scene, link int) { s.link(link, netlink.LinkSetNoMaster) })
+	rename   = each(func(s *scene, link int) { s.rename(link, fmt.Sprintf("other%d", link)) })
 )
 
 // swap gives each of two links the name that the other one had.
@@ -198,7 +209,7 @@ func otherBridge(s *scene, links ...int) {
 	s.try("ip", "address", "add", "fd00:10:1::1/128", "dev", "br1", "nodad")
 	s.finally(func() { s.try("ip", "link", "delete", "br1") })
 	for _, link := range links {
-		s.link(link, "master", "br1")
+		s.join(link, "br1")
 	}
 }
 
@@ -208,25 +219,35 @@ func intoVRF(s *scene, links ...int) {
 	s.try("ip", "link", "set", "blue", "up")
 	s.finally(func() { s.try("ip", "link", "delete", "blue") })
 	for _, link := range links {
-		s.link(link, "master", "blue")
+		s.join(link, "blue")
 	}
 	for _, f := range lab.Families {
 		for _, a := range []*actor{s.server, s.client, s.other, s.x} {
-			s.route(a.addrs[f], a.dev, "200")
+			s.route(a.addrs[f], a.dev, 200)
 		}
 	}
 }
 
-func (s *scene) route(to netip.Addr, dev, table string) {
+// join makes a link a port of a bridge, or puts it into a VRF.
+func (s *scene) join(link int, master string) {
 	s.Helper()
-	s.try("ip", "route", "replace", netip.PrefixFrom(to, to.BitLen()).String(), "dev", dev, "table", table)
+	index := s.attrs(master).Index
+	s.link(link, func(l netlink.Link) error { return netlink.LinkSetMasterByIndex(l, index) })
+}
+
+// route leads to an address by a link, in a routing table.
+func (s *scene) route(to netip.Addr, dev string, table int) {
+	s.Helper()
+	s.link(s.attrs(dev).Index, func(l netlink.Link) error {
+		return netlink.RouteReplace(&netlink.Route{Dst: netlink.NewIPNet(to.AsSlice()), LinkIndex: l.Attrs().Index, Table: table, Scope: netlink.SCOPE_LINK})
+	})
 }
 
 // deliverTo leads what is for a pod to its link, wherever that is now, and has the pod send
 // to whatever receives there.
 func (s *scene) deliverTo(m *movable) {
 	s.Helper()
-	s.link(m.index, "up")
+	s.link(m.index, netlink.LinkSetUp)
 	m.dev, m.bridge = s.nameOf(m.index), ""
 	if master := s.attrsOf(m.index).MasterIndex; master != 0 {
 		if name := s.nameOf(master); name != "red" && name != "blue" {
@@ -234,15 +255,14 @@ func (s *scene) deliverTo(m *movable) {
 		}
 	}
 	m.gateway = s.MAC(m.dev)
-	table := "main"
+	table := unix.RT_TABLE_MAIN
 	if s.at == vrf {
-		table = "100"
+		table = 100
 	}
 	for _, f := range lab.Families {
 		if m.bridge == "cni0" {
 			// The bridge's own route does it, unless another is in its way.
-			to := netip.PrefixFrom(m.addrs[f], m.addrs[f].BitLen()).String()
-			_, _ = s.cast.Try("ip", "route", "delete", to)
+			_ = s.Do(func() error { return netlink.RouteDel(&netlink.Route{Dst: netlink.NewIPNet(m.addrs[f].AsSlice())}) })
 		} else {
 			s.route(m.addrs[f], m.dev, table)
 		}
