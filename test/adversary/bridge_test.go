@@ -163,7 +163,7 @@ var bridgePorts = []attack{
 			if err := pod.Del(); err != nil {
 				s.Error(err)
 			}
-			s.try("ip", "link", "delete", bridge)
+			s.ip("link delete " + bridge)
 		}
 	}},
 	{name: "redirect", family: lab.V4, at: onBridge, run: func(s *scene) {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -83,19 +84,24 @@ func newCast(t *testing.T, backend lab.Backend, at attachment) *cast {
 	}
 	c.Sysctl("net/bridge/bridge-nf-call-iptables", "1")
 	c.Sysctl("net/bridge/bridge-nf-call-ip6tables", "1")
-	if at == vlan {
-		c.Run("ip", "link", "add", "cni0", "type", "bridge", "vlan_filtering", "1")
+	var links []string
+	switch at {
+	case vlan:
+		links = append(links, "link add cni0 type bridge vlan_filtering 1")
+	case vrf:
+		links = append(links, "link add red type vrf table 100", "link set red up")
 	}
-	if at == vrf {
-		c.Run("ip", "link", "add", "red", "type", "vrf", "table", "100")
-		c.Run("ip", "link", "set", "red", "up")
+	if err := c.ip(links...); err != nil {
+		t.Fatal(err)
 	}
 	for i, a := range []**actor{&c.x, &c.y} {
 		h := c.AddHost([]string{"x", "y"}[i])
-		c.intoVRF(h.Link, h.Addr(lab.V6).Prev().String()+"/64")
+		if err := c.ip(c.intoVRF(h.Link, h.Addr(lab.V6).Prev().String()+"/64")...); err != nil {
+			t.Fatal(err)
+		}
 		*a = c.enter(t, h.NS, nil, h.Link)
 	}
-	c.addTunnels()
+	c.addTunnels(t)
 	for _, p := range []struct {
 		of   **actor
 		name string
@@ -115,16 +121,26 @@ func newCast(t *testing.T, backend lab.Backend, at attachment) *cast {
 	return c
 }
 
-// intoVRF moves a link of the node into the VRF, if there is one. The kernel takes IPv6
-// addresses and routes off a link that moves.
-func (c *cast) intoVRF(link string, addresses ...string) {
+// ip changes the node's links, by lines of ip's own.
+func (c *cast) ip(lines ...string) error {
+	if lines == nil {
+		return nil
+	}
+	_, err := c.TryInput(strings.Join(lines, "\n"), "ip", "-batch", "-")
+	return err
+}
+
+// intoVRF are the lines that move a link of the node into the VRF, if there is one. The
+// kernel takes IPv6 addresses and routes off a link that moves.
+func (c *cast) intoVRF(link string, addresses ...string) (lines []string) {
 	if c.at != vrf {
-		return
+		return nil
 	}
-	c.Run("ip", "link", "set", link, "master", "red")
+	lines = append(lines, "link set "+link+" master red")
 	for _, a := range addresses {
-		c.Run("ip", "address", "replace", a, "dev", link, "nodad")
+		lines = append(lines, "address replace "+a+" dev "+link+" nodad")
 	}
+	return lines
 }
 
 // network is the node's network without podmark.
@@ -146,9 +162,12 @@ func (c *cast) addPod(t *testing.T, name, app string) *actor {
 		t.Fatal(err)
 	}
 	if c.at == vrf {
-		c.intoVRF(pod.HostVeth, "fd00:10:1::1/128") // as ptp gives it
+		lines := c.intoVRF(pod.HostVeth, "fd00:10:1::1/128") // as ptp gives it
 		for _, addr := range pod.Addresses {
-			c.Run("ip", "route", "replace", netip.PrefixFrom(addr, addr.BitLen()).String(), "dev", pod.HostVeth, "table", "100")
+			lines = append(lines, fmt.Sprintf("route replace %v dev %s table 100", addr, pod.HostVeth))
+		}
+		if err := c.ip(lines...); err != nil {
+			t.Fatal(err)
 		}
 	}
 	if err := pod.Chain(c.podmark()); err != nil {
@@ -306,14 +325,17 @@ var vxlans = map[uint16]uint32{8472: 1, 4789: 2}
 
 // addTunnels gives the node VXLAN links, one of each family and port. The address of
 // each is that of the family's first host link.
-func (c *cast) addTunnels() {
+func (c *cast) addTunnels(t *testing.T) {
+	t.Helper()
+	var lines []string
 	for port, vni := range vxlans {
 		for _, f := range lab.Families {
 			link := fmt.Sprintf("vx%d-%d", port, f)
-			c.Run("ip", "link", "add", link, "type", "vxlan", "id", fmt.Sprint(vni), "dstport", fmt.Sprint(port),
-				"local", c.Addr(f).String(), "dev", "eth0", "nolearning")
-			c.intoVRF(link)
-			c.Run("ip", "link", "set", link, "up")
+			lines = append(lines, fmt.Sprintf("link add %s type vxlan id %d dstport %d local %v dev eth0 nolearning", link, vni, port, c.Addr(f)))
+			lines = append(append(lines, c.intoVRF(link)...), "link set "+link+" up")
 		}
+	}
+	if err := c.ip(lines...); err != nil {
+		t.Fatal(err)
 	}
 }

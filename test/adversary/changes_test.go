@@ -203,11 +203,8 @@ func swap(s *scene, links ...int) {
 
 // otherBridge has the address of the pods' router, so that it could be theirs.
 func otherBridge(s *scene, links ...int) {
-	s.try("ip", "link", "add", "br1", "type", "bridge")
-	s.try("ip", "link", "set", "br1", "up")
-	s.try("ip", "address", "add", "10.1.0.1/32", "dev", "br1")
-	s.try("ip", "address", "add", "fd00:10:1::1/128", "dev", "br1", "nodad")
-	s.finally(func() { s.try("ip", "link", "delete", "br1") })
+	s.ip("link add br1 type bridge", "link set br1 up", "address add 10.1.0.1/32 dev br1", "address add fd00:10:1::1/128 dev br1 nodad")
+	s.finally(func() { s.ip("link delete br1") })
 	for _, link := range links {
 		s.join(link, "br1")
 	}
@@ -215,9 +212,8 @@ func otherBridge(s *scene, links ...int) {
 
 // intoVRF moves links into a VRF whose packets find their way out by its table.
 func intoVRF(s *scene, links ...int) {
-	s.try("ip", "link", "add", "blue", "type", "vrf", "table", "200")
-	s.try("ip", "link", "set", "blue", "up")
-	s.finally(func() { s.try("ip", "link", "delete", "blue") })
+	s.ip("link add blue type vrf table 200", "link set blue up")
+	s.finally(func() { s.ip("link delete blue") })
 	for _, link := range links {
 		s.join(link, "blue")
 	}

@@ -48,9 +48,10 @@ var marks = []attack{
 	{name: "marks that the node puts on what pods send", atOnce: true, run: func(s *scene) {
 		// Whole marks of other tools, set before podmark looks: no ID may be made of them.
 		// The values are outside's ID, that of a pod, and all bits.
+		s.finally(func() { s.nft("delete table inet other") })
 		for _, value := range []string{"0x10000", "0x60000", "0xffffffff"} {
 			for _, at := range []string{"prerouting priority -310", "prerouting priority -140", "input priority -160", "forward priority -160"} {
-				s.nft("table inet other { chain marks { type filter hook " + at + "\nmeta mark set " + value + "\n}\n}")
+				s.nft("table inet other\ndelete table inet other\ntable inet other { chain marks { type filter hook " + at + "\nmeta mark set " + value + "\n}\n}")
 				what := "mark " + value + " at " + at
 				for _, s.f = range lab.Families {
 					for _, to := range []*actor{s.x, s.server, s.node, s.other} {
@@ -64,7 +65,6 @@ var marks = []attack{
 					s.pass(what+", to the node", s.free, s.new(s.free, s.node, 80), s.node)
 				}
 				s.settle()
-				s.nft("delete table inet other")
 			}
 		}
 	}},

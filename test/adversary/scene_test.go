@@ -327,10 +327,10 @@ func (s *scene) sysctl(path, value, after string) {
 	s.finally(func() { s.Sysctl(path, after) })
 }
 
-// try runs a command on the node.
-func (s *scene) try(name string, args ...string) {
+// ip changes the node's links, by lines of ip's own: one process for all of them.
+func (s *scene) ip(lines ...string) {
 	s.Helper()
-	if _, err := s.cast.Try(name, args...); err != nil {
+	if err := s.cast.ip(lines...); err != nil {
 		s.Fatal(err)
 	}
 }

@@ -71,25 +71,27 @@ func (s *scene) inner(f lab.Family) []byte {
 // addLabTunnels gives the node links for tunnels of the scene's outer family, and has podmark
 // look at the node anew.
 func (s *scene) addLabTunnels() {
-	local, remote := s.addr(s.node).String(), s.addr(s.x).String()
-	links := [][]string{
-		{"ipip4", "type", "ipip", "local", local, "remote", remote},
-		{"sit4", "type", "sit", "local", local, "remote", remote},
-		{"gre4", "type", "gre", "local", local, "remote", remote},
-		{"gnv4", "type", "geneve", "id", "3", "remote", remote},
+	ends := fmt.Sprintf(" local %v remote %v", s.addr(s.node), s.addr(s.x))
+	links := map[string]string{
+		"ipip4": "ipip" + ends,
+		"sit4":  "sit" + ends,
+		"gre4":  "gre" + ends,
+		"gnv4":  fmt.Sprintf("geneve id 3 remote %v", s.addr(s.x)),
 	}
 	if s.f == lab.V6 {
-		links = [][]string{
-			{"ip66", "type", "ip6tnl", "mode", "any", "local", local, "remote", remote},
-			{"gre6", "type", "ip6gre", "local", local, "remote", remote},
-			{"gnv6", "type", "geneve", "id", "3", "remote", remote},
+		links = map[string]string{
+			"ip66": "ip6tnl mode any" + ends,
+			"gre6": "ip6gre" + ends,
+			"gnv6": fmt.Sprintf("geneve id 3 remote %v", s.addr(s.x)),
 		}
 	}
-	for _, l := range links {
-		s.try("ip", append([]string{"link", "add"}, l...)...)
-		s.finally(func() { s.try("ip", "link", "delete", l[0]) })
-		s.intoVRF(l[0])
-		s.try("ip", "link", "set", l[0], "up")
+	var add, remove []string
+	for name, kind := range links {
+		add = append(add, "link add "+name+" type "+kind)
+		add = append(append(add, s.intoVRF(name)...), "link set "+name+" up")
+		remove = append(remove, "link delete "+name)
 	}
+	s.ip(add...)
+	s.finally(func() { s.ip(remove...) })
 	s.apply(s.T, policies)
 }
