@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -226,6 +227,7 @@ func (c *cast) enter(t *testing.T, ns *lab.NS, pod *lab.Pod, dev string) *actor 
 	if err != nil {
 		t.Fatalf("listening to %q: %v", ns.Name, err)
 	}
+	c.waitUp(t, a)
 	c.actors = append(c.actors, a)
 	return a
 }
@@ -239,6 +241,32 @@ func (c *cast) knows(addr netip.Addr, mac net.HardwareAddr, dev string) error {
 		}
 		return netlink.NeighSet(&netlink.Neigh{LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT, IP: addr.AsSlice(), HardwareAddr: mac})
 	})
+}
+
+// waitUp waits until both ends of an actor's link work. The kernel says so, a moment after
+// the link was set up, and drops everything before: what nobody gets then proves nothing.
+func (c *cast) waitUp(t *testing.T, a *actor) {
+	t.Helper()
+	peer := 0
+	up := func(ns *lab.NS, find func() (netlink.Link, error)) (up bool) {
+		err := ns.Do(func() error {
+			l, err := find()
+			if err == nil {
+				peer, up = l.Attrs().ParentIndex, l.Attrs().OperState == netlink.OperUp
+			}
+			return err
+		})
+		return err == nil && up
+	}
+	both := func() bool {
+		return up(a.ns, func() (netlink.Link, error) { return netlink.LinkByName("eth0") }) &&
+			up(c.NS, func() (netlink.Link, error) { return netlink.LinkByIndex(peer) })
+	}
+	for deadline := time.Now().Add(fenceLimit); !both(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the link of %v is not up after %v", a, fenceLimit)
+		}
+	}
 }
 
 // addNode gives the node raw sockets: they get what its netfilter lets in, whoever

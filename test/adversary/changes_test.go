@@ -266,4 +266,5 @@ func (s *scene) deliverTo(m *movable) {
 			s.Fatal(err)
 		}
 	}
+	s.waitUp(s.T, m.actor)
 }
