@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs test/lab on the lab's kernel, and unless RUN picks some of it, what test/conformance
-# has for that kernel.
+# Runs test/lab on the lab's kernel, and what test/adversary and, unless RUN picks some of it,
+# test/conformance have for that kernel.
 #   RUN=regexp   only these tests     V=1   as they go     LAB_TIMEOUT=seconds
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -16,8 +16,11 @@ fi
 # The suite's own limit is the shorter one: it says which test hangs, and where.
 # Most tests wait for a packet that must not come, so more run at once than there
 # are processors.
-CGO_ENABLED=0 go test -exec "'$PWD/scripts/lab-exec.sh'" -count=1 -timeout $((LAB_TIMEOUT - 30))s \
-  -parallel "${LAB_PARALLEL:-4}" ${RUN:+-run "$RUN"} ${V:+-v} ./test/lab
+for package in ./test/lab ./test/adversary; do
+  CGO_ENABLED=0 go test -list "${run%%/*}" "$package" | grep '^Test' >/dev/null || continue
+  CGO_ENABLED=0 go test -exec "'$PWD/scripts/lab-exec.sh'" -count=1 -timeout $((LAB_TIMEOUT - 30))s \
+    -parallel "${LAB_PARALLEL:-4}" ${RUN:+-run "$RUN"} ${V:+-v} "$package"
+done
 if [[ -z ${RUN:-} ]]; then
   go -C test/conformance test -exec "'$PWD/scripts/lab-exec.sh'" -count=1 -timeout $((LAB_TIMEOUT - 30))s \
     -run '^TestServiceIP$' ${V:+-v} .

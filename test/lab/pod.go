@@ -194,6 +194,27 @@ func (p *Pod) Add() error {
 	return nil
 }
 
+// Chain runs CNI ADD of further plugins behind those that attached the pod, with what
+// they said as the prevResult: for what happens to the pod's link in between.
+func (p *Pod) Chain(plugins ...Plugin) error {
+	first := Plugin{"prevResult": p.Result}
+	for k, v := range plugins[0] {
+		first[k] = v
+	}
+	rest := p.Spec.Network
+	rest.Plugins = append([]Plugin{first}, plugins[1:]...)
+	list, err := rest.conflist(p.Spec.Labels)
+	if err == nil {
+		_, err = p.node.cni.AddNetworkList(context.Background(), list, p.runtime)
+	}
+	if err != nil {
+		return err
+	}
+	p.Spec.Network.Plugins = append(slices.Clone(p.Spec.Network.Plugins), plugins...)
+	p.list, err = p.Spec.Network.conflist(p.Spec.Labels)
+	return err
+}
+
 // Check runs CNI CHECK.
 func (p *Pod) Check() error {
 	return p.node.cni.CheckNetworkList(context.Background(), p.list, p.runtime)

@@ -112,6 +112,21 @@ func Dummy() error {
 	return Command("ip", "link", "add", "probe", "type", "dummy")()
 }
 
+// VXLAN is the link type that unwraps other machines' packets.
+func VXLAN() error {
+	return Command("ip", "link", "add", "probe", "type", "vxlan", "id", "1", "dstport", "8472")()
+}
+
+// VRF is the link type that gives links a routing table of their own.
+func VRF() error {
+	return Command("ip", "link", "add", "probe", "type", "vrf", "table", "100")()
+}
+
+// VLANFiltering is a bridge that keeps VLANs apart.
+func VLANFiltering() error {
+	return Command("ip", "link", "add", "probe", "type", "bridge", "vlan_filtering", "1")()
+}
+
 // loadModules loads what the kernel does not load by itself on first use. It may
 // fail: the features are looked for afterwards.
 var loadModules = sync.OnceFunc(func() {

@@ -37,7 +37,7 @@ func TestPacketsInFlight(t *testing.T) {
 			flood := func(from, to *wire, into *wire) {
 				p := desired.Packet{Src: from.addrs[0], Dst: to.addrs[0], Protocol: desired.UDP, DstPort: 80}
 				p.SrcPort = 1234
-				f := frame(into.far, into.mac, p, nil, 0)
+				f := ethernet(into.far, into.mac, p, nil, 0)
 				for {
 					select {
 					case <-stop:

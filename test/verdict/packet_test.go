@@ -7,6 +7,7 @@ import (
 	"net/netip"
 
 	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/test/frame"
 )
 
 const (
@@ -15,10 +16,10 @@ const (
 	etherIP desired.Protocol = 97
 )
 
-// frame builds an Ethernet frame that holds p. Its number stands in a field that
+// ethernet builds an Ethernet frame that holds p. Its number stands in a field that
 // every protocol has room for, so that it is known again where it comes out. An error
 // holds the packet that it is about.
-func frame(from, to net.HardwareAddr, p desired.Packet, about *desired.Packet, number uint32) []byte {
+func ethernet(from, to net.HardwareAddr, p desired.Packet, about *desired.Packet, number uint32) []byte {
 	payload := segment(p, number)
 	if about != nil {
 		payload = append(payload[:8], packet(*about, segment(*about, 0))...)
@@ -40,7 +41,7 @@ func packet(p desired.Packet, payload []byte) []byte {
 	}
 	if p.Protocol == icmp {
 		binary.BigEndian.PutUint16(payload[2:], 0)
-		binary.BigEndian.PutUint16(payload[2:], checksum(payload))
+		binary.BigEndian.PutUint16(payload[2:], frame.Checksum(payload))
 	}
 	if p.Src.Is4() {
 		ip := make([]byte, 20)
@@ -48,7 +49,7 @@ func packet(p desired.Packet, payload []byte) []byte {
 		binary.BigEndian.PutUint16(ip[2:], uint16(20+len(payload)))
 		copy(ip[12:], src)
 		copy(ip[16:], dst)
-		binary.BigEndian.PutUint16(ip[10:], checksum(ip))
+		binary.BigEndian.PutUint16(ip[10:], frame.Checksum(ip))
 		return append(ip, payload...)
 	}
 	ip := make([]byte, 40)
@@ -60,7 +61,7 @@ func packet(p desired.Packet, payload []byte) []byte {
 		pseudo := append(append([]byte{}, src...), dst...)
 		pseudo = append(pseudo, 0, 0, 0, byte(len(payload)), 0, 0, 0, byte(p.Protocol))
 		binary.BigEndian.PutUint16(payload[2:], 0)
-		binary.BigEndian.PutUint16(payload[2:], checksum(append(pseudo, payload...)))
+		binary.BigEndian.PutUint16(payload[2:], frame.Checksum(append(pseudo, payload...)))
 	}
 	return append(ip, payload...)
 }
@@ -139,21 +140,6 @@ func numberIn(proto desired.Protocol, b []byte) (uint32, bool) {
 		n = bits.RotateLeft32(n, 16)
 	}
 	return n, true
-}
-
-// checksum is the Internet checksum of RFC 1071.
-func checksum(b []byte) uint16 {
-	var sum uint32
-	for i := 0; i+1 < len(b); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(b[i:]))
-	}
-	if len(b)%2 == 1 {
-		sum += uint32(b[len(b)-1]) << 8
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return ^uint16(sum)
 }
 
 // sameFamily reports whether two addresses can be in one packet.

@@ -233,7 +233,7 @@ func (b *bench) inject(list []injection) [][]string {
 		if in.to != nil {
 			to = in.to
 		}
-		if _, err := unix.Write(in.wire.sock, frame(from, to, in.packet, in.about, b.number)); err != nil {
+		if _, err := unix.Write(in.wire.sock, ethernet(from, to, in.packet, in.about, b.number)); err != nil {
 			b.t.Fatalf("injecting on %s: %v", in.wire.name, err)
 		}
 	}
