@@ -30,7 +30,8 @@ var tunnels = []attack{
 			}
 		}
 	}},
-	{name: "tunnels of protocols of their own", lab: "ipip, sit, gre and geneve", at: []attachment{routed, vlan, vrf}, run: func(s *scene) {
+	// Not in a VRF: there Geneve's socket and ip6tnl take nothing from its links.
+	{name: "tunnels of protocols of their own", lab: "ipip, sit, gre and geneve", at: []attachment{routed, vlan}, run: func(s *scene) {
 		s.addLabTunnels()
 		outer := func(src netip.Addr, protocol byte, payload []byte) []byte {
 			return frame.IP{Src: src, Dst: s.addr(s.node), Protocol: protocol}.Packet(payload)
