@@ -77,11 +77,14 @@ type Judgement struct {
 	Audited bool
 }
 
-// ICMPv6 is the protocol number of neighbour discovery and MLD.
+// ICMP and ICMPv6 are protocol numbers. Neighbour discovery and MLD are ICMPv6.
 const (
+	ICMP   Protocol = 1
 	ICMPv6 Protocol = 58
-	icmp   Protocol = 1
 )
+
+// LinkMulticast is what no router sends on (RFC 4291, section 2.7).
+var LinkMulticast = netip.MustParsePrefix("ff02::/16")
 
 // The ICMPv6 types that no policy is asked about, as long as they stay on their link
 // (RFC 4890, section 4.4.1): without neighbour discovery IPv6 has no next hop. A redirect
@@ -142,7 +145,7 @@ func (s State) Sender(p Packet) Verdict {
 		return genuine
 	case e == nil: // another's address, by an interface that is nobody's
 		return forged
-	case p.bridged() && (p.Frame.OtherSource || commands(p)):
+	case commands(p), p.bridged() && p.Frame.OtherSource:
 		return forged
 	case p.bridged() && p.aboutLink():
 		return Verdict{Allowed: p.linkScoped() && (owner == e || speaksOf(p, *e, true)), By: forged.By}
@@ -207,7 +210,8 @@ func (p Packet) aboutLink() bool {
 
 // onLink holds for those of it that come by no router, this node included.
 func (p Packet) onLink() bool {
-	return p.linkScoped() && (p.Out == "" || p.bridged() && p.Frame.To != "")
+	return p.linkScoped() && (p.Out == "" || p.bridged() && p.Frame.To != "") &&
+		(!slices.Contains(ListenerTypes, p.ICMPType) || LinkMulticast.Contains(p.Dst))
 }
 
 // linkScoped holds for those of it that came in as no router sends them on.
@@ -218,7 +222,7 @@ func (p Packet) linkScoped() bool {
 
 // commands holds for what a router tells others on its link, and an endpoint must not.
 func commands(p Packet) bool {
-	return p.Protocol == icmp && p.ICMPType == 5 ||
+	return p.Protocol == ICMP && p.ICMPType == 5 ||
 		p.Protocol == ICMPv6 && slices.Contains([]uint8{130, 134, 137}, p.ICMPType)
 }
 
@@ -307,6 +311,8 @@ func (s State) arrives(p Packet) Verdict {
 	}
 	dst := s.endpoint(p.Dst, p.Out)
 	switch {
+	case dst == nil && s.Owner(p.Dst) != nil:
+		return Verdict{By: "destination is an endpoint's address, and not behind that interface"}
 	case dst == nil && s.routed(p.Out):
 		return Verdict{By: "destination is no endpoint's address"}
 	case dst == nil:

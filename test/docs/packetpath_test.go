@@ -210,9 +210,9 @@ func nftTree(rules string) (tr tree, chains []string) {
 			}
 			continue
 		}
-		if m := nftLeads.FindStringSubmatch(strings.TrimSpace(line)); m != nil && chain != "" {
-			for _, to := range append(through[m[2]], m[1]) {
-				if to != "" {
+		for _, m := range nftLeads.FindAllStringSubmatch(strings.TrimSpace(line), -1) {
+			for _, to := range append(through[m[2]], strings.TrimSuffix(m[1], ",")) {
+				if to != "" && chain != "" {
 					tr.add(chain, to)
 				}
 			}

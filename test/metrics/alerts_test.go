@@ -46,7 +46,7 @@ func TestAlerts(t *testing.T) {
 			[]store{{of("podmark_last_look_timestamp_seconds", steady(now-60))}},
 		},
 		"PodmarkPoliciesNotSynced": {[]store{{of("podmark_policies_synced", steady(0))}}, []store{{of("podmark_policies_synced", steady(1))}}},
-		"PodmarkFlowsUnjudged": {[]store{{of("podmark_offloaded_flows_unjudged", steady(3))}}, []store{{of("podmark_offloaded_flows_unjudged", steady(0))}}},
+		"PodmarkFlowsUnjudged":     {[]store{{of("podmark_offloaded_flows_unjudged", steady(3))}}, []store{{of("podmark_offloaded_flows_unjudged", steady(0))}}},
 		"PodmarkMaskExhausted": {
 			[]store{{of("podmark_allocation_failures_total", once(1))}},
 			[]store{{of("podmark_allocation_failures_total", steady(7))}},

@@ -53,14 +53,14 @@ var frameUses = []struct {
 	{chain{table: inet, name: chainAnswer}, 11, 0, 0, 0},
 	{chain{table: inet, name: chainClient}, 5, 0, 0, 0},
 	{chain{table: inet, name: chainServer}, 5, 0, 0, 0},
-	{chain{table: inet, name: chainUnusual}, 4, 0, 0, 1},
+	{chain{table: inet, name: chainUnusual}, 8, 0, 0, 1},
 	{chain{table: inet, name: chainTunnel}, 3, 0, 2, 1},
 	{chain{table: inet, name: chainClassify}, 9, 0, 0, 0},
 	{chain{table: inet, name: chainOrigin}, 7, 0, 0, 0},
 	{chain{table: inet, name: chainEgress}, 4, 0, 0, 0},
-	{chain{table: inet, name: chainIngress}, 8, 0, 0, 0},
-	{chain{table: inet, name: chainSpoofed}, 12, 1, 0, 0},
-	{chain{table: inet, name: chainUnclassified}, 5, 1, 0, 0},
+	{chain{table: inet, name: chainIngress}, 10, 0, 0, 0},
+	{chain{table: inet, name: chainSpoofed}, 16, 1, 0, 0},
+	{chain{table: inet, name: chainUnclassified}, 7, 1, 0, 0},
 	{chain{table: inet, name: chainEncapsulated}, 5, 1, 0, 0},
 	{chain{table: inet, name: chainInput}, 8, 0, 1, 0},
 	{chain{table: inet, name: chainHost}, 4, 0, 0, 0},
@@ -146,7 +146,7 @@ func inetFrame(s desired.State) []chain {
 		}},
 		// Both ends are judged, and the flow gets the epoch.
 		//
-		//	meta l4proto { 4, 41, 47, 58 } jump unusual
+		//	meta l4proto { 1, 4, 41, 47, 58 } jump unusual
 		//	th dport { 4789, 8472 } meta l4proto udp jump tunnel
 		//	jump origin
 		//	jump ingress
@@ -216,14 +216,23 @@ func inetFrame(s desired.State) []chain {
 			toProfile(desired.Ingress)(v6.inputAndDestination(onward(v6), keyReg), onward(v6)),
 		}},
 		// Neighbour discovery and MLD are of one link. A router takes one off the hop
-		// limit, so what comes with 255 came by no router; MLD has 1, which none passes on.
+		// limit, so what comes with 255 came by no router; MLD has 1, and goes where no
+		// router sends it on. An endpoint orders nobody about.
 		//
+		//	icmp type 5 iif @veths goto spoofed
+		//	icmp type 5 ip saddr . ip saddr @self4 goto spoofed
+		//	icmpv6 type { 130, 134, 137 } iif @veths goto spoofed
+		//	icmpv6 type { 130, 134, 137 } ip6 saddr . ip6 saddr @self6 goto spoofed
 		//	icmpv6 type { 133, 134, 135, 136 } ip6 hoplimit 255 accept
-		//	icmpv6 type { 130, 131, 132, 143 } ip6 hoplimit 1 accept
+		//	icmpv6 type { 130, 131, 132, 143 } ip6 hoplimit 1 ip6 daddr ff02::/16 accept
 		//	meta l4proto { 4, 41, 47 } goto tunnel
 		{table: inet, name: chainUnusual, rules: append(rules(
+			on(v4.icmpTypes(v4.is(), 5), in(input(), veths()), goTo(chainSpoofed)),
+			on(v4.icmpTypes(v4.is(), 5), in(v4.sourceTwice(), self(v4)), goTo(chainSpoofed)),
+			on(v6.icmpTypes(v6.is(), 130, 134, 137), in(input(), veths()), goTo(chainSpoofed)),
+			on(v6.icmpTypes(v6.is(), 130, 134, 137), in(v6.sourceTwice(), self(v6)), goTo(chainSpoofed)),
 			on(v6.icmpTypes(v6.is(), desired.DiscoveryTypes...), hopLimit(255), accept()),
-			on(v6.icmpTypes(v6.is(), desired.ListenerTypes...), hopLimit(1), accept()),
+			on(v6.icmpTypes(v6.is(), desired.ListenerTypes...), hopLimit(1), linkMulticast(), accept()),
 		), wrapped(s.Tunnels)...)},
 		// What is wrapped like that comes from an endpoint?
 		//
@@ -262,7 +271,8 @@ func inetFrame(s desired.State) []chain {
 		}},
 		// The ingress profile of whom the packet goes to. What goes elsewhere
 		// returns, but for the veths of endpoints: one that is not complete yet, or
-		// gone, gets nothing.
+		// gone, gets nothing. Nor does one whose address leads elsewhere than to its
+		// interface.
 		//
 		//	oif . ip daddr map @ingress4 vmap @ingress-profiles
 		//	oif . ip6 daddr map @ingress6 vmap @ingress-profiles
@@ -270,6 +280,8 @@ func inetFrame(s desired.State) []chain {
 		//	oif . ip6 daddr map @onward6 vmap @ingress-profiles
 		//	oif @veths goto unclassified
 		//	oifgroup 1886 goto unclassified
+		//	ip daddr . ip daddr @self4 goto unclassified
+		//	ip6 daddr . ip6 daddr @self6 goto unclassified
 		{table: inet, name: chainIngress, rules: []rule{
 			toProfile(desired.Ingress)(v4.outputAndDestination(ingress(v4), keyReg), ingress(v4)),
 			toProfile(desired.Ingress)(v6.outputAndDestination(ingress(v6), keyReg), ingress(v6)),
@@ -277,6 +289,8 @@ func inetFrame(s desired.State) []chain {
 			toProfile(desired.Ingress)(v6.outputAndDestination(onward(v6), keyReg), onward(v6)),
 			{parts: on(in(output(), veths()), goTo(chainUnclassified))},
 			{parts: on(deviceGroup("oifgroup", expr.MetaKeyOIFGROUP, port.Group), goTo(chainUnclassified))},
+			{parts: on(in(v4.destinationTwice(), self(v4)), goTo(chainUnclassified))},
+			{parts: on(in(v6.destinationTwice(), self(v6)), goTo(chainUnclassified))},
 		}},
 		end(inet, chainSpoofed, counters.Spoofed, s.Unlogged),
 		end(inet, chainUnclassified, counters.Unclassified, s.Unlogged),
@@ -287,7 +301,7 @@ func inetFrame(s desired.State) []chain {
 		//	iif 1 accept
 		//	meta mark & 0xffff0000 != 0x00000000 meta mark set meta mark & 0x0000ffff
 		//	ct state established,new ct mark & 0xffff0000 == 0x00010000 accept
-		//	meta l4proto { 4, 41, 47, 58 } jump unusual
+		//	meta l4proto { 1, 4, 41, 47, 58 } jump unusual
 		//	th dport { 4789, 8472 } meta l4proto udp jump tunnel
 		//	ct state established ct direction reply accept
 		//	ct state related ct mark & 0xffff0000 == 0x00010000 jump related
@@ -361,6 +375,12 @@ func onLink() part {
 	return local[0]
 }
 
+// linkMulticast matches what goes to the multicast addresses of one link.
+func linkMulticast() part {
+	local, _ := blocks(v6, v6.dst(), []netip.Prefix{desired.LinkMulticast})
+	return local[0]
+}
+
 // aboutFlow accepts the errors of one family that an end of the flow or a router sends.
 func aboutFlow(f family, types []uint8) []rule {
 	of := f.icmpTypes(f.is(), types...)
@@ -378,13 +398,13 @@ func turned() []rule {
 	return []rule{{on(v4.turned()), why}, {on(v6.turned()), why}, {on(portsTurned()), why}}
 }
 
-// unusual leads what is wrapped to where its sender is asked for, and ICMPv6 to where
-// neighbour discovery is told.
+// unusual leads what is wrapped to where its sender is asked for, and ICMP to where
+// neighbour discovery is told from the rest.
 //
-//	meta l4proto { 4, 41, 47, 58 } jump unusual
+//	meta l4proto { 1, 4, 41, 47, 58 } jump unusual
 //	th dport { 4789, 8472 } meta l4proto udp jump tunnel
 func unusual(t desired.Tunnels) []rule {
-	out := rules(on(protocols(append(protocolsOf(t), desired.ICMPv6)...), jump(chainUnusual)))
+	out := rules(on(protocols(append(protocolsOf(t), desired.ICMP, desired.ICMPv6)...), jump(chainUnusual)))
 	if len(t.UDPPorts) > 0 {
 		values := make([]value, len(t.UDPPorts))
 		for i, p := range t.UDPPorts {

@@ -146,7 +146,8 @@ func tuples(f family, id desired.TupleSetID) set {
 // ports holds the host veths of endpoints, as ports of a bridge.
 func ports() set { return set{table: bridge, name: "ports", key: nftables.TypeIFIndex} }
 
-// isolated holds those of endpoints on a bridge whose ingress is isolated.
+// isolated holds those into which a bridge may send only what policies were asked about:
+// of endpoints whose ingress is isolated, and of routed ones, which are no ports.
 func isolated() set { return set{table: bridge, name: "isolated", key: nftables.TypeIFIndex} }
 
 // own holds (bridge port, MAC address, address) of the endpoints on bridges.

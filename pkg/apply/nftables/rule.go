@@ -377,11 +377,15 @@ func (s set) link(key expr.MetaKey, to uint32) []any {
 	return []any{load(key, to), &expr.Byteorder{SourceRegister: to, DestRegister: to, Op: expr.ByteorderHton, Len: 4, Size: 4}}
 }
 
-// sourceTwice loads the source address, and again.
-func (f family) sourceTwice() part {
+// sourceTwice loads the source address, and again; destinationTwice the destination.
+func (f family) sourceTwice() part { return f.twice("saddr", true) }
+
+func (f family) destinationTwice() part { return f.twice("daddr", false) }
+
+func (f family) twice(field string, source bool) part {
 	return part{
-		text:  fmt.Sprintf("%[1]s saddr . %[1]s saddr", f.word()),
-		exprs: append(f.is(), f.address(true, reg), f.address(true, reg+f.addr.Bytes/4)),
+		text:  fmt.Sprintf("%[1]s %[2]s . %[1]s %[2]s", f.word(), field),
+		exprs: append(f.is(), f.address(source, reg), f.address(source, reg+f.addr.Bytes/4)),
 	}
 }
 

@@ -232,7 +232,11 @@ func place(s desired.State, e desired.Endpoint, n numbers, put func(set, element
 			put(onward(f), leadingPrefix(first, last, in.text(p), none, number(desired.Ingress, f)))
 		}
 	}
-	if mac, err := net.ParseMAC(e.MAC); err == nil && !e.Routed() { // package port refuses to open a port without
+	mac, err := net.ParseMAC(e.MAC)
+	switch {
+	case e.Routed(): // nothing enters it as the port of a bridge
+		put(isolated(), link(e.PortIndex).element())
+	case err == nil: // package port refuses to open a port without
 		placeOnBridge(s, e, mac, put)
 	}
 }
