@@ -124,10 +124,10 @@ func (s State) Allows(p Packet) Verdict {
 		return Verdict{Allowed: true, By: "an error about a flow that is allowed"}
 	case p.State == Answering && p.Out == "":
 		return Verdict{Allowed: true, By: "the node is answered"}
-	case p.State == Answering:
-		return s.judged(p.turned())
 	case s.wraps(p):
 		return Verdict{By: "encapsulated as in the node's tunnels"}
+	case p.State == Answering:
+		return s.judged(p.turned())
 	}
 	return s.judged(p)
 }
@@ -242,6 +242,11 @@ func speaksOf(p Packet, e Endpoint, bridged bool) bool {
 // stray asks whether a frame to the port of an isolated endpoint is for the endpoint.
 func (s State) stray(p Packet) Verdict {
 	pass := Verdict{Allowed: true}
+	forRouters := []uint8{131, 132, 133, 143}
+	if p.bridged() && s.behind(p) != nil && p.Protocol == ICMPv6 && slices.Contains(forRouters, p.ICMPType) &&
+		slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.Port == p.Frame.To }) {
+		return Verdict{By: "for routers, and not for other endpoints"}
+	}
 	if p.Frame == nil || p.Frame.To == "" || p.onLink() && slices.Contains([]uint8{130, 134, 135, 136}, p.ICMPType) {
 		return pass
 	}
@@ -272,7 +277,7 @@ func (s State) wraps(p Packet) bool {
 		return false
 	}
 	return slices.Contains(s.Tunnels.Protocols, uint8(p.Protocol)) ||
-		p.Protocol == UDP && slices.Contains(s.Tunnels.UDPPorts, p.DstPort)
+		p.State != Answering && p.Protocol == UDP && slices.Contains(s.Tunnels.UDPPorts, p.DstPort)
 }
 
 // turned is the flow's original packet, which p answers.

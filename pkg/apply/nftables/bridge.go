@@ -166,6 +166,12 @@ func bridgeFrame(unlogged bool) []chain {
 		}()},
 		chainOfNeighbours(),
 		chainOfSpeakers(),
+		// What is for routers goes to the bridge and to other machines, not to endpoints.
+		//
+		//	iif @ports oif @ports ether type ip6 icmpv6 type { 131, 132, 133, 143 } jump stray-frames
+		{table: bridge, name: chainFrom, hook: &hookBetween, rules: rules(
+			on(in(input(), ports()), in(output(), ports()), ip6, v6.icmpTypes(nil, 131, 132, 133, 143), jump(chainStray)),
+		)},
 		//	oif @isolated jump arrive
 		{table: bridge, name: chainTo, hook: &hookTo, rules: rules(
 			on(in(output(), isolated()), jump(chainArrive)),

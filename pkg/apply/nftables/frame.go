@@ -21,6 +21,7 @@ import (
 //	input                97 input                98 IPVS, 100 nat, 101 host
 //	forward            -150 forward              99 IPVS (replies)
 //	output             -401 output             -300 raw, -200 conntrack, -150 mangle
+//	bridge forward     -200 between-ports
 //	bridge postrouting -200 to-ports
 //
 // Who sends is asked before conntrack sees the packet: what is forged touches no flow.
@@ -28,6 +29,7 @@ import (
 // of input.
 var (
 	hookBridge  = hook{nftables.ChainHookPrerouting, -200, "type filter hook prerouting priority filter; policy accept;"}
+	hookBetween = hook{nftables.ChainHookForward, -200, "type filter hook forward priority filter; policy accept;"}
 	hookTo      = hook{nftables.ChainHookPostrouting, -200, "type filter hook postrouting priority filter; policy accept;"}
 	hookSender  = hook{nftables.ChainHookPrerouting, -301, "type filter hook prerouting priority raw - 1; policy accept;"}
 	hookInput   = hook{nftables.ChainHookInput, 97, "type filter hook input priority 97; policy accept;"}
@@ -50,10 +52,10 @@ var frameUses = []struct {
 	{chain{table: inet, name: chainOpening}, 10, 0, 1, 0},
 	{chain{table: inet, name: chainReported}, 3, 0, 0, 0},
 	{chain{table: inet, name: chainRelated}, 11, 0, 0, 0},
-	{chain{table: inet, name: chainAnswer}, 11, 0, 0, 0},
+	{chain{table: inet, name: chainAnswer}, 12, 0, 0, 0},
 	{chain{table: inet, name: chainClient}, 5, 0, 0, 0},
 	{chain{table: inet, name: chainServer}, 5, 0, 0, 0},
-	{chain{table: inet, name: chainUnusual}, 8, 0, 0, 1},
+	{chain{table: inet, name: chainUnusual}, 9, 0, 0, 1},
 	{chain{table: inet, name: chainTunnel}, 3, 0, 2, 1},
 	{chain{table: inet, name: chainClassify}, 9, 0, 0, 0},
 	{chain{table: inet, name: chainOrigin}, 7, 0, 0, 0},
@@ -71,10 +73,11 @@ var frameUses = []struct {
 	{chain{table: bridge, name: chainARP}, 5, 0, 0, 0},
 	{chain{table: bridge, name: chainND}, 7, 0, 0, 0},
 	{chain{table: bridge, name: chainNDOwn}, 9, 0, 0, 0},
+	{chain{table: bridge, name: chainFrom}, 1, 0, 0, 0},
 	{chain{table: bridge, name: chainTo}, 1, 0, 0, 0},
 	{chain{table: bridge, name: chainArrive}, 9, 0, 0, 0},
 	{chain{table: bridge, name: chainFrames}, 16, 1, 0, 0},
-	{chain{table: bridge, name: chainStray}, 3, 1, 0, 0},
+	{chain{table: bridge, name: chainStray}, 4, 1, 0, 0},
 }
 
 // usesOf is how many uses each of the static chains has in a node's frame.
@@ -181,6 +184,7 @@ func inetFrame(s desired.State) []chain {
 		// that is done. The client is behind the output interface, and the server behind
 		// the other.
 		//
+		//	meta l4proto { 1, 4, 41, 47, 58 } jump unusual
 		//	ip saddr set ip daddr ip daddr set ip saddr
 		//	ip6 saddr set ip6 daddr ip6 daddr set ip6 saddr
 		//	meta l4proto { 6, 17, 132 } th sport set th dport th dport set th sport
@@ -190,6 +194,7 @@ func inetFrame(s desired.State) []chain {
 		//	ct mark set ct mark & 0x0000ffff | 0x00010000
 		//	accept
 		{table: inet, name: chainAnswer, rules: slices.Concat(
+			rules(on(unusualProtocol(s.Tunnels), jump(chainUnusual))),
 			turned(),
 			rules(on(jump(chainClient)), on(jump(chainServer))),
 			turned(),
@@ -404,7 +409,7 @@ func turned() []rule {
 //	meta l4proto { 1, 4, 41, 47, 58 } jump unusual
 //	th dport { 4789, 8472 } meta l4proto udp jump tunnel
 func unusual(t desired.Tunnels) []rule {
-	out := rules(on(protocols(append(protocolsOf(t), desired.ICMP, desired.ICMPv6)...), jump(chainUnusual)))
+	out := rules(on(unusualProtocol(t), jump(chainUnusual)))
 	if len(t.UDPPorts) > 0 {
 		values := make([]value, len(t.UDPPorts))
 		for i, p := range t.UDPPorts {
@@ -413,6 +418,10 @@ func unusual(t desired.Tunnels) []rule {
 		out = append(out, rules(on(oneOf(dport(), nftables.TypeInetService, values), protocol(desired.UDP), jump(chainTunnel)))...)
 	}
 	return out
+}
+
+func unusualProtocol(t desired.Tunnels) part {
+	return protocols(append(protocolsOf(t), desired.ICMP, desired.ICMPv6)...)
 }
 
 // wrapped leads protocols that wrap packets on.

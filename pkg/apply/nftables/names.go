@@ -42,6 +42,7 @@ const (
 	chainARP    = "arp-own"
 	chainND     = "nd"
 	chainNDOwn  = "nd-own"
+	chainFrom   = "between-ports"
 	chainTo     = "to-ports"
 	chainArrive = "arrive"
 	chainFrames = "spoofed-frames"
