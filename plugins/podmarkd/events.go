@@ -20,6 +20,7 @@ import (
 const (
 	reasonPorts = "NodePortOutsideRange"
 	reasonMask  = "FelixMaskDiffers"
+	reasonBits  = "MarkBitsShared"
 )
 
 const (
@@ -80,7 +81,23 @@ func warnings(l node.Look) []warning {
 	if l.FelixMask != nil {
 		mask.text = fmt.Sprintf("iptablesMarkMask of FelixConfiguration is %#x, and podmark's on this node is %#x.", *l.FelixMask, l.Mask)
 	}
-	return []warning{ports, mask}
+	bits := warning{reason: reasonBits}
+	for _, c := range l.Collisions {
+		bits.text += c.String() + ". "
+	}
+	if bits.text = cut(bits.text); bits.text != "" {
+		bits.text += "Give podmark a free iptablesMarkMask, or \"auto\"; podmarkctl doctor on the node has one."
+	}
+	return []warning{ports, mask, bits}
+}
+
+// cut shortens a text: an event has room for 1024 bytes.
+func cut(text string) string {
+	const most = 800
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most], "") + "... "
 }
 
 // someOf lists ports, the first ten of them: an event has room for 1024 bytes.

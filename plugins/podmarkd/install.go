@@ -17,8 +17,11 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/conflist"
+	"github.com/podmark/podmark/pkg/foreign"
+	"github.com/podmark/podmark/pkg/ident"
 )
 
 // installOptions are the flags of everything that installs.
@@ -89,10 +92,15 @@ command is ended; run it again to finish.`,
 			if output != "table" && output != "json" {
 				return fmt.Errorf("--output %q: want table or json", output)
 			}
+			notes, err := o.marks(cmd.Context())
+			if err != nil {
+				return err
+			}
 			done, err := o.install(cmd.Context(), nil, dryRun)
 			if err != nil {
 				return err
 			}
+			done.Notes = append(done.Notes, notes...)
 			if output == "json" {
 				enc := json.NewEncoder(cmd.OutOrStdout())
 				enc.SetIndent("", "  ")
@@ -105,6 +113,39 @@ command is ended; run it again to finish.`,
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be changed and change nothing")
 	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
 	return cmd
+}
+
+// marks asks who else uses the bits that the entry would give podmark, before anything is
+// written. What the first ADD would refuse is refused; where pods have their IDs already, it
+// is a note. A podmarkd that keeps podmark installed does not ask here: a node without
+// podmark runs its pods unpoliced, and one with it refuses them, and its podmarkd warns.
+func (o *installOptions) marks(ctx context.Context) ([]string, error) {
+	planned, err := o.install(ctx, nil, true)
+	if err != nil {
+		return nil, err
+	}
+	c, err := config.ParseEntry(planned.Entry, planned.Network, cniversion.Current())
+	if err != nil {
+		return nil, err
+	}
+	n := apply.Node{Store: ident.At(c.StateDir), LockTimeout: o.lockTimeout}
+	settings := apply.SettingsOf(c)
+	if now, err := n.Configured(); err == nil {
+		if empty, err := n.Store.Empty(); err == nil && !empty {
+			settings.Layout, settings.MarkCollision = now.Layout, config.CollisionWarn
+		}
+	}
+	backend := c.Backend
+	if backend == config.BackendAuto {
+		kind, _ := n.Kind() // without any, what fits iptables is told
+		backend = kind.Backend()
+	}
+	report := foreign.Read(ctx)
+	_, notes, err := apply.Begin(report, backend, settings)
+	if err == nil && report.Error() != nil {
+		notes = append(notes, report.Error().Error())
+	}
+	return notes, err
 }
 
 func (i installed) table(w io.Writer, dryRun bool) error {

@@ -1,0 +1,143 @@
+package foreign
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/pkg/config"
+)
+
+// Kind is what is looked up by the packet mark.
+type Kind string
+
+// The kinds.
+const (
+	RoutingRule Kind = "ip rule"
+	IPsecState  Kind = "ip xfrm state"
+	// IPVSService is one of a firewall mark (ipvsadm -f): IPVS compares the whole mark.
+	IPVSService Kind = "ipvsadm -f"
+)
+
+// Lookup is something that the kernel looks up by the packet mark.
+type Lookup struct {
+	Kind Kind
+	// Text names it so that it can be found.
+	Text       string
+	Mark, Mask uint32
+	// Not is set where it is for every other mark.
+	Not bool
+}
+
+// Breaks reports whether the kernel may look there while an ID is in the mark, and find
+// something else than without. On nftables IPVS alone does. On iptables the ID stays until
+// POSTROUTING, or until the packet is delivered: a packet that IPVS has sent on is routed
+// anew when somebody changes its mark or destination in OUTPUT, and states of IPsec are
+// looked up behind INPUT.
+func (l Lookup) Breaks(b config.Backend, mask uint32) bool {
+	switch {
+	case l.Mask&mask == 0:
+		return false
+	case l.Not && l.Mark&mask == 0: // true of a mark with an ID as of one without
+		return false
+	}
+	return l.Kind == IPVSService || b == config.BackendIPTables
+}
+
+// Comparison is a rule that compares podmark's bits where an ID is in them.
+type Comparison struct {
+	Rule    Rule
+	Compare Compare
+	Place   Place
+}
+
+// Comparisons are the rules of others that take a packet with an ID for another one than
+// without: they compare the whole mark, or bits of podmark's mask.
+func (r Report) Comparisons(b config.Backend, mask uint32) []Comparison {
+	var out []Comparison
+rules:
+	for _, rule := range r.Rules {
+		for _, c := range rule.Compares {
+			for _, p := range rule.Places {
+				if c.Field == PacketMark && c.Mask&mask != 0 && !rule.Loopback && rule.marked(b, p) {
+					out = append(out, Comparison{rule, c, p})
+					continue rules
+				}
+			}
+		}
+	}
+	return out
+}
+
+// services is where the kernel lists those of IPVS.
+const services = "/proc/net/ip_vs"
+
+func readLookups() ([]Lookup, error) {
+	var out []Lookup
+	var errs []error
+	rules, err := netlink.RuleList(netlink.FAMILY_ALL)
+	errs = append(errs, err)
+	for _, r := range rules {
+		l := Lookup{Kind: RoutingRule, Mark: r.Mark, Mask: All, Not: r.Invert}
+		if r.Mask != nil {
+			l.Mask = *r.Mask
+		}
+		if l.Mark == 0 && r.Mask == nil {
+			continue
+		}
+		family := ""
+		if r.Family == netlink.FAMILY_V6 {
+			family = " -6"
+		}
+		not := ""
+		if r.Invert {
+			not = "not "
+		}
+		l.Text = fmt.Sprintf("'ip%s rule' %d: %sfwmark %#x/%#x lookup %d", family, r.Priority, not, l.Mark, l.Mask, r.Table)
+		out = append(out, l)
+	}
+	states, err := netlink.XfrmStateList(netlink.FAMILY_ALL)
+	if !errors.Is(err, unix.EPROTONOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) {
+		errs = append(errs, err)
+	}
+	for _, s := range states {
+		if s.Mark != nil && s.Mark.Mask != 0 {
+			out = append(out, Lookup{
+				Kind: IPsecState, Mark: s.Mark.Value, Mask: s.Mark.Mask,
+				Text: fmt.Sprintf("'ip xfrm state' to %s, spi %#x: mark %#x/%#x", s.Dst, uint32(s.Spi), s.Mark.Value, s.Mark.Mask),
+			})
+		}
+	}
+	b, err := os.ReadFile(services)
+	if !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	return append(out, ParseServices(string(b))...), errors.Join(errs...)
+}
+
+// ParseServices reads the services of firewall marks in what the kernel lists of IPVS:
+// lines of "FWM", the mark in hexadecimal, and the scheduler.
+func ParseServices(text string) []Lookup {
+	var out []Lookup
+	for line := range strings.Lines(text) {
+		words := strings.Fields(line)
+		if len(words) < 2 || words[0] != "FWM" {
+			continue
+		}
+		n, err := strconv.ParseUint(words[1], 16, 32)
+		if err != nil {
+			continue
+		}
+		out = append(out, Lookup{
+			Kind: IPVSService, Mark: uint32(n), Mask: All,
+			Text: fmt.Sprintf("the IPVS service of firewall mark %d ('ipvsadm -L -f %d')", n, n),
+		})
+	}
+	return out
+}
