@@ -16,6 +16,7 @@ import (
 type value struct {
 	from      source
 	keep, xor uint32
+	swapped   bool   // its bytes are in the other order
 	offset    uint32 // in the header of the network layer
 	mask      []byte // of the header
 }
@@ -72,6 +73,10 @@ func (r *Rule) follow(list []expression) {
 			if e.has(unix.NFTA_PAYLOAD_DREG) {
 				registers[e.number(unix.NFTA_PAYLOAD_DREG)] = loadedHeader(e)
 			}
+		case "byteorder":
+			v := registers[e.number(unix.NFTA_BYTEORDER_SREG)]
+			v.swapped = !v.swapped
+			registers[e.number(unix.NFTA_BYTEORDER_DREG)] = v
 		case "bitwise":
 			registers[e.number(unix.NFTA_BITWISE_DREG)] = registers[e.number(unix.NFTA_BITWISE_SREG)].bitwise(e)
 		case "cmp":
@@ -116,7 +121,7 @@ func (v value) bitwise(e expression) value {
 	case v.from == header && mask != nil && len(mask) == len(v.mask):
 		v.mask = mask
 		return v
-	case v.from == header, len(mask) != 4, len(xor) != 4:
+	case v.from == header, v.swapped, len(mask) != 4, len(xor) != 4:
 		return value{}
 	}
 	m, x := binary.NativeEndian.Uint32(mask), binary.NativeEndian.Uint32(xor)
@@ -131,7 +136,7 @@ func (r *Rule) compare(v value, data []byte, op uint32) {
 		return
 	}
 	c := Compare{Field: field, Mask: v.keep, Among: true, Not: op == unix.NFT_CMP_NEQ}
-	if len(data) == 4 && (op == unix.NFT_CMP_EQ || op == unix.NFT_CMP_NEQ) {
+	if len(data) == 4 && !v.swapped && (op == unix.NFT_CMP_EQ || op == unix.NFT_CMP_NEQ) {
 		c.Among, c.Value = false, (binary.NativeEndian.Uint32(data)^v.xor)&v.keep
 	}
 	r.Compares = append(r.Compares, c)
@@ -151,7 +156,7 @@ func (v value) into(f Field) Write {
 	case from != "":
 		w.Text = fmt.Sprintf("%s set %s & %#x ^ %#x", names[own], from, v.keep, v.xor)
 	}
-	if v.from == own {
+	if v.from == own && !v.swapped {
 		w.Bits = ^v.keep | v.xor
 	}
 	return w

@@ -116,8 +116,8 @@ func (r Report) Collisions(b config.Backend, mask uint32) []Collision {
 		if c.Mask, c.Overlap = mask, c.Bits&mask; c.Overlap == 0 {
 			continue
 		}
-		if u.Input && c.Rule == nil { // its rules are yet to come
-			c.Harm = Rule{}.harm(b, Place{Input, 0}, PacketMark)
+		if u.Input { // where its rules come with the first pod
+			c.Harm = max(c.Harm, Rule{}.harm(b, Place{Input, 0}, PacketMark))
 		}
 		c.Harm = max(c.Harm, Shared)
 		out = append(out, c)

@@ -92,15 +92,10 @@ command is ended; run it again to finish.`,
 			if output != "table" && output != "json" {
 				return fmt.Errorf("--output %q: want table or json", output)
 			}
-			notes, err := o.marks(cmd.Context())
+			done, err := o.install(cmd.Context(), nil, o.marks, dryRun)
 			if err != nil {
 				return err
 			}
-			done, err := o.install(cmd.Context(), nil, dryRun)
-			if err != nil {
-				return err
-			}
-			done.Notes = append(done.Notes, notes...)
 			if output == "json" {
 				enc := json.NewEncoder(cmd.OutOrStdout())
 				enc.SetIndent("", "  ")
@@ -115,15 +110,10 @@ command is ended; run it again to finish.`,
 	return cmd
 }
 
-// marks asks who else uses the bits that the entry would give podmark, before anything is
-// written. What the first ADD would refuse is refused; where pods have their IDs already, it
+// marks asks who else uses the bits that the entry would give podmark. What the first ADD would refuse is refused; where pods have their IDs already, it
 // is a note. A podmarkd that keeps podmark installed does not ask here: a node without
 // podmark runs its pods unpoliced, and one with it refuses them, and its podmarkd warns.
-func (o *installOptions) marks(ctx context.Context) ([]string, error) {
-	planned, err := o.install(ctx, nil, true)
-	if err != nil {
-		return nil, err
-	}
+func (o *installOptions) marks(ctx context.Context, planned installed) ([]string, error) {
 	c, err := config.ParseEntry(planned.Entry, planned.Network, cniversion.Current())
 	if err != nil {
 		return nil, err
@@ -176,8 +166,9 @@ func printChanges(w io.Writer, changes []change, dryRun bool) {
 }
 
 // install brings plugin and entry to what is wanted. The entry is that of --entry,
-// else the one that is there, else known, else the default.
-func (o *installOptions) install(ctx context.Context, known []byte, dryRun bool) (installed, error) {
+// else the one that is there, else known, else the default. Before anything is written,
+// judge says what there is to note of the plan, or refuses it; nil for no judge.
+func (o *installOptions) install(ctx context.Context, known []byte, judge func(context.Context, installed) ([]string, error), dryRun bool) (installed, error) {
 	given, err := o.entry()
 	if err != nil {
 		return installed{}, err
@@ -205,6 +196,13 @@ func (o *installOptions) install(ctx context.Context, known []byte, dryRun bool)
 		var done installed
 		if done, err = f.plan(s, given, known, o.dropIn); err != nil {
 			return installed{}, err
+		}
+		if judge != nil {
+			notes, err := judge(ctx, done)
+			if err != nil {
+				return installed{}, err
+			}
+			done.Notes = append(done.Notes, notes...)
 		}
 		rest := done.Changes
 		done.Changes = append(append([]change{}, first...), rest...)
