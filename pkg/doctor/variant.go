@@ -3,7 +3,6 @@ package doctor
 import (
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/foreign"
@@ -19,31 +18,16 @@ func checkMix(f Facts) []Finding {
 	if count[foreign.Legacy] == 0 || count[foreign.NFTables] == 0 {
 		return nil
 	}
-	fewer := foreign.Legacy
+	fewer := "legacy"
 	if kubelet, ok := kubeletVariant(f); ok && kubelet == foreign.Legacy || !ok && count[foreign.NFTables] < count[foreign.Legacy] {
-		fewer = foreign.NFTables
+		fewer = "nft"
 	}
 	return []Finding{{
 		Severity: Warning,
 		What:     fmt.Sprintf("iptables-legacy has %d rules and iptables-nft %d; the kernel asks both", count[foreign.Legacy], count[foreign.NFTables]),
-		Why:      "what looks allowed or marked in one is dropped or marked again in the other, and each variant shows its own rules only. Most often those of one were left by a program that has changed to the other; see whose they are before you take them away",
-		Mend:     emptied(f, fewer),
+		Why:      "what looks allowed or marked in one is dropped or marked again in the other, and each variant shows its own rules only. Most often those of one were left by a program that has changed to the other",
+		Mend:     fmt.Sprintf("iptables-%[1]s-save; ip6tables-%[1]s-save  # whose are these? Have that program use the other variant; a reboot takes away what one has left", fewer),
 	}}
-}
-
-// emptied is the command that takes the rules of others out of a variant.
-func emptied(f Facts, o foreign.Origin) string {
-	var commands []string
-	for _, c := range f.Chains {
-		if c.Origin != o || !c.OfIPTables() || c.Own() || c.Rules == 0 {
-			continue
-		}
-		commands = append(commands, c.Command()+" -F "+quote(c.Name))
-	}
-	if enforces[f.State.Kind] == o {
-		commands = append(commands, ctl(f, "gc")) // puts podmark's hooks back
-	}
-	return strings.Join(commands, " && ")
 }
 
 // hints are the chains in mangle by which the kubelet tells which variant it uses.

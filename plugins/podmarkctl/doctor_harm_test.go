@@ -119,7 +119,7 @@ func harms() []harmed {
 			for _, v := range variants {
 				p.exec("", "iptables-"+v, "-t", "filter", "-A", "FORWARD", "-j", "ACCEPT")
 			}
-		}},
+		}, noMend: true}, // they are others'
 		{name: "kubelet changed its variant", check: "iptables-variant", words: "variant", pods: 1, backends: iptables, do: func(p *patient) {
 			other := variants[1-slices.Index(variants, p.backend.variant)]
 			for _, f := range []string{"iptables", "ip6tables"} {
