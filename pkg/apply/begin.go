@@ -30,6 +30,16 @@ func (n Node) begins(ctx context.Context, f file, settings Settings) (mark.Layou
 	return layout, nil
 }
 
+// WillEnforce is what enforces where a configuration names b: with [config.BackendAuto] the
+// kernel is asked, unless the node has begun.
+func (n Node) WillEnforce(b config.Backend) config.Backend {
+	if b != config.BackendAuto {
+		return b
+	}
+	kind, _ := n.Kind() // an ADD says why there is none
+	return kind.Backend()
+}
+
 // Begin decides on the layout that a node begins with, the one of the settings or bits that
 // nobody uses, and says what an operator should know of it. ErrTaken where it is refused.
 //

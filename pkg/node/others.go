@@ -46,8 +46,7 @@ func awaited(n apply.Node, networks map[string]network, report foreign.Report) [
 		backend = c.Backend
 	}
 	if backend == config.BackendAuto && len(report.Collisions(config.BackendIPTables, layout.Mask())) > 0 {
-		kind, _ := n.Kind() // asks the kernel
-		backend = kind.Backend()
+		backend = n.WillEnforce(backend)
 	}
 	return report.Collisions(backend, layout.Mask())
 }

@@ -125,13 +125,8 @@ func (o *installOptions) marks(ctx context.Context, planned installed) ([]string
 			settings.Layout, settings.MarkCollision = now.Layout, config.CollisionWarn
 		}
 	}
-	backend := c.Backend
-	if backend == config.BackendAuto {
-		kind, _ := n.Kind() // without any, what fits iptables is told
-		backend = kind.Backend()
-	}
 	report := foreign.Read(ctx)
-	_, notes, err := apply.Begin(report, backend, settings)
+	_, notes, err := apply.Begin(report, n.WillEnforce(c.Backend), settings)
 	if err == nil && report.Error() != nil {
 		notes = append(notes, report.Error().Error())
 	}
