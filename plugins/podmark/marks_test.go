@@ -9,20 +9,10 @@ import (
 	"testing"
 
 	"github.com/podmark/podmark/pkg/mark"
+	"github.com/podmark/podmark/test/rules"
 )
 
-// netpol is what kube-router's has in INPUT, between podmark's mark and IPVS.
-const netpol = `*filter
-:KUBE-ROUTER-INPUT - [0:0]
-:KUBE-POD-FW-AAAA - [0:0]
--A INPUT -j KUBE-ROUTER-INPUT
--A KUBE-ROUTER-INPUT -j KUBE-POD-FW-AAAA
--A KUBE-POD-FW-AAAA -j MARK --set-xmark 0x0/0x10000
--A KUBE-POD-FW-AAAA -j MARK --set-xmark 0x20000/0x20000
-COMMIT
-`
-
-func (n *node) kubeRouter() { n.t.Helper(); n.exec(netpol, "iptables-nft-restore", "--noflush") }
+func (n *node) kubeRouter() { n.t.Helper(); n.exec(rules.KubeRouter, "iptables-nft-restore", "--noflush") }
 
 // mask is the node's, 0 where nothing has begun.
 func (n *node) mask(t *testing.T) uint32 {

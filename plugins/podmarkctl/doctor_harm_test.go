@@ -5,18 +5,8 @@ import (
 	"slices"
 
 	"github.com/podmark/podmark/test/needs"
+	"github.com/podmark/podmark/test/rules"
 )
-
-// kubeRouter is what kube-router's netpol has for a pod in INPUT, between the ID and IPVS.
-const kubeRouter = `*filter
-:KUBE-ROUTER-INPUT - [0:0]
-:KUBE-POD-FW-AAAA - [0:0]
--A INPUT -j KUBE-ROUTER-INPUT
--A KUBE-ROUTER-INPUT -s 10.1.0.2 -j KUBE-POD-FW-AAAA
--A KUBE-POD-FW-AAAA -j MARK --set-xmark 0x0/0x10000
--A KUBE-POD-FW-AAAA -j MARK --set-xmark 0x20000/0x20000
-COMMIT
-`
 
 // harmed is something that is wrong with a node.
 type harmed struct {
@@ -106,7 +96,7 @@ func harms() []harmed {
 			p.iptables("-A", "cali-PREROUTING", "-j", "MARK", "--set-xmark", "0x10000/0x10000")
 		}},
 		{name: "kube-router's netpol", check: "mark-users", words: "kube-router (chain ip filter KUBE-", pods: 1, do: func(p *patient) {
-			p.exec(kubeRouter, "iptables-nft-restore", "--noflush")
+			p.exec(rules.KubeRouter, "iptables-nft-restore", "--noflush")
 		}},
 		{name: "a service of a firewall mark", check: "mark-compares", words: "", backends: nil, noMend: true, do: func(p *patient) {
 			needs.All(p.t, needs.IPVS)

@@ -7,18 +7,9 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-)
 
-// netpol is what kube-router's has in INPUT, between podmark's mark and IPVS.
-const netpol = `*filter
-:KUBE-ROUTER-INPUT - [0:0]
-:KUBE-POD-FW-AAAA - [0:0]
--A INPUT -j KUBE-ROUTER-INPUT
--A KUBE-ROUTER-INPUT -j KUBE-POD-FW-AAAA
--A KUBE-POD-FW-AAAA -j MARK --set-xmark 0x0/0x10000
--A KUBE-POD-FW-AAAA -j MARK --set-xmark 0x20000/0x20000
-COMMIT
-`
+	"github.com/podmark/podmark/test/rules"
+)
 
 // Who uses bits of the mask is said once: in the log, the status, the metrics and an event on
 // the Node, with what comes of it, until it is gone.
@@ -30,7 +21,7 @@ func TestCollisions(t *testing.T) {
 		const bits = `podmark_mark_collision_bits{user="kube-router"}`
 		const others = `podmark_mark_collision_bits{user="other"}`
 		d.become("nothing is found", map[string]float64{bits: 0, others: 0})
-		h.exec(netpol, "iptables-nft-restore", "--noflush")
+		h.exec(rules.KubeRouter, "iptables-nft-restore", "--noflush")
 		h.exec("", "iptables-nft", "-t", "mangle", "-A", "POSTROUTING", "-j", "CONNMARK", "--set-xmark", "0x700000/0x700000")
 		d.become("both are in the metrics", map[string]float64{bits: 2, others: 3})
 		h.eventually("there is an event", func() error {
@@ -92,7 +83,7 @@ func TestCollisionsBeforeTheFirstPod(t *testing.T) {
 // a note.
 func TestInstallMarks(t *testing.T) {
 	h := newHost(t, nftables)
-	h.exec(netpol, "iptables-nft-restore", "--noflush")
+	h.exec(rules.KubeRouter, "iptables-nft-restore", "--noflush")
 	entry := func(keys string) string { return fmt.Sprintf(`{"type": "podmark", "stateDir": %q%s}`, h.dir, keys) }
 	for _, tt := range []struct{ name, keys, note string }{
 		{"nftables", `, "backend": "nftables"`, "note: kube-router"},
@@ -121,7 +112,7 @@ func TestInstallMarks(t *testing.T) {
 	h.exec("", "iptables-nft", "-t", "filter", "-F")
 	h.exec("", "iptables-nft", "-t", "filter", "-X")
 	h.addPod()
-	h.exec(netpol, "iptables-nft-restore", "--noflush")
+	h.exec(rules.KubeRouter, "iptables-nft-restore", "--noflush")
 	if out := p.run("install"); !strings.Contains(out, "note: policies can be bypassed: kube-router") {
 		t.Errorf("%s", out)
 	}
