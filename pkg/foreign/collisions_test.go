@@ -254,21 +254,6 @@ func TestLookups(t *testing.T) {
 	}
 }
 
-func TestParseServices(t *testing.T) {
-	got := foreign.ParseServices(`IP Virtual Server version 1.2.1 (size=4096)
-Prot LocalAddress:Port Scheduler Flags
-  -> RemoteAddress:Port Forward Weight ActiveConn InActConn
-TCP  0A600050:0050 rr
-  -> 0A160002:1F90      Masq    1      0          0
-FWM  0000374A wlc
-  -> 0A240039:1F90      Tunnel  1      0          0
-FWM
-`)
-	if len(got) != 1 || got[0].Mark != 0x374a || got[0].Mask != foreign.All || got[0].Kind != foreign.IPVSService {
-		t.Errorf("%+v", got)
-	}
-}
-
 // podmark's own chains are known by the names that the backends give them.
 func TestOwn(t *testing.T) {
 	for _, c := range []foreign.Chain{

@@ -5,9 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"strconv"
-	"strings"
 
+	"github.com/moby/ipvs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -75,9 +74,8 @@ rules:
 	return out
 }
 
-// services is where the kernel lists those of IPVS.
-const services = "/proc/net/ip_vs"
-
+// readLookups reads services over netlink: /proc/net/ip_vs has left some out where IPVS is
+// used in several network namespaces at once (seen with Linux 6.1).
 func readLookups() ([]Lookup, error) {
 	var out []Lookup
 	var errs []error
@@ -114,30 +112,39 @@ func readLookups() ([]Lookup, error) {
 			})
 		}
 	}
-	b, err := os.ReadFile(services)
-	if !errors.Is(err, fs.ErrNotExist) {
-		errs = append(errs, err)
-	}
-	return append(out, ParseServices(string(b))...), errors.Join(errs...)
+	_, err = WithIPVS(func(h *ipvs.Handle) error {
+		services, err := h.GetServices()
+		if err != nil {
+			return fmt.Errorf("reading the services of IPVS: %w", err)
+		}
+		for _, svc := range services {
+			if n := svc.FWMark; n != 0 {
+				out = append(out, Lookup{
+					Kind: IPVSService, Mark: n, Mask: All,
+					Text: fmt.Sprintf("the IPVS service of firewall mark %d ('ipvsadm -L -f %d')", n, n),
+				})
+			}
+		}
+		return nil
+	})
+	errs = append(errs, err)
+	return out, errors.Join(errs...)
 }
 
-// ParseServices reads the services of firewall marks in what the kernel lists of IPVS:
-// lines of "FWM", the mark in hexadecimal, and the scheduler.
-func ParseServices(text string) []Lookup {
-	var out []Lookup
-	for line := range strings.Lines(text) {
-		words := strings.Fields(line)
-		if len(words) < 2 || words[0] != "FWM" {
-			continue
-		}
-		n, err := strconv.ParseUint(words[1], 16, 32)
-		if err != nil {
-			continue
-		}
-		out = append(out, Lookup{
-			Kind: IPVSService, Mark: uint32(n), Mask: All,
-			Text: fmt.Sprintf("the IPVS service of firewall mark %d ('ipvsadm -L -f %d')", n, n),
-		})
+// ipvsTable is there while the kernel has IPVS loaded.
+const ipvsTable = "/proc/net/ip_vs"
+
+// WithIPVS hands IPVS to f, and tells whether the kernel has it loaded. The library
+// loads the module when it is asked, which is for kube-proxy to decide: so it is asked
+// only where IPVS is loaded.
+func WithIPVS(f func(*ipvs.Handle) error) (loaded bool, err error) {
+	if _, err := os.Stat(ipvsTable); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
 	}
-	return out
+	h, err := ipvs.New("")
+	if err != nil {
+		return true, fmt.Errorf("connecting to IPVS: %w", err)
+	}
+	defer h.Close()
+	return true, f(h)
 }
