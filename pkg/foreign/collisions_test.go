@@ -214,8 +214,10 @@ func TestComparisons(t *testing.T) {
 	} {
 		for b, want := range map[config.Backend]int{nft: tt.nft, ipt: tt.ipt} {
 			for _, c := range []foreign.Compare{
-				{Field: foreign.PacketMark, Mask: foreign.All, Value: 1}, {Field: foreign.PacketMark, Mask: 0x40000, Value: 0x40000},
-				{Field: foreign.PacketMark, Mask: 0xffff}, {Field: foreign.ConntrackMark, Mask: foreign.All},
+				{Field: foreign.PacketMark, Mask: foreign.All, Value: 1},
+				{Field: foreign.PacketMark, Mask: 0x40000, Value: 0x40000},
+				{Field: foreign.PacketMark, Mask: 0xffff},
+				{Field: foreign.ConntrackMark, Mask: foreign.All},
 			} {
 				r := at(tt.hook, tt.table, tt.priority)
 				r.Compares = []foreign.Compare{c}

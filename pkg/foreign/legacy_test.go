@@ -134,8 +134,10 @@ COMMIT
 COMMIT
 `)
 	want := [][]foreign.Place{
-		{{Hook: foreign.Prerouting, Priority: -150}, {Hook: foreign.Input, Priority: -150}}, nil,
-		{{Hook: foreign.Input, Priority: 100}}, {{Hook: foreign.Output, Priority: -100}},
+		{{Hook: foreign.Prerouting, Priority: -150}, {Hook: foreign.Input, Priority: -150}},
+		nil,
+		{{Hook: foreign.Input, Priority: 100}},
+		{{Hook: foreign.Output, Priority: -100}},
 	}
 	var got [][]foreign.Place
 	for _, r := range rules {

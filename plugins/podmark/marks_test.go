@@ -12,7 +12,10 @@ import (
 	"github.com/podmark/podmark/test/rules"
 )
 
-func (n *node) kubeRouter() { n.t.Helper(); n.exec(rules.KubeRouter, "iptables-nft-restore", "--noflush") }
+func (n *node) kubeRouter() {
+	n.t.Helper()
+	n.exec(rules.KubeRouter, "iptables-nft-restore", "--noflush")
+}
 
 // mask is the node's, 0 where nothing has begun.
 func (n *node) mask(t *testing.T) uint32 {
