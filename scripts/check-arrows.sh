@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks which package imports which. Data flows one way,
 #
-#   mark | config, conflist -> endpoint -> ident -> desired -> apply, policy, explain -> whois -> node -> doctor
+#   mark | config, conflist -> foreign -> endpoint -> ident -> desired -> apply, policy, explain -> whois -> node -> doctor
 #
 # and no package imports one to its right, nor a neighbour of the same place.
 # Test files are free.
@@ -12,7 +12,7 @@ export PATH=$PATH:/usr/local/go/bin
 module=$(go list -m)
 go list -f '{{.ImportPath}} {{join .Imports " "}}' ./... | awk -v module="$module" '
   BEGIN {
-    n = split("mark config,conflist endpoint ident desired apply,policy,explain whois node doctor", places, " ")
+    n = split("mark config,conflist foreign endpoint ident desired apply,policy,explain whois node doctor", places, " ")
     for (i = 1; i <= n; i++) {
       m = split(places[i], names, ",")
       for (j = 1; j <= m; j++) place[names[j]] = i

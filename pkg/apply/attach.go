@@ -35,34 +35,35 @@ func (n Node) Add(ctx context.Context, settings Settings, r ident.Record, sent f
 // it its policy: nothing of the flows either that it began before. On a node on which
 // podmark has never run it first writes the rules by which a routed port is closed.
 func (n Node) Close(ctx context.Context, settings Settings, r ident.Record, sent func() (bool, error)) error {
-	if _, err := n.load(); errors.Is(err, fs.ErrNotExist) {
-		if err := n.begin(ctx, settings); err != nil {
-			return err
-		}
+	f, err := n.load()
+	if errors.Is(err, fs.ErrNotExist) {
+		f, err = n.begin(ctx, settings)
+	}
+	if err != nil {
+		return err
 	}
 	if err := port.Close(r.Endpoint); err != nil {
 		return err
 	}
 	n.step("barred")
-	return n.unjudge(r, settings.Layout, nil, sent)
+	return n.unjudge(r, f.Mask, nil, sent)
 }
 
 // begin makes this a node on which podmark runs, with nobody on it.
-func (n Node) begin(ctx context.Context, settings Settings) error {
+func (n Node) begin(ctx context.Context, settings Settings) (file, error) {
 	unlock, err := n.lock(ctx)
 	if err != nil {
-		return err
+		return file{}, err
 	}
 	defer unlock()
-	f, changed, err := n.agree(settings)
+	f, changed, err := n.agree(ctx, settings)
 	if err != nil || !changed {
-		return err // somebody else was quicker
+		return f, err // somebody else was quicker
 	}
 	if err := n.save(f); err != nil {
-		return err
+		return file{}, err
 	}
-	_, err = n.sync(ctx, f)
-	return err
+	return n.sync(ctx, f)
 }
 
 // Adopt is Add for an endpoint that is running already, unmarked and unpoliced: its
@@ -83,7 +84,7 @@ func (n Node) Adopt(ctx context.Context, settings Settings, r ident.Record) (add
 
 // add is Add with the lock held, or Adopt of a running endpoint.
 func (n Node) add(ctx context.Context, settings Settings, r ident.Record, running bool, sent func() (bool, error)) (ident.Record, error) {
-	f, changed, err := n.agree(settings)
+	f, changed, err := n.agree(ctx, settings)
 	if err != nil {
 		return ident.Record{}, err
 	}
@@ -106,7 +107,11 @@ func (n Node) add(ctx context.Context, settings Settings, r ident.Record, runnin
 	if err != nil {
 		return ident.Record{}, err
 	}
-	if r, err = n.Store.Reserve(settings.Layout, r); err != nil {
+	layout, err := mark.NewLayout(f.Mask)
+	if err != nil {
+		return ident.Record{}, err
+	}
+	if r, err = n.Store.Reserve(layout, r); err != nil {
 		return ident.Record{}, err
 	}
 	n.step("reserved")
@@ -123,7 +128,7 @@ func (n Node) add(ctx context.Context, settings Settings, r ident.Record, runnin
 	// sending, so its flows wait for the elements, as those of a running one do.
 	closed := r.Routed() && !running
 	if closed {
-		if err := n.unjudge(r, settings.Layout, before, sent); err != nil {
+		if err := n.unjudge(r, f.Mask, before, sent); err != nil {
 			return ident.Record{}, err
 		}
 	}
@@ -135,7 +140,7 @@ func (n Node) add(ctx context.Context, settings Settings, r ident.Record, runnin
 		return ident.Record{}, err
 	}
 	if !closed {
-		if err := n.unjudge(r, settings.Layout, before, sent); err != nil {
+		if err := n.unjudge(r, f.Mask, before, sent); err != nil {
 			return ident.Record{}, err
 		}
 	}
@@ -183,13 +188,13 @@ func (n Node) displaced(r ident.Record) (before, kept []ident.Record, err error)
 // unjudge makes the flows be judged that were there before the endpoint was: its
 // own, if it sent anything before its port was closed, and those of whoever had
 // its address and was not properly deleted.
-func (n Node) unjudge(r ident.Record, layout mark.Layout, before []ident.Record, sent func() (bool, error)) error {
+func (n Node) unjudge(r ident.Record, mask uint32, before []ident.Record, sent func() (bool, error)) error {
 	if len(before) == 0 {
 		if any, err := sent(); err != nil || !any {
 			return err
 		}
 	}
-	return conntrack.Unjudge(r.Addresses, layout.Mask())
+	return conntrack.Unjudge(r.Addresses, mask)
 }
 
 // bridgeFiltered refuses a policed endpoint on a bridge whose frames the rules

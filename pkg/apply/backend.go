@@ -61,6 +61,14 @@ const (
 // variants are the kinds that iptables enforces.
 var variants = map[Kind]iptables.Variant{IPTablesNFT: iptables.NFT, IPTablesLegacy: iptables.Legacy}
 
+// Backend is what the kind is of those that a configuration names.
+func (k Kind) Backend() config.Backend {
+	if k == NFTables {
+		return config.BackendNFTables
+	}
+	return config.BackendIPTables
+}
+
 func kindOf(v iptables.Variant) Kind { return Kind("iptables-" + string(v)) }
 
 func (n Node) backend(f file) Backend {

@@ -30,6 +30,8 @@ var (
 	ErrLayout = errors.New("iptablesMarkMask is not that of the node's endpoints")
 	// ErrNotFound: there is no such attachment, or its ADD never came to an end.
 	ErrNotFound = errors.New("attachment is not known")
+	// ErrTaken: bits of the mask belong to another program on the node, or no bits are free.
+	ErrTaken = errors.New("bits of iptablesMarkMask are another program's")
 )
 
 // Node is one node's state folder with the means to change what it enforces.
@@ -45,20 +47,26 @@ type Node struct {
 	// Step, if set, is called after each step of a change with its name: tests
 	// end the process there.
 	Step func(string)
+	// Warn, if set, is told what a mask that begins has in common with others, and need not
+	// be refused.
+	Warn func(string)
 }
 
 // Settings are the part of a network configuration that is the node's.
+//
+// Layout is zero where the node is to choose one. A zero Backend is that of no settings.
 type Settings struct {
-	Layout    mark.Layout
-	NodePorts []desired.PortRange
-	Backend   config.Backend
+	Layout        mark.Layout
+	MarkCollision config.MarkCollision
+	NodePorts     []desired.PortRange
+	Backend       config.Backend
 	// AllowTunnels lets endpoints send what the node's tunnels unwrap.
 	AllowTunnels bool
 }
 
 // SettingsOf takes the node's part out of a network configuration.
 func SettingsOf(c config.Config) Settings {
-	s := Settings{Layout: c.Layout, Backend: c.Backend, AllowTunnels: c.AllowTunnels}
+	s := Settings{Layout: c.Layout, MarkCollision: c.MarkCollision, Backend: c.Backend, AllowTunnels: c.AllowTunnels}
 	for _, r := range c.NodePorts {
 		s.NodePorts = append(s.NodePorts, desired.PortRange{First: r.First, Last: r.Last})
 	}
@@ -185,13 +193,13 @@ func (n Node) write(name string, v any) error {
 
 // agree loads node.json and makes it agree with settings, deciding the backend
 // if nobody has. What it changed is unsynced and not saved yet.
-func (n Node) agree(settings Settings) (f file, changed bool, err error) {
+func (n Node) agree(ctx context.Context, settings Settings) (f file, changed bool, err error) {
 	f, err = n.load()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return file{}, false, err
 	}
-	fresh := false
-	if f.Mask != settings.Layout.Mask() {
+	begins := false
+	if wanted := settings.Layout.Mask(); f.Mask == 0 || wanted != 0 && f.Mask != wanted {
 		empty, err := n.Store.Empty()
 		if err != nil {
 			return file{}, false, err
@@ -200,22 +208,12 @@ func (n Node) agree(settings Settings) (f file, changed bool, err error) {
 		case !empty && f.Mask == 0:
 			return file{}, false, fmt.Errorf("%w: %s is missing although there are attachments; %s", ident.ErrDamaged, ident.NodeFile, startOver)
 		case !empty:
-			return file{}, false, fmt.Errorf("%w: it is %#x and the node's endpoints were given IDs in %#x; podmarkd moves them once every network says so; without it set the mask back, or drain the node first", ErrLayout, settings.Layout.Mask(), f.Mask)
+			return file{}, false, fmt.Errorf("%w: it is %#x and the node's endpoints were given IDs in %#x; podmarkd moves them once every network says so; without it set the mask back, or drain the node first", ErrLayout, wanted, f.Mask)
 		}
-		f.Mask, f.Epoch, f.Indexed, changed = settings.Layout.Mask(), 1, true, true
-		// Of another mask, or of an earlier life of podmark.
-		if err := conntrack.ClearOthers(settings.Layout.ID(mark.None)); err != nil {
-			return file{}, false, err
-		}
-		fresh = true
+		begins = true
 	}
 	if f.AllowTunnels != settings.AllowTunnels {
 		f.AllowTunnels, changed = settings.AllowTunnels, true
-	}
-	if fresh { // no flow was judged, so nothing is narrowed
-		if f, err = f.fresh(); err != nil {
-			return file{}, false, err
-		}
 	}
 	if !slices.Equal(f.NodePorts, settings.NodePorts) {
 		f.NodePorts, changed = settings.NodePorts, true
@@ -229,6 +227,21 @@ func (n Node) agree(settings Settings) (f file, changed bool, err error) {
 	}
 	if f.Backend != backend {
 		f.Log, f.LogLacks = "", ""
+	}
+	if begins {
+		layout, err := n.begins(ctx, f, settings)
+		if err != nil {
+			return file{}, false, err
+		}
+		f.Mask, f.Epoch, f.Indexed, changed = layout.Mask(), 1, true, true
+		// Of another mask, or of an earlier life of podmark.
+		if err := conntrack.ClearOthers(layout.ID(mark.None)); err != nil {
+			return file{}, false, err
+		}
+		// No flow was judged, so nothing is narrowed.
+		if f, err = f.fresh(); err != nil {
+			return file{}, false, err
+		}
 	}
 	if changed {
 		f.Synced = false

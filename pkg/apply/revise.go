@@ -84,7 +84,7 @@ func (n Node) Revise(ctx context.Context, settings Settings, decide func([]ident
 }
 
 func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, []ident.Record) (Revision, error)) (Applied, error) {
-	if _, err := n.load(); errors.Is(err, fs.ErrNotExist) && settings.Layout.Mask() == 0 {
+	if _, err := n.load(); errors.Is(err, fs.ErrNotExist) && settings.Backend == "" {
 		return Applied{}, err
 	}
 	unlock, err := n.lock(ctx)
@@ -94,7 +94,7 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 	defer unlock()
 	f, err := n.load()
 	if errors.Is(err, fs.ErrNotExist) {
-		f, _, err = n.agree(settings)
+		f, _, err = n.agree(ctx, settings)
 	}
 	if err == nil && f.Moving != nil {
 		f, err = n.sync(ctx, f)

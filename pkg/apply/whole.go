@@ -11,8 +11,10 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply/conntrack"
 	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/mark"
 )
 
 type addr = netip.Addr
@@ -81,7 +83,11 @@ func (n Node) Kind() (Kind, error) {
 func (n Node) Preview(settings Settings, policies *desired.Policies) (desired.State, error) {
 	f, err := n.load()
 	if errors.Is(err, fs.ErrNotExist) {
-		f = file{Mask: settings.Layout.Mask(), Epoch: 1, NodePorts: settings.NodePorts, AllowTunnels: settings.AllowTunnels, Log: logged}
+		mask := settings.Layout.Mask()
+		if mask == 0 {
+			mask = config.DefaultMask // what is free is found out when it begins
+		}
+		f = file{Mask: mask, Epoch: 1, NodePorts: settings.NodePorts, AllowTunnels: settings.AllowTunnels, Log: logged}
 		f, err = f.fresh()
 	}
 	if err != nil {
@@ -231,12 +237,17 @@ func (n Node) Status(ctx context.Context, settings Settings) error {
 	if err != nil {
 		return fmt.Errorf("counting IDs: %w", err)
 	}
-	if capacity := settings.Layout.Capacity(); used >= capacity {
-		return fmt.Errorf("%w: all %d IDs of iptablesMarkMask %#x are taken", ident.ErrExhausted, capacity, settings.Layout.Mask())
-	}
 	f, err := n.load()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
+	}
+	if settings.Layout.Mask() == 0 && f.Mask != 0 {
+		if settings.Layout, err = mark.NewLayout(f.Mask); err != nil {
+			return err
+		}
+	}
+	if capacity := settings.Layout.Capacity(); settings.Layout.Mask() != 0 && used >= capacity {
+		return fmt.Errorf("%w: all %d IDs of iptablesMarkMask %#x are taken", ident.ErrExhausted, capacity, settings.Layout.Mask())
 	}
 	if f.Mask != 0 && f.Mask != settings.Layout.Mask() {
 		if empty, err := n.Store.Empty(); err != nil || !empty {

@@ -51,6 +51,19 @@ const (
 	BackendIPTables Backend = "iptables"
 )
 
+// MarkCollision says what becomes of the first endpoint of a node on which bits of the
+// mask belong to another program.
+type MarkCollision string
+
+// The values of the key "markCollision".
+const (
+	CollisionRefuse MarkCollision = "refuse" // where it would be judged wrongly
+	CollisionWarn   MarkCollision = "warn"
+)
+
+// MaskAuto is the value of "iptablesMarkMask" by which the node chooses.
+const MaskAuto = "auto"
+
 // PortRange is an inclusive range of ports, 1 to 65535.
 type PortRange struct{ First, Last uint16 }
 
@@ -58,10 +71,12 @@ type PortRange struct{ First, Last uint16 }
 type Config struct {
 	CNIVersion string
 	Network    string
-	Layout     mark.Layout
-	NodePorts  []PortRange
-	Backend    Backend
-	Policy     Policy
+	// Layout is zero where the node chooses one, and keeps it.
+	Layout        mark.Layout
+	MarkCollision MarkCollision
+	NodePorts     []PortRange
+	Backend       Backend
+	Policy        Policy
 	// FailOpen lets a pod start without its policy when podmarkd cannot be asked. Only
 	// PolicyKubernetes has it.
 	FailOpen bool
@@ -126,6 +141,7 @@ type raw struct {
 	CNIVersion         json.RawMessage `json:"cniVersion"`
 	Name               json.RawMessage `json:"name"`
 	IPTablesMarkMask   json.RawMessage `json:"iptablesMarkMask"`
+	MarkCollision      json.RawMessage `json:"markCollision"`
 	KubeNodePortRanges json.RawMessage `json:"kubeNodePortRanges"`
 	Backend            json.RawMessage `json:"backend"`
 	Policy             json.RawMessage `json:"policy"`
@@ -155,6 +171,7 @@ func Parse(stdin []byte) (Config, error) {
 		read(&c.CNIVersion, "cniVersion", in.CNIVersion, "", cniVersion),
 		read(&c.Network, "name", in.Name, nil, networkName),
 		read(&c.Layout, "iptablesMarkMask", in.IPTablesMarkMask, fmt.Sprintf("%#x", uint32(DefaultMask)), maskLayout),
+		read(&c.MarkCollision, "markCollision", in.MarkCollision, string(CollisionRefuse), oneOf(CollisionRefuse, CollisionWarn)),
 		read(&c.NodePorts, "kubeNodePortRanges", in.KubeNodePortRanges, []any{DefaultNodePortRange}, portRanges),
 		read(&c.Backend, "backend", in.Backend, string(BackendAuto), oneOf(BackendAuto, BackendNFTables, BackendIPTables)),
 		read(&c.Policy, "policy", in.Policy, string(PolicyNone), oneOf(PolicyNone, PolicyFiles, PolicyKubernetes)),
@@ -260,7 +277,10 @@ func networkName(v any) (name, want string, err error) {
 }
 
 func maskLayout(v any) (mark.Layout, string, error) {
-	const want = "a 32-bit mask of at least two bits outside kube-proxy's 0xc000, as a number or a string such as \"0xffff0000\""
+	const want = "a 32-bit mask of at least two bits outside kube-proxy's 0xc000, as a number or a string such as \"0xffff0000\", or \"auto\""
+	if v == MaskAuto {
+		return mark.Layout{}, "", nil
+	}
 	var text string
 	switch v := v.(type) {
 	case string:

@@ -34,9 +34,9 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := config.Config{
-		CNIVersion:   "1.1.0",
-		Network:      "net",
-		Layout:       layout,
+		CNIVersion: "1.1.0",
+		Network:    "net",
+		Layout:     layout, MarkCollision: config.CollisionRefuse,
 		NodePorts:    []config.PortRange{{First: 30000, Last: 32767}},
 		Backend:      config.BackendAuto,
 		Policy:       config.PolicyNone,
@@ -83,6 +83,9 @@ func TestAccepted(t *testing.T) {
 		{"iptablesMarkMask", `3`, mask, uint32(3)},
 		{"iptablesMarkMask", `"0x80000001"`, mask, uint32(0x80000001)},
 		{"iptablesMarkMask", `"0xffff3fff"`, mask, uint32(0xffff3fff)},
+		{"iptablesMarkMask", `"auto"`, mask, uint32(0)},
+		{"markCollision", `"refuse"`, func(c config.Config) any { return c.MarkCollision }, config.CollisionRefuse},
+		{"markCollision", `"warn"`, func(c config.Config) any { return c.MarkCollision }, config.CollisionWarn},
 		{"kubeNodePortRanges", `["30000:32767"]`, ranges, []config.PortRange{{30000, 32767}}},
 		{"kubeNodePortRanges", `["30000-32767", 80, "443", "1:65535", "7:7"]`, ranges, []config.PortRange{{30000, 32767}, {80, 80}, {443, 443}, {1, 65535}, {7, 7}}},
 		{"kubeNodePortRanges", `[]`, ranges, []config.PortRange{}},
@@ -279,7 +282,7 @@ func FuzzParse(f *testing.F) {
 		if c.Network == "" || len(c.Network) > 255 || strings.ContainsAny(c.Network, "/ \n\x00") || c.Network[0] == '.' {
 			t.Errorf("network %q", c.Network)
 		}
-		if c.Layout.Capacity() < 2 || c.Layout.Mask()&mark.KubeProxy != 0 {
+		if c.Layout.Mask() != 0 && c.Layout.Capacity() < 2 || c.Layout.Mask()&mark.KubeProxy != 0 {
 			t.Errorf("mask %#x", c.Layout.Mask())
 		}
 		for _, r := range c.NodePorts {

@@ -180,7 +180,7 @@ func checkSettings(f Facts) []Finding {
 			Mend:     "podmarkctl doctor --state-dir " + quote(dir),
 		})
 	}
-	if now := f.State.Layout.Mask(); now != 0 && now != first.Config.Layout.Mask() && len(f.State.Records) > 0 {
+	if now := f.State.Layout.Mask(); now != 0 && !agree(now, first.Config.Layout.Mask()) && len(f.State.Records) > 0 {
 		out = append(out, Finding{
 			Severity: Error,
 			What:     fmt.Sprintf("the conflist has iptablesMarkMask %#x, and the node's endpoints have IDs in %#x", first.Config.Layout.Mask(), now),
@@ -204,6 +204,9 @@ func checkSettings(f Facts) []Finding {
 			{"allowTunnels", first.Config.AllowTunnels, n.Config.AllowTunnels},
 			{"stateDir", first.Config.StateDir, n.Config.StateDir},
 		} {
+			if a, ok := k.first.(uint32); ok && agree(a, k.here.(uint32)) {
+				continue
+			}
 			if !reflect.DeepEqual(k.first, k.here) {
 				keys[k.key] = valueOf(first.Entry, k.key)
 				differ = append(differ, k.key)
@@ -220,6 +223,10 @@ func checkSettings(f Facts) []Finding {
 	}
 	return out
 }
+
+// agree reports whether two masks are no contradiction: one that the node chooses is 0,
+// and is any that another network names.
+func agree(a, b uint32) bool { return a == b || a == 0 || b == 0 }
 
 // valueOf is the value of a key in an entry as it stands there; nil without one.
 func valueOf(entry json.RawMessage, key string) any {

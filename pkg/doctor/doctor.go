@@ -54,7 +54,7 @@ type Check struct {
 // Checks are all checks, in the order in which their findings come: what keeps pods
 // from being policed first.
 func Checks() []Check {
-	cni, rules := []Part{PartConflists}, []Part{PartNFTables, PartLegacy, PartLinks}
+	cni, rules := []Part{PartConflists}, []Part{PartNFTables, PartLegacy, PartLinks, PartLookups}
 	return []Check{
 		{"state", "a file of the state folder is damaged, or the state of what is in the kernel is gone", []Part{PartState, PartNFTables, PartLegacy, PartLinks}, checkState},
 		{"backend", "the kernel or the node lacks what the backend needs", []Part{PartKernel}, checkBackend},
@@ -72,7 +72,8 @@ func Checks() []Check {
 		{"ipvs-conntrack", "IPVS is in use and does not track its connections", []Part{PartServices, PartSysctls}, checkIPVS},
 		{"bridge-netfilter", "frames between the policed pods of a bridge pass no hook", []Part{PartState, PartSysctls}, checkBridge},
 		{"mark-users", "a well-known program on this node uses bits of the mask", rules, checkUsers},
-		{"mark-rules", "a rule of somebody else's writes bits of the mask, or all bits", rules, checkRules},
+		{"mark-rules", "a rule of somebody else's writes bits of the mask where they matter", rules, checkRules},
+		{"mark-compares", "a rule, route or service of somebody else's asks for a mark where a pod's ID is in it", rules, checkCompares},
 		{"notrack", "a rule of somebody else's keeps pods' packets out of conntrack", []Part{PartNFTables, PartLegacy, PartState}, checkNoTrack},
 		{"flowtable", "a flowtable carries live connections of pods past the policy in force", []Part{PartOffload}, checkOffload},
 		{"iptables-mix", "both variants of iptables have rules", []Part{PartNFTables, PartLegacy}, checkMix},

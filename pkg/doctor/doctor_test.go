@@ -15,6 +15,7 @@ import (
 	"github.com/podmark/podmark/pkg/conflist"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/doctor"
+	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/pkg/node"
@@ -99,22 +100,22 @@ func TestHealthy(t *testing.T) {
 // Each well-known user is found by each of its traces, where its bits are among the
 // mask's, and not where they are not.
 func TestUsers(t *testing.T) {
-	for _, u := range doctor.Users() {
+	for _, u := range foreign.Users() {
 		var traces []func(*doctor.Facts)
 		for _, name := range u.Chains {
-			for _, origin := range []doctor.Origin{doctor.NFTables, doctor.Legacy} {
+			for _, origin := range []foreign.Origin{foreign.NFTables, foreign.Legacy} {
 				traces = append(traces, func(f *doctor.Facts) {
-					f.Chains = append(f.Chains, doctor.Chain{Origin: origin, Family: "ip", Table: "filter", Name: name + "X"})
+					f.Chains = append(f.Chains, foreign.Chain{Origin: origin, Family: "ip", Table: "filter", Name: name + "X"})
 				})
 			}
 		}
 		for _, name := range u.Tables {
 			traces = append(traces, func(f *doctor.Facts) {
-				f.Chains = append(f.Chains, doctor.Chain{Origin: doctor.NFTables, Family: "inet", Table: name, Name: "x"})
+				f.Chains = append(f.Chains, foreign.Chain{Origin: foreign.NFTables, Family: "inet", Table: name, Name: "x"})
 			})
 		}
 		for _, name := range u.Links {
-			traces = append(traces, func(f *doctor.Facts) { f.Links = append(f.Links, doctor.Link{Name: name}) })
+			traces = append(traces, func(f *doctor.Facts) { f.Links = append(f.Links, foreign.Link{Name: name}) })
 		}
 		over, beside := u.Bits&^mark.KubeProxy|0x3, ^u.Bits&^mark.KubeProxy
 		for i, trace := range traces {
@@ -139,17 +140,17 @@ func TestUsers(t *testing.T) {
 // In the chains of a user that says by rules which bits it has, those count: a
 // FelixConfiguration may have given Calico others.
 func TestUserWithOtherBits(t *testing.T) {
-	chain := doctor.Chain{Origin: doctor.NFTables, Family: "ip", Table: "mangle", Name: "cali-PREROUTING"}
+	chain := foreign.Chain{Origin: foreign.NFTables, Family: "ip", Table: "mangle", Name: "cali-PREROUTING"}
 	for bits, mask := range map[uint32]uint32{0xff000000: 0x00ff0000, 0x00ff0000: 0xff000000} {
 		f := healthy(t, mask)
-		f.Chains = []doctor.Chain{chain}
-		f.Rules = []doctor.Rule{{Chain: chain, Handle: 7, Writes: []doctor.Write{{Field: doctor.PacketMark, Bits: bits, Text: "MARK"}}}}
+		f.Chains = []foreign.Chain{chain}
+		f.Rules = []foreign.Rule{{Chain: chain, Handle: 7, Writes: []foreign.Write{{Field: foreign.PacketMark, Bits: bits, Text: "MARK"}}}}
 		if names := found(f); len(names) != 0 {
 			t.Errorf("Calico with %#x beside %#x: %q", bits, mask, names)
 		}
 		f = healthy(t, bits)
-		f.Chains = []doctor.Chain{chain}
-		f.Rules = []doctor.Rule{{Chain: chain, Handle: 7, Writes: []doctor.Write{{Field: doctor.PacketMark, Bits: bits, Text: "MARK"}}}}
+		f.Chains = []foreign.Chain{chain}
+		f.Rules = []foreign.Rule{{Chain: chain, Handle: 7, Writes: []foreign.Write{{Field: foreign.PacketMark, Bits: bits, Text: "MARK"}}}}
 		only(t, f, "mark-users", "Calico", "rule 7 of chain ip mangle cali-PREROUTING")
 	}
 }
@@ -158,7 +159,7 @@ func TestUserWithOtherBits(t *testing.T) {
 func TestProposedMask(t *testing.T) {
 	f := healthy(t, 0xffff0000)
 	f.State.Records = nil
-	f.Links = []doctor.Link{{Name: "tailscale0"}, {Name: "kubespan"}}
+	f.Links = []foreign.Link{{Name: "tailscale0"}, {Name: "kubespan"}}
 	mend := only(t, f, "mark-users", "Tailscale").Mend
 	m := regexp.MustCompile(`"iptablesMarkMask":"(0x[0-9a-f]+)"`).FindStringSubmatch(mend)
 	if m == nil {
@@ -168,8 +169,8 @@ func TestProposedMask(t *testing.T) {
 	if err != nil || mask&(0xff0000|0x60|mark.KubeProxy) != 0 {
 		t.Errorf("%#x, %v", mask, err)
 	}
-	f.Links = append(f.Links, doctor.Link{Name: "cilium_host"})
-	f.Chains = []doctor.Chain{{Origin: doctor.Legacy, Family: "ip", Table: "nat", Name: "CNI-HOSTPORT-DNAT"}}
+	f.Links = append(f.Links, foreign.Link{Name: "cilium_host"})
+	f.Chains = []foreign.Chain{{Origin: foreign.Legacy, Family: "ip", Table: "nat", Name: "CNI-HOSTPORT-DNAT"}}
 	for _, x := range doctor.Examine(f) { // one bit is left
 		if !strings.HasPrefix(x.Mend, "# no two bits are free") {
 			t.Errorf("%+v", x)
@@ -221,7 +222,7 @@ func TestRare(t *testing.T) {
 func TestUnread(t *testing.T) {
 	for _, part := range []doctor.Part{
 		doctor.PartState, doctor.PartLeaked, doctor.PartKernel, doctor.PartDaemon, doctor.PartConflists, doctor.PartServices,
-		doctor.PartSysctls, doctor.PartLinks, doctor.PartNFTables, doctor.PartLegacy, doctor.PartConntrack,
+		doctor.PartSysctls, doctor.PartLinks, doctor.PartNFTables, doctor.PartLegacy, doctor.PartLookups, doctor.PartConntrack,
 	} {
 		f := healthy(t, 0xffff0000)
 		f.Unread = []doctor.Unread{{Part: part, Err: errors.New("for a reason"), Mend: "do this"}}

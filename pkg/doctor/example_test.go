@@ -3,7 +3,9 @@ package doctor_test
 import (
 	"fmt"
 
+	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/doctor"
+	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/pkg/mark"
 )
 
@@ -14,15 +16,18 @@ func Example() {
 		return
 	}
 	// Gather reads these off a node.
-	facts := doctor.Facts{State: doctor.State{Ran: true, Layout: layout}}
-	facts.Chains, facts.Rules = doctor.ParseLegacy("ip", `*mangle
+	facts := doctor.Facts{StateDir: config.DefaultStateDir, ConfDir: doctor.DefaultConfDir, BinDir: doctor.DefaultBinDir, State: doctor.State{Ran: true, Layout: layout}}
+	facts.Chains, facts.Rules = foreign.ParseLegacy("ip", `*mangle
 :PREROUTING ACCEPT [0:0]
--A PREROUTING -i wg0 -j MARK --set-xmark 0x1/0xffffffff
+:POSTROUTING ACCEPT [0:0]
+-A PREROUTING -i wg0 -j MARK --set-xmark 0x10000/0x10000
+-A POSTROUTING -o wg0 -j CONNMARK --set-xmark 0x20000/0x20000
 COMMIT
 `)
 	for _, f := range doctor.Examine(facts) {
-		fmt.Printf("%s: %s\n", f.Check, f.Mend)
+		fmt.Printf("%s: %s\n%s\n", f.Severity, f.Check, f.Mend)
 	}
 	// Output:
-	// mark-rules: iptables-legacy -t mangle -D PREROUTING -i wg0 -j MARK --set-xmark 0x1/0xffffffff
+	// error: mark-rules
+	// printf '%s\n' '{"iptablesMarkMask":"0xfffc1800","type":"podmark"}' | podmarkd install --entry /proc/self/fd/0
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/conflist"
 	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/pkg/node"
@@ -26,9 +27,10 @@ const (
 	PartConflists Part = "the network configurations"
 	PartServices  Part = "IPVS and the node's addresses"
 	PartSysctls   Part = "kernel parameters"
-	PartLinks     Part = "links"
-	PartNFTables  Part = "nf_tables"
-	PartLegacy    Part = "iptables-legacy"
+	PartLinks     Part = Part(foreign.PartLinks)
+	PartNFTables  Part = Part(foreign.PartNFTables)
+	PartLegacy    Part = Part(foreign.PartLegacy)
+	PartLookups   Part = Part(foreign.PartLookups)
 	PartConntrack Part = "the size of conntrack"
 	PartOffload   Part = "flows in flowtables"
 )
@@ -61,9 +63,8 @@ type Facts struct {
 	Networks        []Network // those with podmark, the active one first
 	Plugin          error     // why the plugin's file cannot be executed
 	PluginMissing   bool
-	Links           []Link
-	Chains          []Chain
-	Rules           []Rule // those of others that do something that matters here
+	// What others do to marks; what could not be read of it is in Unread of the facts.
+	foreign.Report
 	Tracked, Tracks uint64 // entries of conntrack, and how many there may be; 0 for no limit
 	// Flowtables are those of the node, and Unjudged is how many flows they carry past the
 	// hooks of which the policy in force may forbid some.
@@ -109,21 +110,18 @@ type Network struct {
 	Err    error
 }
 
-// Link is a link of the node.
-type Link struct {
-	Name  string
-	Group uint32
-}
-
 // mask is the mask in force, or the one that the next endpoint will have: without
-// any, that of the conflist.
+// any, that of the conflist, or the one that it would be given.
 func (f Facts) mask() mark.Layout {
 	active, ok := f.active()
 	switch now := f.State.Layout; {
-	case ok && active.Err == nil && len(f.State.Records) == 0:
+	case ok && active.Err == nil && len(f.State.Records) == 0 && active.Config.Layout.Mask() != 0:
 		return active.Config.Layout
 	case now.Mask() != 0:
 		return now
+	}
+	if free, any := f.Free(); ok && active.Err == nil && any {
+		return free
 	}
 	layout, _ := mark.NewLayout(config.DefaultMask) // valid
 	return layout

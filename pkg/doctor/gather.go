@@ -3,7 +3,6 @@ package doctor
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"net"
 	"os"
@@ -11,13 +10,12 @@ import (
 	"strings"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/port"
 	"github.com/podmark/podmark/pkg/config"
-	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/node"
 )
@@ -47,13 +45,14 @@ func Gather(ctx context.Context, o Options) Facts {
 			f.note(PartSysctls, errors.New(s.Error), asRoot)
 		}
 	}
-	f.note(PartLinks, f.readLinks(), asRoot)
-	chains, rules, err := readNFTables()
-	f.Chains, f.Rules = append(f.Chains, chains...), append(f.Rules, rules...)
-	f.note(PartNFTables, err, asRoot)
-	chains, rules, err = readLegacy(ctx)
-	f.Chains, f.Rules = append(f.Chains, chains...), append(f.Rules, rules...)
-	f.note(PartLegacy, err, "apt-get install iptables")
+	f.Report = foreign.Read(ctx)
+	for _, p := range foreign.Parts() {
+		mend := asRoot
+		if p == foreign.PartLegacy {
+			mend = "apt-get install iptables"
+		}
+		f.note(Part(p), f.Report.Unread[p], mend)
+	}
 	f.note(PartConntrack, f.readConntrack(), asRoot)
 	if f.State.Ran {
 		f.Flowtables, f.Unjudged, err = o.Node.Offloaded()
@@ -146,10 +145,7 @@ func (f *Facts) readUsable(ctx context.Context, n apply.Node) {
 	if !ok || active.Err != nil {
 		return
 	}
-	settings := apply.Settings{Layout: active.Config.Layout, Backend: active.Config.Backend}
-	for _, r := range active.Config.NodePorts {
-		settings.NodePorts = append(settings.NodePorts, desired.PortRange{First: r.First, Last: r.Last})
-	}
+	settings := apply.SettingsOf(active.Config)
 	// What else keeps an ADD from succeeding other checks find.
 	if err := n.Status(ctx, settings); errors.Is(err, apply.ErrBackend) {
 		f.State.Backend = err
@@ -183,17 +179,6 @@ func (f *Facts) readSockets(ctx context.Context) {
 		}
 		f.Sockets[n.Config.DaemonSocket] = err
 	}
-}
-
-func (f *Facts) readLinks() error {
-	links, err := netlink.LinkList()
-	if err != nil {
-		return fmt.Errorf("listing links: %w", err)
-	}
-	for _, l := range links {
-		f.Links = append(f.Links, Link{l.Attrs().Name, l.Attrs().Group})
-	}
-	return nil
 }
 
 // readConntrack reads how full conntrack is; a kernel without it has nothing.

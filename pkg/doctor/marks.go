@@ -1,55 +1,99 @@
 package doctor
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
 
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/pkg/ident"
 )
 
-const whyBits = "these bits carry the ID of the pod in the packet mark, and the policy under which a flow was allowed in the conntrack mark: when others write them, a packet passes for another pod's, or for one that was judged"
+const (
+	whyForged = "these bits carry the ID of the pod in the packet mark, and the policy under which a flow was allowed in the conntrack mark: when others write them there, a packet passes for another pod's, or a flow for one that was judged"
+	whyShared = "verdicts stay right, but podmark writes these bits of packets to the node and to services, and takes them off again: what the other program had in them is lost, and what it does elsewhere may come in between. With bits of their own neither minds the other"
+	whySeen   = "until the ID is taken off again, the packet is not the one that is asked for: a whole mark with an ID in it equals no other, and an ID can equal what others mean by these bits. So their rule, route or service does not hold for these packets, or holds for others"
+)
+
+// backend is what enforces, or would for the next endpoint.
+func (f Facts) backend() config.Backend {
+	if f.State.Kind != "" {
+		return f.State.Kind.Backend()
+	}
+	if n, ok := f.active(); ok && n.Err == nil && n.Config.Backend == config.BackendIPTables {
+		return config.BackendIPTables
+	}
+	return config.BackendNFTables
+}
+
+// collisions are those of well-known programs, or of rules of nobody known.
+func (f Facts) collisions(known bool) []foreign.Collision {
+	all := f.Collisions(f.backend(), f.mask().Mask())
+	return slices.DeleteFunc(all, func(c foreign.Collision) bool { return (c.User.Name != "") != known })
+}
 
 func checkUsers(f Facts) []Finding {
 	var out []Finding
-	for _, u := range seenUsers(f) {
-		overlap := u.bits & f.mask().Mask()
-		if overlap == 0 {
-			continue
-		}
-		what := fmt.Sprintf("%s (%s) uses the bits %#x, and podmark's mask %#x has %#x of them", u.Name, u.by, u.bits, f.mask().Mask(), overlap)
-		if len(u.rules) > 0 {
-			what += fmt.Sprintf(", as in %s", u.rules[0])
-		}
-		out = append(out, Finding{Severity: Error, What: what, Why: whyBits, Mend: otherMask(f, u.Move)})
+	for _, c := range f.collisions(true) {
+		out = append(out, colliding(c, otherMask(f, c.User.Move)))
 	}
 	return out
 }
 
 func checkRules(f Facts) []Finding {
 	var out []Finding
-	mask := f.mask().Mask()
-	for _, r := range f.Rules {
-		for _, w := range r.Writes {
-			if w.Bits&mask == 0 {
-				continue
-			}
-			known := slices.ContainsFunc(Users(), func(u User) bool { return u.has(r.Chain) })
-			switch {
-			case w.Bits == all:
-				out = append(out, Finding{
-					Severity: Error, Why: whyBits,
-					What: fmt.Sprintf("%s writes all of %s, without a mask: %s. Have whoever wrote it leave the bits %#x alone, or it comes back", r, w.Field, w.Text, mask),
-					Mend: r.remove(),
-				})
-			case !known: // that of a known one is a finding of checkUsers
-				out = append(out, Finding{
-					Severity: Error, Why: whyBits,
-					What: fmt.Sprintf("%s writes %#x of podmark's mask %#x in %s: %s", r, w.Bits&mask, mask, w.Field, w.Text),
-					Mend: otherMask(f),
-				})
-			}
+	for _, c := range f.collisions(false) {
+		mend := otherMask(f)
+		if c.Whole {
+			mend = fmt.Sprintf("# no other mask helps: have whoever wrote the rule give it one, %#x or less of it, as podmark does; iptables: --set-xmark, --nfmask and --ctmask; nft: and, or", ^f.mask().Mask())
 		}
+		out = append(out, colliding(c, mend))
+	}
+	return out
+}
+
+func colliding(c foreign.Collision, mend string) Finding {
+	found := Finding{Severity: Error, What: c.String(), Why: whyForged, Mend: mend}
+	if c.Harm != foreign.Forged {
+		found.Severity, found.Why = Warning, whyShared
+	}
+	return found
+}
+
+func checkCompares(f Facts) []Finding {
+	var out []Finding
+	backend, mask := f.backend(), f.mask().Mask()
+	note := func(severity Severity, what string, compared uint32, elsewhere bool) {
+		found := Finding{Severity: severity, What: what, Why: whySeen}
+		switch {
+		case elsewhere && backend == config.BackendIPTables:
+			found.Mend = install(f, map[string]any{"backend": "nftables"})
+		case compared != foreign.All:
+			found.Mend = otherMask(f)
+		default:
+			found.Mend = fmt.Sprintf("# have whoever wrote it compare with a mask, %#x or less of it", ^mask)
+		}
+		out = append(out, found)
+	}
+	without := f.Comparisons(config.BackendNFTables, mask)
+	for _, c := range f.Comparisons(backend, mask) {
+		still := slices.ContainsFunc(without, func(o foreign.Comparison) bool { return o.Rule.String() == c.Rule.String() })
+		note(Warning, fmt.Sprintf("%s, in %s, where a pod's ID is in the packet mark, asks for %s", c.Rule, c.Place, c.Compare), c.Compare.Mask, !still)
+	}
+	for _, l := range f.Lookups {
+		if !l.Breaks(backend, mask) {
+			continue
+		}
+		if l.Kind != foreign.IPVSService {
+			note(Warning, fmt.Sprintf("%s is for a packet mark, and there may be a pod's ID in it", l.Text), l.Mask, !l.Breaks(config.BackendNFTables, mask))
+			continue
+		}
+		out = append(out, Finding{
+			Severity: Error, What: fmt.Sprintf("%s gets no packet: IPVS compares the whole packet mark, and podmark's ID is in it", l.Text), Why: whySeen,
+			Mend: "# give the service an address and a port in place of a firewall mark; kube-router: without the annotation kube-router.io/service.dsr",
+		})
 	}
 	return out
 }
@@ -57,14 +101,14 @@ func checkRules(f Facts) []Finding {
 func checkNoTrack(f Facts) []Finding {
 	var out []Finding
 	for _, r := range f.Rules {
-		if !r.NoTrack || r.Loopback || !r.reaches(f) {
+		if !r.NoTrack || r.Loopback || !reaches(r, f) {
 			continue
 		}
 		out = append(out, Finding{
 			Severity: Warning,
-			What:     fmt.Sprintf("%s keeps packets out of conntrack, and can be for those of podmark's pods. Have whoever wrote it leave them out, or it comes back", r),
+			What:     fmt.Sprintf("%s keeps packets out of conntrack, and can be for those of podmark's pods", r),
 			Why:      "a reply that is not tracked is not known as one: it is judged as if the pod had begun, and so are services that IPVS answers",
-			Mend:     r.remove(),
+			Mend:     "# have whoever wrote the rule leave out the addresses of podmark's pods, which 'podmarkctl list' shows; their other traffic may stay untracked",
 		})
 	}
 	return out
@@ -72,11 +116,20 @@ func checkNoTrack(f Facts) []Finding {
 
 // reaches reports whether the rule can be for an endpoint's packets: it is for
 // any address, or for an endpoint's.
-func (r Rule) reaches(f Facts) bool {
+func reaches(r foreign.Rule, f Facts) bool {
 	if !r.Source.IsValid() && !r.Destination.IsValid() {
 		return true
 	}
 	return slices.ContainsFunc(f.State.Records, func(e ident.Record) bool {
 		return slices.ContainsFunc(e.Addresses, func(a netip.Addr) bool { return r.Source.Contains(a) || r.Destination.Contains(a) })
 	})
+}
+
+// otherMask is the command that gives podmark other bits.
+func otherMask(f Facts, move ...string) string {
+	free, ok := f.Free()
+	if !ok {
+		return "# no two bits are free; change " + cmp.Or(cmp.Or(move...), "the bits of the other program, or take it off this node")
+	}
+	return remasked(f, install(f, map[string]any{"iptablesMarkMask": fmt.Sprintf("%#x", free.Mask())}))
 }

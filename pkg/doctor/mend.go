@@ -85,3 +85,14 @@ func write(path string, content []byte) string {
 	tmp := filepath.Join(filepath.Dir(path), ".podmark-doctor.tmp")
 	return fmt.Sprintf("(umask 077; printf %%s %s >%s) && mv %s %s", quote(string(content)), quote(tmp), quote(tmp), quote(path))
 }
+
+// quote makes s one word of a shell.
+func quote(s string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_-./:,=+@%!", r)
+	}
+	if s != "" && !strings.ContainsFunc(s, func(r rune) bool { return !plain(r) }) {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}

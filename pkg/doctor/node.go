@@ -41,7 +41,7 @@ func checkState(f Facts) []Finding {
 // leftInKernel names the first thing of podmark's that is there; empty for none.
 func leftInKernel(f Facts) string {
 	for _, c := range f.Chains {
-		if c.own() {
+		if c.Own() {
 			return fmt.Sprintf("chain %s %s %s", c.Family, c.Table, c.Name)
 		}
 	}

@@ -3,46 +3,31 @@ package doctor
 import (
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/foreign"
 )
 
 func checkMix(f Facts) []Finding {
-	count := map[Origin]int{}
+	count := map[foreign.Origin]int{}
 	for _, c := range f.Chains {
-		if c.ofIPTables() && !c.own() {
+		if c.OfIPTables() && !c.Own() {
 			count[c.Origin] += c.Rules
 		}
 	}
-	if count[Legacy] == 0 || count[NFTables] == 0 {
+	if count[foreign.Legacy] == 0 || count[foreign.NFTables] == 0 {
 		return nil
 	}
-	fewer := Legacy
-	if kubelet, ok := kubeletVariant(f); ok && kubelet == Legacy || !ok && count[NFTables] < count[Legacy] {
-		fewer = NFTables
+	fewer := "legacy"
+	if kubelet, ok := kubeletVariant(f); ok && kubelet == foreign.Legacy || !ok && count[foreign.NFTables] < count[foreign.Legacy] {
+		fewer = "nft"
 	}
 	return []Finding{{
 		Severity: Warning,
-		What:     fmt.Sprintf("iptables-legacy has %d rules and iptables-nft %d; the kernel asks both", count[Legacy], count[NFTables]),
-		Why:      "what looks allowed or marked in one is dropped or marked again in the other, and each variant shows its own rules only. Most often those of one were left by a program that has changed to the other; see whose they are before you take them away",
-		Mend:     emptied(f, fewer),
+		What:     fmt.Sprintf("iptables-legacy has %d rules and iptables-nft %d; the kernel asks both", count[foreign.Legacy], count[foreign.NFTables]),
+		Why:      "what looks allowed or marked in one is dropped or marked again in the other, and each variant shows its own rules only. Most often those of one were left by a program that has changed to the other",
+		Mend:     fmt.Sprintf("iptables-%[1]s-save; ip6tables-%[1]s-save  # whose are these? Have that program use the other variant; a reboot takes away what one has left", fewer),
 	}}
-}
-
-// emptied is the command that takes the rules of others out of a variant.
-func emptied(f Facts, o Origin) string {
-	var commands []string
-	for _, c := range f.Chains {
-		if c.Origin != o || !c.ofIPTables() || c.own() || c.Rules == 0 {
-			continue
-		}
-		commands = append(commands, c.command()+" -F "+quote(c.Name))
-	}
-	if enforces[f.State.Kind] == o {
-		commands = append(commands, ctl(f, "gc")) // puts podmark's hooks back
-	}
-	return strings.Join(commands, " && ")
 }
 
 // hints are the chains in mangle by which the kubelet tells which variant it uses.
@@ -50,24 +35,24 @@ var hints = []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}
 
 // kubeletVariant is the firewall that has the kubelet's chains; false when none or
 // both have.
-func kubeletVariant(f Facts) (Origin, bool) {
-	found := map[Origin]bool{}
+func kubeletVariant(f Facts) (foreign.Origin, bool) {
+	found := map[foreign.Origin]bool{}
 	for _, c := range f.Chains {
-		if c.ofIPTables() && c.Table == "mangle" && slices.Contains(hints, c.Name) {
+		if c.OfIPTables() && c.Table == "mangle" && slices.Contains(hints, c.Name) {
 			found[c.Origin] = true
 		}
 	}
 	if len(found) != 1 {
 		return "", false
 	}
-	if found[Legacy] {
-		return Legacy, true
+	if found[foreign.Legacy] {
+		return foreign.Legacy, true
 	}
-	return NFTables, true
+	return foreign.NFTables, true
 }
 
 // enforces are the backends that iptables shows, by where their rules are.
-var enforces = map[apply.Kind]Origin{apply.IPTablesNFT: NFTables, apply.IPTablesLegacy: Legacy}
+var enforces = map[apply.Kind]foreign.Origin{apply.IPTablesNFT: foreign.NFTables, apply.IPTablesLegacy: foreign.Legacy}
 
 func checkVariant(f Facts) []Finding {
 	kubelet, found := kubeletVariant(f)

@@ -3,9 +3,7 @@ package node
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
-	"os"
 	"slices"
 
 	"github.com/moby/ipvs"
@@ -13,6 +11,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/foreign"
 )
 
 // Mode is how the node's services are done.
@@ -101,29 +100,11 @@ func readServices() (facts, error) {
 	return f, err
 }
 
-// ipvsTable is there while the kernel has IPVS loaded.
-const ipvsTable = "/proc/net/ip_vs"
-
-// withIPVS hands IPVS to f, and tells whether the kernel has it loaded. The library
-// loads the module when it is asked, which is for kube-proxy to decide: so it is asked
-// only where IPVS is loaded.
-func withIPVS(f func(*ipvs.Handle) error) (loaded bool, err error) {
-	if _, err := os.Stat(ipvsTable); errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	h, err := ipvs.New("")
-	if err != nil {
-		return true, fmt.Errorf("connecting to IPVS: %w", err)
-	}
-	defer h.Close()
-	return true, f(h)
-}
-
 // readIPVS reads the table of IPVS. A service that goes by a fwmark has no port
 // of its own.
 func readIPVS() ([]service, error) {
 	var out []service
-	_, err := withIPVS(func(h *ipvs.Handle) error {
+	_, err := foreign.WithIPVS(func(h *ipvs.Handle) error {
 		list, err := h.GetServices()
 		if err != nil {
 			return fmt.Errorf("reading the services of IPVS: %w", err)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/pkg/ident"
 )
 
@@ -69,7 +70,11 @@ type Look struct {
 	// FelixMask is Calico's mask where it is not the node's, whose mask is Mask.
 	FelixMask *uint32
 	Mask      uint32
-	Kept      apply.Kept
+	// Collisions are those who write bits of the mask, or of the one that would be taken,
+	// as of the last time that the rules were read; Unseen is why some were not.
+	Collisions []foreign.Collision
+	Unseen     error
+	Kept       apply.Kept
 	// Applied is how long it took to make the kernel agree, with the wait for the
 	// node's lock, and ApplyErr why it does not; both zero where that was not tried.
 	Applied  time.Duration
@@ -122,8 +127,9 @@ func (k Keeper) Run(ctx context.Context) error {
 	c := collector{after: k.CollectAfter}
 	a := adopter{cache: k.Cache, every: k.Interval}
 	params := sysctls{set: k.SetSysctls, paces: map[string]pace{}}
+	var others others
 	for reason := Started; ctx.Err() == nil; {
-		look := k.look(ctx, reason, &a, &params)
+		look := k.look(ctx, reason, &a, &params, &others)
 		if k.CollectAfter > 0 && look.Err == nil && !look.Idle {
 			look.Collected, look.Err = c.collect(ctx, k.Node, time.Now())
 		}
@@ -194,7 +200,7 @@ func wait(ctx context.Context, d time.Duration) {
 }
 
 // look finds out what is so, and has what follows from it carried out.
-func (k Keeper) look(ctx context.Context, reason Reason, a *adopter, params *sysctls) (l Look) {
+func (k Keeper) look(ctx context.Context, reason Reason, a *adopter, params *sysctls, others *others) (l Look) {
 	l = Look{Time: time.Now(), Reason: reason}
 	networks, unread := networks(k.ConfDir, k.Node.Store.Dir())
 	if k.Policies != nil {
@@ -204,7 +210,9 @@ func (k Keeper) look(ctx context.Context, reason Reason, a *adopter, params *sys
 		}
 		unread = errors.Join(unread, k.Policies(from))
 	}
-	l.Err = errors.Join(unread, k.keep(ctx, &l, networks))
+	report := others.look(ctx, l.Time)
+	l.Unseen = report.Error()
+	l.Err = errors.Join(unread, k.keep(ctx, &l, networks, report))
 	if l.read && !l.Idle {
 		l.Sysctls = params.look(k.needs(l.mode, networks), time.Now())
 	}
@@ -214,18 +222,26 @@ func (k Keeper) look(ctx context.Context, reason Reason, a *adopter, params *sys
 
 // keep moves the endpoints to the mask that the networks want, and has missing
 // things put back.
-func (k Keeper) keep(ctx context.Context, l *Look, networks map[string]network) error {
+func (k Keeper) keep(ctx context.Context, l *Look, networks map[string]network, report foreign.Report) error {
 	facts, unread := readFacts()
 	l.mode, l.read = facts.mode(), unread == nil
 	configured, err := k.Node.Configured()
 	if errors.Is(err, fs.ErrNotExist) {
 		l.Idle = true
+		l.Collisions = awaited(k.Node, networks, report)
 		return nil
 	}
 	if err != nil {
 		return err
 	}
 	layout, errMask := layoutOf(networks)
+	kind, errKind := k.Node.Kind()
+	if errKind != nil {
+		return errKind
+	}
+	if len(networks) > 0 && errMask == nil && layout.Mask() == 0 {
+		layout = k.evade(report, kind.Backend(), configured.Layout)
+	}
 	if errMask == nil && layout.Mask() != 0 {
 		var moved bool
 		if moved, errMask = k.Node.SetMask(ctx, layout); moved {
@@ -242,6 +258,7 @@ func (k Keeper) keep(ctx context.Context, l *Look, networks map[string]network) 
 	if l.Moved != 0 {
 		l.Mask = l.Moved
 	}
+	l.Collisions = report.Collisions(kind.Backend(), l.Mask)
 	if felix := k.FelixMask(); felix != nil && *felix != l.Mask {
 		l.FelixMask = felix
 	}

@@ -53,11 +53,15 @@ func networks(dir, stateDir string) (map[string]network, error) {
 	return out, errors.Join(errs...)
 }
 
-// layoutOf is the layout that all networks want; none when there is no network.
+// layoutOf is the layout that all networks want that name one; none where each has the
+// node choose, or there is no network.
 func layoutOf(networks map[string]network) (mark.Layout, error) {
 	var layout mark.Layout
 	var first string
 	for name, c := range networks {
+		if c.Layout.Mask() == 0 {
+			continue
+		}
 		if first == "" {
 			first, layout = name, c.Layout
 		}

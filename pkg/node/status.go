@@ -32,6 +32,10 @@ type Status struct {
 	// FelixMask is the iptablesMarkMask of FelixConfiguration, in hexadecimal, where it
 	// is not the node's.
 	FelixMask string `json:"felixMask,omitempty"`
+	// Collisions are those who write bits of the mask.
+	Collisions []string `json:"collisions,omitempty"`
+	// Unseen is what of the rules of others could not be read.
+	Unseen string `json:"unseen,omitempty"`
 	// Sysctls are what the node needs of kernel parameters.
 	Sysctls  []Sysctl     `json:"sysctls,omitempty"`
 	Policies PolicyStatus `json:"policies"`
@@ -96,6 +100,13 @@ func (s Status) After(l Look) Status {
 	}
 	if l.ApplyErr == nil || len(l.Kept.Drifted) > 0 { // else it is not known
 		s.Drift = l.Kept.Drifted
+	}
+	s.Collisions = nil
+	for _, c := range l.Collisions {
+		s.Collisions = append(s.Collisions, c.String())
+	}
+	if s.Unseen = ""; l.Unseen != nil {
+		s.Unseen = l.Unseen.Error()
 	}
 	if l.Kept.Missing != nil {
 		s.Repairs++

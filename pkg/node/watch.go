@@ -47,13 +47,13 @@ func groups() []group {
 		{unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, Changed, all},
 		{unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_IFADDR, Changed, all},
 		{unix.NETLINK_ROUTE, unix.RTNLGRP_IPV6_IFADDR, Changed, all},
-		{unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES, Written, foreign},
+		{unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES, Written, fromOthers},
 	}
 }
 
-// foreign holds for the last notification of a transaction of nf_tables, which says who
+// fromOthers holds for the last notification of a transaction of nf_tables, which says who
 // made it (nf_tables_fill_gen_info, Linux 4.16), unless that was this program.
-func foreign(m netlink.Message) bool {
+func fromOthers(m netlink.Message) bool {
 	if m.Header.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN || len(m.Data) < 4 {
 		return false
 	}

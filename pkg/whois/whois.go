@@ -49,22 +49,29 @@ type Request struct {
 	// Locate asks for no more than the addresses of a pod, on whatever node.
 	Locate bool `json:"locate,omitempty"`
 	// What the network's configuration says of the node, which nobody else may know yet.
-	Mask      uint32              `json:"mask"`
+	Mask      uint32              `json:"mask"` // 0 where the node chooses
 	NodePorts []desired.PortRange `json:"nodePorts"`
 	Backend   config.Backend      `json:"backend"`
 	// AllowTunnels is one of these, too.
 	AllowTunnels bool `json:"allowTunnels,omitempty"`
+	// MarkCollision is empty from a plugin that does not know it yet.
+	MarkCollision config.MarkCollision `json:"markCollision,omitempty"`
 }
 
 // Settings are those of the node in the question.
 func (r Request) Settings() (apply.Settings, error) {
-	layout, err := mark.NewLayout(r.Mask)
-	return apply.Settings{Layout: layout, NodePorts: r.NodePorts, Backend: r.Backend, AllowTunnels: r.AllowTunnels}, err
+	s := apply.Settings{NodePorts: r.NodePorts, Backend: r.Backend, MarkCollision: r.MarkCollision, AllowTunnels: r.AllowTunnels}
+	var err error
+	if r.Mask != 0 {
+		s.Layout, err = mark.NewLayout(r.Mask)
+	}
+	return s, err
 }
 
 // With is r with the node's settings.
 func (r Request) With(s apply.Settings) Request {
-	r.Mask, r.NodePorts, r.Backend, r.AllowTunnels = s.Layout.Mask(), s.NodePorts, s.Backend, s.AllowTunnels
+	r.Mask, r.NodePorts, r.Backend = s.Layout.Mask(), s.NodePorts, s.Backend
+	r.MarkCollision, r.AllowTunnels = s.MarkCollision, s.AllowTunnels
 	return r
 }
 

@@ -32,6 +32,11 @@ var crashes = []struct {
 		before: func(_ *testing.T, n *node, _ *pod) { n.ctl("uninstall") },
 	},
 	{
+		name: "first ADD ever, which chooses the mask", verb: "ADD", in: backends[:1], node: true,
+		keys:   conf{"iptablesMarkMask": "auto"},
+		before: func(_ *testing.T, n *node, _ *pod) { n.ctl("uninstall") },
+	},
+	{
 		name: "ADD on a flushed node", verb: "ADD", in: backends, policed: true, node: true,
 		before: func(_ *testing.T, n *node, _ *pod) { n.wipe() },
 	},

@@ -34,6 +34,7 @@ var codes = []struct {
 	{ident.ErrLockTimeout, codeLockTimeout, "podmark is busy"},
 	{ident.ErrDamaged, codeDamaged, "podmark's state is damaged"},
 	{apply.ErrLayout, types.ErrInvalidNetworkConfig, "iptablesMarkMask changed"},
+	{apply.ErrTaken, types.ErrInvalidNetworkConfig, "iptablesMarkMask is in use"},
 	{apply.ErrNotFound, types.ErrUnknownContainer, "attachment unknown"},
 	{apply.ErrBackend, codeBackend, "backend unusable"},
 	{apply.ErrSource, types.ErrInvalidNetworkConfig, "policy comes from elsewhere"},

@@ -89,7 +89,7 @@ func verb(name string, deadline time.Duration, run func(context.Context, *call) 
 		log, closeLog := openLog(c.config.LogFile)
 		defer closeLog()
 		c.log = log.With("verb", name, "network", c.config.Network, "container", args.ContainerID, "ifname", args.IfName)
-		c.node = apply.Node{Store: ident.At(c.config.StateDir), LockTimeout: c.config.LockTimeout, Step: stepHook()}
+		c.node = apply.Node{Store: ident.At(c.config.StateDir), LockTimeout: c.config.LockTimeout, Step: stepHook(), Warn: c.warn}
 		ctx, cancel := context.WithTimeout(context.Background(), deadline)
 		defer cancel()
 		if err := run(ctx, &c); err != nil {
@@ -99,6 +99,12 @@ func verb(name string, deadline time.Duration, run func(context.Context, *call) 
 		c.log.Info("done", "duration", time.Since(start))
 		return nil
 	}
+}
+
+// warn says what an operator should know although the call goes on.
+func (c call) warn(text string) {
+	c.log.Warn(text)
+	fmt.Fprintf(os.Stderr, "podmark: %s\n", text)
 }
 
 // note leaves word of the call for podmarkd's metrics. Of a configuration that cannot
@@ -153,7 +159,10 @@ func cmdAdd(ctx context.Context, c *call) error {
 	if r, err = c.node.Add(ctx, apply.SettingsOf(c.config), r, counters.HasSent); err != nil {
 		return err
 	}
-	c.log = c.log.With("id", r.ID, "mark", c.config.Layout.ID(r.ID).String())
+	c.log = c.log.With("id", r.ID)
+	if now, err := c.node.Configured(); err == nil && uint32(r.ID) <= now.Layout.Max() {
+		c.log = c.log.With("mark", now.Layout.ID(r.ID).String())
+	}
 	return handOn(c, result)
 }
 

@@ -42,10 +42,7 @@ invalid document, and nothing changes.`,
 					return err
 				}
 			}
-			settings, err := defaults()
-			if err != nil {
-				return err
-			}
+			settings := defaults()
 			done, err := o.node().SetPolicies(cmd.Context(), settings, policies)
 			if err != nil {
 				return err

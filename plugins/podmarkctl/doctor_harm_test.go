@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/podmark/podmark/test/needs"
+	"github.com/podmark/podmark/test/rules"
 )
 
 // harmed is something that is wrong with a node.
@@ -100,6 +101,13 @@ func harms() []harmed {
 			p.iptables("-N", "cali-PREROUTING")
 			p.iptables("-A", "cali-PREROUTING", "-j", "MARK", "--set-xmark", "0x10000/0x10000")
 		}},
+		{name: "kube-router's netpol", check: "mark-users", words: "kube-router (chain ip filter KUBE-", pods: 1, do: func(p *patient) {
+			p.exec(rules.KubeRouter, "iptables-nft-restore", "--noflush")
+		}},
+		{name: "a service of a firewall mark", check: "mark-compares", words: "", backends: nil, noMend: true, do: func(p *patient) {
+			needs.All(p.t, needs.IPVS)
+			p.exec("", "ipvsadm", "-A", "-f", "5")
+		}},
 		{name: "Tailscale's bits", check: "mark-users", words: "link tailscale0", backends: one, do: func(p *patient) {
 			p.exec("", "ip", "link", "add", "tailscale0", "type", "bridge")
 		}},
@@ -107,7 +115,7 @@ func harms() []harmed {
 			for _, v := range variants {
 				p.exec("", "iptables-"+v, "-t", "filter", "-A", "FORWARD", "-j", "ACCEPT")
 			}
-		}},
+		}, noMend: true}, // they are others'
 		{name: "kubelet changed its variant", check: "iptables-variant", words: "variant", pods: 1, backends: iptables, do: func(p *patient) {
 			other := variants[1-slices.Index(variants, p.backend.variant)]
 			for _, f := range []string{"iptables", "ip6tables"} {

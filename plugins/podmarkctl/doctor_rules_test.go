@@ -5,61 +5,96 @@ import (
 	"testing"
 )
 
-// A rule that writes podmark's bits is found by its name and taken away by its
-// command; one that leaves them alone is let be. So with rules that keep pods out of
-// conntrack.
+// wanted is what a rule of somebody else's gives: nothing, a finding whose command mends it,
+// or one with advice, because it is theirs to change.
+type wanted int
+
+const (
+	green wanted = iota
+	red
+	advice
+)
+
+// theirRules are rules of others on a node of the nftables backend. Those of iptables are in
+// that table and chain, those of table inet in a chain of that hook and priority.
+var theirRules = []struct {
+	table, chain string
+	rule         string
+	check        string
+	want         wanted
+}{
+	// Before podmark writes its mark, and after it has taken it off, a mark is theirs.
+	{"mangle", "PREROUTING", "-j MARK --set-mark 0x1", "mark-rules", green},
+	{"mangle", "PREROUTING", "-j MARK --set-xmark 0x10000/0x10000", "mark-rules", green},
+	{"mangle", "PREROUTING", "-j CONNMARK --restore-mark", "mark-rules", green},
+	{"mangle", "PREROUTING", "-p udp -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff", "mark-rules", green},
+	{"filter", "INPUT", "-j MARK --set-xmark 0x10000/0x10000", "mark-rules", green},
+	{"filter", "FORWARD", "-j MARK --set-mark 0x10000", "mark-rules", green},
+	{"mangle", "OUTPUT", "-j MARK --set-xmark 0x10000/0x10000", "mark-rules", green},
+	{"mangle", "POSTROUTING", "-p udp -m mark --mark 51820 -j CONNMARK --save-mark", "mark-rules", green},
+	{"nat", "INPUT", "-j MARK --set-xmark 0x10000/0x10000", "mark-rules", red},
+	{"nat", "INPUT", "-p tcp -m comment --comment it's;$(true) -j MARK --set-mark 0x1", "mark-rules", advice},
+	{"nat", "INPUT", "-j MARK --set-mark 0x1", "mark-rules", advice},
+	{"nat", "INPUT", "-j MARK --or-mark 0x80000000", "mark-rules", red},
+	{"nat", "INPUT", "-j MARK --and-mark 0x0000ffff", "mark-rules", red},
+	{"nat", "INPUT", "-j MARK --set-xmark 0x1/0xffff", "mark-rules", green},
+	{"nat", "INPUT", "-j MARK --or-mark 0x4000", "mark-rules", green},
+	{"nat", "INPUT", "-j MARK --and-mark 0xffff0fff", "mark-rules", green},
+	{"nat", "INPUT", "-m mark --mark 0x1 -j ACCEPT", "mark-compares", advice},
+	{"nat", "INPUT", "-m mark --mark 0x40000/0x40000 -j ACCEPT", "mark-compares", red},
+	{"nat", "INPUT", "-m mark --mark 0x4000/0x4000 -j ACCEPT", "mark-compares", green},
+	{"filter", "INPUT", "-m mark --mark 0x1 -j ACCEPT", "mark-compares", green},
+	{"filter", "FORWARD", "-m mark ! --mark 0x1bd20 -j ACCEPT", "mark-compares", green},
+	// The conntrack mark lasts.
+	{"mangle", "PREROUTING", "-j CONNMARK --set-xmark 0x10000/0x10000", "mark-rules", red},
+	{"mangle", "POSTROUTING", "-j CONNMARK --save-mark", "mark-rules", advice},
+	{"mangle", "POSTROUTING", "-j CONNMARK --save-mark --mask 0x4000", "mark-rules", green},
+	{"mangle", "POSTROUTING", "-j CONNMARK --set-mark 0x1", "mark-rules", advice},
+	{"mangle", "POSTROUTING", "-j CONNMARK --set-xmark 0x1/0x1", "mark-rules", green},
+	{"raw", "PREROUTING", "-j CT --notrack", "notrack", advice},
+	{"raw", "PREROUTING", "-d 10.1.0.0/24 -j CT --notrack", "notrack", advice},
+	{"raw", "OUTPUT", "-s 10.1.0.2 -p tcp -j CT --notrack", "notrack", advice},
+	{"raw", "PREROUTING", "-d 169.254.20.10 -j CT --notrack", "notrack", green},
+	{"raw", "PREROUTING", "-i lo -j CT --notrack", "notrack", green},
+	{"raw", "PREROUTING", "-p tcp -j CT --zone 1", "notrack", green},
+	{"inet", "input priority 98", "meta mark set 0x1", "mark-rules", advice},
+	{"inet", "input priority 98", "ip saddr 192.0.2.1 meta mark set 0x1", "mark-rules", advice},
+	{"inet", "input priority 98", "meta mark set meta mark or 0x10000", "mark-rules", red},
+	{"inet", "input priority 98", "meta mark set meta mark and 0xffff", "mark-rules", red},
+	{"inet", "input priority 98", "meta mark set meta mark and 0xffff0000 or 0x1", "mark-rules", green},
+	{"inet", "input priority 98", "meta mark set meta mark xor 0x80", "mark-rules", green},
+	{"inet", "input priority 98", "meta mark set ct mark", "mark-rules", advice},
+	{"inet", "input priority 98", "meta mark set numgen inc mod 2", "mark-rules", advice},
+	{"inet", "input priority 98", "meta mark set ip saddr map { 192.0.2.1 : 0x1 }", "mark-rules", advice},
+	{"inet", "input priority 98", "meta mark set meta mark lshift 1", "mark-rules", advice},
+	{"inet", "input priority 98", "iifname \"lo\" meta mark set 0x1", "mark-rules", green},
+	{"inet", "output priority -450", "meta mark set meta mark or 0x10000", "mark-rules", red},
+	{"inet", "input priority 0", "meta mark set 0x1", "mark-rules", green},
+	{"inet", "output priority -300", "meta mark set 0x1", "mark-rules", green},
+	{"inet", "prerouting priority raw", "meta mark set 0x6d6f6c65", "mark-rules", green},
+	{"inet", "prerouting priority raw", "ct mark set meta mark", "mark-rules", advice},
+	{"inet", "prerouting priority raw", "ct mark set meta mark and 0xff", "mark-rules", advice},
+	{"inet", "prerouting priority raw", "ct mark set ct mark and 0xffff0000 or 0x4000", "mark-rules", green},
+	{"inet", "input priority 98", "meta mark 0x10000 accept", "mark-compares", advice},
+	{"inet", "input priority 98", "meta mark { 0x1, 0x2 } accept", "mark-compares", advice},
+	{"inet", "input priority 98", "meta mark vmap { 0x1 : accept }", "mark-compares", advice},
+	{"inet", "input priority 98", "meta mark 0x1-0x5 accept", "mark-compares", advice},
+	{"inet", "input priority 98", "meta mark and 0xff == 0x1 accept", "mark-compares", green},
+	{"inet", "forward priority 0", "meta mark 0x0001bd20 accept", "mark-compares", green},
+	{"inet", "prerouting priority raw", "meta priority set 1:1", "mark-rules", green},
+	{"inet", "prerouting priority raw", "notrack", "notrack", advice},
+	{"inet", "prerouting priority raw", "ip daddr 10.0.0.0/8 notrack", "notrack", advice},
+	{"inet", "prerouting priority raw", "ip6 saddr fd00:10::2 notrack", "notrack", advice},
+	{"inet", "prerouting priority raw", "ip6 saddr fd00:20::/64 notrack", "notrack", green},
+	{"inet", "prerouting priority raw", "ip daddr 169.254.20.10 udp dport 53 notrack", "notrack", green},
+	{"inet", "prerouting priority raw", "iifname \"lo\" notrack", "notrack", green},
+}
+
+// A rule of others is found where it matters, by its name, and nobody is told to take it
+// away; one that leaves podmark alone is let be.
 func TestDoctorRules(t *testing.T) {
-	const red, green = true, false
 	t.Parallel()
-	for _, tt := range []struct {
-		table, chain string
-		rule         string
-		check        string
-		want         bool
-	}{
-		{"mangle", "PREROUTING", "-j MARK --set-mark 0x1", "mark-rules", red},
-		{"mangle", "PREROUTING", "-p tcp -m comment --comment it's;$(true) -j MARK --set-mark 0x1", "mark-rules", red},
-		{"mangle", "OUTPUT", "-j MARK --set-xmark 0x10000/0x10000", "mark-rules", red},
-		{"mangle", "OUTPUT", "-j MARK --or-mark 0x80000000", "mark-rules", red},
-		{"mangle", "OUTPUT", "-j MARK --and-mark 0x0000ffff", "mark-rules", red},
-		{"mangle", "OUTPUT", "-j MARK --set-xmark 0x1/0xffff", "mark-rules", green},
-		{"mangle", "OUTPUT", "-j MARK --or-mark 0x4000", "mark-rules", green},
-		{"mangle", "OUTPUT", "-j MARK --and-mark 0xffff0fff", "mark-rules", green},
-		{"mangle", "PREROUTING", "-j CONNMARK --restore-mark", "mark-rules", red},
-		{"mangle", "PREROUTING", "-j CONNMARK --restore-mark --mask 0xff", "mark-rules", green},
-		{"mangle", "POSTROUTING", "-j CONNMARK --save-mark", "mark-rules", red},
-		{"mangle", "POSTROUTING", "-j CONNMARK --save-mark --mask 0x4000", "mark-rules", green},
-		{"mangle", "POSTROUTING", "-j CONNMARK --set-mark 0x1", "mark-rules", red},
-		{"mangle", "POSTROUTING", "-j CONNMARK --set-xmark 0x1/0x1", "mark-rules", green},
-		{"raw", "PREROUTING", "-j CT --notrack", "notrack", red},
-		{"raw", "PREROUTING", "-d 10.1.0.0/24 -j CT --notrack", "notrack", red},
-		{"raw", "OUTPUT", "-s 10.1.0.2 -p tcp -j CT --notrack", "notrack", red},
-		{"raw", "PREROUTING", "-d 169.254.20.10 -j CT --notrack", "notrack", green},
-		{"raw", "PREROUTING", "-i lo -j CT --notrack", "notrack", green},
-		{"raw", "PREROUTING", "-p tcp -j CT --zone 1", "notrack", green},
-		{"inet", "", "meta mark set 0x1", "mark-rules", red},
-		{"inet", "", "ip saddr 192.0.2.1 meta mark set 0x1", "mark-rules", red},
-		{"inet", "", "meta mark set meta mark or 0x10000", "mark-rules", red},
-		{"inet", "", "meta mark set meta mark and 0xffff", "mark-rules", red},
-		{"inet", "", "meta mark set meta mark and 0xffff0000 or 0x1", "mark-rules", green},
-		{"inet", "", "meta mark set meta mark xor 0x80", "mark-rules", green},
-		{"inet", "", "meta mark set ct mark", "mark-rules", red},
-		{"inet", "", "ct mark set meta mark", "mark-rules", red},
-		{"inet", "", "ct mark set meta mark and 0xff", "mark-rules", red},
-		{"inet", "", "ct mark set ct mark and 0xffff0000 or 0x4000", "mark-rules", green},
-		{"inet", "", "meta mark set numgen inc mod 2", "mark-rules", red},
-		{"inet", "", "meta mark set ip saddr map { 192.0.2.1 : 0x1 }", "mark-rules", red},
-		{"inet", "", "meta mark 0x5 meta mark set socket mark", "mark-rules", red},
-		{"inet", "", "meta mark set meta mark lshift 1", "mark-rules", red},
-		{"inet", "", "meta mark 0x10000 accept", "mark-rules", green},
-		{"inet", "", "meta priority set 1:1", "mark-rules", green},
-		{"inet", "", "notrack", "notrack", red},
-		{"inet", "", "ip daddr 10.0.0.0/8 notrack", "notrack", red},
-		{"inet", "", "ip6 saddr fd00:10::2 notrack", "notrack", red},
-		{"inet", "", "ip6 saddr fd00:20::/64 notrack", "notrack", green},
-		{"inet", "", "ip daddr 169.254.20.10 udp dport 53 notrack", "notrack", green},
-		{"inet", "", "iifname \"lo\" notrack", "notrack", green},
-	} {
+	for _, tt := range theirRules {
 		kinds := variants
 		if tt.table == "inet" {
 			kinds = []string{"native"}
@@ -68,23 +103,114 @@ func TestDoctorRules(t *testing.T) {
 			t.Run(kind+" "+tt.rule, func(t *testing.T) {
 				t.Parallel()
 				p := newPatient(t, nftables, 1)
-				name := "chain inet theirs pre"
+				name := "chain inet theirs one"
 				if kind == "native" {
-					p.exec("", "nft", "table inet theirs { chain pre { type filter hook prerouting priority raw; }; }")
-					p.exec("", "nft", "add rule inet theirs pre "+tt.rule)
+					p.exec("", "nft", "table inet theirs { chain one { type filter hook "+tt.chain+"; }; }")
+					p.exec("", "nft", "add rule inet theirs one "+tt.rule)
 				} else {
 					args := append([]string{"-t", tt.table, "-A", tt.chain}, strings.Fields(tt.rule)...)
 					p.exec("", "iptables-"+kind, args...)
 					name = map[string]string{"nft": "chain ip " + tt.table + " " + tt.chain, "legacy": "iptables-legacy -t " + tt.table + " -A " + tt.chain}[kind]
 				}
-				if tt.want == green {
-					p.well()
-					return
-				}
-				p.kubectl()
-				p.finds(tt.check, name)
-				p.mend(tt.check)
+				p.sees(tt.check, name, tt.want)
 			})
 		}
 	}
+}
+
+// sees fails the test unless the check finds what is wanted, and its mend is what it may be.
+func (p *patient) sees(check, name string, want wanted) {
+	p.t.Helper()
+	if want == green {
+		p.well()
+		return
+	}
+	p.kubectl()
+	mend := p.finds(check, name).Mend
+	if strings.HasPrefix(mend, "# ") != (want == advice) || strings.Contains(mend, "delete") || strings.Contains(mend, " -D ") {
+		p.t.Errorf("mend: %s", mend)
+	}
+	if want == red {
+		p.mend(check)
+	}
+}
+
+// With iptables the ID is in the mark from INPUT to POSTROUTING, so other rules matter: a
+// move to nftables mends those that ask for a mark in between.
+func TestDoctorRulesIPTables(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		table, chain string
+		rule         string
+		check        string
+		want         wanted
+	}{
+		{"mangle", "PREROUTING", "-j CONNMARK --restore-mark", "mark-rules", green},
+		{"mangle", "PREROUTING", "-j MARK --set-xmark 0x10000/0x10000", "mark-rules", green},
+		{"mangle", "INPUT", "-j MARK --set-xmark 0x10000/0x10000", "mark-rules", red},
+		{"filter", "INPUT", "-j MARK --set-xmark 0x10000/0x10000", "mark-rules", red},
+		{"nat", "INPUT", "-j MARK --set-xmark 0x10000/0x10000", "mark-rules", green},
+		{"filter", "FORWARD", "-j MARK --set-xmark 0x40000/0xff0000", "mark-rules", red},
+		{"raw", "OUTPUT", "-j MARK --set-xmark 0x10000/0x10000", "mark-rules", red},
+		{"mangle", "POSTROUTING", "-j MARK --set-xmark 0x10000/0x10000", "mark-rules", green},
+		{"mangle", "POSTROUTING", "-j CONNMARK --set-xmark 0x10000/0x10000", "mark-rules", red},
+		{"filter", "INPUT", "-m mark --mark 0x64 -j ACCEPT", "mark-compares", red},
+		{"filter", "FORWARD", "-m mark --mark 0x64 -j ACCEPT", "mark-compares", red},
+		{"nat", "POSTROUTING", "-m mark --mark 0x64 -j MASQUERADE", "mark-compares", green},
+	} {
+		t.Run(tt.table+" "+tt.chain+" "+tt.rule, func(t *testing.T) {
+			t.Parallel()
+			p := newPatient(t, iptablesNFT, 1)
+			p.exec("", "iptables-nft", append([]string{"-t", tt.table, "-A", tt.chain}, strings.Fields(tt.rule)...)...)
+			if tt.check == "mark-compares" && tt.want == red {
+				p.shell(p.finds(tt.check, "chain ip "+tt.table+" "+tt.chain).Mend)
+				p.backend.key = "nftables"
+				p.addPod(nil)
+				p.well()
+				return
+			}
+			p.sees(tt.check, "chain ip "+tt.table+" "+tt.chain, tt.want)
+		})
+	}
+}
+
+// Routing rules are found where a packet with an ID may be routed, which on nftables none is.
+func TestDoctorRoutes(t *testing.T) {
+	t.Parallel()
+	for rule, want := range map[string]wanted{
+		"fwmark 0x5 lookup 100":              red,
+		"fwmark 0x80000/0xff0000 lookup 100": red,
+		"fwmark 0x80/0x80 lookup 100":        green,
+		"not fwmark 51820 lookup 100":        green,
+	} {
+		for _, b := range []backend{nftables, iptablesNFT} {
+			t.Run(b.name+" "+rule, func(t *testing.T) {
+				t.Parallel()
+				p := newPatient(t, b, 1)
+				p.exec("", "ip", append([]string{"rule", "add"}, strings.Fields(rule)...)...)
+				if want == green || b == nftables {
+					p.well()
+					return
+				}
+				p.shell(p.finds("mark-compares", "ip rule").Mend)
+				p.backend.key = "nftables"
+				p.addPod(nil)
+				p.well()
+			})
+		}
+	}
+}
+
+// With "auto" the conflist agrees with whatever the node has, and with a network that names
+// that mask.
+func TestDoctorAuto(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t, nftables, 1)
+	auto := map[string]any{"iptablesMarkMask": "auto"}
+	p.list("10-net.conflist", "net", auto)
+	p.well()
+	p.list("20-other.conflist", "other", map[string]any{"iptablesMarkMask": "0xffff0000"})
+	p.well()
+	p.list("20-other.conflist", "other", auto)
+	p.well()
 }

@@ -226,7 +226,7 @@ func TestDoctorIDs(t *testing.T) {
 // What cannot be looked at is said, and what can is.
 func TestDoctorCouldNotLook(t *testing.T) {
 	p := newPatient(t, nftables, 1)
-	p.exec("", "iptables-legacy", "-t", "mangle", "-A", "PREROUTING", "-j", "MARK", "--set-mark", "1")
+	p.exec("", "iptables-legacy", "-t", "mangle", "-A", "PREROUTING", "-j", "CONNMARK", "--set-mark", "1")
 	p.finds("mark-rules", "iptables-legacy")
 	p.path = "/nonexistent"
 	if f := p.finds("could-not-look", "iptables-legacy"); !strings.Contains(f.Why, "mark-rules") || f.Severity != doctor.Unknown {

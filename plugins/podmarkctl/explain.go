@@ -102,11 +102,9 @@ const locateDeadline = 5 * time.Second
 
 // explain answers with the node's policies, or with those.
 func (o *options) explain(ctx context.Context, q explain.Query, policies *desired.Policies) (explain.Answer, error) {
-	settings, err := defaults()
-	if err != nil {
-		return explain.Answer{}, err
-	}
+	settings := defaults()
 	f := explain.Facts{Backend: config.BackendIPTables, Proposed: policies != nil}
+	var err error
 	if f.State, err = o.node().Preview(settings, policies); err != nil {
 		return explain.Answer{}, err
 	}

@@ -17,7 +17,6 @@ import (
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
-	"github.com/podmark/podmark/pkg/mark"
 )
 
 // exitFailure is the status for wrong usage and for a command that could not do
@@ -93,16 +92,14 @@ func version() string {
 }
 
 func (o *options) node() apply.Node {
-	return apply.Node{Store: ident.At(o.stateDir), LockTimeout: o.lockTimeout}
+	warn := func(text string) { fmt.Fprintf(os.Stderr, "podmarkctl: %s\n", text) }
+	return apply.Node{Store: ident.At(o.stateDir), LockTimeout: o.lockTimeout, Warn: warn}
 }
 
 // defaults are the settings of a node on which the plugin has not run yet.
-func defaults() (apply.Settings, error) {
-	layout, err := mark.NewLayout(config.DefaultMask)
-	if err != nil {
-		return apply.Settings{}, err
-	}
-	return apply.Settings{Layout: layout, NodePorts: []desired.PortRange{{First: 30000, Last: 32767}}, Backend: config.BackendAuto}, nil
+// No mask is named: the network's may be another one, and begins with its first endpoint.
+func defaults() apply.Settings {
+	return apply.Settings{NodePorts: []desired.PortRange{{First: 30000, Last: 32767}}, Backend: config.BackendAuto}
 }
 
 // print writes v as JSON, or calls table.

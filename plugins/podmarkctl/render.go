@@ -51,10 +51,7 @@ peers, are not among them.`,
 				}
 				policies = &p
 			}
-			settings, err := defaults()
-			if err != nil {
-				return err
-			}
+			settings := defaults()
 			state, err := o.node().Preview(settings, policies)
 			if err != nil {
 				return err

@@ -162,6 +162,9 @@ func (s status) table(w io.Writer) error {
 		if d.FelixMask != "" {
 			row("Felix mask", "%s in FelixConfiguration, which is not the mask above", d.FelixMask)
 		}
+		for _, c := range d.Collisions {
+			row("mark bits", "%s", c)
+		}
 		for _, p := range d.Sysctls {
 			if !p.OK() {
 				row("sysctl", "%s is not %s: %s", p.Name, p.Want, p.Mend())

@@ -161,6 +161,7 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	n := o.node()
+	n.Warn = func(text string) { log.Warn(text) }
 	release, err := n.Store.Claim()
 	if err != nil {
 		return err

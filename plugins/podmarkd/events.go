@@ -22,6 +22,7 @@ const (
 	reasonPorts = "NodePortOutsideRange"
 	reasonMask  = "FelixMaskDiffers"
 	reasonDrift = "EndpointDrifted"
+	reasonBits  = "MarkBitsShared"
 )
 
 const (
@@ -86,7 +87,14 @@ func warnings(l node.Look) []warning {
 	if n := len(l.Kept.Drifted); n > 0 {
 		drift.text = fmt.Sprintf("Links of pods are not as they were added: %s. These pods may have no network, and 'podmarkctl doctor' on the node says how to mend it.", firstOf(l.Kept.Drifted, n))
 	}
-	return []warning{ports, mask, drift}
+	bits := warning{reason: reasonBits}
+	for _, c := range l.Collisions {
+		bits.text += c.String() + ". "
+	}
+	if bits.text = cut(bits.text); bits.text != "" {
+		bits.text += "Give podmark a free iptablesMarkMask, or \"auto\"; podmarkctl doctor on the node has one."
+	}
+	return []warning{ports, mask, drift, bits}
 }
 
 // firstOf lists the first three of n drifts: an event has room for 1024 bytes, and a pod's
@@ -102,6 +110,15 @@ func firstOf(list []apply.Drift, n int) string {
 		texts = append(texts, d.String())
 	}
 	return strings.Join(texts, "; ")
+}
+
+// cut shortens a text: an event has room for 1024 bytes.
+func cut(text string) string {
+	const most = 800
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most], "") + "... "
 }
 
 // someOf lists ports, the first ten of them: an event has room for 1024 bytes.

@@ -76,7 +76,7 @@ type guardian struct {
 
 // look installs what is missing and returns how long to leave the node alone.
 func (g *guardian) look(ctx context.Context) time.Duration {
-	done, err := g.options.install(ctx, g.entry, false)
+	done, err := g.options.install(ctx, g.entry, nil, false)
 	switch {
 	case ctx.Err() != nil:
 		return 0

@@ -17,8 +17,11 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/conflist"
+	"github.com/podmark/podmark/pkg/foreign"
+	"github.com/podmark/podmark/pkg/ident"
 )
 
 // installOptions are the flags of everything that installs.
@@ -89,7 +92,7 @@ command is ended; run it again to finish.`,
 			if output != "table" && output != "json" {
 				return fmt.Errorf("--output %q: want table or json", output)
 			}
-			done, err := o.install(cmd.Context(), nil, dryRun)
+			done, err := o.install(cmd.Context(), nil, o.marks, dryRun)
 			if err != nil {
 				return err
 			}
@@ -105,6 +108,29 @@ command is ended; run it again to finish.`,
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be changed and change nothing")
 	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
 	return cmd
+}
+
+// marks asks who else uses the bits that the entry would give podmark. What the first ADD would refuse is refused; where pods have their IDs already, it
+// is a note. A podmarkd that keeps podmark installed does not ask here: a node without
+// podmark runs its pods unpoliced, and one with it refuses them, and its podmarkd warns.
+func (o *installOptions) marks(ctx context.Context, planned installed) ([]string, error) {
+	c, err := config.ParseEntry(planned.Entry, planned.Network, cniversion.Current())
+	if err != nil {
+		return nil, err
+	}
+	n := apply.Node{Store: ident.At(c.StateDir), LockTimeout: o.lockTimeout}
+	settings := apply.SettingsOf(c)
+	if now, err := n.Configured(); err == nil {
+		if empty, err := n.Store.Empty(); err == nil && !empty {
+			settings.Layout, settings.MarkCollision = now.Layout, config.CollisionWarn
+		}
+	}
+	report := foreign.Read(ctx)
+	_, notes, err := apply.Begin(report, n.WillEnforce(c.Backend), settings)
+	if err == nil && report.Error() != nil {
+		notes = append(notes, report.Error().Error())
+	}
+	return notes, err
 }
 
 func (i installed) table(w io.Writer, dryRun bool) error {
@@ -135,8 +161,9 @@ func printChanges(w io.Writer, changes []change, dryRun bool) {
 }
 
 // install brings plugin and entry to what is wanted. The entry is that of --entry,
-// else the one that is there, else known, else the default.
-func (o *installOptions) install(ctx context.Context, known []byte, dryRun bool) (installed, error) {
+// else the one that is there, else known, else the default. Before anything is written,
+// judge says what there is to note of the plan, or refuses it; nil for no judge.
+func (o *installOptions) install(ctx context.Context, known []byte, judge func(context.Context, installed) ([]string, error), dryRun bool) (installed, error) {
 	given, err := o.entry()
 	if err != nil {
 		return installed{}, err
@@ -164,6 +191,13 @@ func (o *installOptions) install(ctx context.Context, known []byte, dryRun bool)
 		var done installed
 		if done, err = f.plan(s, given, known, o.dropIn); err != nil {
 			return installed{}, err
+		}
+		if judge != nil {
+			notes, err := judge(ctx, done)
+			if err != nil {
+				return installed{}, err
+			}
+			done.Notes = append(done.Notes, notes...)
 		}
 		rest := done.Changes
 		done.Changes = append(append([]change{}, first...), rest...)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math/bits"
 	"net/http"
 	"sync/atomic"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/missing"
 	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/pkg/node"
 )
 
@@ -124,6 +126,7 @@ var (
 	portsInfo    = gauge("podmark_node_ports_info", "1, with whose NodePort ranges are used, and how.", "source", "mode")
 	portsOutside = gauge("podmark_node_ports_outside_range", "NodePorts in use that are in no configured range.")
 	felixDiffers = gauge("podmark_felix_mask_differs", "1 where iptablesMarkMask of FelixConfiguration is not the node's.")
+	collisions   = gauge("podmark_mark_collision_bits", "Bits of the mask that a known program uses, or a rule of nobody known (other) writes where they matter.", "user")
 	sysctlOK     = gauge("podmark_sysctl_ok", "1 where a kernel parameter that the node needs is what it should be; one that is not needed is left out.", "name")
 	lookTime     = gauge("podmark_last_look_timestamp_seconds", "When the node was last looked at.")
 	lookSeconds  = gauge("podmark_last_look_duration_seconds", "How long that took.")
@@ -141,7 +144,7 @@ func gauge(name, help string, labels ...string) *prometheus.Desc {
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		idsInUse, idsCapacity, proxyIPVS, ipvsServices, portsInfo, portsOutside, felixDiffers, sysctlOK,
+		idsInUse, idsCapacity, proxyIPVS, ipvsServices, portsInfo, portsOutside, felixDiffers, collisions, sysctlOK,
 		lookTime, lookSeconds, lookOK, applySeconds, driftedLinks, applyError, unjudged,
 	} {
 		out <- d
@@ -189,12 +192,27 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 			set(driftedLinks, float64(n), string(change))
 		}
 	}
+	for user, overlap := range collided(*l) {
+		set(collisions, float64(bits.OnesCount32(overlap)), user)
+	}
 	for _, s := range l.Sysctls {
 		set(sysctlOK, number(s.OK()), s.Name)
 	}
 	set(lookTime, float64(l.Time.UnixMilli())/1000)
 	set(lookSeconds, l.Took.Seconds())
 	set(lookOK, number(l.Err == nil))
+}
+
+// collided are the bits of the mask that each user has, none where it is not seen.
+func collided(l node.Look) map[string]uint32 {
+	out := map[string]uint32{foreign.Collision{}.Name(): 0}
+	for _, u := range foreign.Users() {
+		out[u.Name] = 0
+	}
+	for _, c := range l.Collisions {
+		out[c.Name()] |= c.Overlap
+	}
+	return out
 }
 
 func number(b bool) float64 {

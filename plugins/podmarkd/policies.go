@@ -55,7 +55,7 @@ func (o daemonOptions) newPolicies(n apply.Node, api *rest.Config, log *slog.Log
 	}
 	m.following(p.cluster)
 	if o.policyDir != "" {
-		defaults, err := config.ParseEntry([]byte("{}"), "none", "1.0.0")
+		defaults, err := config.ParseEntry([]byte(`{"iptablesMarkMask": "auto"}`), "none", "1.0.0")
 		if err != nil {
 			return nil, err
 		}

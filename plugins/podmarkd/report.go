@@ -102,6 +102,17 @@ func logLook(log *slog.Logger, before node.Status, l node.Look) {
 	if t := l.Kept.Tunnels; t != nil {
 		log.Info("tunnels that pods may not send", "udpPorts", t.UDPPorts, "protocols", fmt.Sprint(t.Protocols))
 	}
+	for _, c := range l.Collisions {
+		if !slices.Contains(before.Collisions, c.String()) {
+			log.Warn("bits of the mask are another program's", "user", c.Name(), "harm", c.Harm.String(), "finding", c.String(), "hint", "podmarkctl doctor names a free mask; iptablesMarkMask auto moves to one")
+		}
+	}
+	if len(l.Collisions) == 0 && len(before.Collisions) > 0 {
+		log.Info("nobody else uses bits of the mask any more")
+	}
+	if l.Unseen != nil && l.Unseen.Error() != before.Unseen {
+		log.Warn("some rules of others cannot be read", "error", l.Unseen)
+	}
 	for _, set := range l.Kept.Replaced {
 		log.Info("brought up to date", "set", set)
 	}

@@ -208,8 +208,8 @@ func TestValues(t *testing.T) {
 		t.Errorf("entry:\n%s", diff)
 	}
 
-	entry = entryOf(t, mustRender(t, "{policy: kubernetes, failOpen: true}"))
-	if entry["policy"] != "kubernetes" || entry["failOpen"] != true {
+	entry = entryOf(t, mustRender(t, "{policy: kubernetes, failOpen: true, iptablesMarkMask: auto, markCollision: warn}"))
+	if entry["policy"] != "kubernetes" || entry["failOpen"] != true || entry["iptablesMarkMask"] != "auto" || entry["markCollision"] != "warn" {
 		t.Errorf("entry %v", entry)
 	}
 
@@ -275,17 +275,19 @@ func TestNamespace(t *testing.T) {
 // Wrong values are refused, by name.
 func TestWrongValues(t *testing.T) {
 	for values, word := range map[string]string{
-		"iptablesMarkMask: 16711680": "iptablesMarkMask", // YAML numbers lose digits
-		"iptablesMarkMask: ffff0000": "iptablesMarkMask",
-		"backend: ebpf":              "backend",
-		"policy: api":                "policy",
-		"failOpen: true":             "policy",
-		"kubeNodePortRanges: all":    "kubeNodePortRanges",
-		"image: {name: podmark}":     "name",
-		"metrics: {port: 0}":         "port",
-		"args: [node-port-mode]":     "args",
-		"tolerations: all":           "tolerations",
-		"backends: auto":             "backends",
+		"iptablesMarkMask: 16711680":  "iptablesMarkMask", // YAML numbers lose digits
+		"iptablesMarkMask: ffff0000":  "iptablesMarkMask",
+		"iptablesMarkMask: automatic": "iptablesMarkMask",
+		"markCollision: ignore":       "markCollision",
+		"backend: ebpf":               "backend",
+		"policy: api":                 "policy",
+		"failOpen: true":              "policy",
+		"kubeNodePortRanges: all":     "kubeNodePortRanges",
+		"image: {name: podmark}":      "name",
+		"metrics: {port: 0}":          "port",
+		"args: [node-port-mode]":      "args",
+		"tolerations: all":            "tolerations",
+		"backends: auto":              "backends",
 	} {
 		if _, err := render(t, "kube-system", values); err == nil || !strings.Contains(err.Error(), word) {
 			t.Errorf("%s: %v, want an error with %s", values, err, word)

@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/podmark/podmark/pkg/doctor"
+	"github.com/podmark/podmark/pkg/foreign"
 )
 
 // The tables of docs/operations.md are those of the code.
@@ -17,7 +18,7 @@ func TestDoctor(t *testing.T) {
 	for _, c := range doctor.Checks() {
 		checks = append(checks, []string{"`" + c.Name + "`", c.Finds})
 	}
-	for _, u := range doctor.Users() {
+	for _, u := range foreign.Users() {
 		users = append(users, []string{u.Name, fmt.Sprintf("`%#x`", u.Bits)})
 	}
 	for first, want := range map[string][][]string{"check": checks, "program": users} {

@@ -86,6 +86,13 @@ func TestDoctor(t *testing.T) {
 			}
 			p.mend(ports)
 			p.finds()
+			// IPVS compares the whole mark, and an ID is in it.
+			p.Run("ipvsadm", "-A", "-f", "14146")
+			if found := p.finds("mark-compares"); len(found) != 1 || !strings.Contains(found[0].What, "firewall mark 14146") {
+				t.Errorf("%+v", found)
+			}
+			p.Run("ipvsadm", "-D", "-f", "14146")
+			p.finds()
 			p.Sysctl("net/bridge/bridge-nf-call-iptables", "0")
 			p.Sysctl("net/bridge/bridge-nf-call-ip6tables", "0")
 			if onBridge {

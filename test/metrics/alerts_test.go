@@ -84,6 +84,10 @@ func TestAlerts(t *testing.T) {
 			[]store{{of("podmark_endpoint_drift", steady(0), "change", "moved")}},
 		},
 		"PodmarkFelixMaskDiffers": {[]store{{of("podmark_felix_mask_differs", steady(1))}}, []store{{of("podmark_felix_mask_differs", steady(0))}}},
+		"PodmarkMarkCollision": {
+			[]store{{of("podmark_mark_collision_bits", steady(2), "user", "kube-router")}},
+			[]store{{of("podmark_mark_collision_bits", steady(0), "user", "kube-router")}},
+		},
 		"PodmarkSysctlNotSet": {
 			[]store{{of("podmark_sysctl_ok", steady(0), "name", "net.ipv4.vs.conntrack")}},
 			[]store{{of("podmark_sysctl_ok", steady(1), "name", "net.ipv4.vs.conntrack")}},

@@ -1,4 +1,4 @@
-package doctor_test
+package foreign_test
 
 import (
 	"fmt"
@@ -6,7 +6,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/podmark/podmark/pkg/doctor"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/podmark/podmark/pkg/foreign"
 )
 
 // saved is what iptables-legacy-save prints of one rule of PREROUTING.
@@ -17,9 +19,9 @@ func saved(table, rule string) string {
 // Each way in which iptables writes marks, as iptables-save prints it, and the bits
 // that may change.
 func TestParseLegacyMarks(t *testing.T) {
-	const packet, flow = doctor.PacketMark, doctor.ConntrackMark
+	const packet, flow = foreign.PacketMark, foreign.ConntrackMark
 	for rule, want := range map[string]struct {
-		field doctor.Field
+		field foreign.Field
 		bits  uint32
 	}{
 		"-j MARK --set-xmark 0x1/0xffffffff":                                                    {packet, 0xffffffff},
@@ -37,7 +39,7 @@ func TestParseLegacyMarks(t *testing.T) {
 		"-j SET --map-set x src --map-mark":                                                     {packet, 0xffffffff},
 		"-j MARK --set-xmark nonsense":                                                          {packet, 0xffffffff},
 	} {
-		chains, rules := doctor.ParseLegacy("ip", saved("mangle", "-A PREROUTING "+rule))
+		chains, rules := foreign.ParseLegacy("ip", saved("mangle", "-A PREROUTING "+rule))
 		if len(rules) != 1 || len(rules[0].Writes) != 1 || rules[0].Writes[0].Field != want.field || rules[0].Writes[0].Bits != want.bits {
 			t.Errorf("%s: want %v %#x: %+v", rule, want.field, want.bits, rules)
 		}
@@ -50,7 +52,6 @@ func TestParseLegacyMarks(t *testing.T) {
 // Rules that do nothing of that kind are counted only, and podmark's hooks are not.
 func TestParseLegacyOthers(t *testing.T) {
 	for rule, count := range map[string]int{
-		"-A PREROUTING -m mark --mark 0x1/0x1 -j ACCEPT":           1,
 		"-A PREROUTING -m comment --comment \"-j MARK\" -j RETURN": 1,
 		"-A PREROUTING -j CT --zone 1":                             1,
 		"-A PREROUTING -j PODMARK-FORWARD":                         0,
@@ -58,9 +59,8 @@ func TestParseLegacyOthers(t *testing.T) {
 		"-A UNKNOWN -j MARK --set-xmark 0x1/0xffffffff":            0,
 		"-A":            0,
 		"-N PREROUTING": 0,
-		"-A PREROUTING -m connmark --mark 0x10000/0xffff0000 -j RETURN": 1,
 	} {
-		chains, rules := doctor.ParseLegacy("ip", saved("mangle", rule))
+		chains, rules := foreign.ParseLegacy("ip", saved("mangle", rule))
 		if len(rules) != 0 || chains[0].Rules != count {
 			t.Errorf("%s: want %d rules counted: %+v, %+v", rule, count, chains, rules)
 		}
@@ -68,7 +68,7 @@ func TestParseLegacyOthers(t *testing.T) {
 }
 
 func TestParseLegacyNoTrack(t *testing.T) {
-	for rule, want := range map[string]doctor.Rule{
+	for rule, want := range map[string]foreign.Rule{
 		"-j CT --notrack":                        {},
 		"-j NOTRACK":                             {},
 		"-i lo -j CT --notrack":                  {Loopback: true},
@@ -77,10 +77,74 @@ func TestParseLegacyNoTrack(t *testing.T) {
 		"-s 10.0.0.0/8 -p udp -j CT --notrack":   {Source: netip.MustParsePrefix("10.0.0.0/8")},
 		"! -s 10.0.0.0/8 -p udp -j CT --notrack": {},
 	} {
-		_, rules := doctor.ParseLegacy("ip", saved("raw", "-A PREROUTING "+rule))
+		_, rules := foreign.ParseLegacy("ip", saved("raw", "-A PREROUTING "+rule))
 		if len(rules) != 1 || !rules[0].NoTrack || rules[0].Loopback != want.Loopback || rules[0].Source != want.Source || rules[0].Destination != want.Destination {
 			t.Errorf("%s: %+v", rule, rules)
 		}
+	}
+}
+
+// Comparisons, each of the match before it.
+func TestParseLegacyCompares(t *testing.T) {
+	const packet, flow = foreign.PacketMark, foreign.ConntrackMark
+	for rule, want := range map[string][]foreign.Compare{
+		"-m mark --mark 0x1 -j ACCEPT":           {{Field: packet, Mask: foreign.All, Value: 1}},
+		"-m mark ! --mark 0x1 -j ACCEPT":         {{Field: packet, Mask: foreign.All, Value: 1, Not: true}},
+		"-m mark --mark 0x4000/0x4000 -g KUBE-X": {{Field: packet, Mask: 0x4000, Value: 0x4000}},
+		"-m connmark --mark 0x10000/0xffff0000 -m mark --mark 0x2/0xf -j RETURN": {
+			{Field: flow, Mask: 0xffff0000, Value: 0x10000}, {Field: packet, Mask: 0xf, Value: 2},
+		},
+		"-m mark --mark nonsense -j ACCEPT":              {{Field: packet, Mask: foreign.All, Among: true}},
+		"-m comment --comment \"--mark 0x1\" -j ACCEPT":  nil,
+		"-p tcp -j MARK --set-xmark 0x1/0x1 --mark 0x2":  nil,
+		"-m mark --mark 0x1 -j PODMARK-FORWARD":          nil,
+		"-m mark --mark 0x1/0x1 -m tcp --dport 1 -j LOG": {{Field: packet, Mask: 1, Value: 1}},
+	} {
+		_, rules := foreign.ParseLegacy("ip", saved("mangle", "-A PREROUTING "+rule))
+		var got []foreign.Compare
+		for _, r := range rules {
+			got = append(got, r.Compares...)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: want (-), got (+):\n%s", rule, diff)
+		}
+	}
+}
+
+// A rule has the places of the chains that lead to its own, and none where none does.
+func TestParseLegacyPlaces(t *testing.T) {
+	_, rules := foreign.ParseLegacy("ip", `*mangle
+:PREROUTING ACCEPT [0:0]
+:INPUT ACCEPT [0:0]
+:ONE - [0:0]
+:TWO - [0:0]
+:NONE - [0:0]
+-A PREROUTING -j ONE
+-A INPUT -g TWO
+-A ONE -j TWO
+-A TWO -j ONE
+-A TWO -j MARK --set-xmark 0x1/0x1
+-A NONE -j MARK --set-xmark 0x2/0x2
+COMMIT
+*nat
+:INPUT ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+-A INPUT -m mark --mark 0x3/0x3
+-A OUTPUT -m mark --mark 0x4/0x4
+COMMIT
+`)
+	want := [][]foreign.Place{
+		{{Hook: foreign.Prerouting, Priority: -150}, {Hook: foreign.Input, Priority: -150}},
+		nil,
+		{{Hook: foreign.Input, Priority: 100}},
+		{{Hook: foreign.Output, Priority: -100}},
+	}
+	var got [][]foreign.Place
+	for _, r := range rules {
+		got = append(got, r.Places)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("want (-), got (+):\n%s", diff)
 	}
 }
 
@@ -90,7 +154,7 @@ func FuzzParseLegacy(f *testing.F) {
 	f.Add(saved("mangle", `-A PREROUTING -m comment --comment "x \" y" -j MARK --set-xmark 0x1/0x2`))
 	f.Add("*\n:\n-A \n-A x y\n:x\n-A x -j\n-A x -j MARK\n-A x ! -j CONNMARK --set-xmark")
 	f.Fuzz(func(t *testing.T, text string) {
-		chains, rules := doctor.ParseLegacy("ip6", text)
+		chains, rules := foreign.ParseLegacy("ip6", text)
 		for _, r := range rules {
 			if !strings.Contains(text, r.Name) || len(r.Spec) == 0 || r.Family != "ip6" || len(chains) == 0 {
 				t.Errorf("%q: %+v", text, r)

@@ -1,13 +1,17 @@
-package doctor
+package foreign
 
 import (
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
+)
 
-	"github.com/podmark/podmark/pkg/apply/iptables"
-	"github.com/podmark/podmark/pkg/apply/nftables"
+// How podmark's own chains and tables are called: names of packages iptables and
+// nftables below pkg/apply, which are behind this one.
+const (
+	ownChains = "PODMARK-"
+	ownTable  = "podmark"
 )
 
 // Origin says which of the kernel's two firewalls has a chain.
@@ -29,34 +33,29 @@ type Chain struct {
 	Rules int
 }
 
-// own reports whether the chain is podmark's.
-func (c Chain) own() bool {
-	return strings.HasPrefix(c.Name, iptables.ChainPrefix) || c.Origin == NFTables && c.Table == nftables.Table
+// Own reports whether the chain is podmark's.
+func (c Chain) Own() bool {
+	return leads(c.Name) || c.Origin == NFTables && c.Table == ownTable
 }
 
 // leads reports whether a rule that goes to that chain is one of podmark's hooks.
-func leads(target string) bool { return strings.HasPrefix(target, iptables.ChainPrefix) }
+func leads(target string) bool { return strings.HasPrefix(target, ownChains) }
 
-// ofIPTables reports whether iptables, of either variant, shows the chain.
-func (c Chain) ofIPTables() bool {
+// OfIPTables reports whether iptables, of either variant, shows the chain.
+func (c Chain) OfIPTables() bool {
 	return c.Origin == Legacy || (c.Family == "ip" || c.Family == "ip6") && slices.Contains([]string{"filter", "nat", "mangle", "raw", "security"}, c.Table)
 }
 
-// variant is the variant of iptables that shows the chain.
-func (c Chain) variant() iptables.Variant {
-	if c.Origin == Legacy {
-		return iptables.Legacy
-	}
-	return iptables.NFT
-}
-
-// command is iptables' or ip6tables', for the chain's table.
-func (c Chain) command() string {
-	name := "iptables"
+// Command is iptables' or ip6tables', for the chain's table.
+func (c Chain) Command() string {
+	name, variant := "iptables", "nft"
 	if c.Family == "ip6" {
 		name = "ip6tables"
 	}
-	return fmt.Sprintf("%s-%s -t %s", name, c.variant(), quote(c.Table))
+	if c.Origin == Legacy {
+		variant = "legacy"
+	}
+	return fmt.Sprintf("%s-%s -t %s", name, variant, c.Table)
 }
 
 // Rule is a rule of somebody else's.
@@ -66,10 +65,13 @@ type Rule struct {
 	// writes it, in words.
 	Handle uint64
 	Spec   []string
-	// Writes are the marks that it writes; NoTrack is set where it keeps packets out
-	// of conntrack.
-	Writes  []Write
-	NoTrack bool
+	// Places are where it is passed; none where no packet comes to it.
+	Places []Place
+	// Writes are the marks that it writes, Compares those that it compares; NoTrack is set
+	// where it keeps packets out of conntrack.
+	Writes   []Write
+	Compares []Compare
+	NoTrack  bool
 	// Source and Destination are the only ones it is for; zero for any, or for what
 	// was not understood. Loopback is set for a rule of lo.
 	Source, Destination netip.Prefix
@@ -79,43 +81,54 @@ type Rule struct {
 // String names the rule so that it can be found.
 func (r Rule) String() string {
 	if r.Origin == Legacy {
-		return fmt.Sprintf("'%s -A %s %s'", r.command(), r.Name, strings.Join(r.Spec, " "))
+		return fmt.Sprintf("'%s -A %s %s'", r.Command(), r.Name, strings.Join(r.Spec, " "))
 	}
 	return fmt.Sprintf("rule %d of chain %s %s %s", r.Handle, r.Family, r.Table, r.Name)
 }
 
-// remove is the command that takes the rule away, and nothing else.
-func (r Rule) remove() string {
-	if r.Origin == NFTables {
-		return fmt.Sprintf("nft delete rule %s %s %s handle %d", r.Family, quote(r.Table), quote(r.Name), r.Handle)
-	}
-	words := []string{r.command(), "-D", quote(r.Name)}
-	for _, w := range r.Spec {
-		words = append(words, quote(w))
-	}
-	return strings.Join(words, " ")
-}
-
-// Field is a mark.
-type Field string
-
-// The fields.
-const (
-	PacketMark    Field = "the packet mark"
-	ConntrackMark Field = "the conntrack mark"
-)
-
-// all is every bit of a mark.
-const all = 0xffffffff
+// All is every bit of a mark.
+const All = 0xffffffff
 
 // Write is what a rule does to a mark.
 type Write struct {
 	Field Field
 	// Bits are those that may change.
 	Bits uint32
+	// Saves is set where it copies the packet mark into the conntrack mark.
+	Saves bool
 	// Text is the statement, as iptables or nft write it.
 	Text string
 }
+
+// Compare is a comparison of a mark.
+type Compare struct {
+	Field Field
+	// Mask are the bits that are looked at, Value what they are compared with. Among is set
+	// where that is more than one value, which are not known, and Not where the rule is for
+	// the others.
+	Mask, Value uint32
+	Among, Not  bool
+}
+
+func (c Compare) String() string {
+	name, not, value := "meta mark", "==", fmt.Sprintf("%#x", c.Value)
+	if c.Field == ConntrackMark {
+		name = "ct mark"
+	}
+	if c.Not {
+		not = "!="
+	}
+	if c.Among {
+		value = "{ ... }"
+	}
+	if c.Mask == All {
+		return fmt.Sprintf("%s %s %s", name, not, value)
+	}
+	return fmt.Sprintf("%s & %#x %s %s", name, c.Mask, not, value)
+}
+
+// interesting reports whether the rule does something that matters here.
+func (r Rule) interesting() bool { return len(r.Writes)+len(r.Compares) > 0 || r.NoTrack }
 
 // setXmark is MARK or CONNMARK --set-xmark, which all other ways to set are: the
 // bits of mask are cleared, and those of value are turned over.
@@ -148,24 +161,13 @@ func connmark(ctmark, ctmask, nfmask uint32, mode byte, shift int) Write {
 	masks := fmt.Sprintf("--nfmask %#x --ctmask %#x", nfmask, ctmask)
 	switch mode {
 	case connmarkSave:
-		return Write{Field: ConntrackMark, Bits: ctmask | shifted(nfmask), Text: "CONNMARK --save-mark " + masks}
+		return Write{Field: ConntrackMark, Bits: ctmask | shifted(nfmask), Saves: true, Text: "CONNMARK --save-mark " + masks}
 	case connmarkRestore:
 		return Write{Field: PacketMark, Bits: nfmask | shifted(ctmask), Text: "CONNMARK --restore-mark " + masks}
 	}
 	w := setXmark(ConntrackMark, ctmark, ctmask)
 	if shift != 0 { // of the mark as a whole
-		w.Bits = all
+		w.Bits = All
 	}
 	return w
-}
-
-// quote makes s one word of a shell.
-func quote(s string) string {
-	plain := func(r rune) bool {
-		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_-./:,=+@%!", r)
-	}
-	if s != "" && !strings.ContainsFunc(s, func(r rune) bool { return !plain(r) }) {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }

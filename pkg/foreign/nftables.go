@@ -1,4 +1,4 @@
-package doctor
+package foreign
 
 import (
 	"encoding/binary"
@@ -35,15 +35,21 @@ func readNFTables() ([]Chain, []Rule, error) {
 		return nil, nil, fmt.Errorf("listing the rules of nf_tables: %w", err)
 	}
 	var chains []Chain
+	ways := newPassages()
 	for _, m := range chainList {
-		chains = append(chains, newChain(m, unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME))
+		c := newChain(m, unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME)
+		chains = append(chains, c)
+		if place, ok := m.place(); ok {
+			ways.bases[c] = place
+		}
 	}
+	ways.chains = slices.Clone(chains)
 	counts := make([]int, len(chains))
 	var rules []Rule
 	for _, m := range ruleList {
 		c := newChain(m, unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN)
 		i := slices.Index(chains, c)
-		if i < 0 || c.own() { // package apply looks at those
+		if i < 0 || c.Own() { // package apply looks at those
 			continue
 		}
 		handle := m.attributes.long(unix.NFTA_RULE_HANDLE)
@@ -52,13 +58,26 @@ func readNFTables() ([]Chain, []Rule, error) {
 			return nil, nil, fmt.Errorf("reading rule %d of chain %s %s %s: %w", handle, c.Family, c.Table, c.Name, err)
 		}
 		rule := Rule{Chain: c, Handle: handle}
-		rule.follow(expressions)
-		if !slices.ContainsFunc(expressions, expression.isHook) {
-			counts[i]++
+		hook := false
+		for _, e := range expressions {
+			target := e.leadsTo()
+			if target != "" {
+				ways.jumps[c] = append(ways.jumps[c], c.sibling(target))
+			}
+			hook = hook || leads(target)
+			ways.maps[c] = ways.maps[c] || e.mapped()
 		}
-		if len(rule.Writes) > 0 || rule.NoTrack {
+		if hook {
+			continue
+		}
+		counts[i]++
+		if rule.follow(expressions); rule.interesting() {
 			rules = append(rules, rule)
 		}
+	}
+	places := ways.places()
+	for i, r := range rules {
+		rules[i].Places = places[r.id()]
 	}
 	for i := range chains {
 		chains[i].Rules = counts[i]
@@ -187,15 +206,37 @@ func decodeExpressions(b []byte) ([]expression, error) {
 	return out, list.Err()
 }
 
-// isHook reports whether the expression leads to podmark's chains of iptables-nft.
-func (e expression) isHook() bool {
+// leadsTo is the chain that the expression jumps or goes to; empty for none.
+func (e expression) leadsTo() string {
 	if e.name != "immediate" {
-		return false
+		return ""
 	}
 	data, err := decodeAttributes(e.attributes[unix.NFTA_IMMEDIATE_DATA])
 	if err != nil {
-		return false
+		return ""
 	}
 	verdict, err := decodeAttributes(data[unix.NFTA_DATA_VERDICT])
-	return err == nil && leads(verdict.text(unix.NFTA_VERDICT_CHAIN))
+	if err != nil {
+		return ""
+	}
+	return verdict.text(unix.NFTA_VERDICT_CHAIN)
+}
+
+// mapped reports whether the expression looks a verdict up.
+func (e expression) mapped() bool {
+	return e.name == "lookup" && e.has(unix.NFTA_LOOKUP_DREG) && e.number(unix.NFTA_LOOKUP_DREG) == unix.NFT_REG_VERDICT
+}
+
+// place is where a base chain is passed.
+func (m message) place() (Place, bool) {
+	hook, err := decodeAttributes(m.attributes[unix.NFTA_CHAIN_HOOK])
+	if err != nil || !hook.has(unix.NFTA_HOOK_HOOKNUM) {
+		return Place{}, false
+	}
+	p := Place{Priority: int32(hook.number(unix.NFTA_HOOK_PRIORITY))}
+	number := hook.number(unix.NFTA_HOOK_HOOKNUM)
+	if slices.Contains([]string{"ip", "ip6", "inet"}, m.family) && number < uint32(len(hooks)) {
+		p.Hook = hooks[number]
+	}
+	return p, true
 }

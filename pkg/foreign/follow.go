@@ -1,4 +1,4 @@
-package doctor
+package foreign
 
 import (
 	"encoding/binary"
@@ -16,6 +16,7 @@ import (
 type value struct {
 	from      source
 	keep, xor uint32
+	swapped   bool   // its bytes are in the other order
 	offset    uint32 // in the header of the network layer
 	mask      []byte // of the header
 }
@@ -37,7 +38,9 @@ func (r *Rule) follow(list []expression) {
 	registers := map[uint32]value{}
 	for _, e := range list {
 		switch e.name {
-		case "counter", "comment", "match", "log", "limit", "quota", "objref":
+		case "counter", "comment", "log", "limit", "quota", "objref":
+		case "match":
+			r.matches(e)
 		case "notrack":
 			r.NoTrack = true
 		case "target":
@@ -56,7 +59,7 @@ func (r *Rule) follow(list []expression) {
 			case mark && e.has(unix.NFTA_CT_SREG):
 				r.Writes = append(r.Writes, registers[e.number(unix.NFTA_CT_SREG)].into(ConntrackMark))
 			case mark:
-				registers[e.number(unix.NFTA_CT_DREG)] = value{from: conntrackMark, keep: all}
+				registers[e.number(unix.NFTA_CT_DREG)] = value{from: conntrackMark, keep: All}
 			case e.has(unix.NFTA_CT_DREG):
 				registers[e.number(unix.NFTA_CT_DREG)] = value{}
 			}
@@ -70,12 +73,23 @@ func (r *Rule) follow(list []expression) {
 			if e.has(unix.NFTA_PAYLOAD_DREG) {
 				registers[e.number(unix.NFTA_PAYLOAD_DREG)] = loadedHeader(e)
 			}
+		case "byteorder":
+			v := registers[e.number(unix.NFTA_BYTEORDER_SREG)]
+			v.swapped = !v.swapped
+			registers[e.number(unix.NFTA_BYTEORDER_DREG)] = v
 		case "bitwise":
 			registers[e.number(unix.NFTA_BITWISE_DREG)] = registers[e.number(unix.NFTA_BITWISE_SREG)].bitwise(e)
 		case "cmp":
-			if e.number(unix.NFTA_CMP_OP) == unix.NFT_CMP_EQ {
-				r.match(registers[e.number(unix.NFTA_CMP_SREG)], e.data(unix.NFTA_CMP_DATA))
+			v, data, op := registers[e.number(unix.NFTA_CMP_SREG)], e.data(unix.NFTA_CMP_DATA), e.number(unix.NFTA_CMP_OP)
+			if op == unix.NFT_CMP_EQ {
+				r.match(v, data)
 			}
+			r.compare(v, data, op)
+		case "lookup":
+			r.compare(registers[e.number(unix.NFTA_LOOKUP_SREG)], nil, unix.NFT_CMP_EQ)
+			clear(registers)
+		case "range":
+			r.compare(registers[e.number(unix.NFTA_RANGE_SREG)], nil, unix.NFT_CMP_EQ)
 		default:
 			clear(registers)
 		}
@@ -85,7 +99,7 @@ func (r *Rule) follow(list []expression) {
 func loadedMeta(key uint32) value {
 	switch key {
 	case unix.NFT_META_MARK:
-		return value{from: packetMark, keep: all}
+		return value{from: packetMark, keep: All}
 	case unix.NFT_META_IIFNAME, unix.NFT_META_OIFNAME:
 		return value{from: linkName}
 	}
@@ -107,12 +121,25 @@ func (v value) bitwise(e expression) value {
 	case v.from == header && mask != nil && len(mask) == len(v.mask):
 		v.mask = mask
 		return v
-	case v.from == header, len(mask) != 4, len(xor) != 4:
+	case v.from == header, v.swapped, len(mask) != 4, len(xor) != 4:
 		return value{}
 	}
 	m, x := binary.NativeEndian.Uint32(mask), binary.NativeEndian.Uint32(xor)
 	v.keep, v.xor = v.keep&m, v.xor&m^x
 	return v
+}
+
+// compare notes that the rule compares a mark.
+func (r *Rule) compare(v value, data []byte, op uint32) {
+	field, ok := map[source]Field{packetMark: PacketMark, conntrackMark: ConntrackMark}[v.from]
+	if !ok {
+		return
+	}
+	c := Compare{Field: field, Mask: v.keep, Among: true, Not: op == unix.NFT_CMP_NEQ}
+	if len(data) == 4 && !v.swapped && (op == unix.NFT_CMP_EQ || op == unix.NFT_CMP_NEQ) {
+		c.Among, c.Value = false, (binary.NativeEndian.Uint32(data)^v.xor)&v.keep
+	}
+	r.Compares = append(r.Compares, c)
 }
 
 // into is the write of the value into a mark.
@@ -122,14 +149,14 @@ func (v value) into(f Field) Write {
 	if f == ConntrackMark {
 		own = conntrackMark
 	}
-	w := Write{Field: f, Bits: all, Text: names[own] + " set ..."}
+	w := Write{Field: f, Bits: All, Saves: f == ConntrackMark && v.from == packetMark, Text: names[own] + " set ..."}
 	switch from := names[v.from]; {
 	case v.from == constant:
 		w.Text = fmt.Sprintf("%s set %#x", names[own], v.xor)
 	case from != "":
 		w.Text = fmt.Sprintf("%s set %s & %#x ^ %#x", names[own], from, v.keep, v.xor)
 	}
-	if v.from == own {
+	if v.from == own && !v.swapped {
 		w.Bits = ^v.keep | v.xor
 	}
 	return w
@@ -171,6 +198,19 @@ func (r *Rule) match(v value, data []byte) {
 // text is a string that the kernel ends with a zero.
 func text(b []byte) string { return strings.TrimRight(string(b), "\x00") }
 
+// matches reads a match of iptables-nft that is one in the kernel too: struct
+// xt_mark_mtinfo1 and xt_connmark_mtinfo1, both of mark, mask and whether it is inverted.
+func (r *Rule) matches(e expression) {
+	name, info := e.text(unix.NFTA_MATCH_NAME), e.attributes[unix.NFTA_MATCH_INFO]
+	field, ok := map[string]Field{"mark": PacketMark, "connmark": ConntrackMark}[name]
+	if !ok || e.number(unix.NFTA_MATCH_REV) != 1 || len(info) < 9 {
+		return
+	}
+	r.Compares = append(r.Compares, Compare{
+		Field: field, Value: binary.NativeEndian.Uint32(info), Mask: binary.NativeEndian.Uint32(info[4:]), Not: info[8] != 0,
+	})
+}
+
 // target reads a target of iptables-nft that is one in the kernel too: structs of
 // include/uapi/linux/netfilter/xt_mark.h, xt_connmark.h and xt_CT.h. One that maps
 // marks by a set (SET --map-mark) is not recognised.
@@ -183,7 +223,7 @@ func (r *Rule) target(e expression) {
 	case name == "MARK" && rev == 2 && len(info) >= 8:
 		r.Writes = append(r.Writes, setXmark(PacketMark, word(0), word(1)))
 	case name == "MARK":
-		r.Writes = append(r.Writes, Write{Field: PacketMark, Bits: all, Text: "MARK ..."})
+		r.Writes = append(r.Writes, Write{Field: PacketMark, Bits: All, Text: "MARK ..."})
 	case name == "CONNMARK" && rev == 1 && len(info) >= 13: // the mode comes last
 		r.Writes = append(r.Writes, connmark(word(0), word(1), word(2), info[12], 0))
 	case name == "CONNMARK" && rev == 2 && len(info) >= 15: // shift_dir, shift_bits, mode
@@ -193,6 +233,6 @@ func (r *Rule) target(e expression) {
 		}
 		r.Writes = append(r.Writes, connmark(word(0), word(1), word(2), info[14], shift))
 	case name == "CONNMARK":
-		r.Writes = append(r.Writes, Write{Field: ConntrackMark, Bits: all, Text: "CONNMARK ..."})
+		r.Writes = append(r.Writes, Write{Field: ConntrackMark, Bits: All, Text: "CONNMARK ..."})
 	}
 }

@@ -1,4 +1,4 @@
-package doctor
+package foreign
 
 import (
 	"bytes"
@@ -61,11 +61,12 @@ func save(ctx context.Context, command string) (string, error) {
 }
 
 // ParseLegacy reads what iptables-save or, for family ip6, ip6tables-save prints. Of
-// the rules it returns those that write a mark or keep packets out of conntrack and
-// are not podmark's. Lines that it does not know say nothing.
+// the rules it returns those that write or compare a mark or keep packets out of
+// conntrack, and are not podmark's. Lines that it does not know say nothing.
 func ParseLegacy(family, text string) ([]Chain, []Rule) {
 	var chains []Chain
 	var rules []Rule
+	ways := newPassages()
 	table := ""
 	for line := range strings.Lines(text) {
 		line = strings.TrimSpace(line)
@@ -75,7 +76,11 @@ func ParseLegacy(family, text string) ([]Chain, []Rule) {
 		}
 		if rest, ok := strings.CutPrefix(line, ":"); ok {
 			name, _, _ := strings.Cut(rest, " ")
-			chains = append(chains, Chain{Origin: Legacy, Family: family, Table: table, Name: name})
+			c := Chain{Origin: Legacy, Family: family, Table: table, Name: name}
+			chains, ways.chains = append(chains, c), append(ways.chains, c)
+			if h := Hook(name); slices.Contains(hooks, h) {
+				ways.bases[c] = Place{h, tablePriority(table, h)}
+			}
 			continue
 		}
 		words := split(line)
@@ -87,13 +92,22 @@ func ParseLegacy(family, text string) ([]Chain, []Rule) {
 			continue
 		}
 		r := Rule{Chain: chains[i], Spec: words[2:]}
-		if target, _ := r.option("-j"); !leads(target) {
-			chains[i].Rules++
+		target, _ := r.option("-j")
+		if to, ok := r.option("-g"); ok {
+			target = to
 		}
-		r.read()
-		if (len(r.Writes) > 0 || r.NoTrack) && !r.own() {
+		ways.jumps[r.id()] = append(ways.jumps[r.id()], r.sibling(target))
+		if leads(target) {
+			continue
+		}
+		chains[i].Rules++
+		if r.read(); r.interesting() && !r.Own() {
 			rules = append(rules, r)
 		}
+	}
+	places := ways.places()
+	for i, r := range rules {
+		rules[i].Places = places[r.id()]
 	}
 	return chains, rules
 }
@@ -149,7 +163,7 @@ func (r Rule) number(name string) uint32 {
 	text, _ := r.option(name)
 	n, err := strconv.ParseUint(text, 0, 32)
 	if err != nil {
-		return all
+		return All
 	}
 	return uint32(n)
 }
@@ -165,6 +179,7 @@ func (r *Rule) read() {
 	in, _ := r.option("-i")
 	out, _ := r.option("-o")
 	r.Loopback = in == "lo" || out == "lo"
+	r.readCompares()
 	target, _ := r.option("-j")
 	shift := 0
 	if text, ok := r.option("--left-shift-mark"); ok {
@@ -189,21 +204,44 @@ func (r *Rule) read() {
 		value, mask := r.xmark()
 		r.Writes = append(r.Writes, connmark(value, mask, 0, connmarkSet, shift))
 	case target == "SET" && has("--map-mark"):
-		r.Writes = append(r.Writes, Write{Field: PacketMark, Bits: all, Text: "SET --map-mark"})
+		r.Writes = append(r.Writes, Write{Field: PacketMark, Bits: All, Text: "SET --map-mark"})
+	}
+}
+
+// readCompares reads "-m mark ! --mark VALUE/MASK", and that of connmark: both options
+// have one name, and belong to the match before them.
+func (r *Rule) readCompares() {
+	field := Field("")
+	for i, word := range r.Spec {
+		switch {
+		case word == "-m" && i+1 < len(r.Spec):
+			field = map[string]Field{"mark": PacketMark, "connmark": ConntrackMark}[r.Spec[i+1]]
+		case word == "-j", word == "-g":
+			return
+		case word == "--mark" && field != "" && i+1 < len(r.Spec):
+			value, mask, ok := masked(r.Spec[i+1])
+			r.Compares = append(r.Compares, Compare{Field: field, Mask: mask, Value: value, Among: !ok, Not: i > 0 && r.Spec[i-1] == "!"})
+		}
 	}
 }
 
 // xmark reads --set-xmark VALUE[/MASK].
 func (r Rule) xmark() (value, mask uint32) {
 	text, _ := r.option("--set-xmark")
+	value, mask, _ = masked(text)
+	return value, mask
+}
+
+// masked reads VALUE[/MASK]; what it cannot read is every bit.
+func masked(text string) (value, mask uint32, ok bool) {
 	first, second, masked := strings.Cut(text, "/")
 	v, errV := strconv.ParseUint(first, 0, 32)
-	m, errM := uint64(all), error(nil)
+	m, errM := uint64(All), error(nil)
 	if masked {
 		m, errM = strconv.ParseUint(second, 0, 32)
 	}
 	if errors.Join(errV, errM) != nil {
-		return 0, all
+		return 0, All, false
 	}
-	return uint32(v), uint32(m)
+	return uint32(v), uint32(m), true
 }
