@@ -143,8 +143,8 @@ func inetFrame(s desired.State) []chain {
 			{parts: on(onLink(), v6.icmpTypes(v6.is(), 131, 132, 143), hopLimit(1), accept())},
 			{parts: on(in(v4.sourceTwice(), self(v4)), goTo(chainSpoofed))},
 			{parts: on(in(v6.sourceTwice(), self(v6)), goTo(chainSpoofed))},
-			{on(lead(v4.inputAndSource(further(v4), keyReg), further(v4)), accept()), "is in map " + further(v4).name},
-			{on(lead(v6.inputAndSource(further(v6), keyReg), further(v6)), accept()), "is in map " + further(v6).name},
+			{on(lead(v4.inputAndSource(further(v4), keyReg), further(v4)), accept()), "by the ID in map " + further(v4).name},
+			{on(lead(v6.inputAndSource(further(v6), keyReg), further(v6)), accept()), "by the ID in map " + further(v6).name},
 			{parts: on(goTo(chainSpoofed))},
 		}},
 		// Both ends are judged, and the flow gets the epoch.
