@@ -68,11 +68,11 @@ var harms = []harm{
 	{name: "sets flushed", in: inIPTables, do: ipset(func(*pod) []string { return []string{"flush"} }), code: 5, words: []string{"podmark-"}, mends: byGC},
 
 	{name: "IPv4 element deleted", in: inNFTables, do: nft(func(p *pod) string {
-		return fmt.Sprintf("delete element inet podmark routed4 { %q . %s }", p.veth, p.v4)
-	}), code: 5, words: []string{"routed4", "10.1.0."}, mends: byItself},
+		return fmt.Sprintf("delete element inet podmark senders4 { %q . %s }", p.veth, p.v4)
+	}), code: 5, words: []string{"senders4", "10.1.0."}, mends: byItself},
 	{name: "IPv6 element deleted", in: inNFTables, do: nft(func(p *pod) string {
-		return fmt.Sprintf("delete element inet podmark routed6 { %q . %s }", p.veth, p.v6)
-	}), code: 5, words: []string{"routed6", "fd00:10::"}, mends: byItself},
+		return fmt.Sprintf("delete element inet podmark senders6 { %q . %s }", p.veth, p.v6)
+	}), code: 5, words: []string{"senders6", "fd00:10::"}, mends: byItself},
 	{name: "ingress element deleted", in: inNFTables, do: nft(func(p *pod) string {
 		return fmt.Sprintf("delete element inet podmark ingress4 { %q . %s }", p.veth, p.v4)
 	}), code: 5, words: []string{"ingress4", "10.1.0."}, mends: byItself},
@@ -98,9 +98,9 @@ var harms = []harm{
 	}), code: 5, words: []string{"inet podmark"}, mends: byAnything},
 	{name: "all rules flushed", in: inNFTables, do: nftCommand("flush table inet podmark; flush table bridge podmark"), code: 5, words: []string{"inet podmark"}, mends: byAnything},
 	{name: "all elements deleted", in: inNFTables, do: func(_ *testing.T, p *pod) { p.n.flushMaps() }, code: 5, words: []string{"inet podmark"}, mends: byGC},
-	{name: "a foreign rule", in: inNFTables, do: nftCommand("insert rule inet podmark tracked accept"), code: 5, words: []string{"inet podmark tracked"}, mends: byAnything},
-	{name: "a foreign chain", in: inNFTables, do: nftCommand("add chain inet podmark foreign; add rule inet podmark foreign accept; insert rule inet podmark tracked jump foreign"), code: 5, words: []string{"inet podmark tracked"}, mends: byAnything},
-	{name: "a map that is another", in: inNFTables, do: nftCommand("flush table inet podmark; delete map inet podmark routed4; add set inet podmark routed4 { type mark; }"), code: 5, words: []string{"inet podmark"}, mends: byAnything},
+	{name: "a foreign rule", in: inNFTables, do: nftCommand("insert rule inet podmark related accept"), code: 5, words: []string{"inet podmark related"}, mends: byAnything},
+	{name: "a foreign chain", in: inNFTables, do: nftCommand("add chain inet podmark foreign; add rule inet podmark foreign accept; insert rule inet podmark related jump foreign"), code: 5, words: []string{"inet podmark related"}, mends: byAnything},
+	{name: "a map that is another", in: inNFTables, do: nftCommand("flush table inet podmark; delete map inet podmark sources4; add set inet podmark sources4 { type mark; }"), code: 5, words: []string{"inet podmark"}, mends: byAnything},
 	{name: "table inet deleted", in: inNFTables, do: nftCommand("delete table inet podmark"), code: 5, words: []string{"inet podmark"}, mends: byAnything},
 	{name: "table bridge deleted", in: inNFTables, do: nftCommand("delete table bridge podmark"), code: 5, words: []string{"bridge podmark"}, mends: byAnything},
 

@@ -94,11 +94,12 @@ func TestElementsOnly(t *testing.T) {
 	}
 	added := slices.DeleteFunc(slices.Clone(after), func(e string) bool { return slices.Contains(elements, e) })
 	for _, e := range added {
-		if _, what, _ := strings.Cut(e, ": "); !strings.HasPrefix(what, fmt.Sprintf("%q . ", sibling.veth)) && !strings.Contains(what, " . "+sibling.mark()+" : ") && what != sibling.v4 && what != sibling.v6 {
+		of := []string{fmt.Sprintf("%q", sibling.veth), " . " + sibling.mark() + " : ", sibling.v4, sibling.v6}
+		if !slices.ContainsFunc(of, func(its string) bool { return strings.Contains(e, its) }) {
 			t.Errorf("ADD added %s", e)
 		}
 	}
-	for _, set := range []string{"routed4", "routed6", "egress", "ingress4", "ingress6", "p4-", "p6-"} {
+	for _, set := range []string{"senders4", "senders6", "veths", "self4", "self6", "sources4", "sources6", "egress", "ingress4", "ingress6", "p4-", "p6-"} {
 		if !slices.ContainsFunc(added, func(e string) bool { return strings.HasPrefix(e, set) }) {
 			t.Errorf("ADD added nothing to %s*: %q", set, added)
 		}

@@ -171,7 +171,7 @@ func TestRenderOnVirginNode(t *testing.T) {
 		args []string
 		want []string
 	}{
-		{nil, []string{"table inet podmark {", "table bridge podmark {", "map routed4 {", "type filter hook forward priority mangle;"}},
+		{nil, []string{"table inet podmark {", "table bridge podmark {", "map sources4 {", "type filter hook forward priority mangle;"}},
 		{[]string{"--backend", "auto"}, []string{"table inet podmark {"}},
 		{[]string{"--backend", "nftables"}, []string{"table inet podmark {"}},
 		{[]string{"--backend", "iptables"}, []string{"table bridge podmark {", "create podmark-ep4a hash:net,iface", "-A PODMARK-FORWARD"}},

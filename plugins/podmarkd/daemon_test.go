@@ -45,7 +45,7 @@ func harms(b backend) []harm {
 			{"table gone", nft("delete table inet podmark"), "missing", missing.Chain},
 			{"chain flushed", nft("flush chain inet podmark forward"), "inet podmark", missing.Chain},
 			{"rule inserted", nft("insert rule inet podmark forward accept"), "inet podmark forward", missing.Chain},
-			{"element gone", nft(`delete element inet podmark routed4 { "veth1" . 10.1.0.2 }`), "routed4", missing.Element},
+			{"element gone", nft(`delete element inet podmark senders4 { "veth1" . 10.1.0.2 }`), "senders4", missing.Element},
 			{"maps flushed", nft("flush map inet podmark ingress4"), "ingress4", missing.Element},
 		}
 	}
