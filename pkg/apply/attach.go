@@ -91,7 +91,7 @@ func (n Node) add(ctx context.Context, settings Settings, r ident.Record, runnin
 	if f.Kubernetes && r.Policed && !r.Kubernetes {
 		return ident.Record{}, fmt.Errorf("%w, and this network says \"policy\": \"files\": all networks of a node take it from one place", ErrSource)
 	}
-	if err := bridgeFiltered(r); err != nil {
+	if err := f.bridgeFiltered(r); err != nil {
 		return ident.Record{}, err
 	}
 	if changed {
@@ -198,10 +198,13 @@ func (n Node) unjudge(r ident.Record, mask uint32, before []ident.Record, sent f
 }
 
 // bridgeFiltered refuses a policed endpoint on a bridge whose frames the rules
-// would never see.
-func bridgeFiltered(r ident.Record) error {
+// would never see, or not all of them.
+func (f file) bridgeFiltered(r ident.Record) error {
 	if r.Routed() || !r.Policed {
 		return nil
+	}
+	if f.Backend != NFTables && f.Bridge != guarded {
+		return fmt.Errorf("%w: with iptables alone nobody guards the ports of bridge %q, and a policy would hold for a part of what pods on it send each other: %s; take a kernel that can, a main plugin that routes, such as ptp, or set policy to \"none\"", ErrBackend, r.Interface, f.BridgeLacks)
 	}
 	for _, a := range r.Addresses {
 		if err := port.BridgeFiltered(a.Is6()); err != nil {

@@ -75,11 +75,14 @@ func (n Node) backend(f file) Backend {
 	if f.Backend == NFTables {
 		return nftables.Backend{Step: n.Step}
 	}
-	b := iptables.Backend{Variant: variants[f.Backend], Wait: n.LockTimeout, Step: n.Step}
+	b := iptables.Backend{Variant: variants[f.Backend], Wait: n.LockTimeout, Step: n.Step, Lacks: f.lacks()}
 	for _, k := range f.Former {
 		if v, ok := variants[k]; ok {
 			b.Former = append(b.Former, v)
 		}
+	}
+	if f.Bridge == guarded {
+		return Guarded{Backend: b, Bridge: nftables.Bridge{Step: n.Step}}
 	}
 	return b
 }
@@ -107,6 +110,9 @@ func (f *file) choose(wanted config.Backend) error {
 			return fmt.Errorf("%w: %w", ErrBackend, err)
 		}
 		kind = kindOf(v)
+	}
+	if kind != NFTables && f.Bridge == "" {
+		f.askBridge()
 	}
 	if kind == f.Backend {
 		return nil
@@ -146,6 +152,52 @@ func (f *file) askLog(ctx context.Context, wait time.Duration) error {
 		f.Log, f.LogLacks = unlogged, lacking.Error()
 	}
 	return nil
+}
+
+// What file.Bridge says.
+const (
+	guarded   = "nftables"
+	unguarded = "none"
+)
+
+// askBridge notes whether nftables can guard the ports of bridges beside iptables. Where it
+// cannot, podmark asks again when it writes everything anew.
+func (f *file) askBridge() {
+	if f.Bridge == guarded {
+		return
+	}
+	f.Bridge, f.BridgeLacks = guarded, ""
+	if lacking := nftables.ProbeBridge(); lacking != nil {
+		f.Bridge, f.BridgeLacks = unguarded, lacking.Error()
+	}
+}
+
+// askKernel notes what of that the kernel can do which the backend can do without. It asks
+// again what was lacking.
+func (f *file) askKernel(ctx context.Context, wait time.Duration) error {
+	if err := f.askLog(ctx, wait); err != nil {
+		return err
+	}
+	v, ok := variants[f.Backend]
+	if !ok {
+		return nil
+	}
+	f.askBridge()
+	for _, feature := range f.lacks() {
+		lacking, err := iptables.Lacking(ctx, v, wait, feature)
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrBackend, err)
+		}
+		if lacking == nil {
+			f.Has = append(f.Has, feature)
+		}
+	}
+	return nil
+}
+
+// lacks lists what iptables does without.
+func (f file) lacks() []iptables.Feature {
+	return slices.DeleteFunc(iptables.Features(), func(feature iptables.Feature) bool { return slices.Contains(f.Has, feature) })
 }
 
 // Unlogged says what is lacking to log the packets that are dropped; empty where they
@@ -214,11 +266,23 @@ func leftovers() []Kind {
 }
 
 // removeFormer takes what is left of the former backends out of the kernel. A
-// variant of iptables has done that with the other one's rules.
+// variant of iptables has done that with the other one's rules, and has use for what
+// guards the ports of bridges.
 func (n Node) removeFormer(ctx context.Context, f file) error {
-	return remove(ctx, n.LockTimeout, slices.DeleteFunc(slices.Clone(f.Former), func(k Kind) bool {
-		return variants[k] != "" && variants[f.Backend] != ""
-	}))
+	var rest []Kind
+	for _, k := range f.Former {
+		switch {
+		case variants[f.Backend] == "":
+			rest = append(rest, k)
+		case k == NFTables && f.Bridge == guarded:
+			if err := nftables.RemoveIP(ctx); err != nil {
+				return fmt.Errorf("%w: removing what %s has: %w", ErrBackend, k, err)
+			}
+		case k == NFTables:
+			rest = append(rest, k)
+		}
+	}
+	return remove(ctx, n.LockTimeout, rest)
 }
 
 // remove takes everything of these backends out of the kernel.

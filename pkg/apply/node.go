@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/pkg/apply/conntrack"
+	"github.com/podmark/podmark/pkg/apply/iptables"
 	"github.com/podmark/podmark/pkg/apply/port"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
@@ -89,6 +90,12 @@ type file struct {
 	// command cannot: LogLacks says why. Until it is asked, nothing is logged.
 	Log      string `json:"log,omitempty"`
 	LogLacks string `json:"logLacks,omitempty"`
+	// Bridge is "nftables" where that guards the ports of bridges beside iptables, and
+	// "none" where it cannot: BridgeLacks says why. Empty until it is asked.
+	Bridge      string `json:"bridge,omitempty"`
+	BridgeLacks string `json:"bridgeLacks,omitempty"`
+	// Has is what the kernel has that iptables can do without.
+	Has []iptables.Feature `json:"has,omitempty"`
 	// Tunnels are those that the rules were written with; nil in the file of an older
 	// podmark, whose rules forbade none. AllowTunnels makes that none.
 	Tunnels      *desired.Tunnels `json:"tunnels,omitempty"`
@@ -218,15 +225,15 @@ func (n Node) agree(ctx context.Context, settings Settings) (f file, changed boo
 	if !slices.Equal(f.NodePorts, settings.NodePorts) {
 		f.NodePorts, changed = settings.NodePorts, true
 	}
-	backend, auto := f.Backend, f.Auto
+	backend, auto, bridge := f.Backend, f.Auto, f.Bridge
 	if err := f.choose(settings.Backend); err != nil {
 		return file{}, false, err
 	}
-	if f.Backend != backend || f.Auto != auto {
+	if f.Backend != backend || f.Auto != auto || f.Bridge != bridge {
 		changed = true
 	}
 	if f.Backend != backend {
-		f.Log, f.LogLacks = "", ""
+		f.Log, f.LogLacks, f.Has = "", "", nil
 	}
 	if begins {
 		layout, err := n.begins(ctx, f, settings)
@@ -330,7 +337,7 @@ func (n Node) index(f file) (file, error) {
 
 // rewrite makes the kernel hold what f and the attachments say, and notes that in f.
 func (n Node) rewrite(ctx context.Context, f file, coming ...ident.Record) (file, error) {
-	if err := f.askLog(ctx, n.LockTimeout); err != nil {
+	if err := f.askKernel(ctx, n.LockTimeout); err != nil {
 		return f, err
 	}
 	state, err := n.state(f, coming...)

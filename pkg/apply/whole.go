@@ -188,7 +188,7 @@ func (n Node) Uninstall(ctx context.Context) error {
 	defer unlock()
 	kinds := leftovers()
 	if f, err := n.load(); err == nil && f.Backend != "" {
-		kinds = append(f.Former, f.Backend)
+		kinds = append(f.Former, f.Backend, NFTables) // which guards bridges beside iptables
 	}
 	if err := remove(ctx, n.LockTimeout, kinds); err != nil {
 		return err

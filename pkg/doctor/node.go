@@ -59,7 +59,7 @@ func checkBackend(f Facts) []Finding {
 	}
 	mend := "modprobe -a nf_tables nft_ct nft_fib_inet nft_meta_bridge"
 	if f.State.Kind != apply.NFTables {
-		mend = "apt-get install iptables && modprobe -a ip_set xt_set ip_set_hash_netiface ip_set_hash_ip ip_set_bitmap_port"
+		mend = "apt-get install iptables && modprobe -a ip_set xt_set ip_set_hash_netiface ip_set_hash_net ip_set_hash_ip ip_set_bitmap_port"
 	}
 	return []Finding{{
 		Severity: Error, What: f.State.Backend.Error(),

@@ -13,12 +13,11 @@ import (
 
 // The hooks, as people know them.
 const (
-	bridgeHook  = "bridge PREROUTING"
-	prerouting  = "PREROUTING"
-	input       = "INPUT"
-	forward     = "FORWARD"
-	output      = "OUTPUT"
-	postrouting = "POSTROUTING"
+	bridgeHook = "bridge PREROUTING"
+	prerouting = "PREROUTING"
+	input      = "INPUT"
+	forward    = "FORWARD"
+	output     = "OUTPUT"
 )
 
 // Those that act at hooks beside podmark.
@@ -30,13 +29,13 @@ const (
 // chains are podmark's, of one backend. A chain that it does not have is empty.
 type chains struct {
 	guard, sender, input, host, forward, output string
-	// unmark is at hook unmarkAt.
-	unmark, unmarkAt string
+	// unmark is at OUTPUT, behind the chain that judges.
+	unmark string
 }
 
 var chainsOf = map[config.Backend]chains{
 	config.BackendNFTables: {guard: "bridge-ports", sender: "sender", input: "input", host: "host", forward: "forward", output: "output"},
-	config.BackendIPTables: {guard: "bridge-ports", sender: "PODMARK-SENDER", input: "PODMARK-INPUT", forward: "PODMARK-FORWARD", output: "PODMARK-OUTPUT", unmark: "PODMARK-POST", unmarkAt: postrouting},
+	config.BackendIPTables: {guard: "bridge-ports", sender: "PODMARK-SENDER", input: "PODMARK-INPUT", forward: "PODMARK-FORWARD", output: "PODMARK-OUTPUT", unmark: "PODMARK-CLEAR"},
 }
 
 // Explain answers the question. Facts must hold the routes and services of all
@@ -230,7 +229,7 @@ func (w walker) behind(walk Walk, p desired.Packet) Walk {
 		does += ", and takes the ID off"
 	}
 	if walk = w.judge(walk.step(output, w.output, does), p); walk.Allowed && w.unmark != "" {
-		walk = walk.step(w.unmarkAt, w.unmark, "takes the ID off")
+		walk = walk.step(output, w.unmark, "takes the ID off")
 	}
 	return walk
 }

@@ -142,12 +142,12 @@ func (n *node) tables() []string {
 	return objects
 }
 
-// rules lists table mangle of a variant, both families.
+// rules lists tables mangle and security of a variant, both families.
 func (n *node) rules(variant string) []string {
 	n.t.Helper()
 	var lines []string
 	for _, f := range []string{"iptables", "ip6tables"} {
-		for line := range strings.Lines(saved.Mangle(n.t, f+"-"+variant)) {
+		for line := range strings.Lines(saved.Rules(n.t, f+"-"+variant)) {
 			if !strings.HasPrefix(line, "#") {
 				lines = append(lines, f+" "+counters.ReplaceAllString(line, ""))
 			}
@@ -156,13 +156,20 @@ func (n *node) rules(variant string) []string {
 	return lines
 }
 
-// present names the backends that have anything in the kernel, and "sets" where
-// there are ipsets of podmark's.
+// present names the backends that have anything in the kernel, with "sets" where
+// there are ipsets of podmark's, and "bridge" where of nftables there is only what guards
+// the ports of bridges.
 func (n *node) present() string {
 	n.t.Helper()
 	var found []string
-	if slices.ContainsFunc(n.tables(), func(s string) bool { return strings.Contains(s, "podmark") }) {
+	table := func(family string) bool {
+		return slices.ContainsFunc(n.tables(), func(s string) bool { return strings.HasPrefix(s, "table "+family+" podmark") })
+	}
+	switch {
+	case table("inet"):
 		found = append(found, "nftables")
+	case table("bridge"):
+		found = append(found, "bridge")
 	}
 	for _, v := range variants {
 		if slices.ContainsFunc(n.rules(v), func(s string) bool { return strings.Contains(s, "PODMARK-") }) {
@@ -180,7 +187,7 @@ func (b backend) alone() string {
 	if b.name == nftables.name {
 		return b.name
 	}
-	return b.name + " sets"
+	return "bridge " + b.name + " sets"
 }
 
 var (

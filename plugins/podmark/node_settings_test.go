@@ -35,7 +35,7 @@ func TestVariant(t *testing.T) {
 			}
 			p := n.addPod()
 			p.add(iptables).ok(t)
-			if got, want := n.present(), "iptables-"+tt.want+" sets"; got != want {
+			if got, want := n.present(), (backend{name: "iptables-" + tt.want}).alone(); got != want {
 				t.Errorf("there is %q, want %q", got, want)
 			}
 			if file := n.files()["node.json"]; !strings.Contains(file, `"backend":"iptables-`+tt.want+`"`) {
@@ -46,7 +46,7 @@ func TestVariant(t *testing.T) {
 			n.command(other)
 			n.exec("", "iptables-"+other, "-w", "30", "-t", "mangle", "-N", "KUBE-OTHER")
 			p.add(iptables, conf{"kubeNodePortRanges": []int{31000}}).ok(t)
-			if got, want := n.present(), "iptables-"+tt.want+" sets"; got != want {
+			if got, want := n.present(), (backend{name: "iptables-" + tt.want}).alone(); got != want {
 				t.Errorf("there is %q after the command changed, want %q", got, want)
 			}
 		})

@@ -243,7 +243,7 @@ func (n *node) kernel() string {
 	out := strings.Join(sets, "")
 	for _, v := range variants {
 		for _, f := range []string{"iptables", "ip6tables"} {
-			for line := range strings.Lines(saved.Mangle(n.t, f+"-"+v)) {
+			for line := range strings.Lines(saved.Rules(n.t, f+"-"+v)) {
 				if !strings.HasPrefix(line, "#") {
 					out += line
 				}

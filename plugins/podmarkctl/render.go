@@ -15,7 +15,7 @@ import (
 )
 
 // rendered is what 'render -o json' shows: a ruleset for nftables, families for
-// iptables.
+// iptables, with the ruleset that guards the ports of bridges beside it.
 type rendered struct {
 	Backend  config.Backend      `json:"backend"`
 	Ruleset  string              `json:"ruleset,omitempty"`
@@ -31,7 +31,8 @@ func newRender(o *options) *cobra.Command {
 		Long: `Render prints what would be written for the endpoints of this node and its
 policy, or with -f for a policy that is not applied yet: for nftables in the form
 of nft, for iptables, per family, the sets in the form of 'ipset restore' and the
-rules in the form of 'iptables-restore'. Auto is the backend that enforces on this
+rules in the form of 'iptables-restore', behind the table of nft that guards the ports of
+bridges beside it. Auto is the backend that enforces on this
 node, or the one that would. Pods of other nodes, which podmarkd puts into the sets of
 peers, are not among them.`,
 		Example: `  podmarkctl render
@@ -60,7 +61,7 @@ peers, are not among them.`,
 			if kind == config.BackendNFTables {
 				r.Ruleset = nftables.Render(state)
 			} else {
-				r.Families = iptables.Render(state)
+				r.Ruleset, r.Families = nftables.RenderBridge(state), iptables.Render(state)
 			}
 			return o.print(cmd.OutOrStdout(), r, r.print)
 		},

@@ -74,7 +74,7 @@ func TestRender(t *testing.T) {
 							t.Errorf("auto is not what enforces:\n%s", diff)
 						}
 					}
-					if r.Backend != backend || (r.Ruleset != "") != (backend == "nftables") || (len(r.Families) == 2) != (backend == "iptables") {
+					if r.Backend != backend || !strings.Contains(r.Ruleset, "table bridge") || strings.Contains(r.Ruleset, "table inet") != (backend == "nftables") || (len(r.Families) == 2) != (backend == "iptables") {
 						t.Errorf("--backend %s prints %+v", backend, r)
 					}
 					text := n.ctl("render", "--backend", backend).ok(t).stdout
@@ -152,7 +152,7 @@ func (n *node) applied() string {
 		return alike(out)
 	}
 	for _, f := range []string{"iptables", "ip6tables"} {
-		for line := range strings.Lines(saved.Mangle(n.t, f+"-"+n.backend.variant)) {
+		for line := range strings.Lines(saved.Rules(n.t, f+"-"+n.backend.variant)) {
 			if !strings.HasPrefix(line, "#") && !strings.Contains(line, "KUBE-IPTABLES-HINT") {
 				lines = append(lines, f+" "+generation.ReplaceAllString(changing.ReplaceAllString(line, ""), "$1*"))
 			}
@@ -174,7 +174,7 @@ func TestRenderOnVirginNode(t *testing.T) {
 		{nil, []string{"table inet podmark {", "table bridge podmark {", "map sources4 {", "type filter hook forward priority mangle;"}},
 		{[]string{"--backend", "auto"}, []string{"table inet podmark {"}},
 		{[]string{"--backend", "nftables"}, []string{"table inet podmark {"}},
-		{[]string{"--backend", "iptables"}, []string{"create podmark-ep4a hash:net,iface", "-A PODMARK-FORWARD"}},
+		{[]string{"--backend", "iptables"}, []string{"table bridge podmark {", "create podmark-ep4a hash:net,iface", "-A PODMARK-FORWARD"}},
 	} {
 		out := n.ctlIn(webPolicy, append([]string{"render", "-f", "-"}, tt.args...)...).ok(t).stdout
 		for _, want := range tt.want {

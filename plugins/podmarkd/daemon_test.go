@@ -54,7 +54,9 @@ func harms(b backend) []harm {
 		{"iptables -F", rule("-F"), "no rule uses", missing.Chain},
 		{"hook gone", rule("-D", "FORWARD", "-j", "PODMARK-FORWARD"), "FORWARD", missing.Hook},
 		{"hook not first", rule("-I", "OUTPUT", "1", "-j", "ACCEPT"), "OUTPUT", missing.Hook},
-		{"chain flushed", rule("-F", "PODMARK-POST"), "PODMARK-POST", missing.Chain},
+		{"chain flushed", rule("-F", "PODMARK-SPOOFED"), "PODMARK-SPOOFED", missing.Chain},
+		{"hook of table security gone", rule("-t", "security", "-D", "OUTPUT", "-j", "PODMARK-CLEAR"), "security OUTPUT", missing.Hook},
+		{"guard of bridges gone", func(h *host) { h.exec("", "nft", "delete table bridge podmark") }, "bridge podmark", missing.Chain},
 		{"rule inserted", rule("-I", "PODMARK-POLICE", "1", "-j", "RETURN"), "PODMARK-POLICE", missing.Chain},
 		{"ipset destroy", func(h *host) {
 			h.iptables("-F")

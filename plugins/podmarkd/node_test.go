@@ -224,15 +224,14 @@ var (
 func (h *host) kernel() string {
 	h.t.Helper()
 	var lines []string
-	if h.backend == nftables {
-		lines = append(lines, h.exec("", "nft", "-s", "list", "ruleset", "inet"), h.exec("", "nft", "-s", "list", "ruleset", "bridge"))
-	} else {
+	lines = append(lines, h.exec("", "nft", "-s", "list", "ruleset", "inet"), h.exec("", "nft", "-s", "list", "ruleset", "bridge"))
+	if h.backend != nftables {
 		for line := range strings.Lines(h.exec("", "ipset", "save")) {
 			lines = append(lines, generation.ReplaceAllString(line, "$1"))
 		}
 		slices.Sort(lines)
 		for _, f := range []string{"iptables", "ip6tables"} {
-			for line := range strings.Lines(saved.Mangle(h.t, f+"-"+h.backend.variant)) {
+			for line := range strings.Lines(saved.Rules(h.t, f+"-"+h.backend.variant)) {
 				if !strings.HasPrefix(line, "#") {
 					lines = append(lines, generation.ReplaceAllString(line, "$1"))
 				}

@@ -41,18 +41,15 @@ var (
 	onBridge    = []attachment{bridged, vlan}
 )
 
-// inLab reports whether only the lab's kernel is sure to have what the attachment needs:
-// on a bridge, podmark's iptables backend has sets of addresses with MAC addresses.
-func (a attachment) inLab(b lab.Backend) bool {
-	return a == vlan || a == vrf || a == bridged && b != lab.NFTables
-}
+// inLab reports whether only the lab's kernel is sure to have what the attachment needs.
+func (a attachment) inLab() bool { return a == vlan || a == vrf }
 
 // attacks are all there are.
 var attacks = slices.Concat(controls, sources, changes, bridgePorts, discovery, tunnels, streams, marks)
 
 // runs reports whether an attack is one for an attachment, in the lab or out of it.
-func (a attack) runs(b lab.Backend, at attachment, inLab bool) bool {
-	return (a.at == nil || slices.Contains(a.at, at)) && (a.lab != "" || at.inLab(b)) == inLab
+func (a attack) runs(at attachment, inLab bool) bool {
+	return (a.at == nil || slices.Contains(a.at, at)) && (a.lab != "" || at.inLab()) == inLab
 }
 
 // TestAttacks is for every kernel.
@@ -93,7 +90,7 @@ func needLab(t *testing.T) {
 func onNodes(t *testing.T, attachments ...attachment) {
 	lab.Backends(t, func(t *testing.T, backend lab.Backend) {
 		for _, at := range attachments {
-			these := slices.DeleteFunc(slices.Clone(attacks), func(a attack) bool { return !a.runs(backend, at, inLab()) })
+			these := slices.DeleteFunc(slices.Clone(attacks), func(a attack) bool { return !a.runs(at, inLab()) })
 			if len(these) == 0 {
 				continue
 			}
@@ -128,12 +125,10 @@ func TestTable(t *testing.T) {
 			t.Errorf("attack %q is incomplete, or there are two", a.name)
 		}
 		seen[a.name] = true
-		for _, b := range []lab.Backend{lab.NFTables, lab.IPTablesNFT, lab.IPTablesLegacy} {
-			for _, at := range attachments {
-				wanted := a.at == nil || slices.Contains(a.at, at)
-				if here, there := a.runs(b, at, false), a.runs(b, at, true); wanted != (here != there) {
-					t.Errorf("attack %q, %s, %s: on any kernel %v, in the lab %v", a.name, b, at, here, there)
-				}
+		for _, at := range attachments {
+			wanted := a.at == nil || slices.Contains(a.at, at)
+			if here, there := a.runs(at, false), a.runs(at, true); wanted != (here != there) {
+				t.Errorf("attack %q, %s: on any kernel %v, in the lab %v", a.name, at, here, there)
 			}
 		}
 	}

@@ -155,7 +155,7 @@ func showsIn(t *testing.T, file, name, want string) {
 }
 
 var (
-	profileName = regexp.MustCompile(`(PODMARK-[IE])-[0-9a-f]{16}`)
+	profileName = regexp.MustCompile(`(PODMARK-[IE]A?)-[0-9a-f]{16}`)
 	chainName   = regexp.MustCompile(`PODMARK-[A-Z]+(?:-<profile>)?`)
 )
 
@@ -281,7 +281,7 @@ func TestChainNames(t *testing.T) {
 	_, chains := treeOf(v4.Rules)
 	for _, name := range documents(t) {
 		// A name with a star stands for the profiles' chains.
-		text := regexp.MustCompile(`(PODMARK-[IE])-\*`).ReplaceAllString(profileName.ReplaceAllString(read(t, name), "$1-<profile>"), "$1-<profile>")
+		text := regexp.MustCompile(`(PODMARK-[IE]A?)-\*`).ReplaceAllString(profileName.ReplaceAllString(read(t, name), "$1-<profile>"), "$1-<profile>")
 		for _, chain := range chainName.FindAllString(text, -1) {
 			if !slices.Contains(chains, chain) {
 				t.Errorf("%s names chain %s, which there is not", name, chain)

@@ -12,14 +12,19 @@ import (
 // patience is how long sets may come and go.
 const patience = time.Minute
 
-// Mangle is what table mangle holds, as a variant's command, "iptables-nft" or
+// Rules is what tables mangle and security hold, as a variant's command, "iptables-nft" or
 // "ip6tables-legacy", saves it in the calling thread's network namespace. The program reads
 // the rules, then asks for the name of each set that they mention, and ends when one is
 // gone meanwhile: it is asked again.
-func Mangle(t testing.TB, command string) string {
+func Rules(t testing.TB, command string) string {
+	t.Helper()
+	return table(t, command, "mangle") + table(t, command, "security")
+}
+
+func table(t testing.TB, command, name string) string {
 	t.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
-		cmd := exec.Command(command+"-save", "-t", "mangle")
+		cmd := exec.Command(command+"-save", "-t", name)
 		var stdout, stderr bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &stdout, &stderr
 		err := cmd.Run()

@@ -61,8 +61,8 @@ func TestVerdicts(t *testing.T) {
 func backends() map[string]apply.Backend {
 	return map[string]apply.Backend{
 		"nftables":        nftables.Backend{},
-		"iptables-nft":    iptables.Backend{Variant: iptables.NFT, Wait: 30 * time.Second},
-		"iptables-legacy": iptables.Backend{Variant: iptables.Legacy, Wait: 30 * time.Second},
+		"iptables-nft":    apply.Guarded{Backend: iptables.Backend{Variant: iptables.NFT, Wait: 30 * time.Second}},
+		"iptables-legacy": apply.Guarded{Backend: iptables.Backend{Variant: iptables.Legacy, Wait: 30 * time.Second}},
 	}
 }
 

@@ -12,7 +12,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 
@@ -30,9 +29,7 @@ const (
 	HashIP       Type = "hash:ip"
 	HashNet      Type = "hash:net" // prefixes of length 1 or more
 	HashIPPort   Type = "hash:ip,port"
-	HashIPMAC    Type = "hash:ip,mac"
-	HashMAC      Type = "hash:mac"       // of no family
-	HashNetIface Type = "hash:net,iface" // with a mark per element (skbinfo)
+	HashNetIface Type = "hash:net,iface" // prefixes of any length, 64 interfaces for each; may have a mark per element (skbinfo)
 	BitmapPort   Type = "bitmap:port"    // all 65536 ports; matches TCP and UDP only
 )
 
@@ -61,10 +58,9 @@ type Set struct {
 
 // Element is one entry; which fields count depends on the set's type.
 type Element struct {
-	Prefix      netip.Prefix // a host prefix except in hash:net
+	Prefix      netip.Prefix // a host prefix except in hash:net and hash:net,iface
 	Iface       string       // hash:net,iface
 	Mark        mark.Mark    // hash:net,iface
-	MAC         string       // hash:ip,mac and hash:mac
 	First, Last uint16       // bitmap:port, inclusive; hash:ip,port has one: First
 	Protocol    uint8        // hash:ip,port; IANA number
 }
@@ -130,7 +126,6 @@ const (
 	dataMaxElem    = 19
 	dataElements   = 24
 	dataReferences = 25
-	dataEther      = 17
 	dataIface      = 23
 	dataSkbMark    = 27
 
@@ -394,21 +389,22 @@ func (c *Conn) Names() ([]string, error) {
 // String renders the element as ipset(8) does.
 func (e Element) String() string {
 	switch {
-	case e.MAC != "" && e.Prefix.IsValid():
-		return fmt.Sprintf("%s,%s", e.Prefix.Addr(), e.MAC)
-	case e.MAC != "":
-		return e.MAC
 	case e.Protocol != 0:
 		return fmt.Sprintf("%s,%s:%d", e.Prefix.Addr(), protocolName(e.Protocol), e.First)
-	case e.Iface != "":
-		return fmt.Sprintf("%s,%s skbmark %s", e.Prefix.Addr(), e.Iface, e.Mark)
-	case e.Prefix.IsSingleIP():
-		return e.Prefix.Addr().String()
-	case e.Prefix.IsValid():
-		return e.Prefix.String()
-	default:
+	case !e.Prefix.IsValid():
 		return fmt.Sprintf("%d-%d", e.First, e.Last)
 	}
+	text := e.Prefix.String()
+	if e.Prefix.IsSingleIP() {
+		text = e.Prefix.Addr().String()
+	}
+	if e.Iface != "" {
+		text += "," + e.Iface
+	}
+	if e.Mark.Mask != 0 {
+		text += " skbmark " + e.Mark.String()
+	}
+	return text
 }
 
 // protocolName is what ipset(8) calls a protocol; it takes the number of others.
@@ -445,8 +441,6 @@ func dataOf(s Set, e Element) func(*netlink.AttributeEncoder) error {
 			ae.Uint16(netOrder|dataPort, e.First)
 			ae.Uint16(netOrder|dataPortTo, e.Last)
 			return nil
-		case HashMAC:
-			return encodeMAC(ae, e.MAC)
 		}
 		ae.Nested(dataIP, func(ae *netlink.AttributeEncoder) error {
 			kind := uint16(ipv4)
@@ -462,9 +456,8 @@ func dataOf(s Set, e Element) func(*netlink.AttributeEncoder) error {
 		case HashIPPort:
 			ae.Uint8(dataProtocol, e.Protocol)
 			ae.Uint16(netOrder|dataPort, e.First)
-		case HashIPMAC:
-			return encodeMAC(ae, e.MAC)
 		case HashNetIface:
+			ae.Uint8(dataCIDR, uint8(e.Prefix.Bits()))
 			ae.String(dataIface, e.Iface)
 			if e.Mark.Mask != 0 {
 				ae.Uint64(netOrder|dataSkbMark, uint64(e.Mark.Value)<<32|uint64(e.Mark.Mask))
@@ -472,15 +465,6 @@ func dataOf(s Set, e Element) func(*netlink.AttributeEncoder) error {
 		}
 		return nil
 	}
-}
-
-func encodeMAC(ae *netlink.AttributeEncoder, s string) error {
-	mac, err := net.ParseMAC(s)
-	if err != nil {
-		return fmt.Errorf("parsing MAC address %q: %w", s, err)
-	}
-	ae.Bytes(dataEther, mac)
-	return nil
 }
 
 // do sends one command and waits for its answer or acknowledgement.

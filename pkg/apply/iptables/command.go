@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"regexp"
 	"slices"
@@ -41,7 +42,7 @@ func Detect() (Variant, error) {
 			if err != nil {
 				continue
 			}
-			if found, err := ipt.ChainExists(table, hint); err == nil && found {
+			if found, err := ipt.ChainExists(mangle, hint); err == nil && found {
 				return v, nil
 			}
 		}
@@ -81,8 +82,7 @@ func waitSeconds(d time.Duration) int { return max(1, int(d/time.Second)) }
 // "Error occurred at line: 4".
 var restoreLine = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`line:? ([0-9]+)`) })
 
-// restore applies input to table mangle in one step, leaving alone what it does
-// not name.
+// restore applies input, each table in one step, leaving alone what it does not name.
 func (v Variant) restore(ctx context.Context, f family, wait time.Duration, input string) error {
 	cmd := exec.CommandContext(ctx, v.command(f, "-restore"), "--noflush", "-w", strconv.Itoa(waitSeconds(wait)))
 	var stderr bytes.Buffer
@@ -111,14 +111,13 @@ func failed(cmd *exec.Cmd, err error, stderr string) error {
 	return fmt.Errorf("running %s: %w: %s", cmd.Args[0], err, strings.TrimSpace(stderr))
 }
 
-// listing are the chains of table mangle with their rules, as iptables-save writes
-// them.
-type listing map[string][]string
+// listing are the chains of each table with their rules, as iptables-save writes them.
+type listing map[string]map[string][]string
 
-// own names our chains, sorted.
-func (l listing) own() []string {
+// own names our chains in a table, sorted.
+func (l listing) own(table string) []string {
 	var names []string
-	for name := range l {
+	for name := range l[table] {
 		if strings.HasPrefix(name, ChainPrefix) {
 			names = append(names, name)
 		}
@@ -129,11 +128,12 @@ func (l listing) own() []string {
 
 // leads reports whether the hook is the first rule of its chain, and once there.
 func (l listing) leads(h hook) bool {
-	return slices.Index(l[h.chain], h.rule) == 0 && !slices.Contains(l[h.chain][1:], h.rule)
+	rules := l[h.table][h.chain]
+	return slices.Index(rules, h.rule) == 0 && !slices.Contains(rules[1:], h.rule)
 }
 
-// save reads table mangle as iptables-save writes it.
-func (v Variant) save(ctx context.Context, f family, args ...string) (string, error) {
+// save reads a table as iptables-save writes it.
+func (v Variant) save(ctx context.Context, f family, table string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, v.command(f, "-save"), append(args, "-t", table)...)
 	var out, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &stderr
@@ -144,36 +144,93 @@ func (v Variant) save(ctx context.Context, f family, args ...string) (string, er
 	return out.String(), nil
 }
 
-// list reads table mangle.
+// list reads the tables that may have rules of ours. Of the legacy variant a table that
+// nobody has used is not there, and not every kernel can make it.
 func (v Variant) list(ctx context.Context, f family) (listing, error) {
-	out, err := v.save(ctx, f)
-	if err != nil {
-		return nil, err
-	}
 	l := listing{}
-	for line := range strings.Lines(out) {
-		line = strings.TrimSpace(line)
-		if rest, ok := strings.CutPrefix(line, ":"); ok {
-			chain, _, _ := strings.Cut(rest, " ")
-			l[chain] = nil
+	for _, table := range tables {
+		if table == security && v == Legacy && !f.used(table) {
+			continue
 		}
-		if rest, ok := strings.CutPrefix(line, "-A "); ok {
-			chain, rule, _ := strings.Cut(rest, " ")
-			l[chain] = append(l[chain], rule)
+		out, err := v.save(ctx, f, table)
+		if err != nil {
+			return nil, err
 		}
+		l[table] = chainsIn(out)
 	}
 	return l, nil
 }
 
-// Logs reports what is lacking to log packets, in the kernel or in the command. It writes
-// a chain that nobody is led to, and removes it; an err is that of something else.
-func Logs(ctx context.Context, v Variant, wait time.Duration) (lacking, err error) {
-	const probe = ChainPrefix + "PROBE"
-	try := func(line string) error {
-		return v.restore(ctx, v4, wait, fmt.Sprintf("*%s\n:%s - [0:0]\n%s\nCOMMIT\n", table, probe, line))
+// used reports whether the kernel has a table of the legacy variant.
+func (f family) used(table string) bool {
+	names, err := os.ReadFile("/proc/thread-self/net/" + strings.Replace(f.command, "tables", "_tables_names", 1))
+	return err == nil && slices.Contains(strings.Fields(string(names)), table)
+}
+
+// chainsIn reads what iptables-save writes of a table.
+func chainsIn(saved string) map[string][]string {
+	chains := map[string][]string{}
+	for line := range strings.Lines(saved) {
+		line = strings.TrimSpace(line)
+		if rest, ok := strings.CutPrefix(line, ":"); ok {
+			chain, _, _ := strings.Cut(rest, " ")
+			chains[chain] = nil
+		}
+		if rest, ok := strings.CutPrefix(line, "-A "); ok {
+			chain, rule, _ := strings.Cut(rest, " ")
+			chains[chain] = append(chains[chain], rule)
+		}
 	}
-	lacking = try("-A " + probe + " " + logged(counters.Key{Reason: counters.Spoofed}, false)[0])
-	return lacking, try("-X " + probe)
+	return chains
+}
+
+// probe is a chain that nobody is led to.
+const probe = ChainPrefix + "PROBE"
+
+// try writes the chain with a rule into table mangle, and removes it. lacking says why the
+// kernel or the command cannot have the rule; err is that of something else.
+func (v Variant) try(ctx context.Context, wait time.Duration, rule string) (lacking, err error) {
+	restore := func(line string) error {
+		return v.restore(ctx, v4, wait, fmt.Sprintf("*%s\n:%s - [0:0]\n%s\nCOMMIT\n", mangle, probe, line))
+	}
+	lacking = restore("-A " + probe + " " + rule)
+	return lacking, restore("-X " + probe)
+}
+
+// Logs reports what is lacking to log packets, in the kernel or in the command; an err is
+// that of something else.
+func Logs(ctx context.Context, v Variant, wait time.Duration) (lacking, err error) {
+	return v.try(ctx, wait, logged(counters.Key{Reason: counters.Spoofed}, false)[0])
+}
+
+// Feature is what not every kernel has, and rules do without where they must.
+type Feature string
+
+// The features.
+const (
+	// Security is the table. Without it what others make of the ID in INPUT is not seen, and
+	// it stays on what IPVS has sent on.
+	Security Feature = "security"
+	// BPF is the match. Without it the error of an endpoint is judged as a packet like others,
+	// also where it is an end of the flow.
+	BPF Feature = "bpf"
+)
+
+// Features lists them all.
+func Features() []Feature { return []Feature{Security, BPF} }
+
+// Lacking reports why the kernel or the command lacks the feature; an err is that of
+// something else.
+func Lacking(ctx context.Context, v Variant, wait time.Duration, feature Feature) (lacking, err error) {
+	if feature == BPF {
+		return v.try(ctx, wait, fromReceiver(v4)+"-j RETURN")
+	}
+	for _, f := range families() {
+		if lacking = v.restore(ctx, f, wait, fmt.Sprintf("*%s\n:%s - [0:0]\n-X %s\nCOMMIT\n", security, probe, probe)); lacking != nil {
+			break
+		}
+	}
+	return lacking, nil
 }
 
 // Usable reports why the variant cannot be used: a kernel without sets, a command

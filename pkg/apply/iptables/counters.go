@@ -19,7 +19,7 @@ import (
 func (b Backend) Counters(ctx context.Context) ([]counters.Rule, error) {
 	var out []counters.Rule
 	for _, f := range families() {
-		listing, err := b.Variant.save(ctx, f, "-c")
+		listing, err := b.Variant.save(ctx, f, mangle, "-c")
 		if err != nil {
 			return nil, err
 		}
@@ -92,10 +92,14 @@ func keyOf(chain string) (counters.Key, bool) {
 		return counters.Key{Reason: counters.Spoofed}, true
 	case chainUnclassified:
 		return counters.Key{Reason: counters.Unclassified}, true
+	case chainEncapsulated:
+		return counters.Key{Reason: counters.Encapsulated}, true
 	}
 	for _, d := range desired.Directions {
-		if id, ok := strings.CutPrefix(chain, chainOf(desired.Profile{Direction: d})); ok {
-			return counters.Key{Reason: counters.Policy, Direction: d, Profile: desired.ProfileID(id)}, true
+		for _, w := range ways {
+			if id, ok := strings.CutPrefix(chain, chainOf(desired.Profile{Direction: d}, w)); ok {
+				return counters.Key{Reason: counters.Policy, Direction: d, Profile: desired.ProfileID(id)}, true
+			}
 		}
 	}
 	return counters.Key{}, false

@@ -2,10 +2,11 @@
 // IPv4 and IPv6, legacy and nft variants.
 //
 // It renders purely (render.go, sets.go) and applies thinly (sync.go for the whole
-// node, update.go for endpoints). All rules are in
+// node, update.go for endpoints). The rules that judge are all in
 // table mangle. Sets are written over netlink; rules by at most one
 // iptables-restore per family and change, and none for an endpoint whose
-// profiles exist: then only set elements move.
+// profiles exist: then only set elements move. What goes from port to port of a bridge is
+// guarded by nftables.Bridge beside it.
 //
 // Who is who after a restart: chains begin with PODMARK-, sets with podmark-,
 // routed host veths are in device group 1886. Whether the rules are in place is
@@ -30,12 +31,8 @@ import (
 // before the first endpoint or after 'iptables -F': a Sync puts them there.
 var ErrIncomplete = missing.Err
 
-// References that the complete frame holds on its sets.
-const (
-	endpointReferences = 2 // PODMARK-MARK and PODMARK-POLICE
-	hostReferences     = 1 // PODMARK-INPUT
-	profileReferences  = 2 // on its members: its own chain and the dispatch
-)
+// vethReferences are the rules that name a set of host veths.
+const vethReferences = 2
 
 // Backend applies states. Its methods are not safe for concurrent use: the
 // caller holds the node's lock.
@@ -44,6 +41,8 @@ type Backend struct {
 	// Former are variants that may have rules of ours. They use the same sets, so
 	// a Sync takes those rules out once its own are there.
 	Former []Variant
+	// Lacks is what the kernel lacks.
+	Lacks []Feature
 	// Wait bounds the wait for the xtables lock.
 	Wait time.Duration
 	// Step, if set, is called after each write to the kernel: tests end the
@@ -74,15 +73,22 @@ func (b Backend) Check(_ context.Context, want desired.State) error {
 	}
 	defer conn.Close()
 	for _, f := range families() {
-		gen, err := generationInUse(conn, f)
+		gen, err := generationInUse(conn, f, want.Node)
 		if err != nil {
 			return fmt.Errorf("IPv%s: %w", f.digit, err)
 		}
 		n := naming{f, gen}
-		for _, id := range want.ProfileIDs() {
-			if used, err := references(conn, n.members(want.Profiles[id].Direction, id).Name); err != nil {
+		for _, c := range vethSets(want, n) {
+			if used, err := references(conn, c.Name); err != nil {
 				return err
-			} else if used < profileReferences {
+			} else if used < vethReferences {
+				return errVeths(c)
+			}
+		}
+		for _, id := range want.ProfileIDs() {
+			if there, err := inPlace(conn, want.Profiles[id], n); err != nil {
+				return err
+			} else if !there {
 				return errProfile(want.Profiles[id])
 			}
 		}
@@ -101,27 +107,75 @@ func (b Backend) Check(_ context.Context, want desired.State) error {
 
 // errProfile says that someone else removed a profile's rules, or some of them.
 func errProfile(p desired.Profile) error {
-	return fmt.Errorf("%w: chain %s is empty or missing, or %s does not lead to it", missing.Chain.Err(), chainOf(p), dispatchChain(p))
+	byAddress, _ := dispatches(p.Direction, asked)
+	return fmt.Errorf("%w: chain %s is empty or missing, or %s does not lead to it", missing.Chain.Err(), chainOf(p, asked), byAddress)
+}
+
+// inPlace reports whether the rules of a profile are in place; ErrIncomplete when some are.
+func inPlace(conn *ipset.Conn, p desired.Profile, n naming) (bool, error) {
+	// In each of its two chains, and where those are led to.
+	members, nets := uint32(2*2), uint32(2)
+	if p.Audit {
+		nets *= 2
+	}
+	byAddress, err := references(conn, n.members(p.Direction, p.ID).Name)
+	if err != nil {
+		return false, err
+	}
+	byNet, err := references(conn, n.nets(p.Direction, p.ID).Name)
+	switch {
+	case err != nil || byAddress+byNet == 0:
+		return false, err
+	case byAddress < members || byNet < nets:
+		return false, errProfile(p)
+	}
+	return true, nil
+}
+
+// errVeths says the same of the rules that know the host veths of a set.
+func errVeths(c content) error {
+	return fmt.Errorf("%w: set %s is not looked for in %s and %s", missing.Chain.Err(), c.Name, chainSender, chainBeyond)
 }
 
 // generationInUse finds the generation whose sets the frame's rules use. It
 // returns ErrIncomplete when no generation has a complete frame.
-func generationInUse(conn *ipset.Conn, f family) (generation, error) {
+func generationInUse(conn *ipset.Conn, f family, node desired.Node) (generation, error) {
 	for _, gen := range []generation{genA, genB} {
-		n := naming{f, gen}
-		ep, err := references(conn, n.endpoints().Name)
+		complete, err := framed(conn, naming{f, gen}, node)
 		if err != nil {
 			return "", err
 		}
-		hosts, err := references(conn, n.hosts().Name)
-		if err != nil {
-			return "", err
-		}
-		if ep >= endpointReferences && hosts >= hostReferences {
+		if complete {
 			return gen, nil
 		}
 	}
-	return "", fmt.Errorf("%w: no rule uses set %s", missing.Chain.Err(), naming{f, genA}.endpoints().Name)
+	return "", fmt.Errorf("%w: no rule uses set %s, or some that should do not", missing.Chain.Err(), naming{f, genA}.endpoints().Name)
+}
+
+// framed reports whether the rules that do not depend on who is on the node use their sets.
+func framed(conn *ipset.Conn, n naming, node desired.Node) (bool, error) {
+	for set, want := range frameReferences(n, node) {
+		if used, err := references(conn, set); err != nil || used < want {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// frameReferences counts the rules that use each set where nobody is on the node.
+func frameReferences(n naming, node desired.Node) map[string]uint32 {
+	out := map[string]uint32{}
+	for _, c := range frame(desired.State{Node: node}, n) {
+		for _, r := range c.rules {
+			words := strings.Fields(r)
+			for i, word := range words {
+				if word == "--match-set" || word == "--map-set" {
+					out[words[i+1]]++
+				}
+			}
+		}
+	}
+	return out
 }
 
 // spareGeneration finds the generation that no rule uses, also where somebody

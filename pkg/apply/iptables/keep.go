@@ -3,6 +3,7 @@ package iptables
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/podmark/podmark/pkg/apply/ipset"
 	"github.com/podmark/podmark/pkg/apply/missing"
@@ -23,7 +24,7 @@ func (b Backend) Keep(ctx context.Context, want desired.State) (replaced []strin
 
 // Verify reports what of want is not in place, changing nothing: what Check sees,
 // and what only a process can tell, a hook that does not come first, a chain with a
-// rule too few or too many. It runs one command per family. What the rules say is
+// rule too few or too many. It runs a command per family and table. What the rules say is
 // not read.
 func (b Backend) Verify(ctx context.Context, want desired.State) error {
 	if err := b.Check(ctx, want); err != nil {
@@ -35,12 +36,15 @@ func (b Backend) Verify(ctx context.Context, want desired.State) error {
 			return err
 		}
 		for _, h := range hooks {
+			if h.table == security && slices.Contains(b.Lacks, Security) {
+				continue
+			}
 			if !there.leads(h) {
-				return fmt.Errorf("%w: '%s' is not the first rule of IPv%s %s", missing.Hook.Err(), h.rule, f.digit, h.chain)
+				return fmt.Errorf("%w: '%s' is not the first rule of IPv%s %s %s", missing.Hook.Err(), h.rule, f.digit, h.table, h.chain)
 			}
 		}
-		for _, c := range chainsOf(want, naming{f, genA}) {
-			if has := len(there[c.name]); has != len(c.rules) {
+		for _, c := range b.possible(chainsOf(want, naming{f, genA})) {
+			if has := len(there[c.table][c.name]); has != len(c.rules) {
 				return fmt.Errorf("%w: IPv%s chain %s has %d rules, and should have %d", missing.Chain.Err(), f.digit, c.name, has, len(c.rules))
 			}
 		}
@@ -55,7 +59,7 @@ func (b Backend) refresh(want desired.State) (replaced []string, err error) {
 	}
 	defer conn.Close()
 	for _, f := range families() {
-		gen, err := generationInUse(conn, f)
+		gen, err := generationInUse(conn, f, want.Node)
 		if err != nil {
 			return replaced, fmt.Errorf("IPv%s: %w", f.digit, err)
 		}

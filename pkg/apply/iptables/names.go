@@ -1,10 +1,12 @@
 package iptables
 
 import (
+	"strconv"
 	"strings"
 
 	"github.com/podmark/podmark/pkg/apply/ipset"
 	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/mark"
 )
 
 // Everything podmark has in the kernel begins with one of these: by that a
@@ -17,39 +19,64 @@ const (
 // Owns reports whether a set is one of podmark's.
 func Owns(set string) bool { return strings.HasPrefix(set, SetPrefix) }
 
-// table holds every rule. In mangle nobody accepts, so no rule of another tool
-// that stands before ours ends the judgement; see docs/packet-path.md.
-const table = "mangle"
+// The tables. In mangle nobody accepts, so no rule of another tool that stands before
+// ours ends the judgement; see docs/packet-path.md. Table security comes last at a hook,
+// behind filter: what others there have made of a mark can be seen, and in OUTPUT a mark
+// can change without the kernel routing the packet again. Not every kernel has it.
+const (
+	mangle   = "mangle"
+	security = "security"
+)
+
+// tables are those that may have rules of ours, in the order in which they are written.
+var tables = []string{mangle, security}
 
 // The static chains.
 const (
+	chainSender  = ChainPrefix + "SENDER"
+	chainOther   = ChainPrefix + "STRANGER"
 	chainInput   = ChainPrefix + "INPUT"
-	chainForward = ChainPrefix + "FORWARD"
-	chainOutput  = ChainPrefix + "OUTPUT"
-	chainPost    = ChainPrefix + "POST"
 	chainMark    = ChainPrefix + "MARK"
-	chainBridge  = ChainPrefix + "BRIDGE"
+	chainForward = ChainPrefix + "FORWARD"
+	chainAnswer  = ChainPrefix + "ANSWER"
+	chainOutput  = ChainPrefix + "OUTPUT"
 	chainPolice  = ChainPrefix + "POLICE"
-	chainEgress  = ChainPrefix + "EGRESS"
-	chainIngress = ChainPrefix + "INGRESS"
+	chainBeyond  = ChainPrefix + "BEYOND"
+	chainTunnel  = ChainPrefix + "TUNNEL"
+	// Those that lead to profiles, by an endpoint's own address and by a further prefix of
+	// its; those of a client and a server for what is an answer.
+	chainEgress     = ChainPrefix + "EGRESS"
+	chainEgressNet  = ChainPrefix + "EGRESSNET"
+	chainIngress    = ChainPrefix + "INGRESS"
+	chainIngressNet = ChainPrefix + "INGRESSNET"
+	chainClient     = ChainPrefix + "CLIENT"
+	chainClientNet  = ChainPrefix + "CLIENTNET"
+	chainServer     = ChainPrefix + "SERVER"
+	chainServerNet  = ChainPrefix + "SERVERNET"
 	// Those in which packets end that no policy is asked about.
 	chainSpoofed      = ChainPrefix + "SPOOFED"
 	chainUnclassified = ChainPrefix + "UNCLASSIFIED"
+	chainEncapsulated = ChainPrefix + "ENCAPSULATED"
+	// Those of table security.
+	chainRemark = ChainPrefix + "REMARK"
+	chainClear  = ChainPrefix + "CLEAR"
 )
 
 // hook is a built-in chain and the rule in it that leads to ours.
 type hook struct {
-	chain string
-	rule  string // as iptables-save writes it
+	table, chain string
+	rule         string // as iptables-save writes it
 }
 
-// hooks lead to ours. They are put in place all at once.
+// hooks lead to ours. Those of a table are put in place all at once. What comes from the
+// node itself has no endpoint to be judged for.
 var hooks = []hook{
-	{"POSTROUTING", "-j " + chainPost},
-	{"OUTPUT", "-j " + chainOutput},
-	{"FORWARD", "-j " + chainForward},
-	// What comes from the node itself has no endpoint to be judged for.
-	{"INPUT", "! -i lo -j " + chainInput},
+	{mangle, "OUTPUT", "-j " + chainOutput},
+	{mangle, "FORWARD", "-j " + chainForward},
+	{mangle, "INPUT", "! -i lo -j " + chainInput},
+	{mangle, "PREROUTING", "! -i lo -j " + chainSender},
+	{security, "OUTPUT", "-j " + chainClear},
+	{security, "INPUT", "! -i lo -j " + chainRemark},
 }
 
 // family is IPv4 or IPv6.
@@ -91,20 +118,31 @@ func (n naming) set(purpose string, kind ipset.Type, id string) ipset.Set {
 
 func (f family) set(name string, kind ipset.Type) ipset.Set {
 	s := ipset.Set{Name: name, Type: kind, Family: f.kind}
-	if kind == ipset.BitmapPort || kind == ipset.HashMAC {
+	if kind == ipset.BitmapPort {
 		s.Family = ipset.None
 	}
 	return s
 }
 
-// endpoints maps (source address, input interface) to a mark.
+// endpoints maps (address, interface), of endpoints' own addresses, to a mark.
 func (n naming) endpoints() ipset.Set { return n.set("ep", ipset.HashNetIface, "") }
 
-// pairs holds (address, MAC address) of the endpoints on bridges.
-func (n naming) pairs() ipset.Set { return n.set("pair", ipset.HashIPMAC, "") }
+// further maps (prefix, interface), of what endpoints may send from besides, to a mark.
+func (n naming) further() ipset.Set { return n.set("further", ipset.HashNetIface, "") }
 
-// macs holds the MAC addresses of the endpoints on bridges.
-func (n naming) macs() ipset.Set { return n.set("mac", ipset.HashMAC, "") }
+// self holds the addresses of all endpoints.
+func (n naming) self() ipset.Set { return n.set("self", ipset.HashIP, "") }
+
+// veths holds all addresses behind the host veths of some endpoints, those whose IDs share
+// a number. A set has room for 64 interfaces behind one prefix (AHASH_MAX_TUNED).
+func (n naming) veths(number int) ipset.Set {
+	return n.set("veth", ipset.HashNetIface, strconv.Itoa(number))
+}
+
+// vethsPerSet is how many IDs share a set of host veths.
+const vethsPerSet = 32
+
+func vethsNumber(id mark.ID) int { return int(id) / vethsPerSet }
 
 // hosts holds the node's own addresses.
 func (n naming) hosts() ipset.Set { return n.set("host", ipset.HashIP, "") }
@@ -131,7 +169,57 @@ func (f family) tuples(id desired.TupleSetID) ipset.Set {
 // blocks holds the prefixes of one rule's ipBlocks; id is their content's.
 func (n naming) blocks(id string) ipset.Set { return n.set("b", ipset.HashNet, id) }
 
-// chainOf names the chain of a profile: PODMARK-E-<id> or PODMARK-I-<id>.
-func chainOf(p desired.Profile) string {
-	return ChainPrefix + strings.ToUpper(p.Direction.String()[:1]) + "-" + string(p.ID)
+// nets holds the further prefixes of the endpoints that have the profile.
+func (n naming) nets(d desired.Direction, id desired.ProfileID) ipset.Set {
+	return n.set(d.String()[:1]+"n", ipset.HashNet, string(id))
+}
+
+// way is which way in its flow a packet goes that is judged.
+type way bool
+
+// A packet goes from the client to the server, or is an answer. A profile has a chain for
+// each: an answer is judged as what it answers, so there the ends change places.
+const (
+	asked    way = false
+	answered way = true
+)
+
+var ways = []way{asked, answered}
+
+// source and destination are where a packet carries what asked has there.
+func (w way) source() string      { return map[way]string{asked: "src", answered: "dst"}[w] }
+func (w way) destination() string { return (!w).source() }
+
+// own is where a packet carries the address of the endpoint whose profile it is.
+func (w way) own(d desired.Direction) string {
+	if d == desired.Egress {
+		return w.source()
+	}
+	return w.destination()
+}
+
+// peer is where it carries the other end's.
+func (w way) peer(d desired.Direction) string { return (!w).own(d) }
+
+// chainOf names a chain of a profile: PODMARK-E-<id>, PODMARK-EA-<id> for answers, and
+// the same with I.
+func chainOf(p desired.Profile, w way) string {
+	name := ChainPrefix + strings.ToUpper(p.Direction.String()[:1])
+	if w == answered {
+		name += "A"
+	}
+	return name + "-" + string(p.ID)
+}
+
+// dispatches are the chains that lead to the profiles of a direction.
+func dispatches(d desired.Direction, w way) (byAddress, byNet string) {
+	switch {
+	case d == desired.Egress && w == asked:
+		return chainEgress, chainEgressNet
+	case d == desired.Egress:
+		return chainClient, chainClientNet
+	case w == asked:
+		return chainIngress, chainIngressNet
+	}
+	return chainServer, chainServerNet
 }

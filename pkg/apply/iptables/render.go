@@ -14,10 +14,10 @@ import (
 	"github.com/podmark/podmark/pkg/mark"
 )
 
-// chain is a chain of table mangle and the rules in it, each without "-A NAME".
+// chain is a chain of ours and the rules in it, each without "-A NAME".
 type chain struct {
-	name  string
-	rules []string
+	table, name string
+	rules       []string
 }
 
 // content is a set and what is in it.
@@ -40,97 +40,250 @@ func marksOf(s desired.State) marks {
 }
 
 // frame renders the static chains of one family: all that does not depend on
-// who is on the node, but for the dispatch to the profiles of s.
+// who is on the node, but for what leads to the profiles and host veths of s.
 func frame(s desired.State, n naming) []chain {
 	m := marksOf(s)
-	return []chain{
-		{chainMark, renderMark(m, n)},
-		{chainBridge, renderBridge(s, m, n)},
-		{chainInput, renderInput(s, m, n)},
-		{chainForward, renderForward(m, n)},
-		{chainOutput, renderOutput(m)},
-		{chainPolice, renderPolice(m, n)},
-		{chainEgress, dispatch(s, desired.Egress, n)},
-		{chainIngress, dispatch(s, desired.Ingress, n)},
-		{chainSpoofed, end(counters.Spoofed, s.Unlogged)},
-		{chainUnclassified, end(counters.Unclassified, s.Unlogged)},
-		{chainPost, []string{
-			// An encapsulated packet inherits the mark and would be judged again.
-			fmt.Sprintf("-m mark ! --mark %s -j MARK --set-xmark %s", m.none, m.none),
-		}},
+	chains := []chain{
+		{mangle, chainSender, renderSender(s, n)},
+		{mangle, chainOther, renderStranger(n)},
+		{mangle, chainInput, renderInput(s, m, n)},
+		{mangle, chainMark, renderMark(m, n)},
+		{mangle, chainForward, renderForward(s, m, n)},
+		{mangle, chainAnswer, renderAnswer(m, n)},
+		{mangle, chainOutput, renderOutput(m, n)},
+		{mangle, chainPolice, renderPolice(m, n)},
+		{mangle, chainBeyond, renderBeyond(s, n)},
+		{mangle, chainTunnel, renderTunnel(n)},
 	}
+	for _, w := range ways {
+		for _, d := range desired.Directions {
+			chains = append(chains, dispatch(s, d, w, n)...)
+		}
+	}
+	return append(
+		chains,
+		chain{mangle, chainSpoofed, end(counters.Spoofed, s.Unlogged)},
+		chain{mangle, chainUnclassified, end(counters.Unclassified, s.Unlogged)},
+		chain{mangle, chainEncapsulated, end(counters.Encapsulated, s.Unlogged)},
+		chain{security, chainRemark, renderRemark(m)},
+		chain{security, chainClear, renderClear(m)},
+	)
 }
 
 // chainsOf renders every chain of one family.
 func chainsOf(s desired.State, n naming) []chain {
 	chains := frame(s, n)
 	for _, id := range s.ProfileIDs() {
-		chains = append(chains, profile(s.Profiles[id], n, s.Unlogged))
+		chains = append(chains, profile(s.Profiles[id], n, s.Unlogged)...)
 	}
 	return chains
 }
 
-// live lets pass what was judged before: what is related to a flow, replies,
-// and flows that were allowed under the current epoch.
-func live(m marks) []string {
-	return []string{
-		"-m conntrack --ctstate RELATED -j RETURN",
-		"-m conntrack --ctstate ESTABLISHED --ctdir REPLY -j RETURN",
-		fmt.Sprintf("-m conntrack --ctstate ESTABLISHED -m connmark --mark %s -j RETURN", m.epoch),
-	}
+// in matches what set has for the ends that dimensions name.
+func in(set ipset.Set, dimensions string) string {
+	return fmt.Sprintf("-m set --match-set %s %s ", set.Name, dimensions)
 }
 
-// neighbours lets pass neighbour discovery and MLD.
+func notIn(set ipset.Set, dimensions string) string {
+	return fmt.Sprintf("-m set ! --match-set %s %s ", set.Name, dimensions)
+}
+
+// ofType matches packets of a type of ICMP, or of ICMPv6.
+func ofType(f family, number uint8) string {
+	if f == v6 {
+		return fmt.Sprintf("-p ipv6-icmp -m icmp6 --icmpv6-type %d ", number)
+	}
+	return fmt.Sprintf("-p icmp -m icmp --icmp-type %d ", number)
+}
+
+// renderSender has every packet, of whatever flow, prove who sent it. An address of an
+// endpoint is that endpoint's, wherever it comes in; what else comes in by an endpoint's
+// veth is a stranger's. A veth is known by its group, and by its name where somebody took
+// it out of that. An endpoint orders nobody about.
+func renderSender(s desired.State, n naming) []string {
+	var rules []string
+	for _, order := range orders(n) {
+		rules = append(rules, order+in(n.endpoints(), "src,src")+"-g "+chainSpoofed)
+	}
+	rules = append(
+		rules,
+		in(n.endpoints(), "src,src")+"-j RETURN",
+		in(n.self(), "src")+"-g "+chainSpoofed,
+		fmt.Sprintf("-m devgroup --src-group %d -g %s", port.Group, chainOther),
+	)
+	for _, c := range vethSets(s, n) {
+		rules = append(rules, fromVeth(c.Set))
+	}
+	return rules
+}
+
+// orders match what a router tells others on its link: redirects, and the queries and
+// advertisements of routers.
+func orders(n naming) []string {
+	types := []uint8{5}
+	if n.family == v6 {
+		types = []uint8{130, 134, 137}
+	}
+	var out []string
+	for _, t := range types {
+		out = append(out, ofType(n.family, t))
+	}
+	return out
+}
+
+func fromVeth(s ipset.Set) string { return in(s, "src,src") + "-g " + chainOther }
+
+// renderStranger is for what comes in by an endpoint's veth from no endpoint's
+// address. To its link an endpoint may speak of its link-local address, and of none at
+// all, as far as IPv6 needs it. Beyond, a router may pass on what comes from the prefixes
+// that it was given.
+func renderStranger(n naming) []string {
+	var rules []string
+	if n.family == v6 {
+		for _, source := range []string{"fe80::/10", "::/128"} {
+			for _, t := range []uint8{133, 135, 136} {
+				rules = append(rules, fmt.Sprintf("-s %s %s-m hl --hl-eq 255 -j RETURN", source, ofType(v6, t)))
+			}
+			for _, t := range []uint8{131, 132, 143} {
+				rules = append(rules, fmt.Sprintf("-s %s %s-m hl --hl-eq 1 -j RETURN", source, ofType(v6, t)))
+			}
+		}
+	}
+	for _, order := range orders(n) {
+		rules = append(rules, order+"-g "+chainSpoofed)
+	}
+	return append(
+		rules,
+		in(n.further(), "src,src")+"-j RETURN",
+		"-g "+chainSpoofed,
+	)
+}
+
+// live lets pass what is of a flow that was allowed under the current epoch, and errors
+// about it.
+func live(m marks, n naming) []string {
+	return append(
+		[]string{fmt.Sprintf("-m conntrack --ctstate NEW,ESTABLISHED -m connmark --mark %s -j RETURN", m.epoch)},
+		reports(m.epoch, n)...,
+	)
+}
+
+// reports lets pass the errors about flows that have a mark: those of routers on the way,
+// which are no endpoints, and those of who got the packet. Any other word of an endpoint's
+// is a packet like others, and so is what a conntrack helper expects.
+func reports(of mark.Mark, n naming) []string {
+	types := desired.ErrorTypes4
+	if n.family == v6 {
+		types = desired.ErrorTypes6
+	}
+	var rules []string
+	for _, t := range types {
+		about := ofType(n.family, t) + fmt.Sprintf("-m conntrack --ctstate RELATED -m connmark --mark %s ", of)
+		rules = append(rules, about+notIn(n.self(), "src")+"-j RETURN", about+fromReceiver(n.family)+"-j RETURN")
+	}
+	return rules
+}
+
+// fromReceiver matches errors whose source is the destination of the packet that they are
+// about. conntrack has found that packet's flow by its addresses. In classic BPF
+// (linux/filter.h), since no match compares two addresses: bytes are counted from the IP
+// header on. What has more headers in front does not match.
+func fromReceiver(f family) string {
+	const (
+		word, at   = 0x20, 0x40 // A = the four bytes at k, at X + k
+		header     = 0xb1       // X = the length of the IPv4 header at k
+		store, get = 0x02, 0x61 // M[k] = A, X = M[k]
+		equal, end = 0x1d, 0x06 // skip jt instructions if A == X, or jf; return k
+	)
+	type instruction [4]uint32 // code, jt, jf, k
+	var program []instruction
+	source, inner, words := uint32(12), uint32(8+16), 1
+	if f == v6 {
+		source, inner, words = 8, 40+8+24, 4
+	}
+	for i := range words {
+		load := instruction{word, 0, 0, inner + uint32(4*i)}
+		if f == v4 {
+			program = append(program, instruction{header, 0, 0, 0})
+			load[0] = at
+		}
+		left := uint32(5 * (words - 1 - i)) // instructions behind this word's
+		program = append(program, load, instruction{store, 0, 0, 0},
+			instruction{word, 0, 0, source + uint32(4*i)}, instruction{get, 0, 0, 0}, instruction{equal, 0, left + 1, 0})
+	}
+	program = append(program, instruction{end, 0, 0, 1<<32 - 1}, instruction{end, 0, 0, 0})
+	text := fmt.Sprint(len(program))
+	for _, i := range program {
+		text += fmt.Sprintf(",%d %d %d %d", i[0], i[1], i[2], i[3])
+	}
+	return fmt.Sprintf("-m bpf --bytecode %q ", text)
+}
+
+// neighbours lets pass neighbour discovery and MLD, which are of one link. A router takes
+// one off the hop limit, so what comes with 255 came by no router; MLD has 1, and goes where
+// no router sends it on.
 func neighbours(n naming) []string {
 	if n.family != v6 {
 		return nil
 	}
 	var rules []string
-	for _, t := range slices.Concat(desired.DiscoveryTypes, desired.ListenerTypes) {
-		rules = append(rules, fmt.Sprintf("-p ipv6-icmp -m icmp6 --icmpv6-type %d -j RETURN", t))
+	for _, t := range desired.DiscoveryTypes {
+		rules = append(rules, ofType(v6, t)+"-m hl --hl-eq 255 -j RETURN")
+	}
+	for _, t := range desired.ListenerTypes {
+		rules = append(rules, fmt.Sprintf("-d %s %s-m hl --hl-eq 1 -j RETURN", desired.LinkMulticast, ofType(v6, t)))
 	}
 	return rules
 }
 
-// renderMark gives every packet the ID of where it comes from.
-func renderMark(m marks, n naming) []string {
-	return []string{
-		fmt.Sprintf("-j MARK --set-xmark %s", m.none),
-		fmt.Sprintf("-j SET --map-set %s src,src --map-mark", n.endpoints().Name),
-		fmt.Sprintf("-m mark --mark %s -m devgroup --src-group %d -g %s", m.none, port.Group, chainSpoofed),
-		fmt.Sprintf("-m devgroup ! --src-group %d -j %s", port.Group, chainBridge),
-		fmt.Sprintf("-m mark --mark %s -j MARK --set-xmark %s", m.none, m.outside),
+// protocols leads what is wrapped as in the node's tunnels to where its sender is asked for,
+// and so does ports with what is wrapped in UDP.
+func protocols(t desired.Tunnels) []string {
+	var rules []string
+	for _, p := range t.Protocols {
+		rules = append(rules, fmt.Sprintf("-p %d -j %s", p, chainTunnel))
 	}
+	return rules
 }
 
-// renderBridge holds the endpoints of a bridge, which share its L3 interface
-// with pods that podmark does not know, to their own address. The bridge port
-// holds the MAC address to the endpoint, so the pair tells them apart. The rules
-// come with the first such endpoint, because not every kernel has these sets.
-func renderBridge(s desired.State, m marks, n naming) []string {
-	if !bridged(s) {
-		return nil
+func ports(t desired.Tunnels) []string {
+	var rules []string
+	var ranges []desired.PortRange
+	for _, p := range t.UDPPorts {
+		ranges = append(ranges, desired.PortRange{First: p, Last: p})
 	}
+	for _, list := range multiports(ranges) {
+		rules = append(rules, fmt.Sprintf("-p udp -m multiport --dports %s -j %s", list, chainTunnel))
+	}
+	return rules
+}
+
+func renderTunnel(n naming) []string {
 	return []string{
-		fmt.Sprintf("-m set --match-set %s src,src -j RETURN", n.pairs().Name),
-		// An endpoint's address with another MAC address.
-		fmt.Sprintf("-m mark ! --mark %s -g %s", m.none, chainSpoofed),
-		// An endpoint's MAC address with another address.
-		fmt.Sprintf("-m set --match-set %s src -g %s", n.macs().Name, chainSpoofed),
+		in(n.self(), "src") + "-g " + chainEncapsulated,
+		in(n.further(), "src,src") + "-g " + chainEncapsulated,
 	}
 }
 
 // renderInput marks what comes in, and judges what a pod sends to a host
 // process. What IPVS will take is left to OUTPUT. A flow to the host never gets
-// the epoch: IPVS may still turn it into one to a pod, which must be judged.
+// the epoch: IPVS may still turn it into one to a pod, which must be judged. What is not
+// to be judged has no ID, whoever gave it one.
 func renderInput(s desired.State, m marks, n naming) []string {
-	rules := append(live(m), neighbours(n)...)
-	rules = append(
-		rules,
-		"-j "+chainMark,
-		fmt.Sprintf("-m mark --mark %s -j RETURN", m.outside),
-		// Not a local address: multicast, broadcast.
-		fmt.Sprintf("-m addrtype ! --dst-type LOCAL -g %s", chainEgress),
+	rules := slices.Concat(
+		[]string{fmt.Sprintf("-j MARK --set-xmark %s", m.none)},
+		live(m, n),
+		protocols(s.Tunnels),
+		ports(s.Tunnels),
+		[]string{"-m conntrack --ctstate ESTABLISHED --ctdir REPLY -j RETURN"},
+		reports(m.none, n), // about the node's own
+		neighbours(n),
+		[]string{
+			"-j " + chainMark,
+			fmt.Sprintf("-m mark --mark %s -j RETURN", m.outside),
+			// Not a local address: multicast, broadcast.
+			fmt.Sprintf("-m addrtype ! --dst-type LOCAL -g %s", chainEgress),
+		},
 	)
 	if n.family == v6 {
 		// The link-local address of a host veth is in no list and never a service's.
@@ -139,73 +292,169 @@ func renderInput(s desired.State, m marks, n naming) []string {
 	rules = append(
 		rules,
 		// A local address that is not the host's own is a service's.
-		fmt.Sprintf("-m set ! --match-set %s dst -j RETURN", n.hosts().Name),
-		fmt.Sprintf("-p tcp -m set --match-set %s dst -j RETURN", n.nodePorts().Name),
-		fmt.Sprintf("-p udp -m set --match-set %s dst -j RETURN", n.nodePorts().Name),
+		notIn(n.hosts(), "dst")+"-j RETURN",
+		"-p tcp "+in(n.nodePorts(), "dst")+"-j RETURN",
+		"-p udp "+in(n.nodePorts(), "dst")+"-j RETURN",
 	)
 	// bitmap:port matches TCP and UDP only (ip_set_get_ip_port).
-	for _, ports := range multiports(s.SCTPPorts) {
-		rules = append(rules, fmt.Sprintf("-p sctp -m multiport --dports %s -j RETURN", ports))
+	for _, list := range multiports(s.SCTPPorts) {
+		rules = append(rules, fmt.Sprintf("-p sctp -m multiport --dports %s -j RETURN", list))
 	}
 	return append(rules, "-g "+chainEgress)
 }
 
-func renderForward(m marks, n naming) []string {
-	rules := append(live(m), neighbours(n)...)
-	return append(rules, "-j "+chainMark, "-j "+chainPolice)
+// renderMark gives every packet the ID of where it comes from. PODMARK-SENDER has proven
+// that its address is its own. An endpoint may have gone since: then its veth sends
+// nothing. IPv4 itself takes nothing from a link that says to be from the node; IPv6 does,
+// and in OUTPUT a source of the node's own tells what the node itself sends.
+func renderMark(m marks, n naming) []string {
+	mapped := func(s ipset.Set) string {
+		return fmt.Sprintf("-m mark --mark %s -j SET --map-set %s src,src --map-mark", m.none, s.Name)
+	}
+	rules := []string{
+		mapped(n.endpoints()),
+		mapped(n.further()),
+		fmt.Sprintf("-m mark --mark %s -m devgroup --src-group %d -g %s", m.none, port.Group, chainSpoofed),
+	}
+	if n.family == v6 {
+		rules = append(rules, fmt.Sprintf("-m mark --mark %s -m addrtype --src-type LOCAL -g %s", m.none, chainSpoofed))
+	}
+	return append(rules, fmt.Sprintf("-m mark --mark %s -j MARK --set-xmark %s", m.none, m.outside))
 }
 
-// renderOutput judges what IPVS forwarded: only that has a mark here. A reply of
-// a host process can have one too, with net.ipv4.tcp_fwmark_accept=1.
-func renderOutput(m marks) []string {
+// renderForward judges both ends. The mark is others'.
+func renderForward(s desired.State, m marks, n naming) []string {
 	return slices.Concat(
-		[]string{fmt.Sprintf("-m mark --mark %s -j RETURN", m.none)},
-		live(m),
+		live(m, n),
+		neighbours(n),
+		protocols(s.Tunnels),
+		[]string{"-m conntrack --ctstate ESTABLISHED --ctdir REPLY -g " + chainAnswer},
+		ports(s.Tunnels), // an answer is none
+		from(n, asked, desired.Egress),
 		[]string{"-j " + chainPolice},
 	)
 }
 
-// renderPolice judges one packet by both ends and notes the epoch on its flow.
-func renderPolice(m marks, n naming) []string {
+// renderAnswer judges the flow that a packet is an answer to, one that was allowed under
+// an epoch before. The client is behind the output interface, and the server behind the
+// other.
+func renderAnswer(m marks, n naming) []string {
+	return slices.Concat(
+		from(n, answered, desired.Egress),
+		to(n, answered, desired.Ingress),
+		[]string{fmt.Sprintf("-j CONNMARK --set-xmark %s", m.epoch)},
+	)
+}
+
+// from leads on what has an endpoint as its source; its address or prefix is proven.
+func from(n naming, w way, d desired.Direction) []string {
+	end := w.source()
+	return known(in(n.self(), end), notIn(n.self(), end), in(n.further(), end+","+end), w, d)
+}
+
+// to leads on what has an endpoint as its destination, and goes there.
+func to(n naming, w way, d desired.Direction) []string {
+	end := w.destination() + "," + w.destination()
+	return known(in(n.endpoints(), end), notIn(n.endpoints(), end), in(n.further(), end), w, d)
+}
+
+func known(own, notOwn, further string, w way, d desired.Direction) []string {
+	byAddress, byNet := dispatches(d, w)
+	return []string{own + "-j " + byAddress, notOwn + further + "-j " + byNet}
+}
+
+// renderOutput judges what has an ID and was not sent by the node itself, from a socket or
+// without one from an address of its own: that IPVS has sent on. Which ID it is does not
+// matter, so that nobody who changes some of its bits on the way changes the sender. What a
+// further prefix sends is judged for all who have it: by which interface it came is gone.
+func renderOutput(m marks, n naming) []string {
+	return slices.Concat(
+		notTheNodes(m),
+		live(m, n),
+		[]string{"-j " + chainEgress, "-j " + chainPolice},
+	)
+}
+
+// notTheNodes lets pass what has no ID, and what the node itself sends: its bits are
+// another program's.
+func notTheNodes(m marks) []string {
 	return []string{
-		// An endpoint that is not complete yet gets nothing.
-		fmt.Sprintf("-m devgroup --dst-group %d -m set ! --match-set %s dst,dst -g %s", port.Group, n.endpoints().Name, chainUnclassified),
-		fmt.Sprintf("-m mark ! --mark %s -j %s", m.outside, chainEgress),
-		"-j " + chainIngress,
-		fmt.Sprintf("-j CONNMARK --set-xmark %s", m.epoch),
+		fmt.Sprintf("-m mark --mark %s -j RETURN", m.none),
+		"-m owner --socket-exists -j RETURN",
+		"-m addrtype --src-type LOCAL -j RETURN",
 	}
 }
 
-// dispatch leads to the profile of the packet's endpoint. By goto: a rule that
-// allows returns to who asked.
-func dispatch(s desired.State, d desired.Direction, n naming) []string {
-	var rules []string
-	for _, id := range s.ProfileIDs() {
-		if p := s.Profiles[id]; p.Direction == d {
-			rules = append(rules, dispatchRule(p, n))
-		}
+// renderPolice judges a packet for who gets it, and notes the epoch on its flow. An
+// endpoint that is not complete yet gets nothing.
+func renderPolice(m marks, n naming) []string {
+	return append(
+		to(n, asked, desired.Ingress),
+		notIn(n.endpoints(), "dst,dst")+notIn(n.further(), "dst,dst")+"-j "+chainBeyond,
+		fmt.Sprintf("-j CONNMARK --set-xmark %s", m.epoch),
+	)
+}
+
+// renderBeyond drops what leaves by an endpoint's veth, or is for an endpoint that is not
+// behind the interface.
+func renderBeyond(s desired.State, n naming) []string {
+	rules := []string{in(n.self(), "dst") + "-g " + chainUnclassified, fmt.Sprintf("-m devgroup --dst-group %d -g %s", port.Group, chainUnclassified)}
+	for _, c := range vethSets(s, n) {
+		rules = append(rules, toVeth(c.Set))
 	}
 	return rules
 }
 
-func dispatchRule(p desired.Profile, n naming) string {
-	return fmt.Sprintf("-m set --match-set %s %s -g %s", n.members(p.Direction, p.ID).Name, side(p.Direction), chainOf(p))
+func toVeth(s ipset.Set) string { return in(s, "dst,dst") + "-g " + chainUnclassified }
+
+// renderRemark gives the ID of outside to what has none left where IPVS is: what had one
+// was changed by somebody on the way, and OUTPUT judges what has any.
+func renderRemark(m marks) []string {
+	return []string{fmt.Sprintf("-m mark --mark %s -j MARK --set-xmark %s", m.none, m.outside)}
 }
 
-// side is where a packet carries the address of the endpoint that is judged.
-func side(d desired.Direction) string {
-	if d == desired.Egress {
-		return "src"
-	}
-	return "dst"
+// renderClear takes the ID off what IPVS has sent on.
+func renderClear(m marks) []string {
+	return append(notTheNodes(m), fmt.Sprintf("-j MARK --set-xmark %s", m.none))
 }
 
-// dispatchChain is the chain that holds the profile's dispatch rule.
-func dispatchChain(p desired.Profile) string {
-	if p.Direction == desired.Egress {
-		return chainEgress
+// dispatch leads to the profile of the packet's endpoint. By goto, where it is known by its
+// address: a rule that allows returns to who asked. A further prefix may be that of more
+// than one, and then all of them must allow.
+func dispatch(s desired.State, d desired.Direction, w way, n naming) []chain {
+	byAddress, byNet := dispatches(d, w)
+	out := []chain{{mangle, byAddress, nil}, {mangle, byNet, nil}}
+	if byAddress == chainEgress { // INPUT and OUTPUT do not ask which of the two it is
+		out[0].rules = []string{notIn(n.self(), w.own(d)) + "-g " + byNet}
 	}
-	return chainIngress
+	for _, id := range s.ProfileIDs() {
+		if p := s.Profiles[id]; p.Direction == d {
+			for i, r := range dispatchRules(p, w, n) {
+				out[i].rules = append(out[i].rules, r)
+			}
+		}
+	}
+	return out
+}
+
+// dispatchRules are the profile's rule in each of its two dispatches.
+func dispatchRules(p desired.Profile, w way, n naming) [2]string {
+	return [2]string{
+		in(n.members(p.Direction, p.ID), w.own(p.Direction)) + "-g " + chainOf(p, w),
+		in(n.nets(p.Direction, p.ID), w.own(p.Direction)) + "-j " + chainOf(p, w),
+	}
+}
+
+// dispatchLines are lines of a restore that add those rules, or with "-D" delete them.
+func dispatchLines(do string, p desired.Profile, n naming) []string {
+	var lines []string
+	for _, w := range ways {
+		byAddress, byNet := dispatches(p.Direction, w)
+		for i, r := range dispatchRules(p, w, n) {
+			lines = append(lines, fmt.Sprintf("%s %s %s", do, [2]string{byAddress, byNet}[i], r))
+		}
+	}
+	return lines
 }
 
 // end renders a chain that drops what no policy is asked about, and logs it first. Only
@@ -223,12 +472,21 @@ func logged(k counters.Key, unlogged bool) []string {
 		droplog.PerSecond, droplog.Burst, droplog.Prefix(k), droplog.Group, droplog.Size)}
 }
 
-// profile renders the flat list of what is allowed; the rest is logged and dropped. In
+// profile renders the chains of a profile, one for each way.
+func profile(p desired.Profile, n naming, unlogged bool) []chain {
+	var out []chain
+	for _, w := range ways {
+		out = append(out, chain{mangle, chainOf(p, w), list(p, w, n, unlogged)})
+	}
+	return out
+}
+
+// list is the flat list of what is allowed; the rest is logged and dropped. In
 // a profile that audits it is counted instead, and falls off the end of the chain, which
 // allows.
-func profile(p desired.Profile, n naming, unlogged bool) chain {
-	c := chain{name: chainOf(p)}
-	peerSide := map[desired.Direction]string{desired.Egress: "dst", desired.Ingress: "src"}[p.Direction]
+func list(p desired.Profile, w way, n naming, unlogged bool) []string {
+	var rules []string
+	peer, own := w.peer(p.Direction), w.own(p.Direction)
 	for _, r := range p.Rules {
 		comment := fmt.Sprintf("-m comment --comment %q ", truncate(r.Origin, 200))
 		var peers []string
@@ -236,26 +494,26 @@ func profile(p desired.Profile, n naming, unlogged bool) chain {
 			peers = []string{""}
 		}
 		for _, id := range r.Peers {
-			peers = append(peers, fmt.Sprintf("-m set --match-set %s %s ", n.peers(id).Name, peerSide))
+			peers = append(peers, in(n.peers(id), peer))
 		}
 		if b := blocksOf(r, n.family); len(b) > 0 {
-			peers = append(peers, fmt.Sprintf("-m set --match-set %s %s ", n.blocks(desired.BlocksID(b)).Name, peerSide))
+			peers = append(peers, in(n.blocks(desired.BlocksID(b)), peer))
 		}
 		for _, peer := range peers {
-			for _, ports := range portMatches(r, n) {
-				c.rules = append(c.rules, peer+ports+comment+"-j RETURN")
+			for _, ports := range portMatches(r, w, n) {
+				rules = append(rules, peer+ports+comment+"-j RETURN")
 			}
 		}
 	}
-	// Everyone here is a member. The set is named so that its references tell a
-	// chain that someone flushed, which would allow everything.
-	member := fmt.Sprintf("-m set --match-set %s %s", n.members(p.Direction, p.ID).Name, side(p.Direction))
-	key, last := counters.Key{Reason: counters.Policy, Direction: p.Direction, Profile: p.ID}, []string{member + " -j DROP", "-j DROP"}
+	// Who is here by its own address is a member, and who is not has a further prefix. The
+	// set is named so that its references tell a chain that someone flushed, which would
+	// allow everything.
+	member := in(n.members(p.Direction, p.ID), own)
+	key, last := counters.Key{Reason: counters.Policy, Direction: p.Direction, Profile: p.ID}, []string{member + "-j DROP", "-j DROP"}
 	if p.Audit {
-		key.Reason, last = counters.Audit, []string{member}
+		key.Reason, last = counters.Audit, []string{strings.TrimSpace(member), strings.TrimSpace(in(n.nets(p.Direction, p.ID), own))}
 	}
-	c.rules = append(append(c.rules, logged(key, unlogged)...), last...)
-	return c
+	return slices.Concat(rules, logged(key, unlogged), last)
 }
 
 // truncate keeps a comment below xt_comment's 255 bytes.
@@ -268,11 +526,12 @@ func truncate(s string, n int) string {
 
 // portMatches renders ports as few matches as multiport allows, and one for each
 // name; one empty match stands for "anything".
-func portMatches(r desired.ProfileRule, n naming) []string {
+func portMatches(r desired.ProfileRule, w way, n naming) []string {
 	if len(r.Ports)+len(r.Tuples) == 0 {
 		return []string{""}
 	}
 	var matches []string
+	ports := map[way]string{asked: "--dports", answered: "--sports"}[w]
 	for _, proto := range []desired.Protocol{desired.TCP, desired.UDP, desired.SCTP} {
 		var ranges []desired.PortRange
 		for _, p := range r.Ports {
@@ -285,11 +544,11 @@ func portMatches(r desired.ProfileRule, n naming) []string {
 			continue
 		}
 		for _, list := range multiports(ranges) {
-			matches = append(matches, fmt.Sprintf("-p %s -m multiport --dports %s ", proto, list))
+			matches = append(matches, fmt.Sprintf("-p %s -m multiport %s %s ", proto, ports, list))
 		}
 	}
 	for _, id := range r.Tuples {
-		matches = append(matches, fmt.Sprintf("-m set --match-set %s dst,dst ", n.tuples(id).Name))
+		matches = append(matches, in(n.tuples(id), w.destination()+","+w.destination()))
 	}
 	return matches
 }
@@ -317,11 +576,14 @@ func multiports(ranges []desired.PortRange) []string {
 	return lists
 }
 
-// blocksOf returns the prefixes of one family. hash:net takes no /0: it becomes
+// blocksOf are the prefixes of a rule that are of one family.
+func blocksOf(r desired.ProfileRule, f family) []netip.Prefix { return split(r.Blocks, f) }
+
+// split returns the prefixes of one family. hash:net takes no /0: it becomes
 // its two halves.
-func blocksOf(r desired.ProfileRule, f family) []netip.Prefix {
+func split(list []netip.Prefix, f family) []netip.Prefix {
 	var out []netip.Prefix
-	for _, b := range r.Blocks {
+	for _, b := range list {
 		switch {
 		case b.Addr().Is4() != (f == v4):
 		case b.Bits() > 0:

@@ -6,14 +6,13 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply/ipset"
 	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/mark"
 )
 
 // everySet renders all sets of a whole-node state in one family that have a generation.
 func everySet(s desired.State, n naming) []content {
-	all := append(nodeSets(s, n), content{Set: n.endpoints()})
-	if bridged(s) {
-		all = append(all, content{Set: n.pairs()}, content{Set: n.macs()})
-	}
+	all := append(nodeSets(s, n), content{Set: n.self()}, content{Set: n.endpoints()}, content{Set: n.further()})
+	all = append(all, vethSets(s, n)...)
 	for _, id := range s.ProfileIDs() {
 		for _, c := range profileSets(s.Profiles[id], n) {
 			// Profiles share the prefixes that they have in common.
@@ -50,10 +49,24 @@ func nodeSets(s desired.State, n naming) []content {
 	return []content{hosts, ports}
 }
 
-// profileSets renders the sets that appear with a profile: its members, empty,
-// and the prefixes its rules name.
+// vethSets renders the sets of host veths that s needs, empty; the first one in any case.
+func vethSets(s desired.State, n naming) []content {
+	numbers := []int{0}
+	for _, e := range s.Endpoints {
+		numbers = append(numbers, vethsNumber(e.ID))
+	}
+	slices.Sort(numbers)
+	var out []content
+	for _, number := range slices.Compact(numbers) {
+		out = append(out, content{Set: n.veths(number)})
+	}
+	return out
+}
+
+// profileSets renders the sets that appear with a profile: its members and their further
+// prefixes, empty, and the prefixes its rules name.
 func profileSets(p desired.Profile, n naming) []content {
-	sets := []content{{Set: n.members(p.Direction, p.ID)}}
+	sets := []content{{Set: n.members(p.Direction, p.ID)}, {Set: n.nets(p.Direction, p.ID)}}
 	for _, r := range p.Rules {
 		blocks := blocksOf(r, n.family)
 		if len(blocks) == 0 {
@@ -74,11 +87,7 @@ func profileSets(p desired.Profile, n naming) []content {
 func populations(s desired.State, f family) []content {
 	var out []content
 	for _, id := range s.PeerSetIDs() {
-		c := content{Set: f.peers(id)}
-		for _, a := range s.PeerSets[id].Addrs {
-			c.elements = append(c.elements, single(a, f)...)
-		}
-		out = append(out, c)
+		out = append(out, content{Set: f.peers(id), elements: ofAddresses(s.PeerSets[id].Addrs, f)})
 	}
 	for _, id := range s.TupleSetIDs() {
 		c := content{Set: f.tuples(id)}
@@ -93,8 +102,9 @@ func populations(s desired.State, f family) []content {
 	return out
 }
 
-// memberships renders the elements that the endpoints of s bring, set by set. The
-// endpoint elements come last: with them the endpoint opens.
+// memberships renders the elements that the endpoints of s bring, set by set. With those
+// of ep and further an endpoint opens, so its profiles come first. One without an address
+// has nothing but its veth, which is closed.
 func memberships(s desired.State, n naming) []content {
 	var out []content
 	add := func(set ipset.Set, elements ...ipset.Element) {
@@ -108,39 +118,42 @@ func memberships(s desired.State, n naming) []content {
 		out[i].elements = append(out[i].elements, elements...)
 	}
 	for _, e := range s.Endpoints {
-		for _, a := range e.Addresses {
-			host := single(a, n.family)
-			for _, d := range desired.Directions {
-				if id := e.Profiles[d]; id != "" {
-					add(n.members(d, id), host...)
-				}
-			}
-			if !e.Routed() {
-				for _, h := range host {
-					h.MAC = e.MAC
-					add(n.pairs(), h)
-				}
+		add(n.veths(vethsNumber(e.ID)), ipset.Element{Prefix: everything(n.family), Iface: e.Port})
+		own, nets := ofAddresses(e.Addresses, n.family), ofPrefixes(e.Sources, n.family)
+		for _, d := range desired.Directions {
+			if id := e.Profiles[d]; id != "" {
+				add(n.members(d, id), own...)
+				add(n.nets(d, id), nets...)
 			}
 		}
-		if !e.Routed() {
-			// In both families: one in which it has no address is none of its own.
-			add(n.macs(), ipset.Element{MAC: e.MAC})
-		}
+		add(n.self(), own...)
 	}
 	for _, e := range s.Endpoints {
-		for _, a := range e.Addresses {
-			for _, h := range single(a, n.family) {
-				h.Iface, h.Mark = e.Interface, s.Layout.ID(e.ID)
-				add(n.endpoints(), h)
+		for _, iface := range []string{e.Interface, e.VRF} {
+			if iface == "" {
+				continue
 			}
+			add(n.further(), behind(ofPrefixes(e.Sources, n.family), iface, s.Layout.ID(e.ID))...)
+			add(n.endpoints(), behind(ofAddresses(e.Addresses, n.family), iface, s.Layout.ID(e.ID))...)
 		}
 	}
 	return out
 }
 
-// bridged reports whether any endpoint is on a bridge.
-func bridged(s desired.State) bool {
-	return slices.ContainsFunc(s.Endpoints, func(e desired.Endpoint) bool { return !e.Routed() })
+// behind is what is in the elements behind an interface, with a mark.
+func behind(elements []ipset.Element, iface string, m mark.Mark) []ipset.Element {
+	for i := range elements {
+		elements[i].Iface, elements[i].Mark = iface, m
+	}
+	return elements
+}
+
+// everything is the prefix of all addresses of a family.
+func everything(f family) netip.Prefix {
+	if f == v4 {
+		return netip.MustParsePrefix("0.0.0.0/0")
+	}
+	return netip.MustParsePrefix("::/0")
 }
 
 // gateways renders the addresses the main plugin gave the host's side, which are
@@ -166,6 +179,24 @@ func single(a netip.Addr, f family) []ipset.Element {
 		return nil
 	}
 	return []ipset.Element{{Prefix: netip.PrefixFrom(a, a.BitLen())}}
+}
+
+// ofAddresses are the elements of those addresses that are of the family.
+func ofAddresses(list []netip.Addr, f family) []ipset.Element {
+	var out []ipset.Element
+	for _, a := range list {
+		out = append(out, single(a, f)...)
+	}
+	return out
+}
+
+// ofPrefixes are the elements of those prefixes that are of the family.
+func ofPrefixes(list []netip.Prefix, f family) []ipset.Element {
+	var out []ipset.Element
+	for _, p := range split(list, f) {
+		out = append(out, ipset.Element{Prefix: p})
+	}
+	return out
 }
 
 // without returns from less what is in to, set by set, marks ignored.

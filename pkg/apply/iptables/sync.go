@@ -52,7 +52,7 @@ func (b Backend) sync(ctx context.Context, conn *ipset.Conn, f family, want desi
 		return err
 	}
 	b.step("filled")
-	if err := b.Variant.restore(ctx, f, b.Wait, whole(chainsOf(want, n), there)); err != nil {
+	if err := b.Variant.restore(ctx, f, b.Wait, whole(b.possible(chainsOf(want, n)), there)); err != nil {
 		return err
 	}
 	b.step("restored")
@@ -157,44 +157,67 @@ func (b Backend) Holds(_ context.Context, want desired.State) (bool, error) {
 	return true, nil
 }
 
-// whole is the restore input that rewrites every chain of ours, makes the hooks the
-// first rules of theirs, and removes what there is of ours besides. Without chains it
-// removes all.
+// possible are those of the chains and rules that the kernel can have.
+func (b Backend) possible(chains []chain) []chain {
+	if slices.Contains(b.Lacks, Security) {
+		chains = slices.DeleteFunc(chains, func(c chain) bool { return c.table == security })
+	}
+	if slices.Contains(b.Lacks, BPF) {
+		for i, c := range chains {
+			chains[i].rules = slices.DeleteFunc(c.rules, func(r string) bool { return strings.Contains(r, "-m bpf ") })
+		}
+	}
+	return chains
+}
+
+// whole is the restore input that rewrites every chain of ours, makes the hooks of their
+// tables the first rules of theirs, and removes what there is of ours besides. Without
+// chains it removes all. A table in which there is nothing to do is left alone.
 func whole(chains []chain, there listing) string {
 	var b strings.Builder
-	b.WriteString("*" + table + "\n")
-	obsolete := slices.DeleteFunc(there.own(), func(name string) bool {
+	for _, table := range tables {
+		of := slices.DeleteFunc(slices.Clone(chains), func(c chain) bool { return c.table != table })
+		if len(of)+len(there.own(table)) == 0 {
+			continue
+		}
+		b.WriteString("*" + table + "\n")
+		wholeTable(&b, table, of, there)
+		b.WriteString("COMMIT\n")
+	}
+	return b.String()
+}
+
+func wholeTable(b *strings.Builder, table string, chains []chain, there listing) {
+	obsolete := slices.DeleteFunc(there.own(table), func(name string) bool {
 		return slices.ContainsFunc(chains, func(c chain) bool { return c.name == name })
 	})
 	for _, c := range chains {
-		fmt.Fprintf(&b, ":%s - [0:0]\n", c.name) // creates or flushes
+		fmt.Fprintf(b, ":%s - [0:0]\n", c.name) // creates or flushes
 	}
 	for _, name := range obsolete {
-		fmt.Fprintf(&b, ":%s - [0:0]\n", name)
+		fmt.Fprintf(b, ":%s - [0:0]\n", name)
 	}
 	for _, c := range chains {
 		for _, r := range c.rules {
-			fmt.Fprintf(&b, "-A %s %s\n", c.name, r)
+			fmt.Fprintf(b, "-A %s %s\n", c.name, r)
 		}
 	}
 	for _, h := range hooks {
-		if len(chains) > 0 && there.leads(h) {
+		if h.table != table || len(chains) > 0 && there.leads(h) {
 			continue
 		}
-		for _, r := range there[h.chain] {
+		for _, r := range there[table][h.chain] {
 			if r == h.rule {
-				fmt.Fprintf(&b, "-D %s %s\n", h.chain, r)
+				fmt.Fprintf(b, "-D %s %s\n", h.chain, r)
 			}
 		}
 		if len(chains) > 0 {
-			fmt.Fprintf(&b, "-I %s 1 %s\n", h.chain, h.rule)
+			fmt.Fprintf(b, "-I %s 1 %s\n", h.chain, h.rule)
 		}
 	}
 	for _, name := range obsolete {
-		fmt.Fprintf(&b, "-X %s\n", name)
+		fmt.Fprintf(b, "-X %s\n", name)
 	}
-	b.WriteString("COMMIT\n")
-	return b.String()
 }
 
 // Remove takes out every hook and chain of ours, in each of the variants, and
@@ -217,10 +240,13 @@ func Remove(ctx context.Context, wait time.Duration, variants ...Variant) error 
 
 func removeRules(ctx context.Context, v Variant, f family, wait time.Duration) error {
 	there, err := v.list(ctx, f)
-	if err != nil || len(there.own()) == 0 {
+	if err != nil {
 		return err
 	}
-	return v.restore(ctx, f, wait, whole(nil, there))
+	if input := whole(nil, there); input != "" {
+		return v.restore(ctx, f, wait, input)
+	}
+	return nil
 }
 
 // destroy removes our sets that match.

@@ -38,7 +38,6 @@ func createLine(s ipset.Set) string {
 	switch s.Type {
 	case ipset.BitmapPort:
 		line += " range 0-65535"
-	case ipset.HashMAC:
 	case ipset.HashNetIface:
 		line += fmt.Sprintf(" family %s skbinfo", s.Family)
 	default:

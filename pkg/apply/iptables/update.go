@@ -35,7 +35,7 @@ func (b Backend) Update(ctx context.Context, from, to desired.State) error {
 // does. What is new to a set, and what has left it, comes before the rules that begin
 // another epoch: a flow that is judged then must not be judged by what is no more.
 func (b Backend) update(ctx context.Context, conn *ipset.Conn, f family, from, to desired.State) error {
-	gen, err := generationInUse(conn, f)
+	gen, err := generationInUse(conn, f, to.Node)
 	if err != nil {
 		return err
 	}
@@ -114,21 +114,21 @@ func (b Backend) del(conn *ipset.Conn, list []content) error {
 	return nil
 }
 
-// appear writes the rules of the profiles of to that are not in place, and makes the sets
-// that those will name which are rewritten later.
+// appear writes the rules of the profiles and host veths of to that are not in place, and
+// makes the sets that those will name which are rewritten later.
 func (b Backend) appear(ctx context.Context, conn *ipset.Conn, from, to desired.State, n naming) error {
 	var lines []string
 	for _, id := range to.ProfileIDs() {
 		p := to.Profiles[id]
-		used, err := references(conn, n.members(p.Direction, id).Name)
+		was, rewritten := from.Profiles[id]
+		if !rewritten {
+			was = p
+		}
+		there, err := inPlace(conn, was, n)
 		if err != nil {
 			return err
 		}
-		_, rewritten := from.Profiles[id]
-		if used > 0 && used < profileReferences {
-			return errProfile(p)
-		}
-		if used >= profileReferences && !rewritten {
+		if there && !rewritten {
 			continue
 		}
 		for _, c := range profileSets(p, n) {
@@ -141,47 +141,54 @@ func (b Backend) appear(ctx context.Context, conn *ipset.Conn, from, to desired.
 				}
 			}
 		}
-		if used == 0 {
-			lines = append(lines, rewrite(profile(p, n, to.Unlogged))...)
-			lines = append(lines, fmt.Sprintf("-A %s %s", dispatchChain(p), dispatchRule(p, n)))
+		if !there {
+			lines = append(lines, rewrite(profile(p, n, to.Unlogged)...)...)
+			lines = append(lines, dispatchLines("-A", p, n)...)
 		}
 	}
-	if rules := renderBridge(to, marksOf(to), n); rules != nil {
-		used, err := inUse(conn, n.pairs().Name)
+	for _, c := range vethSets(to, n) {
+		used, err := references(conn, c.Name)
 		if err != nil {
 			return err
 		}
-		if !used {
-			if err := errors.Join(conn.Create(n.pairs()), conn.Create(n.macs())); err != nil {
+		switch {
+		case used >= vethReferences:
+		case used > 0:
+			return errVeths(c)
+		default:
+			if err := conn.Create(c.Set); err != nil {
 				return err
 			}
-			for _, r := range rules {
-				lines = append(lines, fmt.Sprintf("-A %s %s", chainBridge, r))
-			}
+			lines = append(lines, fmt.Sprintf("-A %s %s", chainSender, fromVeth(c.Set)), fmt.Sprintf("-A %s %s", chainBeyond, toVeth(c.Set)))
 		}
 	}
 	return b.restoreLines(ctx, n.family, lines)
 }
 
-// rewrite lists the lines of a restore that give a chain, new or not, its rules.
-func rewrite(c chain) []string {
-	lines := []string{fmt.Sprintf(":%s - [0:0]", c.name)}
-	for _, r := range c.rules {
-		lines = append(lines, fmt.Sprintf("-A %s %s", c.name, r))
+// rewrite lists the lines of a restore that give chains, new or not, their rules.
+func rewrite(chains ...chain) []string {
+	var lines []string
+	for _, c := range chains {
+		lines = append(lines, fmt.Sprintf(":%s - [0:0]", c.name))
+	}
+	for _, c := range chains {
+		for _, r := range c.rules {
+			lines = append(lines, fmt.Sprintf("-A %s %s", c.name, r))
+		}
 	}
 	return lines
 }
 
 // reframe lists those of the static chains that change with the epoch.
-func reframe(from, to desired.State, n naming) []string {
+func (b Backend) reframe(from, to desired.State, n naming) []string {
 	var lines []string
 	if from.Epoch == to.Epoch {
 		return nil
 	}
-	before := frame(from, n)
-	for i, c := range frame(to, n) {
+	before := b.possible(frame(from, n))
+	for i, c := range b.possible(frame(to, n)) {
 		switch c.name {
-		case chainInput, chainForward, chainOutput, chainPolice:
+		case chainInput, chainForward, chainAnswer, chainOutput, chainPolice:
 			if !slices.Equal(c.rules, before[i].rules) {
 				lines = append(lines, rewrite(c)...)
 			}
@@ -199,8 +206,9 @@ func (b Backend) finish(ctx context.Context, conn *ipset.Conn, from, to desired.
 	for _, id := range from.ProfileIDs() {
 		p := from.Profiles[id]
 		if next, kept := to.Profiles[id]; kept {
-			if before, after := profile(p, n, from.Unlogged), profile(next, n, to.Unlogged); !slices.Equal(before.rules, after.rules) {
-				lines = append(lines, rewrite(after)...)
+			before, after := profile(p, n, from.Unlogged), profile(next, n, to.Unlogged)
+			if !slices.EqualFunc(before, after, func(a, b chain) bool { return slices.Equal(a.rules, b.rules) }) {
+				lines = append(lines, rewrite(after...)...)
 				gone = append(gone, p)
 			}
 			for _, c := range profileSets(next, n) {
@@ -218,12 +226,15 @@ func (b Backend) finish(ctx context.Context, conn *ipset.Conn, from, to desired.
 		if h.Elements > 0 {
 			continue
 		}
-		if h.References > 0 && h.References < profileReferences {
-			return errProfile(p)
+		there, err := inPlace(conn, p, n)
+		if err != nil {
+			return err
 		}
-		if h.References > 0 {
-			c := chainOf(p)
-			lines = append(lines, fmt.Sprintf("-D %s %s", dispatchChain(p), dispatchRule(p, n)), "-F "+c, "-X "+c)
+		if there {
+			lines = append(lines, dispatchLines("-D", p, n)...)
+			for _, w := range ways {
+				lines = append(lines, "-F "+chainOf(p, w), "-X "+chainOf(p, w))
+			}
 		}
 		gone = append(gone, p)
 	}
@@ -231,7 +242,15 @@ func (b Backend) finish(ctx context.Context, conn *ipset.Conn, from, to desired.
 	if err != nil {
 		return err
 	}
-	if err := b.restoreLines(ctx, n.family, append(lines, reframe(from, to, n)...)); err != nil {
+	empty, err := emptyVeths(conn, from, to, n)
+	if err != nil {
+		return err
+	}
+	for _, c := range empty {
+		lines = append(lines, fmt.Sprintf("-D %s %s", chainSender, fromVeth(c.Set)), fmt.Sprintf("-D %s %s", chainBeyond, toVeth(c.Set)))
+		sets = append(sets, c.Name)
+	}
+	if err := b.restoreLines(ctx, n.family, append(lines, b.reframe(from, to, n)...)); err != nil {
 		return err
 	}
 	for _, name := range sets {
@@ -245,19 +264,40 @@ func (b Backend) finish(ctx context.Context, conn *ipset.Conn, from, to desired.
 	return nil
 }
 
-// ownSets lists the sets that no rule but these profiles' uses: their members, and
-// those of their ipBlocks that no other profile names.
+// emptyVeths lists the sets of host veths that only from needs, and nobody is left in.
+func emptyVeths(conn *ipset.Conn, from, to desired.State, n naming) ([]content, error) {
+	var out []content
+	needed := vethSets(to, n)
+	for _, c := range vethSets(from, n) {
+		if slices.ContainsFunc(needed, func(other content) bool { return other.Name == c.Name }) {
+			continue
+		}
+		switch h, err := conn.Header(c.Name); {
+		case errors.Is(err, ipset.ErrNotExist) || err == nil && h.Elements > 0:
+		case err != nil:
+			return nil, err
+		case h.References != vethReferences:
+			return nil, errVeths(c)
+		default:
+			out = append(out, c)
+		}
+	}
+	return out, nil
+}
+
+// ownSets lists the sets that no rule but these profiles' uses: their members with their
+// further prefixes, and those of their ipBlocks that no other profile names.
 func ownSets(conn *ipset.Conn, profiles []desired.Profile, n naming) ([]string, error) {
 	var own []string
 	blocks := map[string]uint32{} // how many of the profiles' rules name the set
 	for _, p := range profiles {
 		sets := profileSets(p, n)
-		own = append(own, sets[0].Name)
-		for _, s := range sets[1:] {
+		own = append(own, sets[0].Name, sets[1].Name)
+		for _, s := range sets[2:] {
 			blocks[s.Name] += 0
 		}
-		for _, r := range profile(p, n, true).rules {
-			for word := range strings.FieldsSeq(r) {
+		for _, c := range profile(p, n, true) {
+			for word := range strings.FieldsSeq(strings.Join(c.rules, " ")) {
 				if _, ok := blocks[word]; ok {
 					blocks[word]++
 				}
@@ -284,7 +324,7 @@ func (b Backend) restoreLines(ctx context.Context, f family, lines []string) err
 	slices.SortStableFunc(lines, func(x, y string) int {
 		return boolOrder(strings.HasPrefix(y, ":")) - boolOrder(strings.HasPrefix(x, ":"))
 	})
-	if err := b.Variant.restore(ctx, f, b.Wait, "*"+table+"\n"+strings.Join(lines, "\n")+"\nCOMMIT\n"); err != nil {
+	if err := b.Variant.restore(ctx, f, b.Wait, "*"+mangle+"\n"+strings.Join(lines, "\n")+"\nCOMMIT\n"); err != nil {
 		return err
 	}
 	b.step("restored")

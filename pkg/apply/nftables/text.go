@@ -12,9 +12,17 @@ import (
 // Render is what a Sync writes, as nft would write it: no nft knows the rules that
 // look something up and go on from there, whose comments name the map.
 func Render(s desired.State) string {
-	r := render(s, numbers{}.with(s))
+	return render(s, numbers{}.with(s)).text()
+}
+
+// RenderBridge is what a Sync of Bridge writes.
+func RenderBridge(s desired.State) string {
+	return render(s, numbers{}.with(s)).within(bridge).text()
+}
+
+func (r ruleset) text() string {
 	var b strings.Builder
-	for _, t := range tables() {
+	for _, t := range r.tables {
 		fmt.Fprintf(&b, "table %s {\n", path(t))
 		for _, set := range r.sets {
 			if set.table == t {

@@ -1,0 +1,66 @@
+package apply
+
+import (
+	"context"
+	"errors"
+
+	"github.com/podmark/podmark/pkg/apply/counters"
+	"github.com/podmark/podmark/pkg/apply/iptables"
+	"github.com/podmark/podmark/pkg/apply/nftables"
+	"github.com/podmark/podmark/pkg/desired"
+)
+
+// Guarded is iptables with the ports of bridges guarded beside it: iptables sees of a
+// bridge what br_netfilter hands to IP, and no more. What a change brings, the bridge ports
+// get first: what they let pass is judged behind.
+type Guarded struct {
+	iptables.Backend
+	Bridge nftables.Bridge
+}
+
+// Sync is that of Backend.
+func (b Guarded) Sync(ctx context.Context, want desired.State) error {
+	if err := b.Bridge.Sync(ctx, want); err != nil {
+		return err
+	}
+	return b.Backend.Sync(ctx, want)
+}
+
+// Update is that of Backend.
+func (b Guarded) Update(ctx context.Context, from, to desired.State) error {
+	if err := b.Bridge.Update(ctx, from, to); err != nil {
+		return err
+	}
+	return b.Backend.Update(ctx, from, to)
+}
+
+// Check is that of Backend.
+func (b Guarded) Check(ctx context.Context, want desired.State) error {
+	if err := b.Backend.Check(ctx, want); err != nil {
+		return err
+	}
+	return b.Bridge.Check(ctx, want)
+}
+
+// Verify is that of Backend.
+func (b Guarded) Verify(ctx context.Context, want desired.State) error {
+	if err := b.Backend.Verify(ctx, want); err != nil {
+		return err
+	}
+	return b.Bridge.Check(ctx, want)
+}
+
+// Keep is that of Backend.
+func (b Guarded) Keep(ctx context.Context, want desired.State) (replaced []string, err error) {
+	if err := b.Bridge.Check(ctx, want); err != nil {
+		return nil, err
+	}
+	return b.Backend.Keep(ctx, want)
+}
+
+// Counters is that of Backend.
+func (b Guarded) Counters(ctx context.Context) ([]counters.Rule, error) {
+	rules, err := b.Backend.Counters(ctx)
+	ofBridge, errBridge := b.Bridge.Counters(ctx)
+	return append(rules, ofBridge...), errors.Join(err, errBridge)
+}
