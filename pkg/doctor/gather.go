@@ -16,6 +16,7 @@ import (
 	"github.com/podmark/podmark/pkg/apply/port"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/foreign"
+	"github.com/podmark/podmark/pkg/foreign/fwmark"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/node"
 )
@@ -45,7 +46,7 @@ func Gather(ctx context.Context, o Options) Facts {
 			f.note(PartSysctls, errors.New(s.Error), asRoot)
 		}
 	}
-	f.Report = foreign.Read(ctx)
+	f.Report = foreign.Read(ctx).With(fwmark.Services())
 	for _, p := range foreign.Parts() {
 		mend := asRoot
 		if p == foreign.PartLegacy {

@@ -1,5 +1,5 @@
 // Package foreign reads what other programs do to marks on a node: rules of both
-// firewalls, routing rules, services of IPVS and states of IPsec that write or compare
+// firewalls, routing rules, states of IPsec and, by package fwmark, services of IPVS that write or compare
 // bits of the packet mark or of the conntrack mark. It says which of that matters to
 // podmark, and which bits nobody uses.
 //
@@ -15,7 +15,10 @@ package foreign
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -69,6 +72,16 @@ func Read(ctx context.Context) Report {
 	note(PartLinks, r.readLinks())
 	r.Lookups, err = readLookups()
 	note(PartLookups, err)
+	return r
+}
+
+// With is r with more that is looked up by the mark, and why that could not be read.
+func (r Report) With(more []Lookup, err error) Report {
+	r.Lookups = append(slices.Clone(r.Lookups), more...)
+	if err != nil {
+		r.Unread = maps.Clone(r.Unread)
+		r.Unread[PartLookups] = errors.Join(r.Unread[PartLookups], err)
+	}
 	return r
 }
 

@@ -3,10 +3,7 @@ package foreign
 import (
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 
-	"github.com/moby/ipvs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -74,8 +71,7 @@ rules:
 	return out
 }
 
-// readLookups reads services over netlink: /proc/net/ip_vs has left some out where IPVS is
-// used in several network namespaces at once (seen with Linux 6.1).
+// readLookups reads what package fwmark does not.
 func readLookups() ([]Lookup, error) {
 	var out []Lookup
 	var errs []error
@@ -112,39 +108,5 @@ func readLookups() ([]Lookup, error) {
 			})
 		}
 	}
-	_, err = WithIPVS(func(h *ipvs.Handle) error {
-		services, err := h.GetServices()
-		if err != nil {
-			return fmt.Errorf("reading the services of IPVS: %w", err)
-		}
-		for _, svc := range services {
-			if n := svc.FWMark; n != 0 {
-				out = append(out, Lookup{
-					Kind: IPVSService, Mark: n, Mask: All,
-					Text: fmt.Sprintf("the IPVS service of firewall mark %d ('ipvsadm -L -f %d')", n, n),
-				})
-			}
-		}
-		return nil
-	})
-	errs = append(errs, err)
 	return out, errors.Join(errs...)
-}
-
-// ipvsTable is there while the kernel has IPVS loaded.
-const ipvsTable = "/proc/net/ip_vs"
-
-// WithIPVS hands IPVS to f, and tells whether the kernel has it loaded. The library
-// loads the module when it is asked, which is for kube-proxy to decide: so it is asked
-// only where IPVS is loaded.
-func WithIPVS(f func(*ipvs.Handle) error) (loaded bool, err error) {
-	if _, err := os.Stat(ipvsTable); errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	h, err := ipvs.New("")
-	if err != nil {
-		return true, fmt.Errorf("connecting to IPVS: %w", err)
-	}
-	defer h.Close()
-	return true, f(h)
 }

@@ -18,7 +18,7 @@ import (
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/explain"
-	"github.com/podmark/podmark/pkg/foreign"
+	"github.com/podmark/podmark/pkg/foreign/fwmark"
 )
 
 // Explain answers a question about this node. Of f, it finds out itself what the kernel
@@ -91,7 +91,7 @@ func readTable(addresses []netip.Addr) (explain.IPVS, error) {
 		return explain.IPVS{}, err
 	}
 	t := explain.IPVS{Used: f.mode().IPVS}
-	t.Loaded, err = foreign.WithIPVS(func(h *ipvs.Handle) error {
+	t.Loaded, err = fwmark.WithIPVS(func(h *ipvs.Handle) error {
 		list, err := h.GetServices()
 		if err != nil {
 			return fmt.Errorf("reading the services of IPVS: %w", err)

@@ -11,7 +11,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/foreign"
+	"github.com/podmark/podmark/pkg/foreign/fwmark"
 )
 
 // Mode is how the node's services are done.
@@ -104,7 +104,7 @@ func readServices() (facts, error) {
 // of its own.
 func readIPVS() ([]service, error) {
 	var out []service
-	_, err := foreign.WithIPVS(func(h *ipvs.Handle) error {
+	_, err := fwmark.WithIPVS(func(h *ipvs.Handle) error {
 		list, err := h.GetServices()
 		if err != nil {
 			return fmt.Errorf("reading the services of IPVS: %w", err)

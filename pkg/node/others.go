@@ -7,6 +7,7 @@ import (
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/foreign"
+	"github.com/podmark/podmark/pkg/foreign/fwmark"
 	"github.com/podmark/podmark/pkg/mark"
 )
 
@@ -26,7 +27,7 @@ func (o *others) look(ctx context.Context, now time.Time) foreign.Report {
 		return o.report
 	}
 	start := time.Now()
-	report := foreign.Read(ctx)
+	report := foreign.Read(ctx).With(fwmark.Services())
 	if ctx.Err() == nil {
 		o.report = report
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/conflist"
 	"github.com/podmark/podmark/pkg/foreign"
+	"github.com/podmark/podmark/pkg/foreign/fwmark"
 	"github.com/podmark/podmark/pkg/ident"
 )
 
@@ -125,7 +126,7 @@ func (o *installOptions) marks(ctx context.Context, planned installed) ([]string
 			settings.Layout, settings.MarkCollision = now.Layout, config.CollisionWarn
 		}
 	}
-	report := foreign.Read(ctx)
+	report := foreign.Read(ctx).With(fwmark.Services())
 	_, notes, err := apply.Begin(report, n.WillEnforce(c.Backend), settings)
 	if err == nil && report.Error() != nil {
 		notes = append(notes, report.Error().Error())
