@@ -37,12 +37,12 @@ func (b Bridge) Sync(ctx context.Context, want desired.State) error {
 		have, err := readAll(c, []nftables.Table{bridge})
 		return fresh(have, r()), err
 	}
-	return Backend{Step: b.Step}.transact(ctx, "synced bridge ports", mend, rebuild)
+	return Backend(b).transact(ctx, "synced bridge ports", mend, rebuild)
 }
 
 // Update turns what from says into what to says; ErrIncomplete when something is missing.
 func (b Bridge) Update(ctx context.Context, from, to desired.State) error {
-	err := Backend{Step: b.Step}.transact(ctx, "updated bridge ports", func(*conn) (ch change, err error) {
+	err := Backend(b).transact(ctx, "updated bridge ports", func(*conn) (ch change, err error) {
 		old, added := placed(from, numbers{}), placed(to, numbers{})
 		for _, s := range staticSets() {
 			if s.table == bridge {

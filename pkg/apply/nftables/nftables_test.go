@@ -54,7 +54,9 @@ func TestFrame(t *testing.T) {
 
 func TestFrameUses(t *testing.T) {
 	for _, n := range []desired.Node{
-		{}, {Unlogged: true}, {Tunnels: desired.Tunnels{UDPPorts: []uint16{4789}}},
+		{},
+		{Unlogged: true},
+		{Tunnels: desired.Tunnels{UDPPorts: []uint16{4789}}},
 		{Tunnels: desired.Tunnels{UDPPorts: []uint16{4789}, Protocols: []uint8{4}}},
 	} {
 		s := node(t, 0xffff0000)
