@@ -120,6 +120,9 @@ func (n *node) tables() []string {
 		if sizeLine.MatchString(line) {
 			continue // a set that had to grow stays so
 		}
+		if strings.Contains(line, " limit rate over ") && strings.Contains(line, " expires ") {
+			continue // what pods have sent lately
+		}
 		line = counter.ReplaceAllString(line, "counter")
 		switch {
 		case line == "\n":
@@ -192,7 +195,9 @@ func (b backend) alone() string {
 
 var (
 	setElement = regexp.MustCompile(`(?m)^add podmark-ep[46][ab] (\S+),(\S+) skbmark 0x([0-9a-f]+)/`)
-	mapElement = regexp.MustCompile(`"(\S+)" (?:\. \S+ )?\. (\S+) : 0x0*([0-9a-f]+) `)
+	// Of nftables, who sends from where, and whose address has which ID.
+	senderElement = regexp.MustCompile(`"(\S+)" \. ([0-9a-f.:]+)`)
+	sourceElement = regexp.MustCompile(`([0-9a-f.:]+) : 0x0*([0-9a-f]+) `)
 )
 
 // endpoints lists the elements that give a packet its ID, each as "address
@@ -203,12 +208,19 @@ func (n *node) endpoints() []string {
 	for _, m := range setElement.FindAllStringSubmatch(n.exec("", "ipset", "save"), -1) {
 		list = append(list, m[1]+" "+m[2]+" 0x"+m[3])
 	}
+	marks := map[string]string{}
 	for _, object := range n.tables() {
-		if !strings.Contains(object, "\tmap routed") && !strings.Contains(object, "\tmap bridged") {
-			continue
+		if strings.Contains(object, "\tmap sources") {
+			for _, m := range sourceElement.FindAllStringSubmatch(object, -1) {
+				marks[m[1]] = m[2]
+			}
 		}
-		for _, m := range mapElement.FindAllStringSubmatch(object, -1) {
-			list = append(list, m[2]+" "+m[1]+" 0x"+m[3])
+	}
+	for _, object := range n.tables() {
+		if strings.Contains(object, "\tset senders") {
+			for _, m := range senderElement.FindAllStringSubmatch(object, -1) {
+				list = append(list, m[2]+" "+m[1]+" 0x"+marks[m[2]])
+			}
 		}
 	}
 	slices.Sort(list)

@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"regexp"
 	"slices"
@@ -121,7 +122,8 @@ func (n *node) load(r rendered, variant string) {
 }
 
 var (
-	targetLine = regexp.MustCompile(`(?m)^.*@th,64,.*\n`)
+	targetLine = regexp.MustCompile(`(?m)^.*(?:@th,64,|@nh,|igmp type|change places).*\n`)
+	linkLine   = regexp.MustCompile(`(?m)^(\d+): ([^:@]+)`)
 	byMap      = regexp.MustCompile(`(?m)^.* (comment "by the (?:number|ID) in map \S+")$`)
 )
 
@@ -149,6 +151,10 @@ func (n *node) applied() string {
 	var lines []string
 	if n.backend == nftables {
 		out := n.exec("", "nft", "list", "table", "inet", "podmark") + n.exec("", "nft", "list", "table", "bridge", "podmark")
+		// nft has names where there are such links, and numbers where there are none.
+		for _, m := range linkLine.FindAllStringSubmatch(n.exec("", "ip", "-o", "link"), -1) {
+			out = strings.ReplaceAll(out, fmt.Sprintf("%q", m[2]), m[1])
+		}
 		return alike(out)
 	}
 	for _, f := range []string{"iptables", "ip6tables"} {
