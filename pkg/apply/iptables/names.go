@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 
@@ -172,6 +173,13 @@ func (n naming) blocks(id string) ipset.Set { return n.set("b", ipset.HashNet, i
 // nets holds the further prefixes of the endpoints that have the profile.
 func (n naming) nets(d desired.Direction, id desired.ProfileID) ipset.Set {
 	return n.set(d.String()[:1]+"n", ipset.HashNet, string(id))
+}
+
+// isNets reports whether a set is one of those.
+func (n naming) isNets(s ipset.Set) bool {
+	return slices.ContainsFunc(desired.Directions[:], func(d desired.Direction) bool {
+		return strings.HasPrefix(s.Name, n.nets(d, "").Name)
+	})
 }
 
 // way is which way in its flow a packet goes that is judged.

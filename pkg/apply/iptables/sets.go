@@ -103,8 +103,9 @@ func populations(s desired.State, f family) []content {
 }
 
 // memberships renders the elements that the endpoints of s bring, set by set. With those
-// of ep and further an endpoint opens, so its profiles come first. One without an address
-// has nothing but its veth, which is closed.
+// of ep and further an endpoint opens, so its profiles come first. What keeps others from
+// its address, and it from those of others, comes last: before, it would keep a running
+// endpoint from its own. One without an address has nothing: it may be running.
 func memberships(s desired.State, n naming) []content {
 	var out []content
 	add := func(set ipset.Set, elements ...ipset.Element) {
@@ -118,7 +119,6 @@ func memberships(s desired.State, n naming) []content {
 		out[i].elements = append(out[i].elements, elements...)
 	}
 	for _, e := range s.Endpoints {
-		add(n.veths(vethsNumber(e.ID)), ipset.Element{Prefix: everything(n.family), Iface: e.Port})
 		own, nets := ofAddresses(e.Addresses, n.family), ofPrefixes(e.Sources, n.family)
 		for _, d := range desired.Directions {
 			if id := e.Profiles[d]; id != "" {
@@ -126,7 +126,6 @@ func memberships(s desired.State, n naming) []content {
 				add(n.nets(d, id), nets...)
 			}
 		}
-		add(n.self(), own...)
 	}
 	for _, e := range s.Endpoints {
 		for _, iface := range []string{e.Interface, e.VRF} {
@@ -136,6 +135,13 @@ func memberships(s desired.State, n naming) []content {
 			add(n.further(), behind(ofPrefixes(e.Sources, n.family), iface, s.Layout.ID(e.ID))...)
 			add(n.endpoints(), behind(ofAddresses(e.Addresses, n.family), iface, s.Layout.ID(e.ID))...)
 		}
+	}
+	for _, e := range s.Endpoints {
+		if len(e.Addresses) == 0 {
+			continue
+		}
+		add(n.veths(vethsNumber(e.ID)), ipset.Element{Prefix: everything(n.family), Iface: e.Port})
+		add(n.self(), ofAddresses(e.Addresses, n.family)...)
 	}
 	return out
 }

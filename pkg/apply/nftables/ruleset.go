@@ -199,9 +199,12 @@ func carrying(f family, fwmark, number uint32) element {
 	return leading(key([]byte{f.number()}, native(fwmark)), fmt.Sprintf("ipv%s . %s", f.digit, hex(fwmark)), none, number)
 }
 
-// place puts one endpoint into the sets. One without an address has nothing there but its
-// ports, which are closed.
+// place puts one endpoint into the sets. One without an address has nothing there: what is
+// written for it comes ahead of it, and it may be running.
 func place(s desired.State, e desired.Endpoint, n numbers, put func(set, element)) {
+	if len(e.Addresses) == 0 {
+		return
+	}
 	id := s.Layout.ID(e.ID).Value
 	number := func(d desired.Direction, f family) uint32 { return n.of(d, f, e.Profiles[d]) }
 	put(veths(), link(e.PortIndex).element())
