@@ -183,7 +183,7 @@ func bridgeFrame(unlogged bool) []chain {
 		//	ether type ip6 oif . ether daddr . ip6 daddr @own6 accept
 		//	ether type arp accept
 		//	ether type ip6 icmpv6 type { 134, 135, 136 } ip6 hoplimit 255 accept
-		//	ether type ip6 icmpv6 type 130 ip6 hoplimit 1 accept
+		//	ether type ip6 icmpv6 type 130 ip6 hoplimit 1 ip6 daddr ff02::/16 accept
 		//	ether type ip oif . ether daddr . ip daddr @routers4 accept
 		//	ether type ip6 oif . ether daddr . ip6 daddr @routers6 accept
 		//	goto stray-frames
@@ -192,7 +192,7 @@ func bridgeFrame(unlogged bool) []chain {
 			on(ip6, own6.holds("oif . ether daddr . ip6 daddr", expr.MetaKeyOIF, receiver(), v6.address(false, reg)), accept()),
 			on(arp, accept()),
 			on(ip6, v6.icmpTypes(nil, 134, 135, 136), bareHopLimit(255), accept()),
-			on(ip6, v6.icmpTypes(nil, 130), bareHopLimit(1), accept()),
+			on(ip6, v6.icmpTypes(nil, 130), bareHopLimit(1), linkMulticast(bare("ip6 daddr", v6.address(false, reg))), accept()),
 			on(ip, routers(v4).holds("oif . ether daddr . ip daddr", expr.MetaKeyOIF, receiver(), v4.address(false, reg)), accept()),
 			on(ip6, routers(v6).holds("oif . ether daddr . ip6 daddr", expr.MetaKeyOIF, receiver(), v6.address(false, reg)), accept()),
 			on(goTo(chainStray)),

@@ -56,14 +56,14 @@ var frameUses = []struct {
 	{chain{table: inet, name: chainClient}, 5, 0, 0, 0},
 	{chain{table: inet, name: chainServer}, 5, 0, 0, 0},
 	{chain{table: inet, name: chainUnusual}, 9, 0, 0, 1},
-	{chain{table: inet, name: chainTunnel}, 3, 0, 2, 1},
+	{chain{table: inet, name: chainTunnel}, 5, 0, 2, 1},
 	{chain{table: inet, name: chainClassify}, 9, 0, 0, 0},
 	{chain{table: inet, name: chainOrigin}, 7, 0, 0, 0},
 	{chain{table: inet, name: chainEgress}, 4, 0, 0, 0},
 	{chain{table: inet, name: chainIngress}, 10, 0, 0, 0},
 	{chain{table: inet, name: chainSpoofed}, 16, 1, 0, 0},
 	{chain{table: inet, name: chainUnclassified}, 7, 1, 0, 0},
-	{chain{table: inet, name: chainEncapsulated}, 5, 1, 0, 0},
+	{chain{table: inet, name: chainEncapsulated}, 7, 1, 0, 0},
 	{chain{table: inet, name: chainInput}, 8, 0, 1, 0},
 	{chain{table: inet, name: chainHost}, 4, 0, 0, 0},
 	{chain{table: inet, name: chainForward}, 4, 0, 0, 0},
@@ -237,18 +237,22 @@ func inetFrame(s desired.State) []chain {
 			on(v6.icmpTypes(v6.is(), 130, 134, 137), in(input(), veths()), goTo(chainSpoofed)),
 			on(v6.icmpTypes(v6.is(), 130, 134, 137), in(v6.sourceTwice(), self(v6)), goTo(chainSpoofed)),
 			on(v6.icmpTypes(v6.is(), desired.DiscoveryTypes...), hopLimit(255), accept()),
-			on(v6.icmpTypes(v6.is(), desired.ListenerTypes...), hopLimit(1), linkMulticast(), accept()),
+			on(v6.icmpTypes(v6.is(), desired.ListenerTypes...), hopLimit(1), linkMulticast(v6.dst()), accept()),
 		), wrapped(s.Tunnels)...)},
 		// What is wrapped like that comes from an endpoint?
 		//
 		//	iif @veths goto encapsulated
 		//	ip saddr . ip saddr @self4 goto encapsulated
 		//	ip6 saddr . ip6 saddr @self6 goto encapsulated
-		{table: inet, name: chainTunnel, rules: rules(
-			on(in(input(), veths()), goTo(chainEncapsulated)),
-			on(in(v4.sourceTwice(), self(v4)), goTo(chainEncapsulated)),
-			on(in(v6.sourceTwice(), self(v6)), goTo(chainEncapsulated)),
-		)},
+		//	iif . ip saddr map @further4 goto encapsulated
+		//	iif . ip6 saddr map @further6 goto encapsulated
+		{table: inet, name: chainTunnel, rules: []rule{
+			{parts: on(in(input(), veths()), goTo(chainEncapsulated))},
+			{parts: on(in(v4.sourceTwice(), self(v4)), goTo(chainEncapsulated))},
+			{parts: on(in(v6.sourceTwice(), self(v6)), goTo(chainEncapsulated))},
+			{on(lead(v4.inputAndSource(further(v4), keyReg), further(v4)), goTo(chainEncapsulated)), "by the ID in map " + further(v4).name},
+			{on(lead(v6.inputAndSource(further(v6), keyReg), further(v6)), goTo(chainEncapsulated)), "by the ID in map " + further(v6).name},
+		}},
 		// The ID of where a packet comes from. IPv4 itself takes nothing from a link
 		// that says to be from the node; IPv6 does, and in output a source of the node's
 		// own tells what the node itself sends.
@@ -380,9 +384,10 @@ func onLink() part {
 	return local[0]
 }
 
-// linkMulticast matches what goes to the multicast addresses of one link.
-func linkMulticast() part {
-	local, _ := blocks(v6, v6.dst(), []netip.Prefix{desired.LinkMulticast})
+// linkMulticast matches what goes to the multicast addresses of one link, by the field
+// that is the destination.
+func linkMulticast(destination part) part {
+	local, _ := blocks(v6, destination, []netip.Prefix{desired.LinkMulticast})
 	return local[0]
 }
 
