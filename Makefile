@@ -1,6 +1,6 @@
 # Each verb is a script below scripts/; the scripts run from any folder.
 .DEFAULT_GOAL := help
-.PHONY: help demo bench scale build test lab lint startup conformance fuzz vuln tools clean
+.PHONY: help demo bench scale build test lab lint verdict startup conformance fuzz vuln tools clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\): ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -25,6 +25,9 @@ bench: ## measure ADDs, packets, streams and policy changes beside others (ONLY=
 
 scale: ## measure podmarkd in a simulated cluster (ARGS="-pods 150000 -nodes 5000 -local 30 -mix few-cluster-wide")
 	@scripts/scale.sh $(ARGS)
+
+verdict: ## compare 1,000,000 random packets with the model, on all backends (ROUNDS=)
+	@scripts/verdict.sh
 
 startup: ## start 1,000 pods in each way while clients try what is forbidden (STARTS=)
 	@scripts/startup.sh
