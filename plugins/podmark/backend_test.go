@@ -196,7 +196,7 @@ func (b backend) alone() string {
 var (
 	setElement = regexp.MustCompile(`(?m)^add podmark-ep[46][ab] (\S+),(\S+) skbmark 0x([0-9a-f]+)/`)
 	// Of nftables, who sends from where, and whose address has which ID.
-	senderElement = regexp.MustCompile(`"(\S+)" \. ([0-9a-f.:]+)`)
+	senderElement = regexp.MustCompile(`"?([\w.-]+)"? \. ([0-9a-f.:]+)`) // a number where the link is gone
 	sourceElement = regexp.MustCompile(`([0-9a-f.:]+) : 0x0*([0-9a-f]+) `)
 )
 

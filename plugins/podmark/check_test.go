@@ -60,7 +60,7 @@ var harms = []harm{
 	{name: "profile member deleted", in: inIPTables, do: ipset(func(p *pod) []string { return []string{"del", p.n.set("e4"), p.v4} }), code: 5, words: []string{"podmark-e4"}, mends: byItself},
 	{name: "egress profile flushed", in: inIPTables, do: func(_ *testing.T, p *pod) { p.n.iptables("-F", p.n.chain("PODMARK-E-")) }, code: 5, words: []string{"PODMARK-E-"}, mends: byAnything},
 	{name: "ingress profile flushed", in: inIPTables, do: func(_ *testing.T, p *pod) { p.n.iptables("-F", p.n.chain("PODMARK-I-")) }, code: 5, words: []string{"PODMARK-I-"}, mends: byAnything},
-	{name: "dispatch flushed", in: inIPTables, do: flush("PODMARK-INGRESS"), code: 5, words: []string{"no rule uses"}, mends: byAnything},
+	{name: "dispatch flushed", in: inIPTables, do: flush("PODMARK-INGRESS"), code: 5, words: []string{"PODMARK-I-"}, mends: byAnything},
 	{name: "marking flushed", in: inIPTables, do: flush("PODMARK-MARK"), code: 5, words: []string{"no rule uses"}, mends: byAnything},
 	{name: "input flushed", in: inIPTables, do: flush("PODMARK-INPUT"), code: 5, words: []string{"no rule uses"}, mends: byAnything},
 	{name: "rules flushed", in: inIPTables, do: flush(), code: 5, words: []string{"no rule uses"}, mends: byAnything},

@@ -264,7 +264,7 @@ func TestForeignChanges(t *testing.T) {
 			})
 			n.apply(webPolicy)
 		}
-		if count := changes(); count < 200 {
+		if count := changes(); count < 50 {
 			t.Errorf("only %d changes came in between", count)
 		} else {
 			t.Logf("%d changes", count)

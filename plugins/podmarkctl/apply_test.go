@@ -58,7 +58,7 @@ spec:
 `
 
 // ofPolicies are the chains and sets that are there for policies only.
-var ofPolicies = regexp.MustCompile(`create podmark-[a-z]+[46][ab]-\S+|:PODMARK-[EI]-\S+|(?:chain|set|map) [a-z][46]?-[0-9a-f]{16}`)
+var ofPolicies = regexp.MustCompile(`create podmark-[a-z]+[46][ab]-[0-9a-f]{16}|:PODMARK-[EI]A?-\S+|(?:chain|set|map) [a-z][46]?-[0-9a-f]{16}`)
 
 func write(t *testing.T, name, content string) {
 	t.Helper()

@@ -104,10 +104,6 @@ func harms() []harmed {
 		{name: "kube-router's netpol", check: "mark-users", words: "kube-router (chain ip filter KUBE-", pods: 1, do: func(p *patient) {
 			p.exec(rules.KubeRouter, "iptables-nft-restore", "--noflush")
 		}},
-		{name: "a service of a firewall mark", check: "mark-compares", words: "", backends: nil, noMend: true, do: func(p *patient) {
-			needs.All(p.t, needs.IPVS)
-			p.exec("", "ipvsadm", "-A", "-f", "5")
-		}},
 		{name: "Tailscale's bits", check: "mark-users", words: "link tailscale0", backends: one, do: func(p *patient) {
 			p.exec("", "ip", "link", "add", "tailscale0", "type", "bridge")
 		}},

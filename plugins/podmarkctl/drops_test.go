@@ -384,7 +384,7 @@ func TestDropsUnlogged(t *testing.T) {
 	n.addPod(map[string]string{"app": "web"})
 	n.ctlIn(dropsPolicy, "apply", "-f", "-").ok(t)
 	n.ctl("drops", "--follow").fails(t, "does not log", "no such target")
-	if said := n.drops(); len(said) != 3 {
+	if said := n.drops(); len(said) != 5 {
 		t.Errorf("drops: %+v", said)
 	}
 	if found := n.ctl("doctor").stdout; !strings.Contains(found, "drop-log") || !strings.Contains(found, "no such target") {
@@ -398,7 +398,7 @@ func TestDropsUnlogged(t *testing.T) {
 	if found := n.ctl("doctor").stdout; strings.Contains(found, "drop-log") {
 		t.Errorf("doctor says:\n%s", found)
 	}
-	if kernel := n.kernel(); strings.Count(kernel, "NFLOG") != 6 {
+	if kernel := n.kernel(); strings.Count(kernel, "NFLOG") != 10 {
 		t.Errorf("in the kernel:\n%s", kernel)
 	}
 }

@@ -134,6 +134,10 @@ func (n naming) further() ipset.Set { return n.set("further", ipset.HashNetIface
 // self holds the addresses of all endpoints.
 func (n naming) self() ipset.Set { return n.set("self", ipset.HashIP, "") }
 
+// claims holds them too: nobody else may have one. It is filled when an endpoint has all
+// the rest, so that one that is running never loses its own.
+func (n naming) claims() ipset.Set { return n.set("claim", ipset.HashIP, "") }
+
 // veths holds all addresses behind the host veths of some endpoints, those whose IDs share
 // a number. A set has room for 64 interfaces behind one prefix (AHASH_MAX_TUNED).
 func (n naming) veths(number int) ipset.Set {

@@ -108,7 +108,7 @@ func renderSender(s desired.State, n naming) []string {
 	rules = append(
 		rules,
 		in(n.endpoints(), "src,src")+"-j RETURN",
-		in(n.self(), "src")+"-g "+chainSpoofed,
+		in(n.claims(), "src")+"-g "+chainSpoofed,
 		fmt.Sprintf("-m devgroup --src-group %d -g %s", port.Group, chainOther),
 	)
 	for _, c := range vethSets(s, n) {
@@ -398,7 +398,7 @@ func renderPolice(m marks, n naming) []string {
 // renderBeyond drops what leaves by an endpoint's veth, or is for an endpoint that is not
 // behind the interface.
 func renderBeyond(s desired.State, n naming) []string {
-	rules := []string{in(n.self(), "dst") + "-g " + chainUnclassified, fmt.Sprintf("-m devgroup --dst-group %d -g %s", port.Group, chainUnclassified)}
+	rules := []string{in(n.claims(), "dst") + "-g " + chainUnclassified, fmt.Sprintf("-m devgroup --dst-group %d -g %s", port.Group, chainUnclassified)}
 	for _, c := range vethSets(s, n) {
 		rules = append(rules, toVeth(c.Set))
 	}

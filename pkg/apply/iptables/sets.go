@@ -11,7 +11,7 @@ import (
 
 // everySet renders all sets of a whole-node state in one family that have a generation.
 func everySet(s desired.State, n naming) []content {
-	all := append(nodeSets(s, n), content{Set: n.self()}, content{Set: n.endpoints()}, content{Set: n.further()})
+	all := append(nodeSets(s, n), content{Set: n.self()}, content{Set: n.claims()}, content{Set: n.endpoints()}, content{Set: n.further()})
 	all = append(all, vethSets(s, n)...)
 	for _, id := range s.ProfileIDs() {
 		for _, c := range profileSets(s.Profiles[id], n) {
@@ -126,6 +126,7 @@ func memberships(s desired.State, n naming) []content {
 				add(n.nets(d, id), nets...)
 			}
 		}
+		add(n.self(), own...)
 	}
 	for _, e := range s.Endpoints {
 		for _, iface := range []string{e.Interface, e.VRF} {
@@ -141,7 +142,7 @@ func memberships(s desired.State, n naming) []content {
 			continue
 		}
 		add(n.veths(vethsNumber(e.ID)), ipset.Element{Prefix: everything(n.family), Iface: e.Port})
-		add(n.self(), ofAddresses(e.Addresses, n.family)...)
+		add(n.claims(), ofAddresses(e.Addresses, n.family)...)
 	}
 	return out
 }
