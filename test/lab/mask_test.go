@@ -89,7 +89,11 @@ func (c *cluster) remark(t *testing.T, former, now mark.Layout) {
 		}
 	}
 	replace(fmt.Sprintf("meta mark & %#x == %#x", over.Mask(), over.ID(mark.Outside).Value), former.ID(mark.Outside).Value)
-	c.RunInput("table inet before {\nchain input {\ntype filter hook input priority -149\n"+rules.String()+"}\n}\n", "nft", "-f", "-")
+	behind := -149 // podmark's chain, and before IPVS
+	if c.Backend() == lab.NFTables {
+		behind = 97 // of chains of one priority, the one that came last is the last
+	}
+	c.RunInput(fmt.Sprintf("table inet before {\nchain input {\ntype filter hook input priority %d\n%s}\n}\n", behind, &rules), "nft", "-f", "-")
 }
 
 func layoutOf(t *testing.T, mask uint32) mark.Layout {

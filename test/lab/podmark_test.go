@@ -137,7 +137,8 @@ var (
 	onlyNFTablesAllows = lab.Outcomes{lab.NFTables: lab.OK}
 )
 
-// traces lists where something of podmark's is: the tables of nf_tables, the rules of
+// traces lists where something of podmark's is: the tables of nf_tables, of which that for
+// bridges stands beside iptables too, the rules of
 // either iptables, the ipsets. It is what a backend has, and nothing else.
 func traces(n *lab.Node) []string {
 	var found []string
@@ -146,7 +147,8 @@ func traces(n *lab.Node) []string {
 			found = append(found, where)
 		}
 	}
-	note("nftables", " podmark", n.Run("nft", "list", "tables"))
+	note("nftables", "inet podmark", n.Run("nft", "list", "tables"))
+	note("bridge", "bridge podmark", n.Run("nft", "list", "tables"))
 	for _, v := range []lab.Variant{lab.NFT, lab.Legacy} {
 		for _, command := range []string{"iptables-", "ip6tables-"} {
 			note("iptables-"+string(v), "PODMARK", n.Run(command+string(v)+"-save"))
@@ -159,9 +161,9 @@ func traces(n *lab.Node) []string {
 // tracesOf is what traces lists where a backend enforces.
 func tracesOf(b lab.Backend) []string {
 	if b == lab.NFTables {
-		return []string{"nftables"}
+		return []string{"nftables", "bridge"}
 	}
-	return []string{string(b), "ipset"}
+	return []string{"bridge", string(b), "ipset"}
 }
 
 // ear is a server for what is sent to many.
