@@ -55,14 +55,33 @@ func TestPacketsInFlight(t *testing.T) {
 			eth0 := b.wire("eth0")
 			go flood(eth0, pod, eth0)
 			go flood(pod, eth0, pod)
+			// What passed is asked for behind each change, since it is the change that is at fault.
+			passed := func() (out [2]int) {
+				for i, w := range []*wire{pod, eth0} {
+					for buf := make([]byte, 2048); ; {
+						n, err := unix.Read(w.sock, buf)
+						if err != nil {
+							break
+						}
+						if n >= 14+20 && buf[14] == 0x45 && buf[23] == byte(desired.UDP) {
+							out[i]++
+						}
+					}
+				}
+				return out
+			}
 			changes := 0
 			for range rounds(map[string]int{"nftables": 200}[name] + 20) {
 				states := []desired.State{nobody, isolated("a"), isolated("b"), nobody}
+				names := []string{"nobody", "one policy", "another policy", "nobody again"}
 				for i := range states[1:] {
 					if err := backend.Update(ctx, states[i], states[i+1]); err != nil {
 						t.Fatal(err)
 					}
 					changes++
+					if n := passed(); n != [2]int{} {
+						t.Fatalf("change %d, from %s to %s: %d packets passed to the pod, %d from it", changes, names[i], names[i+1], n[0], n[1])
+					}
 				}
 			}
 			close(stop)
@@ -71,21 +90,9 @@ func TestPacketsInFlight(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			passed := 0
-			for _, w := range []*wire{pod, eth0} {
-				for buf := make([]byte, 2048); ; {
-					n, err := unix.Read(w.sock, buf)
-					if err != nil {
-						break
-					}
-					if n >= 14+20 && buf[14] == 0x45 && buf[23] == byte(desired.UDP) {
-						passed++
-					}
-				}
-			}
 			t.Logf("%d packets, %d changes", sent.Load(), changes)
-			if passed > 0 {
-				t.Errorf("%d packets passed", passed)
+			if n := passed(); n != [2]int{} {
+				t.Errorf("at the end: %d packets passed to the pod, %d from it", n[0], n[1])
 			}
 		})
 	}

@@ -42,8 +42,15 @@ const (
 	chainAnswer  = ChainPrefix + "ANSWER"
 	chainOutput  = ChainPrefix + "OUTPUT"
 	chainPolice  = ChainPrefix + "POLICE"
+	chainBehind  = ChainPrefix + "BEHIND"
 	chainBeyond  = ChainPrefix + "BEYOND"
 	chainTunnel  = ChainPrefix + "TUNNEL"
+	// Those that ask who an end of a packet is: its source and its destination, and for an
+	// answer the server that it comes from and the client that it goes to.
+	chainFrom     = ChainPrefix + "FROM"
+	chainTo       = ChainPrefix + "TO"
+	chainAnswerer = ChainPrefix + "ANSWERER"
+	chainAsker    = ChainPrefix + "ASKER"
 	// Those that lead to profiles, by an endpoint's own address and by a further prefix of
 	// its; those of a client and a server for what is an answer.
 	chainEgress     = ChainPrefix + "EGRESS"
@@ -179,10 +186,13 @@ func (n naming) nets(d desired.Direction, id desired.ProfileID) ipset.Set {
 	return n.set(d.String()[:1]+"n", ipset.HashNet, string(id))
 }
 
-// isNets reports whether a set is one of those.
-func (n naming) isNets(s ipset.Set) bool {
+// isNets reports whether a set is one of those, and isMembers whether it is one of members.
+func (n naming) isNets(s ipset.Set) bool    { return isOne(s, n.nets) }
+func (n naming) isMembers(s ipset.Set) bool { return isOne(s, n.members) }
+
+func isOne(s ipset.Set, of func(desired.Direction, desired.ProfileID) ipset.Set) bool {
 	return slices.ContainsFunc(desired.Directions[:], func(d desired.Direction) bool {
-		return strings.HasPrefix(s.Name, n.nets(d, "").Name)
+		return strings.HasPrefix(s.Name, of(d, "").Name+"-")
 	})
 }
 

@@ -49,9 +49,14 @@ func frame(s desired.State, n naming) []chain {
 		{mangle, chainInput, renderInput(s, m, n)},
 		{mangle, chainMark, renderMark(m, n)},
 		{mangle, chainForward, renderForward(s, m, n)},
-		{mangle, chainAnswer, renderAnswer(m, n)},
+		{mangle, chainAnswer, renderAnswer(m)},
 		{mangle, chainOutput, renderOutput(m, n)},
-		{mangle, chainPolice, renderPolice(m, n)},
+		{mangle, chainPolice, renderPolice(m)},
+		{mangle, chainFrom, renderFrom(n, asked, desired.Egress, chainBehind)},
+		{mangle, chainTo, renderTo(n, asked, desired.Ingress, chainBeyond)},
+		{mangle, chainAsker, renderFrom(n, answered, desired.Egress, chainBeyond)},
+		{mangle, chainAnswerer, renderTo(n, answered, desired.Ingress, chainBehind)},
+		{mangle, chainBehind, renderBehind()},
 		{mangle, chainBeyond, renderBeyond(s, n)},
 		{mangle, chainTunnel, renderTunnel(n)},
 	}
@@ -330,37 +335,34 @@ func renderForward(s desired.State, m marks, n naming) []string {
 		protocols(s.Tunnels),
 		[]string{"-m conntrack --ctstate ESTABLISHED --ctdir REPLY -g " + chainAnswer},
 		ports(s.Tunnels), // an answer is none
-		from(n, asked, desired.Egress),
-		[]string{"-j " + chainPolice},
+		[]string{"-j " + chainFrom, "-j " + chainPolice},
 	)
 }
 
 // renderAnswer judges the flow that a packet is an answer to, one that was allowed under
 // an epoch before. The client is behind the output interface, and the server behind the
 // other.
-func renderAnswer(m marks, n naming) []string {
-	return slices.Concat(
-		from(n, answered, desired.Egress),
-		to(n, answered, desired.Ingress),
-		[]string{fmt.Sprintf("-j CONNMARK --set-xmark %s", m.epoch)},
-	)
+func renderAnswer(m marks) []string {
+	return []string{"-j " + chainAsker, "-j " + chainAnswerer, fmt.Sprintf("-j CONNMARK --set-xmark %s", m.epoch)}
 }
 
-// from leads on what has an endpoint as its source; its address or prefix is proven.
-func from(n naming, w way, d desired.Direction) []string {
+// renderFrom asks who a flow is from; that its address or prefix is its own is proven.
+// renderTo asks who it is to, and whether it is there. Each asks once, by goto: an endpoint
+// that comes or goes meanwhile is in a set for one rule and is not for the next. Who is
+// nobody ends in a chain for those.
+func renderFrom(n naming, w way, d desired.Direction, nobody string) []string {
 	end := w.source()
-	return known(in(n.self(), end), notIn(n.self(), end), in(n.further(), end+","+end), w, d)
+	return known(in(n.self(), end), in(n.further(), end+","+end), w, d, nobody)
 }
 
-// to leads on what has an endpoint as its destination, and goes there.
-func to(n naming, w way, d desired.Direction) []string {
+func renderTo(n naming, w way, d desired.Direction, nobody string) []string {
 	end := w.destination() + "," + w.destination()
-	return known(in(n.endpoints(), end), notIn(n.endpoints(), end), in(n.further(), end), w, d)
+	return known(in(n.endpoints(), end), in(n.further(), end), w, d, nobody)
 }
 
-func known(own, notOwn, further string, w way, d desired.Direction) []string {
+func known(own, further string, w way, d desired.Direction, nobody string) []string {
 	byAddress, byNet := dispatches(d, w)
-	return []string{own + "-j " + byAddress, notOwn + further + "-j " + byNet}
+	return []string{own + "-g " + byAddress, further + "-g " + byNet, "-g " + nobody}
 }
 
 // renderOutput judges what has an ID and was not sent by the node itself, from a socket or
@@ -385,18 +387,18 @@ func notTheNodes(m marks) []string {
 	}
 }
 
-// renderPolice judges a packet for who gets it, and notes the epoch on its flow. An
-// endpoint that is not complete yet gets nothing.
-func renderPolice(m marks, n naming) []string {
-	return append(
-		to(n, asked, desired.Ingress),
-		notIn(n.endpoints(), "dst,dst")+notIn(n.further(), "dst,dst")+"-j "+chainBeyond,
-		fmt.Sprintf("-j CONNMARK --set-xmark %s", m.epoch),
-	)
+// renderPolice judges a packet for who gets it, and notes the epoch on its flow.
+func renderPolice(m marks) []string {
+	return []string{"-j " + chainTo, fmt.Sprintf("-j CONNMARK --set-xmark %s", m.epoch)}
+}
+
+// renderBehind drops what has come in by an endpoint's veth since that endpoint went.
+func renderBehind() []string {
+	return []string{fmt.Sprintf("-m devgroup --src-group %d -g %s", port.Group, chainSpoofed)}
 }
 
 // renderBeyond drops what leaves by an endpoint's veth, or is for an endpoint that is not
-// behind the interface.
+// behind the interface: one that is not complete yet gets nothing.
 func renderBeyond(s desired.State, n naming) []string {
 	rules := []string{in(n.claims(), "dst") + "-g " + chainUnclassified, fmt.Sprintf("-m devgroup --dst-group %d -g %s", port.Group, chainUnclassified)}
 	for _, c := range vethSets(s, n) {

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/podmark/podmark/pkg/apply/ipset"
 	"github.com/podmark/podmark/pkg/desired"
 )
@@ -56,7 +58,11 @@ func (b Backend) update(ctx context.Context, conn *ipset.Conn, f family, from, t
 	// one is asked by its interface.
 	gone := slices.DeleteFunc(without(old, added), func(c content) bool { return n.isNets(c.Set) })
 	slices.Reverse(gone)
-	if err := b.del(conn, gone); err != nil {
+	ofProfile := func(c content) bool { return n.isMembers(c.Set) }
+	if err := b.del(conn, slices.DeleteFunc(slices.Clone(gone), ofProfile)); err != nil {
+		return err
+	}
+	if err := b.leave(conn, slices.DeleteFunc(gone, func(c content) bool { return !ofProfile(c) })); err != nil {
 		return err
 	}
 	if err := b.finish(ctx, conn, from, to, n); err != nil {
@@ -114,6 +120,30 @@ func (b Backend) del(conn *ipset.Conn, list []content) error {
 		}
 	}
 	return nil
+}
+
+// leave takes endpoints out of their profiles. A packet may be between the rule that knows
+// the endpoint and that of the profile, or between those of two profiles, so those on their
+// way go first.
+func (b Backend) leave(conn *ipset.Conn, members []content) error {
+	if len(members) == 0 {
+		return nil
+	}
+	if err := drain(); err != nil {
+		return err
+	}
+	return b.del(conn, members)
+}
+
+// drain returns when every packet that is in a hook now has left it. Hooks run in a read-side
+// critical section of RCU, and a packet socket that is closed waits for a grace period
+// (packet_release, net/packet/af_packet.c); 8 to 16 ms.
+func drain() error {
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("cannot wait for packets in flight with a packet socket: %w", err)
+	}
+	return unix.Close(fd)
 }
 
 // appear writes the rules of the profiles and host veths of to that are not in place, and
