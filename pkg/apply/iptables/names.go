@@ -48,6 +48,7 @@ const (
 	// Those that ask who an end of a packet is: its source and its destination, and for an
 	// answer the server that it comes from and the client that it goes to.
 	chainFrom     = ChainPrefix + "FROM"
+	chainSent     = ChainPrefix + "SENT" // what IPVS has sent on
 	chainTo       = ChainPrefix + "TO"
 	chainAnswerer = ChainPrefix + "ANSWERER"
 	chainAsker    = ChainPrefix + "ASKER"

@@ -53,6 +53,7 @@ func frame(s desired.State, n naming) []chain {
 		{mangle, chainOutput, renderOutput(m, n)},
 		{mangle, chainPolice, renderPolice(m)},
 		{mangle, chainFrom, renderFrom(n, asked, desired.Egress, chainBehind)},
+		{mangle, chainSent, renderSent(n)},
 		{mangle, chainTo, renderTo(n, asked, desired.Ingress, chainBeyond)},
 		{mangle, chainAsker, renderFrom(n, answered, desired.Egress, chainBeyond)},
 		{mangle, chainAnswerer, renderTo(n, answered, desired.Ingress, chainBehind)},
@@ -287,12 +288,12 @@ func renderInput(s desired.State, m marks, n naming) []string {
 			"-j " + chainMark,
 			fmt.Sprintf("-m mark --mark %s -j RETURN", m.outside),
 			// Not a local address: multicast, broadcast.
-			fmt.Sprintf("-m addrtype ! --dst-type LOCAL -g %s", chainEgress),
+			fmt.Sprintf("-m addrtype ! --dst-type LOCAL -g %s", chainFrom),
 		},
 	)
 	if n.family == v6 {
 		// The link-local address of a host veth is in no list and never a service's.
-		rules = append(rules, fmt.Sprintf("-d fe80::/10 -g %s", chainEgress))
+		rules = append(rules, fmt.Sprintf("-d fe80::/10 -g %s", chainFrom))
 	}
 	rules = append(
 		rules,
@@ -305,7 +306,7 @@ func renderInput(s desired.State, m marks, n naming) []string {
 	for _, list := range multiports(s.SCTPPorts) {
 		rules = append(rules, fmt.Sprintf("-p sctp -m multiport --dports %s -j RETURN", list))
 	}
-	return append(rules, "-g "+chainEgress)
+	return append(rules, "-g "+chainFrom)
 }
 
 // renderMark gives every packet the ID of where it comes from. PODMARK-SENDER has proven
@@ -367,14 +368,19 @@ func known(own, further string, w way, d desired.Direction, nobody string) []str
 
 // renderOutput judges what has an ID and was not sent by the node itself, from a socket or
 // without one from an address of its own: that IPVS has sent on. Which ID it is does not
-// matter, so that nobody who changes some of its bits on the way changes the sender. What a
-// further prefix sends is judged for all who have it: by which interface it came is gone.
+// matter, so that nobody who changes some of its bits on the way changes the sender.
 func renderOutput(m marks, n naming) []string {
 	return slices.Concat(
 		notTheNodes(m),
 		live(m, n),
-		[]string{"-j " + chainEgress, "-j " + chainPolice},
+		[]string{"-j " + chainSent, "-j " + chainPolice},
 	)
+}
+
+// renderSent asks who it was that IPVS has sent on. By which interface it came is gone, so
+// what a further prefix sends is judged for all who have it.
+func renderSent(n naming) []string {
+	return []string{in(n.self(), "src") + "-g " + chainEgress, "-g " + chainEgressNet}
 }
 
 // notTheNodes lets pass what has no ID, and what the node itself sends: its bits are
@@ -426,9 +432,6 @@ func renderClear(m marks) []string {
 func dispatch(s desired.State, d desired.Direction, w way, n naming) []chain {
 	byAddress, byNet := dispatches(d, w)
 	out := []chain{{mangle, byAddress, nil}, {mangle, byNet, nil}}
-	if byAddress == chainEgress { // INPUT and OUTPUT do not ask which of the two it is
-		out[0].rules = []string{notIn(n.self(), w.own(d)) + "-g " + byNet}
-	}
 	for _, id := range s.ProfileIDs() {
 		if p := s.Profiles[id]; p.Direction == d {
 			for i, r := range dispatchRules(p, w, n) {
