@@ -82,7 +82,7 @@ func (n Node) backend(f file) Backend {
 		}
 	}
 	if f.Bridge == guarded {
-		return Guarded{Backend: b, Bridge: nftables.Bridge{Step: n.Step}}
+		return Guarded{Backend: b, Guard: nftables.Guard{Step: n.Step}}
 	}
 	return b
 }
@@ -160,14 +160,14 @@ const (
 	unguarded = "none"
 )
 
-// askBridge notes whether nftables can guard the ports of bridges beside iptables. Where it
-// cannot, podmark asks again when it writes everything anew.
+// askBridge notes whether nftables can ask for senders and guard the ports of bridges beside
+// iptables. Where it cannot, podmark asks again when it writes everything anew.
 func (f *file) askBridge() {
 	if f.Bridge == guarded {
 		return
 	}
 	f.Bridge, f.BridgeLacks = guarded, ""
-	if lacking := nftables.ProbeBridge(); lacking != nil {
+	if lacking := nftables.ProbeGuard(); lacking != nil {
 		f.Bridge, f.BridgeLacks = unguarded, lacking.Error()
 	}
 }
@@ -266,19 +266,12 @@ func leftovers() []Kind {
 }
 
 // removeFormer takes what is left of the former backends out of the kernel. A
-// variant of iptables has done that with the other one's rules, and has use for what
-// guards the ports of bridges.
+// variant of iptables has done that with the other one's rules, and its guard with
+// nftables'.
 func (n Node) removeFormer(ctx context.Context, f file) error {
 	var rest []Kind
 	for _, k := range f.Former {
-		switch {
-		case variants[f.Backend] == "":
-			rest = append(rest, k)
-		case k == NFTables && f.Bridge == guarded:
-			if err := nftables.RemoveIP(ctx); err != nil {
-				return fmt.Errorf("%w: removing what %s has: %w", ErrBackend, k, err)
-			}
-		case k == NFTables:
+		if variants[f.Backend] == "" || k == NFTables && f.Bridge != guarded {
 			rest = append(rest, k)
 		}
 	}

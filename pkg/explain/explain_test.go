@@ -305,7 +305,7 @@ func TestChains(t *testing.T) {
 		f.Routes[addr("10.1.0.5")] = explain.Route{Interface: "cni0"}
 		rendered := nftables.Render(f.State)
 		if b == config.BackendIPTables {
-			rendered = iptables.Render(f.State)[0].Rules + nftables.RenderBridge(f.State)
+			rendered = iptables.Render(f.State)[0].Rules + nftables.RenderGuard(f.State)
 		}
 		named := map[string]bool{}
 		for _, q := range [][2]string{{"mute", "10.1.0.1:1"}, {"client", "10.96.0.10:80"}, {"client", "web:8080"}, {"host", "web:1"}} {

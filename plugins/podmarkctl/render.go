@@ -61,7 +61,7 @@ peers, are not among them.`,
 			if kind == config.BackendNFTables {
 				r.Ruleset = nftables.Render(state)
 			} else {
-				r.Ruleset, r.Families = nftables.RenderBridge(state), iptables.Render(state)
+				r.Ruleset, r.Families = nftables.RenderGuard(state), iptables.Render(state)
 			}
 			return o.print(cmd.OutOrStdout(), r, r.print)
 		},

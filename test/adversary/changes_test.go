@@ -17,7 +17,7 @@ import (
 var changes = changed(
 	change{name: "device group taken off", at: []attachment{routed, bridged, vrf}, do: groupLost},
 	change{name: "veth renamed", at: []attachment{routed, bridged}, do: rename},
-	change{name: "veth renamed and its device group taken off", nftablesAlone: true, at: []attachment{routed, bridged, vrf}, do: inTurn(groupLost, rename)},
+	change{name: "veth renamed and its device group taken off", at: []attachment{routed, bridged, vrf}, do: inTurn(groupLost, rename)},
 	change{name: "names of two veths swapped", at: []attachment{routed, bridged}, do: swap},
 	change{name: "names of two veths swapped and their device groups taken off", at: []attachment{routed, bridged}, do: inTurn(groupLost, swap)},
 	change{name: "routed veth put on a bridge", at: []attachment{routed}, do: otherBridge},
@@ -25,9 +25,9 @@ var changes = changed(
 	change{name: "moved to another bridge", at: []attachment{bridged}, do: otherBridge},
 	change{name: "moved to another bridge, renamed and without a group", at: []attachment{bridged}, do: inTurn(groupLost, rename, otherBridge)},
 	change{name: "taken off its bridge", at: []attachment{bridged}, do: noMaster},
-	change{name: "taken off its bridge, renamed and without a group", nftablesAlone: true, at: []attachment{bridged}, do: inTurn(groupLost, rename, noMaster)},
+	change{name: "taken off its bridge, renamed and without a group", at: []attachment{bridged}, do: inTurn(groupLost, rename, noMaster)},
 	change{name: "put into a VRF", at: []attachment{routed}, lab: "VRF", do: intoVRF},
-	change{name: "put into a VRF, renamed and without a group", nftablesAlone: true, at: []attachment{routed}, lab: "VRF", do: inTurn(groupLost, rename, intoVRF)},
+	change{name: "put into a VRF, renamed and without a group", at: []attachment{routed}, lab: "VRF", do: inTurn(groupLost, rename, intoVRF)},
 	change{name: "taken off its bridge and put into a VRF", at: []attachment{vlan}, lab: "VRF", do: inTurn(noMaster, intoVRF)},
 	change{name: "taken out of its VRF", at: []attachment{vrf}, do: noMaster},
 	change{name: "taken out of its VRF without a group", at: []attachment{vrf}, do: inTurn(groupLost, noMaster)},
@@ -38,9 +38,7 @@ type change struct {
 	name string
 	at   []attachment
 	lab  string
-	// nftablesAlone is that of attack: iptables knows a link by its name and its group.
-	nftablesAlone bool
-	do            func(s *scene, links ...int)
+	do   func(s *scene, links ...int)
 }
 
 // changed makes an attack of each change: by a pod that is denied everything, and by one
@@ -48,7 +46,7 @@ type change struct {
 // back, for the next.
 func changed(list ...change) (out []attack) {
 	for _, c := range list {
-		out = append(out, attack{name: c.name, at: c.at, lab: c.lab, nftablesAlone: c.nftablesAlone, atOnce: true, run: func(s *scene) {
+		out = append(out, attack{name: c.name, at: c.at, lab: c.lab, atOnce: true, run: func(s *scene) {
 			moved := []*movable{s.movable("denied"), s.movable("free")}
 			bad, open := moved[0].actor, moved[1].actor
 			for _, s.f = range lab.Families {

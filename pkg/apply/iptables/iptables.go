@@ -6,7 +6,7 @@
 // table mangle. Sets are written over netlink; rules by at most one
 // iptables-restore per family and change, and none for an endpoint whose
 // profiles exist: then only set elements move. What goes from port to port of a bridge is
-// guarded by nftables.Bridge beside it.
+// guarded by nftables.Guard beside it.
 //
 // Who is who after a restart: chains begin with PODMARK-, sets with podmark-,
 // routed host veths are in device group 1886. Whether the rules are in place is

@@ -1,7 +1,6 @@
 package nftables
 
 import (
-	"context"
 	"fmt"
 	"time"
 
@@ -10,71 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/apply/counters"
-	"github.com/podmark/podmark/pkg/desired"
 )
-
-// Bridge enforces what only table bridge can, beside a backend that judges packets of IP
-// by other means: it holds the bridge ports of endpoints to their addresses, and lets
-// nothing into those of isolated ones that no policy was asked about. Its methods are those
-// of Backend, for that table alone.
-type Bridge struct {
-	// Step is that of Backend.
-	Step func(string)
-}
-
-// Sync makes the table hold exactly what want says of bridge ports; a zero State removes
-// it.
-func (b Bridge) Sync(ctx context.Context, want desired.State) error {
-	if want.Layout.Mask() == 0 {
-		return removeTables(ctx, bridge)
-	}
-	r := func() ruleset { return render(want, numbers{}.with(want)).within(bridge) }
-	mend := func(c *conn) (change, error) {
-		have, err := readAll(c, []nftables.Table{bridge})
-		return whole(have, r()), err
-	}
-	rebuild := func(c *conn) (change, error) {
-		have, err := readAll(c, []nftables.Table{bridge})
-		return fresh(have, r()), err
-	}
-	return Backend(b).transact(ctx, "synced bridge ports", mend, rebuild)
-}
-
-// Update turns what from says into what to says; ErrIncomplete when something is missing.
-func (b Bridge) Update(ctx context.Context, from, to desired.State) error {
-	err := Backend(b).transact(ctx, "updated bridge ports", func(*conn) (ch change, err error) {
-		old, added := placed(from, numbers{}), placed(to, numbers{})
-		for _, s := range staticSets() {
-			if s.table == bridge {
-				gone, _ := differences(old[s.name], added[s.name])
-				ch.at = append(append(ch.at, deleteElements(s, gone)...), addElements(s, added[s.name].sorted())...)
-			}
-		}
-		return ch, nil
-	})
-	if unexpected(err) {
-		err = fmt.Errorf("%w: %w", ErrIncomplete, err)
-	}
-	return err
-}
-
-// Check reports the first thing of want that is not in place, changing nothing.
-func (b Bridge) Check(_ context.Context, want desired.State) error {
-	c, err := dial()
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	if err := checkFrame(c, want.Node, bridge); err != nil {
-		return err
-	}
-	return checkElements(c, render(want, numbers{}.with(want)).within(bridge))
-}
-
-// Counters reads what the table's rules that drop have counted.
-func (b Bridge) Counters(ctx context.Context) ([]counters.Rule, error) {
-	return Backend{}.counters(ctx, bridge)
-}
 
 // How much of ARP, neighbour discovery and MLD a bridge port may send: they reach every
 // port of the bridge, and no policy is asked about them.

@@ -19,10 +19,6 @@ import (
 // needs no lock: when a
 // change comes in between, it reads again.
 func (b Backend) Counters(ctx context.Context) ([]counters.Rule, error) {
-	return b.counters(ctx, tables()...)
-}
-
-func (b Backend) counters(ctx context.Context, tables ...nftables.Table) ([]counters.Rule, error) {
 	c, err := dial()
 	if err != nil {
 		return nil, err
@@ -34,7 +30,7 @@ func (b Backend) counters(ctx context.Context, tables ...nftables.Table) ([]coun
 			return nil, err
 		}
 		var rules []counters.Rule
-		for _, t := range tables {
+		for _, t := range tables() {
 			of, err := c.counting(t)
 			if err != nil {
 				return nil, err

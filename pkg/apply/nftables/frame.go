@@ -38,53 +38,68 @@ var (
 	hookOutput  = hook{nftables.ChainHookOutput, -401, "type filter hook output priority -401; policy accept;"}
 )
 
-// frameUses lists the static chains, each with how many rules it has and jumps and
-// gotos that lead to it, as the kernel counts them; logs are those of the rules that a
-// kernel which cannot log is not given, and ports and protocols those for tunnels of the
-// kind. An ADD asks for the counts and renders no frame: that takes longer than the kernel's
-// answer.
-var frameUses = []struct {
+// A frameUse is a static chain with how many rules it has and jumps and gotos that lead to
+// it, as the kernel counts them; logs are those of the rules that a kernel which cannot log
+// is not given, ports and protocols those for tunnels of the kind, and guard is what is left
+// of uses where Guard alone is there.
+type frameUse struct {
 	chain
-	uses, logs, ports, protocols int
-}{
-	{chain{table: inet, name: chainSender}, 6, 0, 0, 0},
-	{chain{table: inet, name: chainStranger}, 9, 0, 0, 0},
-	{chain{table: inet, name: chainOpening}, 10, 0, 1, 0},
-	{chain{table: inet, name: chainReported}, 3, 0, 0, 0},
-	{chain{table: inet, name: chainRelated}, 11, 0, 0, 0},
-	{chain{table: inet, name: chainAnswer}, 12, 0, 0, 0},
-	{chain{table: inet, name: chainClient}, 5, 0, 0, 0},
-	{chain{table: inet, name: chainServer}, 5, 0, 0, 0},
-	{chain{table: inet, name: chainUnusual}, 9, 0, 0, 1},
-	{chain{table: inet, name: chainTunnel}, 5, 0, 2, 1},
-	{chain{table: inet, name: chainClassify}, 9, 0, 0, 0},
-	{chain{table: inet, name: chainOrigin}, 7, 0, 0, 0},
-	{chain{table: inet, name: chainEgress}, 4, 0, 0, 0},
-	{chain{table: inet, name: chainIngress}, 10, 0, 0, 0},
-	{chain{table: inet, name: chainSpoofed}, 16, 1, 0, 0},
-	{chain{table: inet, name: chainUnclassified}, 7, 1, 0, 0},
-	{chain{table: inet, name: chainEncapsulated}, 7, 1, 0, 0},
-	{chain{table: inet, name: chainInput}, 8, 0, 1, 0},
-	{chain{table: inet, name: chainHost}, 4, 0, 0, 0},
-	{chain{table: inet, name: chainForward}, 4, 0, 0, 0},
-	{chain{table: inet, name: chainOutput}, 7, 0, 0, 0},
-	{chain{table: bridge, name: chainBridge}, 5, 0, 0, 0},
-	{chain{table: bridge, name: chainGuard}, 12, 0, 0, 0},
-	{chain{table: bridge, name: chainARP}, 5, 0, 0, 0},
-	{chain{table: bridge, name: chainND}, 7, 0, 0, 0},
-	{chain{table: bridge, name: chainNDOwn}, 9, 0, 0, 0},
-	{chain{table: bridge, name: chainFrom}, 1, 0, 0, 0},
-	{chain{table: bridge, name: chainTo}, 1, 0, 0, 0},
-	{chain{table: bridge, name: chainArrive}, 9, 0, 0, 0},
-	{chain{table: bridge, name: chainFrames}, 16, 1, 0, 0},
-	{chain{table: bridge, name: chainStray}, 4, 1, 0, 0},
+	uses, logs, ports, protocols, guard int
 }
 
-// usesOf is how many uses each of the static chains has in a node's frame.
+// frameUses lists the static chains. An ADD asks for the counts and renders no frame: that
+// takes longer than the kernel's answer.
+var frameUses = []frameUse{
+	{chain{table: inet, name: chainSender}, 6, 0, 0, 0, 6},
+	{chain{table: inet, name: chainStranger}, 9, 0, 0, 0, 9},
+	{chain{table: inet, name: chainOpening}, 10, 0, 1, 0, 0},
+	{chain{table: inet, name: chainReported}, 3, 0, 0, 0, 0},
+	{chain{table: inet, name: chainRelated}, 11, 0, 0, 0, 0},
+	{chain{table: inet, name: chainAnswer}, 12, 0, 0, 0, 0},
+	{chain{table: inet, name: chainClient}, 5, 0, 0, 0, 0},
+	{chain{table: inet, name: chainServer}, 5, 0, 0, 0, 0},
+	{chain{table: inet, name: chainUnusual}, 9, 0, 0, 1, 0},
+	{chain{table: inet, name: chainTunnel}, 5, 0, 2, 1, 0},
+	{chain{table: inet, name: chainClassify}, 9, 0, 0, 0, 0},
+	{chain{table: inet, name: chainOrigin}, 7, 0, 0, 0, 0},
+	{chain{table: inet, name: chainEgress}, 4, 0, 0, 0, 0},
+	{chain{table: inet, name: chainIngress}, 10, 0, 0, 0, 0},
+	{chain{table: inet, name: chainSpoofed}, 16, 1, 0, 0, 7},
+	{chain{table: inet, name: chainUnclassified}, 7, 1, 0, 0, 0},
+	{chain{table: inet, name: chainEncapsulated}, 7, 1, 0, 0, 0},
+	{chain{table: inet, name: chainInput}, 8, 0, 1, 0, 0},
+	{chain{table: inet, name: chainHost}, 4, 0, 0, 0, 0},
+	{chain{table: inet, name: chainForward}, 4, 0, 0, 0, 0},
+	{chain{table: inet, name: chainOutput}, 7, 0, 0, 0, 0},
+	{chain{table: bridge, name: chainBridge}, 5, 0, 0, 0, 5},
+	{chain{table: bridge, name: chainGuard}, 12, 0, 0, 0, 12},
+	{chain{table: bridge, name: chainARP}, 5, 0, 0, 0, 5},
+	{chain{table: bridge, name: chainND}, 7, 0, 0, 0, 7},
+	{chain{table: bridge, name: chainNDOwn}, 9, 0, 0, 0, 9},
+	{chain{table: bridge, name: chainFrom}, 1, 0, 0, 0, 1},
+	{chain{table: bridge, name: chainTo}, 1, 0, 0, 0, 1},
+	{chain{table: bridge, name: chainArrive}, 9, 0, 0, 0, 9},
+	{chain{table: bridge, name: chainFrames}, 16, 1, 0, 0, 16},
+	{chain{table: bridge, name: chainStray}, 4, 1, 0, 0, 4},
+}
+
+// usesOf is how many uses each of the static chains has in a node's frame, and guardUses in
+// what Guard has of it.
 func usesOf(n desired.Node) map[string]int {
+	return countUses(n, func(f frameUse) int { return f.uses })
+}
+
+func guardUses(n desired.Node) map[string]int {
+	return countUses(n, func(f frameUse) int { return f.guard })
+}
+
+func countUses(n desired.Node, of func(frameUse) int) map[string]int {
 	out := map[string]int{}
 	for _, f := range frameUses {
-		uses := f.uses
+		uses := of(f)
+		if uses == 0 {
+			continue
+		}
 		if n.Unlogged {
 			uses -= f.logs
 		}

@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/apply/missing"
@@ -51,7 +50,7 @@ type plan func(*conn) (change, error)
 // Sync makes the kernel hold exactly want; a zero State removes everything.
 func (b Backend) Sync(ctx context.Context, want desired.State) error {
 	if want.Layout.Mask() == 0 {
-		return removeTables(ctx, tables()...)
+		return Remove(ctx)
 	}
 	mend := func(c *conn) (change, error) {
 		have, err := readAll(c, tables())
@@ -69,14 +68,9 @@ func (b Backend) Sync(ctx context.Context, want desired.State) error {
 }
 
 // Remove removes both tables. A kernel without nf_tables has none.
-func Remove(ctx context.Context) error { return removeTables(ctx, tables()...) }
-
-// RemoveIP removes what judges packets of IP, and leaves what guards bridges.
-func RemoveIP(ctx context.Context) error { return removeTables(ctx, inet) }
-
-func removeTables(ctx context.Context, tables ...nftables.Table) error {
+func Remove(ctx context.Context) error {
 	err := Backend{}.transact(ctx, "removed", func(c *conn) (change, error) {
-		have, err := readAll(c, tables)
+		have, err := readAll(c, tables())
 		return change{at: nothing(have)}, err
 	})
 	if errors.Is(err, unix.EPROTONOSUPPORT) {
@@ -344,7 +338,7 @@ func (b Backend) Check(_ context.Context, want desired.State) error {
 		return err
 	}
 	defer c.close()
-	if err := checkFrame(c, want.Node, tables()...); err != nil || len(want.Endpoints)+len(want.Profiles) == 0 {
+	if err := checkFrame(c, usesOf(want.Node)); err != nil || len(want.Endpoints)+len(want.Profiles) == 0 {
 		return err
 	}
 	var n numbers
@@ -418,12 +412,12 @@ func checkProfiles(c *conn, list []half, n numbers) (map[string]bool, error) {
 	return there, nil
 }
 
-// checkFrame reports the first static chain of the tables that lacks a rule, or to which
-// no rule leads. What the rules say is not read.
-func checkFrame(c *conn, n desired.Node, tables ...nftables.Table) error {
+// checkFrame reports the first static chain that has not as many uses as it should: it lacks
+// a rule, or one that leads to it. What the rules say is not read.
+func checkFrame(c *conn, wanted map[string]int) error {
 	var chains []chain
 	for _, f := range frameUses {
-		if slices.Contains(tables, f.table) {
+		if wanted[f.name] > 0 {
 			chains = append(chains, f.chain)
 		}
 	}
@@ -431,7 +425,6 @@ func checkFrame(c *conn, n desired.Node, tables ...nftables.Table) error {
 	if err != nil {
 		return err
 	}
-	wanted := usesOf(n)
 	for _, ch := range chains {
 		if uses[ch.name] != wanted[ch.name] {
 			return errChain(ch)

@@ -61,22 +61,24 @@ func TestFrameUses(t *testing.T) {
 	} {
 		s := node(t, 0xffff0000)
 		s.Unlogged, s.Tunnels = n.Unlogged, n.Tunnels
-		chains := frame(s)
-		var want, got []string
-		for _, c := range chains {
-			uses := len(c.rules)
-			for _, other := range chains {
-				for _, r := range other.rules {
-					uses += r.references(c.name)
+		whole := render(s, numbers{})
+		for name, of := range map[string]struct {
+			chains []chain
+			uses   map[string]int
+		}{"the backend": {frame(s), usesOf(s.Node)}, "the guard": {whole.guard().chains, guardUses(s.Node)}} {
+			want := map[string]int{}
+			for _, c := range of.chains {
+				uses := len(c.rules)
+				for _, other := range of.chains {
+					for _, r := range other.rules {
+						uses += r.references(c.name)
+					}
 				}
+				want[c.name] = uses
 			}
-			want = append(want, fmt.Sprint(path(c.table, c.name), uses))
-		}
-		for _, f := range frameUses {
-			got = append(got, fmt.Sprint(path(f.table, f.name), usesOf(s.Node)[f.name]))
-		}
-		if diff := cmp.Diff(want, got); diff != "" {
-			t.Errorf("%+v: frameUses is not what frame renders:\n%s", n, diff)
+			if diff := cmp.Diff(want, of.uses); diff != "" {
+				t.Errorf("%+v: frameUses is not what %s renders:\n%s", n, name, diff)
+			}
 		}
 	}
 }

@@ -30,14 +30,14 @@ func Probe() error {
 	return nil
 }
 
-// ProbeBridge reports why this kernel cannot do what Bridge needs.
-func ProbeBridge() error {
+// ProbeGuard reports why this kernel cannot do what Guard needs.
+func ProbeGuard() error {
 	s, err := probeState()
 	if err != nil {
 		return err
 	}
-	if err := try(render(s, numbers{}.with(s)).within(bridge)); err != nil {
-		return fmt.Errorf("this kernel cannot guard the ports of a bridge (Linux 5.6 with NF_TABLES_BRIDGE can): %w", err)
+	if err := try(render(s, numbers{}).guard()); err != nil {
+		return fmt.Errorf("this kernel cannot guard the ports of a bridge beside iptables (Linux 5.6 with NF_TABLES_INET and NF_TABLES_BRIDGE can): %w", err)
 	}
 	return nil
 }

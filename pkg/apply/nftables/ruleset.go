@@ -115,22 +115,6 @@ func render(s desired.State, n numbers) ruleset {
 	return r
 }
 
-// within leaves what is in one table.
-func (r ruleset) within(t nftables.Table) ruleset {
-	out := ruleset{tables: []nftables.Table{t}, elements: map[string]elements{}}
-	for _, c := range r.chains {
-		if c.table == t {
-			out.chains = append(out.chains, c)
-		}
-	}
-	for _, s := range r.sets {
-		if s.table == t {
-			out.sets, out.elements[s.name] = append(out.sets, s), r.elements[s.name]
-		}
-	}
-	return out
-}
-
 // room is the size of a set that holds so many elements: endpoints may come until
 // there are twice as many, before a Sync must make room anew.
 func room(n int) uint32 {

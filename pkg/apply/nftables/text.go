@@ -15,9 +15,9 @@ func Render(s desired.State) string {
 	return render(s, numbers{}.with(s)).text()
 }
 
-// RenderBridge is what a Sync of Bridge writes.
-func RenderBridge(s desired.State) string {
-	return render(s, numbers{}.with(s)).within(bridge).text()
+// RenderGuard is what a Sync of Guard writes.
+func RenderGuard(s desired.State) string {
+	return render(s, numbers{}).guard().text()
 }
 
 func (r ruleset) text() string {

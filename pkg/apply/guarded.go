@@ -10,25 +10,26 @@ import (
 	"github.com/podmark/podmark/pkg/desired"
 )
 
-// Guarded is iptables with the ports of bridges guarded beside it: iptables sees of a
-// bridge what br_netfilter hands to IP, and no more. What a change brings, the bridge ports
-// get first: what they let pass is judged behind.
+// Guarded is iptables with nftables.Guard beside it: iptables knows a link by its name, and
+// sees of a bridge what br_netfilter hands to IP, and no more. What a change brings, the
+// guard gets first: what it lets pass is judged behind.
 type Guarded struct {
 	iptables.Backend
-	Bridge nftables.Bridge
+	Guard nftables.Guard
 }
 
-// Sync is that of Backend.
+// Sync is that of Backend. The guard comes second: where nftables has judged so far, that
+// ends with it.
 func (b Guarded) Sync(ctx context.Context, want desired.State) error {
-	if err := b.Bridge.Sync(ctx, want); err != nil {
+	if err := b.Backend.Sync(ctx, want); err != nil {
 		return err
 	}
-	return b.Backend.Sync(ctx, want)
+	return b.Guard.Sync(ctx, want)
 }
 
 // Update is that of Backend.
 func (b Guarded) Update(ctx context.Context, from, to desired.State) error {
-	if err := b.Bridge.Update(ctx, from, to); err != nil {
+	if err := b.Guard.Update(ctx, from, to); err != nil {
 		return err
 	}
 	return b.Backend.Update(ctx, from, to)
@@ -39,7 +40,7 @@ func (b Guarded) Check(ctx context.Context, want desired.State) error {
 	if err := b.Backend.Check(ctx, want); err != nil {
 		return err
 	}
-	return b.Bridge.Check(ctx, want)
+	return b.Guard.Check(ctx, want)
 }
 
 // Verify is that of Backend.
@@ -47,12 +48,12 @@ func (b Guarded) Verify(ctx context.Context, want desired.State) error {
 	if err := b.Backend.Verify(ctx, want); err != nil {
 		return err
 	}
-	return b.Bridge.Check(ctx, want)
+	return b.Guard.Check(ctx, want)
 }
 
 // Keep is that of Backend.
 func (b Guarded) Keep(ctx context.Context, want desired.State) (replaced []string, err error) {
-	if err := b.Bridge.Check(ctx, want); err != nil {
+	if err := b.Guard.Check(ctx, want); err != nil {
 		return nil, err
 	}
 	return b.Backend.Keep(ctx, want)
@@ -61,6 +62,6 @@ func (b Guarded) Keep(ctx context.Context, want desired.State) (replaced []strin
 // Counters is that of Backend.
 func (b Guarded) Counters(ctx context.Context) ([]counters.Rule, error) {
 	rules, err := b.Backend.Counters(ctx)
-	ofBridge, errBridge := b.Bridge.Counters(ctx)
-	return append(rules, ofBridge...), errors.Join(err, errBridge)
+	ofGuard, errGuard := b.Guard.Counters(ctx)
+	return append(rules, ofGuard...), errors.Join(err, errGuard)
 }

@@ -1,0 +1,98 @@
+package nftables
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/podmark/podmark/pkg/apply/counters"
+	"github.com/podmark/podmark/pkg/desired"
+)
+
+// Guard enforces what only nf_tables can, beside a backend that judges packets of IP by
+// other means. It has packets prove who sent them by the number of the link that they come
+// in by, ahead of conntrack: iptables knows links by their names and groups, and comes
+// behind. And it holds the bridge ports of endpoints to their addresses, and lets nothing into
+// those of isolated ones that no policy was asked about. Its methods are those of Backend,
+// for that part alone.
+type Guard struct {
+	// Step is that of Backend.
+	Step func(string)
+}
+
+// guard leaves what Guard has of a ruleset.
+func (r ruleset) guard() ruleset {
+	out := ruleset{tables: r.tables, elements: map[string]elements{}}
+	uses := guardUses(desired.Node{})
+	for _, c := range r.chains {
+		if uses[c.name] > 0 {
+			out.chains = append(out.chains, c)
+		}
+	}
+	for _, s := range r.sets {
+		if s.ofGuard() {
+			out.sets, out.elements[s.name] = append(out.sets, s), r.elements[s.name]
+		}
+	}
+	return out
+}
+
+// ofGuard reports whether a chain of Guard looks into the set.
+func (s set) ofGuard() bool {
+	return s.table == bridge || slices.ContainsFunc([]set{
+		senders(v4), senders(v6), veths(), self(v4), self(v6), further(v4), further(v6),
+	}, func(other set) bool { return other.name == s.name })
+}
+
+// Sync makes the tables hold exactly what want says of that; a zero State removes them.
+func (g Guard) Sync(ctx context.Context, want desired.State) error {
+	if want.Layout.Mask() == 0 {
+		return Remove(ctx)
+	}
+	r := func() ruleset { return render(want, numbers{}).guard() }
+	mend := func(c *conn) (change, error) {
+		have, err := readAll(c, tables())
+		return whole(have, r()), err
+	}
+	rebuild := func(c *conn) (change, error) {
+		have, err := readAll(c, tables())
+		return fresh(have, r()), err
+	}
+	return Backend(g).transact(ctx, "synced senders", mend, rebuild)
+}
+
+// Update turns what from says into what to says; ErrIncomplete when something is missing.
+func (g Guard) Update(ctx context.Context, from, to desired.State) error {
+	err := Backend(g).transact(ctx, "updated senders", func(*conn) (ch change, err error) {
+		old, added := placed(from, numbers{}), placed(to, numbers{})
+		for _, s := range staticSets() {
+			if s.ofGuard() {
+				gone, _ := differences(old[s.name], added[s.name])
+				ch.at = append(append(ch.at, deleteElements(s, gone)...), addElements(s, added[s.name].sorted())...)
+			}
+		}
+		return ch, nil
+	})
+	if unexpected(err) {
+		err = fmt.Errorf("%w: %w", ErrIncomplete, err)
+	}
+	return err
+}
+
+// Check reports the first thing of want that is not in place, changing nothing.
+func (g Guard) Check(_ context.Context, want desired.State) error {
+	c, err := dial()
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	if err := checkFrame(c, guardUses(want.Node)); err != nil {
+		return err
+	}
+	return checkElements(c, render(want, numbers{}).guard())
+}
+
+// Counters reads what the rules that drop have counted.
+func (g Guard) Counters(ctx context.Context) ([]counters.Rule, error) {
+	return Backend(g).Counters(ctx)
+}
