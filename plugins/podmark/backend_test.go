@@ -165,14 +165,16 @@ func (n *node) rules(variant string) []string {
 func (n *node) present() string {
 	n.t.Helper()
 	var found []string
-	table := func(family string) bool {
-		return slices.ContainsFunc(n.tables(), func(s string) bool { return strings.HasPrefix(s, "table "+family+" podmark") })
+	has := func(text string) bool {
+		return slices.ContainsFunc(n.tables(), func(s string) bool { return strings.Contains(s, text) })
 	}
 	switch {
-	case table("inet"):
+	case has("\tchain forward "):
 		found = append(found, "nftables")
-	case table("bridge"):
-		found = append(found, "bridge")
+	case has("table inet podmark") && has("table bridge podmark"):
+		found = append(found, "guard")
+	case has(" podmark {"):
+		found = append(found, "half a guard")
 	}
 	for _, v := range variants {
 		if slices.ContainsFunc(n.rules(v), func(s string) bool { return strings.Contains(s, "PODMARK-") }) {
@@ -190,7 +192,7 @@ func (b backend) alone() string {
 	if b.name == nftables.name {
 		return b.name
 	}
-	return "bridge " + b.name + " sets"
+	return "guard " + b.name + " sets"
 }
 
 var (
@@ -219,7 +221,9 @@ func (n *node) endpoints() []string {
 	for _, object := range n.tables() {
 		if strings.Contains(object, "\tset senders") {
 			for _, m := range senderElement.FindAllStringSubmatch(object, -1) {
-				list = append(list, m[2]+" "+m[1]+" 0x"+marks[m[2]])
+				if mark, ok := marks[m[2]]; ok { // beside iptables nothing is marked
+					list = append(list, m[2]+" "+m[1]+" 0x"+mark)
+				}
 			}
 		}
 	}

@@ -75,7 +75,7 @@ func TestRender(t *testing.T) {
 							t.Errorf("auto is not what enforces:\n%s", diff)
 						}
 					}
-					if r.Backend != backend || !strings.Contains(r.Ruleset, "table bridge") || strings.Contains(r.Ruleset, "table inet") != (backend == "nftables") || (len(r.Families) == 2) != (backend == "iptables") {
+					if r.Backend != backend || !strings.Contains(r.Ruleset, "table bridge") || !strings.Contains(r.Ruleset, "chain sender") || strings.Contains(r.Ruleset, "chain forward") != (backend == "nftables") || (len(r.Families) == 2) != (backend == "iptables") {
 						t.Errorf("--backend %s prints %+v", backend, r)
 					}
 					text := n.ctl("render", "--backend", backend).ok(t).stdout
