@@ -38,17 +38,21 @@ func startDaemon(t *testing.T, n *lab.Node, args ...string) {
 	})
 }
 
+// patience is for what only something that hangs does not reach: an emulated processor may
+// be slow, and have much to do.
+const patience = 5 * time.Minute
+
 // becomes waits until podmarkd says that the node is as check wants it.
 func becomes(t *testing.T, n *lab.Node, what string, check func(node.Status) bool) {
 	t.Helper()
 	var s node.Status
 	var err error
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		if s, err = node.ReadStatus(ident.At(n.StateDir)); err == nil && check(s) {
 			return
 		}
 	}
-	t.Fatalf("%s: not within a minute: %+v, %v", what, s, err)
+	t.Fatalf("%s: not within %v: %+v, %v", what, patience, s, err)
 }
 
 // NodePorts are the ones that IPVS has, wherever they are, as they come and go, so that

@@ -57,7 +57,7 @@ func TestSpoofedMAC(t *testing.T) {
 		// find its MAC address now here, now there.
 		node.Run("bridge", "link", "set", "dev", a.HostVeth, "locked", "off", "learning", "on")
 		b.Run("ip", "link", "set", "eth0", "down")
-		row.Name, row.Want, row.On = "without the lock", lab.OK, onlyNFTablesBlocks
+		row.Name = "without the lock"
 		lab.Table(t, []lab.Row{row})
 	})
 }

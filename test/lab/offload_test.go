@@ -15,6 +15,7 @@ import (
 // the links, as firewalld and Calico can: with a flowtable, to which a rule gives them at
 // FORWARD, with this priority.
 func fastpath(n *lab.Node, priority string, links ...string) {
+	n.Run("sysctl", "-qw", "net.netfilter.nf_flowtable_udp_timeout=600", "net.netfilter.nf_flowtable_tcp_timeout=600")
 	n.RunInput(fmt.Sprintf(`
 table inet other {
 	flowtable fastpath {
@@ -41,7 +42,7 @@ func carried(n *lab.Node) int {
 // becomeCarried uses flows until flowtables have them all.
 func becomeCarried(t *testing.T, n *lab.Node, when string, flows []liveFlow, total int) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); carried(n) < total; {
+	for deadline := time.Now().Add(patience); carried(n) < total; {
 		if time.Now().After(deadline) {
 			t.Fatalf("%s: %d flows are in the flowtable, want %d:\n%s", when, carried(n), total, n.Run("conntrack", "-L"))
 		}
@@ -162,7 +163,7 @@ func TestFlowtableAhead(t *testing.T) {
 	becomeCarried(t, p.Node, "no policy", flows, 1)
 	p.finds("node-ports")
 	applyJSON(t, p.Node, isolate("a", "Egress"))
-	for deadline := time.Now().Add(time.Minute); carried(p.Node) == 0; {
+	for deadline := time.Now().Add(patience); carried(p.Node) == 0; {
 		if time.Now().After(deadline) {
 			t.Fatal("the flow is not in the flowtable again")
 		}

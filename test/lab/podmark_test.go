@@ -137,9 +137,9 @@ var (
 	onlyNFTablesAllows = lab.Outcomes{lab.NFTables: lab.OK}
 )
 
-// traces lists where something of podmark's is: the tables of nf_tables, of which that for
-// bridges stands beside iptables too, the rules of
-// either iptables, the ipsets. It is what a backend has, and nothing else.
+// traces lists where something of podmark's is: in nf_tables the judge, or the guard that stands
+// beside iptables too, the rules of either iptables, the ipsets. It is what a backend has, and
+// nothing else.
 func traces(n *lab.Node) []string {
 	var found []string
 	note := func(where, mark, text string) {
@@ -147,8 +147,10 @@ func traces(n *lab.Node) []string {
 			found = append(found, where)
 		}
 	}
-	note("nftables", "inet podmark", n.Run("nft", "list", "tables"))
-	note("bridge", "bridge podmark", n.Run("nft", "list", "tables"))
+	for _, table := range []string{"inet", "bridge"} {
+		note("guard", table+" podmark", n.Run("nft", "list", "tables"))
+	}
+	note("nftables", "\tchain forward {", n.Run("nft", "list", "chains", "inet"))
 	for _, v := range []lab.Variant{lab.NFT, lab.Legacy} {
 		for _, command := range []string{"iptables-", "ip6tables-"} {
 			note("iptables-"+string(v), "PODMARK", n.Run(command+string(v)+"-save"))
@@ -161,9 +163,9 @@ func traces(n *lab.Node) []string {
 // tracesOf is what traces lists where a backend enforces.
 func tracesOf(b lab.Backend) []string {
 	if b == lab.NFTables {
-		return []string{"nftables", "bridge"}
+		return []string{"guard", "nftables"}
 	}
-	return []string{"bridge", string(b), "ipset"}
+	return []string{"guard", string(b), "ipset"}
 }
 
 // ear is a server for what is sent to many.

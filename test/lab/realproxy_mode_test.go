@@ -104,7 +104,7 @@ func watchMode(t *testing.T, n *lab.Node) *modeWatch {
 // is not, and holds podmarkd to a second.
 func (w *modeWatch) becomes(want bool, why string) {
 	w.t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(every) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(every) {
 		w.mu.Lock()
 		kernel, said, lag := w.kernel, w.said, w.lag
 		w.mu.Unlock()
@@ -116,7 +116,7 @@ func (w *modeWatch) becomes(want bool, why string) {
 			return
 		}
 		if time.Now().After(deadline) {
-			w.t.Fatalf("%s: not within a minute; IPVS is used: %v, podmarkd says %v, want %v", why, kernel, said, want)
+			w.t.Fatalf("%s: not within %v; IPVS is used: %v, podmarkd says %v, want %v", why, patience, kernel, said, want)
 		}
 	}
 }

@@ -139,8 +139,7 @@ func (s *Server) listen(p Protocol, at netip.AddrPort) (err error) {
 	if p == SCTP {
 		l, err = listenSCTP(at)
 	} else {
-		// Nobody speaks by itself: a keep-alive is an answer without a question.
-		config := net.ListenConfig{KeepAlive: -1}
+		var config net.ListenConfig
 		config.SetMultipathTCP(false) // Go's default is a socket of another protocol
 		l, err = config.Listen(context.Background(), "tcp", at.String())
 	}
