@@ -10,6 +10,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply/conntrack"
 	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 )
@@ -92,6 +93,9 @@ func (n Node) add(ctx context.Context, settings Settings, r ident.Record, runnin
 		return ident.Record{}, fmt.Errorf("%w, and this network says \"policy\": \"files\": all networks of a node take it from one place", ErrSource)
 	}
 	if err := f.bridgeFiltered(r); err != nil {
+		return ident.Record{}, err
+	}
+	if err := n.uncontended(r); err != nil {
 		return ident.Record{}, err
 	}
 	if changed {
@@ -209,6 +213,27 @@ func (f file) bridgeFiltered(r ident.Record) error {
 	for _, a := range r.Addresses {
 		if err := port.BridgeFiltered(a.Is6()); err != nil {
 			return fmt.Errorf("%w: %w", ErrBackend, err)
+		}
+	}
+	return nil
+}
+
+// ErrContended: another attachment may send from the same prefix, by the same interface.
+var ErrContended = errors.New("a further source prefix has two owners")
+
+// uncontended refuses r where one of its further source prefixes is another's.
+func (n Node) uncontended(r ident.Record) error {
+	if len(r.Sources) == 0 {
+		return nil
+	}
+	records, err := n.records()
+	if err != nil {
+		return err
+	}
+	for _, other := range records {
+		if p, both := r.Contends(other.Endpoint); both && other.Key != r.Key {
+			return fmt.Errorf("%w: %s is in what attachment %s (pod %s/%s) may send from, and both are behind %s, so whose a packet is could not be told: give each pod prefixes of its own by annotation %s, or take a main plugin that routes, such as ptp; if that pod is gone, 'podmarkctl gc' removes what it left",
+				ErrContended, p, other.Key, other.Namespace, other.Pod, r.Interface, config.SourcesAnnotation)
 		}
 	}
 	return nil

@@ -54,6 +54,20 @@ func (e Endpoint) Sends(from netip.Addr) bool {
 	return slices.Contains(e.Addresses, from) || slices.ContainsFunc(e.Sources, func(p netip.Prefix) bool { return p.Contains(from) })
 }
 
+// Contends returns a prefix of e's further ones of which a part is one of other's, where both
+// come in by the same interface: whose a packet from there is cannot be told. False where
+// there is none.
+func (e Endpoint) Contends(other Endpoint) (netip.Prefix, bool) {
+	if e.Interface != other.Interface && (e.VRF == "" || e.VRF != other.VRF) {
+		return netip.Prefix{}, false
+	}
+	i := slices.IndexFunc(e.Sources, func(p netip.Prefix) bool { return slices.ContainsFunc(other.Sources, p.Overlaps) })
+	if i < 0 {
+		return netip.Prefix{}, false
+	}
+	return e.Sources[i], true
+}
+
 // NamedPort is a container port that has a name.
 type NamedPort struct {
 	Name     string `json:"name"`

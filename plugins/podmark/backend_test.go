@@ -160,8 +160,8 @@ func (n *node) rules(variant string) []string {
 }
 
 // present names the backends that have anything in the kernel, with "sets" where
-// there are ipsets of podmark's, and "bridge" where of nftables there is only what guards
-// the ports of bridges.
+// there are ipsets of podmark's, and "guard" where of nftables there is only what stands
+// beside iptables.
 func (n *node) present() string {
 	n.t.Helper()
 	var found []string

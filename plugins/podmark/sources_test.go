@@ -65,3 +65,26 @@ func TestAllowedSources(t *testing.T) {
 		p.check(append(tt.more, kubernetes)...).ok(t)
 	}
 }
+
+// Pods that share a bridge come in by one interface, so a further prefix is one pod's there.
+// Routed ones have an interface each.
+func TestContendedSources(t *testing.T) {
+	eachKind(t, func(t *testing.T, n *node) {
+		n.bridge()
+		allow := func(prefixes ...string) conf { return conf{"allowedSourcePrefixes": prefixes} }
+		first, second, routed := n.addPod(), n.addPod(), n.addPod()
+		first.plug()
+		second.plug()
+		first.add(allow("172.30.0.0/24", "fd00:30::/64")).ok(t)
+		first.add(allow("172.30.0.0/24", "fd00:30::/64")).ok(t)
+		routed.add(allow("172.30.0.0/24")).ok(t)
+		for _, prefix := range []string{"172.30.0.0/24", "172.30.0.5/32", "172.16.0.0/12", "fd00:30::5/128"} {
+			second.add(allow("172.29.0.0/24", prefix)).fails(t, 7, prefix, first.id, "cni0", "podmark.dev/allowed-source-prefixes", "podmarkctl gc")
+			second.del().ok(t)
+		}
+		second.add(allow("172.29.0.0/24")).ok(t)
+		second.del().ok(t)
+		first.del().ok(t)
+		second.add(allow("172.30.0.0/16")).ok(t)
+	})
+}

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"net/netip"
 	"reflect"
@@ -313,10 +314,13 @@ func (c *Cluster) next() (next desired.Policies, waits bool) {
 }
 
 // sources are the prefixes that a pod with an attachment may send from besides. Where its
-// annotation is wrong, or asks for more than the network allows, they stay what they were:
-// that is said once.
-func (c *Cluster) sources(r ident.Record, p *pod) []netip.Prefix {
+// annotation is wrong, or asks for more than the network allows or for what is another's
+// already, they stay what they were: that is said once.
+func (c *Cluster) sources(r ident.Record, p *pod, all []ident.Record) []netip.Prefix {
 	list, err := config.Sources(p.own.sources, r.SourceBound)
+	if err == nil {
+		err = contended(r, list, all)
+	}
 	if err == nil {
 		delete(c.refused, r.Key)
 		return list
@@ -331,21 +335,34 @@ func (c *Cluster) sources(r ident.Record, p *pod) []netip.Prefix {
 	return r.Sources
 }
 
+// contended says whose the prefixes are already, in part, that a pod asks for.
+func contended(r ident.Record, list []netip.Prefix, all []ident.Record) error {
+	r.Sources = list
+	for _, other := range all {
+		if p, both := r.Contends(other.Endpoint); both && other.Key != r.Key {
+			return fmt.Errorf("annotation %s names %s, from which pod %s/%s behind %s may send already", config.SourcesAnnotation, p, other.Namespace, other.Pod, r.Interface)
+		}
+	}
+	return nil
+}
+
 // informed takes over which pods have attachments, and returns those of which the API
 // says something else than they have noted.
 func (c *Cluster) informed(records []ident.Record) (changed []ident.Record) {
 	endpoints := map[name]map[string]string{}
 	var addresses []netip.Addr
-	for _, r := range records {
+	records = slices.Clone(records)
+	for i, r := range records {
 		n := name{r.Namespace, r.Pod}
 		addresses = append(addresses, r.Addresses...)
 		if !r.Kubernetes && (c.Follows == nil || !c.Follows(r.Network)) {
 			continue
 		}
 		if p := c.pods[n]; p.known(r.UID) {
-			sources := c.sources(r, p)
+			sources := c.sources(r, p, records)
 			if !r.Kubernetes || !r.Policed || !maps.Equal(r.Labels, p.Labels) || !slices.Equal(r.Ports, p.Ports) || !slices.Equal(r.Sources, sources) {
 				r.Kubernetes, r.Policed, r.Labels, r.Ports, r.Sources = true, true, p.Labels, p.Ports, sources
+				records[i] = r
 				changed = append(changed, r)
 			}
 		}
