@@ -12,8 +12,11 @@ import (
 // so that it does not matter when something comes in between.
 const batchesPerRound = 64
 
-// walks are the two ways of a packet that are measured.
+// walks are the two ways of a flow's first packet that are measured; steady is the second
+// packet on the first of them.
 var walks = []string{"forwarded", "sent on by IPVS"}
+
+const steady = 2
 
 // benchPacket measures what the first packet of a flow costs on its way from one
 // pod to another.
@@ -24,15 +27,16 @@ func benchPacket(o options) error {
 UDP packets from one pod to another, each with a new source port, allowed by both pods' policies. A
 policy has %d rules in each direction, of which number %d allows the packet. "Forwarded" begins at the
 pod's veth. "Sent on by IPVS" is what a packet to a service goes through behind IPVS: OUTPUT and
-POSTROUTING, with the pod's mark on it; what it goes through in INPUT is not in it. Both pods stand in
+POSTROUTING, with the pod's mark on it; what it goes through in INPUT is not in it. "Second" is the packet
+that follows on a forwarded one's flow. Both pods stand in
 the middle of Felix's order and their profiles in the middle of podmark's. Cost is what a packet takes
 longer than without rules on a node that tracks connections: the median over rounds of %d batches of %d
 packets, and between which values the middle half of the rounds is. All packets arrived in all rounds.
 `, rulesPerPolicy, matching+1, batchesPerRound, batch)
-	t := table{"endpoints", "profiles", "rules", "forwarded, ns", "cost, ns", "sent on by IPVS, ns", "cost, ns"}
+	t := table{"endpoints", "profiles", "rules", "forwarded, ns", "cost, ns", "sent on by IPVS, ns", "cost, ns", "second, ns", "cost, ns"}
 	t.head()
 	var g goals
-	costs, ratios := map[int]float64{}, map[int]float64{} // of nftables, by endpoints, with the most profiles
+	costs, ratios, later := map[int]float64{}, map[int]float64{}, map[int]float64{} // of nftables, by endpoints, with the most profiles
 	for _, endpoints := range o.sizesOr(10, 1000, 4000) {
 		for _, profiles := range []int{10, 200} {
 			if profiles > endpoints {
@@ -45,6 +49,7 @@ packets, and between which values the middle half of the rounds is. All packets 
 			measured.print(t, endpoints, profiles)
 			costs[endpoints] = median(measured.cost(withNFTables, 0))
 			ratios[endpoints] = costs[endpoints] / measured.tracking(0)
+			later[endpoints] = median(measured.cost(withNFTables, steady)) / measured.tracking(0)
 		}
 	}
 	sizes := sortedKeys(costs)
@@ -52,6 +57,7 @@ packets, and between which values the middle half of the rounds is. All packets 
 	for _, size := range sizes {
 		g.add(fmt.Sprintf("podmark nftables costs at most what tracking the connection does at %s endpoints, forwarded", count(size)),
 			ratios[size] <= 1, "%.2f of it", ratios[size])
+		g.add(fmt.Sprintf("and at most 0.15 of that for a flow's second packet at %s endpoints", count(size)), later[size] <= 0.15, "%.2f of it", later[size])
 	}
 	if few != many {
 		g.add(fmt.Sprintf("and is flat: at most a tenth more than at %s", count(few)),
@@ -62,7 +68,7 @@ packets, and between which values the middle half of the rounds is. All packets 
 }
 
 // packetTimes are nanoseconds a packet, by candidate, walk and round.
-type packetTimes map[string][2][]float64
+type packetTimes map[string][3][]float64
 
 // cost is how much longer a packet takes than at the baseline, round by round.
 func (m packetTimes) cost(name string, walk int) []float64 {
@@ -76,7 +82,7 @@ func (m packetTimes) tracking(walk int) float64 { return -median(m.cost(untracke
 func (m packetTimes) print(t table, endpoints, profiles int) {
 	for _, c := range candidates() {
 		cells := []string{count(endpoints), count(profiles), c.name}
-		for walk := range walks {
+		for walk := range m[c.name] {
 			cost := ""
 			if c.name != baseline {
 				cost = spread(m.cost(c.name, walk), "%.0f")
@@ -114,12 +120,16 @@ func measurePackets(endpoints, profiles, rounds int) (packetTimes, error) {
 		err := inTurn(round, all, func(_ int, l *lane) error {
 			of := times[l.name]
 			for walk := range walks {
-				took, err := l.round(senders[l.name][walk])
+				first, second, err := l.round(senders[l.name][walk])
 				if err != nil {
 					return fmt.Errorf("%s, %s: %w", l.name, walks[walk], err)
 				}
-				if round > 0 {
-					of[walk] = append(of[walk], took)
+				if round == 0 {
+					continue
+				}
+				of[walk] = append(of[walk], first)
+				if walk == 0 {
+					of[steady] = append(of[steady], second)
 				}
 			}
 			times[l.name] = of
@@ -132,16 +142,28 @@ func measurePackets(endpoints, profiles, rounds int) (packetTimes, error) {
 	return times, nil
 }
 
-// round sends packets, all of which must arrive, and returns the nanoseconds of one.
-func (l *lane) round(s *sender) (float64, error) {
+// round sends packets twice, all of which must arrive, and returns the nanoseconds of one:
+// of the first of a flow, and of the second.
+func (l *lane) round(s *sender) (first, second float64, err error) {
 	if err := l.node.forgetFlows(); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	undo, err := pin(0)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer undo()
+	port := s.nextPort
+	if first, err = l.timed(s); err != nil {
+		return 0, 0, err
+	}
+	s.nextPort = port
+	second, err = l.timed(s)
+	return first, second, err
+}
+
+// timed sends a round's packets.
+func (l *lane) timed(s *sender) (float64, error) {
 	times, arrived, err := l.watched(s, batchesPerRound)
 	if err == nil && arrived != batchesPerRound*batch {
 		err = fmt.Errorf("%d of %d packets arrived", arrived, batchesPerRound*batch)
