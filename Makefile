@@ -1,6 +1,6 @@
 # Each verb is a script below scripts/; the scripts run from any folder.
 .DEFAULT_GOAL := help
-.PHONY: help demo bench scale build test lab lint verdict startup conformance fuzz vuln tools clean
+.PHONY: help demo bench scale build test lab lint verdict mutants startup conformance fuzz vuln tools clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\): ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -28,6 +28,9 @@ scale: ## measure podmarkd in a simulated cluster (ARGS="-pods 150000 -nodes 500
 
 verdict: ## compare 1,000,000 random packets with the model, on all backends (ROUNDS=)
 	@scripts/verdict.sh
+
+mutants: ## take out each static rule in turn, and have random packets find out (RUN=)
+	@scripts/mutants.sh
 
 startup: ## start 1,000 pods in each way while clients try what is forbidden (STARTS=)
 	@scripts/startup.sh

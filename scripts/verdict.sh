@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compares what the kernel does with 1,000,000 random packets, forged ones, answers, errors,
 # neighbour discovery and frames of all kinds among them, with what desired.State says,
-# on nftables and on both variants of iptables. ROUNDS= of 12 is what 'make test' does.
+# on nftables and on both variants of iptables. ROUNDS= of 10 is what 'make test' does.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH=$PATH:/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin

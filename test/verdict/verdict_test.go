@@ -82,7 +82,7 @@ func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend apply.Back
 	ctx := context.Background()
 	node := nodeOf(t, b)
 	sum := tally{kinds: map[string][2]int{}}
-	for round := range rounds(12) {
+	for round := range rounds(10) {
 		policies := randomPolicies(r)
 		records := records(b)
 		live := records[:1+r.IntN(len(records))]
