@@ -81,10 +81,23 @@ func (l *Listener) configure(attr uint16, value []byte) error {
 		return err
 	}
 	header := []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, Group >> 8, Group & 0xff}
-	_, err = l.conn.Execute(netlink.Message{
+	asked, err := l.conn.Send(netlink.Message{
 		Header: netlink.Header{Type: msgConfig, Flags: netlink.Request | netlink.Acknowledge},
 		Data:   append(header, attrs...),
 	})
+	// Messages about packets come before the answer once the group is bound.
+	for err == nil {
+		var received []netlink.Message
+		received, err = l.conn.Receive()
+		if errors.Is(err, unix.ENOBUFS) {
+			err = nil // there were too many of those
+		}
+		for _, m := range received {
+			if m.Header.Type == netlink.Error && m.Header.Sequence == asked.Header.Sequence {
+				return nil
+			}
+		}
+	}
 	return err
 }
 
