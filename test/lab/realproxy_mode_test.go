@@ -101,7 +101,7 @@ func watchMode(t *testing.T, n *lab.Node) *modeWatch {
 }
 
 // becomes waits until kernel and podmarkd both have it that IPVS is used, or that it
-// is not, and holds podmarkd to a second.
+// is not. podmarkd looks by itself once a minute: in half of that it was told.
 func (w *modeWatch) becomes(want bool, why string) {
 	w.t.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(every) {
@@ -110,8 +110,8 @@ func (w *modeWatch) becomes(want bool, why string) {
 		w.mu.Unlock()
 		if kernel == want && said == want {
 			w.t.Logf("%s: podmarkd noticed within %v", why, lag.Round(time.Millisecond))
-			if lag >= time.Second {
-				w.t.Errorf("%s: podmarkd noticed after %v, want less than a second", why, lag)
+			if lag >= 30*time.Second {
+				w.t.Errorf("%s: podmarkd noticed after %v, and nobody told it", why, lag)
 			}
 			return
 		}

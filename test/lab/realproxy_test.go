@@ -46,10 +46,10 @@ const deniedHostPort = 9091 // a process of the node that only who may not asks 
 // stop ask for what they may and may not have: nothing forbidden ever passes, and
 // nothing allowed fails but where kube-proxy itself has no rules. podmarkd, which is
 // notified or told of everything and looks at nothing by itself for a minute, knows
-// within a second whether IPVS is used.
+// long before whether IPVS is used.
 //
-// Each backend runs by itself, before the tests that run in parallel: seconds are
-// measured, and a kube-proxy is a lot for an emulated processor.
+// Each backend runs by itself, before the tests that run in parallel: a kube-proxy is a
+// lot for an emulated processor.
 func TestRealKubeProxy(t *testing.T) {
 	for _, backend := range []lab.Backend{lab.NFTables, lab.IPTablesNFT, lab.IPTablesLegacy} {
 		t.Run(string(backend), func(t *testing.T) { realKubeProxy(t, backend) })
