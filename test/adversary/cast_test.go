@@ -16,6 +16,7 @@ import (
 
 	"github.com/podmark/podmark/test/frame"
 	"github.com/podmark/podmark/test/lab"
+	"github.com/podmark/podmark/test/mutant"
 )
 
 // policies are in force at the beginning of each attack.
@@ -344,6 +345,11 @@ func (c *cast) apply(t *testing.T, manifests string) {
 	}
 	if _, err := c.Try(path, "--state-dir", c.StateDir, "--lock-timeout", "2m", "apply", "-f", file); err != nil {
 		t.Fatal(err)
+	}
+	if without, ok := mutant.FromEnv(); ok {
+		if err := without.TakeOut(c.Try); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
