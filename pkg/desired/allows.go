@@ -261,14 +261,20 @@ func (s State) stray(p Packet) Verdict {
 	return pass
 }
 
-// reports holds for an error from an end of the flow that it is about, or from outside,
-// where the routers are.
+// reports holds for an error from an end of the flow that it is about, by its own address, or
+// from outside, where the routers are.
 func (s State) reports(p Packet) bool {
 	types := ErrorTypes4
 	if p.Protocol == ICMPv6 {
 		types = ErrorTypes6
 	}
-	return slices.Contains(types, p.ICMPType) && (s.Owner(p.Src) == nil || p.Src == p.Client || p.Src == p.Server)
+	if !slices.Contains(types, p.ICMPType) {
+		return false
+	}
+	if s.Owner(p.Src) != nil {
+		return p.Src == p.Client || p.Src == p.Server
+	}
+	return s.sourceOf(p) == nil
 }
 
 // wraps holds for an endpoint's packet that the node, or another like it, would unwrap.

@@ -37,9 +37,12 @@ func TestCollisions(t *testing.T) {
 			}
 			return nil
 		})
-		if s, err := d.status(); err != nil || len(s.Collisions) != 2 {
-			t.Errorf("status %+v, %v", s, err)
-		}
+		h.eventually("both are in the status", func() error {
+			if s, err := d.status(); err != nil || len(s.Collisions) != 2 {
+				return fmt.Errorf("status %+v, %w", s, err)
+			}
+			return nil
+		})
 		if text := h.ctl("", "status"); !strings.Contains(text, "kube-router") {
 			t.Errorf("podmarkctl status:\n%s", text)
 		}

@@ -50,6 +50,7 @@ type bench struct {
 // newBench makes a node with pods and two outside networks.
 func newBench(t *testing.T, pods int) *bench {
 	netns.Enter(t)
+	_ = exec.Command("modprobe", "-a", "nf_conntrack", "br_netfilter", "ip_set", "sctp").Run() // where there are modules
 	b := &bench{
 		t: t, port: 20000,
 		host:  []netip.Addr{netip.MustParseAddr("192.168.50.1"), netip.MustParseAddr("fd00:50::1")},

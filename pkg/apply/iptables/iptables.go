@@ -73,7 +73,7 @@ func (b Backend) Check(_ context.Context, want desired.State) error {
 	}
 	defer conn.Close()
 	for _, f := range families() {
-		gen, err := generationInUse(conn, f, want.Node)
+		gen, err := b.generationInUse(conn, f, want.Node)
 		if err != nil {
 			return fmt.Errorf("IPv%s: %w", f.digit, err)
 		}
@@ -139,9 +139,9 @@ func errVeths(c content) error {
 
 // generationInUse finds the generation whose sets the frame's rules use. It
 // returns ErrIncomplete when no generation has a complete frame.
-func generationInUse(conn *ipset.Conn, f family, node desired.Node) (generation, error) {
+func (b Backend) generationInUse(conn *ipset.Conn, f family, node desired.Node) (generation, error) {
 	for _, gen := range []generation{genA, genB} {
-		complete, err := framed(conn, naming{f, gen}, node)
+		complete, err := b.framed(conn, naming{f, gen}, node)
 		if err != nil {
 			return "", err
 		}
@@ -153,8 +153,8 @@ func generationInUse(conn *ipset.Conn, f family, node desired.Node) (generation,
 }
 
 // framed reports whether the rules that do not depend on who is on the node use their sets.
-func framed(conn *ipset.Conn, n naming, node desired.Node) (bool, error) {
-	for set, want := range frameReferences(n, node) {
+func (b Backend) framed(conn *ipset.Conn, n naming, node desired.Node) (bool, error) {
+	for set, want := range b.frameReferences(n, node) {
 		if used, err := references(conn, set); err != nil || used < want {
 			return false, err
 		}
@@ -163,9 +163,9 @@ func framed(conn *ipset.Conn, n naming, node desired.Node) (bool, error) {
 }
 
 // frameReferences counts the rules that use each set where nobody is on the node.
-func frameReferences(n naming, node desired.Node) map[string]uint32 {
+func (b Backend) frameReferences(n naming, node desired.Node) map[string]uint32 {
 	out := map[string]uint32{}
-	for _, c := range frame(desired.State{Node: node}, n) {
+	for _, c := range b.possible(frame(desired.State{Node: node}, n)) {
 		for _, r := range c.rules {
 			words := strings.Fields(r)
 			for i, word := range words {

@@ -59,7 +59,7 @@ func (b Backend) refresh(want desired.State) (replaced []string, err error) {
 	}
 	defer conn.Close()
 	for _, f := range families() {
-		gen, err := generationInUse(conn, f, want.Node)
+		gen, err := b.generationInUse(conn, f, want.Node)
 		if err != nil {
 			return replaced, fmt.Errorf("IPv%s: %w", f.digit, err)
 		}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/podmark/podmark/pkg/apply/counters"
 	"github.com/podmark/podmark/pkg/apply/droplog"
 	"github.com/podmark/podmark/pkg/apply/ipset"
@@ -185,7 +187,7 @@ func reports(of mark.Mark, n naming) []string {
 	var rules []string
 	for _, t := range types {
 		about := ofType(n.family, t) + fmt.Sprintf("-m conntrack --ctstate RELATED -m connmark --mark %s ", of)
-		rules = append(rules, about+notIn(n.self(), "src")+"-j RETURN", about+fromReceiver(n.family)+"-j RETURN")
+		rules = append(rules, about+notIn(n.self(), "src")+notIn(n.further(), "src,src")+"-j RETURN", about+in(n.self(), "src")+fromReceiver(n.family)+"-j RETURN")
 	}
 	return rules
 }
@@ -196,7 +198,9 @@ func reports(of mark.Mark, n naming) []string {
 // header on. What has more headers in front does not match.
 func fromReceiver(f family) string {
 	const (
+		octet      = 0x30       // A = the byte at k
 		word, at   = 0x20, 0x40 // A = the four bytes at k, at X + k
+		is         = 0x15       // skip jt instructions if A == k, or jf
 		header     = 0xb1       // X = the length of the IPv4 header at k
 		store, get = 0x02, 0x61 // M[k] = A, X = M[k]
 		equal, end = 0x1d, 0x06 // skip jt instructions if A == X, or jf; return k
@@ -206,6 +210,8 @@ func fromReceiver(f family) string {
 	source, inner, words := uint32(12), uint32(8+16), 1
 	if f == v6 {
 		source, inner, words = 8, 40+8+24, 4
+		// "-p ipv6-icmp" goes past other headers, and then the error is elsewhere.
+		program = append(program, instruction{octet, 0, 0, 6}, instruction{is, 0, uint32(5*words + 1), unix.IPPROTO_ICMPV6})
 	}
 	for i := range words {
 		load := instruction{word, 0, 0, inner + uint32(4*i)}
@@ -294,6 +300,9 @@ func renderInput(s desired.State, m marks, n naming) []string {
 	if n.family == v6 {
 		// The link-local address of a host veth is in no list and never a service's.
 		rules = append(rules, fmt.Sprintf("-d fe80::/10 -g %s", chainFrom))
+	}
+	if n.family == v4 { // with route_localnet, and in no list either
+		rules = append(rules, fmt.Sprintf("-d 127.0.0.0/8 -g %s", chainFrom))
 	}
 	rules = append(
 		rules,

@@ -37,7 +37,7 @@ func (b Backend) Update(ctx context.Context, from, to desired.State) error {
 // does. What is new to a set, and what has left it, comes before the rules that begin
 // another epoch: a flow that is judged then must not be judged by what is no more.
 func (b Backend) update(ctx context.Context, conn *ipset.Conn, f family, from, to desired.State) error {
-	gen, err := generationInUse(conn, f, to.Node)
+	gen, err := b.generationInUse(conn, f, to.Node)
 	if err != nil {
 		return err
 	}

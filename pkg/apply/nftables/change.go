@@ -18,9 +18,12 @@ func whole(have actual, want ruleset) (ch change) {
 		}
 	}
 	for _, c := range have.chains {
-		if has(want.chains, c) {
+		switch {
+		case has(want.chains, c):
 			ch.at = append(ch.at, flushChain(c))
-		} else {
+		case c.atHook():
+			ch.at = append(ch.at, flushChain(c), deleteChain(c))
+		default:
 			ch.behind = append(ch.behind, flushChain(c))
 		}
 	}
@@ -48,11 +51,20 @@ func whole(have actual, want ruleset) (ch change) {
 		}
 	}
 	for _, c := range have.chains {
-		if !has(want.chains, c) {
+		if !has(want.chains, c) && !c.atHook() {
 			ch.behind = append(ch.behind, deleteChain(c))
 		}
 	}
 	return ch
+}
+
+// atHook reports whether a chain that was read from the kernel is one of our base chains, by
+// its name. What goes with one of them goes behind it: it would still note on flows that
+// they were judged, when it finds nobody in its sets any more.
+func (c chain) atHook() bool {
+	return slices.Contains([]string{
+		chainSender, chainInput, chainHost, chainForward, chainOutput, chainBridge, chainFrom, chainTo,
+	}, c.name)
 }
 
 func has(list []chain, c chain) bool {

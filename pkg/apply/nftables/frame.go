@@ -54,7 +54,7 @@ var frameUses = []frameUse{
 	{chain{table: inet, name: chainStranger}, 9, 0, 0, 0, 9},
 	{chain{table: inet, name: chainOpening}, 10, 0, 1, 0, 0},
 	{chain{table: inet, name: chainReported}, 3, 0, 0, 0, 0},
-	{chain{table: inet, name: chainRelated}, 11, 0, 0, 0, 0},
+	{chain{table: inet, name: chainRelated}, 13, 0, 0, 0, 0},
 	{chain{table: inet, name: chainAnswer}, 12, 0, 0, 0, 0},
 	{chain{table: inet, name: chainClient}, 5, 0, 0, 0, 0},
 	{chain{table: inet, name: chainServer}, 5, 0, 0, 0, 0},
@@ -184,12 +184,13 @@ func inetFrame(s desired.State) []chain {
 			on(goTo(chainOpening)),
 		)},
 		// An error comes from one of the flow's ends, or from a router on the way, and
-		// routers are no endpoints. Any other word of an endpoint's is a packet like
+		// routers are no endpoints, nor behind one. Any other word of an endpoint's is a packet like
 		// others, and so is what a conntrack helper expects.
 		//
 		//	icmp type { 3, 11, 12 } ip saddr . ct original ip saddr @self4 accept
 		//	icmp type { 3, 11, 12 } ip saddr . ct reply ip saddr @self4 accept
 		//	icmp type { 3, 11, 12 } ip saddr . ip saddr @self4 return
+		//	icmp type { 3, 11, 12 } iif . ip saddr map @further4 return
 		//	icmp type { 3, 11, 12 } accept
 		//	...
 		{table: inet, name: chainRelated, rules: slices.Concat(
@@ -409,12 +410,13 @@ func linkMulticast(destination part) part {
 // aboutFlow accepts the errors of one family that an end of the flow or a router sends.
 func aboutFlow(f family, types []uint8) []rule {
 	of := f.icmpTypes(f.is(), types...)
-	return rules(
-		on(clone(of), in(f.sourceAndEnd(false), self(f)), accept()),
-		on(clone(of), in(f.sourceAndEnd(true), self(f)), accept()),
-		on(clone(of), in(f.sourceTwice(), self(f)), giveBack()),
-		on(clone(of), accept()),
-	)
+	return []rule{
+		{parts: on(clone(of), in(f.sourceAndEnd(false), self(f)), accept())},
+		{parts: on(clone(of), in(f.sourceAndEnd(true), self(f)), accept())},
+		{parts: on(clone(of), in(f.sourceTwice(), self(f)), giveBack())},
+		{on(clone(of), lead(f.inputAndSource(further(f), keyReg), further(f)), giveBack()), "by the ID in map " + further(f).name},
+		{parts: on(clone(of), accept())},
+	}
 }
 
 // turned exchanges both ends of the packet.

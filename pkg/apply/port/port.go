@@ -209,7 +209,8 @@ func gone(err error) bool {
 }
 
 // forwardingEntry is the static entry that ties the pod's MAC to its port, as
-// 'bridge fdb replace MAC dev PORT master static'.
+// 'bridge fdb replace MAC dev PORT master static sticky': a static entry alone moves to the
+// port where somebody else sends from that address (br_fdb_update; sticky since Linux 4.20).
 func forwardingEntry(e endpoint.Endpoint, link netlink.Link) (*netlink.Neigh, error) {
 	mac, err := net.ParseMAC(e.MAC)
 	if err != nil {
@@ -218,7 +219,7 @@ func forwardingEntry(e endpoint.Endpoint, link netlink.Link) (*netlink.Neigh, er
 	return &netlink.Neigh{
 		LinkIndex:    link.Attrs().Index,
 		Family:       unix.AF_BRIDGE,
-		Flags:        netlink.NTF_MASTER,
+		Flags:        netlink.NTF_MASTER | netlink.NTF_STICKY,
 		State:        netlink.NUD_NOARP,
 		HardwareAddr: mac,
 	}, nil
