@@ -4,7 +4,7 @@
 #   RUN=regexp   only these tests     V=1   as they go     LAB_TIMEOUT=seconds
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export PATH=$PATH:/usr/local/go/bin LAB_TIMEOUT=${LAB_TIMEOUT:-2400}
+export PATH=$PATH:/usr/local/go/bin LAB_TIMEOUT=${LAB_TIMEOUT:-3600}
 
 scripts/build.sh
 scripts/tools.sh cni
