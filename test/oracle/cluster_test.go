@@ -122,12 +122,28 @@ type verdict struct{ ingress, egress, both bool }
 func (c cluster) judge(f flow) verdict {
 	src, fromPod := c.places[f.src]
 	dst, toPod := c.places[f.dst]
-	ask := func(node, in, out string) bool {
+	ask := func(node, in, out string, directions ...desired.Direction) bool {
 		p := desired.Packet{In: in, Out: out, Src: f.src, Dst: f.dst, Protocol: f.protocol, DstPort: f.port}
 		if f.protocol == desired.ICMPv6 {
 			p.ICMPType = 128 // echo request
 		}
-		return c.states[node].Allows(p).Allowed
+		s := c.states[node]
+		s.Endpoints = slices.Clone(s.Endpoints)
+		for i := range s.Endpoints {
+			for _, d := range desired.Directions {
+				if !slices.Contains(directions, d) {
+					s.Endpoints[i].Profiles[d] = ""
+				}
+			}
+		}
+		return s.Allows(p).Allowed
+	}
+	if fromPod && toPod && src.node == dst.node {
+		return verdict{
+			egress:  ask(src.node, src.iface, dst.iface, desired.Egress),
+			ingress: ask(src.node, src.iface, dst.iface, desired.Ingress),
+			both:    ask(src.node, src.iface, dst.iface, desired.Directions[:]...),
+		}
 	}
 	v := verdict{ingress: true, egress: true}
 	if fromPod {
@@ -135,15 +151,12 @@ func (c cluster) judge(f flow) verdict {
 		if c.hosts[f.dst] == src.node {
 			out = "" // for a process of the node
 		}
-		v.egress = ask(src.node, src.iface, out)
+		v.egress = ask(src.node, src.iface, out, desired.Egress)
 	}
 	if toPod {
-		v.ingress = ask(dst.node, uplink, dst.iface)
+		v.ingress = ask(dst.node, uplink, dst.iface, desired.Ingress)
 	}
 	v.both = v.ingress && v.egress
-	if fromPod && toPod && src.node == dst.node {
-		v.both = ask(src.node, src.iface, dst.iface)
-	}
 	return v
 }
 
