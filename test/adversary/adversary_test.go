@@ -23,7 +23,9 @@ type attack struct {
 	atOnce bool
 	// lab is what it needs that only the lab's kernel is sure to have; empty for any kernel.
 	lab string
-	run func(*scene)
+	// notHeld are backends that do not hold it: docs/threat-model.md says so.
+	notHeld []lab.Backend
+	run     func(*scene)
 }
 
 // attachment is how the pods of a node are attached.
@@ -90,7 +92,7 @@ func needLab(t *testing.T) {
 func onNodes(t *testing.T, attachments ...attachment) {
 	lab.Backends(t, func(t *testing.T, backend lab.Backend) {
 		for _, at := range attachments {
-			these := slices.DeleteFunc(slices.Clone(attacks), func(a attack) bool { return !a.runs(at, inLab()) })
+			these := slices.DeleteFunc(slices.Clone(attacks), func(a attack) bool { return !a.runs(at, inLab()) || slices.Contains(a.notHeld, backend) })
 			if len(these) == 0 {
 				continue
 			}
