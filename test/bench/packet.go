@@ -28,7 +28,7 @@ UDP packets from one pod to another, each with a new source port, allowed by bot
 policy has %d rules in each direction, of which number %d allows the packet. "Forwarded" begins at the
 pod's veth. "Sent on by IPVS" is what a packet to a service goes through behind IPVS: OUTPUT and
 POSTROUTING, with the pod's mark on it; what it goes through in INPUT is not in it. "Second" is the packet
-that follows on a forwarded one's flow. Both pods stand in
+that follows on a forwarded one's flow, which nobody has answered. Both pods stand in
 the middle of Felix's order and their profiles in the middle of podmark's. Cost is what a packet takes
 longer than without rules on a node that tracks connections: the median over rounds of %d batches of %d
 packets, and between which values the middle half of the rounds is. All packets arrived in all rounds.

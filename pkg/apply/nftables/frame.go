@@ -357,17 +357,18 @@ func inetFrame(s desired.State) []chain {
 			on(markIsNot(outside), jump(chainEgress)),
 			on(setMark(none)),
 		)},
-		// What is of a flow that was allowed under this epoch passes, also where nobody has
-		// answered yet. What opens a flow is judged, as is what conntrack cannot place, and
+		// What opens a flow is judged, and what follows until somebody answers: a flow that was
+		// there before an endpoint had the address has the epoch too. So is what conntrack
+		// cannot place. Of a flow that is known, what was allowed under this epoch passes, and
 		// an answer is judged as one. The packet mark is others'.
 		//
-		//	ct mark & 0xffff0000 == 0x00010000 ct state established,new accept
 		//	ct state vmap { new : jump opening, related : jump reported, invalid : jump opening, untracked : jump opening }
+		//	ct mark & 0xffff0000 == 0x00010000 accept
 		//	ct direction reply jump answer
 		//	jump opening
 		{table: inet, name: chainForward, hook: &hookForward, rules: rules(
-			on(judged(epoch), accept()),
 			on(byState(chainOpening, chainReported)),
+			on(epochIs(epoch), accept()),
 			on(reply(), jump(chainAnswer)),
 			on(jump(chainOpening)),
 		)},
