@@ -2,6 +2,7 @@ package verdict_test
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -34,42 +35,12 @@ func TestPacketsInFlight(t *testing.T) {
 			}
 			var sent atomic.Int64
 			stop, stopped := make(chan struct{}), make(chan error, 2)
-			flood := func(from, to *wire, into *wire) {
-				p := desired.Packet{Src: from.addrs[0], Dst: to.addrs[0], Protocol: desired.UDP, DstPort: 80}
-				p.SrcPort = 1234
-				f := ethernet(into.far, into.mac, p, nil, 0)
-				for {
-					select {
-					case <-stop:
-						stopped <- nil
-						return
-					default:
-					}
-					if _, err := unix.Write(into.sock, f); err != nil {
-						stopped <- err
-						return
-					}
-					sent.Add(1)
-				}
-			}
+			end := sync.OnceFunc(func() { close(stop) })
+			defer end()
 			eth0 := b.wire("eth0")
-			go flood(eth0, pod, eth0)
-			go flood(pod, eth0, pod)
+			go func() { stopped <- flood(eth0, pod, eth0, &sent, stop) }()
+			go func() { stopped <- flood(pod, eth0, pod, &sent, stop) }()
 			// What passed is asked for behind each change, since it is the change that is at fault.
-			passed := func() (out [2]int) {
-				for i, w := range []*wire{pod, eth0} {
-					for buf := make([]byte, 2048); ; {
-						n, err := unix.Read(w.sock, buf)
-						if err != nil {
-							break
-						}
-						if n >= 14+20 && buf[14] == 0x45 && buf[23] == byte(desired.UDP) {
-							out[i]++
-						}
-					}
-				}
-				return out
-			}
 			changes := 0
 			for range rounds(map[string]int{"nftables": 200}[name] + 20) {
 				states := []desired.State{nobody, isolated("a"), isolated("b"), nobody}
@@ -79,21 +50,54 @@ func TestPacketsInFlight(t *testing.T) {
 						t.Fatal(err)
 					}
 					changes++
-					if n := passed(); n != [2]int{} {
+					if n := arrived(pod, eth0); n != [2]int{} {
 						t.Fatalf("change %d, from %s to %s: %d packets passed to the pod, %d from it", changes, names[i], names[i+1], n[0], n[1])
 					}
 				}
 			}
-			close(stop)
+			end()
 			for range 2 {
 				if err := <-stopped; err != nil {
 					t.Fatal(err)
 				}
 			}
 			t.Logf("%d packets, %d changes", sent.Load(), changes)
-			if n := passed(); n != [2]int{} {
+			if n := arrived(pod, eth0); n != [2]int{} {
 				t.Errorf("at the end: %d packets passed to the pod, %d from it", n[0], n[1])
 			}
 		})
 	}
+}
+
+// flood sends one UDP packet over and over until stop is closed, and counts.
+func flood(from, to, into *wire, sent *atomic.Int64, stop <-chan struct{}) error {
+	p := desired.Packet{Src: from.addrs[0], Dst: to.addrs[0], Protocol: desired.UDP, SrcPort: 1234, DstPort: 80}
+	f := ethernet(into.far, into.mac, p, nil, 0)
+	for {
+		select {
+		case <-stop:
+			return nil
+		default:
+		}
+		if _, err := unix.Write(into.sock, f); err != nil {
+			return err
+		}
+		sent.Add(1)
+	}
+}
+
+// arrived is how many UDP packets have come out at each of two wires since it was asked last.
+func arrived(wires ...*wire) (out [2]int) {
+	for i, w := range wires {
+		for buf := make([]byte, 2048); ; {
+			n, err := unix.Read(w.sock, buf)
+			if err != nil {
+				break
+			}
+			if n >= 14+20 && buf[14] == 0x45 && buf[23] == byte(desired.UDP) {
+				out[i]++
+			}
+		}
+	}
+	return out
 }

@@ -3,10 +3,9 @@ package verdict_test
 import (
 	"context"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/iptables"
@@ -28,25 +27,14 @@ func TestTakingOver(t *testing.T) {
 				{Namespace: "one", Name: "none", Ingress: none, Egress: none},
 			}}, []ident.Record{records(b)[0]})
 			var sent atomic.Int64
-			passed := func() (out [2]int) {
-				for i, w := range []*wire{pod, eth0} {
-					for buf := make([]byte, 2048); ; {
-						n, err := unix.Read(w.sock, buf)
-						if err != nil {
-							break
-						}
-						if n >= 14+20 && buf[14] == 0x45 && buf[23] == byte(desired.UDP) {
-							out[i]++
-						}
-					}
-				}
-				return out
-			}
+			stop, stopped := make(chan struct{}), make(chan error, 2)
+			end := sync.OnceFunc(func() { close(stop) })
+			defer end()
 			step := func(name string) {
-				for before := sent.Load(); sent.Load() < before+500; {
+				for before := sent.Load(); sent.Load() < before+500 && len(stopped) == 0; {
 					runtime.Gosched()
 				}
-				if n := passed(); n != [2]int{} {
+				if n := arrived(pod, eth0); n != [2]int{} {
 					t.Errorf("before %q: %d packets passed to the pod, %d from it", name, n[0], n[1])
 				}
 			}
@@ -55,26 +43,8 @@ func TestTakingOver(t *testing.T) {
 			if err := (nftables.Backend{}).Sync(ctx, state); err != nil {
 				t.Fatal(err)
 			}
-			stop, stopped := make(chan struct{}), make(chan error, 2)
-			flood := func(from, to, into *wire) {
-				p := desired.Packet{Src: from.addrs[0], Dst: to.addrs[0], Protocol: desired.UDP, SrcPort: 1234, DstPort: 80}
-				f := ethernet(into.far, into.mac, p, nil, 0)
-				for {
-					select {
-					case <-stop:
-						stopped <- nil
-						return
-					default:
-					}
-					if _, err := unix.Write(into.sock, f); err != nil {
-						stopped <- err
-						return
-					}
-					sent.Add(1)
-				}
-			}
-			go flood(eth0, pod, eth0)
-			go flood(pod, eth0, pod)
+			go func() { stopped <- flood(eth0, pod, eth0, &sent, stop) }()
+			go func() { stopped <- flood(pod, eth0, pod, &sent, stop) }()
 			for range rounds(10) {
 				if err := ipt.Sync(ctx, state); err != nil {
 					t.Fatal(err)
@@ -88,7 +58,7 @@ func TestTakingOver(t *testing.T) {
 				}
 				step("iptables takes over")
 			}
-			close(stop)
+			end()
 			for range 2 {
 				if err := <-stopped; err != nil {
 					t.Fatal(err)
