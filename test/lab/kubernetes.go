@@ -258,7 +258,7 @@ func (k *Kubernetes) Eventually(what string, ns *NS, r Request, want Outcome) {
 		r.Limit = 300 * time.Millisecond
 	}
 	var got Result
-	for deadline := time.Now().Add(AnswerLimit); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(ConditionLimit); time.Now().Before(deadline); {
 		if got = ns.Send(r); got.Outcome == want {
 			return
 		}

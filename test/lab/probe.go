@@ -66,6 +66,8 @@ func (o Outcome) String() string {
 const (
 	// AnswerLimit is for an answer that is expected: nothing is lost by waiting.
 	AnswerLimit = 10 * time.Second
+	// ConditionLimit is for what podmarkd brings about, whose rounds may be seconds apart.
+	ConditionLimit = time.Minute
 	// SilenceLimit is for silence that is expected: each time costs this long.
 	SilenceLimit = 1500 * time.Millisecond
 )

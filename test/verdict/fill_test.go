@@ -21,11 +21,11 @@ func TestFill(t *testing.T) {
 				Peers:      []desired.Peer{{Namespace: "one"}},
 				NamedPorts: []desired.NamedPort{{Protocol: desired.SCTP, Name: "bulk"}},
 			}}}}}}
-			nobody := desired.Build(nodeOf(t, b), policies, nil)
+			nobody, ports := desired.Build(nodeOf(t, b), policies, nil), records(b)[3].Ports
 			with := func(from, to int) desired.State {
 				var pods []desired.Pod
 				for i := from; i < to; i++ {
-					pods = append(pods, desired.Pod{Namespace: "one", Name: fmt.Sprint(i), Ports: records(b)[3].Ports, Addresses: []netip.Addr{
+					pods = append(pods, desired.Pod{Namespace: "one", Name: fmt.Sprint(i), Ports: ports, Addresses: []netip.Addr{
 						netip.AddrFrom4([4]byte{10, 9, byte(i >> 8), byte(i)}), netip.MustParseAddr(fmt.Sprintf("fd00:9::%x", i)),
 					}})
 				}
