@@ -1,6 +1,7 @@
 package adversary_test
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -30,22 +31,7 @@ var headers = []attack{
 	}},
 	{name: "ICMP errors from a further prefix", run: func(s *scene) {
 		asked := s.open(frame.UDP, s.client, s.x, 53)
-		pod := s.NewPod(lab.PodSpec{Name: fmt.Sprintf("router%d", s.f), Labels: map[string]string{"app": "denied"}, Network: s.network()})
-		if err := pod.Add(); err != nil {
-			s.Fatal(err)
-		}
-		if err := pod.Chain(s.Podmark(lab.Plugin{"policy": "files", "allowedSourcePrefixes": []string{"172.30.0.0/16", "fd00:30::/64"}})); err != nil {
-			s.Fatal(err)
-		}
-		dev := pod.HostVeth
-		if s.onBridge() {
-			dev = "cni0"
-		}
-		router := s.enter(s.T, pod.NS, pod, dev)
-		if s.onBridge() {
-			router.bridge = "cni0"
-		}
-		s.finally(func() { s.rm(router); _ = pod.Del() })
+		router := s.router("denied", "172.30.0.0/16", "fd00:30::/64")
 		as := s.pick("172.30.0.5", "fd00:30::5")
 		s.deny("a packet of its own", router, s.posing(as, s.client, 9))
 		s.deny("to the client", router, unreachable(as, asked.fromClient(), [2]byte{3, 3}, [2]byte{1, 4}))
@@ -64,13 +50,7 @@ var headers = []attack{
 		}
 	}},
 	{name: "an endpoint's MAC address from a pod of nobody's", at: []attachment{bridged}, run: func(s *scene) {
-		pod := s.NewPod(lab.PodSpec{Name: fmt.Sprintf("wild%d", s.f), Network: s.network()})
-		if err := pod.Add(); err != nil {
-			s.Fatal(err)
-		}
-		wild := s.enter(s.T, pod.NS, pod, "cni0")
-		wild.bridge = "cni0"
-		s.finally(func() { s.rm(wild); _ = pod.Del() })
+		wild := s.wild()
 		s.pass("before", s.x, s.new(s.x, s.free, 7), s.free)
 		s.settle()
 		s.denyFrame("under the own address", wild, frame.Ethernet(s.free.mac, wild.gateway, s.new(wild, s.y, 7)), s.free)
@@ -79,6 +59,122 @@ var headers = []attack{
 		s.pass("behind it", s.x, s.new(s.x, s.free, 7), s.free)
 		s.pass("behind it", s.free, s.new(s.free, s.x, 7), s.x)
 	}},
+	{name: "behind a tag from a pod of nobody's", at: []attachment{bridged}, run: func(s *scene) {
+		wild := s.wild()
+		tags := func(packet []byte, tags ...uint32) []byte {
+			b := frame.Ethernet(wild.mac, wild.gateway, packet)
+			payload := b[12:]
+			for _, t := range slices.Backward(tags) {
+				payload = append(binary.BigEndian.AppendUint32(nil, t), payload...)
+			}
+			return append(slices.Clone(b[:12]), payload...)
+		}
+		for _, list := range [][]uint32{{0x81000000}, {0x8100e000}, {0x88a80000}, {0x81000000, 0x81000000}, {0x88a80000, 0x81002000}, {0x81000000, 0x81000000, 0x81000000}} {
+			for _, to := range []*actor{s.x, s.server, s.node} {
+				s.denyFrame(fmt.Sprintf("behind %#x, as an endpoint", list), wild, tags(s.posing(s.addr(s.free), to, 80), list...))
+			}
+		}
+		s.passFrame("behind one, as itself", wild, tags(s.new(wild, s.x, 7), 0x81000000), s.x)
+	}},
+	{name: "fragments of discovery", family: lab.V6, at: onBridge, run: func(s *scene) {
+		for _, by := range []*actor{s.denied, s.free} {
+			for id, to := range []netip.Addr{s.addr(s.server), s.addr(s.other), frame.SolicitedNode(s.addr(s.other))} {
+				// A solicitation with an option that says to be long.
+				long := append(frame.Neighbour(0, s.addr(s.other), 1, by.mac), 253, 100)
+				long = append(append(long, make([]byte, 774)...), s.mark()...)
+				whole := frame.ICMPPacket(s.addr(by), to, neighbourSolicitation, 0, 255, long)[40:]
+				for _, cut := range []int{8, 24, 400, len(whole)} {
+					for at := 0; at < len(whole); at += cut {
+						end, more := min(at+cut, len(whole)), uint16(0)
+						if end < len(whole) {
+							more = 1
+						}
+						header := binary.BigEndian.AppendUint16([]byte{icmpv6, 0}, uint16(at)|more)
+						header = binary.BigEndian.AppendUint32(header, uint32(id<<16|cut))
+						s.deny(fmt.Sprintf("bytes %d to %d of %d", at, end, len(whole)), by,
+							frame.IP{Src: s.addr(by), Dst: to, Protocol: fragmentHeader, Hops: 255}.Packet(append(header, whole[at:end]...)))
+					}
+				}
+			}
+		}
+	}},
+	{name: "the node's own address from outside", family: lab.V6, run: func(s *scene) {
+		for _, as := range []netip.Addr{s.addr(s.node), s.gatewayAddr()} {
+			for _, to := range []*actor{s.server, s.other, s.free} {
+				s.deny(fmt.Sprintf("as %v", as), s.y, s.posing(as, to, 80))
+			}
+		}
+	}},
+	{name: "the node's address in a further prefix", run: func(s *scene) {
+		prefix := func(a netip.Addr) string { return netip.PrefixFrom(a, a.BitLen()).String() }
+		router := s.router("free", prefix(s.addr(s.node)), prefix(s.gatewayAddr()), "172.30.0.0/16", "fd00:30::/64")
+		s.pass("from another", router, s.posing(s.pick("172.30.0.5", "fd00:30::5"), s.x, 7), s.x)
+		for _, as := range []netip.Addr{s.addr(s.node), s.gatewayAddr()} {
+			for _, to := range []*actor{s.x, s.other, s.server} {
+				s.deny(fmt.Sprintf("as %v", as), router, s.posing(as, to, 80))
+			}
+		}
+	}},
+	{name: "a flow that is older than the pod", at: []attachment{routed, bridged, vlan}, run: func(s *scene) {
+		// Addresses are given in their order.
+		before := s.NewPod(lab.PodSpec{Name: fmt.Sprintf("before%d", s.f), Network: s.network()})
+		if err := before.Add(); err != nil {
+			s.Fatal(err)
+		}
+		s.finally(func() { _ = before.Del() })
+		next := before.NS.Addr(s.f).Next()
+		packet := func(src, port uint16) []byte { return s.udp(s.to(s.free, src), netip.AddrPortFrom(next, port)) }
+		s.deny("to nobody", s.free, packet(40001, 80))
+		s.deny("to nobody, by another", s.other, s.udp(s.to(s.other, 40001), netip.AddrPortFrom(next, 80)))
+		s.settle()
+		late := s.addPod(s.T, fmt.Sprintf("late%d", s.f), "denied")
+		s.finally(func() { s.rm(late); _ = late.pod.Del() })
+		if got := s.addr(late); got != next {
+			s.Fatalf("the pod has address %v, want %v", got, next)
+		}
+		s.deny("in the old flow", s.free, packet(40001, 80))
+		s.deny("in a new one", s.free, packet(40002, 80))
+		s.deny("in the old flow of another", s.other, s.udp(s.to(s.other, 40001), netip.AddrPortFrom(next, 80)))
+	}},
+}
+
+const fragmentHeader = 44
+
+// router is a pod with further source prefixes that goes with the scene.
+func (s *scene) router(app string, prefixes ...string) *actor {
+	s.Helper()
+	pod := s.NewPod(lab.PodSpec{Name: fmt.Sprintf("router%d", s.f), Labels: map[string]string{"app": app}, Network: s.network()})
+	if err := pod.Add(); err != nil {
+		s.Fatal(err)
+	}
+	if err := pod.Chain(s.Podmark(lab.Plugin{"policy": "files", "allowedSourcePrefixes": prefixes})); err != nil {
+		s.Fatal(err)
+	}
+	return s.extra(pod)
+}
+
+// wild is a pod that is none of podmark's, and goes with the scene.
+func (s *scene) wild() *actor {
+	s.Helper()
+	pod := s.NewPod(lab.PodSpec{Name: fmt.Sprintf("wild%d", s.f), Network: s.network()})
+	if err := pod.Add(); err != nil {
+		s.Fatal(err)
+	}
+	return s.extra(pod)
+}
+
+func (s *scene) extra(pod *lab.Pod) *actor {
+	s.Helper()
+	dev := pod.HostVeth
+	if s.onBridge() {
+		dev = "cni0"
+	}
+	a := s.enter(s.T, pod.NS, pod, dev)
+	if s.onBridge() {
+		a.bridge = "cni0"
+	}
+	s.finally(func() { s.rm(a); _ = pod.Del() })
+	return a
 }
 
 const icmpv6 = 58

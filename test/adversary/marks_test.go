@@ -68,7 +68,7 @@ var marks = []attack{
 			}
 		}
 	}},
-	{name: "kube-router's marks in INPUT", lab: "IPVS", notHeld: []lab.Backend{lab.IPTablesNFT}, at: []attachment{routed, vlan}, run: func(s *scene) {
+	{name: "kube-router's marks in INPUT", lab: "IPVS", at: []attachment{routed, vlan}, run: func(s *scene) {
 		vip := s.service()
 		// What its network policy does to all that comes in: "0x10000/0x10000" is accepted, "0x20000" is judged.
 		for _, xmark := range []string{"0x10000/0x30000", "0x20000/0x30000", "0x0/0x30000", "0x30000/0x30000"} {

@@ -17,6 +17,7 @@ const (
 	chainSender   = "sender"
 	chainStranger = "stranger"
 	chainInput    = "input"
+	chainRemark   = "remark" // of Guard
 	chainHost     = "host"
 	chainForward  = "forward"
 	chainOutput   = "output"
@@ -38,6 +39,7 @@ const (
 	chainEncapsulated = "encapsulated"
 	// In the bridge table.
 	chainBridge = "bridge-ports"
+	chainTagged = "tagged"
 	chainGuard  = "guard"
 	chainARP    = "arp-own"
 	chainND     = "nd"
