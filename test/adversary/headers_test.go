@@ -61,8 +61,7 @@ var headers = []attack{
 	}},
 	{name: "behind a tag from a pod of nobody's", at: []attachment{bridged}, run: func(s *scene) {
 		wild := s.wild()
-		tags := func(packet []byte, tags ...uint32) []byte {
-			b := frame.Ethernet(wild.mac, wild.gateway, packet)
+		tags := func(b []byte, tags ...uint32) []byte {
 			payload := b[12:]
 			for _, t := range slices.Backward(tags) {
 				payload = append(binary.BigEndian.AppendUint32(nil, t), payload...)
@@ -71,10 +70,70 @@ var headers = []attack{
 		}
 		for _, list := range [][]uint32{{0x81000000}, {0x8100e000}, {0x88a80000}, {0x81000000, 0x81000000}, {0x88a80000, 0x81002000}, {0x81000000, 0x81000000, 0x81000000}} {
 			for _, to := range []*actor{s.x, s.server, s.node} {
-				s.denyFrame(fmt.Sprintf("behind %#x, as an endpoint", list), wild, tags(s.posing(s.addr(s.free), to, 80), list...))
+				s.denyFrame(fmt.Sprintf("behind %#x, as an endpoint", list), wild, tags(frame.Ethernet(wild.mac, wild.gateway, s.posing(s.addr(s.free), to, 80)), list...))
+			}
+			claim := frame.EthernetOf(wild.mac, frame.Broadcast, frame.TypeARP, frame.ARP(2, wild.mac, s.addr(s.free), make([]byte, 6), s.addr(s.free)))
+			if s.f == lab.V6 {
+				everybody := netip.MustParseAddr("ff02::1")
+				claim = frame.Ethernet(wild.mac, frame.Multicast(everybody), s.neighbour(neighbourAdvertisement, frame.LinkLocal(wild.mac), everybody, 0x20, s.addr(s.free), wild.mac))
+			}
+			s.denyFrame(fmt.Sprintf("behind %#x, an endpoint's address claimed", list), wild, tags(claim, list...))
+		}
+		s.passFrame("behind one, as itself", wild, tags(frame.Ethernet(wild.mac, wild.gateway, s.new(wild, s.x, 7)), 0x81000000), s.x)
+	}},
+	{name: "addresses claimed by a pod of nobody's", at: []attachment{bridged}, run: func(s *scene) {
+		wild := s.wild()
+		if s.f == lab.V4 {
+			arp := func(operation byte, as, about netip.Addr) []byte {
+				return frame.EthernetOf(wild.mac, frame.Broadcast, frame.TypeARP, frame.ARP(operation, wild.mac, as, make([]byte, 6), about))
+			}
+			for _, victim := range []*actor{s.free, s.server} {
+				s.denyFrame("announced", wild, arp(2, s.addr(victim), s.addr(victim)))
+				s.denyFrame("in a question", wild, arp(1, s.addr(victim), s.gatewayAddr()))
+			}
+			s.passFrame("its own", wild, arp(1, s.addr(wild), s.gatewayAddr()), s.denied)
+			return
+		}
+		everybody, own := netip.MustParseAddr("ff02::1"), frame.LinkLocal(wild.mac)
+		for _, victim := range []*actor{s.free, s.server} {
+			for _, from := range []netip.Addr{own, s.addr(victim)} {
+				s.deny(fmt.Sprintf("advertised from %v", from), wild, s.neighbour(neighbourAdvertisement, from, everybody, 0x20, s.addr(victim), wild.mac))
 			}
 		}
-		s.passFrame("behind one, as itself", wild, tags(s.new(wild, s.x, 7), 0x81000000), s.x)
+		s.pass("its own", wild, s.neighbour(neighbourAdvertisement, own, everybody, 0x20, s.addr(wild), wild.mac), s.denied)
+	}},
+	{name: "what a link needs", at: []attachment{bridged}, run: func(s *scene) {
+		wild := s.wild()
+		if s.f == lab.V4 {
+			question := frame.ARP(1, s.free.mac, s.addr(s.free), make([]byte, 6), s.addr(wild))
+			s.passFrame("a question that fills a frame", s.free, frame.EthernetOf(s.free.mac, frame.Broadcast, frame.TypeARP, append(question, make([]byte, 18)...)), s.denied)
+			return
+		}
+		local, everybody := frame.LinkLocal(s.free.mac), netip.MustParseAddr("ff02::1")
+		s.pass("an advertisement of the link-local address", s.free, frame.ICMPPacket(local, everybody, neighbourAdvertisement, 0, 255, append([]byte{0x20, 0, 0, 0}, local.AsSlice()...)), s.denied)
+		mld := func(from netip.Addr, to string, kind byte, group string) []byte {
+			body := append(append(make([]byte, 4), netip.MustParseAddr(group).AsSlice()...), s.mark()...)
+			return behindRouterAlert(frame.ICMPPacket(from, netip.MustParseAddr(to), kind, 0, 1, body))
+		}
+		s.pass("a router's query", wild, mld(frame.LinkLocal(wild.mac), "ff02::1", mldQuery, "::"), s.denied)
+		s.settle()
+		s.pass("a report", s.free, mld(frame.LinkLocal(s.free.mac), "ff02::1:3", mldReport, "ff02::1:3"), wild)
+		s.pass("a report from no address yet", s.free, mld(netip.IPv6Unspecified(), "ff02::1:3", mldReport, "ff02::1:3"), wild)
+	}},
+	{name: "a further prefix on a bridge", at: []attachment{bridged}, run: func(s *scene) {
+		router := s.router("server", "172.30.0.0/16", "fd00:30::/64", "10.1.0.0/16", "fd00:10:1::/64")
+		own := s.pick("172.30.0.5", "fd00:30::5")
+		s.pass("from it", router, s.posing(own, s.x, 7), s.x)
+		s.passFrame("to it, as policy has it", s.free, frame.Ethernet(s.free.mac, router.mac, s.udp(s.to(s.free, s.port()), netip.AddrPortFrom(own, 80))), router)
+		s.denyFrame("to it", s.free, frame.Ethernet(s.free.mac, router.mac, s.udp(s.to(s.free, s.port()), netip.AddrPortFrom(own, 81))))
+		s.denyFrame("to it from another", s.other, frame.Ethernet(s.other.mac, router.mac, s.udp(s.to(s.other, s.port()), netip.AddrPortFrom(own, 80))))
+		for _, to := range []*actor{s.x, s.server, s.other} {
+			s.deny("from another pod's address, which is in it", router, s.posing(s.addr(s.free), to, 80))
+		}
+		about := s.open(frame.UDP, s.client, s.x, 53).fromClient()
+		for _, from := range []netip.Addr{own, s.addr(router)} {
+			s.deny("a redirect", router, unreachable(from, about, [2]byte{5, 1}, [2]byte{137, 0}))
+		}
 	}},
 	{name: "fragments of discovery", family: lab.V6, at: onBridge, run: func(s *scene) {
 		for _, by := range []*actor{s.denied, s.free} {
@@ -104,6 +163,34 @@ var headers = []attack{
 				s.deny(fmt.Sprintf("as %v", as), s.y, s.posing(as, to, 80))
 			}
 		}
+		s.deny("to the node", s.y, s.posing(s.gatewayAddr(), s.node, 80))
+	}},
+	{name: "live flows of a further prefix", run: func(s *scene) {
+		router := s.router("router", "172.30.0.0/16", "fd00:30::/64")
+		as, at := s.pick("172.30.0.5", "fd00:30::5"), s.to(s.x, 7)
+		table := ""
+		if s.at == vrf {
+			table = " table 100"
+		}
+		s.ip(fmt.Sprintf("route replace %v dev %s%s", pick(s.f, "172.30.0.0/16", "fd00:30::/64"), router.dev, table))
+		if err := s.knows(as, router.mac, router.dev); err != nil {
+			s.Fatal(err)
+		}
+		out, in := netip.AddrPortFrom(as, s.port()), netip.AddrPortFrom(as, 7)
+		from := s.to(s.x, s.port())
+		s.pass("a question", router, s.udp(out, at), s.x)
+		s.pass("its answer", s.x, s.udp(at, out), router)
+		s.pass("a question to it", s.x, s.udp(from, in), router)
+		s.pass("its own answer", router, s.udp(in, from), s.x)
+		s.settle()
+		s.finally(func() { s.apply(s.T, policies) })
+		s.apply(s.T, policies+denyAll("router", "Egress"))
+		s.deny("an answer to what is denied", s.x, s.udp(at, out))
+		s.pass("an answer to what is not", router, s.udp(in, from), s.x)
+		s.settle()
+		s.apply(s.T, policies+denyAll("router", "Ingress"))
+		s.deny("the answer to what is denied", router, s.udp(in, from))
+		s.pass("the answer to what is not", s.x, s.udp(at, out), router)
 	}},
 	{name: "the node's address in a further prefix", run: func(s *scene) {
 		prefix := func(a netip.Addr) string { return netip.PrefixFrom(a, a.BitLen()).String() }
@@ -140,6 +227,14 @@ var headers = []attack{
 
 const fragmentHeader = 44
 
+// behindRouterAlert puts the option in front that MLD has (RFC 2710 3).
+func behindRouterAlert(packet []byte) []byte {
+	out := append(slices.Clone(packet[:40]), icmpv6, 0, 5, 2, 0, 0, 1, 0)
+	binary.BigEndian.PutUint16(out[4:], uint16(len(packet)-40+8))
+	out[6] = 0
+	return append(out, packet[40:]...)
+}
+
 // router is a pod with further source prefixes that goes with the scene.
 func (s *scene) router(app string, prefixes ...string) *actor {
 	s.Helper()
@@ -165,6 +260,7 @@ func (s *scene) wild() *actor {
 
 func (s *scene) extra(pod *lab.Pod) *actor {
 	s.Helper()
+	s.mutate(s.T)
 	dev := pod.HostVeth
 	if s.onBridge() {
 		dev = "cni0"
