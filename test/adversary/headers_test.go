@@ -135,6 +135,34 @@ var headers = []attack{
 			s.deny("a redirect", router, unreachable(from, about, [2]byte{5, 1}, [2]byte{137, 0}))
 		}
 	}},
+	{name: "an address that is routed to a pod", at: []attachment{routed}, run: func(s *scene) {
+		to := s.pick("10.9.9.9", "fd00:99::9")
+		for _, pod := range []*actor{s.denied, s.other} {
+			s.ip(fmt.Sprintf("route replace %v dev %s", to, pod.dev))
+			if err := s.knows(to, pod.mac, pod.dev); err != nil {
+				s.Fatal(err)
+			}
+			for _, group := range []string{"1886", "0"} {
+				s.ip("link set " + pod.dev + " group " + group)
+				s.deny("in group "+group+", from outside", s.x, s.udp(s.to(s.x, s.port()), netip.AddrPortFrom(to, 7)))
+				s.deny("in group "+group+", from a pod", s.free, s.udp(s.to(s.free, s.port()), netip.AddrPortFrom(to, 7)))
+				s.settle()
+			}
+			s.ip("link set "+pod.dev+" group 1886", fmt.Sprintf("route delete %v dev %s", to, pod.dev))
+		}
+	}},
+	{name: "a pod whose ADD is under way", at: []attachment{routed}, run: func(s *scene) {
+		coming := s.wild()
+		s.ip("link set " + coming.dev + " group 1886")
+		s.deny("to it", s.x, s.new(s.x, coming, 7))
+		s.deny("to it, from a pod", s.free, s.new(s.free, coming, 7))
+		for _, to := range []*actor{s.x, s.other, s.node} {
+			s.deny("from it", coming, s.new(coming, to, 7))
+		}
+		s.settle()
+		s.ip("link set " + coming.dev + " group 0")
+		s.pass("of nobody's", coming, s.new(coming, s.x, 7), s.x)
+	}},
 	{name: "fragments of discovery", family: lab.V6, at: onBridge, run: func(s *scene) {
 		for _, by := range []*actor{s.denied, s.free} {
 			for id, to := range []netip.Addr{s.addr(s.server), s.addr(s.other), frame.SolicitedNode(s.addr(s.other))} {

@@ -52,8 +52,7 @@ type frameUse struct {
 var frameUses = []frameUse{
 	{chain{table: inet, name: chainSender}, 8, 0, 0, 0, 8},
 	{chain{table: inet, name: chainStranger}, 9, 0, 0, 0, 9},
-	{chain{table: inet, name: chainOpening}, 7, 0, 1, 0, 0},
-	{chain{table: inet, name: chainReported}, 3, 0, 0, 0, 0},
+	{chain{table: inet, name: chainOpening}, 6, 0, 1, 0, 0},
 	{chain{table: inet, name: chainRelated}, 13, 0, 0, 0, 0},
 	{chain{table: inet, name: chainAnswer}, 11, 0, 0, 0, 0},
 	{chain{table: inet, name: chainClient}, 5, 0, 0, 0, 0},
@@ -180,15 +179,6 @@ func inetFrame(s desired.State) []chain {
 		{table: inet, name: chainOpening, rules: slices.Concat(
 			unusual(s.Tunnels),
 			rules(on(jump(chainOrigin)), on(jump(chainIngress)), on(setEpoch(epoch)), on(accept())),
-		)},
-		// An error about a flow that is allowed now, or anything else that conntrack thinks
-		// related to one.
-		//
-		//	ct mark & 0xffff0000 == 0x00010000 jump related
-		//	goto opening
-		{table: inet, name: chainReported, rules: rules(
-			on(epochIs(epoch), jump(chainRelated)),
-			on(goTo(chainOpening)),
 		)},
 		// An error comes from one of the flow's ends, or from a router on the way, and
 		// routers are no endpoints, nor behind one. Any other word of an endpoint's is a packet like
@@ -370,12 +360,12 @@ func inetFrame(s desired.State) []chain {
 		// epoch too. So is what conntrack cannot place. The packet mark is others'.
 		//
 		//	ct mark & 0xffff0000 == 0x00010000 ct state == established accept
-		//	ct state == related jump reported
+		//	ct state == related ct mark & 0xffff0000 == 0x00010000 jump related
 		//	ct state == established ct direction reply jump answer
 		//	jump opening
 		{table: inet, name: chainForward, hook: &hookForward, rules: rules(
 			on(judged(epoch), accept()),
-			on(related(), jump(chainReported)),
+			on(related(), epochIs(epoch), jump(chainRelated)),
 			on(established(), reply(), jump(chainAnswer)),
 			on(jump(chainOpening)),
 		)},

@@ -22,7 +22,6 @@ const (
 	chainForward  = "forward"
 	chainOutput   = "output"
 	chainOpening  = "opening"
-	chainReported = "reported"
 	chainRelated  = "related"
 	chainAnswer   = "answer"
 	chainClient   = "client"
