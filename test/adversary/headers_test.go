@@ -115,6 +115,8 @@ var headers = []attack{
 			body := append(append(make([]byte, 4), netip.MustParseAddr(group).AsSlice()...), s.mark()...)
 			return behindRouterAlert(frame.ICMPPacket(from, netip.MustParseAddr(to), kind, 0, 1, body))
 		}
+		ra := append([]byte{64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0}, s.nonce()...)
+		s.pass("a router's advertisement", wild, frame.ICMPPacket(frame.LinkLocal(wild.mac), everybody, routerAdvertisement, 0, 255, ra), s.denied)
 		s.pass("a router's query", wild, mld(frame.LinkLocal(wild.mac), "ff02::1", mldQuery, "::"), s.denied)
 		s.settle()
 		s.pass("a report", s.free, mld(frame.LinkLocal(s.free.mac), "ff02::1:3", mldReport, "ff02::1:3"), wild)
@@ -135,9 +137,12 @@ var headers = []attack{
 		for _, to := range []*actor{s.x, s.server, s.other} {
 			s.deny("from another pod's address, which is in it", router, s.posing(s.addr(s.free), to, 80))
 		}
-		about := s.open(frame.UDP, s.client, s.x, 53).fromClient()
+		about := s.open(frame.UDP, s.other, s.x, 53).fromClient()
 		for _, from := range []netip.Addr{own, s.addr(router)} {
 			s.deny("a redirect", router, unreachable(from, about, [2]byte{5, 1}, [2]byte{137, 0}))
+			src := netip.AddrPortFrom(from, s.port())
+			s.deny("as in a tunnel", router, s.udp(src, s.to(s.x, 8472)))
+			s.pass("as in none", router, s.udp(src, s.to(s.x, 8471)), s.x)
 		}
 	}},
 	{name: "an address that is routed to a pod", at: []attachment{routed}, run: func(s *scene) {
