@@ -13,6 +13,7 @@ import (
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/mark"
 )
 
 // crowd is what an Index is told, kept in the plainest way.
@@ -230,6 +231,30 @@ func TestBetween(t *testing.T) {
 	}
 	if !from.Narrows(to) {
 		t.Error("a pod that is isolated now, and a peer that has gone, do not narrow")
+	}
+}
+
+// Where one of two loses a further prefix, the other is in both: a backend that knows the prefix
+// by its profile must not take it out there.
+func TestBetweenSharers(t *testing.T) {
+	policies := desired.Policies{Policies: []desired.Policy{web()}}
+	prefix := func(s string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(s)} }
+	a, b, c := pod(2, "web", "10.1.0.2"), pod(3, "web", "10.1.0.3"), pod(4, "web", "10.1.0.4")
+	a.ContainerID, b.ContainerID, c.ContainerID = "a", "b", "c"
+	a.Sources, b.Sources, c.Sources = prefix("172.30.0.0/16"), prefix("172.30.0.0/16"), prefix("172.31.0.0/16")
+	before := desired.Build(node(t), policies, []ident.Record{a, b, c})
+	a.Sources = nil
+	from, to := desired.Between(before, desired.Build(node(t), policies, []ident.Record{a, b, c}))
+	ids := func(s desired.State) (out []mark.ID) {
+		for _, e := range s.Endpoints {
+			out = append(out, e.ID)
+		}
+		slices.Sort(out)
+		return out
+	}
+	want := []mark.ID{2, 3}
+	if !slices.Equal(ids(from), want) || !slices.Equal(ids(to), want) {
+		t.Errorf("endpoints %v and %v, want %v in both", ids(from), ids(to), want)
 	}
 }
 

@@ -517,16 +517,22 @@ func Between(from, to State) (State, State) {
 		was[e.Key] = e
 	}
 	same := map[ident.Key]bool{}
-	var come []Endpoint
 	for _, e := range to.Endpoints {
-		if old, ok := was[e.Key]; ok && old.placedAs(e) && from.Layout == to.Layout {
-			same[e.Key] = true
-		} else {
-			come = append(come, e)
+		old, ok := was[e.Key]
+		same[e.Key] = ok && old.placedAs(e) && from.Layout == to.Layout
+	}
+	// Who stays keeps a further prefix where another has it no more.
+	var lost []netip.Prefix
+	for _, e := range from.Endpoints {
+		if !same[e.Key] {
+			lost = append(lost, e.Sources...)
 		}
 	}
-	from.Endpoints = slices.DeleteFunc(slices.Clone(from.Endpoints), func(e Endpoint) bool { return same[e.Key] })
-	to.Endpoints = come
+	stays := func(e Endpoint) bool {
+		return same[e.Key] && !slices.ContainsFunc(e.Sources, func(p netip.Prefix) bool { return slices.Contains(lost, p) })
+	}
+	from.Endpoints = slices.DeleteFunc(slices.Clone(from.Endpoints), stays)
+	to.Endpoints = slices.DeleteFunc(slices.Clone(to.Endpoints), stays)
 	from.Profiles, to.Profiles = maps.Clone(from.Profiles), maps.Clone(to.Profiles)
 	for id, p := range from.Profiles {
 		if next, ok := to.Profiles[id]; ok && p.equal(next) {

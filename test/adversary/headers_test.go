@@ -240,6 +240,44 @@ var headers = []attack{
 			}
 		}
 	}},
+	{name: "discovery behind an authentication header", family: lab.V6, at: []attachment{bridged}, run: func(s *scene) {
+		ah := func(kind byte, hops byte, from, to *actor) []byte {
+			body := append(append(make([]byte, 4), s.addr(to).AsSlice()...), 253, 100)
+			body = append(append(body, make([]byte, 774)...), s.mark()...)
+			icmp := frame.ICMPPacket(s.addr(from), s.addr(to), kind, 0, hops, body)[40:]
+			header := append([]byte{icmpv6, 4, 0, 0}, make([]byte, 20)...)
+			return frame.IP{Src: s.addr(from), Dst: s.addr(to), Protocol: authenticationHeader, Hops: hops}.Packet(append(header, icmp...))
+		}
+		for _, p := range []struct{ from, to *actor }{{s.denied, s.server}, {s.denied, s.other}, {s.free, s.denied}, {s.other, s.server}} {
+			for _, kind := range []byte{133, 135, 136} {
+				s.deny(fmt.Sprintf("type %d behind AH to %v", kind, p.to), p.from, ah(kind, 255, p.from, p.to), p.to)
+			}
+		}
+	}},
+	{name: "discovery whose length is none", family: lab.V6, at: []attachment{bridged}, run: func(s *scene) {
+		body := append(append(make([]byte, 4), s.addr(s.server).AsSlice()...), 253, 100)
+		body = append(append(body, make([]byte, 774)...), s.mark()...)
+		p := behindRouterAlert(frame.ICMPPacket(s.addr(s.denied), s.addr(s.server), 135, 0, 255, body))
+		p[4], p[5] = 0, 0
+		s.deny("long, of length none", s.denied, p, s.server)
+	}},
+	{name: "to a router that has other pods in its prefix", at: []attachment{bridged}, run: func(s *scene) {
+		router := s.router("denied", "10.1.0.0/16", "fd00:10:1::/64")
+		s.denyFrame("to its own address", s.other, frame.Ethernet(s.other.mac, router.mac, s.udp(s.to(s.other, s.port()), s.to(router, 7))), router)
+		s.denyFrame("to a free pod's address, at the router's MAC", s.other, frame.Ethernet(s.other.mac, router.mac, s.udp(s.to(s.other, s.port()), s.to(s.free, 7))), router)
+	}},
+	{name: "data in what finds neighbours, from a pod of nobody's", at: []attachment{bridged}, run: func(s *scene) {
+		wild := s.wild()
+		if s.f == lab.V4 {
+			b := append(append(frame.ARP(2, wild.mac, s.addr(wild), s.denied.mac, s.addr(s.denied)), s.mark()...), make([]byte, 1300)...)
+			s.denyFrame("ARP with much behind", wild, frame.EthernetOf(wild.mac, s.denied.mac, frame.TypeARP, b), s.denied)
+			return
+		}
+		body := append(append(make([]byte, 4), s.addr(s.denied).AsSlice()...), 253, 150)
+		body = append(append(body, make([]byte, 1174)...), s.mark()...)
+		s.deny("a long solicitation", wild, frame.ICMPPacket(s.addr(wild), s.addr(s.denied), 135, 0, 255, body), s.denied)
+		s.deny("a long RA", wild, frame.ICMPPacket(frame.LinkLocal(wild.mac), s.addr(s.denied), 134, 0, 255, append(append(make([]byte, 12), 253, 150), append(make([]byte, 1174), s.mark()...)...)), s.denied)
+	}},
 	{name: "a flow that is older than the pod", at: []attachment{routed, bridged, vlan}, run: func(s *scene) {
 		// Addresses are given in their order.
 		before := s.NewPod(lab.PodSpec{Name: fmt.Sprintf("before%d", s.f), Network: s.network()})
@@ -263,7 +301,10 @@ var headers = []attack{
 	}},
 }
 
-const fragmentHeader = 44
+const (
+	fragmentHeader       = 44
+	authenticationHeader = 51
+)
 
 // behindRouterAlert puts the option in front that MLD has (RFC 2710 3).
 func behindRouterAlert(packet []byte) []byte {

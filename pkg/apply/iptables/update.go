@@ -253,7 +253,11 @@ func (b Backend) finish(ctx context.Context, conn *ipset.Conn, from, to desired.
 		if err != nil {
 			return err
 		}
-		if h.Elements > 0 {
+		nets, err := conn.Header(n.nets(p.Direction, id).Name)
+		if err != nil && !errors.Is(err, ipset.ErrNotExist) {
+			return err
+		}
+		if h.Elements+nets.Elements > 0 {
 			continue
 		}
 		there, err := inPlace(conn, p, n)

@@ -68,13 +68,15 @@ func bridgeFrame(unlogged bool) []chain {
 		)},
 		// What is neither IP nor ARP is dropped, tagged frames with it: behind a tag
 		// br_netfilter does not look. So is what tells others where to send: redirects,
-		// and the queries and advertisements of routers.
+		// and the queries and advertisements of routers. Behind an authentication header nftables
+		// does not look, and ip6tables does: IPv6 with one is dropped.
 		//
 		//	ether type ip icmp type 5 goto spoofed-frames
 		//	ether type ip igmp type { 0x11, 0x30, 0x31, 0x32 } goto spoofed-frames
 		//	ether type ip iif . ether saddr . ip saddr @own4 accept
 		//	ether type arp goto arp-own
 		//	ether type ip6 icmpv6 type { 130, 131, 132, 133, 134, 135, 136, 137, 143, 151, 152, 153 } goto nd
+		//	ether type ip6 meta l4proto 51 goto spoofed-frames
 		//	ether type ip6 iif . ether saddr . ip6 saddr @own6 accept
 		//	ether type ip ip saddr @claimed4 goto spoofed-frames
 		//	ether type ip6 ip6 saddr @claimed6 goto spoofed-frames
@@ -87,6 +89,7 @@ func bridgeFrame(unlogged bool) []chain {
 			on(ip, fromOwn4(v4.address(true, reg), "ip saddr"), accept()),
 			on(arp, goTo(chainARP)),
 			on(ip6, v6.icmpTypes(nil, 130, 131, 132, 133, 134, 135, 136, 137, 143, 151, 152, 153), goTo(chainND)),
+			on(ip6, protocols(unix.IPPROTO_AH), goTo(chainFrames)),
 			on(ip6, own6.holds("iif . ether saddr . ip6 saddr", expr.MetaKeyIIF, sender(), v6.address(true, reg)), accept()),
 			on(ip, in(bare("ip saddr", v4.address(true, reg)), claimed(v4)), goTo(chainFrames)),
 			on(ip6, in(bare("ip6 saddr", v6.address(true, reg)), claimed(v6)), goTo(chainFrames)),
@@ -135,19 +138,27 @@ func bridgeFrame(unlogged bool) []chain {
 		// handed the frame. Nothing else enters, but what finds neighbours.
 		//
 		//	ether type ip oif . ether daddr . ip daddr @own4 accept
+		//	ether type arp meta length 28-46 accept
+		//	ether type ip6 icmpv6 type { 135, 136 } ip6 hoplimit 255 ip6 length 8-48 accept
+		//	ether type ip6 icmpv6 type 134 ip6 hoplimit 255 ip6 length 8-512 accept
+		//	ether type ip6 icmpv6 type 130 ip6 hoplimit 1 ip6 length 8-512 ip6 daddr ff02::/16 accept
+		//	ether type ip6 icmpv6 type { 130, 131, 132, 133, 134, 135, 136, 137, 143 } goto stray-frames
 		//	ether type ip6 oif . ether daddr . ip6 daddr @own6 accept
-		//	ether type arp accept
-		//	ether type ip6 icmpv6 type { 134, 135, 136 } ip6 hoplimit 255 accept
-		//	ether type ip6 icmpv6 type 130 ip6 hoplimit 1 ip6 daddr ff02::/16 accept
+		//	ether type ip ip daddr @claimed4 goto stray-frames
+		//	ether type ip6 ip6 daddr @claimed6 goto stray-frames
 		//	ether type ip oif . ether daddr . ip daddr @routers4 accept
 		//	ether type ip6 oif . ether daddr . ip6 daddr @routers6 accept
 		//	goto stray-frames
 		{table: bridge, name: chainArrive, rules: rules(
 			on(ip, own4.holds("oif . ether daddr . ip daddr", expr.MetaKeyOIF, receiver(), v4.address(false, reg)), accept()),
+			on(arp, arpLength(), accept()),
+			on(ip6, v6.icmpTypes(nil, 135, 136), bareHopLimit(255), upTo(longestSolicitation), accept()),
+			on(ip6, v6.icmpTypes(nil, 134), bareHopLimit(255), upTo(longestReport), accept()),
+			on(ip6, v6.icmpTypes(nil, 130), bareHopLimit(1), upTo(longestReport), linkMulticast(bare("ip6 daddr", v6.address(false, reg))), accept()),
+			on(ip6, v6.icmpTypes(nil, 130, 131, 132, 133, 134, 135, 136, 137, 143), goTo(chainStray)),
 			on(ip6, own6.holds("oif . ether daddr . ip6 daddr", expr.MetaKeyOIF, receiver(), v6.address(false, reg)), accept()),
-			on(arp, accept()),
-			on(ip6, v6.icmpTypes(nil, 134, 135, 136), bareHopLimit(255), accept()),
-			on(ip6, v6.icmpTypes(nil, 130), bareHopLimit(1), linkMulticast(bare("ip6 daddr", v6.address(false, reg))), accept()),
+			on(ip, in(bare("ip daddr", v4.address(false, reg)), claimed(v4)), goTo(chainStray)),
+			on(ip6, in(bare("ip6 daddr", v6.address(false, reg)), claimed(v6)), goTo(chainStray)),
 			on(ip, routers(v4).holds("oif . ether daddr . ip daddr", expr.MetaKeyOIF, receiver(), v4.address(false, reg)), accept()),
 			on(ip6, routers(v6).holds("oif . ether daddr . ip6 daddr", expr.MetaKeyOIF, receiver(), v6.address(false, reg)), accept()),
 			on(goTo(chainStray)),
@@ -162,8 +173,8 @@ func bridgeFrame(unlogged bool) []chain {
 //
 //	update @pace { iif timeout 1m limit rate over 100/second burst 300 packets } goto spoofed-frames
 //	exthdr frag exists goto spoofed-frames
-//	ether type ip6 ip6 saddr :: icmpv6 type { 133, 135 } ip6 hoplimit 255 ip6 length 0-48 accept
-//	ether type ip6 ip6 saddr :: icmpv6 type { 131, 132, 143 } ip6 hoplimit 1 ip6 length 0-512 accept
+//	ether type ip6 ip6 saddr :: icmpv6 type { 133, 135 } ip6 hoplimit 255 ip6 length 8-48 accept
+//	ether type ip6 ip6 saddr :: icmpv6 type { 131, 132, 143 } ip6 hoplimit 1 ip6 length 8-512 accept
 //	ether type ip6 iif . ether saddr . ip6 saddr @own6 goto nd-own
 //	ether type ip6 iif . ether saddr . ip6 saddr @link6 goto nd-own
 //	goto spoofed-frames
@@ -186,8 +197,8 @@ func chainOfNeighbours() chain {
 // chainOfSpeakers holds an endpoint that speaks under its own address to that address: an
 // advertisement is of it, and names the endpoint's MAC address or none.
 //
-//	ether type ip6 icmpv6 type { 133, 135 } ip6 hoplimit 255 ip6 length 0-48 accept
-//	ether type ip6 icmpv6 type { 131, 132, 143 } ip6 hoplimit 1 ip6 length 0-512 accept
+//	ether type ip6 icmpv6 type { 133, 135 } ip6 hoplimit 255 ip6 length 8-48 accept
+//	ether type ip6 icmpv6 type { 131, 132, 143 } ip6 hoplimit 1 ip6 length 8-512 accept
 //	ether type ip6 icmpv6 type 136 ip6 hoplimit 255 ip6 length 24 iif . ether saddr . @th,64,128 @own6 accept
 //	ether type ip6 icmpv6 type 136 ip6 hoplimit 255 ip6 length 32 @th,192,16 0x0201 iif . @th,208,48 . @th,64,128 @own6 accept
 //	... @link6
@@ -296,8 +307,18 @@ func exactly(n uint16) part {
 }
 
 func upTo(n uint16) part {
-	return part{text: fmt.Sprintf("ip6 length 0-%d", n), exprs: []any{
-		ip6Length(), &expr.Range{Op: expr.CmpOpEq, Register: reg, FromData: big16(0), ToData: big16(n)},
+	// 0 is that of a jumbogram, or of anything.
+	return part{text: fmt.Sprintf("ip6 length 8-%d", n), exprs: []any{
+		ip6Length(), &expr.Range{Op: expr.CmpOpEq, Register: reg, FromData: big16(8), ToData: big16(n)},
+	}}
+}
+
+// arpLength matches ARP frames that are no longer than Ethernet's shortest. The kernel has
+// lengths in the order of its own bytes, in which ranges do not compare.
+func arpLength() part {
+	return part{text: "meta length 28-46", exprs: []any{
+		load(expr.MetaKeyLEN, reg), &expr.Byteorder{SourceRegister: reg, DestRegister: reg, Op: expr.ByteorderHton, Len: 4, Size: 4},
+		&expr.Range{Op: expr.CmpOpEq, Register: reg, FromData: []byte{0, 0, 0, 28}, ToData: []byte{0, 0, 0, 46}},
 	}}
 }
 

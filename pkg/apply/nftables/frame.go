@@ -73,15 +73,15 @@ var frameUses = []frameUse{
 	{chain{table: inet, name: chainOutput}, 7, 0, 0, 0, 0},
 	{chain{table: bridge, name: chainBridge}, 6, 0, 0, 0, 6},
 	{chain{table: bridge, name: chainTagged}, 7, 0, 0, 0, 7},
-	{chain{table: bridge, name: chainGuard}, 12, 0, 0, 0, 12},
+	{chain{table: bridge, name: chainGuard}, 13, 0, 0, 0, 13},
 	{chain{table: bridge, name: chainARP}, 5, 0, 0, 0, 5},
 	{chain{table: bridge, name: chainND}, 8, 0, 0, 0, 8},
 	{chain{table: bridge, name: chainNDOwn}, 9, 0, 0, 0, 9},
 	{chain{table: bridge, name: chainFrom}, 1, 0, 0, 0, 1},
 	{chain{table: bridge, name: chainTo}, 1, 0, 0, 0, 1},
-	{chain{table: bridge, name: chainArrive}, 9, 0, 0, 0, 9},
-	{chain{table: bridge, name: chainFrames}, 23, 1, 0, 0, 23},
-	{chain{table: bridge, name: chainStray}, 4, 1, 0, 0, 4},
+	{chain{table: bridge, name: chainArrive}, 13, 0, 0, 0, 13},
+	{chain{table: bridge, name: chainFrames}, 24, 1, 0, 0, 24},
+	{chain{table: bridge, name: chainStray}, 7, 1, 0, 0, 7},
 }
 
 // usesOf is how many uses each of the static chains has in a node's frame, and guardUses in
@@ -152,8 +152,8 @@ func inetFrame(s desired.State) []chain {
 		// pass on what comes from the prefixes that it was given, but for other
 		// endpoints' addresses.
 		//
-		//	ip6 saddr { ::, fe80::/10 } icmpv6 type { 133, 135, 136 } ip6 hoplimit 255 ip6 length 0-48 accept
-		//	ip6 saddr { ::, fe80::/10 } icmpv6 type { 131, 132, 143 } ip6 hoplimit 1 ip6 length 0-512 accept
+		//	ip6 saddr { ::, fe80::/10 } icmpv6 type { 133, 135, 136 } ip6 hoplimit 255 ip6 length 8-48 accept
+		//	ip6 saddr { ::, fe80::/10 } icmpv6 type { 131, 132, 143 } ip6 hoplimit 1 ip6 length 8-512 accept
 		//	ip saddr . ip saddr @self4 goto spoofed
 		//	ip6 saddr . ip6 saddr @self6 goto spoofed
 		//	iif . ip saddr map @further4 accept
