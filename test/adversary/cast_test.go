@@ -163,15 +163,7 @@ func (c *cast) addPod(t *testing.T, name, app string) *actor {
 	if err := pod.Add(); err != nil {
 		t.Fatal(err)
 	}
-	if c.at == vrf {
-		lines := c.intoVRF(pod.HostVeth, "fd00:10:1::1/128") // as ptp gives it
-		for _, addr := range pod.Addresses {
-			lines = append(lines, fmt.Sprintf("route replace %v dev %s table 100", addr, pod.HostVeth))
-		}
-		if err := c.ip(lines...); err != nil {
-			t.Fatal(err)
-		}
-	}
+	c.podIntoVRF(t, pod)
 	if err := pod.Chain(c.podmark()); err != nil {
 		t.Fatal(err)
 	}
@@ -182,6 +174,21 @@ func (c *cast) addPod(t *testing.T, name, app string) *actor {
 		return a
 	}
 	return c.enter(t, pod.NS, pod, pod.HostVeth)
+}
+
+// podIntoVRF moves the link of a pod into the VRF, if there is one, with its routes.
+func (c *cast) podIntoVRF(t *testing.T, pod *lab.Pod) {
+	t.Helper()
+	if c.at != vrf {
+		return
+	}
+	lines := c.intoVRF(pod.HostVeth, "fd00:10:1::1/128") // as ptp gives it
+	for _, addr := range pod.Addresses {
+		lines = append(lines, fmt.Sprintf("route replace %v dev %s table 100", addr, pod.HostVeth))
+	}
+	if err := c.ip(lines...); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (c *cast) onBridge() bool { return c.at == bridged || c.at == vlan }

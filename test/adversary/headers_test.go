@@ -321,6 +321,7 @@ func (s *scene) router(app string, prefixes ...string) *actor {
 	if err := pod.Add(); err != nil {
 		s.Fatal(err)
 	}
+	s.podIntoVRF(s.T, pod)
 	if err := pod.Chain(s.Podmark(lab.Plugin{"policy": "files", "allowedSourcePrefixes": prefixes})); err != nil {
 		s.Fatal(err)
 	}
