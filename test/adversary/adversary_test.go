@@ -39,6 +39,7 @@ const (
 var (
 	attachments = []attachment{routed, bridged, vlan, vrf}
 	onBridge    = []attachment{bridged, vlan}
+	outOfVRF    = []attachment{routed, bridged, vlan}
 )
 
 // inLab reports whether only the lab's kernel is sure to have what the attachment needs.

@@ -122,7 +122,7 @@ var headers = []attack{
 		s.pass("a report", s.free, mld(frame.LinkLocal(s.free.mac), "ff02::1:3", mldReport, "ff02::1:3"), wild)
 		s.pass("a report from no address yet", s.free, mld(netip.IPv6Unspecified(), "ff02::1:3", mldReport, "ff02::1:3"), wild)
 	}},
-	{name: "a further prefix that other pods are in", run: func(s *scene) {
+	{name: "a further prefix that other pods are in", at: outOfVRF, run: func(s *scene) {
 		router := s.router("server", "172.30.0.0/16", "fd00:30::/64", "10.1.0.0/16", "fd00:10:1::/64")
 		own := s.pick("172.30.0.5", "fd00:30::5")
 		s.pass("from it", router, s.posing(own, s.x, 7), s.x)
@@ -195,7 +195,7 @@ var headers = []attack{
 			}
 		}
 	}},
-	{name: "the node's own address from outside", family: lab.V6, run: func(s *scene) {
+	{name: "the node's own address from outside", family: lab.V6, at: outOfVRF, run: func(s *scene) {
 		for _, as := range []netip.Addr{s.addr(s.node), s.gatewayAddr()} {
 			for _, to := range []*actor{s.server, s.other, s.free} {
 				s.deny(fmt.Sprintf("as %v", as), s.y, s.posing(as, to, 80))
@@ -230,7 +230,7 @@ var headers = []attack{
 		s.deny("the answer to what is denied", router, s.udp(in, from))
 		s.pass("the answer to what is not", s.x, s.udp(at, out), router)
 	}},
-	{name: "the node's address in a further prefix", run: func(s *scene) {
+	{name: "the node's address in a further prefix", at: outOfVRF, run: func(s *scene) {
 		prefix := func(a netip.Addr) string { return netip.PrefixFrom(a, a.BitLen()).String() }
 		router := s.router("free", prefix(s.addr(s.node)), prefix(s.gatewayAddr()), "172.30.0.0/16", "fd00:30::/64")
 		s.pass("from another", router, s.posing(s.pick("172.30.0.5", "fd00:30::5"), s.x, 7), s.x)
@@ -278,7 +278,7 @@ var headers = []attack{
 		s.deny("a long solicitation", wild, frame.ICMPPacket(s.addr(wild), s.addr(s.denied), 135, 0, 255, body), s.denied)
 		s.deny("a long RA", wild, frame.ICMPPacket(frame.LinkLocal(wild.mac), s.addr(s.denied), 134, 0, 255, append(append(make([]byte, 12), 253, 150), append(make([]byte, 1174), s.mark()...)...)), s.denied)
 	}},
-	{name: "a flow that is older than the pod", at: []attachment{routed, bridged, vlan}, run: func(s *scene) {
+	{name: "a flow that is older than the pod", at: outOfVRF, run: func(s *scene) {
 		// Addresses are given in their order.
 		before := s.NewPod(lab.PodSpec{Name: fmt.Sprintf("before%d", s.f), Network: s.network()})
 		if err := before.Add(); err != nil {
