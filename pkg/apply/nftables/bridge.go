@@ -139,11 +139,11 @@ func bridgeFrame(unlogged bool) []chain {
 		//
 		//	ether type ip oif . ether daddr . ip daddr @own4 accept
 		//	ether type arp meta length 28-46 accept
-		//	ether type ip6 icmpv6 type { 135, 136 } ip6 hoplimit 255 ip6 length 8-48 accept
-		//	ether type ip6 icmpv6 type 134 ip6 hoplimit 255 ip6 length 8-512 accept
-		//	ether type ip6 icmpv6 type 130 ip6 hoplimit 1 ip6 length 8-512 ip6 daddr ff02::/16 accept
-		//	ether type ip6 icmpv6 type { 130, 131, 132, 133, 134, 135, 136, 137, 143 } goto stray-frames
+		//	ether type ip6 icmpv6 type { 133, 135, 136 } ip6 hoplimit 255 ip6 length != 8-48 goto stray-frames
+		//	ether type ip6 icmpv6 type 134 ip6 hoplimit 255 ip6 length != 8-512 goto stray-frames
 		//	ether type ip6 oif . ether daddr . ip6 daddr @own6 accept
+		//	ether type ip6 icmpv6 type { 134, 135, 136 } ip6 hoplimit 255 accept
+		//	ether type ip6 icmpv6 type 130 ip6 hoplimit 1 ip6 length 8-512 ip6 daddr ff02::/16 accept
 		//	ether type ip ip daddr @claimed4 goto stray-frames
 		//	ether type ip6 ip6 daddr @claimed6 goto stray-frames
 		//	ether type ip oif . ether daddr . ip daddr @routers4 accept
@@ -152,11 +152,11 @@ func bridgeFrame(unlogged bool) []chain {
 		{table: bridge, name: chainArrive, rules: rules(
 			on(ip, own4.holds("oif . ether daddr . ip daddr", expr.MetaKeyOIF, receiver(), v4.address(false, reg)), accept()),
 			on(arp, arpLength(), accept()),
-			on(ip6, v6.icmpTypes(nil, 135, 136), bareHopLimit(255), upTo(longestSolicitation), accept()),
-			on(ip6, v6.icmpTypes(nil, 134), bareHopLimit(255), upTo(longestReport), accept()),
-			on(ip6, v6.icmpTypes(nil, 130), bareHopLimit(1), upTo(longestReport), linkMulticast(bare("ip6 daddr", v6.address(false, reg))), accept()),
-			on(ip6, v6.icmpTypes(nil, 130, 131, 132, 133, 134, 135, 136, 137, 143), goTo(chainStray)),
+			on(ip6, v6.icmpTypes(nil, 133, 135, 136), bareHopLimit(255), beyond(longestSolicitation), goTo(chainStray)),
+			on(ip6, v6.icmpTypes(nil, 134), bareHopLimit(255), beyond(longestReport), goTo(chainStray)),
 			on(ip6, own6.holds("oif . ether daddr . ip6 daddr", expr.MetaKeyOIF, receiver(), v6.address(false, reg)), accept()),
+			on(ip6, v6.icmpTypes(nil, 134, 135, 136), bareHopLimit(255), accept()),
+			on(ip6, v6.icmpTypes(nil, 130), bareHopLimit(1), upTo(longestReport), linkMulticast(bare("ip6 daddr", v6.address(false, reg))), accept()),
 			on(ip, in(bare("ip daddr", v4.address(false, reg)), claimed(v4)), goTo(chainStray)),
 			on(ip6, in(bare("ip6 daddr", v6.address(false, reg)), claimed(v6)), goTo(chainStray)),
 			on(ip, routers(v4).holds("oif . ether daddr . ip daddr", expr.MetaKeyOIF, receiver(), v4.address(false, reg)), accept()),
@@ -301,15 +301,21 @@ func bareHopLimit(n byte) part {
 	return part{text: fmt.Sprintf("ip6 hoplimit %d", n), exprs: []any{payload(expr.PayloadBaseNetworkHeader, 7, 1, reg), equal(n)}}
 }
 
-// exactly and upTo match the bytes behind the IPv6 header.
+// exactly, upTo and beyond match the bytes behind the IPv6 header. None, 0, is beyond: it is
+// that of a jumbogram, or of anything.
 func exactly(n uint16) part {
 	return part{text: fmt.Sprintf("ip6 length %d", n), exprs: []any{ip6Length(), equal(big16(n)...)}}
 }
 
 func upTo(n uint16) part {
-	// 0 is that of a jumbogram, or of anything.
 	return part{text: fmt.Sprintf("ip6 length 8-%d", n), exprs: []any{
 		ip6Length(), &expr.Range{Op: expr.CmpOpEq, Register: reg, FromData: big16(8), ToData: big16(n)},
+	}}
+}
+
+func beyond(n uint16) part {
+	return part{text: fmt.Sprintf("ip6 length != 8-%d", n), exprs: []any{
+		ip6Length(), &expr.Range{Op: expr.CmpOpNeq, Register: reg, FromData: big16(8), ToData: big16(n)},
 	}}
 }
 

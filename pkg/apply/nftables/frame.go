@@ -81,7 +81,7 @@ var frameUses = []frameUse{
 	{chain{table: bridge, name: chainTo}, 1, 0, 0, 0, 1},
 	{chain{table: bridge, name: chainArrive}, 13, 0, 0, 0, 13},
 	{chain{table: bridge, name: chainFrames}, 24, 1, 0, 0, 24},
-	{chain{table: bridge, name: chainStray}, 7, 1, 0, 0, 7},
+	{chain{table: bridge, name: chainStray}, 8, 1, 0, 0, 8},
 }
 
 // usesOf is how many uses each of the static chains has in a node's frame, and guardUses in
