@@ -54,10 +54,10 @@ var frameUses = []frameUse{
 	{chain{table: inet, name: chainStranger}, 9, 0, 0, 0, 9},
 	{chain{table: inet, name: chainOpening}, 6, 0, 1, 0, 0},
 	{chain{table: inet, name: chainRelated}, 13, 0, 0, 0, 0},
-	{chain{table: inet, name: chainAnswer}, 11, 0, 0, 0, 0},
+	{chain{table: inet, name: chainAnswer}, 12, 0, 0, 0, 0},
 	{chain{table: inet, name: chainClient}, 5, 0, 0, 0, 0},
 	{chain{table: inet, name: chainServer}, 5, 0, 0, 0, 0},
-	{chain{table: inet, name: chainUnusual}, 8, 0, 0, 1, 0},
+	{chain{table: inet, name: chainUnusual}, 9, 0, 0, 1, 0},
 	{chain{table: inet, name: chainTunnel}, 5, 0, 2, 1, 0},
 	{chain{table: inet, name: chainClassify}, 9, 0, 0, 0, 0},
 	{chain{table: inet, name: chainOrigin}, 8, 0, 0, 0, 0},
@@ -197,6 +197,7 @@ func inetFrame(s desired.State) []chain {
 		// that is done. The client is behind the output interface, and the server behind
 		// the other.
 		//
+		//	meta l4proto != tcp meta l4proto != udp jump unusual
 		//	ip saddr set ip daddr ip daddr set ip saddr
 		//	ip6 saddr set ip6 daddr ip6 daddr set ip6 saddr
 		//	meta l4proto { 6, 17, 132 } th sport set th dport th dport set th sport
@@ -206,6 +207,7 @@ func inetFrame(s desired.State) []chain {
 		//	ct mark set ct mark & 0x0000ffff | 0x00010000
 		//	accept
 		{table: inet, name: chainAnswer, rules: slices.Concat(
+			rules(on(unusualProtocol(), jump(chainUnusual))),
 			turned(),
 			rules(on(jump(chainClient)), on(jump(chainServer))),
 			turned(),
