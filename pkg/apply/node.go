@@ -94,6 +94,10 @@ type file struct {
 	// "none" where it cannot: BridgeLacks says why. Empty until it is asked.
 	Bridge      string `json:"bridge,omitempty"`
 	BridgeLacks string `json:"bridgeLacks,omitempty"`
+	// Checksums is "bpf" where the kernel looks where checksums go, and "none" where it
+	// cannot: ChecksumsLacks says why. Empty in the file of an older podmark.
+	Checksums      string `json:"checksums,omitempty"`
+	ChecksumsLacks string `json:"checksumsLacks,omitempty"`
 	// Has is what the kernel has that iptables can do without.
 	Has []iptables.Feature `json:"has,omitempty"`
 	// Tunnels are those that the rules were written with; nil in the file of an older
@@ -173,7 +177,7 @@ func (n Node) load() (file, error) {
 		f.Policies, err = n.cachedPolicies()
 	}
 	// The first change after an upgrade writes everything, with the numbers of links.
-	f.Synced = f.Synced && f.Indexed
+	f.Synced = f.Synced && f.Indexed && f.Checksums != ""
 	if errors.Is(err, ident.ErrDamaged) {
 		return file{}, fmt.Errorf("%w; %s", err, startOver)
 	}
@@ -337,6 +341,7 @@ func (n Node) index(f file) (file, error) {
 
 // rewrite makes the kernel hold what f and the attachments say, and notes that in f.
 func (n Node) rewrite(ctx context.Context, f file, coming ...ident.Record) (file, error) {
+	f.syncChecksums()
 	if err := f.askKernel(ctx, n.LockTimeout); err != nil {
 		return f, err
 	}
