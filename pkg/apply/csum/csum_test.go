@@ -51,11 +51,6 @@ func newRouter(t *testing.T) *router {
 	t.Helper()
 	needs.All(t, needs.Checksums)
 	netns.Enter(t)
-	t.Cleanup(func() {
-		if err := csum.Remove(); err != nil {
-			t.Error(err)
-		}
-	})
 	for path, value := range map[string]string{
 		"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1", "ipv6/conf/default/accept_dad": "0",
 		"ipv4/conf/all/rp_filter": "0", "ipv4/conf/default/rp_filter": "0",
@@ -487,11 +482,6 @@ func TestNamespaces(t *testing.T) {
 	enter := func(t *testing.T) {
 		t.Helper()
 		netns.Enter(t)
-		t.Cleanup(func() {
-			if err := csum.Remove(); err != nil {
-				t.Error(err)
-			}
-		})
 		if err := csum.Check(); !errors.Is(err, missing.Err) {
 			t.Errorf("Check of a new namespace says %v, want %v", err, missing.Err)
 		}
@@ -511,11 +501,6 @@ func TestNamespaces(t *testing.T) {
 func TestSockets(t *testing.T) {
 	needs.All(t, needs.Checksums)
 	netns.Enter(t)
-	t.Cleanup(func() {
-		if err := csum.Remove(); err != nil {
-			t.Error(err)
-		}
-	})
 	// The node's end is this namespace, the pod's another.
 	node, err := vnetns.Get()
 	if err != nil {
