@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures what podmark costs, beside other plugins and other rules: an ADD and a
-# DEL, the first packet of a flow, a TCP stream, a change of policy, live flows after one.
+# DEL, packets of new and of steady flows, a TCP stream, a change of policy, live flows after one.
 # Each section runs in network and mount namespaces of its own. The report goes to the terminal
 # and to report/bench.md.
 #   ONLY=packet,stream   some of add packet stream change live daemon; into report/bench-packet-stream.md

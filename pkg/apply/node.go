@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -461,8 +462,12 @@ func (n Node) ready(ctx context.Context, f file, r ident.Record) (file, error) {
 // noted, and of coming, which are not yet. A node that is unsynced or whose frame
 // is gone is rewritten whole instead.
 func (n Node) update(ctx context.Context, f file, before, kept []ident.Record, coming ...ident.Record) error {
-	from, errFrom := f.share(before...)
-	to, errTo := f.share(append(kept, coming...)...)
+	sharers, err := n.sharers(before, slices.Concat(before, kept, coming))
+	if err != nil {
+		return err
+	}
+	from, errFrom := f.share(slices.Concat(before, sharers)...)
+	to, errTo := f.share(slices.Concat(kept, coming, sharers)...)
 	if err := errors.Join(errFrom, errTo); err != nil {
 		return err
 	}
@@ -470,7 +475,7 @@ func (n Node) update(ctx context.Context, f file, before, kept []ident.Record, c
 		_, err := n.sync(ctx, f, coming...)
 		return err
 	}
-	err := n.backend(f).Update(ctx, from, to)
+	err = n.backend(f).Update(ctx, from, to)
 	switch {
 	case err == nil:
 		return nil
@@ -481,4 +486,23 @@ func (n Node) update(ctx context.Context, f file, before, kept []ident.Record, c
 	// Half a change may be in the kernel: let the next one start from scratch.
 	f.Synced = false
 	return errors.Join(fmt.Errorf("%w: %w", ErrBackend, err), n.save(f))
+}
+
+// sharers are the attachments, but for those of known, that have a further source prefix of
+// one of leaving. Behind IPVS, iptables knows such a prefix by its profile alone, so it stays
+// there with the last that has it.
+func (n Node) sharers(leaving, known []ident.Record) ([]ident.Record, error) {
+	if !slices.ContainsFunc(leaving, func(r ident.Record) bool { return len(r.Sources) > 0 }) {
+		return nil, nil
+	}
+	records, err := n.records()
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(slices.Clone(records), func(other ident.Record) bool {
+		return slices.ContainsFunc(known, func(r ident.Record) bool { return r.Key == other.Key }) ||
+			!slices.ContainsFunc(leaving, func(r ident.Record) bool {
+				return slices.ContainsFunc(r.Sources, func(p netip.Prefix) bool { return slices.Contains(other.Sources, p) })
+			})
+	}), nil
 }

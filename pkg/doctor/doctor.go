@@ -72,6 +72,7 @@ func Checks() []Check {
 		{"plugin", "the plugin's file is missing, or cannot be executed", cni, checkPlugin},
 		{"ipvs-conntrack", "IPVS is in use and does not track its connections", []Part{PartServices, PartSysctls}, checkIPVS},
 		{"bridge-netfilter", "frames between the policed pods of a bridge pass no hook", []Part{PartState, PartSysctls}, checkBridge},
+		{"source-route", "the node follows routes that pods write into their packets", []Part{PartState, PartSysctls}, checkRoutes},
 		{"mark-users", "a well-known program on this node uses bits of the mask", rules, checkUsers},
 		{"mark-rules", "a rule of somebody else's writes bits of the mask where they matter", rules, checkRules},
 		{"mark-compares", "a rule, route or service of somebody else's asks for a mark where a pod's ID is in it", rules, checkCompares},

@@ -225,6 +225,9 @@ func TestRare(t *testing.T) {
 	f = healthy(t, 0xffff0000)
 	f.Sysctls[0].Value = ""
 	only(t, f, "ipvs-conntrack", "modprobe ip_vs && sysctl -w net.ipv4.vs.conntrack=1")
+	f = healthy(t, 0xffff0000)
+	f.Sysctls = append(f.Sysctls, node.Sysctl{Name: "net.ipv4.conf.all.accept_source_route", Want: "0", Value: "1"})
+	only(t, f, "source-route", "sysctl -w net.ipv4.conf.all.accept_source_route=0")
 }
 
 // What could not be read is said, with the checks that needed it.

@@ -17,6 +17,8 @@ import (
 type Needs struct {
 	// IPVS is set where services are done by it; see [Mode].
 	IPVS bool
+	// Policed4 is set where a policed endpoint has an IPv4 address.
+	Policed4 bool
 	// Bridge4 and Bridge6 are set where policed endpoints of that family sit on a
 	// bridge, or are about to.
 	Bridge4, Bridge6 bool
@@ -28,12 +30,13 @@ type Needs struct {
 func NeedsOf(mode Mode, records []ident.Record, bridged bool) Needs {
 	n := Needs{IPVS: mode.IPVS, Bridge4: bridged, Bridge6: bridged}
 	for _, r := range records {
-		if !r.Policed || r.Routed() {
+		if !r.Policed {
 			continue
 		}
 		for _, a := range r.Addresses {
-			n.Bridge4 = n.Bridge4 || a.Is4()
-			n.Bridge6 = n.Bridge6 || a.Is6()
+			n.Policed4 = n.Policed4 || a.Is4()
+			n.Bridge4 = n.Bridge4 || a.Is4() && !r.Routed()
+			n.Bridge6 = n.Bridge6 || a.Is6() && !r.Routed()
 		}
 	}
 	return n
@@ -50,7 +53,8 @@ type Sysctl struct {
 	// Name is as sysctl(8) writes it, with dots.
 	Name string `json:"name"`
 	Want string `json:"want"`
-	// Value is empty where the kernel does not have it: then Module is not loaded.
+	// Value is empty where the kernel does not have it: then Module is not loaded, if it
+	// belongs to one.
 	Value  string `json:"value"`
 	Module string `json:"module"`
 	// Before is what it was until the daemon set it, in this look.
@@ -79,16 +83,20 @@ func (s Sysctl) Mend() string {
 //     reply behind a service is known as one. kube-proxy sets it when it starts.
 //   - net.bridge.bridge-nf-call-*: without it frames between two ports of a bridge
 //     pass none of the hooks in which either backend judges.
+//   - net.ipv4.conf.all.accept_source_route: with it the node sends a packet on to the
+//     next address of its source route, which takes the place of the destination behind
+//     the hooks of FORWARD (ip_forward_options in net/ipv4/ip_options.c).
 func (n Needs) Sysctls() []Sysctl {
 	var out []Sysctl
-	add := func(needed bool, name, module string) {
+	add := func(needed bool, name, want, module string) {
 		if needed {
-			out = append(out, Sysctl{Name: name, Want: "1", Module: module})
+			out = append(out, Sysctl{Name: name, Want: want, Module: module})
 		}
 	}
-	add(n.IPVS, "net.ipv4.vs.conntrack", "ip_vs")
-	add(n.Bridge4, "net.bridge.bridge-nf-call-iptables", "br_netfilter")
-	add(n.Bridge6, "net.bridge.bridge-nf-call-ip6tables", "br_netfilter")
+	add(n.IPVS, "net.ipv4.vs.conntrack", "1", "ip_vs")
+	add(n.Bridge4, "net.bridge.bridge-nf-call-iptables", "1", "br_netfilter")
+	add(n.Bridge6, "net.bridge.bridge-nf-call-ip6tables", "1", "br_netfilter")
+	add(n.Policed4, "net.ipv4.conf.all.accept_source_route", "0", "")
 	return out
 }
 

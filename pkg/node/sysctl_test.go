@@ -20,6 +20,7 @@ func TestNeeds(t *testing.T) {
 		}
 		return r
 	}
+	const source = "net.ipv4.conf.all.accept_source_route"
 	const conntrack, four, six = "net.ipv4.vs.conntrack", "net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables"
 	for name, tt := range map[string]struct {
 		mode    Mode
@@ -30,17 +31,17 @@ func TestNeeds(t *testing.T) {
 		"nothing":                  {},
 		"IPVS":                     {mode: Mode{IPVS: true}, want: []string{conntrack}},
 		"link or services only":    {mode: Mode{Link: true, Services: 1}},
-		"a routed pod":             {records: []ident.Record{pod("cni0", true, "10.1.0.2", "fd00::2")}},
+		"a routed pod":             {records: []ident.Record{pod("cni0", true, "10.1.0.2", "fd00::2")}, want: []string{source}},
 		"a bridged pod, unpoliced": {records: []ident.Record{pod("veth1", false, "10.1.0.2")}},
-		"a bridged pod, IPv4":      {records: []ident.Record{pod("veth1", true, "10.1.0.2")}, want: []string{four}},
+		"a bridged pod, IPv4":      {records: []ident.Record{pod("veth1", true, "10.1.0.2")}, want: []string{four, source}},
 		"a bridged pod, IPv6":      {records: []ident.Record{pod("veth1", true, "fd00::2")}, want: []string{six}},
-		"both":                     {records: []ident.Record{pod("veth1", true, "10.1.0.2"), pod("veth2", true, "fd00::2")}, want: []string{four, six}},
+		"both":                     {records: []ident.Record{pod("veth1", true, "10.1.0.2"), pod("veth2", true, "fd00::2")}, want: []string{four, six, source}},
 		"no bridged pod yet":       {mode: Mode{IPVS: true}, bridged: true, want: []string{conntrack, four, six}},
 	} {
 		var got []string
 		for _, s := range NeedsOf(tt.mode, tt.records, tt.bridged).Sysctls() {
 			got = append(got, s.Name)
-			if s.Want != "1" || s.Value != "" || s.OK() || s.Module == "" {
+			if off := s.Name == source; (s.Want == "0") != off || s.Value != "" || s.OK() || (s.Module == "") != off {
 				t.Errorf("%s: %+v", name, s)
 			}
 		}

@@ -92,7 +92,7 @@ SIGINT, 2 wrong usage or failure.`,
 	flags.StringVar(&o.nodeName, "node-name", "", "the Node to which events are attached, where the API server is asked (default the host's name)")
 	flags.StringVar(&o.policyDir, "policy-dir", "", "folder with NetworkPolicy manifests that are the node's policy, as with 'podmarkctl apply', and again whenever they change; for networks with \"policy\": \"files\"")
 	flags.StringVar(&o.socket, "socket", "", "where the plugin asks who a pod is, its daemonSocket (default podmarkd.sock in the state folder)")
-	flags.BoolVar(&o.setSysctls, "set-sysctls", false, "set net.ipv4.vs.conntrack and net.bridge.bridge-nf-call-iptables and -ip6tables to 1 where they are needed and are not; without it podmarkd only warns")
+	flags.BoolVar(&o.setSysctls, "set-sysctls", false, "set net.ipv4.vs.conntrack and net.bridge.bridge-nf-call-iptables and -ip6tables to 1 where they are needed and are not, and net.ipv4.conf.all.accept_source_route to 0; without it podmarkd only warns")
 	flags.StringVar(&o.proxy, "kube-proxy-metrics", "127.0.0.1:10249", "where kube-proxy on this node serves its metrics, and says its mode, which is shown; empty for nowhere")
 	flags.StringVar(&o.listen, "listen", "127.0.0.1:9469", "address for /metrics, /healthz and /readyz; empty for none")
 	flags.BoolVar(&o.keepInstalled, "keep-installed", false, "do what 'podmarkd install' does, and again whenever others undo it; --cni-conf-dir, --cni-bin-dir, --source, --entry and --drop-in are for it")

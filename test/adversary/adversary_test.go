@@ -29,9 +29,7 @@ type attack struct {
 	atOnce bool
 	// lab is what it needs that only the lab's kernel is sure to have; empty for any kernel.
 	lab string
-	// notHeld are backends that do not hold it: docs/threat-model.md says so.
-	notHeld []lab.Backend
-	run     func(*scene)
+	run func(*scene)
 }
 
 // attachment is how the pods of a node are attached.
@@ -98,7 +96,7 @@ func needLab(t *testing.T) {
 func onNodes(t *testing.T, attachments ...attachment) {
 	lab.Backends(t, func(t *testing.T, backend lab.Backend) {
 		for _, at := range attachments {
-			these := slices.DeleteFunc(slices.Clone(attacks), func(a attack) bool { return !a.runs(at, inLab()) || slices.Contains(a.notHeld, backend) })
+			these := slices.DeleteFunc(slices.Clone(attacks), func(a attack) bool { return !a.runs(at, inLab()) })
 			if len(these) == 0 {
 				continue
 			}

@@ -175,6 +175,7 @@ func (c *cast) addPod(t *testing.T, name, app string) *actor {
 	if err := pod.Chain(c.podmark()); err != nil {
 		t.Fatal(err)
 	}
+	c.mutate(t)
 	if c.onBridge() {
 		a := c.enter(t, pod.NS, pod, "cni0")
 		a.bridge = "cni0"
@@ -346,6 +347,12 @@ func (c *cast) apply(t *testing.T, manifests string) {
 	if _, err := c.Try(path, "--state-dir", c.StateDir, "--lock-timeout", "2m", "apply", "-f", file); err != nil {
 		t.Fatal(err)
 	}
+	c.mutate(t)
+}
+
+// mutate takes out the rule that TestMutants names, if it runs this. An ADD puts it back.
+func (c *cast) mutate(t *testing.T) {
+	t.Helper()
 	if without, ok := mutant.FromEnv(); ok {
 		if err := without.TakeOut(c.Try); err != nil {
 			t.Fatal(err)

@@ -1,7 +1,9 @@
 package adversary_test
 
 import (
+	"net"
 	"net/netip"
+	"time"
 
 	"github.com/podmark/podmark/test/frame"
 	"github.com/podmark/podmark/test/lab"
@@ -45,11 +47,32 @@ var controls = []attack{
 			src, dst := s.to(s.node, s.port()), s.to(pod, 8080)
 			s.pass("a probe", s.node, s.udp(src, dst), pod)
 			s.pass("its answer", pod, s.udp(dst, src), s.node)
+			s.pass("its error", pod, unreachable(s.addr(pod), s.udp(src, dst), [2]byte{3, 3}, [2]byte{1, 4}), s.node)
 		}
 		src, dst := s.to(s.node, s.port()), s.to(s.x, 53)
 		s.pass("the node's own query", s.node, s.udp(src, dst), s.x)
 		s.pass("its answer", s.x, s.udp(dst, src), s.node)
 		s.pass("a pod without a policy", s.free, s.new(s.free, s.node, 7), s.node)
+	}},
+	{name: "the node speaks to itself", run: func(s *scene) {
+		err := s.Do(func() error {
+			c, err := net.ListenPacket("udp", net.JoinHostPort(pick(s.f, "127.0.0.1", "::1"), "0"))
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			if _, err := c.WriteTo(s.mark(), c.LocalAddr()); err != nil {
+				return err
+			}
+			if err := c.SetReadDeadline(time.Now().Add(lab.AnswerLimit)); err != nil {
+				return err
+			}
+			_, _, err = c.ReadFrom(make([]byte, 100))
+			return err
+		})
+		if err != nil {
+			s.Errorf("the node does not hear itself: %v", err)
+		}
 	}},
 	{name: "echo", run: func(s *scene) {
 		request, reply := pick[byte](s.f, 8, 128), pick[byte](s.f, 0, 129)

@@ -1,6 +1,7 @@
 package adversary_test
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -30,22 +31,7 @@ var headers = []attack{
 	}},
 	{name: "ICMP errors from a further prefix", run: func(s *scene) {
 		asked := s.open(frame.UDP, s.client, s.x, 53)
-		pod := s.NewPod(lab.PodSpec{Name: fmt.Sprintf("router%d", s.f), Labels: map[string]string{"app": "denied"}, Network: s.network()})
-		if err := pod.Add(); err != nil {
-			s.Fatal(err)
-		}
-		if err := pod.Chain(s.Podmark(lab.Plugin{"policy": "files", "allowedSourcePrefixes": []string{"172.30.0.0/16", "fd00:30::/64"}})); err != nil {
-			s.Fatal(err)
-		}
-		dev := pod.HostVeth
-		if s.onBridge() {
-			dev = "cni0"
-		}
-		router := s.enter(s.T, pod.NS, pod, dev)
-		if s.onBridge() {
-			router.bridge = "cni0"
-		}
-		s.finally(func() { s.rm(router); _ = pod.Del() })
+		router := s.router("denied", "172.30.0.0/16", "fd00:30::/64")
 		as := s.pick("172.30.0.5", "fd00:30::5")
 		s.deny("a packet of its own", router, s.posing(as, s.client, 9))
 		s.deny("to the client", router, unreachable(as, asked.fromClient(), [2]byte{3, 3}, [2]byte{1, 4}))
@@ -64,13 +50,7 @@ var headers = []attack{
 		}
 	}},
 	{name: "an endpoint's MAC address from a pod of nobody's", at: []attachment{bridged}, run: func(s *scene) {
-		pod := s.NewPod(lab.PodSpec{Name: fmt.Sprintf("wild%d", s.f), Network: s.network()})
-		if err := pod.Add(); err != nil {
-			s.Fatal(err)
-		}
-		wild := s.enter(s.T, pod.NS, pod, "cni0")
-		wild.bridge = "cni0"
-		s.finally(func() { s.rm(wild); _ = pod.Del() })
+		wild := s.wild()
 		s.pass("before", s.x, s.new(s.x, s.free, 7), s.free)
 		s.settle()
 		s.denyFrame("under the own address", wild, frame.Ethernet(s.free.mac, wild.gateway, s.new(wild, s.y, 7)), s.free)
@@ -79,6 +59,256 @@ var headers = []attack{
 		s.pass("behind it", s.x, s.new(s.x, s.free, 7), s.free)
 		s.pass("behind it", s.free, s.new(s.free, s.x, 7), s.x)
 	}},
+	{name: "behind a tag from a pod of nobody's", at: []attachment{bridged}, run: func(s *scene) {
+		wild := s.wild()
+		tags := func(b []byte, tags ...uint32) []byte {
+			payload := b[12:]
+			for _, t := range slices.Backward(tags) {
+				payload = append(binary.BigEndian.AppendUint32(nil, t), payload...)
+			}
+			return append(slices.Clone(b[:12]), payload...)
+		}
+		for _, list := range [][]uint32{{0x81000000}, {0x8100e000}, {0x88a80000}, {0x81000000, 0x81000000}, {0x88a80000, 0x81002000}, {0x81000000, 0x81000000, 0x81000000}} {
+			for _, to := range []*actor{s.x, s.server, s.node} {
+				s.denyFrame(fmt.Sprintf("behind %#x, as an endpoint", list), wild, tags(frame.Ethernet(wild.mac, wild.gateway, s.posing(s.addr(s.free), to, 80)), list...))
+			}
+			claim := frame.EthernetOf(wild.mac, frame.Broadcast, frame.TypeARP, frame.ARP(2, wild.mac, s.addr(s.free), make([]byte, 6), s.addr(s.free)))
+			if s.f == lab.V6 {
+				everybody := netip.MustParseAddr("ff02::1")
+				claim = frame.Ethernet(wild.mac, frame.Multicast(everybody), s.neighbour(neighbourAdvertisement, frame.LinkLocal(wild.mac), everybody, 0x20, s.addr(s.free), wild.mac))
+			}
+			s.denyFrame(fmt.Sprintf("behind %#x, an endpoint's address claimed", list), wild, tags(claim, list...))
+		}
+		s.passFrame("behind one, as itself", wild, tags(frame.Ethernet(wild.mac, wild.gateway, s.new(wild, s.x, 7)), 0x81000000), s.x)
+	}},
+	{name: "addresses claimed by a pod of nobody's", at: []attachment{bridged}, run: func(s *scene) {
+		wild := s.wild()
+		if s.f == lab.V4 {
+			arp := func(operation byte, as, about netip.Addr) []byte {
+				return frame.EthernetOf(wild.mac, frame.Broadcast, frame.TypeARP, frame.ARP(operation, wild.mac, as, make([]byte, 6), about))
+			}
+			for _, victim := range []*actor{s.free, s.server} {
+				s.denyFrame("announced", wild, arp(2, s.addr(victim), s.addr(victim)))
+				s.denyFrame("in a question", wild, arp(1, s.addr(victim), s.gatewayAddr()))
+			}
+			s.passFrame("its own", wild, arp(1, s.addr(wild), s.gatewayAddr()), s.denied)
+			return
+		}
+		everybody, own := netip.MustParseAddr("ff02::1"), frame.LinkLocal(wild.mac)
+		for _, victim := range []*actor{s.free, s.server} {
+			for _, from := range []netip.Addr{own, s.addr(victim)} {
+				s.deny(fmt.Sprintf("advertised from %v", from), wild, s.neighbour(neighbourAdvertisement, from, everybody, 0x20, s.addr(victim), wild.mac))
+			}
+		}
+		s.pass("its own", wild, s.neighbour(neighbourAdvertisement, own, everybody, 0x20, s.addr(wild), wild.mac), s.denied)
+	}},
+	{name: "what a link needs", at: []attachment{bridged}, run: func(s *scene) {
+		wild := s.wild()
+		if s.f == lab.V4 {
+			question := frame.ARP(1, s.free.mac, s.addr(s.free), make([]byte, 6), s.addr(wild))
+			s.passFrame("a question that fills a frame", s.free, frame.EthernetOf(s.free.mac, frame.Broadcast, frame.TypeARP, append(question, make([]byte, 18)...)), s.denied)
+			return
+		}
+		local, everybody := frame.LinkLocal(s.free.mac), netip.MustParseAddr("ff02::1")
+		s.pass("an advertisement of the link-local address", s.free, frame.ICMPPacket(local, everybody, neighbourAdvertisement, 0, 255, append([]byte{0x20, 0, 0, 0}, local.AsSlice()...)), s.denied)
+		mld := func(from netip.Addr, to string, kind byte, group string) []byte {
+			body := append(append(make([]byte, 4), netip.MustParseAddr(group).AsSlice()...), s.mark()...)
+			return behindRouterAlert(frame.ICMPPacket(from, netip.MustParseAddr(to), kind, 0, 1, body))
+		}
+		ra := append([]byte{64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0}, s.nonce()...)
+		s.pass("a router's advertisement", wild, frame.ICMPPacket(frame.LinkLocal(wild.mac), everybody, routerAdvertisement, 0, 255, ra), s.denied)
+		s.pass("a router's query", wild, mld(frame.LinkLocal(wild.mac), "ff02::1", mldQuery, "::"), s.denied)
+		s.settle()
+		s.pass("a report", s.free, mld(frame.LinkLocal(s.free.mac), "ff02::1:3", mldReport, "ff02::1:3"), wild)
+		s.pass("a report from no address yet", s.free, mld(netip.IPv6Unspecified(), "ff02::1:3", mldReport, "ff02::1:3"), wild)
+	}},
+	{name: "a further prefix that other pods are in", run: func(s *scene) {
+		router := s.router("server", "172.30.0.0/16", "fd00:30::/64", "10.1.0.0/16", "fd00:10:1::/64")
+		own := s.pick("172.30.0.5", "fd00:30::5")
+		s.pass("from it", router, s.posing(own, s.x, 7), s.x)
+		if s.onBridge() {
+			to := func(by *actor, port uint16) []byte {
+				return frame.Ethernet(by.mac, router.mac, s.udp(s.to(by, s.port()), netip.AddrPortFrom(own, port)))
+			}
+			s.passFrame("to it, as policy has it", s.free, to(s.free, 80), router)
+			s.denyFrame("to it", s.free, to(s.free, 81))
+			s.denyFrame("to it from another", s.other, to(s.other, 80))
+		}
+		for _, to := range []*actor{s.x, s.server, s.other} {
+			s.deny("from another pod's address, which is in it", router, s.posing(s.addr(s.free), to, 80))
+		}
+		about := s.open(frame.UDP, s.other, s.x, 53).fromClient()
+		for _, from := range []netip.Addr{own, s.addr(router)} {
+			s.deny("a redirect", router, unreachable(from, about, [2]byte{5, 1}, [2]byte{137, 0}))
+			src := netip.AddrPortFrom(from, s.port())
+			s.deny("as in a tunnel", router, s.udp(src, s.to(s.x, 8472)))
+			s.pass("as in none", router, s.udp(src, s.to(s.x, 8471)), s.x)
+		}
+	}},
+	{name: "an address that is routed to a pod", at: []attachment{routed}, run: func(s *scene) {
+		to := s.pick("10.9.9.9", "fd00:99::9")
+		for _, pod := range []*actor{s.denied, s.other} {
+			s.ip(fmt.Sprintf("route replace %v dev %s", to, pod.dev))
+			if err := s.knows(to, pod.mac, pod.dev); err != nil {
+				s.Fatal(err)
+			}
+			for _, group := range []string{"1886", "0"} {
+				s.ip("link set " + pod.dev + " group " + group)
+				s.deny("in group "+group+", from outside", s.x, s.udp(s.to(s.x, s.port()), netip.AddrPortFrom(to, 7)))
+				s.deny("in group "+group+", from a pod", s.free, s.udp(s.to(s.free, s.port()), netip.AddrPortFrom(to, 7)))
+				s.settle()
+			}
+			s.ip("link set "+pod.dev+" group 1886", fmt.Sprintf("route delete %v dev %s", to, pod.dev))
+		}
+	}},
+	{name: "a pod whose ADD is under way", at: []attachment{routed}, run: func(s *scene) {
+		coming := s.wild()
+		s.ip("link set " + coming.dev + " group 1886")
+		s.deny("to it", s.x, s.new(s.x, coming, 7))
+		s.deny("to it, from a pod", s.free, s.new(s.free, coming, 7))
+		for _, to := range []*actor{s.x, s.other, s.node} {
+			s.deny("from it", coming, s.new(coming, to, 7))
+		}
+		s.settle()
+		s.ip("link set " + coming.dev + " group 0")
+		s.pass("of nobody's", coming, s.new(coming, s.x, 7), s.x)
+	}},
+	{name: "fragments of discovery", family: lab.V6, at: onBridge, run: func(s *scene) {
+		for _, by := range []*actor{s.denied, s.free} {
+			for id, to := range []netip.Addr{s.addr(s.server), s.addr(s.other), frame.SolicitedNode(s.addr(s.other))} {
+				// A solicitation with an option that says to be long.
+				long := append(frame.Neighbour(0, s.addr(s.other), 1, by.mac), 253, 100)
+				long = append(append(long, make([]byte, 774)...), s.mark()...)
+				whole := frame.ICMPPacket(s.addr(by), to, neighbourSolicitation, 0, 255, long)[40:]
+				for _, cut := range []int{8, 24, 400, len(whole)} {
+					for at := 0; at < len(whole); at += cut {
+						end, more := min(at+cut, len(whole)), uint16(0)
+						if end < len(whole) {
+							more = 1
+						}
+						header := binary.BigEndian.AppendUint16([]byte{icmpv6, 0}, uint16(at)|more)
+						header = binary.BigEndian.AppendUint32(header, uint32(id<<16|cut))
+						s.deny(fmt.Sprintf("bytes %d to %d of %d", at, end, len(whole)), by,
+							frame.IP{Src: s.addr(by), Dst: to, Protocol: fragmentHeader, Hops: 255}.Packet(append(header, whole[at:end]...)))
+					}
+				}
+			}
+		}
+	}},
+	{name: "the node's own address from outside", family: lab.V6, run: func(s *scene) {
+		for _, as := range []netip.Addr{s.addr(s.node), s.gatewayAddr()} {
+			for _, to := range []*actor{s.server, s.other, s.free} {
+				s.deny(fmt.Sprintf("as %v", as), s.y, s.posing(as, to, 80))
+			}
+		}
+		s.deny("to the node", s.y, s.posing(s.gatewayAddr(), s.node, 80))
+	}},
+	{name: "live flows of a further prefix", run: func(s *scene) {
+		router := s.router("router", "172.30.0.0/16", "fd00:30::/64")
+		as, at := s.pick("172.30.0.5", "fd00:30::5"), s.to(s.x, 7)
+		table := ""
+		if s.at == vrf {
+			table = " table 100"
+		}
+		s.ip(fmt.Sprintf("route replace %v dev %s%s", pick(s.f, "172.30.0.0/16", "fd00:30::/64"), router.dev, table))
+		if err := s.knows(as, router.mac, router.dev); err != nil {
+			s.Fatal(err)
+		}
+		out, in := netip.AddrPortFrom(as, s.port()), netip.AddrPortFrom(as, 7)
+		from := s.to(s.x, s.port())
+		s.pass("a question", router, s.udp(out, at), s.x)
+		s.pass("its answer", s.x, s.udp(at, out), router)
+		s.pass("a question to it", s.x, s.udp(from, in), router)
+		s.pass("its own answer", router, s.udp(in, from), s.x)
+		s.settle()
+		s.finally(func() { s.apply(s.T, policies) })
+		s.apply(s.T, policies+denyAll("router", "Egress"))
+		s.deny("an answer to what is denied", s.x, s.udp(at, out))
+		s.pass("an answer to what is not", router, s.udp(in, from), s.x)
+		s.settle()
+		s.apply(s.T, policies+denyAll("router", "Ingress"))
+		s.deny("the answer to what is denied", router, s.udp(in, from))
+		s.pass("the answer to what is not", s.x, s.udp(at, out), router)
+	}},
+	{name: "the node's address in a further prefix", run: func(s *scene) {
+		prefix := func(a netip.Addr) string { return netip.PrefixFrom(a, a.BitLen()).String() }
+		router := s.router("free", prefix(s.addr(s.node)), prefix(s.gatewayAddr()), "172.30.0.0/16", "fd00:30::/64")
+		s.pass("from another", router, s.posing(s.pick("172.30.0.5", "fd00:30::5"), s.x, 7), s.x)
+		for _, as := range []netip.Addr{s.addr(s.node), s.gatewayAddr()} {
+			for _, to := range []*actor{s.x, s.other, s.server} {
+				s.deny(fmt.Sprintf("as %v", as), router, s.posing(as, to, 80))
+			}
+		}
+	}},
+	{name: "a flow that is older than the pod", at: []attachment{routed, bridged, vlan}, run: func(s *scene) {
+		// Addresses are given in their order.
+		before := s.NewPod(lab.PodSpec{Name: fmt.Sprintf("before%d", s.f), Network: s.network()})
+		if err := before.Add(); err != nil {
+			s.Fatal(err)
+		}
+		s.finally(func() { _ = before.Del() })
+		next := before.NS.Addr(s.f).Next()
+		packet := func(src, port uint16) []byte { return s.udp(s.to(s.free, src), netip.AddrPortFrom(next, port)) }
+		s.deny("to nobody", s.free, packet(40001, 80))
+		s.deny("to nobody, by another", s.other, s.udp(s.to(s.other, 40001), netip.AddrPortFrom(next, 80)))
+		s.settle()
+		late := s.addPod(s.T, fmt.Sprintf("late%d", s.f), "denied")
+		s.finally(func() { s.rm(late); _ = late.pod.Del() })
+		if got := s.addr(late); got != next {
+			s.Fatalf("the pod has address %v, want %v", got, next)
+		}
+		s.deny("in the old flow", s.free, packet(40001, 80))
+		s.deny("in a new one", s.free, packet(40002, 80))
+		s.deny("in the old flow of another", s.other, s.udp(s.to(s.other, 40001), netip.AddrPortFrom(next, 80)))
+	}},
+}
+
+const fragmentHeader = 44
+
+// behindRouterAlert puts the option in front that MLD has (RFC 2710 3).
+func behindRouterAlert(packet []byte) []byte {
+	out := append(slices.Clone(packet[:40]), icmpv6, 0, 5, 2, 0, 0, 1, 0)
+	binary.BigEndian.PutUint16(out[4:], uint16(len(packet)-40+8))
+	out[6] = 0
+	return append(out, packet[40:]...)
+}
+
+// router is a pod with further source prefixes that goes with the scene.
+func (s *scene) router(app string, prefixes ...string) *actor {
+	s.Helper()
+	pod := s.NewPod(lab.PodSpec{Name: fmt.Sprintf("router%d", s.f), Labels: map[string]string{"app": app}, Network: s.network()})
+	if err := pod.Add(); err != nil {
+		s.Fatal(err)
+	}
+	if err := pod.Chain(s.Podmark(lab.Plugin{"policy": "files", "allowedSourcePrefixes": prefixes})); err != nil {
+		s.Fatal(err)
+	}
+	return s.extra(pod)
+}
+
+// wild is a pod that is none of podmark's, and goes with the scene.
+func (s *scene) wild() *actor {
+	s.Helper()
+	pod := s.NewPod(lab.PodSpec{Name: fmt.Sprintf("wild%d", s.f), Network: s.network()})
+	if err := pod.Add(); err != nil {
+		s.Fatal(err)
+	}
+	return s.extra(pod)
+}
+
+func (s *scene) extra(pod *lab.Pod) *actor {
+	s.Helper()
+	s.mutate(s.T)
+	dev := pod.HostVeth
+	if s.onBridge() {
+		dev = "cni0"
+	}
+	a := s.enter(s.T, pod.NS, pod, dev)
+	if s.onBridge() {
+		a.bridge = "cni0"
+	}
+	s.finally(func() { s.rm(a); _ = pod.Del() })
+	return a
 }
 
 const icmpv6 = 58

@@ -54,6 +54,9 @@ var marks = []attack{
 				s.nft("table inet other\ndelete table inet other\ntable inet other { chain marks { type filter hook " + at + "\nmeta mark set " + value + "\n}\n}")
 				what := "mark " + value + " at " + at
 				for _, s.f = range lab.Families {
+					asked, at := s.to(s.node, s.port()), s.to(s.x, 53)
+					s.pass(what+", the node's own question", s.node, s.udp(asked, at), s.x)
+					s.pass(what+", its answer", s.x, s.udp(at, asked), s.node)
 					for _, to := range []*actor{s.x, s.server, s.node, s.other} {
 						s.deny(what, s.denied, s.new(s.denied, to, 80))
 					}
@@ -68,7 +71,39 @@ var marks = []attack{
 			}
 		}
 	}},
-	{name: "kube-router's marks in INPUT", lab: "IPVS", notHeld: []lab.Backend{lab.IPTablesNFT}, at: []attachment{routed, vlan}, run: func(s *scene) {
+	{name: "an ID that nobody has", run: func(s *scene) {
+		s.nft("table inet other { chain marks { type filter hook input priority 99\nmeta mark set 0xfff00000\n}\n}")
+		s.finally(func() { s.nft("delete table inet other") })
+		if s.Backend() != lab.NFTables {
+			return // there PODMARK-INPUT has judged what is for the node
+		}
+		s.deny("to the node", s.free, s.new(s.free, s.node, 7))
+	}},
+	{name: "an ID that stays in the mark", run: func(s *scene) {
+		hooks := []string{"forward", "postrouting"}
+		if s.Backend() == lab.NFTables { // with iptables a process of the node gets it
+			hooks = append(hooks, "input")
+		}
+		table := "table inet watch {\nset seen { type mark . inet_service; flags dynamic; size 1000; }\n"
+		for _, hook := range hooks {
+			table += "chain " + hook + " { type filter hook " + hook + " priority 400\nmeta l4proto udp meta mark & 0xffff0000 != 0 update @seen { meta mark . udp dport }\n}\n"
+		}
+		s.nft(table + "}")
+		s.finally(func() { s.nft("delete table inet watch") })
+		for _, to := range []*actor{s.node, s.x, s.other} {
+			s.pass("from a pod", s.free, s.new(s.free, to, 7), to)
+		}
+		s.pass("from outside", s.x, s.new(s.x, s.node, 7), s.node)
+		s.settle()
+		list, err := s.cast.Try("nft", "-n", "list", "set", "inet", "watch", "seen")
+		if err != nil {
+			s.Fatal(err)
+		}
+		if strings.Contains(list, "elements") {
+			s.Errorf("packets have an ID where nobody asks for it: %s", list)
+		}
+	}},
+	{name: "kube-router's marks in INPUT", lab: "IPVS", at: []attachment{routed, vlan}, run: func(s *scene) {
 		vip := s.service()
 		// What its network policy does to all that comes in: "0x10000/0x10000" is accepted, "0x20000" is judged.
 		for _, xmark := range []string{"0x10000/0x30000", "0x20000/0x30000", "0x0/0x30000", "0x30000/0x30000"} {

@@ -41,6 +41,7 @@ type shot struct {
 func (c *cast) play(t *testing.T, f lab.Family, a attack) {
 	t.Helper()
 	s := &scene{T: t, cast: c, f: f}
+	c.mutate(t)
 	defer func() {
 		for _, undo := range slices.Backward(s.undo) {
 			undo()

@@ -68,7 +68,7 @@ func candidates() []candidate {
 					p.number()
 					return backends[name].Sync(context.Background(), p.state())
 				})
-				return errors.Join(err, node.forget("meta skuid", "inet", "podmark", "output"))
+				return errors.Join(err, node.forgetSockets(backends[name]))
 			},
 			mark: func(p population) uint32 { return p.node.Layout.ID(p.records[p.sender].ID).Value },
 		})
@@ -83,21 +83,38 @@ func candidates() []candidate {
 	return list
 }
 
-// forget takes a rule out of a chain of nftables, if it has one with the words. What IPVS
-// sends on has no socket; here a socket plays IPVS, and podmark would know it for one of
-// the node's own.
-func (s space) forget(words string, chain ...string) error {
+// forgetSockets takes the rules out by which a backend knows the node's own sockets. What
+// IPVS sends on has no socket; here a socket plays IPVS.
+func (s space) forgetSockets(b apply.Backend) error {
+	if b, ok := b.(iptables.Backend); ok {
+		return errors.Join(s.forgetOwner(b.Variant, "mangle", "OUTPUT"), s.forgetOwner(b.Variant, "security", "CLEAR"))
+	}
+	chain := []string{"inet", nftables.Table, "output"}
 	list, err := s.command("", "nft", append([]string{"-a", "list", "chain"}, chain...)...)
 	if err != nil {
-		return nil // it is another backend's
+		return err
 	}
 	for line := range strings.Lines(list) {
-		if _, handle, ok := strings.Cut(strings.TrimSpace(line), "# handle "); ok && strings.Contains(line, words) {
+		if _, handle, ok := strings.Cut(strings.TrimSpace(line), "# handle "); ok && strings.Contains(line, "meta skuid") {
 			_, err := s.command("", "nft", append(append([]string{"delete", "rule"}, chain...), "handle", handle)...)
 			return err
 		}
 	}
-	return fmt.Errorf("chain %v has no rule with %q", chain, words)
+	return fmt.Errorf("chain %v has no rule that knows sockets", chain)
+}
+
+// forgetOwner does so in a chain of iptables, if it is there: not every kernel has table
+// security.
+func (s space) forgetOwner(v iptables.Variant, table, chain string) error {
+	command := func(args ...string) error {
+		_, err := s.command("", "iptables-"+string(v), append([]string{"-w", "60", "-t", table}, args...)...)
+		return err
+	}
+	chain = iptables.ChainPrefix + chain
+	if command("-S", chain) != nil {
+		return nil
+	}
+	return command("-D", chain, "-m", "owner", "--socket-exists", "-j", "RETURN")
 }
 
 // lane is a node of its own for a candidate, so that all can be measured in turn.

@@ -166,16 +166,11 @@ func (l *lane) live(p population) (*live, error) {
 		if err != nil {
 			return nil, err
 		}
-		ask.ports = batchesPerPass * batch
-		// An answer comes from the port that was asked, to the one that asked.
-		frame := framed(flow{src: way.dst, dst: way.src}.packet(), way.to.far, way.to.near)
-		frame[etherLen+ipLen], frame[etherLen+ipLen+1] = byte(way.port>>8), byte(way.port)
-		fd, err := frameSocket(way.to)
+		answer, err := answering(way.to, way.flow)
 		if err != nil {
 			return nil, err
 		}
-		answer := newSender(fd, frame, etherLen)
-		answer.ports, answer.portAt = ask.ports, 2
+		ask.ports, answer.ports = batchesPerPass*batch, batchesPerPass*batch
 		v.asks, v.answers = append(v.asks, ask), append(v.answers, answer)
 	}
 	return v, nil

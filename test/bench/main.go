@@ -2,7 +2,7 @@
 // same on a node. Each subcommand is a section of the report:
 //
 //	bench add     an ADD and a DEL, as whole processes
-//	bench packet  the first packet of a flow
+//	bench packet  packets of new and of steady flows
 //	bench stream  a TCP stream that is established
 //	bench change  a change of policy, while packets are sent
 //	bench live    flows that are judged again after a change

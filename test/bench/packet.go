@@ -12,31 +12,40 @@ import (
 // so that it does not matter when something comes in between.
 const batchesPerRound = 64
 
-// walks are the two ways of a flow's first packet that are measured; steady is the second
-// packet on the first of them.
-var walks = []string{"forwarded", "sent on by IPVS"}
+// ways are what is measured: the first packet of a flow, on two ways, and one of a steady
+// flow, in both directions.
+var ways = [...]string{"forwarded", "sent on by IPVS", "steady", "steady reply"}
 
-const steady = 2
+const (
+	forwarded = iota
+	byIPVS
+	steady
+	steadyReply
+)
 
-// benchPacket measures what the first packet of a flow costs on its way from one
+// benchPacket measures what packets of new and of steady flows cost on their way from one
 // pod to another.
 func benchPacket(o options) error {
 	fmt.Printf(`
-## The first packet of a flow
+## A packet of a new flow, and of a steady one
 
-UDP packets from one pod to another, each with a new source port, allowed by both pods' policies. A
-policy has %d rules in each direction, of which number %d allows the packet. "Forwarded" begins at the
-pod's veth. "Sent on by IPVS" is what a packet to a service goes through behind IPVS: OUTPUT and
-POSTROUTING, with the pod's mark on it; what it goes through in INPUT is not in it. "Second" is the packet
-that follows on a forwarded one's flow, which nobody has answered. Both pods stand in
-the middle of Felix's order and their profiles in the middle of podmark's. Cost is what a packet takes
-longer than without rules on a node that tracks connections: the median over rounds of %d batches of %d
-packets, and between which values the middle half of the rounds is. All packets arrived in all rounds.
+UDP packets between two pods, allowed by both pods' policies. A policy has %d rules in each direction, of
+which number %d allows the packet. "Forwarded" and "sent on by IPVS" are the first packet of a flow, each with
+a new source port. "Forwarded" begins at the pod's veth. "Sent on by IPVS" is what a packet to a service goes
+through behind IPVS: OUTPUT and POSTROUTING, with the pod's mark on it; what it goes through in INPUT is not in
+it. "Steady" is the next packet of a forwarded flow after the other pod has answered it, so that its state is
+established, and "steady reply" the second answer. Both pods stand in the middle of Felix's order and their
+profiles in the middle of podmark's. Cost is what a packet takes longer than without rules on a node that
+tracks connections: the median over rounds of %d batches of %d packets, and between which values the middle
+half of the rounds is. All packets arrived in all rounds.
 `, rulesPerPolicy, matching+1, batchesPerRound, batch)
-	t := table{"endpoints", "profiles", "rules", "forwarded, ns", "cost, ns", "sent on by IPVS, ns", "cost, ns", "second, ns", "cost, ns"}
+	t := table{"endpoints", "profiles", "rules"}
+	for _, way := range ways {
+		t = append(t, way+", ns", "cost, ns")
+	}
 	t.head()
 	var g goals
-	costs, ratios, later := map[int]float64{}, map[int]float64{}, map[int]float64{} // of nftables, by endpoints, with the most profiles
+	costs, most := map[int]float64{}, map[int]packetTimes{} // of nftables forwarded, and all, by endpoints, with the most profiles
 	for _, endpoints := range o.sizesOr(10, 1000, 4000) {
 		for _, profiles := range []int{10, 200} {
 			if profiles > endpoints {
@@ -47,47 +56,51 @@ packets, and between which values the middle half of the rounds is. All packets 
 				return err
 			}
 			measured.print(t, endpoints, profiles)
-			costs[endpoints] = median(measured.cost(withNFTables, 0))
-			ratios[endpoints] = costs[endpoints] / measured.tracking(0)
-			later[endpoints] = median(measured.cost(withNFTables, steady)) / measured.tracking(0)
+			costs[endpoints], most[endpoints] = median(measured.cost(withNFTables, forwarded)), measured
 		}
 	}
 	sizes := sortedKeys(costs)
 	few, many := sizes[0], sizes[len(sizes)-1]
 	for _, size := range sizes {
-		g.add(fmt.Sprintf("podmark nftables costs at most what tracking the connection does at %s endpoints, forwarded", count(size)),
-			ratios[size] <= 1, "%.2f of it", ratios[size])
-		g.add(fmt.Sprintf("and at most 0.15 of that for a flow's second packet at %s endpoints", count(size)), later[size] <= 0.15, "%.2f of it", later[size])
+		goal := func(text string, way int, share float64) {
+			ratio := most[size].share(way)
+			g.add(fmt.Sprintf(text, count(size)), ratio <= share, "%.2f of it", ratio)
+		}
+		goal("first packet, forwarded, at %s endpoints: podmark nftables costs at most what tracking a new connection does", forwarded, 1)
+		goal("steady packet at %s endpoints: at most 0.15 of that", steady, 0.15)
+		goal("steady reply at %s endpoints: at most 0.15 of that", steadyReply, 0.15)
 	}
 	if few != many {
-		g.add(fmt.Sprintf("and is flat: at most a tenth more than at %s", count(few)),
+		g.add(fmt.Sprintf("first packet, forwarded: flat, at most a tenth more than at %s endpoints", count(few)),
 			costs[many] <= 1.1*costs[few], "%.0f ns and %.0f ns", costs[few], costs[many])
 	}
 	g.print()
 	return nil
 }
 
-// packetTimes are nanoseconds a packet, by candidate, walk and round.
-type packetTimes map[string][3][]float64
+// packetTimes are nanoseconds a packet, by candidate, way and round.
+type packetTimes map[string][len(ways)][]float64
 
 // cost is how much longer a packet takes than at the baseline, round by round.
-func (m packetTimes) cost(name string, walk int) []float64 {
-	return paired(m[name][walk], m[baseline][walk], func(a, b float64) float64 { return a - b })
+func (m packetTimes) cost(name string, way int) []float64 {
+	return paired(m[name][way], m[baseline][way], func(a, b float64) float64 { return a - b })
 }
 
-// tracking is what connection tracking itself costs a packet: the measure of all costs,
-// since machines differ.
-func (m packetTimes) tracking(walk int) float64 { return -median(m.cost(untracked, walk)) }
+// share is what podmark's nftables costs a packet, in proportion to what connection tracking
+// itself costs the first packet of a flow: the measure of all costs, since machines differ.
+func (m packetTimes) share(way int) float64 {
+	return median(m.cost(withNFTables, way)) / -median(m.cost(untracked, forwarded))
+}
 
 func (m packetTimes) print(t table, endpoints, profiles int) {
 	for _, c := range candidates() {
 		cells := []string{count(endpoints), count(profiles), c.name}
-		for walk := range m[c.name] {
+		for way := range ways {
 			cost := ""
 			if c.name != baseline {
-				cost = spread(m.cost(c.name, walk), "%.0f")
+				cost = spread(m.cost(c.name, way), "%.0f")
 			}
-			cells = append(cells, fmt.Sprintf("%.0f", median(m[c.name][walk])), cost)
+			cells = append(cells, fmt.Sprintf("%.0f", median(m[c.name][way])), cost)
 		}
 		t.row(cells...)
 	}
@@ -104,35 +117,32 @@ func measurePackets(endpoints, profiles, rounds int) (packetTimes, error) {
 		return nil, err
 	}
 	defer free(all)
-	senders := map[string][]*sender{}
+	of := map[string]senders{}
 	for _, l := range all {
 		if err := l.refuses(p); err != nil {
 			return nil, err
 		}
-		if senders[l.name], err = l.senders(p, p.allowed()); err != nil {
+		if of[l.name], err = l.senders(p, p.allowed()); err != nil {
 			return nil, err
 		}
-		defer closeAll(senders[l.name])
+		defer of[l.name].close()
 	}
 	progress("packets at %d endpoints, %d profiles, %d rounds", endpoints, profiles, rounds)
 	times := packetTimes{}
 	for round := range rounds + 1 { // the first warms up
 		err := inTurn(round, all, func(_ int, l *lane) error {
-			of := times[l.name]
-			for walk := range walks {
-				first, second, err := l.round(senders[l.name][walk])
-				if err != nil {
-					return fmt.Errorf("%s, %s: %w", l.name, walks[walk], err)
-				}
-				if round == 0 {
-					continue
-				}
-				of[walk] = append(of[walk], first)
-				if walk == 0 {
-					of[steady] = append(of[steady], second)
-				}
+			took, err := l.round(of[l.name])
+			if err != nil {
+				return fmt.Errorf("%s, %w", l.name, err)
 			}
-			times[l.name] = of
+			if round == 0 {
+				return nil
+			}
+			seen := times[l.name]
+			for way, ns := range took {
+				seen[way] = append(seen[way], ns)
+			}
+			times[l.name] = seen
 			return nil
 		})
 		if err != nil {
@@ -142,29 +152,42 @@ func measurePackets(endpoints, profiles, rounds int) (packetTimes, error) {
 	return times, nil
 }
 
-// round sends packets twice, all of which must arrive, and returns the nanoseconds of one:
-// of the first of a flow, and of the second.
-func (l *lane) round(s *sender) (first, second float64, err error) {
-	if err := l.node.forgetFlows(); err != nil {
-		return 0, 0, err
-	}
+// round sends packets on each way, all of which must arrive, and returns the nanoseconds of
+// one. A flow is steady from the first answer on, so what that takes gives way to what the
+// second takes.
+func (l *lane) round(s senders) (took [len(ways)]float64, err error) {
 	undo, err := pin(0)
 	if err != nil {
-		return 0, 0, err
+		return took, err
 	}
 	defer undo()
-	port := s.nextPort
-	if first, err = l.timed(s); err != nil {
-		return 0, 0, err
+	for _, pass := range []struct {
+		way int
+		*sender
+		to     *link
+		begins bool
+	}{
+		{byIPVS, s.node, l.receiver, true},
+		{forwarded, s.pod, l.receiver, true},
+		{steadyReply, s.answer, l.sender, false},
+		{steady, s.pod, l.receiver, false},
+		{steadyReply, s.answer, l.sender, false},
+	} {
+		if pass.begins {
+			if err := l.node.forgetFlows(); err != nil {
+				return took, err
+			}
+		}
+		if took[pass.way], err = timed(pass.sender, pass.to); err != nil {
+			return took, fmt.Errorf("%s: %w", ways[pass.way], err)
+		}
 	}
-	s.nextPort = port
-	second, err = l.timed(s)
-	return first, second, err
+	return took, nil
 }
 
 // timed sends a round's packets.
-func (l *lane) timed(s *sender) (float64, error) {
-	times, arrived, err := l.watched(s, batchesPerRound)
+func timed(s *sender, to *link) (float64, error) {
+	times, arrived, err := watched(s, to, batchesPerRound)
 	if err == nil && arrived != batchesPerRound*batch {
 		err = fmt.Errorf("%d of %d packets arrived", arrived, batchesPerRound*batch)
 	}
@@ -175,42 +198,55 @@ func (l *lane) timed(s *sender) (float64, error) {
 }
 
 // watched sends batches and counts what arrives.
-func (l *lane) watched(s *sender, batches int) (times []time.Duration, arrived int, err error) {
-	before, errBefore := l.receiver.delivered()
+func watched(s *sender, to *link, batches int) (times []time.Duration, arrived int, err error) {
+	before, errBefore := to.delivered()
 	times, errSend := s.send(batches)
-	after, errAfter := l.receiver.delivered()
+	after, errAfter := to.delivered()
 	return times, after - before, errors.Join(errBefore, errSend, errAfter)
 }
 
-// senders send along a flow on each of the walks.
-func (l *lane) senders(p population, f flow) ([]*sender, error) {
-	pod, errPod := fromPod(l.sender, f)
-	node, errNode := fromNode(l.node, f, l.mark(p))
-	return []*sender{pod, node}, errors.Join(errPod, errNode)
+// senders send packets of flows alike: the pod that begins them, the node in the place of
+// IPVS, and the pod that answers.
+type senders struct{ pod, node, answer *sender }
+
+func (l *lane) senders(p population, f flow) (s senders, err error) {
+	var errPod, errNode, errAnswer error
+	s.pod, errPod = fromPod(l.sender, f)
+	s.node, errNode = fromNode(l.node, f, l.mark(p))
+	s.answer, errAnswer = answering(l.receiver, f)
+	if err := errors.Join(errPod, errNode, errAnswer); err != nil {
+		return s, err
+	}
+	for _, one := range []*sender{s.pod, s.node, s.answer} {
+		one.ports = batchesPerRound * batch // a round begins and ends at the same one
+	}
+	return s, nil
 }
 
+func (s senders) close() { closeAll([]*sender{s.pod, s.node, s.answer}) }
+
 // closeAll closes sockets: an open one keeps its namespace.
-func closeAll(senders []*sender) {
-	for _, s := range senders {
+func closeAll(list []*sender) {
+	for _, s := range list {
 		s.close()
 	}
 }
 
-// refuses makes sure that who judges drops what no policy allows, on both walks.
+// refuses makes sure that who judges drops what no policy allows, on both ways of a new flow.
 func (l *lane) refuses(p population) error {
-	senders, err := l.senders(p, p.forbidden())
+	s, err := l.senders(p, p.forbidden())
 	if err != nil {
 		return err
 	}
-	defer closeAll(senders)
+	defer s.close()
 	want := batch
 	if l.judges {
 		want = 0
 	}
-	for walk, s := range senders {
-		_, arrived, err := l.watched(s, 1)
+	for way, one := range []*sender{forwarded: s.pod, byIPVS: s.node} {
+		_, arrived, err := watched(one, l.receiver, 1)
 		if err == nil && arrived != want {
-			err = fmt.Errorf("%s, %s: %d packets arrived that no policy allows, and %d should have", l.name, walks[walk], arrived, want)
+			err = fmt.Errorf("%s, %s: %d packets arrived that no policy allows, and %d should have", l.name, ways[way], arrived, want)
 		}
 		if err != nil {
 			return err

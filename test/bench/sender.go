@@ -60,8 +60,8 @@ type mmsghdr struct {
 // batch is how many packets go with one system call.
 const batch = 64
 
-// sender sends packets of one flow description, each with the next source port:
-// every one begins a flow, as far as the node can tell.
+// sender sends packets of one flow description, each with the next port of who begins the
+// flow: every packet is on a flow of its own.
 type sender struct {
 	fd       int
 	frames   [][]byte
@@ -73,7 +73,7 @@ type sender struct {
 	ports, portAt int
 }
 
-// firstPort is the lowest source port that senders use.
+// firstPort is the lowest port that they use.
 const firstPort = 1024
 
 func newSender(fd int, frame []byte, ip int) *sender {
@@ -94,6 +94,20 @@ func fromPod(l *link, f flow) (*sender, error) {
 		return nil, err
 	}
 	return newSender(fd, framed(f.packet(), l.far, l.near), etherLen), nil
+}
+
+// answering sends what the pod behind l answers to f: from the port that was asked, to the
+// one that asked.
+func answering(l *link, f flow) (*sender, error) {
+	s, err := fromPod(l, flow{src: f.dst, dst: f.src})
+	if err != nil {
+		return nil, err
+	}
+	for _, frame := range s.frames {
+		binary.BigEndian.PutUint16(frame[s.ip+ipLen:], f.port)
+	}
+	s.portAt = 2
+	return s, nil
 }
 
 // frameSocket sends and receives frames at the pod's end of its veth.

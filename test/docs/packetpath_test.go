@@ -299,6 +299,8 @@ func TestNames(t *testing.T) {
 	want := map[string][]string{"chains in table mangle": chains}
 	ruleset := nftables.Render(all)
 	_, want["chains of nftables"] = nftTree(ruleset)
+	_, guards := nftTree(nftables.RenderGuard(all))
+	want["chains of nftables"] = append(want["chains of nftables"], guards...)
 	for _, m := range regexp.MustCompile(`(?m)^\t(?:set|map) (\S+) \{$`).FindAllStringSubmatch(ruleset, -1) {
 		want["sets of nftables"] = append(want["sets of nftables"], regexp.MustCompile(`[0-9a-f]{16}$`).ReplaceAllString(m[1], "<id>"))
 	}

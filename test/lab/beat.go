@@ -8,8 +8,11 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Beats are connections that never stop: each asks its server all the time, whether it is
@@ -48,6 +51,9 @@ func (n *Node) Beats(every time.Duration) *Beats { return &Beats{t: n.t, every: 
 func (b *Beats) Start(name string, from *NS, r Request) {
 	b.t.Helper()
 	s := from.Stream(r)
+	if err := s.roomToWait(); err != nil {
+		b.t.Fatal(err)
+	}
 	one := &beat{
 		name: name, full: fmt.Sprintf("%s %v %v", name, r.Protocol, familyOf(r.To.Addr())),
 		stream: s, id: rand.Text()[:10], last: time.Now(), stop: make(chan struct{}), heard: map[int]bool{},
@@ -61,6 +67,27 @@ func (b *Beats) Start(name string, from *NS, r Request) {
 		s.Close()
 		running.Wait()
 	})
+}
+
+// roomToWait lets questions wait in the socket of a silent connection for as long as others
+// take: one that blocks its writer would ask nothing more.
+func (s *Stream) roomToWait() error {
+	c, ok := s.conn.(syscall.Conn)
+	if !ok {
+		return fmt.Errorf("enlarging a send buffer: %T has no socket", s.conn)
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 64<<20)
+	})
+	if err = errors.Join(err, failed); err != nil {
+		return fmt.Errorf("enlarging a send buffer: %w", err)
+	}
+	return nil
 }
 
 // Are waits until those of the given names get no answer any more, and those that were

@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -41,6 +43,8 @@ func TestMutants(t *testing.T) {
 						t.Log("random packets")
 					case fails(attack):
 						t.Log("an attack")
+					case slices.ContainsFunc(unseen, func(p *regexp.Regexp) bool { return p.MatchString(r.Chain + " " + r.Text) }):
+						t.Log("no packet can tell")
 					default:
 						t.Errorf("nobody misses %s: %s", r, r.Text)
 					}
@@ -48,6 +52,14 @@ func TestMutants(t *testing.T) {
 			}
 		})
 	}
+}
+
+// unseen are rules without which a packet gets the same verdict: later, because it is judged
+// although that is known, or unless an endpoint goes while the packet is on its way.
+var unseen = []*regexp.Regexp{
+	regexp.MustCompile(`^(forward|input) ct mark .* established accept$`),
+	regexp.MustCompile(`^opening accept$`),
+	regexp.MustCompile(`^(origin|classify) (iif @veths|iifgroup 1886) goto spoofed$`),
 }
 
 // TestMutant is what TestMutants runs, with a backend that lacks a rule.

@@ -59,7 +59,7 @@ func frame(s desired.State, n naming) []chain {
 		{mangle, chainTo, renderTo(n, asked, desired.Ingress, chainBeyond)},
 		{mangle, chainAsker, renderFrom(n, answered, desired.Egress, chainBeyond)},
 		{mangle, chainAnswerer, renderTo(n, answered, desired.Ingress, chainBehind)},
-		{mangle, chainBehind, renderBehind()},
+		{mangle, chainBehind, renderBehind(n)},
 		{mangle, chainBeyond, renderBeyond(s, n)},
 		{mangle, chainTunnel, renderTunnel(n)},
 	}
@@ -167,11 +167,12 @@ func renderStranger(n naming) []string {
 	)
 }
 
-// live lets pass what is of a flow that was allowed under the current epoch, and errors
-// about it.
+// live lets pass what is of an answered flow that was allowed under the current epoch, and
+// errors about one. Until somebody answers, every packet is judged: the endpoint that it is
+// for now may not have been there when the flow began.
 func live(m marks, n naming) []string {
 	return append(
-		[]string{fmt.Sprintf("-m conntrack --ctstate NEW,ESTABLISHED -m connmark --mark %s -j RETURN", m.epoch)},
+		[]string{fmt.Sprintf("-m conntrack --ctstate ESTABLISHED -m connmark --mark %s -j RETURN", m.epoch)},
 		reports(m.epoch, n)...,
 	)
 }
@@ -407,9 +408,14 @@ func renderPolice(m marks) []string {
 	return []string{"-j " + chainTo, fmt.Sprintf("-j CONNMARK --set-xmark %s", m.epoch)}
 }
 
-// renderBehind drops what has come in by an endpoint's veth since that endpoint went.
-func renderBehind() []string {
-	return []string{fmt.Sprintf("-m devgroup --src-group %d -g %s", port.Group, chainSpoofed)}
+// renderBehind drops what has come in by an endpoint's veth since that endpoint went, and
+// what says to be from the node itself: IPv4 takes no such packet from a link.
+func renderBehind(n naming) []string {
+	rules := []string{fmt.Sprintf("-m devgroup --src-group %d -g %s", port.Group, chainSpoofed)}
+	if n.family == v6 {
+		rules = append(rules, "-m addrtype --src-type LOCAL -g "+chainSpoofed)
+	}
+	return rules
 }
 
 // renderBeyond drops what leaves by an endpoint's veth, or is for an endpoint that is not

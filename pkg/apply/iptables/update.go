@@ -53,12 +53,10 @@ func (b Backend) update(ctx context.Context, conn *ipset.Conn, f family, from, t
 	if err := b.add(conn, append([]content{gateways(to, n)}, added...)); err != nil {
 		return err
 	}
-	// The endpoint elements first: without them the endpoint is closed. Further prefixes
-	// stay with their profile, whose other endpoints may have them too: who may send from
-	// one is asked by its interface.
-	gone := slices.DeleteFunc(without(old, added), func(c content) bool { return n.isNets(c.Set) })
+	// The endpoint elements first: without them the endpoint is closed.
+	gone := without(old, added)
 	slices.Reverse(gone)
-	ofProfile := func(c content) bool { return n.isMembers(c.Set) }
+	ofProfile := func(c content) bool { return n.isMembers(c.Set) || n.isNets(c.Set) }
 	if err := b.del(conn, slices.DeleteFunc(slices.Clone(gone), ofProfile)); err != nil {
 		return err
 	}

@@ -35,16 +35,36 @@ func bridgeFrame(unlogged bool) []chain {
 		// answers for, an endpoint's address.
 		//
 		//	iif @ports jump guard
+		//	ether type { 8021q, 8021ad } jump tagged
 		//	ether type ip ip saddr @claimed4 jump spoofed-frames
 		//	ether type ip6 ip6 saddr @claimed6 jump spoofed-frames
 		//	ether type arp arp saddr ip @claimed4 jump spoofed-frames
 		//	ether type ip6 icmpv6 type 136 @th,64,128 @claimed6 jump spoofed-frames
 		{table: bridge, name: chainBridge, hook: &hookBridge, rules: rules(
 			on(in(input(), ports()), jump(chainGuard)),
+			on(tagged(), jump(chainTagged)),
 			on(ip, in(bare("ip saddr", v4.address(true, reg)), claimed(v4)), jump(chainFrames)),
 			on(ip6, in(bare("ip6 saddr", v6.address(true, reg)), claimed(v6)), jump(chainFrames)),
 			on(arp, in(bare("arp saddr ip", arpAddress(reg)), claimed(v4)), jump(chainFrames)),
 			on(ip6, advertisement(), in(bare("@th,64,128", target(reg)), claimed(v6)), jump(chainFrames)),
+		)},
+		// A tag that names no VLAN, or the one that the port is in, is gone when the node's IP
+		// gets the frame: what is behind one is held to the same. So it is with one behind
+		// another.
+		//
+		//	@ll,128,16 0x0800 @nh,96,32 @claimed4 goto spoofed-frames
+		//	@ll,128,16 0x86dd @nh,64,128 @claimed6 goto spoofed-frames
+		//	@ll,128,16 0x0806 @nh,112,32 @claimed4 goto spoofed-frames
+		//	@ll,128,16 0x86dd icmpv6 type 136 @th,64,128 @claimed6 goto spoofed-frames
+		//	@ll,128,16 0x8100 @ll,144,16 & 0xfff == 0x0 goto spoofed-frames
+		//	@ll,128,16 0x88a8 @ll,144,16 & 0xfff == 0x0 goto spoofed-frames
+		{table: bridge, name: chainTagged, rules: rules(
+			on(behindTag(unix.ETH_P_IP), in(bare("@nh,96,32", v4.address(true, reg)), claimed(v4)), goTo(chainFrames)),
+			on(behindTag(unix.ETH_P_IPV6), in(bare("@nh,64,128", v6.address(true, reg)), claimed(v6)), goTo(chainFrames)),
+			on(behindTag(unix.ETH_P_ARP), in(bare("@nh,112,32", arpAddress(reg)), claimed(v4)), goTo(chainFrames)),
+			on(behindTag(unix.ETH_P_IPV6), advertisement(), in(bare("@th,64,128", target(reg)), claimed(v6)), goTo(chainFrames)),
+			on(behindTag(unix.ETH_P_8021Q), innerNoVLAN(), goTo(chainFrames)),
+			on(behindTag(unix.ETH_P_8021AD), innerNoVLAN(), goTo(chainFrames)),
 		)},
 		// What is neither IP nor ARP is dropped, tagged frames with it: behind a tag
 		// br_netfilter does not look. So is what tells others where to send: redirects,
@@ -137,9 +157,11 @@ func bridgeFrame(unlogged bool) []chain {
 	}
 }
 
-// chainOfNeighbours holds what finds neighbours to what it is for.
+// chainOfNeighbours holds what finds neighbours to what it is for. It has no fragments
+// (RFC 6980).
 //
 //	update @pace { iif timeout 1m limit rate over 100/second burst 300 packets } goto spoofed-frames
+//	exthdr frag exists goto spoofed-frames
 //	ether type ip6 ip6 saddr :: icmpv6 type { 133, 135 } ip6 hoplimit 255 ip6 length 0-48 accept
 //	ether type ip6 ip6 saddr :: icmpv6 type { 131, 132, 143 } ip6 hoplimit 1 ip6 length 0-512 accept
 //	ether type ip6 iif . ether saddr . ip6 saddr @own6 goto nd-own
@@ -152,6 +174,7 @@ func chainOfNeighbours() chain {
 	}
 	return chain{table: bridge, name: chainND, rules: rules(
 		on(tooFast(), goTo(chainFrames)),
+		on(fragment(), goTo(chainFrames)),
 		on(ip6, clone(nobody), v6.icmpTypes(nil, 133, 135), bareHopLimit(255), upTo(longestSolicitation), accept()),
 		on(ip6, clone(nobody), v6.icmpTypes(nil, 131, 132, 143), bareHopLimit(1), upTo(longestReport), accept()),
 		on(ip6, from(own(v6)), goTo(chainNDOwn)),
@@ -203,6 +226,34 @@ func arpAddress(to uint32) *expr.Payload { return payload(expr.PayloadBaseNetwor
 
 // advertisement matches neighbour advertisements, and target is whose address it is of.
 func advertisement() part { return v6.icmpTypes(nil, 136) }
+
+// fragment matches what has an IPv6 header for fragments, anywhere.
+func fragment() part {
+	return part{text: "exthdr frag exists", exprs: []any{
+		&expr.Exthdr{DestRegister: reg, Type: unix.IPPROTO_FRAGMENT, Len: 1, Op: expr.ExthdrOpIpv6, Flags: unix.NFT_EXTHDR_F_PRESENT}, equal(1),
+	}}
+}
+
+// tagged matches frames with a VLAN tag.
+func tagged() part {
+	return oneOf(part{text: "ether type", exprs: []any{payload(expr.PayloadBaseLLHeader, 12, 2, reg)}}, nftables.TypeEtherType, []value{
+		{text: "8021q", first: big16(unix.ETH_P_8021Q), last: big16(unix.ETH_P_8021Q)},
+		{text: "8021ad", first: big16(unix.ETH_P_8021AD), last: big16(unix.ETH_P_8021AD)},
+	})
+}
+
+// behindTag matches what has a type behind one tag.
+func behindTag(proto uint16) part {
+	return part{text: fmt.Sprintf("@ll,128,16 %#04x", proto), exprs: []any{payload(expr.PayloadBaseLLHeader, 16, 2, reg), equal(big16(proto)...)}}
+}
+
+// innerNoVLAN matches a second tag that names no VLAN.
+func innerNoVLAN() part {
+	return part{text: "@ll,144,16 & 0xfff == 0x0", exprs: []any{
+		payload(expr.PayloadBaseLLHeader, 18, 2, reg),
+		&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 2, Mask: []byte{0x0f, 0xff}, Xor: []byte{0, 0}}, equal(0, 0),
+	}}
+}
 
 func target(to uint32) *expr.Payload { return payload(expr.PayloadBaseTransportHeader, 8, 16, to) }
 

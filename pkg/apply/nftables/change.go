@@ -63,7 +63,7 @@ func whole(have actual, want ruleset) (ch change) {
 // they were judged, when it finds nobody in its sets any more.
 func (c chain) atHook() bool {
 	return slices.Contains([]string{
-		chainSender, chainInput, chainHost, chainForward, chainOutput, chainBridge, chainFrom, chainTo,
+		chainSender, chainInput, chainRemark, chainHost, chainForward, chainOutput, chainBridge, chainFrom, chainTo,
 	}, c.name)
 }
 

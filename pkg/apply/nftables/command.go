@@ -246,9 +246,6 @@ func addRule(c chain, r rule) command {
 			var constant *nftables.Set
 			if p.set != nil {
 				constant = &nftables.Set{Table: &c.table, Anonymous: true, Constant: true, Interval: p.set.interval, KeyType: p.set.key}
-				if p.set.verdicts {
-					constant.IsMap, constant.DataType = true, nftables.TypeVerdict
-				}
 				more, err := e.messages(func(lib *nftables.Conn) error { return addConstant(lib, constant, p.set.elements) })
 				if err != nil {
 					return nil, err
@@ -287,6 +284,8 @@ func addRule(c chain, r rule) command {
 // addConstant adds an anonymous set with elements, as many at once as a message
 // holds: the library would write all into one, and refuses to add to such a set.
 func addConstant(lib *nftables.Conn, s *nftables.Set, list []nftables.SetElement) error {
+	// Without a size the kernel takes a kind of set that grows, and is slower.
+	s.Size = uint32(len(list))
 	if err := lib.AddSet(s, nil); err != nil {
 		return err
 	}

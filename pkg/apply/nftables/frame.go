@@ -50,36 +50,37 @@ type frameUse struct {
 // frameUses lists the static chains. An ADD asks for the counts and renders no frame: that
 // takes longer than the kernel's answer.
 var frameUses = []frameUse{
-	{chain{table: inet, name: chainSender}, 6, 0, 0, 0, 6},
+	{chain{table: inet, name: chainSender}, 8, 0, 0, 0, 8},
 	{chain{table: inet, name: chainStranger}, 9, 0, 0, 0, 9},
-	{chain{table: inet, name: chainOpening}, 10, 0, 1, 0, 0},
-	{chain{table: inet, name: chainReported}, 3, 0, 0, 0, 0},
+	{chain{table: inet, name: chainOpening}, 6, 0, 1, 0, 0},
 	{chain{table: inet, name: chainRelated}, 13, 0, 0, 0, 0},
-	{chain{table: inet, name: chainAnswer}, 12, 0, 0, 0, 0},
+	{chain{table: inet, name: chainAnswer}, 11, 0, 0, 0, 0},
 	{chain{table: inet, name: chainClient}, 5, 0, 0, 0, 0},
 	{chain{table: inet, name: chainServer}, 5, 0, 0, 0, 0},
-	{chain{table: inet, name: chainUnusual}, 9, 0, 0, 1, 0},
+	{chain{table: inet, name: chainUnusual}, 8, 0, 0, 1, 0},
 	{chain{table: inet, name: chainTunnel}, 5, 0, 2, 1, 0},
 	{chain{table: inet, name: chainClassify}, 9, 0, 0, 0, 0},
-	{chain{table: inet, name: chainOrigin}, 7, 0, 0, 0, 0},
+	{chain{table: inet, name: chainOrigin}, 8, 0, 0, 0, 0},
 	{chain{table: inet, name: chainEgress}, 4, 0, 0, 0, 0},
 	{chain{table: inet, name: chainIngress}, 10, 0, 0, 0, 0},
-	{chain{table: inet, name: chainSpoofed}, 16, 1, 0, 0, 7},
+	{chain{table: inet, name: chainSpoofed}, 19, 1, 0, 0, 9},
 	{chain{table: inet, name: chainUnclassified}, 7, 1, 0, 0, 0},
 	{chain{table: inet, name: chainEncapsulated}, 7, 1, 0, 0, 0},
 	{chain{table: inet, name: chainInput}, 8, 0, 1, 0, 0},
+	{chain{table: inet, name: chainRemark}, 0, 0, 0, 0, 2},
 	{chain{table: inet, name: chainHost}, 4, 0, 0, 0, 0},
 	{chain{table: inet, name: chainForward}, 4, 0, 0, 0, 0},
 	{chain{table: inet, name: chainOutput}, 7, 0, 0, 0, 0},
-	{chain{table: bridge, name: chainBridge}, 5, 0, 0, 0, 5},
+	{chain{table: bridge, name: chainBridge}, 6, 0, 0, 0, 6},
+	{chain{table: bridge, name: chainTagged}, 7, 0, 0, 0, 7},
 	{chain{table: bridge, name: chainGuard}, 12, 0, 0, 0, 12},
 	{chain{table: bridge, name: chainARP}, 5, 0, 0, 0, 5},
-	{chain{table: bridge, name: chainND}, 7, 0, 0, 0, 7},
+	{chain{table: bridge, name: chainND}, 8, 0, 0, 0, 8},
 	{chain{table: bridge, name: chainNDOwn}, 9, 0, 0, 0, 9},
 	{chain{table: bridge, name: chainFrom}, 1, 0, 0, 0, 1},
 	{chain{table: bridge, name: chainTo}, 1, 0, 0, 0, 1},
 	{chain{table: bridge, name: chainArrive}, 9, 0, 0, 0, 9},
-	{chain{table: bridge, name: chainFrames}, 16, 1, 0, 0, 16},
+	{chain{table: bridge, name: chainFrames}, 23, 1, 0, 0, 23},
 	{chain{table: bridge, name: chainStray}, 4, 1, 0, 0, 4},
 }
 
@@ -125,37 +126,42 @@ func inetFrame(s desired.State) []chain {
 	clear := on(markIsNot(none), setMark(none))
 	return []chain{
 		// An address of an endpoint is that endpoint's, wherever it comes in; what else
-		// comes in by an endpoint's veth is a stranger's.
+		// comes in by an endpoint's veth is a stranger's. An address of the node's own comes
+		// in nowhere, whatever prefix it is in.
 		//
 		//	iif . ip saddr @senders4 accept
 		//	iif . ip6 saddr @senders6 accept
+		//	iif . ip saddr map @further4 fib saddr type local jump spoofed
+		//	iif . ip6 saddr map @further6 fib saddr type local jump spoofed
 		//	iif @veths jump stranger
 		//	iifgroup 1886 jump stranger
 		//	ip saddr . ip saddr @self4 jump spoofed
 		//	ip6 saddr . ip6 saddr @self6 jump spoofed
-		{table: inet, name: chainSender, hook: &hookSender, rules: rules(
-			on(in(v4.inputAndSource(senders(v4), reg), senders(v4)), accept()),
-			on(in(v6.inputAndSource(senders(v6), reg), senders(v6)), accept()),
-			on(in(input(), veths()), jump(chainStranger)),
-			on(deviceGroup("iifgroup", expr.MetaKeyIIFGROUP, port.Group), jump(chainStranger)),
-			on(in(v4.sourceTwice(), self(v4)), jump(chainSpoofed)),
-			on(in(v6.sourceTwice(), self(v6)), jump(chainSpoofed)),
-		)},
+		{table: inet, name: chainSender, hook: &hookSender, rules: []rule{
+			{parts: on(in(v4.inputAndSource(senders(v4), reg), senders(v4)), accept())},
+			{parts: on(in(v6.inputAndSource(senders(v6), reg), senders(v6)), accept())},
+			{on(lead(v4.inputAndSource(further(v4), keyReg), further(v4)), fromLocal(), jump(chainSpoofed)), "by the ID in map " + further(v4).name},
+			{on(lead(v6.inputAndSource(further(v6), keyReg), further(v6)), fromLocal(), jump(chainSpoofed)), "by the ID in map " + further(v6).name},
+			{parts: on(in(input(), veths()), jump(chainStranger))},
+			{parts: on(deviceGroup("iifgroup", expr.MetaKeyIIFGROUP, port.Group), jump(chainStranger))},
+			{parts: on(in(v4.sourceTwice(), self(v4)), jump(chainSpoofed))},
+			{parts: on(in(v6.sourceTwice(), self(v6)), jump(chainSpoofed))},
+		}},
 		// To its link an endpoint may speak of its link-local address, and of none at
 		// all, as far as IPv6 needs it: neither leaves the link. Beyond, a router may
 		// pass on what comes from the prefixes that it was given, but for other
 		// endpoints' addresses.
 		//
-		//	ip6 saddr { ::, fe80::/10 } icmpv6 type { 133, 135, 136 } ip6 hoplimit 255 accept
-		//	ip6 saddr { ::, fe80::/10 } icmpv6 type { 131, 132, 143 } ip6 hoplimit 1 accept
+		//	ip6 saddr { ::, fe80::/10 } icmpv6 type { 133, 135, 136 } ip6 hoplimit 255 ip6 length 0-48 accept
+		//	ip6 saddr { ::, fe80::/10 } icmpv6 type { 131, 132, 143 } ip6 hoplimit 1 ip6 length 0-512 accept
 		//	ip saddr . ip saddr @self4 goto spoofed
 		//	ip6 saddr . ip6 saddr @self6 goto spoofed
 		//	iif . ip saddr map @further4 accept
 		//	iif . ip6 saddr map @further6 accept
 		//	goto spoofed
 		{table: inet, name: chainStranger, rules: []rule{
-			{parts: on(onLink(), v6.icmpTypes(v6.is(), 133, 135, 136), hopLimit(255), accept())},
-			{parts: on(onLink(), v6.icmpTypes(v6.is(), 131, 132, 143), hopLimit(1), accept())},
+			{parts: on(onLink(), v6.icmpTypes(v6.is(), 133, 135, 136), hopLimit(255), upTo(longestSolicitation), accept())},
+			{parts: on(onLink(), v6.icmpTypes(v6.is(), 131, 132, 143), hopLimit(1), upTo(longestReport), accept())},
 			{parts: on(in(v4.sourceTwice(), self(v4)), goTo(chainSpoofed))},
 			{parts: on(in(v6.sourceTwice(), self(v6)), goTo(chainSpoofed))},
 			{on(lead(v4.inputAndSource(further(v4), keyReg), further(v4)), accept()), "by the ID in map " + further(v4).name},
@@ -164,8 +170,8 @@ func inetFrame(s desired.State) []chain {
 		}},
 		// Both ends are judged, and the flow gets the epoch.
 		//
-		//	meta l4proto { 1, 4, 41, 47, 58 } jump unusual
-		//	th dport { 4789, 8472 } meta l4proto udp jump tunnel
+		//	meta l4proto != tcp meta l4proto != udp jump unusual
+		//	meta l4proto udp th dport { 4789, 8472 } jump tunnel
 		//	jump origin
 		//	jump ingress
 		//	ct mark set ct mark & 0x0000ffff | 0x00010000
@@ -173,15 +179,6 @@ func inetFrame(s desired.State) []chain {
 		{table: inet, name: chainOpening, rules: slices.Concat(
 			unusual(s.Tunnels),
 			rules(on(jump(chainOrigin)), on(jump(chainIngress)), on(setEpoch(epoch)), on(accept())),
-		)},
-		// An error about a flow that is allowed now, or anything else that conntrack thinks
-		// related to one.
-		//
-		//	ct mark & 0xffff0000 == 0x00010000 jump related
-		//	goto opening
-		{table: inet, name: chainReported, rules: rules(
-			on(epochIs(epoch), jump(chainRelated)),
-			on(goTo(chainOpening)),
 		)},
 		// An error comes from one of the flow's ends, or from a router on the way, and
 		// routers are no endpoints, nor behind one. Any other word of an endpoint's is a packet like
@@ -200,7 +197,6 @@ func inetFrame(s desired.State) []chain {
 		// that is done. The client is behind the output interface, and the server behind
 		// the other.
 		//
-		//	meta l4proto { 1, 4, 41, 47, 58 } jump unusual
 		//	ip saddr set ip daddr ip daddr set ip saddr
 		//	ip6 saddr set ip6 daddr ip6 daddr set ip6 saddr
 		//	meta l4proto { 6, 17, 132 } th sport set th dport th dport set th sport
@@ -210,7 +206,6 @@ func inetFrame(s desired.State) []chain {
 		//	ct mark set ct mark & 0x0000ffff | 0x00010000
 		//	accept
 		{table: inet, name: chainAnswer, rules: slices.Concat(
-			rules(on(unusualProtocol(s.Tunnels), jump(chainUnusual))),
 			turned(),
 			rules(on(jump(chainClient)), on(jump(chainServer))),
 			turned(),
@@ -285,7 +280,9 @@ func inetFrame(s desired.State) []chain {
 		//
 		//	ip saddr map @sources4 vmap @egress-profiles
 		//	...
-		{table: inet, name: chainOrigin, rules: origin(toProfile(desired.Egress))},
+		//	meta nfproto ipv6 fib saddr type local goto spoofed
+		{table: inet, name: chainOrigin, rules: append(origin(toProfile(desired.Egress)),
+			rule{parts: on(v6.only(), fromLocal(), goTo(chainSpoofed))})},
 		// The egress profile of who has the ID; one that nobody has is dropped.
 		//
 		//	meta nfproto . meta mark & 0xffff0000 map @egress vmap @egress-profiles
@@ -325,12 +322,12 @@ func inetFrame(s desired.State) []chain {
 		//
 		//	iif 1 accept
 		//	meta mark & 0xffff0000 != 0x00000000 meta mark set meta mark & 0x0000ffff
-		//	ct state established,new ct mark & 0xffff0000 == 0x00010000 accept
-		//	meta l4proto { 1, 4, 41, 47, 58 } jump unusual
-		//	th dport { 4789, 8472 } meta l4proto udp jump tunnel
-		//	ct state established ct direction reply accept
-		//	ct state related ct mark & 0xffff0000 == 0x00010000 jump related
-		//	ct state related ct mark & 0xffff0000 == 0x00000000 jump related
+		//	ct mark & 0xffff0000 == 0x00010000 ct state == established accept
+		//	meta l4proto != tcp meta l4proto != udp jump unusual
+		//	meta l4proto udp th dport { 4789, 8472 } jump tunnel
+		//	ct state == established ct direction reply accept
+		//	ct state == related ct mark & 0xffff0000 == 0x00010000 jump related
+		//	ct state == related ct mark & 0xffff0000 == 0x00000000 jump related
 		//	jump classify
 		{table: inet, name: chainInput, hook: &hookInput, rules: slices.Concat(
 			rules(on(loopback(), accept()), clear, on(judged(epoch), accept())),
@@ -357,19 +354,19 @@ func inetFrame(s desired.State) []chain {
 			on(markIsNot(outside), jump(chainEgress)),
 			on(setMark(none)),
 		)},
-		// What opens a flow is judged, and what follows until somebody answers: a flow that was
-		// there before an endpoint had the address has the epoch too. So is what conntrack
-		// cannot place. Of a flow that is known, what was allowed under this epoch passes, and
-		// an answer is judged as one. The packet mark is others'.
+		// Of a flow that somebody has answered, what was allowed under this epoch passes, and
+		// an answer is judged as one. What opens a flow is judged, and what follows until
+		// somebody answers: a flow that was there before an endpoint had the address has the
+		// epoch too. So is what conntrack cannot place. The packet mark is others'.
 		//
-		//	ct state vmap { new : jump opening, related : jump reported, invalid : jump opening, untracked : jump opening }
-		//	ct mark & 0xffff0000 == 0x00010000 accept
-		//	ct direction reply jump answer
+		//	ct mark & 0xffff0000 == 0x00010000 ct state == established accept
+		//	ct state == related ct mark & 0xffff0000 == 0x00010000 jump related
+		//	ct state == established ct direction reply jump answer
 		//	jump opening
 		{table: inet, name: chainForward, hook: &hookForward, rules: rules(
-			on(byState(chainOpening, chainReported)),
-			on(epochIs(epoch), accept()),
-			on(reply(), jump(chainAnswer)),
+			on(judged(epoch), accept()),
+			on(related(), epochIs(epoch), jump(chainRelated)),
+			on(established(), reply(), jump(chainAnswer)),
 			on(jump(chainOpening)),
 		)},
 		// What has an ID here was sent on by IPVS, and is judged as in forward, unless
@@ -393,6 +390,18 @@ func inetFrame(s desired.State) []chain {
 			on(setMark(none)),
 		)},
 	}
+}
+
+// remark is what Guard does where IPVS is, behind all that has touched the mark in input: what
+// has no ID left gets that of outside, since a backend judges in output what has any.
+//
+//	iif 1 accept
+//	meta mark & 0xffff0000 == 0x00000000 meta mark set meta mark & 0x0000ffff | 0x00010000
+func remark(l mark.Layout) chain {
+	return chain{table: inet, name: chainRemark, hook: &hookInput, rules: rules(
+		on(loopback(), accept()),
+		on(markIs(l.ID(mark.None)), setMark(l.ID(mark.Outside))),
+	)}
 }
 
 // onLink matches the sources that mean nothing beyond a link.
@@ -427,24 +436,28 @@ func turned() []rule {
 }
 
 // unusual leads what is wrapped to where its sender is asked for, and ICMP to where
-// neighbour discovery is told from the rest.
+// neighbour discovery is told from the rest. What nearly everything is, TCP and UDP, is told
+// by comparing, which costs less than a look-up.
 //
-//	meta l4proto { 1, 4, 41, 47, 58 } jump unusual
-//	th dport { 4789, 8472 } meta l4proto udp jump tunnel
+//	meta l4proto != tcp meta l4proto != udp jump unusual
+//	meta l4proto udp th dport { 4789, 8472 } jump tunnel
 func unusual(t desired.Tunnels) []rule {
-	out := rules(on(unusualProtocol(t), jump(chainUnusual)))
+	out := rules(on(unusualProtocol(), jump(chainUnusual)))
 	if len(t.UDPPorts) > 0 {
 		values := make([]value, len(t.UDPPorts))
 		for i, p := range t.UDPPorts {
 			values[i] = value{text: fmt.Sprint(p), first: big16(p), last: big16(p)}
 		}
-		out = append(out, rules(on(oneOf(dport(), nftables.TypeInetService, values), protocol(desired.UDP), jump(chainTunnel)))...)
+		out = append(out, rules(on(protocol(desired.UDP), oneOf(dport(), nftables.TypeInetService, values), jump(chainTunnel)))...)
 	}
 	return out
 }
 
-func unusualProtocol(t desired.Tunnels) part {
-	return protocols(append(protocolsOf(t), desired.ICMP, desired.ICMPv6)...)
+func unusualProtocol() part {
+	isNot := func(p desired.Protocol) []any {
+		return []any{load(expr.MetaKeyL4PROTO, reg), &expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: []byte{byte(p)}}}
+	}
+	return part{text: "meta l4proto != tcp meta l4proto != udp", exprs: append(isNot(desired.TCP), isNot(desired.UDP)...)}
 }
 
 // wrapped leads protocols that wrap packets on.

@@ -20,11 +20,12 @@ type Guard struct {
 	Step func(string)
 }
 
-// guard leaves what Guard has of a ruleset.
-func (r ruleset) guard() ruleset {
+// renderGuard derives what Guard has of the whole ruleset, and its own.
+func renderGuard(s desired.State) ruleset {
+	r := render(s, numbers{})
 	out := ruleset{tables: r.tables, elements: map[string]elements{}}
 	uses := guardUses(desired.Node{})
-	for _, c := range r.chains {
+	for _, c := range append(r.chains, remark(s.Layout)) {
 		if uses[c.name] > 0 {
 			out.chains = append(out.chains, c)
 		}
@@ -49,7 +50,7 @@ func (g Guard) Sync(ctx context.Context, want desired.State) error {
 	if want.Layout.Mask() == 0 {
 		return Remove(ctx)
 	}
-	r := func() ruleset { return render(want, numbers{}).guard() }
+	r := func() ruleset { return renderGuard(want) }
 	mend := func(c *conn) (change, error) {
 		have, err := readAll(c, tables())
 		return whole(have, r()), err
@@ -89,7 +90,7 @@ func (g Guard) Check(_ context.Context, want desired.State) error {
 	if err := checkFrame(c, guardUses(want.Node)); err != nil {
 		return err
 	}
-	return checkElements(c, render(want, numbers{}).guard())
+	return checkElements(c, renderGuard(want))
 }
 
 // Counters reads what the rules that drop have counted.

@@ -17,11 +17,11 @@ const (
 	chainSender   = "sender"
 	chainStranger = "stranger"
 	chainInput    = "input"
+	chainRemark   = "remark" // of Guard
 	chainHost     = "host"
 	chainForward  = "forward"
 	chainOutput   = "output"
 	chainOpening  = "opening"
-	chainReported = "reported"
 	chainRelated  = "related"
 	chainAnswer   = "answer"
 	chainClient   = "client"
@@ -38,6 +38,7 @@ const (
 	chainEncapsulated = "encapsulated"
 	// In the bridge table.
 	chainBridge = "bridge-ports"
+	chainTagged = "tagged"
 	chainGuard  = "guard"
 	chainARP    = "arp-own"
 	chainND     = "nd"

@@ -61,11 +61,10 @@ func TestFrameUses(t *testing.T) {
 	} {
 		s := node(t, 0xffff0000)
 		s.Unlogged, s.Tunnels = n.Unlogged, n.Tunnels
-		whole := render(s, numbers{})
 		for name, of := range map[string]struct {
 			chains []chain
 			uses   map[string]int
-		}{"the backend": {frame(s), usesOf(s.Node)}, "the guard": {whole.guard().chains, guardUses(s.Node)}} {
+		}{"the backend": {frame(s), usesOf(s.Node)}, "the guard": {renderGuard(s).chains, guardUses(s.Node)}} {
 			want := map[string]int{}
 			for _, c := range of.chains {
 				uses := len(c.rules)
@@ -105,7 +104,8 @@ func (r rule) references(name string) int {
 
 // No hook goes to a chain: where that ends, the hook ends too, and accepts.
 func TestHooksDoNotGo(t *testing.T) {
-	for _, c := range frame(node(t, 0xffff0000)) {
+	s := node(t, 0xffff0000)
+	for _, c := range append(frame(s), renderGuard(s).chains...) {
 		for _, r := range c.rules {
 			if c.hook != nil && strings.Contains(r.String(), "goto ") {
 				t.Errorf("%s: %s", c.name, r)

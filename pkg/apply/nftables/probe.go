@@ -36,7 +36,7 @@ func ProbeGuard() error {
 	if err != nil {
 		return err
 	}
-	if err := try(render(s, numbers{}).guard()); err != nil {
+	if err := try(renderGuard(s)); err != nil {
 		return fmt.Errorf("this kernel cannot guard the ports of a bridge beside iptables (Linux 5.6 with NF_TABLES_INET and NF_TABLES_BRIDGE can): %w", err)
 	}
 	return nil

@@ -53,7 +53,6 @@ type part struct {
 type constant struct {
 	key      nftables.SetDatatype
 	interval bool
-	verdicts bool // it is a map
 	elements []nftables.SetElement
 }
 
@@ -103,12 +102,9 @@ func and(r, mask, xor uint32) *expr.Bitwise {
 	return &expr.Bitwise{SourceRegister: r, DestRegister: r, Len: 4, Mask: native(mask), Xor: native(xor)}
 }
 
-// ctState matches any of some conntrack states.
+// ctState matches a conntrack state: a packet has exactly one (nft_ct_get_eval).
 func ctState(name string, bit uint32) part {
-	return part{text: "ct state " + name, exprs: []any{
-		&expr.Ct{Key: expr.CtKeySTATE, Register: reg}, and(reg, bit, 0),
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: native(0)},
-	}}
+	return part{text: "ct state == " + name, exprs: []any{&expr.Ct{Key: expr.CtKeySTATE, Register: reg}, equal(native(bit)...)}}
 }
 
 // ctEnd loads an address of the flow's tuples, an expression that the library does not
@@ -146,36 +142,13 @@ func related() part { return ctState("related", expr.CtStateBitRELATED) }
 
 func established() part { return ctState("established", expr.CtStateBitESTABLISHED) }
 
-// judged matches a packet of a flow that was allowed under the epoch. What is merely
-// related has the mark of another flow: an error has that of the flow that it is about, and
-// what a helper expects begins with that of the flow which announced it (init_conntrack).
+// judged matches a packet of an answered flow that was allowed under the epoch. What is
+// merely related has the mark of another flow: an error has that of the flow that it is
+// about, and what a helper expects begins with that of the flow which announced it
+// (init_conntrack).
 func judged(epoch mark.Mark) part {
-	p, of := ctState("established,new", expr.CtStateBitESTABLISHED|expr.CtStateBitNEW), epochIs(epoch)
+	p, of := established(), epochIs(epoch)
 	return part{text: of.text + " " + p.text, exprs: append(of.exprs, p.exprs...)}
-}
-
-// byState leads what begins, or cannot be placed in, a flow to one chain, and what is
-// related to one to another. conntrack gives a packet exactly one of these states.
-func byState(opening, related string) part {
-	p := part{text: "ct state", exprs: []any{&expr.Ct{Key: expr.CtKeySTATE, Register: reg}, &expr.Lookup{SourceRegister: reg, IsDestRegSet: true}}}
-	p.set = &constant{key: nftables.TypeCTState, verdicts: true}
-	var words []string
-	for _, s := range []struct {
-		name, to string
-		bit      uint32
-	}{
-		{"invalid", opening, expr.CtStateBitINVALID},
-		{"related", related, expr.CtStateBitRELATED},
-		{"new", opening, expr.CtStateBitNEW},
-		{"untracked", opening, expr.CtStateBitUNTRACKED},
-	} {
-		words = append(words, s.name+" : jump "+s.to)
-		p.set.elements = append(p.set.elements, nftables.SetElement{
-			Key: native(s.bit), VerdictData: &expr.Verdict{Kind: expr.VerdictJump, Chain: s.to},
-		})
-	}
-	p.text += " vmap { " + strings.Join(words, ", ") + " }"
-	return p
 }
 
 func reply() part {
@@ -300,6 +273,9 @@ func deviceGroup(word string, key expr.MetaKey, group uint32) part {
 func (f family) is() []any {
 	return []any{load(expr.MetaKeyNFPROTO, reg), equal(f.number())}
 }
+
+// only matches packets of the family.
+func (f family) only() part { return part{text: "meta nfproto ipv" + f.digit, exprs: f.is()} }
 
 // number is the family as the kernel numbers it.
 func (f family) number() byte {

@@ -17,7 +17,7 @@ func Render(s desired.State) string {
 
 // RenderGuard is what a Sync of Guard writes.
 func RenderGuard(s desired.State) string {
-	return render(s, numbers{}).guard().text()
+	return renderGuard(s).text()
 }
 
 func (r ruleset) text() string {
