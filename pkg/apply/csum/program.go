@@ -38,7 +38,8 @@ const (
 )
 
 // License of the program in the kernel, which lets it call bpf_probe_read_kernel and read
-// sk_buff only by one that is compatible with the GPL.
+// sk_buff only by one that is compatible with the GPL. So these instructions, and nothing else
+// of podmark, may be used under the BSD license or the GPL too.
 const license = "Dual BSD/GPL"
 
 // load hands the program to the kernel, which has to show that it is safe.
