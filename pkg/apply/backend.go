@@ -72,7 +72,7 @@ func (k Kind) Backend() config.Backend {
 func kindOf(v iptables.Variant) Kind { return Kind("iptables-" + string(v)) }
 
 func (n Node) backend(f file) Backend {
-	if f.Checksums == looked {
+	if n.Programs && f.Checksums == looked {
 		return Checksummed{n.judge(f)}
 	}
 	return n.judge(f)

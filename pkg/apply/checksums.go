@@ -55,5 +55,14 @@ func (f *file) syncChecksums() {
 // tried yet.
 func (n Node) Alterable() (string, error) {
 	f, err := n.load()
-	return f.ChecksumsLacks, err
+	return f.alterable(), err
+}
+
+func (f file) alterable() string {
+	if f.Checksums == looked {
+		if err := csum.Check(); err != nil {
+			return err.Error()
+		}
+	}
+	return f.ChecksumsLacks
 }

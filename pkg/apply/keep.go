@@ -106,7 +106,7 @@ func (n Node) Keep(ctx context.Context, ports *Ports) (Kept, error) {
 	drifted, regrouped, errDrift := n.mend(links)
 	kept.Drifted = drifted
 	if now, err := n.load(); err == nil {
-		kept.Alterable = now.ChecksumsLacks
+		kept.Alterable = now.alterable()
 	}
 	if regrouped != nil {
 		kept.Missing = errors.Join(kept.Missing, regrouped)

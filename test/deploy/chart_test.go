@@ -175,7 +175,7 @@ func TestPod(t *testing.T) {
 	c := pod.Containers[0]
 	s := c.SecurityContext
 	if *s.Privileged || *s.AllowPrivilegeEscalation || !*s.ReadOnlyRootFilesystem || s.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault ||
-		!slices.Equal(s.Capabilities.Add, []corev1.Capability{"NET_ADMIN", "BPF", "PERFMON"}) {
+		!slices.Equal(s.Capabilities.Add, []corev1.Capability{"NET_ADMIN"}) {
 		t.Errorf("rights: %+v", s)
 	}
 	for name, p := range map[string]*corev1.Probe{"liveness": c.LivenessProbe, "readiness": c.ReadinessProbe} {
@@ -219,7 +219,7 @@ func TestValues(t *testing.T) {
 		t.Errorf("%s, %+v", c.Image, c.SecurityContext.SELinuxOptions)
 	}
 	mounted := slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.MountPath == "/run/xtables.lock" })
-	if got := c.SecurityContext.Capabilities.Add; !mounted || !slices.Equal(got, []corev1.Capability{"NET_ADMIN", "BPF", "PERFMON", "NET_RAW"}) {
+	if got := c.SecurityContext.Capabilities.Add; !mounted || !slices.Equal(got, []corev1.Capability{"NET_ADMIN", "NET_RAW"}) {
 		t.Errorf("iptables has %q, and the lock: %t", got, mounted)
 	}
 	pod := of[*appsv1.DaemonSet](t, o, "DaemonSet podmarkd").Spec.Template.Spec

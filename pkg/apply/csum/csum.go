@@ -128,12 +128,15 @@ func clean(dir string, but ...hook) error {
 	return nil
 }
 
-// detach ends a link that is pinned. By the removal of its file alone the kernel would do that
-// some time later.
+// detach ends a link that is pinned. By the removal of its file alone the kernel does that
+// some time later, which has to do for who may not use BPF.
 func detach(path string) error {
 	l, err := link.LoadPinnedLink(path, nil)
 	if err == nil {
 		err = errors.Join(l.Detach(), l.Close())
+	}
+	if errors.Is(err, unix.EPERM) {
+		err = nil
 	}
 	if err := errors.Join(err, os.Remove(path)); err != nil {
 		return fmt.Errorf("detaching %q: %w", path, err)
