@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH=$PATH:/usr/local/go/bin CGO_ENABLED=0
 
-max_plugin_bytes=$((25 << 18)) # 6.25 MiB
+max_plugin_bytes=$((30 << 18)) # 7.5 MiB
 
 mkdir -p bin
 for dir in plugins/*/; do

@@ -72,6 +72,14 @@ func (k Kind) Backend() config.Backend {
 func kindOf(v iptables.Variant) Kind { return Kind("iptables-" + string(v)) }
 
 func (n Node) backend(f file) Backend {
+	if n.Programs && f.Checksums == looked {
+		return Checksummed{n.judge(f)}
+	}
+	return n.judge(f)
+}
+
+// judge is the backend without what is beside each of them.
+func (n Node) judge(f file) Backend {
 	if f.Backend == NFTables {
 		return nftables.Backend{Step: n.Step}
 	}

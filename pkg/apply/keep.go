@@ -76,6 +76,8 @@ type Kept struct {
 	// Drifted is what somebody did to the links of endpoints, and nobody has undone. These
 	// endpoints are closed, or judged as before where that is the same link still.
 	Drifted []Drift
+	// Alterable is what [Node.Alterable] says.
+	Alterable string
 }
 
 // Keep makes the kernel hold what the node should enforce, and looks closer than
@@ -103,6 +105,9 @@ func (n Node) Keep(ctx context.Context, ports *Ports) (Kept, error) {
 	}
 	drifted, regrouped, errDrift := n.mend(links)
 	kept.Drifted = drifted
+	if now, err := n.load(); err == nil {
+		kept.Alterable = now.alterable()
+	}
 	if regrouped != nil {
 		kept.Missing = errors.Join(kept.Missing, regrouped)
 	}

@@ -46,6 +46,9 @@ type Node struct {
 	Complete func(desired.State) (complete desired.State, known bool)
 	// Cache, if set, keeps what was read of the state folder.
 	Cache *Cache
+	// Programs is set in a process that may attach BPF programs: the plugin and podmarkctl.
+	// podmarkd sees whether they are there, and does without the rights.
+	Programs bool
 	// Step, if set, is called after each step of a change with its name: tests
 	// end the process there.
 	Step func(string)
@@ -95,6 +98,10 @@ type file struct {
 	// "none" where it cannot: BridgeLacks says why. Empty until it is asked.
 	Bridge      string `json:"bridge,omitempty"`
 	BridgeLacks string `json:"bridgeLacks,omitempty"`
+	// Checksums is "bpf" where the kernel looks where checksums go, and "none" where it
+	// cannot: ChecksumsLacks says why. Empty until one with Programs writes everything.
+	Checksums      string `json:"checksums,omitempty"`
+	ChecksumsLacks string `json:"checksumsLacks,omitempty"`
 	// Has is what the kernel has that iptables can do without.
 	Has []iptables.Feature `json:"has,omitempty"`
 	// Tunnels are those that the rules were written with; nil in the file of an older
@@ -174,7 +181,7 @@ func (n Node) load() (file, error) {
 		f.Policies, err = n.cachedPolicies()
 	}
 	// The first change after an upgrade writes everything, with the numbers of links.
-	f.Synced = f.Synced && f.Indexed
+	f.Synced = f.Synced && f.Indexed && (f.Checksums != "" || !n.Programs)
 	if errors.Is(err, ident.ErrDamaged) {
 		return file{}, fmt.Errorf("%w; %s", err, startOver)
 	}
@@ -338,6 +345,9 @@ func (n Node) index(f file) (file, error) {
 
 // rewrite makes the kernel hold what f and the attachments say, and notes that in f.
 func (n Node) rewrite(ctx context.Context, f file, coming ...ident.Record) (file, error) {
+	if n.Programs {
+		f.syncChecksums()
+	}
 	if err := f.askKernel(ctx, n.LockTimeout); err != nil {
 		return f, err
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/podmark/podmark/pkg/apply/conntrack"
+	"github.com/podmark/podmark/pkg/apply/csum"
 	"github.com/podmark/podmark/pkg/apply/port"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
@@ -191,6 +192,9 @@ func (n Node) Uninstall(ctx context.Context) error {
 		kinds = append(f.Former, f.Backend, NFTables) // which guards bridges beside iptables
 	}
 	if err := remove(ctx, n.LockTimeout, kinds); err != nil {
+		return err
+	}
+	if err := csum.Remove(); err != nil {
 		return err
 	}
 	records, _ := n.Store.List()

@@ -60,6 +60,7 @@ func Checks() []Check {
 		{"backend", "the kernel or the node lacks what the backend needs", []Part{PartKernel}, checkBackend},
 		{"kernel", "a rule, hook, set or element is missing in the kernel", []Part{PartKernel}, checkKernel},
 		{"drop-log", "the kernel or the node cannot log what is dropped", []Part{PartState}, checkDropLog},
+		{"checksums", "the kernel or the node cannot look where packets leave their checksums", []Part{PartState}, checkChecksums},
 		{"conflist", "podmark is not in the conflist that the node uses, or no runtime can read it", cni, checkConflist},
 		{"conflist-order", "podmark does not come last in a conflist, or has no main plugin before it", cni, checkOrder},
 		{"configuration", "the plugin refuses its entry or the version of the conflist", cni, checkConfiguration},

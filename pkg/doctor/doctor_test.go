@@ -91,6 +91,15 @@ func TestDropLog(t *testing.T) {
 	}
 }
 
+// Where checksums go unlooked at, it is said what is open, and what it takes.
+func TestChecksums(t *testing.T) {
+	f := healthy(t, 0xffff0000)
+	f.State.Alterable = "no bpffs"
+	if found := only(t, f, "checksums", "no bpffs", "CAP_NET_RAW", "6.4", "/sys/fs/bpf", "gc"); found.Severity != doctor.Warning {
+		t.Errorf("severity %s", found.Severity)
+	}
+}
+
 func TestHealthy(t *testing.T) {
 	if list := doctor.Examine(healthy(t, 0xffff0000)); len(list) != 0 {
 		t.Errorf("%+v", list)

@@ -96,6 +96,8 @@ type State struct {
 	Missing, Backend error
 	// Unlogged is why what is dropped is not logged; empty where it is.
 	Unlogged string
+	// Alterable is why checksums are written where a pod likes; empty where they are not.
+	Alterable string
 }
 
 // Network is a network whose pods podmark marks, or should.

@@ -105,6 +105,8 @@ func (f *Facts) readState(ctx context.Context, n apply.Node) {
 	f.note(PartState, err, asRoot)
 	s.Unlogged, err = n.Unlogged()
 	f.note(PartState, err, asRoot)
+	s.Alterable, err = n.Alterable()
+	f.note(PartState, err, asRoot)
 	s.IDs, _, err = n.IDs()
 	f.note(PartState, err, asRoot)
 	if s.Records, err = n.Records(); errors.Is(err, ident.ErrDamaged) {

@@ -41,6 +41,8 @@ type Status struct {
 	Policies PolicyStatus `json:"policies"`
 	// Drift is what others have done to links of endpoints and not undone.
 	Drift []apply.Drift `json:"drift,omitempty"`
+	// Alterable is what is lacking to keep what has been judged as it is.
+	Alterable string `json:"alterable,omitempty"`
 	// Repairs counts what was missing in the kernel since the start.
 	Repairs    int     `json:"repairs"`
 	LastRepair *Repair `json:"lastRepair,omitempty"`
@@ -100,6 +102,9 @@ func (s Status) After(l Look) Status {
 	}
 	if l.ApplyErr == nil || len(l.Kept.Drifted) > 0 { // else it is not known
 		s.Drift = l.Kept.Drifted
+	}
+	if l.ApplyErr == nil {
+		s.Alterable = l.Kept.Alterable
 	}
 	s.Collisions = nil
 	for _, c := range l.Collisions {

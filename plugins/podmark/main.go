@@ -89,7 +89,7 @@ func verb(name string, deadline time.Duration, run func(context.Context, *call) 
 		log, closeLog := openLog(c.config.LogFile)
 		defer closeLog()
 		c.log = log.With("verb", name, "network", c.config.Network, "container", args.ContainerID, "ifname", args.IfName)
-		c.node = apply.Node{Store: ident.At(c.config.StateDir), LockTimeout: c.config.LockTimeout, Step: stepHook(), Warn: c.warn}
+		c.node = apply.Node{Store: ident.At(c.config.StateDir), LockTimeout: c.config.LockTimeout, Programs: true, Step: stepHook(), Warn: c.warn}
 		ctx, cancel := context.WithTimeout(context.Background(), deadline)
 		defer cancel()
 		if err := run(ctx, &c); err != nil {

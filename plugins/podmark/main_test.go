@@ -8,13 +8,18 @@ import (
 	"path/filepath"
 	"runtime"
 	"testing"
+
+	"github.com/podmark/podmark/test/bpffs"
 )
 
 // programs is a folder with the programs under test, built once: podmark and
 // podmarkctl, and below fault/ a podmark that can be told to die after a step.
 var programs string
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+func TestMain(m *testing.M) {
+	bpffs.Main()
+	os.Exit(run(m))
+}
 
 func run(m *testing.M) int {
 	// Most tests wait, for a packet that must not come or for the kernel, so more run

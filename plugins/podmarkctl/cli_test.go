@@ -8,6 +8,9 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/podmark/podmark/pkg/apply/csum"
+	"github.com/podmark/podmark/test/needs"
 )
 
 func TestUsage(t *testing.T) {
@@ -224,7 +227,13 @@ func testUninstall(t *testing.T, n *node, harm func(n *node)) {
 	n.exec("", "ip", "link", "add", "lost", "type", "veth", "peer", "name", "lost0")
 	n.exec("", "ip", "link", "set", "lost", "group", "1886")
 	harm(n)
+	if err := csum.Check(); err != nil && needs.Checksums() == nil {
+		t.Errorf("before it is uninstalled: %v", err)
+	}
 	n.ctl("uninstall").ok(t)
+	if err := csum.Check(); err == nil {
+		t.Error("it looks where checksums go, and is uninstalled")
+	}
 	for pod := 1; pod <= 2; pod++ {
 		if out := n.exec("", "ip", "-o", "link", "show", n.veth(pod)); !strings.Contains(out, "group default") {
 			t.Errorf("still in the group: %s", out)

@@ -93,7 +93,7 @@ func version() string {
 
 func (o *options) node() apply.Node {
 	warn := func(text string) { fmt.Fprintf(os.Stderr, "podmarkctl: %s\n", text) }
-	return apply.Node{Store: ident.At(o.stateDir), LockTimeout: o.lockTimeout, Warn: warn}
+	return apply.Node{Store: ident.At(o.stateDir), LockTimeout: o.lockTimeout, Programs: true, Warn: warn}
 }
 
 // defaults are the settings of a node on which the plugin has not run yet.

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/test/bpffs"
 	"github.com/podmark/podmark/test/netns"
 	"github.com/podmark/podmark/test/saved"
 )
@@ -27,7 +28,10 @@ import (
 // programs is a folder with podmarkctl, podmark and podmarkd, built once.
 var programs string
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+func TestMain(m *testing.M) {
+	bpffs.Main()
+	os.Exit(run(m))
+}
 
 func run(m *testing.M) int {
 	// As in /run, where the state folder is, syncing a file costs nothing there.

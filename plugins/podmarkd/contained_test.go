@@ -17,7 +17,9 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/podmark/podmark/pkg/apply/csum"
 	"github.com/podmark/podmark/test/contain"
+	"github.com/podmark/podmark/test/needs"
 )
 
 // inPod is a host whose podmarkd runs in the container of conf/kustomize.
@@ -56,6 +58,10 @@ func newInPod(t *testing.T, b backend) *inPod {
 	}
 	// The plugin is told of namespaces by the paths that they have on a node.
 	if err := unix.Mount(filepath.Join(p.root, namespaces), namespaces, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	bpf := filepath.Join(p.root, csum.Mount)
+	if err := errors.Join(os.MkdirAll(bpf, 0o755), unix.Mount(csum.Mount, bpf, "", unix.MS_BIND, "")); err != nil {
 		t.Fatal(err)
 	}
 	manifest, err := os.ReadFile("../../conf/kustomize/daemonset.yaml")
@@ -406,6 +412,45 @@ func TestContainedIptables(t *testing.T) {
 					return errors.New("it does not say so")
 				}
 				return nil
+			})
+		})
+	}
+}
+
+// Whether there is a program that looks where checksums go, podmarkd sees by its mount, and
+// says once what is lacking: it has no right to attach one.
+func TestContainedChecksums(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change func(*contain.Container)
+		remove bool
+		says   string // empty where there is one
+	}{
+		"there":   {},
+		"removed": {remove: true, says: "a BPF program"},
+		"without the mount": {change: func(c *contain.Container) {
+			c.Mounts = slices.DeleteFunc(c.Mounts, func(m contain.Mount) bool { return m.To == csum.Mount })
+		}, says: "no bpffs is mounted"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			needs.All(t, needs.Checksums)
+			p := newInPod(t, nftables)
+			p.addPod()
+			if err := csum.Check(); err != nil {
+				t.Fatalf("behind the ADD of a pod: %v", err)
+			}
+			if tt.remove {
+				if err := csum.Remove(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			d := p.start(tt.change)
+			p.eventually("it is ready", d.ready)
+			p.eventually("it says what is lacking", func() error {
+				n := strings.Count(d.log.String(), "checksum over a port")
+				if tt.says == "" && n == 0 || n == 1 && strings.Contains(d.log.String(), tt.says) {
+					return nil
+				}
+				return fmt.Errorf("it says %d times what is lacking, want once, with %q", n, tt.says)
 			})
 		})
 	}

@@ -27,6 +27,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/test/bpffs"
 	"github.com/podmark/podmark/test/contain"
 	"github.com/podmark/podmark/test/netns"
 	"github.com/podmark/podmark/test/saved"
@@ -37,6 +38,7 @@ var programs string
 
 func TestMain(m *testing.M) {
 	contain.Main()
+	bpffs.Main()
 	os.Exit(run(m))
 }
 

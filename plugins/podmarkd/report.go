@@ -81,6 +81,9 @@ func logLook(log *slog.Logger, before node.Status, l node.Look) {
 		log.Warn("repaired", "missing", l.Kept.Missing, "kind", string(missing.KindOf(l.Kept.Missing)), "reason", l.Reason)
 	}
 	logDrift(log, before.Drift, before.After(l).Drift)
+	if now := before.After(l).Alterable; now != "" && now != before.Alterable {
+		log.Warn("a pod may have the kernel write a checksum over a port or an address that was judged", "lacking", now)
+	}
 	if l.Moved != 0 {
 		log.Warn("moved the endpoints to another mask", "iptablesMarkMask", fmt.Sprintf("%#x", l.Moved))
 	}

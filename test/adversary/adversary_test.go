@@ -7,9 +7,15 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/podmark/podmark/test/bpffs"
 	"github.com/podmark/podmark/test/lab"
 	"github.com/podmark/podmark/test/needs"
 )
+
+func TestMain(m *testing.M) {
+	bpffs.Main()
+	os.Exit(m.Run())
+}
 
 // attack is one way to get something past a policy, with the traffic of the same shape
 // that must pass.
@@ -46,7 +52,7 @@ var (
 func (a attachment) inLab() bool { return a == vlan || a == vrf }
 
 // attacks are all there are.
-var attacks = slices.Concat(controls, sources, changes, bridgePorts, discovery, tunnels, streams, marks, headers)
+var attacks = slices.Concat(controls, sources, changes, bridgePorts, discovery, tunnels, streams, marks, headers, checksums)
 
 // runs reports whether an attack is one for an attachment, in the lab or out of it.
 func (a attack) runs(at attachment, inLab bool) bool {

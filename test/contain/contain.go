@@ -119,6 +119,12 @@ func (c Container) mount() error {
 	if err := unix.Mount("proc", at("/proc"), "proc", 0, ""); err != nil {
 		return fmt.Errorf("mounting /proc: %w", err)
 	}
+	if err := os.MkdirAll(at("/sys"), 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("sysfs", at("/sys"), "sysfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mounting /sys: %w", err)
+	}
 	mounts := []Mount{{From: at("/proc/sys"), To: "/proc/sys", ReadOnly: true}, {From: "/dev/null", To: "/dev/null"}}
 	for to, from := range c.Image {
 		mounts = append(mounts, Mount{From: from, To: to, ReadOnly: true})

@@ -234,7 +234,7 @@ func TestValues(t *testing.T) {
 			paths = append(paths, v.HostPath.Path)
 		}
 	}
-	if !slices.Equal(paths, []string{"/run/podmark", "/etc/c", "/opt/b", "/var/lib/cni", "/var/run/netns"}) {
+	if !slices.Equal(paths, []string{"/run/podmark", "/etc/c", "/opt/b", "/var/lib/cni", "/var/run/netns", "/sys/fs/bpf"}) {
 		t.Errorf("folders %q", paths)
 	}
 	if pod.NodeSelector["a"] != "b" || len(pod.Tolerations) != 0 || pod.PriorityClassName != "p" || pod.Containers[0].Resources.Limits.Memory().String() != "1Gi" {

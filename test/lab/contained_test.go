@@ -10,12 +10,14 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/test/bpffs"
 	"github.com/podmark/podmark/test/contain"
 	"github.com/podmark/podmark/test/lab"
 )
 
 func TestMain(m *testing.M) {
 	contain.Main()
+	bpffs.Main()
 	os.Exit(m.Run())
 }
 

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/podmark/podmark/pkg/apply/csum"
 	"github.com/podmark/podmark/test/needs"
 	"github.com/vishvananda/netlink"
 )
@@ -131,6 +132,12 @@ func NewNode(t testing.TB, o Options) *Node {
 		withoutKubeProxy: o.WithoutKubeProxy,
 	}
 	n.StateDir = filepath.Join(n.Dir, "state")
+	// What podmark leaves in the bpffs would keep the namespace.
+	t.Cleanup(func() {
+		if err := n.Do(csum.Remove); err != nil {
+			t.Error(err)
+		}
+	})
 	n.chooseVariant()
 	n.cni = libcni.NewCNIConfigWithCacheDir(pluginDirs(t), filepath.Join(n.Dir, "cni-cache"), newPluginExec(n))
 

@@ -21,6 +21,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/pkg/apply/csum"
 )
 
 // Feature tells why something is not there, or nil.
@@ -125,6 +127,15 @@ func VRF() error {
 // VLANFiltering is a bridge that keeps VLANs apart.
 func VLANFiltering() error {
 	return Command("ip", "link", "add", "probe", "type", "bridge", "vlan_filtering", "1")()
+}
+
+// Checksums is a kernel, and a bpffs, with which podmark can look where checksums go.
+func Checksums() error {
+	err := inNewNetns(func() error { return errors.Join(csum.Sync(), csum.Remove()) })
+	if err != nil {
+		return fmt.Errorf("BPF programs of netfilter: %w", err)
+	}
+	return nil
 }
 
 // loadModules loads what the kernel does not load by itself on first use. It may

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/podmark/podmark/pkg/apply/csum"
 	"github.com/podmark/podmark/test/needs"
 )
 
@@ -21,4 +22,10 @@ func Enter(t testing.TB) {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Fatal(err)
 	}
+	// What podmark leaves in the bpffs would keep the namespace.
+	t.Cleanup(func() {
+		if err := csum.Remove(); err != nil {
+			t.Error(err)
+		}
+	})
 }

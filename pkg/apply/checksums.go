@@ -1,0 +1,68 @@
+package apply
+
+import (
+	"context"
+
+	"github.com/podmark/podmark/pkg/apply/csum"
+	"github.com/podmark/podmark/pkg/desired"
+)
+
+// Checksummed is a backend with package csum beside it, which no backend can stand in for: what a
+// packet says when it is judged, it says behind.
+type Checksummed struct{ Backend }
+
+// Check is that of Backend.
+func (b Checksummed) Check(ctx context.Context, want desired.State) error {
+	if err := csum.Check(); err != nil {
+		return err
+	}
+	return b.Backend.Check(ctx, want)
+}
+
+// Verify is that of Backend.
+func (b Checksummed) Verify(ctx context.Context, want desired.State) error {
+	if err := csum.Check(); err != nil {
+		return err
+	}
+	return b.Backend.Verify(ctx, want)
+}
+
+// Keep is that of Backend.
+func (b Checksummed) Keep(ctx context.Context, want desired.State) (replaced []string, err error) {
+	if err := csum.Check(); err != nil {
+		return nil, err
+	}
+	return b.Backend.Keep(ctx, want)
+}
+
+// What file.Checksums says.
+const (
+	looked   = "bpf"
+	unlooked = "none"
+)
+
+// syncChecksums has the kernel look where checksums go, and notes why where it cannot. podmark
+// enforces all the same, and tries again when it writes everything anew.
+func (f *file) syncChecksums() {
+	f.Checksums, f.ChecksumsLacks = looked, ""
+	if lacking := csum.Sync(); lacking != nil {
+		f.Checksums, f.ChecksumsLacks = unlooked, lacking.Error()
+	}
+}
+
+// Alterable says what is lacking to keep what has been judged as it is: a pod may have the kernel
+// write a checksum over a port or an address. Empty where it may not, and where podmark has not
+// tried yet.
+func (n Node) Alterable() (string, error) {
+	f, err := n.load()
+	return f.alterable(), err
+}
+
+func (f file) alterable() string {
+	if f.Checksums == looked {
+		if err := csum.Check(); err != nil {
+			return err.Error()
+		}
+	}
+	return f.ChecksumsLacks
+}
