@@ -1,8 +1,11 @@
 package apply
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+
+	"go4.org/netipx"
 
 	"github.com/podmark/podmark/pkg/apply/conntrack"
 	"github.com/podmark/podmark/pkg/apply/flowtable"
@@ -72,6 +75,22 @@ func (n Node) Offloaded() (tables []flowtable.Flowtable, unjudged int, err error
 		unjudged, err = conntrack.Offloaded(epochOf(s), addrs)
 	}
 	return tables, unjudged, err
+}
+
+// Rejudge has the flows of these addresses judged at their next packet, whatever judged them
+// before; fs.ErrNotExist when podmark has never run here. It needs no lock.
+func (n Node) Rejudge(addrs *netipx.IPSet) error {
+	s, err := n.State()
+	if err != nil {
+		return err
+	}
+	if err := conntrack.Rejudge(epochOf(s), addrs); err != nil {
+		return err
+	}
+	if r := reclaim(s); r.OffloadError != "" {
+		return errors.New(r.Trouble())
+	}
+	return nil
 }
 
 // epochOf is what the flows carry in their conntrack mark that s has judged.

@@ -128,10 +128,14 @@ func (k Keeper) Run(ctx context.Context) error {
 	a := adopter{cache: k.Cache, every: k.Interval}
 	params := sysctls{set: k.SetSysctls, paces: map[string]pace{}}
 	var others others
+	var news newcomers
 	for reason := Started; ctx.Err() == nil; {
 		look := k.look(ctx, reason, &a, &params, &others)
 		if k.CollectAfter > 0 && look.Err == nil && !look.Idle {
 			look.Collected, look.Err = c.collect(ctx, k.Node, time.Now())
+		}
+		if look.Err == nil && !look.Idle {
+			look.Err = news.welcome(k.Node)
 		}
 		look.Took = time.Since(look.Time)
 		if k.Looked != nil && ctx.Err() == nil {

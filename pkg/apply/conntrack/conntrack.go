@@ -1,9 +1,9 @@
 // Package conntrack makes live flows be judged again, over netlink.
 //
 // A flow that was judged and allowed carries the policy epoch in its conntrack
-// mark. [Unjudge] takes it off the flows of one address, [Clear] takes a number
-// off the flows that carry it, so that it can be given out again, [ClearOthers] every
-// other number, and [Forget] drops the flows of an address that is nobody's any more.
+// mark. [Unjudge] takes it off the flows of one address, [Rejudge] off those of many, [Clear]
+// takes a number off the flows that carry it, so that it can be given out again, [ClearOthers]
+// every other number, and [Forget] drops the flows of an address that is nobody's any more.
 // [TakeBack] brings flows back to the hooks that a flowtable carries past them.
 //
 // Attribute numbers: include/uapi/linux/netfilter/nfnetlink_conntrack.h.
@@ -21,6 +21,7 @@ import (
 	"strings"
 
 	"github.com/mdlayher/netlink"
+	"go4.org/netipx"
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/mark"
@@ -190,22 +191,33 @@ func sourceFilter(tuple, asked, other uint16, addr netip.Addr) func(*netlink.Att
 // Clear sets the bits of m.Mask to zero in the mark of every flow that has
 // m.Value there. Other bits stay.
 func Clear(m mark.Mark) error {
-	only := func(ae *netlink.AttributeEncoder) {
+	return strip(m.Mask, marked(m), func(f flow) bool { return f.mark&m.Mask == m.Value })
+}
+
+// Rejudge does so for those flows alone that one of the addresses in set started or answers.
+func Rejudge(m mark.Mark, set *netipx.IPSet) error {
+	return strip(m.Mask, marked(m), func(f flow) bool {
+		return f.mark&m.Mask == m.Value && (set.Contains(f.orig.src) || set.Contains(f.reply.src))
+	})
+}
+
+// marked asks the kernel for flows with a mark.
+func marked(m mark.Mark) func(*netlink.AttributeEncoder) {
+	return func(ae *netlink.AttributeEncoder) {
 		ae.Uint32(netOrder|attrMark, m.Value)
 		ae.Uint32(netOrder|attrMarkMask, m.Mask)
 	}
-	return strip(m.Mask, only, func(fwmark uint32) bool { return fwmark&m.Mask == m.Value })
 }
 
 // ClearOthers sets the bits of m.Mask to zero in the mark of every flow that has
 // anything but m.Value there. Other bits stay.
 func ClearOthers(m mark.Mark) error {
-	return strip(m.Mask, func(*netlink.AttributeEncoder) {}, func(fwmark uint32) bool { return fwmark&m.Mask != m.Value })
+	return strip(m.Mask, func(*netlink.AttributeEncoder) {}, func(f flow) bool { return f.mark&m.Mask != m.Value })
 }
 
-// strip sets bits to zero in the mark of every flow whose mark is to be stripped. The
+// strip sets bits to zero in the mark of every flow that is to be stripped of them. The
 // filter only saves work.
-func strip(bits uint32, filter func(*netlink.AttributeEncoder), stripped func(fwmark uint32) bool) error {
+func strip(bits uint32, filter func(*netlink.AttributeEncoder), stripped func(flow) bool) error {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return fmt.Errorf("connecting to conntrack: %w", err)
@@ -217,7 +229,7 @@ func strip(bits uint32, filter func(*netlink.AttributeEncoder), stripped func(fw
 	}
 	var changes []netlink.Message
 	for _, f := range flows {
-		if f.mark&bits == 0 || !stripped(f.mark) {
+		if f.mark&bits == 0 || !stripped(f) {
 			continue
 		}
 		m, err := f.marking(mark.Mark{Mask: bits}, 0)

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"go4.org/netipx"
+
 	"github.com/podmark/podmark/pkg/apply/conntrack"
 	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/test/netns"
@@ -114,6 +116,32 @@ func TestUnjudge(t *testing.T) {
 		t.Fatal(err)
 	}
 	for m, want := range map[string]string{"0xabc/0xffffffff": "1 2", "0x10abc/0xffffffff": "3", "0/0xffffffff": "4"} {
+		if got := sources(t, "-m", m); got != want {
+			t.Errorf("flows with mark %s: %q, want %q", m, got, want)
+		}
+	}
+}
+
+// Rejudge takes the bits off what carries the mark and has an end in the set.
+func TestRejudge(t *testing.T) {
+	netns.Enter(t)
+	entry(t, "-p udp -s 10.1.0.2 -d 10.9.0.1 --sport 1 --dport 53 -m 0x10abc")
+	entry(t, "-p udp -s 10.9.0.1 -d 10.96.0.1 --sport 2 --dport 53 -r 10.1.0.2 -q 10.9.0.1 --reply-port-src 53 --reply-port-dst 2 -m 0x10abc")
+	entry(t, "-p udp -s 10.1.0.2 -d 10.9.0.1 --sport 3 --dport 53 -m 0x20abc") // of another epoch
+	entry(t, "-p udp -s 10.1.1.3 -d 10.9.0.1 --sport 4 --dport 53 -m 0x10abc")
+	entry(t, "-p udp -s fd00::9 -d fd00::2 --sport 5 --dport 53 -m 0x10abc")
+	entry(t, "-p udp -s fd00::9 -d fd00::3 --sport 6 --dport 53 -m 0x10abc")
+	var b netipx.IPSetBuilder
+	b.AddPrefix(netip.MustParsePrefix("10.1.0.0/24"))
+	b.AddPrefix(netip.MustParsePrefix("fd00::2/128"))
+	set, err := b.IPSet()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := conntrack.Rejudge(mark.Mark{Value: 0x10000, Mask: 0xff0000}, set); err != nil {
+		t.Fatal(err)
+	}
+	for m, want := range map[string]string{"0xabc/0xffffffff": "1 2 5", "0x10abc/0xffffffff": "4 6", "0x20abc/0xffffffff": "3"} {
 		if got := sources(t, "-m", m); got != want {
 			t.Errorf("flows with mark %s: %q, want %q", m, got, want)
 		}
