@@ -21,7 +21,9 @@ type Packet struct {
 	SrcPort, DstPort uint16
 	// HopLimit is that with which it came in. It is read of neighbour discovery and MLD.
 	HopLimit uint8
-	State    PacketState
+	// Target is whose address a neighbour solicitation or advertisement is about.
+	Target netip.Addr
+	State  PacketState
 	// Client and Server are the ends of the flow that an error is about.
 	Client, Server netip.Addr
 	// Frame is how it crosses a bridge; nil where it crosses none, and where the bridge is
@@ -139,6 +141,8 @@ func (s State) Sender(p Packet) Verdict {
 	e := s.behind(p)
 	owner := s.Owner(p.Src)
 	switch {
+	case e == nil && p.bridged() && p.claims() && s.Owner(p.Target) != nil:
+		return forged
 	case e == nil && owner == nil:
 		return genuine
 	case e == nil && p.Frame == nil && (p.In == owner.Interface || p.In == owner.VRF):
@@ -148,7 +152,8 @@ func (s State) Sender(p Packet) Verdict {
 	case commands(p), p.bridged() && p.Frame.OtherSource:
 		return forged
 	case p.bridged() && p.aboutLink():
-		return Verdict{Allowed: p.linkScoped() && (owner == e || speaksOf(p, *e, true)), By: forged.By}
+		speaks := p.linkScoped() && (owner == e || speaksOf(p, *e, true))
+		return Verdict{Allowed: speaks && (!p.claims() || named(*e, p.Target)), By: forged.By}
 	case owner == e:
 		return genuine
 	case owner != nil:
@@ -206,6 +211,18 @@ func (p Packet) bridged() bool { return p.Frame != nil && p.Frame.From != "" }
 // aboutLink holds for neighbour discovery and MLD, whatever they look like.
 func (p Packet) aboutLink() bool {
 	return p.Protocol == ICMPv6 && (p.ICMPType >= 130 && p.ICMPType <= 137 || slices.Contains(ListenerTypes, p.ICMPType))
+}
+
+// claims holds for what says that an address is the sender's: a neighbour advertisement, and
+// the question whether another has the address that the sender is about to take.
+func (p Packet) claims() bool {
+	return p.Protocol == ICMPv6 && (p.ICMPType == 136 || p.ICMPType == 135 && p.Src.IsUnspecified())
+}
+
+// named holds for the addresses that an endpoint on a bridge may claim.
+func named(e Endpoint, a netip.Addr) bool {
+	own, known := e.LinkLocal()
+	return slices.Contains(e.Addresses, a) || known && own == a
 }
 
 // onLink holds for those of it that come by no router, this node included.

@@ -127,6 +127,11 @@ var discovery = []attack{
 			for _, mac := range []net.HardwareAddr{{2, 0, 0, 0, 0, 9}, s.client.mac} {
 				s.denyFrame("the own address from another MAC address", by, frame.Ethernet(mac, frame.Multicast(everybody), s.neighbour(neighbourAdvertisement, s.addr(by), everybody, 0x20, s.addr(by), mac)))
 			}
+			// Who is about to take an address asks for it without one.
+			none := netip.IPv6Unspecified()
+			for _, target := range []netip.Addr{s.addr(s.other), s.gatewayAddr(), frame.LinkLocal(s.other.mac), netip.MustParseAddr("fd00:10:1::77")} {
+				s.deny(fmt.Sprintf("asked for as to take it: %v", target), by, s.neighbour(neighbourSolicitation, none, frame.SolicitedNode(target), 0, target, by.mac))
+			}
 			s.deny("of the wrong hop limit", by, frame.ICMPPacket(s.addr(by), everybody, neighbourAdvertisement, 0, 254, frame.Neighbour(0x20, s.addr(by), 2, by.mac)))
 			s.deny("of another code", by, frame.ICMPPacket(s.addr(by), s.addr(s.server), neighbourAdvertisement, 1, 255, frame.Neighbour(0x20, s.addr(s.client), 2, by.mac)))
 		}

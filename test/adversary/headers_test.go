@@ -78,6 +78,11 @@ var headers = []attack{
 				claim = frame.Ethernet(wild.mac, frame.Multicast(everybody), s.neighbour(neighbourAdvertisement, frame.LinkLocal(wild.mac), everybody, 0x20, s.addr(s.free), wild.mac))
 			}
 			s.denyFrame(fmt.Sprintf("behind %#x, an endpoint's address claimed", list), wild, tags(claim, list...))
+			if s.f == lab.V6 {
+				group := frame.SolicitedNode(s.addr(s.free))
+				taken := s.neighbour(neighbourSolicitation, netip.IPv6Unspecified(), group, 0, s.addr(s.free), wild.mac)
+				s.denyFrame(fmt.Sprintf("behind %#x, an endpoint's address about to be taken", list), wild, tags(frame.Ethernet(wild.mac, frame.Multicast(group), taken), list...))
+			}
 		}
 		s.passFrame("behind one, as itself", wild, tags(frame.Ethernet(wild.mac, wild.gateway, s.new(wild, s.x, 7)), 0x81000000), s.x)
 	}},
@@ -97,10 +102,12 @@ var headers = []attack{
 		everybody, own := netip.MustParseAddr("ff02::1"), frame.LinkLocal(wild.mac)
 		for _, victim := range []*actor{s.free, s.server} {
 			for _, from := range []netip.Addr{own, s.addr(victim)} {
+				s.deny("about to be taken", wild, s.neighbour(neighbourSolicitation, netip.IPv6Unspecified(), frame.SolicitedNode(s.addr(victim)), 0, s.addr(victim), wild.mac))
 				s.deny(fmt.Sprintf("advertised from %v", from), wild, s.neighbour(neighbourAdvertisement, from, everybody, 0x20, s.addr(victim), wild.mac))
 			}
 		}
 		s.pass("its own", wild, s.neighbour(neighbourAdvertisement, own, everybody, 0x20, s.addr(wild), wild.mac), s.denied)
+		s.pass("its own, about to be taken", wild, s.neighbour(neighbourSolicitation, netip.IPv6Unspecified(), frame.SolicitedNode(s.addr(wild)), 0, s.addr(wild), wild.mac), s.denied)
 	}},
 	{name: "what a link needs", at: []attachment{bridged}, run: func(s *scene) {
 		wild := s.wild()

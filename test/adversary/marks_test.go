@@ -143,10 +143,13 @@ var marks = []attack{
 }
 
 // service gives the pod other a ClusterIP.
-func (s *scene) service() netip.AddrPort {
+func (s *scene) service() netip.AddrPort { s.Helper(); return s.serviceOf(80, s.to(s.other, 8080)) }
+
+// serviceOf is a ClusterIP with that port and backend.
+func (s *scene) serviceOf(port uint16, backend netip.AddrPort) netip.AddrPort {
 	s.Helper()
-	vip := netip.AddrPortFrom(s.pick("10.96.0.10", "fd00:96::a"), 80)
-	service := lab.Service{Kind: lab.ClusterIP, Protocol: lab.UDP, Address: vip.Addr(), Port: vip.Port(), Backends: []netip.AddrPort{s.to(s.other, 8080)}}
+	vip := netip.AddrPortFrom(s.pick("10.96.0.10", "fd00:96::a"), port)
+	service := lab.Service{Kind: lab.ClusterIP, Protocol: lab.UDP, Address: vip.Addr(), Port: vip.Port(), Backends: []netip.AddrPort{backend}}
 	s.AddServices(service)
 	s.finally(func() { s.RemoveServices(service) })
 	return vip

@@ -30,6 +30,22 @@ var tunnels = []attack{
 			}
 		}
 	}},
+	{name: "VXLAN through a service", lab: "IPVS", at: []attachment{routed, vlan}, run: func(s *scene) {
+		for port, vni := range vxlans {
+			vip := s.serviceOf(port+1000, s.to(s.node, port))
+			for _, inner := range lab.Families {
+				wrap := func(src netip.AddrPort) []byte {
+					link := s.MAC(fmt.Sprintf("vx%d-%d", port, s.f))
+					return frame.UDPPacket(src, vip, frame.VXLAN(vni, frame.Ethernet(s.y.mac, link, s.inner(inner))))
+				}
+				what := fmt.Sprintf("to port %d, with %v", port, inner)
+				s.pass(what+", from outside", s.x, wrap(s.to(s.x, 4000)), s.server)
+				for _, by := range []*actor{s.denied, s.free} {
+					s.deny(what, by, wrap(s.to(by, 4000)))
+				}
+			}
+		}
+	}},
 	// Not in a VRF: there Geneve's socket and ip6tnl take nothing from its links.
 	{name: "tunnels of protocols of their own", lab: "ipip, sit, gre and geneve", at: []attachment{routed, vlan}, run: func(s *scene) {
 		s.addLabTunnels()

@@ -136,7 +136,7 @@ func randomAttempts(r *rand.Rand, b *bench, state desired.State) []attempt {
 		if !sameFamily(p.Src, p.Dst) || p.Src == p.Dst || slices.Contains(b.host, p.Src) {
 			continue
 		}
-		b.protocol(r, &p)
+		b.protocol(r, w, &p)
 		if r.IntN(20) == 0 {
 			kind, p.Protocol, p.DstPort = "tunnel", desired.UDP, 8472
 			if endpoint && r.IntN(2) == 0 { // nobody else: a flow of it is known by its addresses alone
@@ -199,8 +199,8 @@ func linkLocal(mac net.HardwareAddr) netip.Addr {
 	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]})
 }
 
-// protocol makes p one of some protocol.
-func (b *bench) protocol(r *rand.Rand, p *desired.Packet) {
+// protocol makes p, which the wire sends, one of some protocol.
+func (b *bench) protocol(r *rand.Rand, w *wire, p *desired.Packet) {
 	p.Protocol = []desired.Protocol{desired.TCP, desired.UDP, desired.SCTP, icmp}[r.IntN(4)]
 	switch {
 	case p.Protocol == icmp && p.Src.Is4():
@@ -214,6 +214,7 @@ func (b *bench) protocol(r *rand.Rand, p *desired.Packet) {
 		if p.ICMPType == 128 {
 			p.HopLimit = 0
 		}
+		p.Target = []netip.Addr{p.Src, b.wires[r.IntN(len(b.wires))].addrs[1], linkLocal(w.far), netip.IPv6Unspecified()}[r.IntN(4)]
 	}
 }
 

@@ -100,9 +100,7 @@ func segment(p desired.Packet, number uint32) []byte {
 		b := make([]byte, 24)
 		b[0] = p.ICMPType
 		binary.BigEndian.PutUint32(b[4:], bits.RotateLeft32(number, 16))
-		if p.ICMPType == 136 { // whose address a neighbour advertisement is of
-			copy(b[8:], p.Src.AsSlice())
-		}
+		copy(b[8:], p.Target.AsSlice())
 		return b
 	}
 }

@@ -52,7 +52,7 @@ func frame(s desired.State, n naming) []chain {
 		{mangle, chainMark, renderMark(m, n)},
 		{mangle, chainForward, renderForward(s, m, n)},
 		{mangle, chainAnswer, renderAnswer(m)},
-		{mangle, chainOutput, renderOutput(m, n)},
+		{mangle, chainOutput, renderOutput(s, m, n)},
 		{mangle, chainPolice, renderPolice(m)},
 		{mangle, chainFrom, renderFrom(n, asked, desired.Egress, chainBehind)},
 		{mangle, chainSent, renderSent(n)},
@@ -259,14 +259,14 @@ func protocols(t desired.Tunnels) []string {
 	return rules
 }
 
-func ports(t desired.Tunnels) []string {
+func ports(t desired.Tunnels, then string) []string {
 	var rules []string
 	var ranges []desired.PortRange
 	for _, p := range t.UDPPorts {
 		ranges = append(ranges, desired.PortRange{First: p, Last: p})
 	}
 	for _, list := range multiports(ranges) {
-		rules = append(rules, fmt.Sprintf("-p udp -m multiport --dports %s -j %s", list, chainTunnel))
+		rules = append(rules, fmt.Sprintf("-p udp -m multiport --dports %s %s", list, then))
 	}
 	return rules
 }
@@ -287,7 +287,7 @@ func renderInput(s desired.State, m marks, n naming) []string {
 		[]string{fmt.Sprintf("-j MARK --set-xmark %s", m.none)},
 		live(m, n),
 		protocols(s.Tunnels),
-		ports(s.Tunnels),
+		ports(s.Tunnels, "-j "+chainTunnel),
 		[]string{"-m conntrack --ctstate ESTABLISHED --ctdir REPLY -j RETURN"},
 		reports(m.none, n), // about the node's own
 		neighbours(n),
@@ -345,7 +345,7 @@ func renderForward(s desired.State, m marks, n naming) []string {
 		neighbours(n),
 		protocols(s.Tunnels),
 		[]string{"-m conntrack --ctstate ESTABLISHED --ctdir REPLY -g " + chainAnswer},
-		ports(s.Tunnels), // an answer is none
+		ports(s.Tunnels, "-j "+chainTunnel), // an answer is none
 		[]string{"-j " + chainFrom, "-j " + chainPolice},
 	)
 }
@@ -379,10 +379,13 @@ func known(own, further string, w way, d desired.Direction, nobody string) []str
 // renderOutput judges what has an ID and was not sent by the node itself, from a socket or
 // without one from an address of its own: that IPVS has sent on. Which ID it is does not
 // matter, so that nobody who changes some of its bits on the way changes the sender.
-func renderOutput(m marks, n naming) []string {
+func renderOutput(s desired.State, m marks, n naming) []string {
 	return slices.Concat(
 		notTheNodes(m),
 		live(m, n),
+		// By way of a service; what a further prefix sends is known by the ID.
+		ports(s.Tunnels, "-j "+chainTunnel),
+		ports(s.Tunnels, fmt.Sprintf("-m mark ! --mark %s -g %s", m.outside, chainEncapsulated)),
 		[]string{"-j " + chainSent, "-j " + chainPolice},
 	)
 }

@@ -31,8 +31,8 @@ func bridgeFrame(unlogged bool) []chain {
 		return own4.holds("iif . ether saddr . "+text, expr.MetaKeyIIF, sender(), address)
 	}
 	return []chain{
-		// A frame of an endpoint's port is guarded. On any port else nobody sends, or
-		// answers for, an endpoint's address.
+		// A frame of an endpoint's port is guarded. On any port else nobody sends from, answers
+		// for, or takes for its own, an endpoint's address.
 		//
 		//	iif @ports jump guard
 		//	ether type { 8021q, 8021ad } jump tagged
@@ -40,6 +40,7 @@ func bridgeFrame(unlogged bool) []chain {
 		//	ether type ip6 ip6 saddr @claimed6 jump spoofed-frames
 		//	ether type arp arp saddr ip @claimed4 jump spoofed-frames
 		//	ether type ip6 icmpv6 type 136 @th,64,128 @claimed6 jump spoofed-frames
+		//	ether type ip6 ip6 saddr :: icmpv6 type 135 @th,64,128 @claimed6 jump spoofed-frames
 		{table: bridge, name: chainBridge, hook: &hookBridge, rules: rules(
 			on(in(input(), ports()), jump(chainGuard)),
 			on(tagged(), jump(chainTagged)),
@@ -47,6 +48,7 @@ func bridgeFrame(unlogged bool) []chain {
 			on(ip6, in(bare("ip6 saddr", v6.address(true, reg)), claimed(v6)), jump(chainFrames)),
 			on(arp, in(bare("arp saddr ip", arpAddress(reg)), claimed(v4)), jump(chainFrames)),
 			on(ip6, advertisement(), in(bare("@th,64,128", target(reg)), claimed(v6)), jump(chainFrames)),
+			on(ip6, fromNobody(), solicitation(), in(bare("@th,64,128", target(reg)), claimed(v6)), jump(chainFrames)),
 		)},
 		// A tag that names no VLAN, or the one that the port is in, is gone when the node's IP
 		// gets the frame: what is behind one is held to the same. So it is with one behind
@@ -56,6 +58,7 @@ func bridgeFrame(unlogged bool) []chain {
 		//	@ll,128,16 0x86dd @nh,64,128 @claimed6 goto spoofed-frames
 		//	@ll,128,16 0x0806 @nh,112,32 @claimed4 goto spoofed-frames
 		//	@ll,128,16 0x86dd icmpv6 type 136 @th,64,128 @claimed6 goto spoofed-frames
+		//	@ll,128,16 0x86dd ip6 saddr :: icmpv6 type 135 @th,64,128 @claimed6 goto spoofed-frames
 		//	@ll,128,16 0x8100 @ll,144,16 & 0xfff == 0x0 goto spoofed-frames
 		//	@ll,128,16 0x88a8 @ll,144,16 & 0xfff == 0x0 goto spoofed-frames
 		{table: bridge, name: chainTagged, rules: rules(
@@ -63,6 +66,7 @@ func bridgeFrame(unlogged bool) []chain {
 			on(behindTag(unix.ETH_P_IPV6), in(bare("@nh,64,128", v6.address(true, reg)), claimed(v6)), goTo(chainFrames)),
 			on(behindTag(unix.ETH_P_ARP), in(bare("@nh,112,32", arpAddress(reg)), claimed(v4)), goTo(chainFrames)),
 			on(behindTag(unix.ETH_P_IPV6), advertisement(), in(bare("@th,64,128", target(reg)), claimed(v6)), goTo(chainFrames)),
+			on(behindTag(unix.ETH_P_IPV6), fromNobody(), solicitation(), in(bare("@th,64,128", target(reg)), claimed(v6)), goTo(chainFrames)),
 			on(behindTag(unix.ETH_P_8021Q), innerNoVLAN(), goTo(chainFrames)),
 			on(behindTag(unix.ETH_P_8021AD), innerNoVLAN(), goTo(chainFrames)),
 		)},
@@ -169,25 +173,34 @@ func bridgeFrame(unlogged bool) []chain {
 }
 
 // chainOfNeighbours holds what finds neighbours to what it is for. It has no fragments
-// (RFC 6980).
+// (RFC 6980). Who has no address yet asks whether another has the one that it is about to
+// take, and who hears that for an address of its own does not use it (RFC 4862 5.4.3): so
+// it is one of the endpoint's.
 //
 //	update @pace { iif timeout 1m limit rate over 100/second burst 300 packets } goto spoofed-frames
 //	exthdr frag exists goto spoofed-frames
-//	ether type ip6 ip6 saddr :: icmpv6 type { 133, 135 } ip6 hoplimit 255 ip6 length 8-48 accept
+//	ether type ip6 ip6 saddr :: icmpv6 type 133 ip6 hoplimit 255 ip6 length 8-48 accept
+//	ether type ip6 ip6 saddr :: icmpv6 type 135 ip6 hoplimit 255 ip6 length 8-48 iif . ether saddr . @th,64,128 @own6 accept
+//	ether type ip6 ip6 saddr :: icmpv6 type 135 ip6 hoplimit 255 ip6 length 8-48 iif . ether saddr . @th,64,128 @link6 accept
 //	ether type ip6 ip6 saddr :: icmpv6 type { 131, 132, 143 } ip6 hoplimit 1 ip6 length 8-512 accept
 //	ether type ip6 iif . ether saddr . ip6 saddr @own6 goto nd-own
 //	ether type ip6 iif . ether saddr . ip6 saddr @link6 goto nd-own
 //	goto spoofed-frames
 func chainOfNeighbours() chain {
-	nobody := part{text: "ip6 saddr ::", exprs: []any{v6.address(true, reg), equal(make([]byte, 16)...)}}
+	takes := func(s set) []part {
+		return on(ip6, fromNobody(), solicitation(), bareHopLimit(255), upTo(longestSolicitation),
+			s.holds("iif . ether saddr . @th,64,128", expr.MetaKeyIIF, sender(), target(reg)), accept())
+	}
 	from := func(s set) part {
 		return s.holds("iif . ether saddr . ip6 saddr", expr.MetaKeyIIF, sender(), v6.address(true, reg))
 	}
 	return chain{table: bridge, name: chainND, rules: rules(
 		on(tooFast(), goTo(chainFrames)),
 		on(fragment(), goTo(chainFrames)),
-		on(ip6, clone(nobody), v6.icmpTypes(nil, 133, 135), bareHopLimit(255), upTo(longestSolicitation), accept()),
-		on(ip6, clone(nobody), v6.icmpTypes(nil, 131, 132, 143), bareHopLimit(1), upTo(longestReport), accept()),
+		on(ip6, fromNobody(), v6.icmpTypes(nil, 133), bareHopLimit(255), upTo(longestSolicitation), accept()),
+		takes(own(v6)),
+		takes(linkLocals()),
+		on(ip6, fromNobody(), v6.icmpTypes(nil, 131, 132, 143), bareHopLimit(1), upTo(longestReport), accept()),
 		on(ip6, from(own(v6)), goTo(chainNDOwn)),
 		on(ip6, from(linkLocals()), goTo(chainNDOwn)),
 		on(goTo(chainFrames)),
@@ -235,8 +248,16 @@ func bare(text string, field *expr.Payload) part { return part{text: text, exprs
 // arpAddress is the IPv4 address of an ARP's sender.
 func arpAddress(to uint32) *expr.Payload { return payload(expr.PayloadBaseNetworkHeader, 14, 4, to) }
 
-// advertisement matches neighbour advertisements, and target is whose address it is of.
+// advertisement matches neighbour advertisements, solicitation what they answer; target is
+// whose address they are of.
 func advertisement() part { return v6.icmpTypes(nil, 136) }
+
+func solicitation() part { return v6.icmpTypes(nil, 135) }
+
+// fromNobody matches what comes from the unspecified address.
+func fromNobody() part {
+	return part{text: "ip6 saddr ::", exprs: []any{v6.address(true, reg), equal(make([]byte, 16)...)}}
+}
 
 // fragment matches what has an IPv6 header for fragments, anywhere.
 func fragment() part {

@@ -52,7 +52,7 @@ type frameUse struct {
 var frameUses = []frameUse{
 	{chain{table: inet, name: chainSender}, 8, 0, 0, 0, 8},
 	{chain{table: inet, name: chainStranger}, 9, 0, 0, 0, 9},
-	{chain{table: inet, name: chainOpening}, 6, 0, 1, 0, 0},
+	{chain{table: inet, name: chainOpening}, 7, 0, 1, 0, 0},
 	{chain{table: inet, name: chainRelated}, 13, 0, 0, 0, 0},
 	{chain{table: inet, name: chainAnswer}, 12, 0, 0, 0, 0},
 	{chain{table: inet, name: chainClient}, 5, 0, 0, 0, 0},
@@ -65,22 +65,22 @@ var frameUses = []frameUse{
 	{chain{table: inet, name: chainIngress}, 10, 0, 0, 0, 0},
 	{chain{table: inet, name: chainSpoofed}, 19, 1, 0, 0, 9},
 	{chain{table: inet, name: chainUnclassified}, 7, 1, 0, 0, 0},
-	{chain{table: inet, name: chainEncapsulated}, 7, 1, 0, 0, 0},
+	{chain{table: inet, name: chainEncapsulated}, 7, 1, 2, 0, 0},
 	{chain{table: inet, name: chainInput}, 8, 0, 1, 0, 0},
 	{chain{table: inet, name: chainRemark}, 0, 0, 0, 0, 2},
-	{chain{table: inet, name: chainHost}, 4, 0, 0, 0, 0},
-	{chain{table: inet, name: chainForward}, 4, 0, 0, 0, 0},
-	{chain{table: inet, name: chainOutput}, 7, 0, 0, 0, 0},
-	{chain{table: bridge, name: chainBridge}, 6, 0, 0, 0, 6},
-	{chain{table: bridge, name: chainTagged}, 7, 0, 0, 0, 7},
+	{chain{table: inet, name: chainHost}, 4, 0, 1, 0, 0},
+	{chain{table: inet, name: chainForward}, 5, 0, 0, 0, 0},
+	{chain{table: inet, name: chainOutput}, 7, 0, 1, 0, 0},
+	{chain{table: bridge, name: chainBridge}, 7, 0, 0, 0, 7},
+	{chain{table: bridge, name: chainTagged}, 8, 0, 0, 0, 8},
 	{chain{table: bridge, name: chainGuard}, 13, 0, 0, 0, 13},
 	{chain{table: bridge, name: chainARP}, 5, 0, 0, 0, 5},
-	{chain{table: bridge, name: chainND}, 8, 0, 0, 0, 8},
+	{chain{table: bridge, name: chainND}, 10, 0, 0, 0, 10},
 	{chain{table: bridge, name: chainNDOwn}, 9, 0, 0, 0, 9},
 	{chain{table: bridge, name: chainFrom}, 1, 0, 0, 0, 1},
 	{chain{table: bridge, name: chainTo}, 1, 0, 0, 0, 1},
 	{chain{table: bridge, name: chainArrive}, 13, 0, 0, 0, 13},
-	{chain{table: bridge, name: chainFrames}, 24, 1, 0, 0, 24},
+	{chain{table: bridge, name: chainFrames}, 26, 1, 0, 0, 26},
 	{chain{table: bridge, name: chainStray}, 8, 1, 0, 0, 8},
 }
 
@@ -348,13 +348,13 @@ func inetFrame(s desired.State) []chain {
 		//
 		//	iif 1 accept
 		//	meta mark & 0xffff0000 == 0x00000000 accept
+		//	meta l4proto udp th dport { 4789, 8472 } meta mark & 0xffff0000 != 0x00010000 jump encapsulated
 		//	meta mark & 0xffff0000 != 0x00010000 jump egress
 		//	meta mark set meta mark & 0x0000ffff
-		{table: inet, name: chainHost, hook: &hookHost, rules: rules(
-			on(loopback(), accept()),
-			on(markIs(none), accept()),
-			on(markIsNot(outside), jump(chainEgress)),
-			on(setMark(none)),
+		{table: inet, name: chainHost, hook: &hookHost, rules: slices.Concat(
+			rules(on(loopback(), accept()), on(markIs(none), accept())),
+			wrappedInUDP(s.Tunnels, markIsNot(outside), jump(chainEncapsulated)),
+			rules(on(markIsNot(outside), jump(chainEgress)), on(setMark(none))),
 		)},
 		// Of a flow that somebody has answered, what was allowed under this epoch passes, and
 		// an answer is judged as one. What opens a flow is judged, and what follows until
@@ -362,11 +362,13 @@ func inetFrame(s desired.State) []chain {
 		// epoch too. So is what conntrack cannot place. The packet mark is others'.
 		//
 		//	ct mark & 0xffff0000 == 0x00010000 ct state == established accept
+		//	ct state == new jump opening
 		//	ct state == related ct mark & 0xffff0000 == 0x00010000 jump related
 		//	ct state == established ct direction reply jump answer
 		//	jump opening
 		{table: inet, name: chainForward, hook: &hookForward, rules: rules(
 			on(judged(epoch), accept()),
+			on(begins(), jump(chainOpening)),
 			on(related(), epochIs(epoch), jump(chainRelated)),
 			on(established(), reply(), jump(chainAnswer)),
 			on(jump(chainOpening)),
@@ -378,18 +380,20 @@ func inetFrame(s desired.State) []chain {
 		//	meta mark & 0xffff0000 == 0x00000000 accept
 		//	meta skuid >= 0 accept
 		//	fib saddr type local accept
+		//	meta l4proto udp th dport { 4789, 8472 } meta mark & 0xffff0000 != 0x00010000 jump encapsulated
 		//	meta mark & 0xffff0000 != 0x00010000 jump egress
 		//	jump ingress
 		//	ct mark set ct mark & 0x0000ffff | 0x00010000
 		//	meta mark set meta mark & 0x0000ffff
-		{table: inet, name: chainOutput, hook: &hookOutput, rules: rules(
-			on(markIs(none), accept()),
-			on(hasSocket(), accept()),
-			on(fromLocal(), accept()),
-			on(markIsNot(outside), jump(chainEgress)),
-			on(jump(chainIngress)),
-			on(setEpoch(epoch)),
-			on(setMark(none)),
+		{table: inet, name: chainOutput, hook: &hookOutput, rules: slices.Concat(
+			rules(on(markIs(none), accept()), on(hasSocket(), accept()), on(fromLocal(), accept())),
+			wrappedInUDP(s.Tunnels, markIsNot(outside), jump(chainEncapsulated)),
+			rules(
+				on(markIsNot(outside), jump(chainEgress)),
+				on(jump(chainIngress)),
+				on(setEpoch(epoch)),
+				on(setMark(none)),
+			),
 		)},
 	}
 }
@@ -444,15 +448,21 @@ func turned() []rule {
 //	meta l4proto != tcp meta l4proto != udp jump unusual
 //	meta l4proto udp th dport { 4789, 8472 } jump tunnel
 func unusual(t desired.Tunnels) []rule {
-	out := rules(on(unusualProtocol(), jump(chainUnusual)))
-	if len(t.UDPPorts) > 0 {
-		values := make([]value, len(t.UDPPorts))
-		for i, p := range t.UDPPorts {
-			values[i] = value{text: fmt.Sprint(p), first: big16(p), last: big16(p)}
-		}
-		out = append(out, rules(on(protocol(desired.UDP), oneOf(dport(), nftables.TypeInetService, values), jump(chainTunnel)))...)
+	return append(rules(on(unusualProtocol(), jump(chainUnusual))), wrappedInUDP(t, jump(chainTunnel))...)
+}
+
+// wrappedInUDP is a rule, if there are such tunnels, for what is wrapped in UDP.
+//
+//	meta l4proto udp th dport { 4789, 8472 } THEN
+func wrappedInUDP(t desired.Tunnels, then ...part) []rule {
+	if len(t.UDPPorts) == 0 {
+		return nil
 	}
-	return out
+	values := make([]value, len(t.UDPPorts))
+	for i, p := range t.UDPPorts {
+		values[i] = value{text: fmt.Sprint(p), first: big16(p), last: big16(p)}
+	}
+	return rules(append(on(protocol(desired.UDP), oneOf(dport(), nftables.TypeInetService, values)), then...))
 }
 
 func unusualProtocol() part {

@@ -140,6 +140,9 @@ func (c ctEnd) marshal() ([]byte, error) {
 
 func related() part { return ctState("related", expr.CtStateBitRELATED) }
 
+// begins matches what belongs to a flow that nobody has answered.
+func begins() part { return ctState("new", expr.CtStateBitNEW) }
+
 func established() part { return ctState("established", expr.CtStateBitESTABLISHED) }
 
 // judged matches a packet of an answered flow that was allowed under the epoch. What is
