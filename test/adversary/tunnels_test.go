@@ -32,16 +32,25 @@ var tunnels = []attack{
 	}},
 	{name: "VXLAN through a service", lab: "IPVS", at: []attachment{routed, vlan}, run: func(s *scene) {
 		for port, vni := range vxlans {
-			vip := s.serviceOf(port+1000, s.to(s.node, port))
+			wrap := func(src, vip netip.AddrPort, inner lab.Family) []byte {
+				link := s.MAC(fmt.Sprintf("vx%d-%d", port, s.f))
+				return frame.UDPPacket(src, vip, frame.VXLAN(vni, frame.Ethernet(s.y.mac, link, s.inner(inner))))
+			}
+			another := s.serviceOf(port+1000, s.to(s.x, port))
 			for _, inner := range lab.Families {
-				wrap := func(src netip.AddrPort) []byte {
-					link := s.MAC(fmt.Sprintf("vx%d-%d", port, s.f))
-					return frame.UDPPacket(src, vip, frame.VXLAN(vni, frame.Ethernet(s.y.mac, link, s.inner(inner))))
-				}
+				what := fmt.Sprintf("to port %d of another node, with %v", port, inner)
+				s.pass(what+", from outside", s.y, wrap(s.to(s.y, 4000), another, inner), s.x)
+				s.deny(what, s.free, wrap(s.to(s.free, 4000), another, inner), s.x)
+			}
+			if s.Backend() != lab.NFTables {
+				continue // iptables does not see what IPVS has for this node
+			}
+			own := s.serviceOf(port+2000, s.to(s.node, port))
+			for _, inner := range lab.Families {
 				what := fmt.Sprintf("to port %d, with %v", port, inner)
-				s.pass(what+", from outside", s.x, wrap(s.to(s.x, 4000)), s.server)
+				s.pass(what+", from outside", s.x, wrap(s.to(s.x, 4000), own, inner), s.server)
 				for _, by := range []*actor{s.denied, s.free} {
-					s.deny(what, by, wrap(s.to(by, 4000)))
+					s.deny(what, by, wrap(s.to(by, 4000), own, inner))
 				}
 			}
 		}
