@@ -79,10 +79,12 @@ type Judgement struct {
 	Audited bool
 }
 
-// ICMP and ICMPv6 are protocol numbers. Neighbour discovery and MLD are ICMPv6.
+// Protocol numbers. Neighbour discovery and MLD are ICMPv6; PIM is what routers of multicast
+// speak.
 const (
 	ICMP   Protocol = 1
 	ICMPv6 Protocol = 58
+	PIM    Protocol = 103
 )
 
 // LinkMulticast is what no router sends on (RFC 4291, section 2.7).
@@ -149,7 +151,7 @@ func (s State) Sender(p Packet) Verdict {
 		return genuine
 	case e == nil: // another's address, by an interface that is nobody's
 		return forged
-	case commands(p), p.bridged() && p.Frame.OtherSource:
+	case commands(p), p.bridged() && (p.Frame.OtherSource || p.Protocol == PIM && p.Src.Is4()):
 		return forged
 	case p.bridged() && p.aboutLink():
 		speaks := p.linkScoped() && (owner == e || speaksOf(p, *e, true))

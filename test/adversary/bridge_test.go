@@ -166,6 +166,21 @@ var bridgePorts = []attack{
 			s.ip("link delete " + bridge)
 		}
 	}},
+	{name: "what routers of multicast say", family: lab.V4, at: []attachment{bridged}, run: func(s *scene) {
+		wild, group := s.wild(), netip.MustParseAddr("224.0.0.13")
+		said := func(by *actor, protocol, kind byte) []byte {
+			body := append([]byte{kind, 0, 0, 0, 0, 0, 0, 0}, s.mark()...)
+			binary.BigEndian.PutUint16(body[2:], frame.Checksum(body))
+			return frame.IP{Src: s.addr(by), Dst: group, Protocol: protocol, Hops: 1}.Packet(body)
+		}
+		s.pass("multicast of an endpoint", s.free, said(s.free, 17, 0), wild)
+		for _, by := range []*actor{s.free, s.denied} {
+			for _, kind := range []byte{0x11, 0x30, 0x31, 0x32} {
+				s.deny(fmt.Sprintf("IGMP of type %#x", kind), by, said(by, 2, kind))
+			}
+			s.deny("PIM's hello", by, said(by, 103, 0x20))
+		}
+	}},
 	{name: "redirect", family: lab.V4, at: onBridge, run: func(s *scene) {
 		fl := s.open(frame.UDP, s.other, s.x, 53)
 		for _, by := range []*actor{s.denied, s.free} {

@@ -144,7 +144,7 @@ func fromVeth(s ipset.Set) string { return in(s, "src,src") + "-g " + chainOther
 // renderStranger is for what comes in by an endpoint's veth from no endpoint's
 // address. To its link an endpoint may speak of its link-local address, and of none at
 // all, as far as IPv6 needs it. Beyond, a router may pass on what comes from the prefixes
-// that it was given.
+// that it was given, but for addresses of the node's own.
 func renderStranger(n naming) []string {
 	var rules []string
 	if n.family == v6 {
@@ -162,6 +162,7 @@ func renderStranger(n naming) []string {
 	}
 	return append(
 		rules,
+		"-m addrtype --src-type LOCAL -g "+chainSpoofed,
 		in(n.further(), "src,src")+"-j RETURN",
 		"-g "+chainSpoofed,
 	)

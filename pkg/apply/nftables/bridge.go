@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/apply/counters"
+	"github.com/podmark/podmark/pkg/desired"
 )
 
 // How much of ARP, neighbour discovery and MLD a bridge port may send: they reach every
@@ -77,6 +78,7 @@ func bridgeFrame(unlogged bool) []chain {
 		//
 		//	ether type ip icmp type 5 goto spoofed-frames
 		//	ether type ip igmp type { 0x11, 0x30, 0x31, 0x32 } goto spoofed-frames
+		//	ether type ip meta l4proto 103 goto spoofed-frames
 		//	ether type ip iif . ether saddr . ip saddr @own4 accept
 		//	ether type arp goto arp-own
 		//	ether type ip6 icmpv6 type { 130, 131, 132, 133, 134, 135, 136, 137, 143, 151, 152, 153 } goto nd
@@ -90,6 +92,7 @@ func bridgeFrame(unlogged bool) []chain {
 		{table: bridge, name: chainGuard, rules: rules(
 			on(ip, v4.icmpTypes(nil, 5), goTo(chainFrames)),
 			on(ip, igmpOfRouters(), goTo(chainFrames)),
+			on(ip, protocols(desired.PIM), goTo(chainFrames)),
 			on(ip, fromOwn4(v4.address(true, reg), "ip saddr"), accept()),
 			on(arp, goTo(chainARP)),
 			on(ip6, v6.icmpTypes(nil, 130, 131, 132, 133, 134, 135, 136, 137, 143, 151, 152, 153), goTo(chainND)),
@@ -290,7 +293,8 @@ func innerNoVLAN() part {
 func target(to uint32) *expr.Payload { return payload(expr.PayloadBaseTransportHeader, 8, 16, to) }
 
 // igmpOfRouters matches queries (RFC 3376) and what finds multicast routers (RFC 4286): a
-// bridge sends all multicast to a port where it hears one.
+// bridge sends all multicast to a port where it hears one, or a PIM hello
+// (br_multicast_pim, net/bridge/br_multicast.c).
 func igmpOfRouters() part {
 	number := nftables.TypeInteger
 	number.Bytes = 1
