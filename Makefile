@@ -11,10 +11,10 @@ demo: ## play the main job on a real IPVS kernel and print who reaches what
 build: ## build the programs into bin/
 	@scripts/build.sh
 
-test: ## run every test: on this machine's kernel, then in the lab
+test: ## run the tests: on this machine's kernel, then a share in the lab
 	@scripts/test.sh
 
-lab: ## run only the lab's tests (RUN=regexp V=1), on a real IPVS kernel under QEMU
+lab: ## run all of the lab's tests, and no others (RUN=regexp V=1), on a real IPVS kernel under QEMU
 	@scripts/lab-test.sh
 
 conformance: ## have cyclonus judge all of NetworkPolicy by packets, for hours (ONLY=pod-ip EVERY=10)

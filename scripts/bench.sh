@@ -22,10 +22,10 @@ report=report/bench.md
 [[ -z $only ]] || report=report/bench-${only// /-}.md
 mkdir -p report
 
-section() { # NAME: a section, with /run to itself: state is on a tmpfs, as on a node
+section() { # NAME: a section, with /run and the bpffs to itself: state is on a tmpfs, as on a node
   # shellcheck disable=SC2016 # the inner shell expands them
   unshare --net --mount bash -c '
-    mount -t tmpfs tmpfs /run && mkdir /run/bench && exec bin/bench "$0" -dir /run/bench -sizes "$1" -rounds "$2"
+    mount -t tmpfs tmpfs /run && mkdir /run/bench && { mount -t bpf bpf /sys/fs/bpf || true; } && exec bin/bench "$0" -dir /run/bench -sizes "$1" -rounds "$2"
   ' "$1" "${SIZES:-}" "${ROUNDS:-0}"
 }
 

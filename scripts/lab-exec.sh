@@ -5,7 +5,8 @@
 # The whole suite is run in two labs at once, one for each variant of iptables: an
 # emulated machine keeps one processor busy. Each has half of what is for nftables. A
 # test that does not come in backends runs in both. With -run, there is one lab.
-# TestRealKubeProxy takes minutes for each backend: without -run it leaves out one.
+# TestRealKubeProxy takes minutes for each backend: without -run it leaves out one. With
+# LAB_SHARE=1 a test runs in one of the labs only: with nftables, and with that lab's variant.
 set -euo pipefail
 binary=$1
 shift
@@ -25,10 +26,16 @@ if [[ " $*" == *" -test.run="* ]] || (($(nproc) == 1)); then
   lab "$@"
   exit
 fi
+legacy='.*/^iptables-nft$|^TestRealKubeProxy$/^iptables-legacy$|^Test[A-L]/^nftables$'
+nft='.*/^iptables-legacy$|^Test[M-Z]/^nftables$'
+if [[ -n ${LAB_SHARE:-} ]]; then
+  legacy='.*/^iptables-nft$|^TestRealKubeProxy$/^iptables-legacy$|^Test[A-L]'
+  nft='.*/^iptables-legacy$|^Test[M-Z]'
+fi
 status=0
-lab "$@" '-test.skip=.*/^iptables-nft$|^Test[A-L]/^nftables$|^TestRealKubeProxy$/^iptables-legacy$' >"$copy.out" 2>&1 &
+lab "$@" "-test.skip=$legacy" >"$copy.out" 2>&1 &
 other=$!
-lab "$@" '-test.skip=.*/^iptables-legacy$|^Test[M-Z]/^nftables$' || status=$?
+lab "$@" "-test.skip=$nft" || status=$?
 wait "$other" || status=$?
 cat "$copy.out"
 exit "$status"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs test/lab on the lab's kernel, and what test/adversary and, unless RUN picks some of it,
 # test/conformance have for that kernel.
-#   RUN=regexp   only these tests     V=1   as they go     LAB_TIMEOUT=seconds
+#   RUN=regexp    only these tests     V=1   as they go     LAB_TIMEOUT=seconds
+#   LAB_SHARE=1   each with nftables and one variant of iptables
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH=$PATH:/usr/local/go/bin LAB_TIMEOUT=${LAB_TIMEOUT:-3600}

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Runs every test: first those that the machine's own kernel can run, with the race
-# detector, then the lab. CI=true makes a missing kernel feature fatal.
+# Runs the tests: first those that the machine's own kernel can run, with the race detector,
+# then a share of the lab's, of which scripts/lab-test.sh runs all. CI=true makes a missing kernel
+# feature fatal.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH=$PATH:/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin
@@ -19,4 +20,4 @@ find . -mindepth 2 -name go.mod -not -path './bin/*' -not -path './test/tools/*'
   go -C "$(dirname "$mod")" test -timeout 30m ./...
 done
 
-scripts/lab-test.sh
+LAB_SHARE=1 scripts/lab-test.sh
