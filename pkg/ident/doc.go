@@ -9,7 +9,7 @@
 //	daemon.json            what the daemon says about itself; see package node
 //	daemon.lock            held by the daemon
 //	calls                  what the plugin did, until the daemon counts it; see Call
-//	next                   the ID to try first, so that a freed ID is reused last
+//	next                   the ID to try first, so that a freed ID is reused late
 //	attachments/<hash>     one Record each; <hash> is of (network, containerID, ifname)
 //	ids/<n>                a link to the attachment that has the ID
 //	addresses/<address>    a link to the attachment that owns it now

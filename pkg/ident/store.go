@@ -282,10 +282,20 @@ func (s Store) setNext(id mark.ID) error {
 	return errors.Join(err, f.Close())
 }
 
-// free finds the first ID from the cursor on that has no file.
+// free finds the first ID from the cursor on that has no file. At the end of a block the
+// cursor goes back once half of the IDs before it are free.
 func (s Store) free(layout mark.Layout) (mark.ID, error) {
-	next := s.next()
+	next, used := s.next(), -1
 	for range layout.Capacity() {
+		if next%mark.Block == 0 && used < 0 {
+			var err error
+			if used, err = s.IDsInUse(); err != nil {
+				return 0, fmt.Errorf("looking for a free ID: %w", err)
+			}
+		}
+		if next%mark.Block == 0 && int(next) >= mark.Block+2*used {
+			next = mark.First
+		}
 		if next < mark.First || uint32(next) > layout.Max() {
 			next = mark.First
 		}

@@ -107,6 +107,44 @@ func TestReserveInOrder(t *testing.T) {
 	}
 }
 
+// IDs go in turn, and stay in as few blocks as there is use for.
+func TestReserveInBlocks(t *testing.T) {
+	s, l := newStore(t), layout(t, 0xffff0000)
+	var kept []ident.Record
+	churn := func(keep int) (highest mark.ID) {
+		t.Helper()
+		for len(kept) < keep {
+			kept = append(kept, reserve(t, s, l, record(fmt.Sprintf("kept-%d", len(kept)))))
+		}
+		last := mark.ID(0)
+		for range 4 * (mark.Block + 2*keep) {
+			r := reserve(t, s, l, record("passing"))
+			if r.ID == last {
+				t.Fatalf("ID %d is given out twice in a row", last)
+			}
+			last, highest = r.ID, max(highest, r.ID)
+			release(t, s, r)
+		}
+		return highest
+	}
+	for _, keep := range []int{0, 5, 40, 100} {
+		// The end of the block in which more than half of the IDs are free.
+		most := mark.ID((mark.Block + 2*keep + mark.Block - 1) / mark.Block * mark.Block)
+		if got := churn(keep); got >= most+mark.Block || got < most/2 {
+			t.Errorf("with %d endpoints IDs go up to %d, want %d at most", keep, got, most)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(s.Dir(), "next"), []byte("0000065500\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := churn(100); got > 65535 {
+		t.Errorf("ID %d", got)
+	}
+	if r := reserve(t, s, l, record("after")); r.ID > mark.Block+2*110 {
+		t.Errorf("the cursor stays at %d, above all blocks in use", r.ID)
+	}
+}
+
 func TestReserveAgain(t *testing.T) {
 	s, l := newStore(t), layout(t, 0x70000)
 	first := reserve(t, s, l, record("a"))

@@ -32,6 +32,10 @@ const (
 	First ID = 2
 )
 
+// Block is how many IDs are given out one after the other before the first may come again: a
+// backend can keep something for each block, and those in use are few.
+const Block = 32
+
 // Mark is a fwmark value together with the bits that it speaks about.
 type Mark struct {
 	Value uint32

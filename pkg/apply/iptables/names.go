@@ -152,10 +152,9 @@ func (n naming) veths(number int) ipset.Set {
 	return n.set("veth", ipset.HashNetIface, strconv.Itoa(number))
 }
 
-// vethsPerSet is how many IDs share a set of host veths.
-const vethsPerSet = 32
-
-func vethsNumber(id mark.ID) int { return int(id) / vethsPerSet }
+// vethsNumber is the number of the set that has the host veth of an endpoint: a set has a
+// block of IDs, because the kernel keeps at most 64 interfaces behind one prefix.
+func vethsNumber(id mark.ID) int { return int(id) / mark.Block }
 
 // hosts holds the node's own addresses.
 func (n naming) hosts() ipset.Set { return n.set("host", ipset.HashIP, "") }
