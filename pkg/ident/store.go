@@ -282,8 +282,12 @@ func (s Store) setNext(id mark.ID) error {
 	return errors.Join(err, f.Close())
 }
 
+// rest is how many IDs are free at least when the cursor goes back: so many others are given
+// out before a freed one comes again.
+const rest = 8
+
 // free finds the first ID from the cursor on that has no file. At the end of a block the
-// cursor goes back once half of the IDs before it are free.
+// cursor goes back, unless nearly all IDs before it are taken.
 func (s Store) free(layout mark.Layout) (mark.ID, error) {
 	next, used := s.next(), -1
 	for range layout.Capacity() {
@@ -293,7 +297,7 @@ func (s Store) free(layout mark.Layout) (mark.ID, error) {
 				return 0, fmt.Errorf("looking for a free ID: %w", err)
 			}
 		}
-		if next%mark.Block == 0 && int(next) >= mark.Block+2*used {
+		if next%mark.Block == 0 && int(next-mark.First) >= used+rest {
 			next = mark.First
 		}
 		if next < mark.First || uint32(next) > layout.Max() {

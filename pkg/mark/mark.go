@@ -32,8 +32,8 @@ const (
 	First ID = 2
 )
 
-// Block is how many IDs are given out one after the other before the first may come again: a
-// backend can keep something for each block, and those in use are few.
+// Block is how many IDs make a block: those in use are in as few blocks as can be, so a backend
+// can keep something for each.
 const Block = 32
 
 // Mark is a fwmark value together with the bits that it speaks about.

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/podmark/podmark/pkg/mark"
 )
 
 // With nftables nothing ever starts a process. With iptables, a pod whose profiles
@@ -45,6 +47,24 @@ func TestProcesses(t *testing.T) {
 			if diff := cmp.Diff(step.want, append([]string(nil), got...)); diff != "" {
 				t.Errorf("%s ran other commands than expected:\n%s", step.name, diff)
 			}
+		}
+	})
+}
+
+// Nor is one where pods come and go for long: a new block of IDs has sets, and no rules.
+func TestProcessesInTheLongRun(t *testing.T) {
+	eachBackend(t, func(t *testing.T, n *node) {
+		n.apply(webPolicy)
+		n.settle()
+		n.addPod().add().ok(t)
+		ran := n.shims()
+		for range 2 * mark.Block {
+			p := n.addPod()
+			p.add().ok(t)
+			p.del().ok(t)
+		}
+		if got := ran(); len(got) > 0 {
+			t.Errorf("ran %v", got)
 		}
 	})
 }
