@@ -286,19 +286,19 @@ func (s Store) setNext(id mark.ID) error {
 // out before a freed one comes again.
 const rest = 8
 
-// free finds the first ID from the cursor on that has no file. At the end of a block the
-// cursor goes back, unless nearly all IDs before it are taken.
+// free finds the first ID from the cursor on that has no file. The cursor enters a block in
+// which nobody is only when nearly all IDs before that are taken, and goes back else.
 func (s Store) free(layout mark.Layout) (mark.ID, error) {
-	next, used := s.next(), -1
-	for range layout.Capacity() {
-		if next%mark.Block == 0 && used < 0 {
-			var err error
-			if used, err = s.IDsInUse(); err != nil {
+	next := s.next()
+	for i := range layout.Capacity() {
+		if i == 0 || next%mark.Block == 0 {
+			early, err := s.early(next)
+			if err != nil {
 				return 0, fmt.Errorf("looking for a free ID: %w", err)
 			}
-		}
-		if next%mark.Block == 0 && int(next-mark.First) >= used+rest {
-			next = mark.First
+			if early {
+				next = mark.First
+			}
 		}
 		if next < mark.First || uint32(next) > layout.Max() {
 			next = mark.First
@@ -315,6 +315,18 @@ func (s Store) free(layout mark.Layout) (mark.ID, error) {
 		fix = fmt.Sprintf("set iptablesMarkMask to %#x for %d, or run 'podmarkctl gc'", wider.Mask(), wider.Capacity())
 	}
 	return 0, fmt.Errorf("%w: iptablesMarkMask %#x holds %d endpoints and all are taken; %s", ErrExhausted, layout.Mask(), layout.Capacity(), fix)
+}
+
+// early reports whether nobody is in the ID's block, and others are free before it.
+func (s Store) early(id mark.ID) (bool, error) {
+	first := id - id%mark.Block
+	for other := first; other < first+mark.Block; other++ {
+		if _, err := os.Lstat(s.idPath(other)); !errors.Is(err, fs.ErrNotExist) {
+			return false, err
+		}
+	}
+	used, err := s.IDsInUse()
+	return int(first)-int(mark.First) >= used+rest, err
 }
 
 func (s Store) idPath(id mark.ID) string { return s.path(idsDir, strconv.FormatUint(uint64(id), 10)) }
