@@ -6,7 +6,8 @@
 # emulated machine keeps one processor busy. Each has half of what is for nftables. A
 # test that does not come in backends runs in both. With -run, there is one lab.
 # TestRealKubeProxy takes minutes for each backend: without -run it leaves out one. With
-# LAB_SHARE=1 a test runs in one of the labs only: with nftables, and with that lab's variant.
+# LAB_SHARE=1 a test runs in one of the labs only: with nftables, and with that lab's variant of
+# iptables, but for TestRealKubeProxy.
 set -euo pipefail
 binary=$1
 shift

@@ -1,7 +1,6 @@
 package apply
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 
@@ -78,19 +77,22 @@ func (n Node) Offloaded() (tables []flowtable.Flowtable, unjudged int, err error
 }
 
 // Rejudge has the flows of these addresses judged at their next packet, whatever judged them
-// before; fs.ErrNotExist when podmark has never run here. It needs no lock.
-func (n Node) Rejudge(addrs *netipx.IPSet) error {
-	s, err := n.State()
+// before; fs.ErrNotExist when podmark has never run here. It is not done while it is not known
+// who is in the policies' sets, since a flow that they allow would be dropped. It needs no lock.
+func (n Node) Rejudge(addrs *netipx.IPSet) (done bool, err error) {
+	f, err := n.load()
+	if err != nil || f.Incomplete || !f.Synced {
+		return false, err
+	}
+	s, err := n.state(f)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if err := conntrack.Rejudge(epochOf(s), addrs); err != nil {
-		return err
+		return false, err
 	}
-	if r := reclaim(s); r.OffloadError != "" {
-		return errors.New(r.Trouble())
-	}
-	return nil
+	reclaim(s) // what stays in a flowtable is told by Offloaded
+	return true, nil
 }
 
 // epochOf is what the flows carry in their conntrack mark that s has judged.

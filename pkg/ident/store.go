@@ -282,8 +282,8 @@ func (s Store) setNext(id mark.ID) error {
 	return errors.Join(err, f.Close())
 }
 
-// rest is how many IDs are free at least when the cursor goes back: so many others are given
-// out before a freed one comes again.
+// rest is how many IDs are free at least when the cursor goes back: mostly, so many others are
+// given out before a freed one comes again.
 const rest = 8
 
 // free finds the first ID from the cursor on that has no file. The cursor enters a block in

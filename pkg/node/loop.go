@@ -134,10 +134,10 @@ func (k Keeper) Run(ctx context.Context) error {
 		if k.CollectAfter > 0 && look.Err == nil && !look.Idle {
 			look.Collected, look.Err = c.collect(ctx, k.Node, time.Now())
 		}
-		if look.Err == nil && !look.Idle {
-			look.Err = news.welcome(k.Node)
-		}
 		look.Took = time.Since(look.Time)
+		if !look.Idle && look.ApplyErr == nil {
+			look.Err = errors.Join(look.Err, news.welcome(k.Node)) // without the lock: nobody waits for it
+		}
 		if k.Looked != nil && ctx.Err() == nil {
 			k.Looked(look)
 		}

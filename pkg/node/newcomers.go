@@ -8,6 +8,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/mark"
 )
 
 // newcomers has those flows judged again that are older than the endpoint at one of their ends:
@@ -17,7 +18,13 @@ import (
 type newcomers struct {
 	// known are the attachments whose flows have been judged as theirs, with what they may
 	// send from.
-	known map[ident.Key][]netip.Prefix
+	known map[life][]netip.Prefix
+}
+
+// life is one of an attachment: a runtime may add one anew.
+type life struct {
+	ident.Key
+	id mark.ID
 }
 
 // welcome looks for attachments that are new, or may send from more than before.
@@ -36,28 +43,29 @@ func (c *newcomers) welcome(n apply.Node) error {
 	if err != nil {
 		return err
 	}
-	if err := n.Rejudge(set); err != nil {
-		return err // the next look tries again
+	done, err := n.Rejudge(set)
+	if done {
+		c.known = known
 	}
-	c.known = known
-	return nil
+	return err // else the next look tries again
 }
 
 // compare lists what the records may send from, and what of it was not known. One that is not
 // committed is not in force yet.
-func (c *newcomers) compare(records []ident.Record) (now map[ident.Key][]netip.Prefix, come []netip.Prefix) {
-	now = map[ident.Key][]netip.Prefix{}
+func (c *newcomers) compare(records []ident.Record) (now map[life][]netip.Prefix, come []netip.Prefix) {
+	now = map[life][]netip.Prefix{}
 	for _, r := range records {
 		if !r.Committed {
 			continue
 		}
-		own := slices.Clone(r.Sources)
+		own := slices.DeleteFunc(slices.Clone(r.Sources), func(p netip.Prefix) bool { return !p.IsValid() })
 		for _, a := range r.Addresses {
 			own = append(own, netip.PrefixFrom(a, a.BitLen()))
 		}
-		now[r.Key] = own
+		this := life{r.Key, r.ID}
+		now[this] = own
 		for _, p := range own {
-			if !slices.Contains(c.known[r.Key], p) {
+			if !slices.Contains(c.known[this], p) {
 				come = append(come, p)
 			}
 		}

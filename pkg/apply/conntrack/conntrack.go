@@ -99,15 +99,14 @@ func eachOf(addrs []netip.Addr, do func(*netlink.Conn, flow) error) error {
 	}
 	defer c.Close()
 	for _, q := range queriesFor(addrs, flowCount()) {
-		flows, err := dump(c, q.family, q.filter)
+		// A filter only saves work: a kernel before 5.8 ignores it.
+		flows, err := dump(c, q.family, q.filter, func(f flow) bool {
+			return slices.Contains(addrs, f.orig.src) || slices.Contains(addrs, f.reply.src)
+		})
 		if err != nil {
 			return fmt.Errorf("listing flows of %v: %w", addrs, err)
 		}
 		for _, f := range flows {
-			// A filter only saves work: a kernel before 5.8 ignores it.
-			if !slices.Contains(addrs, f.orig.src) && !slices.Contains(addrs, f.reply.src) {
-				continue
-			}
 			if err := do(c, f); err != nil {
 				return fmt.Errorf("changing a flow of %v: %w", addrs, err)
 			}
@@ -223,15 +222,12 @@ func strip(bits uint32, filter func(*netlink.AttributeEncoder), stripped func(fl
 		return fmt.Errorf("connecting to conntrack: %w", err)
 	}
 	defer c.Close()
-	flows, err := dump(c, unix.AF_UNSPEC, filter)
+	flows, err := dump(c, unix.AF_UNSPEC, filter, func(f flow) bool { return f.mark&bits != 0 && stripped(f) })
 	if err != nil {
 		return fmt.Errorf("listing flows: %w", err)
 	}
 	var changes []netlink.Message
 	for _, f := range flows {
-		if f.mark&bits == 0 || !stripped(f) {
-			continue
-		}
 		m, err := f.marking(mark.Mark{Mask: bits}, 0)
 		if err != nil {
 			return err
@@ -350,17 +346,21 @@ func message(cmd netlink.HeaderType, flags netlink.HeaderFlags, family uint8, fi
 	}, nil
 }
 
-func dump(c *netlink.Conn, family uint8, filter func(*netlink.AttributeEncoder)) ([]flow, error) {
+// dump lists the flows that are wanted, of those that the kernel's filter lets through: as they
+// come, since a table may have more of them than there is memory for.
+func dump(c *netlink.Conn, family uint8, filter func(*netlink.AttributeEncoder), wanted func(flow) bool) ([]flow, error) {
 	m, err := message(cmdGet, netlink.Dump, family, filter)
 	if err != nil {
 		return nil, err
 	}
-	answers, err := c.Execute(m)
-	if err != nil {
+	if _, err := c.Send(m); err != nil {
 		return nil, err
 	}
 	var flows []flow
-	for _, a := range answers {
+	for a, err := range c.ReceiveIter() {
+		if err != nil {
+			return nil, err
+		}
 		if len(a.Data) < 4 {
 			continue
 		}
@@ -391,7 +391,9 @@ func dump(c *netlink.Conn, family uint8, filter func(*netlink.AttributeEncoder))
 		if err := ad.Err(); err != nil {
 			return nil, err
 		}
-		flows = append(flows, f)
+		if wanted(f) {
+			flows = append(flows, f)
+		}
 	}
 	return flows, nil
 }

@@ -83,25 +83,25 @@ func eachOffloaded(m mark.Mark, addrs []netip.Addr, do func(*netlink.Conn, flow)
 		return fmt.Errorf("connecting to conntrack: %w", err)
 	}
 	defer c.Close()
+	of := map[netip.Addr]bool{}
+	for _, a := range addrs {
+		of[a] = true
+	}
 	// The filter only saves work: a kernel before 5.15 ignores it. What hardware carries
 	// has this bit, too.
 	flows, err := dump(c, unix.AF_UNSPEC, func(ae *netlink.AttributeEncoder) {
 		ae.Uint32(netOrder|attrStatus, offload)
 		ae.Uint32(netOrder|attrStatusMask, offload)
+	}, func(f flow) bool {
+		return f.offloaded() && f.mark&m.Mask != m.Value && (of[f.orig.src] || of[f.reply.src])
 	})
 	if err != nil {
 		return fmt.Errorf("listing flows of flowtables: %w", err)
 	}
-	of := map[netip.Addr]bool{}
-	for _, a := range addrs {
-		of[a] = true
-	}
 	var errs []error
 	for _, f := range flows {
-		if f.offloaded() && f.mark&m.Mask != m.Value && (of[f.orig.src] || of[f.reply.src]) {
-			if err := do(c, f); err != nil {
-				errs = append(errs, fmt.Errorf("taking a flow of %v to %v out of its flowtable: %w", f.orig.src, f.orig.dst, err))
-			}
+		if err := do(c, f); err != nil {
+			errs = append(errs, fmt.Errorf("taking a flow of %v to %v out of its flowtable: %w", f.orig.src, f.orig.dst, err))
 		}
 	}
 	return errors.Join(errs...)

@@ -132,13 +132,15 @@ func clean(dir string, but ...hook) error {
 // some time later, which has to do for who may not use BPF.
 func detach(path string) error {
 	l, err := link.LoadPinnedLink(path, nil)
+	// The file first: a crash in between must leave none that no program is behind.
+	gone := os.Remove(path)
 	if err == nil {
 		err = errors.Join(l.Detach(), l.Close())
 	}
 	if errors.Is(err, unix.EPERM) {
 		err = nil
 	}
-	if err := errors.Join(err, os.Remove(path)); err != nil {
+	if err := errors.Join(err, gone); err != nil {
 		return fmt.Errorf("detaching %q: %w", path, err)
 	}
 	return nil
@@ -162,7 +164,7 @@ func Check() error {
 // nothing can be, there is nothing to do.
 func Remove() error {
 	dir, err := place()
-	if errors.Is(err, errNoBPFFS) {
+	if errors.Is(err, errNoBPFFS) || errors.Is(err, unix.ENOPROTOOPT) { // the latter before Linux 5.14
 		return nil
 	}
 	if err != nil {
