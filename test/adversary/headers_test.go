@@ -78,7 +78,10 @@ var headers = []attack{
 				claim = frame.Ethernet(wild.mac, frame.Multicast(everybody), s.neighbour(neighbourAdvertisement, frame.LinkLocal(wild.mac), everybody, 0x20, s.addr(s.free), wild.mac))
 			}
 			s.denyFrame(fmt.Sprintf("behind %#x, an endpoint's address claimed", list), wild, tags(claim, list...))
-			if s.f == lab.V6 {
+			if s.f == lab.V4 {
+				taken := frame.EthernetOf(wild.mac, frame.Broadcast, frame.TypeARP, frame.ARP(1, wild.mac, netip.IPv4Unspecified(), make([]byte, 6), s.addr(s.free)))
+				s.denyFrame(fmt.Sprintf("behind %#x, an endpoint's address about to be taken", list), wild, tags(taken, list...))
+			} else {
 				group := frame.SolicitedNode(s.addr(s.free))
 				taken := s.neighbour(neighbourSolicitation, netip.IPv6Unspecified(), group, 0, s.addr(s.free), wild.mac)
 				s.denyFrame(fmt.Sprintf("behind %#x, an endpoint's address about to be taken", list), wild, tags(frame.Ethernet(wild.mac, frame.Multicast(group), taken), list...))
@@ -95,8 +98,10 @@ var headers = []attack{
 			for _, victim := range []*actor{s.free, s.server} {
 				s.denyFrame("announced", wild, arp(2, s.addr(victim), s.addr(victim)))
 				s.denyFrame("in a question", wild, arp(1, s.addr(victim), s.gatewayAddr()))
+				s.denyFrame("about to be taken", wild, arp(1, netip.IPv4Unspecified(), s.addr(victim)))
 			}
 			s.passFrame("its own", wild, arp(1, s.addr(wild), s.gatewayAddr()), s.denied)
+			s.passFrame("its own, about to be taken", wild, arp(1, netip.IPv4Unspecified(), s.addr(wild)), s.denied)
 			return
 		}
 		everybody, own := netip.MustParseAddr("ff02::1"), frame.LinkLocal(wild.mac)

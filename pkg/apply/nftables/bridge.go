@@ -42,6 +42,7 @@ func bridgeFrame(unlogged bool) []chain {
 		//	ether type arp arp saddr ip @claimed4 jump spoofed-frames
 		//	ether type ip6 icmpv6 type 136 @th,64,128 @claimed6 jump spoofed-frames
 		//	ether type ip6 ip6 saddr :: icmpv6 type 135 @th,64,128 @claimed6 jump spoofed-frames
+		//	ether type arp arp saddr ip 0.0.0.0 arp daddr ip @claimed4 jump spoofed-frames
 		{table: bridge, name: chainBridge, hook: &hookBridge, rules: rules(
 			on(in(input(), ports()), jump(chainGuard)),
 			on(tagged(), jump(chainTagged)),
@@ -50,6 +51,7 @@ func bridgeFrame(unlogged bool) []chain {
 			on(arp, in(bare("arp saddr ip", arpAddress(reg)), claimed(v4)), jump(chainFrames)),
 			on(ip6, advertisement(), in(bare("@th,64,128", target(reg)), claimed(v6)), jump(chainFrames)),
 			on(ip6, fromNobody(), solicitation(), in(bare("@th,64,128", target(reg)), claimed(v6)), jump(chainFrames)),
+			on(arp, probe("arp saddr ip 0.0.0.0"), in(bare("arp daddr ip", arpTarget(reg)), claimed(v4)), jump(chainFrames)),
 		)},
 		// A tag that names no VLAN, or the one that the port is in, is gone when the node's IP
 		// gets the frame: what is behind one is held to the same. So it is with one behind
@@ -60,6 +62,7 @@ func bridgeFrame(unlogged bool) []chain {
 		//	@ll,128,16 0x0806 @nh,112,32 @claimed4 goto spoofed-frames
 		//	@ll,128,16 0x86dd icmpv6 type 136 @th,64,128 @claimed6 goto spoofed-frames
 		//	@ll,128,16 0x86dd ip6 saddr :: icmpv6 type 135 @th,64,128 @claimed6 goto spoofed-frames
+		//	@ll,128,16 0x0806 @nh,112,32 0.0.0.0 @nh,192,32 @claimed4 goto spoofed-frames
 		//	@ll,128,16 0x8100 @ll,144,16 & 0xfff == 0x0 goto spoofed-frames
 		//	@ll,128,16 0x88a8 @ll,144,16 & 0xfff == 0x0 goto spoofed-frames
 		{table: bridge, name: chainTagged, rules: rules(
@@ -68,6 +71,7 @@ func bridgeFrame(unlogged bool) []chain {
 			on(behindTag(unix.ETH_P_ARP), in(bare("@nh,112,32", arpAddress(reg)), claimed(v4)), goTo(chainFrames)),
 			on(behindTag(unix.ETH_P_IPV6), advertisement(), in(bare("@th,64,128", target(reg)), claimed(v6)), goTo(chainFrames)),
 			on(behindTag(unix.ETH_P_IPV6), fromNobody(), solicitation(), in(bare("@th,64,128", target(reg)), claimed(v6)), goTo(chainFrames)),
+			on(behindTag(unix.ETH_P_ARP), probe("@nh,112,32 0.0.0.0"), in(bare("@nh,192,32", arpTarget(reg)), claimed(v4)), goTo(chainFrames)),
 			on(behindTag(unix.ETH_P_8021Q), innerNoVLAN(), goTo(chainFrames)),
 			on(behindTag(unix.ETH_P_8021AD), innerNoVLAN(), goTo(chainFrames)),
 		)},
@@ -250,6 +254,14 @@ func bare(text string, field *expr.Payload) part { return part{text: text, exprs
 
 // arpAddress is the IPv4 address of an ARP's sender.
 func arpAddress(to uint32) *expr.Payload { return payload(expr.PayloadBaseNetworkHeader, 14, 4, to) }
+
+// arpTarget is the one that it asks for.
+func arpTarget(to uint32) *expr.Payload { return payload(expr.PayloadBaseNetworkHeader, 24, 4, to) }
+
+// probe matches ARP of who is about to take the address that it asks for (RFC 5227).
+func probe(text string) part {
+	return part{text: text, exprs: []any{arpAddress(reg), equal(0, 0, 0, 0)}}
+}
 
 // advertisement matches neighbour advertisements, solicitation what they answer; target is
 // whose address they are of.

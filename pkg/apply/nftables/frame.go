@@ -71,8 +71,8 @@ var frameUses = []frameUse{
 	{chain{table: inet, name: chainHost}, 4, 0, 1, 0, 0},
 	{chain{table: inet, name: chainForward}, 5, 0, 0, 0, 0},
 	{chain{table: inet, name: chainOutput}, 7, 0, 1, 0, 0},
-	{chain{table: bridge, name: chainBridge}, 7, 0, 0, 0, 7},
-	{chain{table: bridge, name: chainTagged}, 8, 0, 0, 0, 8},
+	{chain{table: bridge, name: chainBridge}, 8, 0, 0, 0, 8},
+	{chain{table: bridge, name: chainTagged}, 9, 0, 0, 0, 9},
 	{chain{table: bridge, name: chainGuard}, 14, 0, 0, 0, 14},
 	{chain{table: bridge, name: chainARP}, 5, 0, 0, 0, 5},
 	{chain{table: bridge, name: chainND}, 10, 0, 0, 0, 10},
@@ -80,7 +80,7 @@ var frameUses = []frameUse{
 	{chain{table: bridge, name: chainFrom}, 1, 0, 0, 0, 1},
 	{chain{table: bridge, name: chainTo}, 1, 0, 0, 0, 1},
 	{chain{table: bridge, name: chainArrive}, 13, 0, 0, 0, 13},
-	{chain{table: bridge, name: chainFrames}, 27, 1, 0, 0, 27},
+	{chain{table: bridge, name: chainFrames}, 29, 1, 0, 0, 29},
 	{chain{table: bridge, name: chainStray}, 8, 1, 0, 0, 8},
 }
 
