@@ -24,5 +24,5 @@ for package in ./test/lab ./test/adversary; do
 done
 if [[ -z ${RUN:-} ]]; then
   go -C test/conformance test -exec "'$PWD/scripts/lab-exec.sh'" -count=1 -timeout $((LAB_TIMEOUT - 30))s \
-    -run '^TestServiceIP$' ${V:+-v} .
+    -run "^TestServiceIP\$${LAB_SHARE:+/nftables}" ${V:+-v} .
 fi
