@@ -221,10 +221,11 @@ func (p Packet) claims() bool {
 	return p.Protocol == ICMPv6 && (p.ICMPType == 136 || p.ICMPType == 135 && p.Src.IsUnspecified())
 }
 
-// named holds for the addresses that an endpoint on a bridge may claim.
+// named holds for the addresses that an endpoint on a bridge may claim. The unspecified one is
+// nobody's.
 func named(e Endpoint, a netip.Addr) bool {
 	own, known := e.LinkLocal()
-	return slices.Contains(e.Addresses, a) || known && own == a
+	return slices.Contains(e.Addresses, a) || known && (own == a || a.IsUnspecified())
 }
 
 // onLink holds for those of it that come by no router, this node included.

@@ -186,10 +186,11 @@ func bridgeFrame(unlogged bool) []chain {
 //
 //	update @pace { iif timeout 1m limit rate over 100/second burst 300 packets } goto spoofed-frames
 //	exthdr frag exists goto spoofed-frames
-//	ether type ip6 ip6 saddr :: icmpv6 type 133 ip6 hoplimit 255 ip6 length 8-48 accept
+//	ether type ip6 ip6 saddr :: icmpv6 type 133 ip6 hoplimit 255 ip6 length 8-48 iif . ether saddr . ip6 saddr @link6 accept
 //	ether type ip6 ip6 saddr :: icmpv6 type 135 ip6 hoplimit 255 ip6 length 8-48 iif . ether saddr . @th,64,128 @own6 accept
 //	ether type ip6 ip6 saddr :: icmpv6 type 135 ip6 hoplimit 255 ip6 length 8-48 iif . ether saddr . @th,64,128 @link6 accept
-//	ether type ip6 ip6 saddr :: icmpv6 type { 131, 132, 143 } ip6 hoplimit 1 ip6 length 8-512 accept
+//	ether type ip6 ip6 saddr :: icmpv6 type { 131, 132, 143 } ip6 hoplimit 1 ip6 length 8-512 iif . ether saddr . ip6 saddr @link6 accept
+//	ether type ip6 ip6 saddr :: goto spoofed-frames
 //	ether type ip6 iif . ether saddr . ip6 saddr @own6 goto nd-own
 //	ether type ip6 iif . ether saddr . ip6 saddr @link6 goto nd-own
 //	goto spoofed-frames
@@ -204,10 +205,11 @@ func chainOfNeighbours() chain {
 	return chain{table: bridge, name: chainND, rules: rules(
 		on(tooFast(), goTo(chainFrames)),
 		on(fragment(), goTo(chainFrames)),
-		on(ip6, fromNobody(), v6.icmpTypes(nil, 133), bareHopLimit(255), upTo(longestSolicitation), accept()),
+		on(ip6, fromNobody(), v6.icmpTypes(nil, 133), bareHopLimit(255), upTo(longestSolicitation), from(linkLocals()), accept()),
 		takes(own(v6)),
 		takes(linkLocals()),
-		on(ip6, fromNobody(), v6.icmpTypes(nil, 131, 132, 143), bareHopLimit(1), upTo(longestReport), accept()),
+		on(ip6, fromNobody(), v6.icmpTypes(nil, 131, 132, 143), bareHopLimit(1), upTo(longestReport), from(linkLocals()), accept()),
+		on(ip6, fromNobody(), goTo(chainFrames)),
 		on(ip6, from(own(v6)), goTo(chainNDOwn)),
 		on(ip6, from(linkLocals()), goTo(chainNDOwn)),
 		on(goTo(chainFrames)),

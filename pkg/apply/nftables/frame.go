@@ -75,12 +75,12 @@ var frameUses = []frameUse{
 	{chain{table: bridge, name: chainTagged}, 9, 0, 0, 0, 9},
 	{chain{table: bridge, name: chainGuard}, 14, 0, 0, 0, 14},
 	{chain{table: bridge, name: chainARP}, 5, 0, 0, 0, 5},
-	{chain{table: bridge, name: chainND}, 10, 0, 0, 0, 10},
+	{chain{table: bridge, name: chainND}, 11, 0, 0, 0, 11},
 	{chain{table: bridge, name: chainNDOwn}, 9, 0, 0, 0, 9},
 	{chain{table: bridge, name: chainFrom}, 1, 0, 0, 0, 1},
 	{chain{table: bridge, name: chainTo}, 1, 0, 0, 0, 1},
 	{chain{table: bridge, name: chainArrive}, 13, 0, 0, 0, 13},
-	{chain{table: bridge, name: chainFrames}, 29, 1, 0, 0, 29},
+	{chain{table: bridge, name: chainFrames}, 30, 1, 0, 0, 30},
 	{chain{table: bridge, name: chainStray}, 8, 1, 0, 0, 8},
 }
 

@@ -243,6 +243,7 @@ func placeOnBridge(s desired.State, e desired.Endpoint, mac net.HardwareAddr, pu
 	}
 	if a, ok := e.LinkLocal(); ok {
 		at(linkLocals(), a)
+		at(linkLocals(), netip.IPv6Unspecified()) // that MAC address, before it has an address
 	}
 	if s.Isolates(e.Profiles[desired.Ingress]) {
 		put(isolated(), link(e.PortIndex).element())
