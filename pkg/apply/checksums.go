@@ -51,18 +51,20 @@ func (f *file) syncChecksums() {
 }
 
 // Alterable says what is lacking to keep what has been judged as it is: a pod may have the kernel
-// write a checksum over a port or an address. Empty where it may not, and where podmark has not
-// tried yet.
+// write a checksum over a port or an address. Empty where it may not.
 func (n Node) Alterable() (string, error) {
 	f, err := n.load()
 	return f.alterable(), err
 }
 
 func (f file) alterable() string {
-	if f.Checksums == looked {
+	switch f.Checksums {
+	case looked:
 		if err := csum.Check(); err != nil {
 			return err.Error()
 		}
+	case "":
+		return "nobody has tried yet: the next ADD does, and 'podmarkctl gc'"
 	}
 	return f.ChecksumsLacks
 }

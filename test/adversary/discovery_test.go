@@ -132,6 +132,11 @@ var discovery = []attack{
 			for _, target := range []netip.Addr{s.addr(s.other), s.gatewayAddr(), frame.LinkLocal(s.other.mac), netip.MustParseAddr("fd00:10:1::77")} {
 				s.deny(fmt.Sprintf("asked for as to take it: %v", target), by, s.neighbour(neighbourSolicitation, none, frame.SolicitedNode(target), 0, target, by.mac))
 			}
+			strange := net.HardwareAddr{2, 0, 0, 0, 0, 9}
+			s.denyFrame("from none, of another MAC address: is there a router", by, frame.Ethernet(strange, frame.Multicast(everybody),
+				frame.ICMPPacket(none, everybody, routerSolicitation, 0, 255, append(make([]byte, 4), s.nonce()...))))
+			s.denyFrame("from none, of another MAC address: a report", by, frame.Ethernet(strange, frame.Multicast(everybody),
+				behindRouterAlert(frame.ICMPPacket(none, everybody, mldReport, 0, 1, append(append(make([]byte, 4), everybody.AsSlice()...), s.mark()...)))))
 			s.deny("of the wrong hop limit", by, frame.ICMPPacket(s.addr(by), everybody, neighbourAdvertisement, 0, 254, frame.Neighbour(0x20, s.addr(by), 2, by.mac)))
 			s.deny("of another code", by, frame.ICMPPacket(s.addr(by), s.addr(s.server), neighbourAdvertisement, 1, 255, frame.Neighbour(0x20, s.addr(s.client), 2, by.mac)))
 		}

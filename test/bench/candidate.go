@@ -31,6 +31,7 @@ const (
 	baseline     = "no rules"
 	untracked    = "no rules, connections not tracked"
 	accepting    = "two chains of nftables that accept"
+	checksums    = "the program that looks where checksums go"
 	withNFTables = "podmark nftables"
 )
 
@@ -61,6 +62,14 @@ func accept(node space, p population) error {
 	return errors.Join(track(node, p), err)
 }
 
+// lookAtChecksums attaches the program that does, where the kernel can.
+func lookAtChecksums() error {
+	if err := csum.Sync(); err != nil {
+		progress("measured without %s: %v", checksums, err)
+	}
+	return nil
+}
+
 // candidates are all there are, the baseline first.
 func candidates() []candidate {
 	unmarked := func(population) uint32 { return 0 }
@@ -68,6 +77,7 @@ func candidates() []candidate {
 		{name: baseline, fill: track, mark: unmarked},
 		{name: untracked, fill: func(space, population) error { return nil }, mark: unmarked},
 		{name: accepting, fill: accept, mark: unmarked},
+		{name: checksums, fill: func(node space, p population) error { return errors.Join(track(node, p), node.do(lookAtChecksums)) }, mark: unmarked},
 	}
 	backends := podmarks()
 	for _, name := range podmarkNames {
@@ -76,10 +86,7 @@ func candidates() []candidate {
 			fill: func(node space, p population) error {
 				err := node.do(func() error {
 					p.number()
-					if err := csum.Sync(); err != nil {
-						progress("%s is measured without the program that looks where checksums go: %v", name, err)
-					}
-					return backends[name].Sync(context.Background(), p.state())
+					return errors.Join(lookAtChecksums(), backends[name].Sync(context.Background(), p.state()))
 				})
 				return errors.Join(err, node.forgetSockets(backends[name]))
 			},
