@@ -114,7 +114,16 @@ func TestManyEndpoints(t *testing.T) {
 		if err := errors.Join(b.Check(ctx, all), b.Verify(ctx, all)); err != nil {
 			t.Error(err)
 		}
-		if err := b.Sync(ctx, desired.State{}); err != nil {
+		whole := rules(t, b)
+		for _, err := range []error{b.Sync(ctx, desired.State{}), b.Update(ctx, all, desired.State{})} {
+			if !errors.Is(err, desired.ErrEmpty) {
+				t.Errorf("no node's state: %v", err)
+			}
+		}
+		if after := rules(t, b); after != whole {
+			t.Errorf("no node's state has left\n%s\nof\n%s", after, whole)
+		}
+		if err := b.Remove(ctx); err != nil {
 			t.Fatal(err)
 		}
 		if after := rules(t, b); after != "" {

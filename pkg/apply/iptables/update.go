@@ -20,6 +20,9 @@ import (
 // A profile that only from has stays where another endpoint is left in it. It returns
 // ErrIncomplete when the frame is not in place.
 func (b Backend) Update(ctx context.Context, from, to desired.State) error {
+	if err := to.Filled(); err != nil {
+		return err
+	}
 	conn, err := ipset.Dial()
 	if err != nil {
 		return err
