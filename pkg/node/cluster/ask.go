@@ -12,9 +12,6 @@ import (
 	"github.com/podmark/podmark/pkg/whois"
 )
 
-// comes is how long after it was asked for a pod may take to have an attachment.
-const comes = time.Minute
-
 // fetchEvery is how often the API is asked for a pod that the watch does not show.
 const fetchEvery = time.Second
 
@@ -35,46 +32,54 @@ func (c *Cluster) Answer(ctx context.Context, r whois.Request) (whois.Answer, er
 	if err != nil {
 		return whois.Answer{}, fmt.Errorf("the plugin's iptablesMarkMask: %w", err)
 	}
-	n := view.Name{Namespace: r.Namespace, Name: r.Pod}
+	ask := view.Ask{Attachment: r.Attachment, Namespace: r.Namespace, Pod: r.Pod, UID: r.UID}
 	c.mu.Lock()
 	c.settings = settings
 	c.active = true
-	c.view.Expect(n, time.Now().Add(comes))
+	c.view.Expect(ask, time.Now())
 	c.poke()
 	c.mu.Unlock()
 	var fetched time.Time
 	var unknown error
 	var target uint64
 	for {
+		// Where the runtime tells no UID, the watch may show a former pod of the name.
+		if ask.UID == "" && fetched.IsZero() {
+			fetched = time.Now()
+			if unknown = c.look(ctx, ask); errors.Is(unknown, errOther) {
+				return whois.Answer{}, unknown
+			}
+		}
 		c.mu.Lock()
-		p := c.view.Pod(n, r.UID)
-		fits := p != nil
-		why := c.view.Prepared(n, time.Now())
-		if fits && why == nil && target == 0 {
+		p, why := c.view.Answer(ask, time.Now())
+		// What is answered is what the last round has decided for, and it is in the kernel.
+		decided := p != nil && c.view.Decided(p)
+		if target == 0 && why == nil || target != 0 && c.done >= target && !decided {
 			target = c.round + 1
 			c.view.Stir()
 			c.poke()
 		}
-		if fits && target != 0 && c.done >= target {
+		if target != 0 && c.done >= target && c.done == c.round && decided {
+			profiles := c.view.Profiles(p)
 			c.mu.Unlock()
-			return whois.Answer{Labels: p.Labels, Ports: p.Ports, Sources: p.Own.Sources}, nil
+			return whois.Answer{Labels: p.Labels, Ports: p.Ports, Sources: p.Own.Sources, UID: p.Own.ID(), Profiles: &profiles}, nil
 		}
 		news := c.news
 		why = errors.Join(why, c.failed)
 		c.mu.Unlock()
-		if !fits && time.Since(fetched) >= fetchEvery {
+		if p == nil && time.Since(fetched) >= fetchEvery {
 			fetched = time.Now()
-			if unknown = c.look(ctx, n, r.UID); errors.Is(unknown, errOther) {
+			if unknown = c.look(ctx, ask); errors.Is(unknown, errOther) {
 				return whois.Answer{}, unknown
 			}
 			continue
 		}
 		select {
 		case <-ctx.Done():
-			if fits {
+			if p != nil {
 				unknown = nil
 			}
-			return whois.Answer{}, fmt.Errorf("pod %s/%s: %w", n.Namespace, n.Name, errors.Join(unknown, why, context.Cause(ctx)))
+			return whois.Answer{}, fmt.Errorf("pod %s/%s: %w", ask.Namespace, ask.Pod, errors.Join(unknown, why, context.Cause(ctx)))
 		case <-news:
 		case <-time.After(fetchEvery):
 		}
@@ -85,17 +90,17 @@ func (c *Cluster) Answer(ctx context.Context, r whois.Request) (whois.Answer, er
 var errOther = errors.New("not the pod that the runtime starts")
 
 // look asks the API for a pod that the watch does not show yet, or shows a former one of.
-func (c *Cluster) look(ctx context.Context, n view.Name, uid string) error {
-	p, err := c.fetch(ctx, n)
+func (c *Cluster) look(ctx context.Context, ask view.Ask) error {
+	p, err := c.fetch(ctx, view.Name{Namespace: ask.Namespace, Name: ask.Pod})
 	switch {
 	case apierrors.IsNotFound(err):
 		return fmt.Errorf("%w: %w", errOther, err)
 	case err != nil:
 		return err
 	case p.Own == nil:
-		return fmt.Errorf("%w: pod %s/%s is not bound to node %q in the API; is --node-name right?", errOther, n.Namespace, n.Name, c.Name)
-	case !p.Is(uid):
-		return fmt.Errorf("%w: pod %s/%s has UID %s in the API, and %s on the node: it was deleted meanwhile", errOther, n.Namespace, n.Name, p.Own.UID, uid)
+		return fmt.Errorf("%w: pod %s/%s is not bound to node %q in the API; is --node-name right?", errOther, ask.Namespace, ask.Pod, c.Name)
+	case !p.Is(ask.UID):
+		return fmt.Errorf("%w: pod %s/%s has UID %s in the API, and %s on the node: it was deleted meanwhile", errOther, ask.Namespace, ask.Pod, p.Own.UID, ask.UID)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -54,6 +54,7 @@ func (c *Cluster) trim(p *corev1.Pod) pod {
 	version, _ := strconv.ParseUint(p.ResourceVersion, 10, 64)
 	t := &view.Pod{
 		Pod:     desired.Pod{Namespace: c.words.word(p.Namespace), Name: strings.Clone(p.Name), Labels: c.words.labels(p.Labels)},
+		UID:     view.UIDOf(string(p.UID)),
 		Version: version,
 		Rank:    uint64(max(0, p.CreationTimestamp.Unix())),
 	}

@@ -1,6 +1,7 @@
 package view
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -10,19 +11,35 @@ import (
 	"github.com/podmark/podmark/pkg/ident"
 )
 
-// Attach takes over which pods have attachments, and returns those of which the API says
+// resident is an attachment of the node. Two of one name are two pods, each with its own
+// labels.
+type resident struct {
+	Name
+	labels map[string]string
+}
+
+func (r resident) equal(other resident) bool {
+	return r.Name == other.Name && maps.Equal(r.labels, other.labels)
+}
+
+// Attach takes over which attachments there are, and returns those of which the API says
 // something else than they have noted.
 func (v *View) Attach(records []ident.Record) (changed []ident.Record) {
-	endpoints := map[Name]map[string]string{}
-	var addresses []netip.Addr
 	records = slices.Clone(records)
+	followed := func(r ident.Record) bool { return r.Kubernetes || v.follows != nil && v.follows(r.Network) }
+	whose := v.assign(slices.DeleteFunc(slices.Clone(records), func(r ident.Record) bool { return !followed(r) }))
+	residents := map[ident.Key]resident{}
+	var addresses []netip.Addr
 	for i, r := range records {
-		n := Name{r.Namespace, r.Pod}
 		addresses = append(addresses, r.Addresses...)
-		if !r.Kubernetes && (v.follows == nil || !v.follows(r.Network)) {
+		if !followed(r) {
 			continue
 		}
-		if p := v.pods[n]; p.Is(r.UID) {
+		if p := whose[r.Key]; p != nil {
+			if !p.served {
+				p.served = true
+				v.enrol(p)
+			}
 			sources := v.sources(r, p, records)
 			if !r.Kubernetes || !r.Policed || !maps.Equal(r.Labels, p.Labels) || !slices.Equal(r.Ports, p.Ports) || !slices.Equal(r.Sources, sources) {
 				r.Kubernetes, r.Policed, r.Labels, r.Ports, r.Sources = true, true, p.Labels, p.Ports, sources
@@ -31,28 +48,80 @@ func (v *View) Attach(records []ident.Record) (changed []ident.Record) {
 			}
 		}
 		if r.Kubernetes {
-			endpoints[n] = r.Labels
-			delete(v.coming, n)
+			residents[r.Key] = resident{Name{r.Namespace, r.Pod}, r.Labels}
 		}
 	}
+	v.arrive(residents, records)
 	maps.DeleteFunc(v.refused, func(k ident.Key, _ string) bool {
 		return !slices.ContainsFunc(records, func(r ident.Record) bool { return r.Key == k })
 	})
-	before := v.endpoints
-	v.endpoints = endpoints
-	v.dirty = v.dirty || !maps.EqualFunc(before, endpoints, maps.Equal)
+	v.dirty = v.dirty || !maps.EqualFunc(v.residents, residents, resident.equal)
+	v.residents = residents
 	v.index.Claim(addresses)
-	for n := range before {
-		if _, still := endpoints[n]; !still && v.pods[n] != nil {
-			v.enrol(n, v.pods[n])
-		}
-	}
-	for n := range endpoints {
-		if _, already := before[n]; !already && v.pods[n] != nil {
-			v.enrol(n, v.pods[n])
-		}
-	}
 	return changed
+}
+
+// sandbox is what a runtime makes for a pod, with all its attachments.
+type sandbox struct {
+	Name
+	container string
+}
+
+// assign finds whose each attachment is of the pods that the API has: by UID, and where no
+// runtime has told one, by address, or else by name where there is but one of that name.
+// One that was another pod's of the name, or may have been, is nobody's.
+func (v *View) assign(records []ident.Record) map[ident.Key]*Pod {
+	uids := map[sandbox]string{}
+	addresses := map[sandbox][]netip.Addr{}
+	for _, r := range records {
+		s := sandbox{Name{r.Namespace, r.Pod}, r.ContainerID}
+		uids[s] = cmp.Or(uids[s], r.UID)
+		addresses[s] = append(addresses[s], r.Addresses...)
+	}
+	for ask := range v.expected { // one that comes is one more of its name
+		if s := (sandbox{ask.name(), ask.Attachment.ContainerID}); s.container != "" {
+			uids[s] = cmp.Or(uids[s], ask.UID)
+		}
+	}
+	by := map[Name][]sandbox{}
+	for s := range uids {
+		by[s.Name] = append(by[s.Name], s)
+	}
+	meant := map[sandbox]*Pod{}
+	for n, all := range by {
+		p := v.pods[n]
+		if p == nil || p.Own == nil {
+			continue
+		}
+		pick := func(is func(sandbox) bool) (picked []sandbox) {
+			for _, s := range all {
+				if is(s) {
+					picked = append(picked, s)
+				}
+			}
+			return picked
+		}
+		unnamed := func(s sandbox) bool { return uids[s] == "" }
+		list := pick(func(s sandbox) bool { return !unnamed(s) && p.Is(uids[s]) })
+		if len(list) == 0 {
+			list = pick(func(s sandbox) bool {
+				return unnamed(s) && slices.ContainsFunc(p.Addresses, func(a netip.Addr) bool { return slices.Contains(addresses[s], a) })
+			})
+		}
+		if only := pick(unnamed); len(list) == 0 && len(only) == 1 {
+			list = only
+		}
+		for _, s := range list {
+			meant[s] = p
+		}
+	}
+	whose := map[ident.Key]*Pod{}
+	for _, r := range records {
+		if p := meant[sandbox{Name{r.Namespace, r.Pod}, r.ContainerID}]; p != nil {
+			whose[r.Key] = p
+		}
+	}
+	return whose
 }
 
 // sources are the prefixes that a pod with an attachment may send from besides. Where its

@@ -12,17 +12,17 @@ import (
 // self is enforced, so that peers that go on being allowed are not cut off.
 const hold = 2 * time.Second
 
-// crowd lists the labels of the node's pods by namespace, with those that are coming.
+// crowd lists the labels of the node's pods by namespace, with those that are expected.
 func (v *View) crowd() map[string][]map[string]string {
 	out := map[string][]map[string]string{}
-	for n, labels := range v.endpoints {
-		out[n.Namespace] = append(out[n.Namespace], labels)
+	for _, r := range v.residents {
+		out[r.Namespace] = append(out[r.Namespace], r.labels)
 	}
-	for n := range v.coming {
-		if p := v.pods[n]; p != nil {
-			out[n.Namespace] = append(out[n.Namespace], p.Labels)
-		} else if out[n.Namespace] == nil {
-			out[n.Namespace] = []map[string]string{}
+	for ask, e := range v.expected {
+		if e.pod != nil {
+			out[ask.Namespace] = append(out[ask.Namespace], e.pod.Labels)
+		} else if out[ask.Namespace] == nil {
+			out[ask.Namespace] = []map[string]string{}
 		}
 	}
 	return out
@@ -31,8 +31,9 @@ func (v *View) crowd() map[string][]map[string]string {
 // next is what the node's policies are to be. waits is set where that will change by
 // itself.
 func (v *View) next(now time.Time) (next desired.Policies, waits bool) {
+	v.decided = v.crowd()
 	next.Policies, waits = v.effective(now)
-	for n := range v.crowd() {
+	for n := range v.decided {
 		if labels := v.namespaces[n]; len(labels) > 0 {
 			if next.Namespaces == nil {
 				next.Namespaces = map[string]map[string]string{}

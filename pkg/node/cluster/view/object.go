@@ -1,6 +1,9 @@
 package view
 
 import (
+	"cmp"
+	"crypto/sha256"
+
 	"github.com/podmark/podmark/pkg/desired"
 )
 
@@ -9,11 +12,28 @@ type Name struct{ Namespace, Name string }
 
 // Object is a *[Pod], a *[Namespace] or a *[Policy]. Whoever hands it over leaves it alone
 // from then on.
-type Object interface{ name() Name }
+type Object interface {
+	name() Name
+	uid() UID
+}
+
+// UID tells an object from others that have had its name: a digest of the API's, zero for
+// none.
+type UID [16]byte
+
+// UIDOf is that of an object with this UID in the API.
+func UIDOf(s string) (u UID) {
+	if s != "" {
+		sum := sha256.Sum256([]byte(s))
+		copy(u[:], sum[:])
+	}
+	return u
+}
 
 // Pod is what is kept of a Pod: hundreds of bytes, of which the API has thousands.
 type Pod struct {
 	desired.Pod
+	UID UID
 	// Own is who a pod is that is bound to this node; nil for one of another.
 	Own     *Identity
 	Version uint64
@@ -49,19 +69,18 @@ type Policy struct {
 	Unclear error
 }
 
-func (p *Pod) name() Name       { return Name{p.Namespace, p.Name} }
+func (p *Pod) name() Name       { return Name{p.Namespace, p.Pod.Name} }
 func (n *Namespace) name() Name { return Name{Name: n.Name} }
 func (p *Policy) name() Name    { return Name{p.Namespace, p.Name} }
+
+func (p *Pod) uid() UID       { return p.UID }
+func (n *Namespace) uid() UID { return UID{} }
+func (p *Policy) uid() UID    { return UID{} }
 
 // Is reports whether the pod is bound to this node, and the runtime's UID is the pod's.
 func (p *Pod) Is(uid string) bool {
 	return p != nil && p.Own != nil && (uid == "" || uid == p.Own.UID || uid == p.Own.Hash)
 }
 
-// uid is that of a pod of this node, and empty for one of another.
-func (i *Identity) uid() string {
-	if i == nil {
-		return ""
-	}
-	return i.UID
-}
+// ID is the UID by which a runtime knows the pod.
+func (i *Identity) ID() string { return cmp.Or(i.Hash, i.UID) }

@@ -1,7 +1,6 @@
 package view
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -16,7 +15,7 @@ const linger = time.Minute
 // Plan says which watches are to begin and to end, and takes that for done. all is set
 // where everything is known that there is to know.
 func (v *View) Plan(now time.Time) (begin, end []Watch, all bool) {
-	maps.DeleteFunc(v.coming, func(_ Name, e expectation) bool { return now.After(e.until) })
+	maps.DeleteFunc(v.expected, func(_ Ask, e *expectation) bool { return now.After(e.until) })
 	wanted := map[Watch]bool{{Kind: Pods, Node: v.node}: true}
 	w := v.world()
 	for namespace, pods := range v.crowd() {
@@ -140,45 +139,3 @@ func (v *View) Told(namespace string, ending bool, err error) {
 	}
 	v.dirty = true
 }
-
-// Expect says that the plugin is about to add a pod.
-func (v *View) Expect(n Name, until time.Time) {
-	v.coming[n] = expectation{until}
-	v.dirty = true
-}
-
-// Pod is what the API says of the node's pod of a name, if the runtime's UID is the pod's;
-// else nil.
-func (v *View) Pod(n Name, uid string) *Pod {
-	if p := v.pods[n]; p.Is(uid) {
-		return p
-	}
-	return nil
-}
-
-// Prepared reports whether the policies of a pod are known, and all that they mean: nil, or
-// why not.
-func (v *View) Prepared(n Name, now time.Time) error {
-	p := v.pods[n]
-	if p == nil {
-		return errUnknown
-	}
-	for _, w := range []Watch{{Kind: Pods, Node: v.node}, {Kind: Policies, Namespace: n.Namespace}} {
-		if !v.synced(w) {
-			return v.blame(w)
-		}
-	}
-	world := v.world()
-	for _, k := range v.policies[n.Namespace] {
-		if !k.Pods.Matches(p.Labels) || now.Sub(k.since) > hold {
-			continue
-		}
-		if w := v.lacks(k, world); w != nil {
-			return v.blame(*w)
-		}
-	}
-	return nil
-}
-
-// errUnknown: whoever asks says so better.
-var errUnknown = errors.New("the pod is not known yet")

@@ -29,14 +29,16 @@ type View struct {
 	namespaces map[string]map[string]string
 	policies   map[string]map[string]*known // by namespace and name
 	index      *desired.Index
-	// endpoints are the pods of the node that have an attachment, with their labels, and
-	// coming those that the plugin has asked for, and that have none yet.
-	endpoints map[Name]map[string]string
-	coming    map[Name]expectation
+	// residents are the attachments of the node that have their policies from the API, and
+	// expected those that the plugin has asked for, and that are not there yet.
+	residents map[ident.Key]resident
+	expected  map[Ask]*expectation
 	// refused are the annotations of attachments that are not in force.
 	refused map[ident.Key]string
 	// applied is what is enforced; before the first round, what a former podmarkd left.
+	// decided are the labels, by namespace, of the pods for which it is.
 	applied desired.Policies
+	decided map[string][]map[string]string
 	begun   bool
 	// lost is set where nobody knows what is in the kernel.
 	lost bool
@@ -67,9 +69,6 @@ type known struct {
 	gone, asked bool
 }
 
-// expectation is a pod that has no attachment yet.
-type expectation struct{ until time.Time }
-
 // Note is what somebody should read, with pairs of keys and values as in log/slog.
 type Note struct {
 	// Trouble is set for what somebody should do something about.
@@ -85,7 +84,7 @@ func New(node string, follows func(network string) bool) *View {
 	return &View{
 		node: node, follows: follows, watches: map[Watch]*sight{},
 		pods: map[Name]*Pod{}, namespaces: map[string]map[string]string{}, policies: map[string]map[string]*known{},
-		index: desired.NewIndex(), endpoints: map[Name]map[string]string{}, coming: map[Name]expectation{},
+		index: desired.NewIndex(), residents: map[ident.Key]resident{}, expected: map[Ask]*expectation{},
 		refused: map[ident.Key]string{}, dirty: true,
 	}
 }
@@ -122,7 +121,7 @@ func (v *View) Listed(w Watch, objects []Object, now time.Time) {
 		delete(gone, o.name())
 	}
 	for n := range gone {
-		v.drop(s, n)
+		v.drop(s, n, UID{})
 	}
 	s.synced, s.err = true, nil
 }
@@ -137,7 +136,7 @@ func (v *View) Seen(w Watch, o Object, now time.Time) {
 // Gone takes over that a watch sees an object no more.
 func (v *View) Gone(w Watch, o Object) {
 	if s := v.watches[w]; s != nil {
-		v.drop(s, o.name())
+		v.drop(s, o.name(), o.uid())
 	}
 }
 
@@ -171,11 +170,14 @@ func (v *View) take(s *sight, o Object, now time.Time) {
 func (v *View) takePod(s *sight, p *Pod) {
 	n := p.name()
 	old := v.pods[n]
-	if old != nil {
-		p.seen, p.served = old.seen, old.served && old.Own.uid() == p.Own.uid()
-		if old.Version > p.Version {
-			p = old // another watch was quicker
+	if old != nil && old.UID == p.UID {
+		p.seen, p.served = old.seen, old.served
+	}
+	if old != nil && old.Version > p.Version { // another watch was quicker
+		if old.UID != p.UID {
+			return // and shows a successor, which this one may never show
 		}
+		p = old
 	}
 	if !slices.Contains(p.seen, s) {
 		p.seen = append(slices.Clip(p.seen), s)
@@ -184,21 +186,27 @@ func (v *View) takePod(s *sight, p *Pod) {
 		return
 	}
 	v.pods[n] = p
-	if p.Own != nil && (old == nil || old.Own == nil || *old.Own != *p.Own || !maps.Equal(old.Labels, p.Labels) || !slices.Equal(old.Ports, p.Ports)) {
+	v.enrol(p)
+	if p.Own == nil {
+		return
+	}
+	for ask, e := range v.expected {
+		if ask.name() == n && p.Is(ask.UID) {
+			e.pod = p
+		}
+	}
+	if old == nil || old.Own == nil || *old.Own != *p.Own || !maps.Equal(old.Labels, p.Labels) || !slices.Equal(old.Ports, p.Ports) {
 		v.dirty = true
 	}
-	v.enrol(n, p)
 }
 
 // enrol puts a pod where others may be allowed to speak to it, or takes it out. One that
 // had an attachment here has its addresses by that, and when that is gone has none.
-func (v *View) enrol(n Name, p *Pod) {
-	_, served := v.endpoints[n]
-	p.served = p.served || served
+func (v *View) enrol(p *Pod) {
 	if p.Peer && !p.served {
 		v.index.Put(&p.Pod, p.Rank)
 	} else {
-		v.index.Remove(n.Namespace, n.Name)
+		v.index.Remove(p.Namespace, p.Pod.Name)
 	}
 }
 
@@ -220,12 +228,13 @@ func (v *View) enact(p desired.Policy, since time.Time) {
 	v.policies[p.Namespace][p.Name] = &known{Policy: p, needs: needsOf(p), since: since}
 }
 
-// drop takes over that a watch sees something no more.
-func (v *View) drop(s *sight, n Name) {
+// drop takes over that a watch sees something no more: whatever has the name where uid is
+// zero.
+func (v *View) drop(s *sight, n Name, uid UID) {
 	switch s.Kind {
 	case Pods:
 		p := v.pods[n]
-		if p == nil {
+		if p == nil || uid != (UID{}) && uid != p.UID {
 			return
 		}
 		if p.seen = slices.DeleteFunc(slices.Clone(p.seen), func(other *sight) bool { return other == s }); len(p.seen) == 0 {
@@ -275,7 +284,7 @@ func (v *View) forget(s *sight) {
 		return
 	}
 	for n := range v.seenBy(s) {
-		v.drop(s, n)
+		v.drop(s, n, UID{})
 	}
 }
 
@@ -302,7 +311,7 @@ func (v *View) Changed() bool { return v.dirty || v.index.Changed() }
 
 // Hurried reports whether the next decision should not wait long: a pod is about to have
 // an attachment, or something will change by itself.
-func (v *View) Hurried() bool { return len(v.coming) > 0 || v.dirty }
+func (v *View) Hurried() bool { return len(v.expected) > 0 || v.dirty }
 
 // Decide is what is to be enforced from now on, given the attachments.
 func (v *View) Decide(records []ident.Record, now time.Time) apply.Revision {
