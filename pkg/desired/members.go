@@ -97,13 +97,13 @@ func (s *selection) peers(pod Pod) []PeerSetID {
 		}
 		s.picked[pod.Namespace] = picked
 	}
-	if !sameNamespace(pod.NamespaceUID, s.uids[pod.Namespace]) {
+	if !SameNamespace(pod.NamespaceUID, s.uids[pod.Namespace]) {
 		picked = nil // that of a former namespace, whose labels nobody knows
 	}
 	var ids []PeerSetID
 	for _, sets := range [][]PeerSet{s.within[pod.Namespace], picked} {
 		for _, set := range sets {
-			if sameNamespace(set.Peer.NamespaceUID, pod.NamespaceUID) && set.Peer.Pods.Matches(pod.Labels) {
+			if SameNamespace(set.Peer.NamespaceUID, pod.NamespaceUID) && set.Peer.Pods.Matches(pod.Labels) {
 				ids = append(ids, set.ID)
 			}
 		}

@@ -63,8 +63,8 @@ func (p Policy) Of(uid string) Policy {
 	return p
 }
 
-// sameNamespace reports whether two UIDs can be of one namespace, whose name they share.
-func sameNamespace(a, b string) bool { return a == b || a == "" || b == "" }
+// SameNamespace reports whether two UIDs can be of one namespace, whose name they share.
+func SameNamespace(a, b string) bool { return a == b || a == "" || b == "" }
 
 // Isolation is what one policy allows in one direction.
 type Isolation struct {

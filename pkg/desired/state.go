@@ -361,7 +361,7 @@ func profile(policies []Policy, d Direction, r ident.Record) Profile {
 	names := map[bool][]string{} // with UIDs, of what is enforced and audited
 	for _, policy := range policies {
 		isolation := policy.isolation(d)
-		if isolation == nil || !sameNamespace(policy.NamespaceUID, r.NamespaceUID) || !policy.Pods.Matches(r.Labels) {
+		if isolation == nil || !SameNamespace(policy.NamespaceUID, r.NamespaceUID) || !policy.Pods.Matches(r.Labels) {
 			continue
 		}
 		profile := &enforced

@@ -87,6 +87,8 @@ type Answer struct {
 	// UID is that of the pod, as a runtime would tell it; empty from a podmarkd that does
 	// not tell yet.
 	UID string `json:"uid,omitempty"`
+	// NamespaceUID is that of its namespace; empty where it is not known.
+	NamespaceUID string `json:"namespaceUID,omitempty"`
 	// Profiles are those that the pod gets by the policies that are in the kernel, by
 	// Direction; nil from a podmarkd that does not tell yet.
 	Profiles *[2]desired.ProfileID `json:"profiles,omitempty"`

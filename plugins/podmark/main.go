@@ -196,7 +196,8 @@ func ask(ctx context.Context, c *call, r ident.Record) (told ident.Record, promi
 	answer, err := whois.Ask(ctx, c.config.DaemonSocket, question)
 	switch {
 	case err == nil:
-		r.Labels, r.Ports, r.UID = answer.Labels, answer.Ports, cmp.Or(r.UID, answer.UID)
+		r.Labels, r.Ports = answer.Labels, answer.Ports
+		r.UID, r.NamespaceUID = cmp.Or(r.UID, answer.UID), answer.NamespaceUID
 		if r.Sources, err = config.Sources(answer.Sources, r.SourceBound); err != nil {
 			return r, nil, types.NewError(types.ErrInvalidNetworkConfig, "the pod asks for sources that it may not have", err.Error())
 		}

@@ -62,7 +62,7 @@ func (c *Cluster) Answer(ctx context.Context, r whois.Request) (whois.Answer, er
 		if target != 0 && c.done >= target && c.done == c.round && decided {
 			profiles := c.view.Profiles(p)
 			c.mu.Unlock()
-			return whois.Answer{Labels: p.Labels, Ports: p.Ports, Sources: p.Own.Sources, UID: p.Own.ID(), Profiles: &profiles}, nil
+			return whois.Answer{Labels: p.Labels, Ports: p.Ports, Sources: p.Own.Sources, UID: p.Own.ID(), NamespaceUID: p.NamespaceUID(), Profiles: &profiles}, nil
 		}
 		news := c.news
 		why = errors.Join(why, c.failed)
@@ -104,7 +104,7 @@ func (c *Cluster) look(ctx context.Context, ask view.Ask) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.view.Seen(view.Watch{Kind: view.Pods, Node: c.Name}, p, time.Now())
+	c.view.Fetched(view.Watch{Kind: view.Pods, Node: c.Name}, p)
 	c.announce()
 	return nil
 }
@@ -112,14 +112,14 @@ func (c *Cluster) look(ctx context.Context, ask view.Ask) error {
 // questions is how many are asked at once.
 const questions = 8
 
-// inquire finds out for the view whether a namespace is going.
+// inquire finds out for the view what a namespace is.
 func (c *Cluster) inquire(ctx context.Context, namespace string) {
 	select {
 	case c.asking <- struct{}{}:
 	case <-ctx.Done():
 		return
 	}
-	ending, err := c.ending(ctx, namespace)
+	is, err := c.spaceOf(ctx, namespace)
 	<-c.asking
 	if err != nil {
 		select {
@@ -130,6 +130,7 @@ func (c *Cluster) inquire(ctx context.Context, namespace string) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.view.Told(namespace, ending, err)
+	c.view.Told(namespace, is, err)
 	c.poke()
+	c.announce()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -133,7 +134,8 @@ func (s *watching) Delete(v any) error {
 }
 
 // Replace takes over all that there is.
-func (s *watching) Replace(list []any, _ string) error {
+func (s *watching) Replace(list []any, resourceVersion string) error {
+	version, _ := strconv.ParseUint(resourceVersion, 10, 64) // of another form, none is higher than another
 	objects := make([]view.Object, 0, len(list))
 	for _, v := range list {
 		o, err := s.c.object(v)
@@ -142,7 +144,7 @@ func (s *watching) Replace(list []any, _ string) error {
 		}
 		objects = append(objects, o)
 	}
-	s.c.change(s, func(now time.Time) { s.c.view.Listed(s.Watch, objects, now) })
+	s.c.change(s, func(now time.Time) { s.c.view.Listed(s.Watch, objects, version, now) })
 	return nil
 }
 
@@ -160,15 +162,15 @@ func (c *Cluster) fetch(ctx context.Context, n view.Name) (*view.Pod, error) {
 	return c.trim(&p).Pod, nil
 }
 
-// ending reports whether a namespace is being deleted, or is gone.
-func (c *Cluster) ending(ctx context.Context, namespace string) (bool, error) {
+// spaceOf asks what a namespace is now.
+func (c *Cluster) spaceOf(ctx context.Context, namespace string) (view.Space, error) {
 	var n corev1.Namespace
 	err := c.clients.core.Get().Resource(string(view.Namespaces)).Name(namespace).Do(ctx).Into(&n)
 	switch {
 	case apierrors.IsNotFound(err):
-		return true, nil
+		return view.Space{}, nil
 	case err != nil:
-		return false, fmt.Errorf("asking for namespace %s: %w", namespace, err)
+		return view.Space{}, fmt.Errorf("asking for namespace %s: %w", namespace, err)
 	}
-	return n.DeletionTimestamp != nil || n.Status.Phase == corev1.NamespaceTerminating, nil
+	return view.Space{UID: string(n.UID), Ending: n.DeletionTimestamp != nil || n.Status.Phase == corev1.NamespaceTerminating}, nil
 }

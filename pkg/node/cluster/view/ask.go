@@ -2,7 +2,7 @@ package view
 
 import (
 	"errors"
-	"maps"
+	"fmt"
 	"slices"
 	"time"
 
@@ -27,7 +27,7 @@ const comes = time.Minute
 
 // expectation is an attachment that the plugin has asked for, and that is not there yet.
 type expectation struct {
-	until time.Time
+	since, until time.Time
 	// pod is what the API says; nil for nothing.
 	pod *Pod
 	// former are the attachments that a pod of the name had when it was asked for, where
@@ -39,7 +39,7 @@ type expectation struct {
 func (v *View) Expect(a Ask, now time.Time) {
 	e := v.expected[a]
 	if e == nil {
-		e = &expectation{}
+		e = &expectation{since: now}
 		v.expected[a] = e
 	}
 	e.until = now.Add(comes)
@@ -89,13 +89,16 @@ func (v *View) Answer(a Ask, now time.Time) (p *Pod, waits error) {
 			return p, v.blame(w)
 		}
 	}
+	if e := v.expected[a]; e != nil && !p.place.sure && now.Sub(e.since) <= hold {
+		return p, fmt.Errorf("the UID of namespace %s is not known yet", a.Namespace)
+	}
 	world := v.world()
 	for _, k := range v.policies[a.Namespace] {
-		if !k.Pods.Matches(p.Labels) || now.Sub(k.since) > hold {
+		if !p.member().selects(k.Policy) {
 			continue
 		}
-		if w := v.lacks(k, world); w != nil {
-			return p, v.blame(*w)
+		if err := v.waits(k, world, now); err != nil {
+			return p, err
 		}
 	}
 	return p, nil
@@ -106,11 +109,14 @@ var errUnknown = errors.New("the pod is not known yet")
 
 // Decided reports whether what was last decided is so with regard to a pod as it is now.
 func (v *View) Decided(p *Pod) bool {
-	return slices.ContainsFunc(v.decided[p.Namespace], func(labels map[string]string) bool { return maps.Equal(labels, p.Labels) })
+	return slices.ContainsFunc(v.decided[p.Namespace], p.member().equal)
 }
 
 // Profiles are those that the pod gets by what was last decided.
 func (v *View) Profiles(p *Pod) [2]desired.ProfileID {
-	r := ident.Record{Policed: true, Endpoint: endpoint.Endpoint{Namespace: p.Namespace, Pod: p.Pod.Name, Labels: p.Labels}}
+	r := ident.Record{Policed: true, NamespaceUID: p.place.uid, Endpoint: endpoint.Endpoint{Namespace: p.Namespace, Pod: p.Pod.Name, Labels: p.Labels}}
 	return desired.Build(desired.Node{}, v.applied, []ident.Record{r}).Endpoints[0].Profiles
 }
+
+// NamespaceUID is that of the pod's namespace; empty where it is not known.
+func (p *Pod) NamespaceUID() string { return p.place.uid }

@@ -15,11 +15,11 @@ import (
 // labels.
 type resident struct {
 	Name
-	labels map[string]string
+	member
 }
 
 func (r resident) equal(other resident) bool {
-	return r.Name == other.Name && maps.Equal(r.labels, other.labels)
+	return r.Name == other.Name && r.member.equal(other.member)
 }
 
 // Attach takes over which attachments there are, and returns those of which the API says
@@ -41,14 +41,17 @@ func (v *View) Attach(records []ident.Record) (changed []ident.Record) {
 				v.enrol(p)
 			}
 			sources := v.sources(r, p, records)
-			if !r.Kubernetes || !r.Policed || !maps.Equal(r.Labels, p.Labels) || !slices.Equal(r.Ports, p.Ports) || !slices.Equal(r.Sources, sources) {
+			// Whose it was when it came goes on to hold.
+			of := cmp.Or(r.NamespaceUID, p.place.uid)
+			if !r.Kubernetes || r.NamespaceUID != of || !r.Policed || !maps.Equal(r.Labels, p.Labels) || !slices.Equal(r.Ports, p.Ports) || !slices.Equal(r.Sources, sources) {
 				r.Kubernetes, r.Policed, r.Labels, r.Ports, r.Sources = true, true, p.Labels, p.Ports, sources
+				r.NamespaceUID = of
 				records[i] = r
 				changed = append(changed, r)
 			}
 		}
 		if r.Kubernetes {
-			residents[r.Key] = resident{Name{r.Namespace, r.Pod}, r.Labels}
+			residents[r.Key] = resident{Name{r.Namespace, r.Pod}, member{r.Labels, r.NamespaceUID}}
 		}
 	}
 	v.arrive(residents, records)

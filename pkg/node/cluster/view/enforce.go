@@ -2,6 +2,8 @@ package view
 
 import (
 	"cmp"
+	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -12,21 +14,42 @@ import (
 // self is enforced, so that peers that go on being allowed are not cut off.
 const hold = 2 * time.Second
 
-// crowd lists the labels of the node's pods by namespace, with those that are expected.
-func (v *View) crowd() map[string][]map[string]string {
-	out := map[string][]map[string]string{}
+// member is what policies select a pod by, inside the namespaces of a name.
+type member struct {
+	labels       map[string]string
+	namespaceUID string
+}
+
+func (m member) equal(other member) bool {
+	return m.namespaceUID == other.namespaceUID && maps.Equal(m.labels, other.labels)
+}
+
+// selects reports whether a policy is the member's.
+func (m member) selects(p desired.Policy) bool {
+	return desired.SameNamespace(m.namespaceUID, p.NamespaceUID) && p.Pods.Matches(m.labels)
+}
+
+func selecting(p desired.Policy, pods []member) bool {
+	return slices.ContainsFunc(pods, func(m member) bool { return m.selects(p) })
+}
+
+// crowd lists the node's pods by namespace, with those that are expected.
+func (v *View) crowd() map[string][]member {
+	out := map[string][]member{}
 	for _, r := range v.residents {
-		out[r.Namespace] = append(out[r.Namespace], r.labels)
+		out[r.Namespace] = append(out[r.Namespace], r.member)
 	}
 	for ask, e := range v.expected {
 		if e.pod != nil {
-			out[ask.Namespace] = append(out[ask.Namespace], e.pod.Labels)
+			out[ask.Namespace] = append(out[ask.Namespace], e.pod.member())
 		} else if out[ask.Namespace] == nil {
-			out[ask.Namespace] = []map[string]string{}
+			out[ask.Namespace] = []member{}
 		}
 	}
 	return out
 }
+
+func (p *Pod) member() member { return member{p.Labels, p.place.uid} }
 
 // next is what the node's policies are to be. waits is set where that will change by
 // itself.
@@ -40,6 +63,12 @@ func (v *View) next(now time.Time) (next desired.Policies, waits bool) {
 			}
 			next.Namespaces[n] = labels
 		}
+		if uid := v.spaces[n].UID; uid != "" {
+			if next.NamespaceUIDs == nil {
+				next.NamespaceUIDs = map[string]string{}
+			}
+			next.NamespaceUIDs[n] = uid
+		}
 	}
 	return next, waits
 }
@@ -48,20 +77,18 @@ func (v *View) next(now time.Time) (next desired.Policies, waits bool) {
 // where one of them is not enforced yet as it is.
 func (v *View) effective(now time.Time) (list []desired.Policy, waits bool) {
 	w := v.world()
-	applied := map[Name]desired.Policy{}
+	type id struct{ namespace, uid, name string }
+	applied := map[id]desired.Policy{}
 	for _, p := range v.applied.Policies {
-		applied[Name{p.Namespace, p.Name}] = p
+		applied[id{p.Namespace, p.NamespaceUID, p.Name}] = p
 	}
-	for namespace, pods := range v.crowd() {
-		for n, p := range v.policies[namespace] {
-			selects := func(p desired.Policy) bool {
-				return slices.ContainsFunc(pods, func(labels map[string]string) bool { return p.Pods.Matches(labels) })
-			}
-			former, was := applied[Name{namespace, n}]
+	for namespace, pods := range v.decided {
+		for _, p := range v.policies[namespace] {
+			former, was := applied[id{namespace, p.NamespaceUID, p.Name}]
 			switch {
-			case !selects(p.Policy) && !(was && selects(former)):
-			case now.Sub(p.since) > hold || v.lacks(p, w) == nil:
-				if selects(p.Policy) {
+			case !selecting(p.Policy, pods) && !(was && selecting(former, pods)):
+			case v.waits(p, w, now) == nil:
+				if selecting(p.Policy, pods) {
 					list = append(list, p.Policy)
 				}
 			default:
@@ -73,9 +100,21 @@ func (v *View) effective(now time.Time) (list []desired.Policy, waits bool) {
 		}
 	}
 	slices.SortFunc(list, func(a, b desired.Policy) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), cmp.Compare(a.NamespaceUID, b.NamespaceUID))
 	})
 	return list, waits
+}
+
+// waits is why a policy is not to be enforced yet; nil where it is.
+func (v *View) waits(p *known, w world, now time.Time) error {
+	switch watch := v.lacks(p, w); {
+	case now.Sub(p.since) > hold:
+	case watch != nil:
+		return v.blame(*watch)
+	case !p.place.sure && p.place.uid == "":
+		return fmt.Errorf("the UID of namespace %s is not known yet", p.Namespace)
+	}
+	return nil
 }
 
 // world is what is known of namespaces.

@@ -47,6 +47,11 @@ type Pod struct {
 	// this node.
 	seen   []*sight
 	served bool
+	// by has told what it is, after the versions had gone back so often.
+	by      *sight
+	history uint64
+	// place is whose pod one of this node is.
+	place place
 }
 
 // Identity is by what a runtime may know a pod: a static one has the UID of its manifest,
@@ -66,6 +71,7 @@ type Namespace struct {
 // Policy is a NetworkPolicy. Unclear is what of it is not understood, and allows nothing.
 type Policy struct {
 	desired.Policy
+	UID     UID
 	Unclear error
 }
 
@@ -75,7 +81,7 @@ func (p *Policy) name() Name    { return Name{p.Namespace, p.Name} }
 
 func (p *Pod) uid() UID       { return p.UID }
 func (n *Namespace) uid() UID { return UID{} }
-func (p *Policy) uid() UID    { return UID{} }
+func (p *Policy) uid() UID    { return p.UID }
 
 // Is reports whether the pod is bound to this node, and the runtime's UID is the pod's.
 func (p *Pod) Is(uid string) bool {

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/podmark/podmark/pkg/desired"
 )
 
 // linger is how long a watch goes on that is needed no more: pods of a namespace come and
@@ -18,23 +20,21 @@ func (v *View) Plan(now time.Time) (begin, end []Watch, all bool) {
 	maps.DeleteFunc(v.expected, func(_ Ask, e *expectation) bool { return now.After(e.until) })
 	wanted := map[Watch]bool{{Kind: Pods, Node: v.node}: true}
 	w := v.world()
-	for namespace, pods := range v.crowd() {
+	crowd := v.crowd()
+	for namespace, pods := range crowd {
 		wanted[Watch{Kind: Policies, Namespace: namespace}] = true
 		for _, p := range v.policies[namespace] {
-			for _, labels := range pods {
-				if p.Pods.Matches(labels) {
-					for _, watch := range p.needs.in(w) {
-						wanted[watch] = true
-					}
-					break
+			if selecting(p.Policy, pods) {
+				for _, watch := range p.needs.in(w) {
+					wanted[watch] = true
 				}
 			}
 		}
 	}
 	for namespace, policies := range v.policies {
-		if !wanted[Watch{Kind: Policies, Namespace: namespace}] {
-			maps.DeleteFunc(policies, func(_ string, p *known) bool { return p.gone })
-		}
+		v.policies[namespace] = slices.DeleteFunc(policies, func(p *known) bool {
+			return p.gone && !slices.ContainsFunc(crowd[namespace], func(m member) bool { return desired.SameNamespace(m.namespaceUID, p.NamespaceUID) })
+		})
 	}
 	v.wanted = merged(wanted)
 	all = true
@@ -104,38 +104,4 @@ func (v *View) blame(w Watch) error {
 		}
 	}
 	return fmt.Errorf("%s are not known yet", w)
-}
-
-// Questions are namespaces of which it is to be asked whether they are going: a policy is
-// gone, and if its namespace is the reason it holds on as long as the node has pods of
-// that (CVE-2024-7598). Each is to be answered by [View.Told].
-func (v *View) Questions() (namespaces []string) {
-	for namespace, policies := range v.policies {
-		for _, p := range policies {
-			if p.gone && !p.asked {
-				p.asked = true
-				if !slices.Contains(namespaces, namespace) {
-					namespaces = append(namespaces, namespace)
-				}
-			}
-		}
-	}
-	return namespaces
-}
-
-// Told answers a question: whether the namespace is going, or is gone. With an error it is
-// asked again.
-func (v *View) Told(namespace string, ending bool, err error) {
-	for n, p := range v.policies[namespace] {
-		switch {
-		case !p.gone || !p.asked:
-		case err != nil:
-			p.asked = false
-		case ending:
-			v.note(false, "a policy outlives its deletion: its namespace is going, and its pods are not gone yet", "policy", namespace+"/"+n)
-		default:
-			delete(v.policies[namespace], n)
-		}
-	}
-	v.dirty = true
 }

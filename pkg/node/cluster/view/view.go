@@ -27,8 +27,16 @@ type View struct {
 
 	pods       map[Name]*Pod
 	namespaces map[string]map[string]string
-	policies   map[string]map[string]*known // by namespace and name
-	index      *desired.Index
+	policies   map[string][]*known // by namespace
+	// own are those of pods that are this node's. spaces is what the API has said of
+	// namespaces, and asking those of which it is asked.
+	own    map[Name]*Pod
+	spaces map[string]Space
+	asking map[string]bool
+	// history is the highest of all watches. fetched stands for what was asked for besides.
+	history uint64
+	fetched *sight
+	index   *desired.Index
 	// residents are the attachments of the node that have their policies from the API, and
 	// expected those that the plugin has asked for, and that are not there yet.
 	residents map[ident.Key]resident
@@ -36,9 +44,9 @@ type View struct {
 	// refused are the annotations of attachments that are not in force.
 	refused map[ident.Key]string
 	// applied is what is enforced; before the first round, what a former podmarkd left.
-	// decided are the labels, by namespace, of the pods for which it is.
+	// decided are the pods, by namespace, for which it is.
 	applied desired.Policies
-	decided map[string][]map[string]string
+	decided map[string][]member
 	begun   bool
 	// lost is set where nobody knows what is in the kernel.
 	lost bool
@@ -54,19 +62,28 @@ type sight struct {
 	// synced is set once all has been seen that there was, err is why that takes long.
 	synced bool
 	err    error
+	// highest is the highest version that it was told of, and history counts how often the
+	// API's versions have gone back, as etcd's do when it is restored.
+	highest, history uint64
 	// begun is when it began, and idle since when it is not needed; zero while it is.
 	begun, idle time.Time
 }
 
-// known is a policy of a namespace of which the node has pods.
+// known is a policy of a namespace of which the node has pods. Several may have a name:
+// one that the API has, and others of former namespaces.
 type known struct {
 	desired.Policy
+	// told is what the API says, which does not name the namespace's UID.
+	told  desired.Policy
+	uid   UID
 	needs needs
 	since time.Time
-	// gone is set once the API has it no more, and asked while it is asked why: the policy
-	// is enforced until that is known not to be the end of its namespace, whose pods may
-	// outlive their policies.
-	gone, asked bool
+	// gone is set once the API has it no more. It is enforced until that is known not to
+	// be the end of its namespace, whose pods may outlive their policies.
+	gone  bool
+	place place
+	// was is what a former podmarkd has left under its name, as of the same namespace.
+	was *known
 }
 
 // Note is what somebody should read, with pairs of keys and values as in log/slog.
@@ -83,7 +100,7 @@ type Note struct {
 func New(node string, follows func(network string) bool) *View {
 	return &View{
 		node: node, follows: follows, watches: map[Watch]*sight{},
-		pods: map[Name]*Pod{}, namespaces: map[string]map[string]string{}, policies: map[string]map[string]*known{},
+		pods: map[Name]*Pod{}, namespaces: map[string]map[string]string{}, policies: map[string][]*known{}, own: map[Name]*Pod{}, spaces: map[string]Space{}, asking: map[string]bool{}, fetched: &sight{},
 		index: desired.NewIndex(), residents: map[ident.Key]resident{}, expected: map[Ask]*expectation{},
 		refused: map[ident.Key]string{}, dirty: true,
 	}
@@ -94,7 +111,9 @@ func (v *View) Remember(policies desired.Policies) {
 	v.applied = policies
 	// One that the API has no more may be one whose namespace is going.
 	for _, p := range policies.Policies {
-		v.enact(p, time.Time{})
+		v.policies[p.Namespace] = append(v.policies[p.Namespace], &known{
+			Policy: p, told: p.Of(""), needs: needsOf(p), place: place{uid: p.NamespaceUID, sure: true},
+		})
 	}
 }
 
@@ -109,12 +128,22 @@ func (v *View) note(trouble bool, text string, args ...any) {
 	v.notes = append(v.notes, Note{trouble, text, args})
 }
 
-// Listed takes over all that a watch sees.
-func (v *View) Listed(w Watch, objects []Object, now time.Time) {
+// Listed takes over all that a watch sees, as of a version of the API's, 0 where it tells
+// none. It takes the place of what the watch was told before, also where the versions have
+// gone back.
+func (v *View) Listed(w Watch, objects []Object, version uint64, now time.Time) {
 	s := v.watches[w]
 	if s == nil {
 		return
 	}
+	switch {
+	case version < s.highest:
+		v.history++
+		s.history = v.history
+	case !s.synced:
+		s.history = v.history
+	}
+	s.highest = version
 	gone := v.seenBy(s)
 	for _, o := range objects {
 		v.take(s, o, now)
@@ -130,6 +159,14 @@ func (v *View) Listed(w Watch, objects []Object, now time.Time) {
 func (v *View) Seen(w Watch, o Object, now time.Time) {
 	if s := v.watches[w]; s != nil {
 		v.take(s, o, now)
+	}
+}
+
+// Fetched takes over a pod that was asked for, which a watch is to see.
+func (v *View) Fetched(w Watch, p *Pod) {
+	if s := v.watches[w]; s != nil {
+		v.fetched.history = v.history
+		v.takePod(s, p, v.fetched)
 	}
 }
 
@@ -155,7 +192,8 @@ func (v *View) Failed(w Watch, err error) (news bool) {
 func (v *View) take(s *sight, o Object, now time.Time) {
 	switch o := o.(type) {
 	case *Pod:
-		v.takePod(s, o)
+		s.highest = max(s.highest, o.Version)
+		v.takePod(s, o, s)
 	case *Namespace:
 		if !maps.Equal(v.namespaces[o.Name], o.Labels) {
 			v.namespaces[o.Name] = o.Labels
@@ -167,13 +205,15 @@ func (v *View) take(s *sight, o Object, now time.Time) {
 	}
 }
 
-func (v *View) takePod(s *sight, p *Pod) {
+// takePod takes over a pod that a watch sees, as by has told.
+func (v *View) takePod(s *sight, p *Pod, by *sight) {
 	n := p.name()
 	old := v.pods[n]
 	if old != nil && old.UID == p.UID {
-		p.seen, p.served = old.seen, old.served
+		p.seen, p.served, p.place = old.seen, old.served, old.place
 	}
-	if old != nil && old.Version > p.Version { // another watch was quicker
+	p.by, p.history = by, by.history
+	if old != nil && !p.follows(old) { // another watch was quicker
 		if old.UID != p.UID {
 			return // and shows a successor, which this one may never show
 		}
@@ -187,9 +227,10 @@ func (v *View) takePod(s *sight, p *Pod) {
 	}
 	v.pods[n] = p
 	v.enrol(p)
-	if p.Own == nil {
+	if delete(v.own, n); p.Own == nil {
 		return
 	}
+	v.own[n] = p
 	for ask, e := range v.expected {
 		if ask.name() == n && p.Is(ask.UID) {
 			e.pod = p
@@ -198,6 +239,19 @@ func (v *View) takePod(s *sight, p *Pod) {
 	if old == nil || old.Own == nil || *old.Own != *p.Own || !maps.Equal(old.Labels, p.Labels) || !slices.Equal(old.Ports, p.Ports) {
 		v.dirty = true
 	}
+}
+
+// follows reports whether p is not older than what is known. What one watch tells is in
+// order, whatever the versions are; between two watches the versions tell, unless they
+// have gone back for one of them.
+func (p *Pod) follows(known *Pod) bool {
+	switch {
+	case known.by == p.by || known.by == nil:
+		return true
+	case known.history != p.history:
+		return p.history > known.history
+	}
+	return p.Version >= known.Version
 }
 
 // enrol puts a pod where others may be allowed to speak to it, or takes it out. One that
@@ -211,21 +265,52 @@ func (v *View) enrol(p *Pod) {
 }
 
 func (v *View) takePolicy(p *Policy, now time.Time) {
-	if old := v.policies[p.Namespace][p.Name]; old != nil && !old.gone && reflect.DeepEqual(old.Policy, p.Policy) {
+	old := v.policy(p.name())
+	if old != nil && old.uid != (UID{}) && p.UID != old.uid { // deleted and made anew
+		old.leave()
+		old = nil
+	}
+	if old != nil && old.uid == p.UID && reflect.DeepEqual(old.told, p.Policy) {
 		return
 	}
 	if p.Unclear != nil {
 		v.note(true, "a part of a policy is not understood, and allows nothing", "error", p.Unclear)
 	}
-	v.enact(p.Policy, now)
+	fresh := &known{Policy: p.Policy, told: p.Policy, uid: p.UID, needs: needsOf(p.Policy), since: now}
+	switch {
+	case old == nil:
+		v.policies[p.Namespace] = append(v.policies[p.Namespace], fresh)
+	case old.uid == p.UID:
+		fresh.place = old.place
+		fresh.Policy = p.Policy.Of(old.place.uid)
+		*old = *fresh
+	default: // what was left is of the same namespace, as far as is known
+		left := *old
+		left.gone = true
+		fresh.place, fresh.was = place{uid: old.place.uid}, &left
+		fresh.Policy = p.Policy.Of(old.place.uid)
+		if reflect.DeepEqual(old.told, p.Policy) {
+			fresh.since = old.since
+		}
+		*old = *fresh
+	}
 	v.dirty = true
 }
 
-func (v *View) enact(p desired.Policy, since time.Time) {
-	if v.policies[p.Namespace] == nil {
-		v.policies[p.Namespace] = map[string]*known{}
+// policy is the one of the name that the API has, as far as is known.
+func (v *View) policy(n Name) *known {
+	for _, p := range v.policies[n.Namespace] {
+		if !p.gone && p.Name == n.Name {
+			return p
+		}
 	}
-	v.policies[p.Namespace][p.Name] = &known{Policy: p, needs: needsOf(p), since: since}
+	return nil
+}
+
+// leave notes that the API has the policy no more. Why, is asked.
+func (p *known) leave() {
+	p.gone = true
+	p.place.sure, p.place.asked = false, false
 }
 
 // drop takes over that a watch sees something no more: whatever has the name where uid is
@@ -237,8 +322,12 @@ func (v *View) drop(s *sight, n Name, uid UID) {
 		if p == nil || uid != (UID{}) && uid != p.UID {
 			return
 		}
+		if p.by == s {
+			p.by = nil // who sees it still says what it is
+		}
 		if p.seen = slices.DeleteFunc(slices.Clone(p.seen), func(other *sight) bool { return other == s }); len(p.seen) == 0 {
 			delete(v.pods, n)
+			delete(v.own, n)
 			v.index.Remove(n.Namespace, n.Name)
 		}
 	case Namespaces:
@@ -246,8 +335,8 @@ func (v *View) drop(s *sight, n Name, uid UID) {
 		v.index.Label(n.Name, nil)
 		v.dirty = true
 	case Policies:
-		if p := v.policies[n.Namespace][n.Name]; p != nil {
-			p.gone = true
+		if p := v.policy(n); p != nil && (uid == (UID{}) || p.uid == (UID{}) || uid == p.uid) {
+			p.leave()
 		}
 	}
 }
@@ -267,9 +356,9 @@ func (v *View) seenBy(s *sight) map[Name]bool {
 			out[Name{Name: n}] = true
 		}
 	case Policies:
-		for n, p := range v.policies[s.Namespace] {
+		for _, p := range v.policies[s.Namespace] {
 			if !p.gone {
-				out[Name{s.Namespace, n}] = true
+				out[Name{s.Namespace, p.Name}] = true
 			}
 		}
 	}

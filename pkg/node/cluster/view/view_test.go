@@ -23,13 +23,15 @@ type scene struct {
 	objects map[string]Object
 	held    map[Watch]bool
 	records map[ident.Key]ident.Record
+	spaces  map[string]Space // what the API has; UID 1 for others
+	silent  bool             // the API answers no question
 }
 
 func newScene(t *testing.T) *scene {
 	t.Helper()
 	return &scene{
 		View: New("node", nil), t: t, now: time.Unix(1_700_000_000, 0),
-		objects: map[string]Object{}, held: map[Watch]bool{}, records: map[ident.Key]ident.Record{},
+		objects: map[string]Object{}, held: map[Watch]bool{}, records: map[ident.Key]ident.Record{}, spaces: map[string]Space{},
 	}
 }
 
@@ -118,7 +120,7 @@ func (w *scene) round() desired.Policies {
 				w.list(watch)
 			}
 		}
-		if len(begin) > 0 {
+		if len(begin) > 0 || w.answer() {
 			continue
 		}
 		if w.Begun() && w.Changed() || !w.Begun() && all {
@@ -131,6 +133,22 @@ func (w *scene) round() desired.Policies {
 	}
 }
 
+// answer has the API answer what is asked.
+func (w *scene) answer() (asked bool) {
+	if w.silent {
+		return false
+	}
+	for _, namespace := range w.Questions() {
+		asked = true
+		is, ok := w.spaces[namespace]
+		if !ok {
+			is.UID = "1"
+		}
+		w.Told(namespace, is, nil)
+	}
+	return asked
+}
+
 func (w *scene) list(watch Watch) {
 	var list []Object
 	for _, o := range w.objects {
@@ -138,7 +156,7 @@ func (w *scene) list(watch Watch) {
 			list = append(list, again(o))
 		}
 	}
-	w.Listed(watch, list, w.now)
+	w.Listed(watch, list, w.version, w.now)
 }
 
 func (w *scene) attached() []ident.Record {
@@ -192,7 +210,8 @@ func (w *scene) attach(a Ask, address string) {
 	}
 	w.records[a.Attachment] = ident.Record{
 		Key: a.Attachment, UID: a.UID, Policed: true, Kubernetes: true, Committed: true,
-		Endpoint: endpoint.Endpoint{Namespace: a.Namespace, Pod: a.Pod, Labels: p.Labels, Addresses: []netip.Addr{netip.MustParseAddr(address)}},
+		NamespaceUID: p.NamespaceUID(),
+		Endpoint:     endpoint.Endpoint{Namespace: a.Namespace, Pod: a.Pod, Labels: p.Labels, Addresses: []netip.Addr{netip.MustParseAddr(address)}},
 	}
 }
 
@@ -417,5 +436,215 @@ func TestLaggingWatch(t *testing.T) {
 	v.Gone(slow, at(5, pod("web", "2", "c")))
 	if len(v.pods) != 0 {
 		t.Errorf("%v is there for ever", v.pods)
+	}
+}
+
+// of gives a policy a UID.
+func (p *Policy) of(uid string) *Policy {
+	p.UID = UIDOf(uid)
+	return p
+}
+
+// What is left on the node of a namespace that is gone keeps that one's policies, and its
+// successor of the name, with its policies and pods, has nothing to do with it.
+func TestNamespaceAgain(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		for _, tt := range []struct {
+			name     string
+			old, new []*Policy // of the two namespaces
+			want     [2]bool   // whether a pod of the one and of the other is isolated
+		}{
+			{"the former one is isolated", []*Policy{isolating("x").of("a")}, nil, [2]bool{true, false}},
+			{"the later one is isolated", nil, []*Policy{isolating("x").of("b")}, [2]bool{false, true}},
+			{"both are", []*Policy{isolating("x").of("a")}, []*Policy{isolating("x", "y").of("b")}, [2]bool{true, true}},
+		} {
+			t.Run(fmt.Sprintf("%s, restart %v", tt.name, restart), func(t *testing.T) {
+				w := newScene(t)
+				for _, p := range tt.old {
+					w.put(p)
+				}
+				w.put(pod("web", "1", "x"))
+				w.Expect(ask("old", "1"), w.now)
+				w.round()
+				w.attach(ask("old", "1"), "10.0.0.1")
+				w.Stir()
+				w.round()
+				check := func(when string) {
+					t.Helper()
+					if w.isolated("old") != tt.want[0] {
+						t.Errorf("%s, the former one is isolated: %v", when, w.isolated("old"))
+					}
+					if _, there := w.records[key("new")]; there && w.isolated("new") != tt.want[1] {
+						t.Errorf("%s, the later one is isolated: %v", when, w.isolated("new"))
+					}
+				}
+				check("at first")
+				w.spaces["shop"] = Space{UID: "1", Ending: true}
+				for _, p := range tt.old {
+					w.remove(p)
+				}
+				w.round()
+				check("in a namespace that ends")
+				w.remove(w.objects["pods"+fmt.Sprint(Name{"shop", "web"})])
+				w.spaces["shop"] = Space{UID: "2"}
+				w.round()
+				if restart {
+					left := w.applied
+					w.View = New("node", nil)
+					w.Remember(left)
+					w.Attach(w.attached())
+				}
+				for _, p := range tt.new {
+					w.put(p)
+				}
+				w.put(pod("other", "2", "x"))
+				second := Ask{Attachment: key("new"), Namespace: "shop", Pod: "other", UID: "2"}
+				w.Expect(second, w.now)
+				w.round()
+				check("before the ADD")
+				w.attach(second, "10.0.0.2")
+				for range 3 {
+					w.Stir()
+					w.round()
+					check("after the ADD")
+					w.now = w.now.Add(hold + 1)
+				}
+				delete(w.records, key("old"))
+				w.Stir()
+				w.round()
+				w.round()
+				for _, p := range w.policies["shop"] {
+					if p.gone {
+						t.Errorf("policy %s outlives all pods", p.Name)
+					}
+				}
+			})
+		}
+	}
+}
+
+// A policy that somebody deletes in a namespace that stays is gone, and one that is made anew
+// under its name is another.
+func TestPolicyIsDeleted(t *testing.T) {
+	w := newScene(t)
+	w.put(isolating("x").of("a"))
+	w.put(pod("web", "1", "x"))
+	w.Expect(ask("a", "1"), w.now)
+	w.round()
+	w.attach(ask("a", "1"), "10.0.0.1")
+	w.put(isolating("x", "y").of("b"))
+	w.round()
+	if n := len(w.applied.Policies); n != 1 || len(w.applied.Policies[0].Ingress.Rules) != 1 {
+		t.Errorf("%d policies are in force: %+v", n, w.applied.Policies)
+	}
+	w.remove(w.policiesAPI()[0])
+	w.round()
+	if w.isolated("a") {
+		t.Error("it is isolated by a policy that is deleted")
+	}
+}
+
+func (w *scene) policiesAPI() (list []Object) {
+	for _, o := range w.objects {
+		if kindOf(o) == Policies {
+			list = append(list, o)
+		}
+	}
+	return list
+}
+
+// While the API does not say what a namespace is, a pod that starts waits for it a while, and
+// policies hold by name.
+func TestSilentAboutNamespaces(t *testing.T) {
+	w := newScene(t)
+	w.silent = true
+	w.put(isolating("x").of("a"))
+	w.put(pod("web", "1", "x"))
+	w.Expect(ask("a", "1"), w.now)
+	w.round()
+	if _, waits := w.Answer(ask("a", "1"), w.now); waits == nil {
+		t.Error("nothing is waited for")
+	}
+	w.now = w.now.Add(hold + 1)
+	w.round()
+	w.attach(ask("a", "1"), "10.0.0.1")
+	w.Stir()
+	w.round()
+	if !w.isolated("a") {
+		t.Error("it is not isolated")
+	}
+	for w.silent = false; w.answer(); {
+	}
+	w.Stir()
+	w.round()
+	if !w.isolated("a") || w.records[key("a")].NamespaceUID != "1" {
+		t.Errorf("isolated %v, of namespace %q", w.isolated("a"), w.records[key("a")].NamespaceUID)
+	}
+}
+
+// Where the API's versions go back, as when etcd is restored, a list takes the place of what
+// was known, and a watch that has not noticed yet brings nothing back.
+func TestVersionsGoBack(t *testing.T) {
+	one, two := Watch{Kind: Pods, Node: "node"}, Watch{Kind: Pods, Namespace: "shop"}
+	at := func(version uint64, label string) *Pod {
+		p := pod("web", "1", label)
+		p.Version = version
+		return p
+	}
+	for _, tt := range []struct {
+		name string
+		told func(v *View)
+		want string
+	}{
+		{"a list of the only watch", func(v *View) {
+			v.Listed(one, []Object{at(900, "new")}, 900, time.Time{})
+			v.Listed(one, []Object{at(100, "old")}, 100, time.Time{})
+		}, "old"},
+		{"what follows it", func(v *View) {
+			v.Listed(one, []Object{at(900, "new")}, 900, time.Time{})
+			v.Listed(one, []Object{at(100, "old")}, 100, time.Time{})
+			v.Seen(one, at(101, "later"), time.Time{})
+		}, "later"},
+		{"versions that are higher when it is noticed", func(v *View) {
+			v.Listed(one, []Object{at(900, "new")}, 900, time.Time{})
+			v.Listed(one, []Object{at(100, "old")}, 950, time.Time{})
+		}, "old"},
+		{"a list of one of two watches", func(v *View) {
+			v.Listed(one, []Object{at(900, "new")}, 900, time.Time{})
+			v.Listed(two, []Object{at(900, "new")}, 901, time.Time{})
+			v.Listed(one, []Object{at(100, "old")}, 100, time.Time{})
+			v.Seen(two, at(902, "newer"), time.Time{})
+		}, "old"},
+		{"lists of both", func(v *View) {
+			v.Listed(one, []Object{at(900, "new")}, 900, time.Time{})
+			v.Listed(two, []Object{at(900, "new")}, 901, time.Time{})
+			v.Listed(one, []Object{at(100, "old")}, 100, time.Time{})
+			v.Listed(two, []Object{at(101, "later")}, 101, time.Time{})
+		}, "later"},
+		{"a watch that begins behind it", func(v *View) {
+			v.Listed(one, []Object{at(900, "new")}, 900, time.Time{})
+			v.Listed(one, []Object{at(100, "old")}, 100, time.Time{})
+			v.Listed(two, []Object{at(101, "later")}, 101, time.Time{})
+		}, "later"},
+		{"nothing of that: one watch is quicker", func(v *View) {
+			v.Listed(one, []Object{at(900, "new")}, 900, time.Time{})
+			v.Listed(two, []Object{at(899, "old")}, 899, time.Time{})
+		}, "new"},
+		{"nothing of that: it was asked for", func(v *View) {
+			v.Listed(one, nil, 900, time.Time{})
+			v.Fetched(one, at(902, "new"))
+			v.Seen(one, at(901, "old"), time.Time{})
+		}, "new"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			v := New("node", nil)
+			for _, w := range []Watch{one, two} {
+				v.watches[w] = &sight{Watch: w}
+			}
+			tt.told(v)
+			if got := v.pods[Name{"shop", "web"}].Labels["app"]; got != tt.want {
+				t.Errorf("its label is %q, want %q", got, tt.want)
+			}
+		})
 	}
 }

@@ -1,0 +1,103 @@
+package view
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/podmark/podmark/pkg/desired"
+)
+
+// place is which namespace of its name an object is of. Objects do not say: the API is
+// asked once the object is there, and what it answers goes on to hold, whatever namespace
+// has the name later.
+type place struct {
+	// uid is empty where it is not known.
+	uid string
+	// asked is set while the API is asked, and sure once it has answered.
+	asked, sure bool
+}
+
+// Space is what the API says of a namespace: nothing but its absence, if it is zero.
+type Space struct {
+	UID string
+	// Ending is set where it is being deleted.
+	Ending bool
+}
+
+// Questions are namespaces of which the API is to be asked what they are now, each to be
+// answered by [View.Told]: there are pods of the node and policies of which nobody knows yet
+// whose they are, or a policy is gone. If its namespace is the reason, it holds on as long as
+// the node has pods of that (CVE-2024-7598).
+func (v *View) Questions() (namespaces []string) {
+	ask := func(namespace string, p *place) {
+		if p.sure || p.asked || v.asking[namespace] {
+			return
+		}
+		p.asked = true
+		if !slices.Contains(namespaces, namespace) {
+			namespaces = append(namespaces, namespace)
+		}
+	}
+	for namespace, policies := range v.policies {
+		for _, p := range policies {
+			ask(namespace, &p.place)
+		}
+	}
+	for _, p := range v.own {
+		ask(p.Namespace, &p.place)
+	}
+	for _, n := range namespaces {
+		v.asking[n] = true
+	}
+	return namespaces
+}
+
+// Told answers a question. With an error it is asked again.
+func (v *View) Told(namespace string, is Space, err error) {
+	delete(v.asking, namespace)
+	v.dirty = true
+	if err == nil {
+		v.spaces[namespace] = is
+	}
+	settle := func(p *place) (before string, settled bool) {
+		if before = p.uid; !p.asked {
+			return before, false
+		}
+		if p.asked = false; err != nil {
+			return before, false
+		}
+		p.sure, p.uid = true, cmp.Or(p.uid, is.UID)
+		return before, true
+	}
+	for _, p := range v.own {
+		if p.Namespace == namespace {
+			settle(&p.place)
+		}
+	}
+	var next []*known
+	for _, p := range v.policies[namespace] {
+		guess, settled := settle(&p.place)
+		switch {
+		case !settled:
+			next = append(next, p)
+		case p.gone && !is.Ending && is.UID != "" && desired.SameNamespace(guess, is.UID):
+			// Somebody has deleted it.
+		case p.gone:
+			v.note(false, "a policy outlives its deletion: its namespace is going, and its pods are not gone yet", "policy", namespace+"/"+p.Name)
+			next = append(next, p)
+		default:
+			if p.was != nil && !desired.SameNamespace(guess, is.UID) { // it was another's, before podmarkd was started
+				p.place.uid = is.UID
+				next = append(next, p.was)
+			}
+			p.was = nil
+			p.Policy = p.told.Of(p.place.uid)
+			next = append(next, p)
+		}
+	}
+	// One that is back in its namespace takes the place of what outlived it.
+	next = slices.DeleteFunc(next, func(p *known) bool {
+		return p.gone && slices.ContainsFunc(next, func(o *known) bool { return !o.gone && o.Name == p.Name && o.NamespaceUID == p.NamespaceUID })
+	})
+	v.policies[namespace] = next
+}
