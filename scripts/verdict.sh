@@ -4,7 +4,7 @@
 # on nftables and on both variants of iptables. ROUNDS= of 10 is what 'make test' does.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export PATH=$PATH:/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin
+. scripts/env.sh
 
 scripts/deps.sh
 PODMARK_ROUNDS=${ROUNDS:-190} go test ./test/verdict -count=1 -timeout 5h -run '^TestVerdicts$' -v
