@@ -19,9 +19,12 @@ import (
 // Backend makes the kernel agree with a state. Its user holds the node's lock, but
 // for Counters.
 type Backend interface {
-	// Sync makes the kernel hold exactly want; a zero State removes everything. Of peer and
-	// tuple sets it makes those of want, and leaves in them who is there besides.
+	// Sync makes the kernel hold exactly want. Of peer and tuple sets it makes those of want,
+	// and leaves in them who is there besides. Like Update, it takes desired.ErrEmpty's state
+	// for a fault and changes nothing.
 	Sync(ctx context.Context, want desired.State) error
+	// Remove takes everything of the backend's out of the kernel.
+	Remove(ctx context.Context) error
 	// Fill makes the peer and tuple sets of want hold exactly who is in them there, and
 	// says how many elements came and went. It makes those that are not there, and looks
 	// at nothing else.
@@ -294,7 +297,7 @@ func remove(ctx context.Context, wait time.Duration, kinds []Kind) error {
 			of = append(of, variants[k])
 			continue
 		}
-		if err := nftables.Remove(ctx); err != nil {
+		if err := (nftables.Backend{}).Remove(ctx); err != nil {
 			return fmt.Errorf("%w: removing what %s has: %w", ErrBackend, k, err)
 		}
 	}
@@ -302,7 +305,7 @@ func remove(ctx context.Context, wait time.Duration, kinds []Kind) error {
 		return nil
 	}
 	// Their sets are the same ones, so they go together.
-	if err := iptables.Remove(ctx, wait, of...); err != nil {
+	if err := (iptables.Backend{Variant: of[0], Former: of[1:], Wait: wait}).Remove(ctx); err != nil {
 		return fmt.Errorf("%w: removing what iptables has: %w", ErrBackend, err)
 	}
 	return nil

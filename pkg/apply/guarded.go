@@ -27,6 +27,11 @@ func (b Guarded) Sync(ctx context.Context, want desired.State) error {
 	return b.Guard.Sync(ctx, want)
 }
 
+// Remove is that of Backend. The guard goes last: what it lets pass is judged behind.
+func (b Guarded) Remove(ctx context.Context) error {
+	return errors.Join(b.Backend.Remove(ctx), b.Guard.Remove(ctx))
+}
+
 // Update is that of Backend.
 func (b Guarded) Update(ctx context.Context, from, to desired.State) error {
 	if err := b.Guard.Update(ctx, from, to); err != nil {

@@ -164,9 +164,6 @@ func (n Node) step(name string) {
 
 // lock creates the state folder if need be and takes its lock.
 func (n Node) lock(ctx context.Context) (func(), error) {
-	if err := n.Store.Init(); err != nil {
-		return nil, err
-	}
 	return n.Store.Lock(ctx, n.LockTimeout)
 }
 

@@ -10,6 +10,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"iter"
 	"maps"
@@ -62,6 +63,17 @@ type Node struct {
 	Tunnels Tunnels
 	// Unlogged is set where the kernel cannot log packets: what is dropped is counted only.
 	Unlogged bool
+}
+
+// ErrEmpty: a state that no node's is. To remove everything is another thing to ask for.
+var ErrEmpty = errors.New("a state without iptablesMarkMask is no node's")
+
+// Filled is ErrEmpty for a node that nobody has filled in.
+func (n Node) Filled() error {
+	if n.Layout.Mask() == 0 {
+		return ErrEmpty
+	}
+	return nil
 }
 
 // Tunnels are encapsulations that the node unwraps. A packet inside one comes out of the

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -140,6 +141,40 @@ func TestLock(t *testing.T) {
 	} else {
 		unlock()
 	}
+}
+
+// An uninstall removes the folder with the lock in it, under those who wait for it: each of
+// them has the lock for itself all the same, of a folder that is there.
+func TestLockIsRemoved(t *testing.T) {
+	const waiters, rounds = 8, 40
+	s := newStore(t)
+	var inside atomic.Int32
+	var all sync.WaitGroup
+	for range waiters {
+		all.Go(func() {
+			for round := range rounds {
+				unlock, err := s.Lock(t.Context(), time.Minute)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if n := inside.Add(1); n != 1 {
+					t.Errorf("%d have the lock", n)
+				}
+				if _, err := s.Reserve(layout(t, 0xff0000), record("a")); err != nil {
+					t.Error(err)
+				}
+				inside.Add(-1)
+				if round%2 == 0 { // the last thing that an uninstall does
+					if err := s.RemoveAll(); err != nil {
+						t.Error(err)
+					}
+				}
+				unlock()
+			}
+		})
+	}
+	all.Wait()
 }
 
 func TestManyProcesses(t *testing.T) {

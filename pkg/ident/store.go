@@ -80,49 +80,77 @@ func (s Store) Init() error {
 	return nil
 }
 
-// Lock waits, at most until timeout or the end of ctx, to be the only podmark
-// process that changes anything. The kernel drops the lock when the process dies.
+// Lock creates the state folder if need be and waits, at most until timeout or the end of
+// ctx, to be the only podmark process that changes anything. The kernel drops the lock when
+// the process dies.
 func (s Store) Lock(ctx context.Context, timeout time.Duration) (unlock func(), err error) {
-	f, err := os.OpenFile(s.path(lockFile), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("opening lock: %w", err)
-	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() { f.Close() }, nil
+		f, err := s.hold(lockFile)
+		if err != nil {
+			return nil, fmt.Errorf("locking the state folder: %w", err)
 		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			f.Close()
-			return nil, fmt.Errorf("locking %q: %w", f.Name(), err)
+		if f != nil {
+			if err := s.Init(); err != nil {
+				f.Close()
+				return nil, err
+			}
+			return func() { f.Close() }, nil
 		}
 		select {
 		case <-ctx.Done():
-			f.Close()
-			return nil, fmt.Errorf("%w after %v: %q is held; raise lockTimeoutSeconds or end the process that holds it", ErrLockTimeout, timeout, f.Name())
+			return nil, fmt.Errorf("%w after %v: %q is held; raise lockTimeoutSeconds or end the process that holds it", ErrLockTimeout, timeout, s.path(lockFile))
 		case <-time.After(pause):
 		}
 	}
 }
 
+// hold takes the lock that is the file of the name, until that is closed; nil while another
+// process has it. An uninstall removes the file, and a lock on what no path leads to keeps
+// nobody out: then the file there is now is locked instead.
+func (s Store) hold(name string) (*os.File, error) {
+	for {
+		if err := os.MkdirAll(s.dir, 0o700); err != nil {
+			return nil, fmt.Errorf("creating state folder: %w", err)
+		}
+		f, err := os.OpenFile(s.path(name), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // the folder has gone in between
+		}
+		if err != nil {
+			return nil, err
+		}
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil && leadsTo(f.Name(), f) {
+			return f, nil
+		}
+		f.Close()
+		switch {
+		case errors.Is(err, unix.EWOULDBLOCK):
+			return nil, nil
+		case err != nil && !errors.Is(err, unix.EINTR):
+			return nil, fmt.Errorf("%q: %w", f.Name(), err)
+		}
+	}
+}
+
+// leadsTo reports whether path names the file that is open as f.
+func leadsTo(path string, f *os.File) bool {
+	there, errThere := os.Stat(path)
+	open, errOpen := f.Stat()
+	return errors.Join(errThere, errOpen) == nil && os.SameFile(there, open)
+}
+
 // Claim makes the caller the node's daemon until release, or until the process
 // dies; ErrClaimed when there is one.
 func (s Store) Claim() (release func(), err error) {
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
-		return nil, fmt.Errorf("creating state folder: %w", err)
-	}
-	f, err := os.OpenFile(s.path(daemonLock), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	f, err := s.hold(daemonLock)
 	if err != nil {
 		return nil, fmt.Errorf("claiming the node: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%w: it holds %q; 'podmarkctl status' says which", ErrClaimed, f.Name())
-		}
-		return nil, fmt.Errorf("claiming the node: %w", err)
+	if f == nil {
+		return nil, fmt.Errorf("%w: it holds %q; 'podmarkctl status' says which", ErrClaimed, s.path(daemonLock))
 	}
 	return func() { f.Close() }, nil
 }

@@ -85,7 +85,7 @@ func TestExplainNodePort(t *testing.T) {
 			if passed != (name != "nftables") {
 				t.Errorf("came out at %v", fmt.Sprint(got))
 			}
-			if err := backend.Sync(t.Context(), desired.State{}); err != nil {
+			if err := backend.Remove(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 		})

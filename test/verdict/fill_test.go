@@ -68,7 +68,7 @@ func TestFill(t *testing.T) {
 				t.Fatal(err)
 			}
 			fill(nobody, 0)
-			if err := backend.Sync(ctx, desired.State{}); err != nil {
+			if err := backend.Remove(ctx); err != nil {
 				t.Fatal(err)
 			}
 		})

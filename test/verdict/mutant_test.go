@@ -83,7 +83,7 @@ type broken struct {
 }
 
 func (m broken) Sync(ctx context.Context, want desired.State) error {
-	if err := m.Backend.Sync(ctx, want); err != nil || want.Layout.Mask() == 0 {
+	if err := m.Backend.Sync(ctx, want); err != nil {
 		return err
 	}
 	return m.without.TakeOut(run)

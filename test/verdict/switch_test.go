@@ -53,7 +53,7 @@ func TestTakingOver(t *testing.T) {
 				if err := nft.Sync(ctx, state); err != nil {
 					t.Fatal(err)
 				}
-				if err := iptables.Remove(ctx, 30e9, v); err != nil {
+				if err := (iptables.Backend{Variant: v, Wait: 30e9}).Remove(ctx); err != nil {
 					t.Fatal(err)
 				}
 				step("iptables takes over")

@@ -153,7 +153,7 @@ func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend apply.Back
 		}
 	}
 	sum.report(t)
-	if err := backend.Sync(ctx, desired.State{}); err != nil {
+	if err := backend.Remove(ctx); err != nil {
 		t.Fatal(err)
 	}
 }

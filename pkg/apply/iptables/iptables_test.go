@@ -114,11 +114,58 @@ func TestManyEndpoints(t *testing.T) {
 		if err := errors.Join(b.Check(ctx, all), b.Verify(ctx, all)); err != nil {
 			t.Error(err)
 		}
-		if err := b.Sync(ctx, desired.State{}); err != nil {
+		whole := rules(t, b)
+		for _, err := range []error{b.Sync(ctx, desired.State{}), b.Update(ctx, all, desired.State{})} {
+			if !errors.Is(err, desired.ErrEmpty) {
+				t.Errorf("no node's state: %v", err)
+			}
+		}
+		if after := rules(t, b); after != whole {
+			t.Errorf("no node's state has left\n%s\nof\n%s", after, whole)
+		}
+		if err := b.Remove(ctx); err != nil {
 			t.Fatal(err)
 		}
 		if after := rules(t, b); after != "" {
 			t.Errorf("left behind:\n%s", after)
+		}
+	})
+}
+
+// A profile is everybody's who is in it by an address of any family: it goes with the last of
+// them, and not with the last of one family.
+func TestFamilyOfOne(t *testing.T) {
+	eachVariant(t, func(t *testing.T, b Backend) {
+		ctx := context.Background()
+		ipv4 := records(2)
+		for i := range ipv4 {
+			ipv4[i].Addresses, ipv4[i].Sources = ipv4[i].Addresses[:1], nil
+		}
+		both := records(3)[2]
+		for name, order := range map[string][]ident.Record{
+			"IPv4 only": ipv4, "both first": {both, ipv4[0]}, "both last": {ipv4[0], both},
+		} {
+			nobody, all := stateOf(t, false), stateOf(t, false, order...)
+			if err := b.Sync(ctx, nobody); err != nil {
+				t.Fatal(err)
+			}
+			before := rules(t, b)
+			if err := errors.Join(b.Update(ctx, nobody, all), b.Check(ctx, all)); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			left := stateOf(t, false, order[1:]...)
+			if err := b.Update(ctx, stateOf(t, false, order[0]), nobody); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			if err := errors.Join(b.Check(ctx, left), b.Verify(ctx, left)); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			if err := b.Update(ctx, left, nobody); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			if after := rules(t, b); after != before {
+				t.Errorf("%s: left behind:\n%s\nof\n%s", name, after, before)
+			}
 		}
 	})
 }

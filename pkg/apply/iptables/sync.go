@@ -14,10 +14,10 @@ import (
 )
 
 // Sync makes the kernel hold exactly want. Packets see the old state until, per
-// family, one restore makes them see the new one. A zero State removes everything.
+// family, one restore makes them see the new one.
 func (b Backend) Sync(ctx context.Context, want desired.State) error {
-	if want.Layout.Mask() == 0 {
-		return Remove(ctx, b.Wait, append(b.Former, b.Variant)...)
+	if err := want.Filled(); err != nil {
+		return err
 	}
 	conn, err := ipset.Dial()
 	if err != nil {
@@ -220,17 +220,17 @@ func wholeTable(b *strings.Builder, table string, chains []chain, there listing)
 	}
 }
 
-// Remove takes out every hook and chain of ours, in each of the variants, and
+// Remove takes out every hook and chain of ours, in the variant and the former ones, and
 // then every set.
-func Remove(ctx context.Context, wait time.Duration, variants ...Variant) error {
+func (b Backend) Remove(ctx context.Context) error {
 	conn, err := ipset.Dial()
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 	for _, f := range families() {
-		for _, v := range variants {
-			if err := removeRules(ctx, v, f, wait); err != nil {
+		for _, v := range append(slices.Clone(b.Former), b.Variant) {
+			if err := removeRules(ctx, v, f, b.Wait); err != nil {
 				return fmt.Errorf("IPv%s: %w", f.digit, err)
 			}
 		}

@@ -20,58 +20,70 @@ import (
 // A profile that only from has stays where another endpoint is left in it. It returns
 // ErrIncomplete when the frame is not in place.
 func (b Backend) Update(ctx context.Context, from, to desired.State) error {
+	if err := to.Filled(); err != nil {
+		return err
+	}
 	conn, err := ipset.Dial()
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
+	var in []naming
+	var obsolete [][]content
 	for _, f := range families() {
-		if err := b.update(ctx, conn, f, from, to); err != nil {
+		gen, err := b.generationInUse(conn, f, to.Node)
+		if err != nil {
 			return fmt.Errorf("IPv%s: %w", f.digit, err)
+		}
+		n := naming{f, gen}
+		left, err := b.move(ctx, conn, from, to, n)
+		if err != nil {
+			return fmt.Errorf("IPv%s: %w", f.digit, err)
+		}
+		in, obsolete = append(in, n), append(obsolete, left)
+	}
+	gone, err := vacated(conn, from, to, in)
+	if err != nil {
+		return err
+	}
+	for i, n := range in {
+		if err := b.finish(ctx, conn, from, to, gone, n); err != nil {
+			return fmt.Errorf("IPv%s: %w", n.digit, err)
+		}
+		for _, s := range obsolete[i] {
+			if err := destroyUnused(ctx, conn, s.Name); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-// update is carried out in an order in which every step allows no more than from or to
-// does. What is new to a set, and what has left it, comes before the rules that begin
+// move carries out, in one family, what sets alone can say, and writes the rules that only
+// to has. It returns the sets that are left over.
+//
+// That and what finish does come in an order in which every step allows no more than from or
+// to does. What is new to a set, and what has left it, comes before the rules that begin
 // another epoch: a flow that is judged then must not be judged by what is no more.
-func (b Backend) update(ctx context.Context, conn *ipset.Conn, f family, from, to desired.State) error {
-	gen, err := b.generationInUse(conn, f, to.Node)
-	if err != nil {
-		return err
-	}
-	n := naming{f, gen}
-	obsolete, err := b.populate(conn, from, to, f)
-	if err != nil {
-		return err
+func (b Backend) move(ctx context.Context, conn *ipset.Conn, from, to desired.State, n naming) (obsolete []content, err error) {
+	if obsolete, err = b.populate(conn, from, to, n.family); err != nil {
+		return nil, err
 	}
 	if err := b.appear(ctx, conn, from, to, n); err != nil {
-		return err
+		return nil, err
 	}
 	old, added := memberships(from, n), memberships(to, n)
 	if err := b.add(conn, append([]content{gateways(to, n)}, added...)); err != nil {
-		return err
+		return nil, err
 	}
 	// The endpoint elements first: without them the endpoint is closed.
 	gone := without(old, added)
 	slices.Reverse(gone)
 	ofProfile := func(c content) bool { return n.isMembers(c.Set) || n.isNets(c.Set) }
 	if err := b.del(conn, slices.DeleteFunc(slices.Clone(gone), ofProfile)); err != nil {
-		return err
+		return nil, err
 	}
-	if err := b.leave(conn, slices.DeleteFunc(gone, func(c content) bool { return !ofProfile(c) })); err != nil {
-		return err
-	}
-	if err := b.finish(ctx, conn, from, to, n); err != nil {
-		return err
-	}
-	for _, s := range obsolete {
-		if err := destroyUnused(ctx, conn, s.Name); err != nil {
-			return err
-		}
-	}
-	return nil
+	return obsolete, b.leave(conn, slices.DeleteFunc(gone, func(c content) bool { return !ofProfile(c) }))
 }
 
 // populate brings the sets that rules name to what to says, with those that are new, and
@@ -227,50 +239,64 @@ func (b Backend) reframe(from, to desired.State, n naming) []string {
 	return lines
 }
 
-// finish removes the profiles of from that to does not have and no endpoint is left in,
-// gives those that both have their new rules, and begins the epoch of to, in one restore.
-func (b Backend) finish(ctx context.Context, conn *ipset.Conn, from, to desired.State, n naming) error {
+// vacated lists the profiles of from that to does not have, and in which no endpoint is left
+// by an address of any family.
+func vacated(conn *ipset.Conn, from, to desired.State, in []naming) ([]desired.Profile, error) {
+	var out []desired.Profile
+	for _, id := range from.ProfileIDs() {
+		if _, kept := to.Profiles[id]; kept {
+			continue
+		}
+		p, members := from.Profiles[id], uint32(0)
+		for _, n := range in {
+			for _, set := range []ipset.Set{n.members(p.Direction, id), n.nets(p.Direction, id)} {
+				h, err := conn.Header(set.Name)
+				if err != nil && !errors.Is(err, ipset.ErrNotExist) {
+					return nil, err
+				}
+				members += h.Elements
+			}
+		}
+		if members == 0 {
+			out = append(out, p)
+		}
+	}
+	return out, nil
+}
+
+// finish removes the profiles that are vacated, gives those that both have their new rules,
+// and begins the epoch of to, in one restore.
+func (b Backend) finish(ctx context.Context, conn *ipset.Conn, from, to desired.State, vacated []desired.Profile, n naming) error {
 	var lines []string
-	var gone []desired.Profile
+	gone := slices.Clone(vacated) // with those whose sets may be
 	needed := map[string]bool{}
 	for _, id := range from.ProfileIDs() {
+		next, kept := to.Profiles[id]
+		if !kept {
+			continue
+		}
 		p := from.Profiles[id]
-		if next, kept := to.Profiles[id]; kept {
-			before, after := profile(p, n, from.Unlogged), profile(next, n, to.Unlogged)
-			if !slices.EqualFunc(before, after, func(a, b chain) bool { return slices.Equal(a.rules, b.rules) }) {
-				lines = append(lines, rewrite(after...)...)
-				gone = append(gone, p)
-			}
-			for _, c := range profileSets(next, n) {
-				needed[c.Name] = true
-			}
-			continue
+		before, after := profile(p, n, from.Unlogged), profile(next, n, to.Unlogged)
+		if !slices.EqualFunc(before, after, func(a, b chain) bool { return slices.Equal(a.rules, b.rules) }) {
+			lines = append(lines, rewrite(after...)...)
+			gone = append(gone, p)
 		}
-		h, err := conn.Header(n.members(p.Direction, id).Name)
-		if errors.Is(err, ipset.ErrNotExist) {
-			continue
+		for _, c := range profileSets(next, n) {
+			needed[c.Name] = true
 		}
-		if err != nil {
-			return err
-		}
-		nets, err := conn.Header(n.nets(p.Direction, id).Name)
-		if err != nil && !errors.Is(err, ipset.ErrNotExist) {
-			return err
-		}
-		if h.Elements+nets.Elements > 0 {
-			continue
-		}
+	}
+	for _, p := range vacated {
 		there, err := inPlace(conn, p, n)
 		if err != nil {
 			return err
 		}
-		if there {
-			lines = append(lines, dispatchLines("-D", p, n)...)
-			for _, w := range ways {
-				lines = append(lines, "-F "+chainOf(p, w), "-X "+chainOf(p, w))
-			}
+		if !there {
+			continue
 		}
-		gone = append(gone, p)
+		lines = append(lines, dispatchLines("-D", p, n)...)
+		for _, w := range ways {
+			lines = append(lines, "-F "+chainOf(p, w), "-X "+chainOf(p, w))
+		}
 	}
 	sets, err := ownSets(conn, gone, n)
 	if err != nil {

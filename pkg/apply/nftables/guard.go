@@ -45,10 +45,10 @@ func (s set) ofGuard() bool {
 	}, func(other set) bool { return other.name == s.name })
 }
 
-// Sync makes the tables hold exactly what want says of that; a zero State removes them.
+// Sync makes the tables hold exactly what want says of that.
 func (g Guard) Sync(ctx context.Context, want desired.State) error {
-	if want.Layout.Mask() == 0 {
-		return Remove(ctx)
+	if err := want.Filled(); err != nil {
+		return err
 	}
 	r := func() ruleset { return renderGuard(want) }
 	mend := func(c *conn) (change, error) {
@@ -62,8 +62,14 @@ func (g Guard) Sync(ctx context.Context, want desired.State) error {
 	return Backend(g).transact(ctx, "synced senders", mend, rebuild)
 }
 
+// Remove removes both tables.
+func (g Guard) Remove(ctx context.Context) error { return Backend(g).Remove(ctx) }
+
 // Update turns what from says into what to says; ErrIncomplete when something is missing.
 func (g Guard) Update(ctx context.Context, from, to desired.State) error {
+	if err := to.Filled(); err != nil {
+		return err
+	}
 	err := Backend(g).transact(ctx, "updated senders", func(*conn) (ch change, err error) {
 		old, added := placed(from, numbers{}), placed(to, numbers{})
 		for _, s := range staticSets() {

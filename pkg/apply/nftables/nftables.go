@@ -47,10 +47,10 @@ type change struct{ ahead, at, behind []command }
 // plan decides on a change by what there is.
 type plan func(*conn) (change, error)
 
-// Sync makes the kernel hold exactly want; a zero State removes everything.
+// Sync makes the kernel hold exactly want.
 func (b Backend) Sync(ctx context.Context, want desired.State) error {
-	if want.Layout.Mask() == 0 {
-		return Remove(ctx)
+	if err := want.Filled(); err != nil {
+		return err
 	}
 	mend := func(c *conn) (change, error) {
 		have, err := readAll(c, tables())
@@ -68,8 +68,8 @@ func (b Backend) Sync(ctx context.Context, want desired.State) error {
 }
 
 // Remove removes both tables. A kernel without nf_tables has none.
-func Remove(ctx context.Context) error {
-	err := Backend{}.transact(ctx, "removed", func(c *conn) (change, error) {
+func (b Backend) Remove(ctx context.Context) error {
+	err := b.transact(ctx, "removed", func(c *conn) (change, error) {
 		have, err := readAll(c, tables())
 		return change{at: nothing(have)}, err
 	})
@@ -86,6 +86,9 @@ func Remove(ctx context.Context) error {
 // ErrIncomplete when something that it changes is not what it should be; Check looks
 // at the rest.
 func (b Backend) Update(ctx context.Context, from, to desired.State) error {
+	if err := to.Filled(); err != nil {
+		return err
+	}
 	err := b.transact(ctx, "updated", func(c *conn) (change, error) { return update(c, from, to) })
 	if unexpected(err) {
 		err = fmt.Errorf("%w: %w", ErrIncomplete, err)

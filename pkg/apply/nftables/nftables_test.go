@@ -171,7 +171,19 @@ func TestUpdateIsSync(t *testing.T) {
 			t.Errorf("after removing %v one by one:\n%s", order, diff)
 		}
 	}
-	if err := (Backend{}).Sync(ctx, desired.State{}); err != nil {
+	whole := list(t)
+	for _, err := range []error{
+		(Backend{}).Sync(ctx, desired.State{}), (Backend{}).Update(ctx, node(t, 0xffff0000), desired.State{}),
+		(Guard{}).Sync(ctx, desired.State{}), (Guard{}).Update(ctx, node(t, 0xffff0000), desired.State{}),
+	} {
+		if !errors.Is(err, desired.ErrEmpty) {
+			t.Errorf("no node's state: %v", err)
+		}
+	}
+	if diff := cmp.Diff(whole, list(t)); diff != "" {
+		t.Errorf("no node's state:\n%s", diff)
+	}
+	if err := (Backend{}).Remove(ctx); err != nil {
 		t.Fatal(err)
 	}
 	if got := list(t); got != "" {
