@@ -107,6 +107,21 @@ func TestReserveInOrder(t *testing.T) {
 	}
 }
 
+// An attachment that is added again keeps its ID, unless the mask has no room for it any more.
+func TestReserveInSmallerMask(t *testing.T) {
+	s, wide, narrow := newStore(t), layout(t, 0xff0000), layout(t, 0x30000)
+	first := reserve(t, s, wide, record("a"))
+	second := reserve(t, s, wide, record("b"))
+	third := reserve(t, s, wide, record("c"))
+	if again := reserve(t, s, wide, record("b")); again.ID != second.ID {
+		t.Errorf("it had ID %d and has %d", second.ID, again.ID)
+	}
+	release(t, s, first)
+	if again := reserve(t, s, narrow, record("c")); again.ID != first.ID {
+		t.Errorf("of the IDs up to %d it has %d; it had %d before", narrow.Max(), again.ID, third.ID)
+	}
+}
+
 // IDs go in turn, and stay in as few blocks as have room for them.
 func TestReserveInBlocks(t *testing.T) {
 	s, l := newStore(t), layout(t, 0xffff0000)

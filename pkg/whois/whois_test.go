@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -160,6 +161,9 @@ func TestServeEnds(t *testing.T) {
 	path, end := serve(t, func(ctx context.Context, _ whois.Request) (whois.Answer, error) {
 		close(asked)
 		<-ctx.Done()
+		for range 1000 { // everybody else has had a turn by then
+			runtime.Gosched()
+		}
 		answered = true
 		return whois.Answer{}, errors.New("podmarkd ends")
 	})
