@@ -9,10 +9,11 @@ import (
 	"path/filepath"
 )
 
-// ReadJSON decodes the file at path into v. The error is fs.ErrNotExist when
-// there is no file and ErrDamaged when it does not hold JSON of that shape.
+// ReadJSON decodes the file of the state folder at path into v. The error is fs.ErrNotExist
+// when there is no file and ErrDamaged when it is not one that podmark has written, or does not
+// hold JSON of that shape.
 func ReadJSON(path string, v any) error {
-	b, err := os.ReadFile(path)
+	b, err := read(path)
 	if err != nil {
 		return err
 	}
@@ -35,6 +36,9 @@ func (s Store) Write(name string, content []byte) error {
 // replace is Write for what a loss of power makes worthless: it ends the endpoints.
 func (s Store) replace(name string, content []byte) error {
 	path := s.path(name)
+	if most := limit(path); int64(len(content)) > most {
+		return fmt.Errorf("writing %q: it would have %d bytes, and may have %d", path, len(content), most)
+	}
 	if err := writeSynced(path+temporary, content); err != nil {
 		return fmt.Errorf("writing %q: %w", path, err)
 	}
@@ -52,8 +56,12 @@ func (s Store) Remove(name string) error {
 	return nil
 }
 
+// writeSynced makes the file anew, whatever there is of that name.
 func writeSynced(path string, content []byte) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -70,11 +71,18 @@ func (s Store) path(elem ...string) string {
 	return filepath.Join(append([]string{s.dir}, elem...)...)
 }
 
-// Init creates the folders that are missing, 0700.
+// Init creates the folders that are missing, 0700. ErrDamaged where others may write to one
+// that is there.
 func (s Store) Init() error {
-	for _, sub := range []string{attachmentsDir, idsDir, addressesDir} {
-		if err := os.MkdirAll(s.path(sub), 0o700); err != nil {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return fmt.Errorf("creating state folder: %w", err)
+	}
+	for _, sub := range []string{"", attachmentsDir, idsDir, addressesDir} {
+		if err := os.Mkdir(s.path(sub), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("creating state folder: %w", err)
+		}
+		if err := s.trusted(sub); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -114,7 +122,7 @@ func (s Store) hold(name string) (*os.File, error) {
 		if err := os.MkdirAll(s.dir, 0o700); err != nil {
 			return nil, fmt.Errorf("creating state folder: %w", err)
 		}
-		f, err := os.OpenFile(s.path(name), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+		f, err := open(s.path(name), os.O_CREATE|os.O_RDWR)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // the folder has gone in between
 		}
@@ -215,20 +223,18 @@ func interfaceName(s string) bool {
 // List reads every record. Damaged ones are left out and reported together with
 // the good ones.
 func (s Store) List() ([]Record, error) {
-	entries, err := os.ReadDir(s.path(attachmentsDir))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
+	names, err := s.names(attachmentsDir)
 	if err != nil {
 		return nil, fmt.Errorf("listing attachments: %w", err)
 	}
 	var records []Record
 	var errs []error
-	for _, entry := range entries {
-		if strings.HasSuffix(entry.Name(), temporary) {
+	slices.Sort(names)
+	for _, name := range names {
+		if strings.HasSuffix(name, temporary) {
 			continue
 		}
-		r, err := s.readRecord(s.path(attachmentsDir, entry.Name()))
+		r, err := s.readRecord(s.path(attachmentsDir, name))
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // a DEL came in between
 		case err != nil:
@@ -250,15 +256,7 @@ func (s Store) Empty() (bool, error) {
 func (s Store) IDsInUse() (int, error) { return s.count(idsDir) }
 
 func (s Store) count(sub string) (int, error) {
-	f, err := os.Open(s.path(sub))
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	names, err := f.Readdirnames(-1)
+	names, err := s.names(sub)
 	return len(names), err
 }
 
@@ -291,7 +289,7 @@ func (s Store) Reserve(layout mark.Layout, r Record) (Record, error) {
 
 // next is the ID to try first. Whatever else the file holds means the first one.
 func (s Store) next() mark.ID {
-	b, _ := os.ReadFile(s.path(nextFile))
+	b, _ := read(s.path(nextFile))
 	n, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 32)
 	if err != nil {
 		return mark.First
@@ -300,9 +298,15 @@ func (s Store) next() mark.ID {
 }
 
 // setNext overwrites the file in place: it is a line of ten digits at any time, and
-// a hint only.
+// a hint only. What is no such file goes.
 func (s Store) setNext(id mark.ID) error {
-	f, err := os.OpenFile(s.path(nextFile), os.O_CREATE|os.O_WRONLY, 0o600)
+	f, err := open(s.path(nextFile), os.O_CREATE|os.O_WRONLY)
+	if errors.Is(err, ErrDamaged) {
+		if err := s.Remove(nextFile); err != nil {
+			return err
+		}
+		f, err = open(s.path(nextFile), os.O_CREATE|os.O_WRONLY)
+	}
 	if err != nil {
 		return fmt.Errorf("writing state: %w", err)
 	}
@@ -479,7 +483,8 @@ func replaceLink(to, path string) error {
 
 // Sweep removes the files that belong to no record: ID and address files of
 // records that are gone, records that cannot be read, and temporary files. It
-// returns what it removed, or with dryRun what it would, relative to the folder.
+// returns what it removed, or with dryRun what it would, relative to the folder, and says
+// what it could not remove.
 func (s Store) Sweep(dryRun bool) (removed []string, err error) {
 	good := map[string]Record{}
 	records, _ := s.List() // the damaged ones are what this is for
@@ -501,26 +506,29 @@ func (s Store) Sweep(dryRun bool) (removed []string, err error) {
 			return ok
 		}
 	}
+	var errs []error
 	for _, sub := range []string{attachmentsDir, idsDir, addressesDir} {
-		entries, err := os.ReadDir(s.path(sub))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return removed, fmt.Errorf("sweeping %s: %w", sub, err)
+		names, err := s.names(sub)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("sweeping %s: %w", sub, err))
 		}
-		for _, entry := range entries {
-			name := filepath.Join(sub, entry.Name())
-			hash, _ := s.linked(sub, entry.Name())
-			if keep(sub, entry.Name(), hash) {
+		slices.Sort(names)
+		for _, name := range names {
+			hash, _ := s.linked(sub, name)
+			if keep(sub, name, hash) {
 				continue
 			}
-			removed = append(removed, name)
+			name = filepath.Join(sub, name)
 			if !dryRun {
 				if err := s.Remove(name); err != nil {
-					return removed, err
+					errs = append(errs, err)
+					continue
 				}
 			}
+			removed = append(removed, name)
 		}
 	}
-	return removed, nil
+	return removed, errors.Join(errs...)
 }
 
 // RemoveAll deletes the state folder's content, the lock last, and the folder
