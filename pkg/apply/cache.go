@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -70,6 +71,12 @@ func (n Node) cachedPolicies() (desired.Policies, error) {
 // records lists the attachments that are complete, each with the addresses that
 // are still its own, or knows them. They are not to be changed.
 func (n Node) records() ([]ident.Record, error) {
+	records, err := n.allRecords()
+	return slices.DeleteFunc(records, func(r ident.Record) bool { return n.leaving[r.Key] }), err
+}
+
+// allRecords are records with those that cannot be removed for want of room.
+func (n Node) allRecords() ([]ident.Record, error) {
 	if n.Cache == nil {
 		return n.readRecords()
 	}

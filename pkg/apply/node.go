@@ -55,6 +55,8 @@ type Node struct {
 	// Warn, if set, is told what a mask that begins has in common with others, and need not
 	// be refused.
 	Warn func(string)
+	// leaving are attachments that are nobody's any more, and cannot be removed now.
+	leaving map[ident.Key]bool
 }
 
 // Settings are the part of a network configuration that is the node's.
@@ -144,6 +146,11 @@ func (f file) node() (desired.Node, error) {
 		former, err := mark.NewLayout(f.Moving.Mask)
 		if err != nil {
 			return desired.Node{}, fmt.Errorf("%w: %s: %w", ident.ErrDamaged, ident.NodeFile, err)
+		}
+		for _, id := range f.Moving.IDs {
+			if uint32(id.From) > former.Max() || uint32(id.To) > layout.Max() {
+				return desired.Node{}, fmt.Errorf("%w: %s: ID %d in mask %#x cannot become %d in %#x", ident.ErrDamaged, ident.NodeFile, id.From, former.Mask(), id.To, f.Mask)
+			}
 		}
 		node.Layout, node.Former = node.Layout.Over(former), former
 	}
@@ -289,6 +296,13 @@ func (n Node) owned(r ident.Record) ident.Record {
 	return r
 }
 
+// freed is r with the addresses that no other attachment has: also those that were taken from
+// it before an earlier call ended.
+func (n Node) freed(r ident.Record) ident.Record {
+	r.Addresses = slices.DeleteFunc(slices.Clone(r.Addresses), func(a addr) bool { return n.Store.Others(r.Key, a) })
+	return r
+}
+
 // sync brings the whole node to what f and the attachments say, with those of
 // coming among them, and notes it in f. A node that is moving arrives.
 func (n Node) sync(ctx context.Context, f file, coming ...ident.Record) (file, error) {
@@ -355,7 +369,7 @@ func (n Node) rewrite(ctx context.Context, f file, coming ...ident.Record) (file
 	// Half-way through, the sets can look complete while no hook leads to the rules.
 	if f.Synced {
 		f.Synced = false
-		if err := n.save(f); err != nil {
+		if err := n.jot(f); err != nil {
 			return f, err
 		}
 	}
@@ -373,7 +387,17 @@ func (n Node) rewrite(ctx context.Context, f file, coming ...ident.Record) (file
 	// Whoever has narrowed what is allowed may have ended before it came to this.
 	f.reclaimed.add(reclaim(state))
 	f.Former, f.Synced, f.Incomplete = nil, f.Moving == nil, !complete
-	return f, n.save(f)
+	return f, n.jot(f)
+}
+
+// jot is save for a note that may be left out where there is no room: without it, whoever comes
+// next does the same again. What is freed must not depend on room.
+func (n Node) jot(f file) error {
+	err := n.save(f)
+	if errors.Is(err, ident.ErrNoRoom) {
+		return nil
+	}
+	return err
 }
 
 // fill makes peer and tuple sets hold exactly who belongs there, one after the other: all
@@ -418,6 +442,9 @@ func (n Node) state(f file, coming ...ident.Record) (desired.State, error) {
 			records[i].ID, former[r.Key] = id.To, id.From
 		}
 	}
+	if err := fits(node.Layout, records...); err != nil {
+		return desired.State{}, err
+	}
 	s := desired.Build(node, f.Policies, append(records, coming...))
 	for i, e := range s.Endpoints {
 		s.Endpoints[i].FormerID = former[e.Key]
@@ -425,11 +452,24 @@ func (n Node) state(f file, coming ...ident.Record) (desired.State, error) {
 	return s, nil
 }
 
-// share derives the part of the state that is these records'. It knows the
+// fits is ErrDamaged where the layout has no bits for the ID of a record, and names its file.
+func fits(layout mark.Layout, records ...ident.Record) error {
+	for _, r := range records {
+		if uint32(r.ID) > layout.Max() {
+			return fmt.Errorf("%w: \"attachments/%s\": ID %d does not fit iptablesMarkMask %#x, which has those up to %d; run 'podmarkctl gc'", ident.ErrDamaged, r.Hash(), r.ID, layout.Mask(), layout.Max())
+		}
+	}
+	return nil
+}
+
+// share derives the part of the state that is these records', which fit. It knows the
 // epoch and the layout but not the host's addresses.
 func (f file) share(records ...ident.Record) (desired.State, error) {
 	node, err := f.node()
 	if err != nil {
+		return desired.State{}, err
+	}
+	if err := fits(node.Layout, records...); err != nil {
 		return desired.State{}, err
 	}
 	return desired.Build(node, f.Policies, records), nil

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 // ReadJSON decodes the file of the state folder at path into v. The error is fs.ErrNotExist
@@ -25,7 +27,8 @@ func ReadJSON(path string, v any) error {
 
 // Write replaces the file name, relative to the state folder, in one step: a
 // reader, or whoever comes after a crash, finds the old content or the new. When
-// it returns, the new one outlives a loss of power too.
+// it returns, the new one outlives a loss of power too. ErrNoRoom where it cannot be written
+// for want of room.
 func (s Store) Write(name string, content []byte) error {
 	if err := s.replace(name, content); err != nil {
 		return err
@@ -39,19 +42,30 @@ func (s Store) replace(name string, content []byte) error {
 	if most := limit(path); int64(len(content)) > most {
 		return fmt.Errorf("writing %q: it would have %d bytes, and may have %d", path, len(content), most)
 	}
-	if err := writeSynced(path+temporary, content); err != nil {
-		return fmt.Errorf("writing %q: %w", path, err)
+	err := writeSynced(path+temporary, content)
+	if err == nil {
+		err = os.Rename(path+temporary, path)
 	}
-	if err := os.Rename(path+temporary, path); err != nil {
-		return fmt.Errorf("writing %q: %w", path, err)
+	if err != nil {
+		_ = os.Remove(path + temporary)
+		return fmt.Errorf("writing %q: %w", path, room(err))
 	}
 	return nil
 }
 
-// Remove deletes the file name, relative to the state folder; a missing one is fine.
+// room tells whether err is for want of room.
+func room(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EROFS) {
+		return fmt.Errorf("%w: %w", ErrNoRoom, err)
+	}
+	return err
+}
+
+// Remove deletes the file name, relative to the state folder; a missing one is fine. ErrNoRoom
+// where the file system is read-only.
 func (s Store) Remove(name string) error {
 	if err := os.Remove(s.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("removing state: %w", err)
+		return fmt.Errorf("removing state: %w", room(err))
 	}
 	return nil
 }

@@ -27,6 +27,8 @@ var (
 	ErrDamaged = errors.New("state file is damaged")
 	// ErrExhausted: every ID of the mask is taken.
 	ErrExhausted = errors.New("mask exhausted")
+	// ErrNoRoom: the file system of the state folder is full, or read-only.
+	ErrNoRoom = errors.New("there is no room in the state folder")
 	// ErrClaimed: another daemon looks after the node.
 	ErrClaimed = errors.New("another podmarkd is running")
 )
@@ -123,6 +125,11 @@ func (s Store) hold(name string) (*os.File, error) {
 			return nil, fmt.Errorf("creating state folder: %w", err)
 		}
 		f, err := open(s.path(name), os.O_CREATE|os.O_RDWR)
+		if errors.Is(err, unix.EROFS) {
+			if f, err = open(s.path(name), os.O_RDONLY); err != nil {
+				return nil, unix.EROFS // nobody has ever held it
+			}
+		}
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // the folder has gone in between
 		}
@@ -281,7 +288,7 @@ func (s Store) Reserve(layout mark.Layout, r Record) (Record, error) {
 	if err := os.Symlink(target(hash), s.idPath(id)); err != nil {
 		return Record{}, fmt.Errorf("reserving ID %d: %w", id, err)
 	}
-	if err := s.setNext(id + 1); err != nil {
+	if err := s.setNext(id + 1); err != nil && !errors.Is(err, ErrNoRoom) {
 		return Record{}, err
 	}
 	return r, nil
@@ -308,10 +315,10 @@ func (s Store) setNext(id mark.ID) error {
 		f, err = open(s.path(nextFile), os.O_CREATE|os.O_WRONLY)
 	}
 	if err != nil {
-		return fmt.Errorf("writing state: %w", err)
+		return fmt.Errorf("writing state: %w", room(err))
 	}
 	_, err = fmt.Fprintf(f, "%010d\n", id)
-	return errors.Join(err, f.Close())
+	return room(errors.Join(err, f.Close()))
 }
 
 // rest is how many IDs are free at least when the cursor goes back: mostly, so many others are
@@ -408,20 +415,27 @@ func (s Store) Put(r Record) error {
 	return s.replace(filepath.Join(attachmentsDir, r.Hash()), b)
 }
 
-// Release forgets the attachment: its addresses, its ID, then its record.
-// What is already gone, or another attachment's by now, is left alone.
-func (s Store) Release(r Record) error {
-	hash := r.Hash()
+// Disown takes its addresses from the attachment, which ends it as a record does that is not
+// committed, and needs no room. What another attachment has by now stays that one's.
+func (s Store) Disown(r Record) error {
 	var errs []error
 	for _, a := range r.Addresses {
 		if s.Owns(r.Key, a) {
 			errs = append(errs, s.Remove(filepath.Join(addressesDir, a.String())))
 		}
 	}
+	return errors.Join(errs...)
+}
+
+// Release forgets the attachment: its addresses, its ID, then its record.
+// What is already gone, or another attachment's by now, is left alone.
+func (s Store) Release(r Record) error {
+	hash := r.Hash()
+	err := s.Disown(r)
 	if s.holds(r.ID, hash) {
-		errs = append(errs, s.Remove(filepath.Join(idsDir, strconv.FormatUint(uint64(r.ID), 10))))
+		err = errors.Join(err, s.Remove(filepath.Join(idsDir, strconv.FormatUint(uint64(r.ID), 10))))
 	}
-	if err := errors.Join(errs...); err != nil {
+	if err != nil {
 		return err
 	}
 	return s.Remove(filepath.Join(attachmentsDir, hash))
@@ -449,6 +463,12 @@ func hashName(name string) bool {
 func (s Store) Owns(key Key, addr netip.Addr) bool {
 	hash, err := s.linked(addressesDir, addr.String())
 	return err == nil && hash == key.Hash()
+}
+
+// Others reports whether addr is another attachment's than key's by now.
+func (s Store) Others(key Key, addr netip.Addr) bool {
+	hash, err := s.linked(addressesDir, addr.String())
+	return err == nil && hash != "" && hash != key.Hash()
 }
 
 // Own makes key the owner of its addresses.

@@ -116,6 +116,7 @@ func TestUninstallWhileOthersWait(t *testing.T) {
 				}
 			})
 		})
+		defer all.Wait()
 		for range times {
 			n.ctl("uninstall")
 		}
