@@ -218,11 +218,21 @@ func (f file) bridgeFiltered(r ident.Record) error {
 	return nil
 }
 
-// ErrContended: another attachment may send from the same prefix, by the same interface.
-var ErrContended = errors.New("a further source prefix has two owners")
+// ErrContended: another attachment has the same address on another network, or may send from
+// the same prefix by the same interface.
+var ErrContended = errors.New("an address or a further source prefix has two owners")
 
-// uncontended refuses r where one of its further source prefixes is another's.
+// uncontended refuses r where one of its addresses is that of a live attachment of another
+// network, for packets name nothing else; or one of its further source prefixes another's. On
+// its own network, whoever gives out addresses has given it anew: see displaced.
 func (n Node) uncontended(r ident.Record) error {
+	for _, a := range r.Addresses {
+		owner, err := n.Store.Owner(a)
+		if err == nil && owner.Network != r.Network && owner.Committed && port.Alive(owner.Endpoint) {
+			return fmt.Errorf("%w: %s is that of attachment %s (pod %s/%s), which is live, and network %q gives it to another: give networks %q and %q ranges of their own",
+				ErrContended, a, owner.Key, owner.Namespace, owner.Pod, r.Network, owner.Network, r.Network)
+		}
+	}
 	if len(r.Sources) == 0 {
 		return nil
 	}
@@ -375,15 +385,33 @@ func (n Node) Check(ctx context.Context, is ident.Record) error {
 	if err := port.Check(r.Endpoint); err != nil {
 		return err
 	}
+	if err := n.lost(r); err != nil {
+		return err
+	}
 	f, err := n.load()
 	if err != nil {
 		return err
 	}
-	want, err := f.share(n.owned(r))
+	want, err := f.share(r)
 	if err != nil {
 		return err
 	}
 	return n.backend(f).Check(ctx, want)
+}
+
+// lost says which address of r is another's by now.
+func (n Node) lost(r ident.Record) error {
+	for _, a := range r.Addresses {
+		if n.Store.Owns(r.Key, a) {
+			continue
+		}
+		owner, err := n.Store.Owner(a)
+		if err != nil {
+			return fmt.Errorf("attachment %s has lost address %s: nobody owns it: %w", r.Key, a, err)
+		}
+		return fmt.Errorf("attachment %s has lost address %s to attachment %s (pod %s/%s), which was added later", r.Key, a, owner.Key, owner.Namespace, owner.Pod)
+	}
+	return nil
 }
 
 func ignoreMissing(err error) error {

@@ -37,7 +37,7 @@ var codes = []struct {
 	{apply.ErrTaken, types.ErrInvalidNetworkConfig, "iptablesMarkMask is in use"},
 	{apply.ErrNotFound, types.ErrUnknownContainer, "attachment unknown"},
 	{apply.ErrBackend, codeBackend, "backend unusable"},
-	{apply.ErrContended, types.ErrInvalidNetworkConfig, "further source prefix in use"},
+	{apply.ErrContended, types.ErrInvalidNetworkConfig, "address or source prefix in use"},
 	{apply.ErrSource, types.ErrInvalidNetworkConfig, "policy comes from elsewhere"},
 	{whois.ErrUnreachable, types.ErrTryAgainLater, "podmarkd does not answer"},
 	{whois.ErrRefused, types.ErrTryAgainLater, "podmarkd does not know the pod"},
