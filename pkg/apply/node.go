@@ -110,8 +110,17 @@ type file struct {
 	// podmark, whose rules forbade none. AllowTunnels makes that none.
 	Tunnels      *desired.Tunnels `json:"tunnels,omitempty"`
 	AllowTunnels bool             `json:"allowTunnels,omitempty"`
-	// Policies are in a file of their own, which is written when they change.
-	Policies desired.Policies `json:"-"`
+	// Format is that of the state folder, see format. Leaving is set from when an uninstall
+	// begins: what is there still counts for nothing.
+	Format  int  `json:"format,omitempty"`
+	Leaving bool `json:"leaving,omitempty"`
+	// Policies are in a file of their own, which is written when they change. PoliciesHash is
+	// what that file has, and FormerHash what it has if it has not been written yet.
+	Policies     desired.Policies `json:"-"`
+	PoliciesHash hash             `json:"policiesHash,omitempty"`
+	FormerHash   hash             `json:"formerHash,omitempty"`
+	// lost is why they are not known. They are none then.
+	lost error
 	// Kubernetes is set once they come from the Kubernetes API, and Incomplete where rules
 	// were written by somebody who does not know which pods elsewhere belong to the sets.
 	Kubernetes bool `json:"kubernetes,omitempty"`
@@ -176,19 +185,31 @@ func (n Node) lock(ctx context.Context) (func(), error) {
 
 // load reads node.json; fs.ErrNotExist before the first change.
 func (n Node) load() (file, error) {
+	f, err := n.loadLost()
+	if err == nil && f.lost != nil {
+		return file{}, f.lost
+	}
+	return f, err
+}
+
+// loadLost is load for who can do without the policies that there were.
+func (n Node) loadLost() (file, error) {
 	var f file
 	err := n.read(ident.NodeFile, &f)
+	if err == nil && f.Leaving {
+		return file{}, errLeaving
+	}
 	if err == nil {
 		_, err = f.node()
 	}
-	if err == nil {
-		f.Policies, err = n.cachedPolicies()
-	}
-	// The first change after an upgrade writes everything, with the numbers of links.
-	f.Synced = f.Synced && f.Indexed && (f.Checksums != "" || !n.Programs)
 	if errors.Is(err, ident.ErrDamaged) {
 		return file{}, fmt.Errorf("%w; %s", err, startOver)
 	}
+	if err == nil {
+		f, err = n.withPolicies(f)
+	}
+	// The first change after an upgrade writes everything, with the numbers of links.
+	f.Synced = f.Synced && f.Indexed && f.lost == nil && (f.Checksums != "" || !n.Programs)
 	return f, err
 }
 
@@ -200,7 +221,10 @@ func (n Node) read(name string, v any) error {
 // without one would open every pod.
 const startOver = "run 'podmarkctl uninstall', apply the policy again and restart the node's pods"
 
-func (n Node) save(f file) error { return n.write(ident.NodeFile, f) }
+func (n Node) save(f file) error {
+	f.Format = format
+	return n.write(ident.NodeFile, f)
+}
 
 func (n Node) write(name string, v any) error {
 	b, err := encode(v)
@@ -214,10 +238,21 @@ func (n Node) write(name string, v any) error {
 // if nobody has. What it changed is unsynced and not saved yet.
 func (n Node) agree(ctx context.Context, settings Settings) (f file, changed bool, err error) {
 	f, err = n.load()
+	if errors.Is(err, errLeaving) {
+		if err := n.leave(ctx); err != nil {
+			return file{}, false, err
+		}
+	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return file{}, false, err
 	}
 	begins := false
+	if errors.Is(err, fs.ErrNotExist) {
+		f.PoliciesHash = noFile
+		if err := n.Store.Remove(ident.PoliciesFile); err != nil { // of an earlier life
+			return file{}, false, err
+		}
+	}
 	if wanted := settings.Layout.Mask(); f.Mask == 0 || wanted != 0 && f.Mask != wanted {
 		empty, err := n.Store.Empty()
 		if err != nil {

@@ -213,16 +213,49 @@ func (n Node) misfits(f file, dryRun bool) (files []string, err error) {
 }
 
 // Uninstall removes every trace: rules, sets, device groups, bridge port
-// settings and the state folder. Pods keep running, unmarked and unpoliced.
+// settings and the state folder. Pods keep running, unmarked and unpoliced. Once it has begun,
+// whoever comes next finishes it.
 func (n Node) Uninstall(ctx context.Context) error {
 	unlock, err := n.lock(ctx)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	if err := n.strip(ctx); err != nil {
+		return err
+	}
+	return n.Store.RemoveAll()
+}
+
+// leave finishes an uninstall, and goes on with the lock and an empty state folder.
+func (n Node) leave(ctx context.Context) error {
+	if err := n.strip(ctx); err != nil {
+		return err
+	}
+	if err := n.Store.Clear(); err != nil {
+		return err
+	}
+	n.step("cleared")
+	return n.Store.Init()
+}
+
+// strip notes that the node is to be left, and takes everything out of the kernel.
+func (n Node) strip(ctx context.Context) error {
 	kinds := leftovers()
-	if f, err := n.load(); err == nil && f.Backend != "" {
+	var f file
+	err := n.read(ident.NodeFile, &f)
+	if err == nil {
+		_, err = f.node()
+	}
+	if err == nil && f.Backend != "" {
 		kinds = append(f.Former, f.Backend, NFTables) // which guards bridges beside iptables
+	}
+	if err == nil {
+		f.Leaving = true
+		if err := n.jot(f); err != nil {
+			return err
+		}
+		n.step("leaving")
 	}
 	if err := remove(ctx, n.LockTimeout, kinds); err != nil {
 		return err
@@ -230,6 +263,7 @@ func (n Node) Uninstall(ctx context.Context) error {
 	if err := csum.Remove(); err != nil {
 		return err
 	}
+	n.step("removed")
 	records, _ := n.Store.List()
 	for _, r := range records {
 		if err := port.Release(r.Endpoint); err != nil {
@@ -245,7 +279,8 @@ func (n Node) Uninstall(ctx context.Context) error {
 			return err
 		}
 	}
-	return n.Store.RemoveAll()
+	n.step("freed")
+	return nil
 }
 
 // Records lists the attachments; damaged ones are reported with the good ones.

@@ -15,7 +15,7 @@ import (
 // when there is no file and ErrDamaged when it is not one that podmark has written, or does not
 // hold JSON of that shape.
 func ReadJSON(path string, v any) error {
-	b, err := read(path)
+	b, err := Read(path)
 	if err != nil {
 		return err
 	}

@@ -74,8 +74,9 @@ func ours(path string, info unix.Stat_t, kind uint32) error {
 	return nil
 }
 
-// read returns what the file at path has. Errors: fs.ErrNotExist, ErrDamaged.
-func read(path string) ([]byte, error) {
+// Read returns what the file of the state folder at path has. Errors: fs.ErrNotExist, and
+// ErrDamaged when it is not one that podmark has written.
+func Read(path string) ([]byte, error) {
 	f, err := open(path, os.O_RDONLY)
 	if err != nil {
 		return nil, err

@@ -296,7 +296,7 @@ func (s Store) Reserve(layout mark.Layout, r Record) (Record, error) {
 
 // next is the ID to try first. Whatever else the file holds means the first one.
 func (s Store) next() mark.ID {
-	b, _ := read(s.path(nextFile))
+	b, _ := Read(s.path(nextFile))
 	n, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 32)
 	if err != nil {
 		return mark.First
@@ -551,13 +551,25 @@ func (s Store) Sweep(dryRun bool) (removed []string, err error) {
 	return removed, errors.Join(errs...)
 }
 
-// RemoveAll deletes the state folder's content, the lock last, and the folder
-// itself if nothing foreign is in it.
-func (s Store) RemoveAll() error {
-	for _, name := range []string{attachmentsDir, idsDir, addressesDir, nextFile, nextFile + temporary, NodeFile, NodeFile + temporary, PoliciesFile, PoliciesFile + temporary, DaemonFile, DaemonFile + temporary, daemonLock, socketFile, SpoolFile, lockFile} {
+// Clear deletes the content of the state folder but for the lock. node.json goes behind all
+// that it tells what it is worth.
+func (s Store) Clear() error {
+	for _, name := range []string{attachmentsDir, idsDir, addressesDir, nextFile, nextFile + temporary, PoliciesFile, PoliciesFile + temporary, NodeFile, NodeFile + temporary, DaemonFile, DaemonFile + temporary, daemonLock, socketFile, SpoolFile} {
 		if err := os.RemoveAll(s.path(name)); err != nil {
 			return fmt.Errorf("removing state: %w", err)
 		}
+	}
+	return nil
+}
+
+// RemoveAll deletes the state folder's content, the lock last, and the folder
+// itself if nothing foreign is in it.
+func (s Store) RemoveAll() error {
+	if err := s.Clear(); err != nil {
+		return err
+	}
+	if err := s.Remove(lockFile); err != nil {
+		return err
 	}
 	if err := os.Remove(s.dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.EROFS) {
 		return fmt.Errorf("removing state folder: %w", err)

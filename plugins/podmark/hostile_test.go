@@ -88,6 +88,7 @@ var odd = map[string]func(path string, content []byte) error{
 	"huge": func(path string, content []byte) error {
 		return errors.Join(os.WriteFile(path, content, 0o600), os.Truncate(path, 1<<30))
 	},
+	"later": func(path string, _ []byte) error { return os.WriteFile(path, []byte(`{"format":99}`), 0o600) },
 	"for all": func(path string, content []byte) error {
 		return errors.Join(os.WriteFile(path, content, 0o600), os.Chmod(path, 0o666))
 	},
