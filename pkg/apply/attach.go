@@ -352,7 +352,9 @@ func (n Node) deleteDamaged(ctx context.Context, key ident.Key, damage error) (l
 	if err := n.Store.Release(ident.Record{Key: key}); err != nil {
 		return nil, err
 	}
-	_, err = n.tidy(ctx, false)
+	if _, err = n.tidy(ctx, false); errors.Is(err, ErrNewer) {
+		return errors.Join(damage, err), nil
+	}
 	return damage, err
 }
 

@@ -12,11 +12,45 @@ import (
 	"github.com/podmark/podmark/pkg/ident"
 )
 
-// format is that of the state folder that this podmark writes.
-//
-//	0  node.json says nothing of the other files
-//	1  node.json names what policies.json has, and says when an uninstall has begun
-const format = 1
+// ErrNewer: the state folder is that of a podmark that this one does not understand.
+var ErrNewer = errors.New("the state folder is a newer podmark's")
+
+// header is what every format of node.json has.
+type header struct {
+	// Format is that of the state folder, of the podmark that wrote it last; 0 of one that did
+	// not say.
+	Format int `json:"format,omitempty"`
+	// Reads is the oldest format whose podmark may go on from there.
+	Reads int `json:"reads,omitempty"`
+}
+
+// readable is ErrNewer for what this podmark must not go on from.
+func (h header) readable(path string) error {
+	if h.Reads <= format {
+		return nil
+	}
+	return fmt.Errorf("%w: %q has format %d, and this podmark knows those up to %d: use the one that wrote it, or run 'podmarkctl uninstall' with that", ErrNewer, path, h.Format, format)
+}
+
+// readFile reads node.json: first what every format has. Errors: fs.ErrNotExist, ErrNewer,
+// ident.ErrDamaged.
+func (n Node) readFile() (f file, err error) {
+	path := n.Store.Path(ident.NodeFile)
+	b, err := ident.Read(path)
+	if err != nil {
+		return f, err
+	}
+	var h header
+	if json.Unmarshal(b, &h) == nil {
+		if err := h.readable(path); err != nil {
+			return f, err
+		}
+	}
+	if err := json.Unmarshal(b, &f); err != nil {
+		return file{}, fmt.Errorf("%w: %q: %w", ident.ErrDamaged, path, err)
+	}
+	return f, nil
+}
 
 // ErrLost: the node's policies are not those that were in force. It is an ident.ErrDamaged.
 var ErrLost = fmt.Errorf("%w: the policies in force are lost", ident.ErrDamaged)

@@ -1,10 +1,12 @@
 package apply
 
 import (
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -130,7 +132,11 @@ func TestPoliciesOfAnotherLife(t *testing.T) {
 		t.Errorf("the policies of an earlier life count: %+v, %v", got.Policies, err)
 	}
 	f.PoliciesHash = ""
-	if err := n.write(ident.NodeFile, f); err != nil { // without a format
+	b, err := json.Marshal(f)
+	if err == nil {
+		err = n.Store.Write(ident.NodeFile, b) // without a format
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	got, err := n.load()
@@ -143,5 +149,49 @@ func TestPoliciesOfAnotherLife(t *testing.T) {
 	}
 	if _, err := n.load(); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("while it is uninstalled, load = %v", err)
+	}
+}
+
+// What a newer podmark has written is neither read, nor changed, nor swept away.
+func TestNewer(t *testing.T) {
+	const newer = `{"format":99,"reads":99,"mask":"two of them"}`
+	n, _ := settled(t, "web")
+	files := map[string]string{ident.NodeFile: newer, "attachments/0123456789abcdef0123456789abcdef": `{"version":99}`}
+	for name, content := range files {
+		if err := n.Store.Write(name, []byte(content)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, call := range map[string]func() error{
+		"load":        func() error { _, err := n.load(); return err },
+		"State":       func() error { _, err := n.State(); return err },
+		"Add":         func() error { _, err := n.Add(t.Context(), Settings{}, ident.Record{}, nil); return err },
+		"Close":       func() error { return n.Close(t.Context(), Settings{}, ident.Record{}, nil) },
+		"SetPolicies": func() error { _, err := n.SetPolicies(t.Context(), Settings{}, named("a")); return err },
+		"Keep":        func() error { _, err := n.Keep(t.Context(), nil); return err },
+		"Collect":     func() error { _, err := n.Collect(t.Context(), Gone, false); return err },
+		"Uninstall":   func() error { return n.Uninstall(t.Context()) },
+		"Status":      func() error { return n.Status(t.Context(), Settings{}) },
+	} {
+		if err := call(); !errors.Is(err, ErrNewer) || !strings.Contains(err.Error(), "format 99") || !strings.Contains(err.Error(), n.Store.Path(ident.NodeFile)) {
+			t.Errorf("%s = %v, want ErrNewer, with format and file", name, err)
+		}
+		for file, content := range files {
+			if b, err := os.ReadFile(n.Store.Path(file)); err != nil || string(b) != content {
+				t.Errorf("after %s, %s has %q, %v", name, file, b, err)
+			}
+		}
+	}
+	// An older podmark may go on where the newer one says so.
+	f := file{header: header{Format: 99, Reads: format}, Mask: 0xff0000, Epoch: 1, Backend: NFTables, PoliciesHash: noFile}
+	b, err := json.Marshal(f)
+	if err == nil {
+		err = n.Store.Write(ident.NodeFile, b)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := n.load(); err != nil || got.Mask != f.Mask {
+		t.Errorf("%+v, %v", got, err)
 	}
 }

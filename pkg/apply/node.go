@@ -110,9 +110,8 @@ type file struct {
 	// podmark, whose rules forbade none. AllowTunnels makes that none.
 	Tunnels      *desired.Tunnels `json:"tunnels,omitempty"`
 	AllowTunnels bool             `json:"allowTunnels,omitempty"`
-	// Format is that of the state folder, see format. Leaving is set from when an uninstall
-	// begins: what is there still counts for nothing.
-	Format  int  `json:"format,omitempty"`
+	header
+	// Leaving is set from when an uninstall begins: what is there still counts for nothing.
 	Leaving bool `json:"leaving,omitempty"`
 	// Policies are in a file of their own, which is written when they change. PoliciesHash is
 	// what that file has, and FormerHash what it has if it has not been written yet.
@@ -194,8 +193,7 @@ func (n Node) load() (file, error) {
 
 // loadLost is load for who can do without the policies that there were.
 func (n Node) loadLost() (file, error) {
-	var f file
-	err := n.read(ident.NodeFile, &f)
+	f, err := n.readFile()
 	if err == nil && f.Leaving {
 		return file{}, errLeaving
 	}
@@ -213,25 +211,17 @@ func (n Node) loadLost() (file, error) {
 	return f, err
 }
 
-func (n Node) read(name string, v any) error {
-	return ident.ReadJSON(n.Store.Path(name), v)
-}
-
 // startOver is what to do without node.json: it holds the policy, and going on
 // without one would open every pod.
 const startOver = "run 'podmarkctl uninstall', apply the policy again and restart the node's pods"
 
 func (n Node) save(f file) error {
-	f.Format = format
-	return n.write(ident.NodeFile, f)
-}
-
-func (n Node) write(name string, v any) error {
-	b, err := encode(v)
+	f.header = header{format, reads}
+	b, err := encode(f)
 	if err != nil {
 		return err
 	}
-	return n.Store.Write(name, b)
+	return n.Store.Write(ident.NodeFile, b)
 }
 
 // agree loads node.json and makes it agree with settings, deciding the backend

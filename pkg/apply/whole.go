@@ -113,8 +113,11 @@ type Collected struct {
 // the state folder, and what no one needs in the kernel. What it cannot do with one attachment
 // it does with the others.
 func (n Node) Collect(ctx context.Context, dead func(ident.Record) bool, dryRun bool) (Collected, error) {
-	if _, err := n.load(); errors.Is(err, fs.ErrNotExist) {
+	switch _, err := n.load(); {
+	case errors.Is(err, fs.ErrNotExist):
 		return Collected{}, nil
+	case errors.Is(err, ErrNewer): // whose records it would sweep away
+		return Collected{}, err
 	}
 	unlock, err := n.lock(ctx)
 	if err != nil {
@@ -177,6 +180,9 @@ func Gone(r ident.Record) bool { return !r.Committed || !port.Alive(r.Endpoint) 
 // tidy removes files that belong to nobody and rewrites the kernel's share.
 func (n Node) tidy(ctx context.Context, dryRun bool) ([]string, error) {
 	f, errNode := n.load()
+	if errors.Is(errNode, ErrNewer) {
+		return nil, errNode
+	}
 	files, err := n.misfits(f, dryRun)
 	swept, errSweep := n.Store.Sweep(dryRun)
 	files, err = append(files, swept...), errors.Join(err, errSweep)
@@ -242,8 +248,10 @@ func (n Node) leave(ctx context.Context) error {
 // strip notes that the node is to be left, and takes everything out of the kernel.
 func (n Node) strip(ctx context.Context) error {
 	kinds := leftovers()
-	var f file
-	err := n.read(ident.NodeFile, &f)
+	f, err := n.readFile()
+	if errors.Is(err, ErrNewer) {
+		return err
+	}
 	if err == nil {
 		_, err = f.node()
 	}

@@ -20,6 +20,7 @@ const (
 	codeBackend         uint = 102
 	codeDamaged         uint = 103
 	codeNoHostInterface uint = 104
+	codeNewer           uint = 105
 )
 
 // codes maps what callers branch on to a code and a short message. The first
@@ -32,6 +33,7 @@ var codes = []struct {
 	{config.ErrSyntax, types.ErrDecodingFailure, "network configuration cannot be read"},
 	{ident.ErrExhausted, codeExhausted, "no free endpoint ID"},
 	{ident.ErrLockTimeout, codeLockTimeout, "podmark is busy"},
+	{apply.ErrNewer, codeNewer, "the node's state is a newer podmark's"},
 	{ident.ErrDamaged, codeDamaged, "podmark's state is damaged"},
 	{apply.ErrLayout, types.ErrInvalidNetworkConfig, "iptablesMarkMask changed"},
 	{apply.ErrTaken, types.ErrInvalidNetworkConfig, "iptablesMarkMask is in use"},
