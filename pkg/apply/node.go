@@ -504,12 +504,12 @@ func (f file) share(records ...ident.Record) (desired.State, error) {
 // r comes. The rules that r will need are written on the way, with nobody in them, so that
 // its ADD needs no second restore.
 func (n Node) ready(ctx context.Context, f file, r ident.Record) (file, error) {
-	nobody, err := f.share()
+	node, err := f.node()
 	if err != nil {
 		return f, err
 	}
 	if f.Synced {
-		err := n.backend(f).Check(ctx, nobody)
+		err := n.backend(f).Stands(ctx, node)
 		if err == nil {
 			return f, nil
 		}
