@@ -57,8 +57,8 @@ func (n Node) Stands(ctx context.Context) bool {
 	if err != nil || !f.Synced {
 		return true
 	}
-	nobody, err := f.share()
-	return err != nil || !incomplete(n.backend(f).Check(ctx, nobody))
+	node, err := f.node()
+	return err != nil || !incomplete(n.backend(f).Stands(ctx, node))
 }
 
 // Kept says what Keep found and did.

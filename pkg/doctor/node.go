@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,7 +14,13 @@ import (
 
 func checkState(f Facts) []Finding {
 	var out []Finding
-	if err := f.State.NodeDamaged; err != nil {
+	if err := f.State.NodeDamaged; errors.Is(err, apply.ErrLost) {
+		out = append(out, Finding{
+			Severity: Error, What: err.Error(),
+			Why:  "no pod starts and no policy changes; pods that run are held to the policies that were in force. Where a network says \"policy\": \"kubernetes\", restart podmarkd instead",
+			Mend: ctl(f, "apply -f POLICIES"),
+		})
+	} else if err != nil {
 		out = append(out, Finding{
 			Severity: Error, What: err.Error(),
 			Why:  "nobody knows any more which bits the endpoints have, or which policy: no pod starts, and nothing is kept current. Apply the policies again afterwards, and restart the node's pods, which are unpoliced until then",
