@@ -11,6 +11,7 @@ import (
 	"github.com/podmark/podmark/pkg/apply/conntrack"
 	"github.com/podmark/podmark/pkg/apply/port"
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 )
@@ -22,14 +23,35 @@ import (
 // record, which the DEL that a runtime owes a failed ADD removes, as does a gc;
 // another ADD starts over.
 //
+// Promised are the profiles that r was told to get, by [desired.Direction]; nil where
+// nobody told. It is ErrPromise where the node's policies give it others.
+//
 // Sent tells whether the endpoint has sent anything by then.
-func (n Node) Add(ctx context.Context, settings Settings, r ident.Record, sent func() (bool, error)) (ident.Record, error) {
+func (n Node) Add(ctx context.Context, settings Settings, r ident.Record, promised *[2]desired.ProfileID, sent func() (bool, error)) (ident.Record, error) {
 	unlock, err := n.lock(ctx)
 	if err != nil {
 		return ident.Record{}, err
 	}
 	defer unlock()
-	return n.add(ctx, settings, r, false, sent)
+	return n.add(ctx, settings, r, false, promised, sent)
+}
+
+// ErrPromise: the node's policies have changed since somebody told what they say of a pod.
+var ErrPromise = errors.New("the policies of the pod have changed meanwhile")
+
+// promise is ErrPromise where r gets other profiles than those.
+func (f file) promise(r ident.Record, promised *[2]desired.ProfileID) error {
+	if promised == nil {
+		return nil
+	}
+	s, err := f.share(r)
+	if err != nil {
+		return err
+	}
+	if is := s.Endpoints[0].Profiles; is != *promised {
+		return fmt.Errorf("%w: pod %s/%s gets profiles %q, and podmarkd told %q", ErrPromise, r.Namespace, r.Pod, is, *promised)
+	}
+	return nil
 }
 
 // Close makes the port of a new attachment pass nothing from now on, until Add has given
@@ -79,12 +101,12 @@ func (n Node) Adopt(ctx context.Context, settings Settings, r ident.Record) (add
 	if old, err := n.Store.Get(r.Key); err == nil && old.Committed {
 		return old, false, nil
 	}
-	r, err = n.add(ctx, settings, r, true, func() (bool, error) { return true, nil })
+	r, err = n.add(ctx, settings, r, true, nil, func() (bool, error) { return true, nil })
 	return r, err == nil, err
 }
 
 // add is Add with the lock held, or Adopt of a running endpoint.
-func (n Node) add(ctx context.Context, settings Settings, r ident.Record, running bool, sent func() (bool, error)) (ident.Record, error) {
+func (n Node) add(ctx context.Context, settings Settings, r ident.Record, running bool, promised *[2]desired.ProfileID, sent func() (bool, error)) (ident.Record, error) {
 	f, changed, err := n.agree(ctx, settings)
 	if err != nil {
 		return ident.Record{}, err
@@ -96,6 +118,9 @@ func (n Node) add(ctx context.Context, settings Settings, r ident.Record, runnin
 		return ident.Record{}, err
 	}
 	if err := n.uncontended(r); err != nil {
+		return ident.Record{}, err
+	}
+	if err := f.promise(r, promised); err != nil {
 		return ident.Record{}, err
 	}
 	if changed {

@@ -29,6 +29,7 @@ import (
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/endpoint"
+	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 )
 
@@ -46,6 +47,8 @@ type Request struct {
 	Pod       string `json:"pod"`
 	// UID is what the runtime says it is; empty where it does not.
 	UID string `json:"uid,omitempty"`
+	// Attachment is what the pod is to get; zero from a plugin that does not say it yet.
+	Attachment ident.Key `json:"attachment"`
 	// Locate asks for no more than the addresses of a pod, on whatever node.
 	Locate bool `json:"locate,omitempty"`
 	// What the network's configuration says of the node, which nobody else may know yet.
@@ -81,6 +84,12 @@ type Answer struct {
 	Ports  []endpoint.NamedPort `json:"ports,omitempty"`
 	// Sources is what the annotation [config.SourcesAnnotation] says.
 	Sources string `json:"sources,omitempty"`
+	// UID is that of the pod, as a runtime would tell it; empty from a podmarkd that does
+	// not tell yet.
+	UID string `json:"uid,omitempty"`
+	// Profiles are those that the pod gets by the policies that are in the kernel, by
+	// Direction; nil from a podmarkd that does not tell yet.
+	Profiles *[2]desired.ProfileID `json:"profiles,omitempty"`
 	// Addresses are the answer to Locate.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 	// Error is why there is no answer.

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/whois"
 )
 
@@ -91,4 +93,50 @@ func TestClosedWhilePodmarkdIsAsked(t *testing.T) {
 			t.Errorf("after the ADD: %v", err)
 		}
 	})
+}
+
+// answers has somebody answer the plugin in podmarkd's place.
+func (n *node) answers(answer func(whois.Request) whois.Answer) {
+	n.t.Helper()
+	if err := ident.At(n.dir).Init(); err != nil {
+		n.t.Fatal(err)
+	}
+	l, err := whois.Listen(filepath.Join(n.dir, "podmarkd.sock"))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		whois.Serve(ctx, l, func(_ context.Context, r whois.Request) (whois.Answer, error) { return answer(r), nil })
+	}()
+	n.t.Cleanup(func() { cancel(); <-served })
+}
+
+// A pod that would get another policy than podmarkd has told is not added: it is asked again,
+// and nothing of the pod is open or noted until then.
+func TestPromise(t *testing.T) {
+	n := newNode(t, nftables)
+	p := n.addPod()
+	var asked []whois.Request
+	n.answers(func(r whois.Request) whois.Answer {
+		asked = append(asked, r)
+		promised := [2]desired.ProfileID{"0123456789abcdef", ""}
+		if len(asked) > 2 {
+			promised = [2]desired.ProfileID{}
+		}
+		if got := n.attachments(); len(got) > 0 {
+			t.Errorf("the answer is wrong, and there is %q", got)
+		}
+		return whois.Answer{UID: "who", Profiles: &promised}
+	})
+	p.add(conf{"policy": "kubernetes"}).ok(t)
+	if len(asked) != 3 {
+		t.Errorf("podmarkd was asked %d times", len(asked))
+	}
+	r := p.record(t)
+	if asked[0].Attachment != r.Key || r.UID != "who" {
+		t.Errorf("asked for %v, noted UID %q for %v", asked[0].Attachment, r.UID, r.Key)
+	}
 }

@@ -41,6 +41,7 @@ var codes = []struct {
 	{apply.ErrBackend, codeBackend, "backend unusable"},
 	{apply.ErrContended, types.ErrInvalidNetworkConfig, "address or source prefix in use"},
 	{apply.ErrSource, types.ErrInvalidNetworkConfig, "policy comes from elsewhere"},
+	{apply.ErrPromise, types.ErrTryAgainLater, "the pod's policies change all the time"},
 	{whois.ErrUnreachable, types.ErrTryAgainLater, "podmarkd does not answer"},
 	{whois.ErrRefused, types.ErrTryAgainLater, "podmarkd does not know the pod"},
 	{endpoint.ErrNoHostInterface, codeNoHostInterface, "no host-side interface"},

@@ -5,6 +5,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/whois"
@@ -147,16 +149,14 @@ func cmdAdd(ctx context.Context, c *call) error {
 		Key: c.key(), Endpoint: e, Netns: c.Netns, UID: podOf(c.Args).uid,
 		Policed: c.config.Policy != config.PolicyNone, SourceBound: c.config.Sources,
 	}
-	if c.config.Policy == config.PolicyKubernetes {
+	settings := apply.SettingsOf(c.config)
+	if c.config.Policy != config.PolicyKubernetes {
+		r, err = c.node.Add(ctx, settings, r, nil, counters.HasSent)
+	} else if err = c.node.Close(ctx, settings, r, counters.HasSent); err == nil {
 		// podmarkd may take its time, and nobody knows yet what the pod may do.
-		if err := c.node.Close(ctx, apply.SettingsOf(c.config), r, counters.HasSent); err != nil {
-			return err
-		}
-		if err := ask(ctx, c, &r); err != nil {
-			return err
-		}
+		r, err = addAnswered(ctx, c, r, counters.HasSent)
 	}
-	if r, err = c.node.Add(ctx, apply.SettingsOf(c.config), r, counters.HasSent); err != nil {
+	if err != nil {
 		return err
 	}
 	c.log = c.log.With("id", r.ID)
@@ -166,31 +166,48 @@ func cmdAdd(ctx context.Context, c *call) error {
 	return handOn(c, result)
 }
 
-// ask has podmarkd say who the pod is. Where it cannot and failOpen is set, the pod starts
-// without its policy, which podmarkd gives it as soon as it is back.
-func ask(ctx context.Context, c *call, r *ident.Record) error {
+// addAnswered adds r as podmarkd says who it is, and asks again where that is no more so
+// by the time that the node's lock is there. The port is closed all the while.
+func addAnswered(ctx context.Context, c *call, r ident.Record, sent func() (bool, error)) (ident.Record, error) {
+	asking, cancel := context.WithTimeout(ctx, askDeadline)
+	defer cancel()
+	for {
+		told, promised, err := ask(asking, c, r)
+		if err != nil {
+			return r, err
+		}
+		added, err := c.node.Add(ctx, apply.SettingsOf(c.config), told, promised, sent)
+		if !errors.Is(err, apply.ErrPromise) || asking.Err() != nil {
+			return added, err
+		}
+		c.log.Info("asking again", "reason", err)
+	}
+}
+
+// ask has podmarkd say who the pod is, and which profiles it gets; nil from one that does not
+// tell. Where it cannot and failOpen is set, the pod starts without its policy, which
+// podmarkd gives it as soon as it is back.
+func ask(ctx context.Context, c *call, r ident.Record) (told ident.Record, promised *[2]desired.ProfileID, err error) {
 	if r.Namespace == "" || r.Pod == "" {
-		return types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_ARGS does not name the pod", `"policy": "kubernetes" needs K8S_POD_NAMESPACE and K8S_POD_NAME, which Kubernetes runtimes set`)
+		return r, nil, types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_ARGS does not name the pod", `"policy": "kubernetes" needs K8S_POD_NAMESPACE and K8S_POD_NAME, which Kubernetes runtimes set`)
 	}
 	r.Kubernetes = true
-	ctx, cancel := context.WithTimeout(ctx, askDeadline)
-	defer cancel()
-	question := whois.Request{Namespace: r.Namespace, Pod: r.Pod, UID: r.UID}.With(apply.SettingsOf(c.config))
+	question := whois.Request{Namespace: r.Namespace, Pod: r.Pod, UID: r.UID, Attachment: r.Key}.With(apply.SettingsOf(c.config))
 	answer, err := whois.Ask(ctx, c.config.DaemonSocket, question)
 	switch {
 	case err == nil:
-		r.Labels, r.Ports = answer.Labels, answer.Ports
+		r.Labels, r.Ports, r.UID = answer.Labels, answer.Ports, cmp.Or(r.UID, answer.UID)
 		if r.Sources, err = config.Sources(answer.Sources, r.SourceBound); err != nil {
-			return types.NewError(types.ErrInvalidNetworkConfig, "the pod asks for sources that it may not have", err.Error())
+			return r, nil, types.NewError(types.ErrInvalidNetworkConfig, "the pod asks for sources that it may not have", err.Error())
 		}
 	case c.config.FailOpen:
 		r.Policed = false
 		c.log.Warn("the pod starts without its policy", "error", err)
 		fmt.Fprintf(os.Stderr, "podmark: failOpen: %s/%s starts without its policy: %v\n", r.Namespace, r.Pod, err)
 	default:
-		return err
+		return r, nil, err
 	}
-	return nil
+	return r, answer.Profiles, nil
 }
 
 func cmdDel(ctx context.Context, c *call) error {

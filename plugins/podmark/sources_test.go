@@ -1,9 +1,7 @@
 package main_test
 
 import (
-	"context"
 	"fmt"
-	"path/filepath"
 	"testing"
 
 	"github.com/podmark/podmark/pkg/whois"
@@ -25,19 +23,7 @@ func TestAllowedSources(t *testing.T) {
 	files.add(conf{"allowedSourcePrefixes": []string{"172.16.0.1/12"}}).fails(t, 7, "allowedSourcePrefixes", "172.16.0.0/12")
 
 	annotation := ""
-	l, err := whois.Listen(filepath.Join(n.dir, "podmarkd.sock"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		whois.Serve(ctx, l, func(context.Context, whois.Request) (whois.Answer, error) {
-			return whois.Answer{Sources: annotation}, nil
-		})
-	}()
-	t.Cleanup(func() { cancel(); <-served })
+	n.answers(func(whois.Request) whois.Answer { return whois.Answer{Sources: annotation} })
 
 	p := n.addPod()
 	for _, tt := range []struct {

@@ -5,6 +5,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/node/cluster"
+	"github.com/podmark/podmark/pkg/node/cluster/view"
 )
 
 // policyMetrics are what following the Kubernetes API comes to.
@@ -32,19 +33,19 @@ func (p policyMetrics) all() []prometheus.Collector {
 
 // following exports how much of the cluster is followed; nil where none is.
 func (m *metrics) following(c *cluster.Cluster) {
-	size := func() cluster.Size {
+	size := func() view.Size {
 		if c == nil {
-			return cluster.Size{}
+			return view.Size{}
 		}
-		return c.Size()
+		return c.Sight().Size
 	}
 	for _, g := range []struct {
 		name, help string
-		of         func(cluster.Size) int
+		of         func(view.Size) int
 	}{
-		{"podmark_policy_watches", "Watches of the Kubernetes API that policies need.", func(s cluster.Size) int { return s.Watches }},
-		{"podmark_policy_watches_behind", "Those of which not all has been seen yet.", func(s cluster.Size) int { return s.Behind }},
-		{"podmark_policy_pods", "Pods of the Kubernetes API that are known, the node's own among them.", func(s cluster.Size) int { return s.Pods }},
+		{"podmark_policy_watches", "Watches of the Kubernetes API that policies need.", func(s view.Size) int { return s.Wanted }},
+		{"podmark_policy_watches_behind", "Those of which not all has been seen yet.", func(s view.Size) int { return s.Behind }},
+		{"podmark_policy_pods", "Pods of the Kubernetes API that are known, the node's own among them.", func(s view.Size) int { return s.Pods }},
 	} {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: g.name, Help: g.help}, func() float64 { return float64(g.of(size())) }))
 	}

@@ -186,6 +186,8 @@ func (r *racer) successes(from, to time.Time) (n int, last time.Time) {
 type startup struct {
 	starts, retried, killed int
 	questions               int
+	// uid is what the runtime says of the pods; empty where it does not.
+	uid string
 	// before are questions that arrived although asked before podmark was started, during
 	// those asked while it ran, and after those asked when it had ended well.
 	before, during, after int
@@ -220,7 +222,11 @@ func (s *startup) start(t *testing.T, k *lab.Kubernetes, network lab.Network, ou
 func (s *startup) attempt(t *testing.T, k *lab.Kubernetes, network lab.Network, outside *lab.Host, disturb func()) bool {
 	t.Helper()
 	const address = "10.1.0.200" // all of them have it, so that the last one's is not of use
-	pod := k.NewPod(lab.PodSpec{Name: "started", Network: network, Args: map[string]string{"IP": address}})
+	args := map[string]string{"IP": address}
+	if s.uid != "" {
+		args["K8S_POD_UID"] = s.uid
+	}
+	pod := k.NewPod(lab.PodSpec{Name: "started", Network: network, Args: args})
 	defer pod.Remove()
 	racers := []*racer{
 		race(t, pod.NS, outside.NS, outside.At(lab.V4, port)),
@@ -334,6 +340,46 @@ func TestStartupWhilePodmarkdRestarts(t *testing.T) {
 		t.Log(&s)
 		if s.after > 0 {
 			t.Errorf("%d questions were answered that the policy forbids", s.after)
+		}
+	})
+}
+
+// A former pod of the name, which has not been deleted on the node and had other labels,
+// takes nothing of its policy from a pod that starts. Nor does it get that, nor is it cut off.
+func TestNamesake(t *testing.T) {
+	onNode(t, func(t *testing.T, k *lab.Kubernetes) {
+		outside := isolated(t, k)
+		for _, uid := range []string{"", "second"} {
+			put := func(uid, label string) {
+				if err := k.API.Delete(lab.APIPods, "default", "started"); err != nil {
+					t.Fatal(err)
+				}
+				k.Apply(fmt.Sprintf("{apiVersion: v1, kind: Pod, metadata: {namespace: default, name: started, uid: %q, labels: {app: %s}}, spec: {nodeName: node, containers: [{name: main}]}, status: {phase: Pending}}", uid, label))
+			}
+			put("first", "free")
+			former := k.NewPod(lab.PodSpec{Name: "started", Network: k.Network})
+			if uid != "" {
+				former.Spec.Args = map[string]string{"K8S_POD_UID": "first"}
+			}
+			if err := former.Add(); err != nil {
+				t.Fatal(err)
+			}
+			former.Listen(lab.TCP, port)
+			toFormer := lab.Request{Protocol: lab.TCP, To: former.At(lab.V4, port)}
+			put("second", "started")
+			s := startup{uid: uid}
+			for range 3 {
+				s.start(t, k, k.Network, outside, nil)
+			}
+			t.Log(&s)
+			if s.after > 0 {
+				t.Errorf("UID %q: %d questions were answered that the policy forbids", uid, s.after)
+			}
+			k.Eventually("the former one", outside.NS, toFormer, lab.OK)
+			if err := former.Del(); err != nil {
+				t.Fatal(err)
+			}
+			former.Remove()
 		}
 	})
 }

@@ -260,18 +260,38 @@ func (n *Node) Status(network Network) error {
 	return n.cni.GetStatusNetworkList(context.Background(), list)
 }
 
-// pluginDirs is where scripts/build.sh and scripts/tools.sh put plugins. Tests of
-// this package run in its folder, as go test has it.
-func pluginDirs(t testing.TB) []string {
+// Programs is the folder with podmark's programs. Tests that run where there is a Go
+// toolchain build them into one of their own; empty is that of scripts/build.sh.
+var Programs string
+
+// program is where a program of podmark's is; empty is for their folder.
+func program(t testing.TB, name string) string {
 	t.Helper()
-	bin, err := filepath.Abs("../../bin")
+	if Programs != "" {
+		return filepath.Join(Programs, name)
+	}
+	return filepath.Join(bin(t), name)
+}
+
+// bin is where scripts/build.sh and scripts/tools.sh put programs. Tests run in a folder
+// two below the module's, as go test has it.
+func bin(t testing.TB) string {
+	t.Helper()
+	path, err := filepath.Abs("../../bin")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(filepath.Join(bin, "cni", "ptp")); err != nil {
+	return path
+}
+
+// pluginDirs is where the plugins are.
+func pluginDirs(t testing.TB) []string {
+	t.Helper()
+	cni := filepath.Join(bin(t), "cni")
+	if _, err := os.Stat(filepath.Join(cni, "ptp")); err != nil {
 		t.Fatalf("CNI plugins are missing: run scripts/tools.sh cni: %v", err)
 	}
-	return []string{bin, filepath.Join(bin, "cni")}
+	return []string{program(t, ""), cni}
 }
 
 // pluginExec starts plugins inside a node: in its namespace, and with its

@@ -113,7 +113,7 @@ func (n *node) attach(ctx context.Context, p *corev1.Pod) error {
 	}
 	settings := apply.Settings{Layout: layout, Backend: n.backend, NodePorts: []desired.PortRange{{First: 30000, Last: 32767}}}
 	at := apply.Node{Store: ident.At(n.state), LockTimeout: time.Minute}
-	if _, err := at.Add(ctx, settings, r, func() (bool, error) { return false, nil }); err != nil {
+	if _, err := at.Add(ctx, settings, r, nil, func() (bool, error) { return false, nil }); err != nil {
 		return err
 	}
 	n.attached = append(n.attached, p)

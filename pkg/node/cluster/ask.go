@@ -8,23 +8,21 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
+	"github.com/podmark/podmark/pkg/node/cluster/view"
 	"github.com/podmark/podmark/pkg/whois"
 )
-
-// comes is how long after it was asked for a pod may take to have an attachment.
-const comes = time.Minute
 
 // fetchEvery is how often the API is asked for a pod that the watch does not show.
 const fetchEvery = time.Second
 
-// outliveEvery is how often the API is asked about a namespace until it answers.
-const outliveEvery = time.Second
+// askAgain is how long after the API has not answered a question it is asked again.
+const askAgain = time.Second
 
 // Answer tells who a pod is, once all that its policies mean is known and in the kernel.
 // The pod's own rules come with its ADD.
 func (c *Cluster) Answer(ctx context.Context, r whois.Request) (whois.Answer, error) {
 	if r.Locate {
-		p, err := c.fetch(ctx, name{r.Namespace, r.Pod})
+		p, err := c.fetch(ctx, view.Name{Namespace: r.Namespace, Name: r.Pod})
 		if err != nil {
 			return whois.Answer{}, err
 		}
@@ -34,144 +32,104 @@ func (c *Cluster) Answer(ctx context.Context, r whois.Request) (whois.Answer, er
 	if err != nil {
 		return whois.Answer{}, fmt.Errorf("the plugin's iptablesMarkMask: %w", err)
 	}
-	n := name{r.Namespace, r.Pod}
+	ask := view.Ask{Attachment: r.Attachment, Namespace: r.Namespace, Pod: r.Pod, UID: r.UID}
 	c.mu.Lock()
 	c.settings = settings
 	c.active = true
-	c.coming[n] = &coming{time.Now().Add(comes), r.UID}
-	c.dirty = true
+	c.view.Expect(ask, time.Now())
 	c.poke()
 	c.mu.Unlock()
 	var fetched time.Time
 	var unknown error
 	var target uint64
 	for {
+		// Where the runtime tells no UID, the watch may show a former pod of the name.
+		if ask.UID == "" && fetched.IsZero() {
+			fetched = time.Now()
+			if unknown = c.look(ctx, ask); errors.Is(unknown, errOther) {
+				return whois.Answer{}, unknown
+			}
+		}
 		c.mu.Lock()
-		p := c.pods[n]
-		fits := p.known(r.UID)
-		ready, why := c.prepared(n)
-		if fits && ready && target == 0 {
+		p, why := c.view.Answer(ask, time.Now())
+		// What is answered is what the last round has decided for, and it is in the kernel.
+		decided := p != nil && c.view.Decided(p)
+		if target == 0 && why == nil || target != 0 && c.done >= target && !decided {
 			target = c.round + 1
-			c.dirty = true
+			c.view.Stir()
 			c.poke()
 		}
-		if fits && target != 0 && c.done >= target {
+		if target != 0 && c.done >= target && c.done == c.round && decided {
+			profiles := c.view.Profiles(p)
 			c.mu.Unlock()
-			return whois.Answer{Labels: p.Labels, Ports: p.Ports, Sources: p.own.sources}, nil
+			return whois.Answer{Labels: p.Labels, Ports: p.Ports, Sources: p.Own.Sources, UID: p.Own.ID(), Profiles: &profiles}, nil
 		}
 		news := c.news
 		why = errors.Join(why, c.failed)
 		c.mu.Unlock()
-		if !fits && time.Since(fetched) >= fetchEvery {
+		if p == nil && time.Since(fetched) >= fetchEvery {
 			fetched = time.Now()
-			if unknown = c.look(ctx, n, r.UID); errors.Is(unknown, errOther) {
+			if unknown = c.look(ctx, ask); errors.Is(unknown, errOther) {
 				return whois.Answer{}, unknown
 			}
 			continue
 		}
 		select {
 		case <-ctx.Done():
-			if fits {
+			if p != nil {
 				unknown = nil
 			}
-			return whois.Answer{}, fmt.Errorf("pod %s/%s: %w", n.namespace, n.name, errors.Join(unknown, why, context.Cause(ctx)))
+			return whois.Answer{}, fmt.Errorf("pod %s/%s: %w", ask.Namespace, ask.Pod, errors.Join(unknown, why, context.Cause(ctx)))
 		case <-news:
 		case <-time.After(fetchEvery):
 		}
 	}
 }
 
-// prepared reports whether the policies of a pod are known, and all that they mean, or why
-// not.
-func (c *Cluster) prepared(n name) (bool, error) {
-	p := c.pods[n]
-	if p == nil {
-		return false, nil
-	}
-	for _, w := range []Watch{{Kind: Pods, Node: c.Name}, {Kind: Policies, Namespace: n.namespace}} {
-		if !c.synced(w) {
-			return false, c.blame(w)
-		}
-	}
-	world := c.world()
-	for _, k := range c.policies[n.namespace] {
-		if !k.Pods.Matches(p.Labels) || time.Since(k.since) > hold {
-			continue
-		}
-		for _, w := range k.needs.in(world) {
-			if !c.synced(w) {
-				return false, c.blame(w)
-			}
-		}
-	}
-	return true, nil
-}
-
-// blame is why a watch is not there yet.
-func (c *Cluster) blame(w Watch) error {
-	for _, s := range c.watches {
-		if s.covers(w) && s.err != nil {
-			return s.err
-		}
-	}
-	return fmt.Errorf("%s are not known yet", w)
-}
-
 // errOther: the API has no such pod, which no waiting changes.
 var errOther = errors.New("not the pod that the runtime starts")
 
 // look asks the API for a pod that the watch does not show yet, or shows a former one of.
-func (c *Cluster) look(ctx context.Context, n name, uid string) error {
-	p, err := c.fetch(ctx, n)
+func (c *Cluster) look(ctx context.Context, ask view.Ask) error {
+	p, err := c.fetch(ctx, view.Name{Namespace: ask.Namespace, Name: ask.Pod})
 	switch {
 	case apierrors.IsNotFound(err):
 		return fmt.Errorf("%w: %w", errOther, err)
 	case err != nil:
 		return err
-	case p.own == nil:
-		return fmt.Errorf("%w: pod %s/%s is not bound to node %q in the API; is --node-name right?", errOther, n.namespace, n.name, c.Name)
-	case !p.known(uid):
-		return fmt.Errorf("%w: pod %s/%s has UID %s in the API, and %s on the node: it was deleted meanwhile", errOther, n.namespace, n.name, p.own.uid, uid)
+	case p.Own == nil:
+		return fmt.Errorf("%w: pod %s/%s is not bound to node %q in the API; is --node-name right?", errOther, ask.Namespace, ask.Pod, c.Name)
+	case !p.Is(ask.UID):
+		return fmt.Errorf("%w: pod %s/%s has UID %s in the API, and %s on the node: it was deleted meanwhile", errOther, ask.Namespace, ask.Pod, p.Own.UID, ask.UID)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if s := c.watches[Watch{Kind: Pods, Node: c.Name}]; s != nil && !s.ended {
-		c.takePod(s, p)
-		c.announce()
-	}
+	c.view.Seen(view.Watch{Kind: view.Pods, Node: c.Name}, p, time.Now())
+	c.announce()
 	return nil
 }
 
-// outlive finds out why a policy is gone. One that was deleted with its namespace holds on
-// as long as the node has pods of that (CVE-2024-7598).
-func (c *Cluster) outlive(n name) {
-	ctx := c.ctx
-	go func() {
-		for {
-			ending, err := c.ending(ctx, n.namespace)
-			c.mu.Lock()
-			p := c.policies[n.namespace][n.name]
-			if p == nil || !p.gone {
-				c.mu.Unlock()
-				return // it is back, or nobody's any more
-			}
-			if err == nil {
-				if ending {
-					c.Log.Info("a policy outlives its deletion: its namespace is going, and its pods are not gone yet", "policy", n.namespace+"/"+n.name)
-				} else {
-					delete(c.policies[n.namespace], n.name)
-				}
-				c.dirty = true
-				c.poke()
-				c.mu.Unlock()
-				return
-			}
-			c.mu.Unlock()
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(outliveEvery):
-			}
+// questions is how many are asked at once.
+const questions = 8
+
+// inquire finds out for the view whether a namespace is going.
+func (c *Cluster) inquire(ctx context.Context, namespace string) {
+	select {
+	case c.asking <- struct{}{}:
+	case <-ctx.Done():
+		return
+	}
+	ending, err := c.ending(ctx, namespace)
+	<-c.asking
+	if err != nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(askAgain):
 		}
-	}()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.view.Told(namespace, ending, err)
+	c.poke()
 }

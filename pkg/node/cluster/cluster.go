@@ -2,9 +2,9 @@
 // need it, and has package apply enforce what it says.
 //
 // It watches the pods of the node, the policies of their namespaces, and of other pods
-// only those that one of these policies can mean. All events go into one view (view.go),
-// which knows what has changed since it was last enforced; rounds (rounds.go) carry that
-// out, many events at once. The plugin asks for pods that start (ask.go).
+// only those that one of these policies can mean. All events go into one view (package
+// view), which knows what has changed since it was last enforced; rounds (rounds.go) carry
+// that out, many events at once. The plugin asks for pods that start (ask.go).
 //
 // It writes nothing to the API. While the API server does not answer, what was known last
 // goes on being enforced.
@@ -12,6 +12,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/node/cluster/view"
 )
 
 // Cluster is what a node sees of its cluster. It must not be copied.
@@ -39,14 +41,13 @@ type Cluster struct {
 	clients clients
 	words   *words
 	poked   chan struct{}
+	asking  chan struct{} // has an entry for each question that is under way
 
-	mu sync.Mutex
-	view
-	watches map[Watch]*watching
-	wanted  map[Watch]bool
+	mu      sync.Mutex
+	view    *view.View
+	watches map[view.Watch]*watching
 	// settings are those of a node on which podmark has not run yet, as the plugin says.
 	settings apply.Settings
-	coming   map[name]*coming
 	// round counts the rounds that have begun to decide, and done is the last of them that
 	// is in the kernel. news is closed, and made anew, whenever something changes.
 	round, done uint64
@@ -56,12 +57,6 @@ type Cluster struct {
 	ctx         context.Context // that of Run, for the watches it starts
 }
 
-// coming is a pod that the plugin has asked for, and that has no attachment yet.
-type coming struct {
-	until time.Time
-	uid   string
-}
-
 // New makes a cluster that is not followed yet.
 func New(node apply.Node, nodeName string, api *rest.Config, log *slog.Logger) (*Cluster, error) {
 	clients, err := newClients(api)
@@ -69,9 +64,10 @@ func New(node apply.Node, nodeName string, api *rest.Config, log *slog.Logger) (
 		return nil, err
 	}
 	c := &Cluster{
-		Name: nodeName, API: api, Log: log, clients: clients, poked: make(chan struct{}, 1),
-		words: newWords(), view: newView(), watches: map[Watch]*watching{}, coming: map[name]*coming{}, news: make(chan struct{}),
+		Name: nodeName, API: api, Log: log, clients: clients, poked: make(chan struct{}, 1), asking: make(chan struct{}, questions),
+		words: newWords(), watches: map[view.Watch]*watching{}, news: make(chan struct{}),
 	}
+	c.view = view.New(nodeName, func(network string) bool { return c.Follows != nil && c.Follows(network) })
 	c.Node = node
 	c.Node.Complete = c.Complete
 	return c, nil
@@ -82,10 +78,7 @@ func New(node apply.Node, nodeName string, api *rest.Config, log *slog.Logger) (
 func (c *Cluster) Complete(s desired.State) (complete desired.State, known bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.begun {
-		return s, false
-	}
-	return c.index.Complete(s), true
+	return c.view.Complete(s)
 }
 
 // Activate begins to follow the cluster, if that has not begun.
@@ -99,13 +92,13 @@ func (c *Cluster) Activate() {
 }
 
 // change lets the event of a watch into the view.
-func (c *Cluster) change(s *watching, f func()) {
+func (c *Cluster) change(s *watching, f func(now time.Time)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s.ended {
 		return
 	}
-	f()
+	f(time.Now())
 	c.poke()
 	c.announce()
 }
@@ -122,4 +115,29 @@ func (c *Cluster) poke() {
 func (c *Cluster) announce() {
 	close(c.news)
 	c.news = make(chan struct{})
+}
+
+// speak logs what the view has to say.
+func (c *Cluster) speak() {
+	for _, n := range c.view.Notes() {
+		if n.Trouble {
+			c.Log.Warn(n.Text, n.Args...)
+		} else {
+			c.Log.Info(n.Text, n.Args...)
+		}
+	}
+}
+
+// Sight is how much of the cluster is known, and in force.
+type Sight struct {
+	view.Size
+	// Err is why what is in force may not be what the API says.
+	Err error
+}
+
+// Sight tells it as it is now.
+func (c *Cluster) Sight() Sight {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return Sight{c.view.Size(), errors.Join(c.failed, c.view.Err())}
 }

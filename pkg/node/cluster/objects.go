@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"fmt"
 	"hash/maphash"
 	"maps"
 	"net/netip"
@@ -10,91 +11,76 @@ import (
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/node/cluster/view"
 	"github.com/podmark/podmark/pkg/policy"
 )
 
-// pod is what is kept of a Pod: hundreds of bytes, of which the API has thousands.
-type pod struct {
-	desired.Pod
-	// own is who a pod is that is bound to this node; nil for one of another.
-	own     *identity
-	version uint64
-	// rank tells whose an address is that several pods have: the one that came last, of
-	// those that do not go.
-	rank uint64
-	// seen are the watches that see it.
-	seen []*watching
-	// peer is whether it can be somebody's peer by its addresses: it has some of its own,
-	// and has not ended.
-	peer bool
-	// served is whether it had an attachment on this node.
-	served bool
-}
-
-// identity is by what a runtime may know a pod: a static one has the UID of its manifest,
-// which is the hash that the kubelet notes on the mirror pod.
-type identity struct {
-	uid, hash string
-	// sources is the pod's [config.SourcesAnnotation].
-	sources string
-}
+// pod is what is kept of a Pod, as client-go's own stores keep it on the way to the view.
+type pod struct{ *view.Pod }
 
 // GetObjectMeta lets client-go's stores name the pod.
-func (p *pod) GetObjectMeta() metav1.Object {
+func (p pod) GetObjectMeta() metav1.Object {
 	return &metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name}
 }
 
-// known reports whether it is bound to this node, and the runtime's UID is the pod's.
-func (p *pod) known(uid string) bool {
-	return p != nil && p.own != nil && (uid == "" || uid == p.own.uid || uid == p.own.hash)
-}
-
-// uid is that of a pod of this node, and empty for one of another.
-func (p *pod) uid() string {
-	if p.own == nil {
-		return ""
+// object is an object of the API as the view takes it.
+func (c *Cluster) object(v any) (view.Object, error) {
+	switch v := v.(type) {
+	case pod:
+		return v.Pod, nil
+	case *corev1.Pod:
+		return c.trim(v).Pod, nil
+	case *corev1.Namespace:
+		labels := map[string]string{}
+		maps.Copy(labels, v.Labels)
+		labels[desired.MetadataName] = v.Name
+		return &view.Namespace{Name: v.Name, Labels: c.words.labels(labels)}, nil
+	case *networkingv1.NetworkPolicy:
+		compiled, unclear := policy.Object(v)
+		return &view.Policy{Policy: compiled, Unclear: unclear}, nil
 	}
-	return p.own.uid
+	return nil, fmt.Errorf("a %T is none of the objects that are watched", v)
 }
 
 const configHash = "kubernetes.io/config.hash" // kubelet's annotation of mirror pods
 
-// trim keeps what is needed of an object of the API, in memory of its own.
-func (c *Cluster) trim(v any) (any, error) {
-	p, ok := v.(*corev1.Pod)
-	if !ok {
-		return v, nil
-	}
+// trim keeps what is needed of a Pod, in memory of its own.
+func (c *Cluster) trim(p *corev1.Pod) pod {
 	version, _ := strconv.ParseUint(p.ResourceVersion, 10, 64)
-	t := &pod{
+	t := &view.Pod{
 		Pod:     desired.Pod{Namespace: c.words.word(p.Namespace), Name: strings.Clone(p.Name), Labels: c.words.labels(p.Labels)},
-		version: version,
-		rank:    uint64(max(0, p.CreationTimestamp.Unix())),
+		UID:     view.UIDOf(string(p.UID)),
+		Version: version,
+		Rank:    uint64(max(0, p.CreationTimestamp.Unix())),
 	}
 	if p.Spec.NodeName == c.Name {
-		t.own = &identity{strings.Clone(string(p.UID)), strings.Clone(p.Annotations[configHash]), c.words.word(config.ShortSources(p.Annotations[config.SourcesAnnotation]))}
+		t.Own = &view.Identity{
+			UID: strings.Clone(string(p.UID)), Hash: strings.Clone(p.Annotations[configHash]),
+			Sources: c.words.word(config.ShortSources(p.Annotations[config.SourcesAnnotation])),
+		}
 	}
 	if p.DeletionTimestamp == nil {
-		t.rank += 1 << 62
+		t.Rank += 1 << 62
 	}
 	if p.Status.Phase == corev1.PodRunning {
-		t.rank += 1 << 61
+		t.Rank += 1 << 61
 	}
 	// The node's addresses are not a pod's, and a pod that has ended has given its own back.
 	if ended := p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed; !p.Spec.HostNetwork && !ended {
 		t.Addresses = addresses(p.Status)
 	}
-	t.peer = len(t.Addresses) > 0
+	t.Peer = len(t.Addresses) > 0
 	if t.Ports = policy.NamedPorts(&p.Spec); t.Ports != nil {
 		for i, port := range t.Ports {
 			t.Ports[i].Name = c.words.word(port.Name)
 		}
 	}
-	return t, nil
+	return pod{t}
 }
 
 func addresses(s corev1.PodStatus) []netip.Addr {

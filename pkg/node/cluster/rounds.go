@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"maps"
 	"time"
 
 	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/ident"
 )
 
 // Round is what one round did.
@@ -16,28 +16,6 @@ type Round struct {
 	Took    time.Duration
 	Applied apply.Applied
 	Err     error
-}
-
-// Size is how much of the cluster is followed.
-type Size struct {
-	// Watches are those that policies need, and Behind those of them of which not all has
-	// been seen yet.
-	Watches, Behind int
-	// Pods are those that are known, the node's own among them.
-	Pods int
-}
-
-// Size tells how much is followed now.
-func (c *Cluster) Size() Size {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	s := Size{Watches: len(c.wanted), Pods: len(c.pods)}
-	for w := range c.wanted {
-		if watch := c.watches[w]; watch == nil || !watch.synced {
-			s.Behind++
-		}
-	}
-	return s
 }
 
 // Between two rounds events are collected, and others get the node's lock.
@@ -51,9 +29,6 @@ const (
 	soon    = 200 * time.Millisecond
 	// retry is how long after a failure.
 	retry = time.Second
-	// linger is how long a watch goes on that is needed no more: pods of a namespace come
-	// and go.
-	linger = time.Minute
 	// setEvery is how often a set is looked at whether the kernel has what it should hold,
 	// at the most, and setRatio how much longer than a look took.
 	setEvery = time.Second
@@ -96,7 +71,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 		case <-c.poked:
 		case <-next.C:
 			c.mu.Lock()
-			c.dirty = true // attachments may have come and gone
+			c.view.Stir() // attachments may have come and gone
 			c.mu.Unlock()
 		}
 	}
@@ -107,7 +82,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 func (c *Cluster) patience() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.coming) > 0 || c.dirty {
+	if c.view.Hurried() {
 		return soon
 	}
 	return regular
@@ -136,14 +111,7 @@ func (c *Cluster) remember() error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.applied = policies
-	// One that the API has no more may be one whose namespace is going.
-	for _, p := range policies.Policies {
-		if c.policies[p.Namespace] == nil {
-			c.policies[p.Namespace] = map[string]*known{}
-		}
-		c.policies[p.Namespace][p.Name] = newKnown(p, time.Time{})
-	}
+	c.view.Remember(policies)
 	return nil
 }
 
@@ -156,14 +124,15 @@ func (c *Cluster) turn(ctx context.Context) (r Round, did bool) {
 		c.mu.Unlock()
 		return r, false
 	}
-	if !c.begun {
+	if !c.view.Begun() {
 		if records, err := c.Node.Records(); err == nil { // a damaged one is told by the round
-			c.informed(records)
+			c.view.Attach(records)
 		}
 	}
-	all := c.plan(r.Time)
+	all := c.follow(r.Time)
+	c.speak()
 	settings := c.settings
-	due := c.begun && (c.dirty || c.index.Changed()) || !c.begun && all
+	due := c.view.Begun() && c.view.Changed() || !c.view.Begun() && all
 	c.mu.Unlock()
 	if !due {
 		return r, false
@@ -172,87 +141,41 @@ func (c *Cluster) turn(ctx context.Context) (r Round, did bool) {
 	r.Took = time.Since(r.Time)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.speak()
 	if errors.Is(r.Err, fs.ErrNotExist) { // podmark has not run here, and no pod has come
 		return Round{}, false
 	}
 	if c.failed = r.Err; r.Err == nil {
 		c.done = c.round
 	} else {
-		c.dirty, c.lost = true, true
+		c.view.Lost()
 	}
 	c.announce()
 	return r, true
 }
 
-// plan has those things watched that are to be, and reports whether everything is known
-// that there is to know.
-func (c *Cluster) plan(now time.Time) (all bool) {
-	maps.DeleteFunc(c.coming, func(_ name, k *coming) bool { return now.After(k.until) })
-	wanted := map[Watch]bool{{Kind: Pods, Node: c.Name}: true}
-	w := c.world()
-	for namespace, pods := range c.crowd() {
-		wanted[Watch{Kind: Policies, Namespace: namespace}] = true
-		for _, p := range c.policies[namespace] {
-			for _, labels := range pods {
-				if p.Pods.Matches(labels) {
-					for _, watch := range p.needs.in(w) {
-						wanted[watch] = true
-					}
-					break
-				}
-			}
-		}
+// decide is what is to be enforced from now on, given the attachments.
+func (c *Cluster) decide(records []ident.Record) apply.Revision {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.round++
+	return c.view.Decide(records, time.Now())
+}
+
+// follow has those things watched and asked that are to be, and reports whether everything
+// is known that there is to know.
+func (c *Cluster) follow(now time.Time) (all bool) {
+	begin, end, all := c.view.Plan(now)
+	for _, w := range begin {
+		c.watches[w] = c.start(c.ctx, w)
 	}
-	for namespace, policies := range c.policies {
-		if !wanted[Watch{Kind: Policies, Namespace: namespace}] {
-			maps.DeleteFunc(policies, func(_ string, p *known) bool { return p.gone })
-		}
+	for _, w := range end {
+		c.watches[w].stop()
+		c.watches[w].ended = true
+		delete(c.watches, w)
 	}
-	c.wanted = merged(wanted)
-	all = true
-	for watch := range c.wanted {
-		if c.watches[watch] == nil {
-			if c.premature(watch, now) {
-				all = false
-				continue
-			}
-			c.watches[watch] = c.start(c.ctx, watch)
-		}
-		c.watches[watch].idle = time.Time{}
-		all = all && c.watches[watch].synced
-	}
-	for watch, s := range c.watches {
-		switch {
-		case c.wanted[watch]:
-		case s.idle.IsZero():
-			s.idle = now
-		case now.Sub(s.idle) > linger && c.covered(s):
-			s.stop()
-			delete(c.watches, watch)
-			c.forget(s)
-		}
+	for _, namespace := range c.view.Questions() {
+		go c.inquire(c.ctx, namespace)
 	}
 	return all
-}
-
-// premature reports whether it may turn out yet that a watch is not needed: one policy that
-// means every pod makes superfluous those for others. What takes long is not waited for.
-func (c *Cluster) premature(w Watch, now time.Time) bool {
-	for earlier := range c.wanted {
-		if s := c.watches[earlier]; w.follows(earlier) && (s == nil || !s.synced && now.Sub(s.begun) < hold) {
-			return true
-		}
-	}
-	return false
-}
-
-// covered reports whether all that is wanted and that s sees is seen by another: one watch
-// takes over from another only when it has caught up.
-func (c *Cluster) covered(s *watching) bool {
-	for watch := range c.wanted {
-		if s.covers(watch) && !c.watches[watch].synced {
-			return false
-		}
-	}
-	return true
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -16,22 +15,18 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/podmark/podmark/pkg/node/cluster/view"
 	"github.com/podmark/podmark/pkg/node/source"
 )
 
 // watching is a watch under way: the store of its reflector, which keeps nothing but
 // hands everything to the cluster.
 type watching struct {
-	Watch
+	view.Watch
 	c    *Cluster
 	stop context.CancelFunc
-	// What follows is under the cluster's lock. synced is set once all has been seen
-	// that there was, err is why that takes long.
-	synced bool
-	ended  bool
-	err    error
-	// begun is when it began, and idle since when it is not needed; zero while it is.
-	begun, idle time.Time
+	// ended is set, under the cluster's lock, once the view has forgotten it.
+	ended bool
 }
 
 // clients ask the API server.
@@ -53,14 +48,14 @@ func newClients(base *rest.Config) (c clients, err error) {
 
 // start begins to watch. The reflector of client-go lists, watches, and lists again when
 // it has to.
-func (c *Cluster) start(ctx context.Context, w Watch) *watching {
+func (c *Cluster) start(ctx context.Context, w view.Watch) *watching {
 	ctx, stop := context.WithCancel(ctx)
-	s := &watching{Watch: w, c: c, stop: stop, begun: time.Now()}
+	s := &watching{Watch: w, c: c, stop: stop}
 	client, example := c.clients.core, runtime.Object(&corev1.Pod{})
 	switch w.Kind {
-	case Policies:
+	case view.Policies:
 		client, example = c.clients.networking, &networkingv1.NetworkPolicy{}
-	case Namespaces:
+	case view.Namespaces:
 		example = &corev1.Namespace{}
 	}
 	lw := cache.NewFilteredListWatchFromClient(client, string(w.Kind), w.Namespace, func(o *metav1.ListOptions) {
@@ -96,25 +91,31 @@ func (s *watching) tell(err error) {
 	if err != nil {
 		err = fmt.Errorf("watching %s: %w", s.Watch, err)
 	}
-	if err != nil && (s.err == nil || s.err.Error() != err.Error()) {
+	if !s.ended && s.c.view.Failed(s.Watch, err) {
 		s.c.Log.Warn("the API server does not show what policies need", "error", err)
 	}
-	s.err = err
 }
 
 // Transformer makes client-go's own stores keep as little as ours.
-func (s *watching) Transformer() cache.TransformFunc { return s.c.trim }
+func (s *watching) Transformer() cache.TransformFunc {
+	return func(v any) (any, error) {
+		if p, ok := v.(*corev1.Pod); ok {
+			return s.c.trim(p), nil
+		}
+		return v, nil
+	}
+}
 
 // Add takes over a new object.
 func (s *watching) Add(v any) error { return s.Update(v) }
 
 // Update takes over an object.
 func (s *watching) Update(v any) error {
-	v, err := s.c.trim(v)
+	o, err := s.c.object(v)
 	if err != nil {
 		return err
 	}
-	s.c.change(s, func() { s.c.take(s, v) })
+	s.c.change(s, func(now time.Time) { s.c.view.Seen(s.Watch, o, now) })
 	return nil
 }
 
@@ -123,37 +124,25 @@ func (s *watching) Delete(v any) error {
 	if unknown, ok := v.(cache.DeletedFinalStateUnknown); ok {
 		v = unknown.Obj
 	}
-	o, ok := v.(metav1.Object)
-	if accessor, is := v.(metav1.ObjectMetaAccessor); !ok && is {
-		o, ok = accessor.GetObjectMeta(), true
+	o, err := s.c.object(v)
+	if err != nil {
+		return err
 	}
-	if !ok {
-		return fmt.Errorf("deleting a %T: it has no name", v)
-	}
-	s.c.change(s, func() { s.c.drop(s, name{o.GetNamespace(), o.GetName()}) })
+	s.c.change(s, func(time.Time) { s.c.view.Gone(s.Watch, o) })
 	return nil
 }
 
 // Replace takes over all that there is.
 func (s *watching) Replace(list []any, _ string) error {
-	trimmed := make([]any, 0, len(list))
+	objects := make([]view.Object, 0, len(list))
 	for _, v := range list {
-		t, err := s.c.trim(v)
+		o, err := s.c.object(v)
 		if err != nil {
 			return err
 		}
-		trimmed = append(trimmed, t)
+		objects = append(objects, o)
 	}
-	s.c.change(s, func() {
-		gone := s.c.seenBy(s)
-		for _, v := range trimmed {
-			delete(gone, s.c.take(s, v))
-		}
-		for n := range maps.Keys(gone) {
-			s.c.drop(s, n)
-		}
-		s.synced, s.err = true, nil
-	})
+	s.c.change(s, func(now time.Time) { s.c.view.Listed(s.Watch, objects, now) })
 	return nil
 }
 
@@ -162,23 +151,19 @@ func (s *watching) Resync() error { return nil }
 
 var _ cache.TransformingStore = (*watching)(nil)
 
-// pod asks for one pod. A watch may be behind what the kubelet knows.
-func (c *Cluster) fetch(ctx context.Context, n name) (*pod, error) {
+// fetch asks for one pod. A watch may be behind what the kubelet knows.
+func (c *Cluster) fetch(ctx context.Context, n view.Name) (*view.Pod, error) {
 	var p corev1.Pod
-	if err := c.clients.core.Get().Namespace(n.namespace).Resource(string(Pods)).Name(n.name).Do(ctx).Into(&p); err != nil {
-		return nil, fmt.Errorf("asking for pod %s/%s: %w", n.namespace, n.name, err)
+	if err := c.clients.core.Get().Namespace(n.Namespace).Resource(string(view.Pods)).Name(n.Name).Do(ctx).Into(&p); err != nil {
+		return nil, fmt.Errorf("asking for pod %s/%s: %w", n.Namespace, n.Name, err)
 	}
-	t, err := c.trim(&p)
-	if err != nil {
-		return nil, err
-	}
-	return t.(*pod), nil
+	return c.trim(&p).Pod, nil
 }
 
 // ending reports whether a namespace is being deleted, or is gone.
 func (c *Cluster) ending(ctx context.Context, namespace string) (bool, error) {
 	var n corev1.Namespace
-	err := c.clients.core.Get().Resource(string(Namespaces)).Name(namespace).Do(ctx).Into(&n)
+	err := c.clients.core.Get().Resource(string(view.Namespaces)).Name(namespace).Do(ctx).Into(&n)
 	switch {
 	case apierrors.IsNotFound(err):
 		return true, nil
@@ -187,6 +172,3 @@ func (c *Cluster) ending(ctx context.Context, namespace string) (bool, error) {
 	}
 	return n.DeletionTimestamp != nil || n.Status.Phase == corev1.NamespaceTerminating, nil
 }
-
-// name is that of an object; namespace is empty for one that is in none.
-type name struct{ namespace, name string }

@@ -1,0 +1,116 @@
+package view
+
+import (
+	"errors"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/endpoint"
+	"github.com/podmark/podmark/pkg/ident"
+)
+
+// Ask is what the plugin asks: who the pod is that an attachment is to be of.
+type Ask struct {
+	// Attachment is zero from a plugin that is older than podmarkd.
+	Attachment     ident.Key
+	Namespace, Pod string
+	// UID is what the runtime says it is; empty where it does not.
+	UID string
+}
+
+func (a Ask) name() Name { return Name{a.Namespace, a.Pod} }
+
+// comes is how long after it was asked for an attachment may take to be there.
+const comes = time.Minute
+
+// expectation is an attachment that the plugin has asked for, and that is not there yet.
+type expectation struct {
+	until time.Time
+	// pod is what the API says; nil for nothing.
+	pod *Pod
+	// former are the attachments that a pod of the name had when it was asked for, where
+	// nothing else tells them from the one that comes.
+	former map[ident.Key]bool
+}
+
+// Expect says that the plugin is about to add an attachment.
+func (v *View) Expect(a Ask, now time.Time) {
+	e := v.expected[a]
+	if e == nil {
+		e = &expectation{}
+		v.expected[a] = e
+	}
+	e.until = now.Add(comes)
+	if p := v.pods[a.name()]; p.Is(a.UID) {
+		e.pod = p
+	}
+	v.dirty = true
+}
+
+// arrive ends the expectations of attachments that are there.
+func (v *View) arrive(residents map[ident.Key]resident, records []ident.Record) {
+	for a, e := range v.expected {
+		first := e.former == nil
+		if first {
+			e.former = map[ident.Key]bool{}
+		}
+		for _, r := range records {
+			if there, ok := residents[r.Key]; !ok || there.Name != a.name() {
+				continue
+			}
+			switch {
+			case a.Attachment != (ident.Key{}):
+				if r.Key == a.Attachment {
+					delete(v.expected, a)
+				}
+			case a.UID != "":
+				if r.UID == a.UID {
+					delete(v.expected, a)
+				}
+			case first:
+				e.former[r.Key] = true
+			case !e.former[r.Key]:
+				delete(v.expected, a)
+			}
+		}
+	}
+}
+
+// Answer is who the pod is, and why it cannot be told yet what its policies mean; nil for
+// a pod that is not known.
+func (v *View) Answer(a Ask, now time.Time) (p *Pod, waits error) {
+	if p = v.pods[a.name()]; !p.Is(a.UID) {
+		return nil, errUnknown
+	}
+	for _, w := range []Watch{{Kind: Pods, Node: v.node}, {Kind: Policies, Namespace: a.Namespace}} {
+		if !v.synced(w) {
+			return p, v.blame(w)
+		}
+	}
+	world := v.world()
+	for _, k := range v.policies[a.Namespace] {
+		if !k.Pods.Matches(p.Labels) || now.Sub(k.since) > hold {
+			continue
+		}
+		if w := v.lacks(k, world); w != nil {
+			return p, v.blame(*w)
+		}
+	}
+	return p, nil
+}
+
+// errUnknown: whoever asks says so better.
+var errUnknown = errors.New("the pod is not known yet")
+
+// Decided reports whether what was last decided is so with regard to a pod as it is now.
+func (v *View) Decided(p *Pod) bool {
+	return slices.ContainsFunc(v.decided[p.Namespace], func(labels map[string]string) bool { return maps.Equal(labels, p.Labels) })
+}
+
+// Profiles are those that the pod gets by what was last decided.
+func (v *View) Profiles(p *Pod) [2]desired.ProfileID {
+	r := ident.Record{Policed: true, Endpoint: endpoint.Endpoint{Namespace: p.Namespace, Pod: p.Pod.Name, Labels: p.Labels}}
+	return desired.Build(desired.Node{}, v.applied, []ident.Record{r}).Endpoints[0].Profiles
+}

@@ -1,0 +1,357 @@
+// Package view is what a node knows of its cluster, and what follows from that: what is to
+// be watched, what is to be enforced, and who a pod is that starts.
+//
+// It is pure: it asks nobody, starts nothing, logs nothing and reads no clock. Package
+// cluster tells it what watches see and which attachments the node has, and carries out
+// what it says. What somebody should read, it leaves in [View.Notes].
+package view
+
+import (
+	"maps"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/ident"
+)
+
+// View is what is known. It is not safe for concurrent use.
+type View struct {
+	node    string
+	follows func(network string) bool
+
+	watches map[Watch]*sight
+	wanted  map[Watch]bool
+
+	pods       map[Name]*Pod
+	namespaces map[string]map[string]string
+	policies   map[string]map[string]*known // by namespace and name
+	index      *desired.Index
+	// residents are the attachments of the node that have their policies from the API, and
+	// expected those that the plugin has asked for, and that are not there yet.
+	residents map[ident.Key]resident
+	expected  map[Ask]*expectation
+	// refused are the annotations of attachments that are not in force.
+	refused map[ident.Key]string
+	// applied is what is enforced; before the first round, what a former podmarkd left.
+	// decided are the labels, by namespace, of the pods for which it is.
+	applied desired.Policies
+	decided map[string][]map[string]string
+	begun   bool
+	// lost is set where nobody knows what is in the kernel.
+	lost bool
+	// dirty is set when a round would decide otherwise than the last one, besides what the
+	// index says.
+	dirty bool
+	notes []Note
+}
+
+// sight is a watch, and how far it is.
+type sight struct {
+	Watch
+	// synced is set once all has been seen that there was, err is why that takes long.
+	synced bool
+	err    error
+	// begun is when it began, and idle since when it is not needed; zero while it is.
+	begun, idle time.Time
+}
+
+// known is a policy of a namespace of which the node has pods.
+type known struct {
+	desired.Policy
+	needs needs
+	since time.Time
+	// gone is set once the API has it no more, and asked while it is asked why: the policy
+	// is enforced until that is known not to be the end of its namespace, whose pods may
+	// outlive their policies.
+	gone, asked bool
+}
+
+// Note is what somebody should read, with pairs of keys and values as in log/slog.
+type Note struct {
+	// Trouble is set for what somebody should do something about.
+	Trouble bool
+	Text    string
+	Args    []any
+}
+
+// New makes the view of a node of that name in the API, which knows nothing. follows tells
+// whether a network takes its policies from the API, for attachments that are older than
+// that; nil for those only that say so themselves.
+func New(node string, follows func(network string) bool) *View {
+	return &View{
+		node: node, follows: follows, watches: map[Watch]*sight{},
+		pods: map[Name]*Pod{}, namespaces: map[string]map[string]string{}, policies: map[string]map[string]*known{},
+		index: desired.NewIndex(), residents: map[ident.Key]resident{}, expected: map[Ask]*expectation{},
+		refused: map[ident.Key]string{}, dirty: true,
+	}
+}
+
+// Remember takes over what a former podmarkd has left in force.
+func (v *View) Remember(policies desired.Policies) {
+	v.applied = policies
+	// One that the API has no more may be one whose namespace is going.
+	for _, p := range policies.Policies {
+		v.enact(p, time.Time{})
+	}
+}
+
+// Notes hands out what there is to read since the last time.
+func (v *View) Notes() []Note {
+	notes := v.notes
+	v.notes = nil
+	return notes
+}
+
+func (v *View) note(trouble bool, text string, args ...any) {
+	v.notes = append(v.notes, Note{trouble, text, args})
+}
+
+// Listed takes over all that a watch sees.
+func (v *View) Listed(w Watch, objects []Object, now time.Time) {
+	s := v.watches[w]
+	if s == nil {
+		return
+	}
+	gone := v.seenBy(s)
+	for _, o := range objects {
+		v.take(s, o, now)
+		delete(gone, o.name())
+	}
+	for n := range gone {
+		v.drop(s, n, UID{})
+	}
+	s.synced, s.err = true, nil
+}
+
+// Seen takes over an object that is new, or has changed.
+func (v *View) Seen(w Watch, o Object, now time.Time) {
+	if s := v.watches[w]; s != nil {
+		v.take(s, o, now)
+	}
+}
+
+// Gone takes over that a watch sees an object no more.
+func (v *View) Gone(w Watch, o Object) {
+	if s := v.watches[w]; s != nil {
+		v.drop(s, o.name(), o.uid())
+	}
+}
+
+// Failed takes over why the API does not show what is watched; nil where it does again. It
+// reports whether that is news.
+func (v *View) Failed(w Watch, err error) (news bool) {
+	s := v.watches[w]
+	if s == nil {
+		return false
+	}
+	news = err != nil && (s.err == nil || s.err.Error() != err.Error())
+	s.err = err
+	return news
+}
+
+func (v *View) take(s *sight, o Object, now time.Time) {
+	switch o := o.(type) {
+	case *Pod:
+		v.takePod(s, o)
+	case *Namespace:
+		if !maps.Equal(v.namespaces[o.Name], o.Labels) {
+			v.namespaces[o.Name] = o.Labels
+			v.index.Label(o.Name, o.Labels)
+			v.dirty = true
+		}
+	case *Policy:
+		v.takePolicy(o, now)
+	}
+}
+
+func (v *View) takePod(s *sight, p *Pod) {
+	n := p.name()
+	old := v.pods[n]
+	if old != nil && old.UID == p.UID {
+		p.seen, p.served = old.seen, old.served
+	}
+	if old != nil && old.Version > p.Version { // another watch was quicker
+		if old.UID != p.UID {
+			return // and shows a successor, which this one may never show
+		}
+		p = old
+	}
+	if !slices.Contains(p.seen, s) {
+		p.seen = append(slices.Clip(p.seen), s)
+	}
+	if p == old {
+		return
+	}
+	v.pods[n] = p
+	v.enrol(p)
+	if p.Own == nil {
+		return
+	}
+	for ask, e := range v.expected {
+		if ask.name() == n && p.Is(ask.UID) {
+			e.pod = p
+		}
+	}
+	if old == nil || old.Own == nil || *old.Own != *p.Own || !maps.Equal(old.Labels, p.Labels) || !slices.Equal(old.Ports, p.Ports) {
+		v.dirty = true
+	}
+}
+
+// enrol puts a pod where others may be allowed to speak to it, or takes it out. One that
+// had an attachment here has its addresses by that, and when that is gone has none.
+func (v *View) enrol(p *Pod) {
+	if p.Peer && !p.served {
+		v.index.Put(&p.Pod, p.Rank)
+	} else {
+		v.index.Remove(p.Namespace, p.Pod.Name)
+	}
+}
+
+func (v *View) takePolicy(p *Policy, now time.Time) {
+	if old := v.policies[p.Namespace][p.Name]; old != nil && !old.gone && reflect.DeepEqual(old.Policy, p.Policy) {
+		return
+	}
+	if p.Unclear != nil {
+		v.note(true, "a part of a policy is not understood, and allows nothing", "error", p.Unclear)
+	}
+	v.enact(p.Policy, now)
+	v.dirty = true
+}
+
+func (v *View) enact(p desired.Policy, since time.Time) {
+	if v.policies[p.Namespace] == nil {
+		v.policies[p.Namespace] = map[string]*known{}
+	}
+	v.policies[p.Namespace][p.Name] = &known{Policy: p, needs: needsOf(p), since: since}
+}
+
+// drop takes over that a watch sees something no more: whatever has the name where uid is
+// zero.
+func (v *View) drop(s *sight, n Name, uid UID) {
+	switch s.Kind {
+	case Pods:
+		p := v.pods[n]
+		if p == nil || uid != (UID{}) && uid != p.UID {
+			return
+		}
+		if p.seen = slices.DeleteFunc(slices.Clone(p.seen), func(other *sight) bool { return other == s }); len(p.seen) == 0 {
+			delete(v.pods, n)
+			v.index.Remove(n.Namespace, n.Name)
+		}
+	case Namespaces:
+		delete(v.namespaces, n.Name)
+		v.index.Label(n.Name, nil)
+		v.dirty = true
+	case Policies:
+		if p := v.policies[n.Namespace][n.Name]; p != nil {
+			p.gone = true
+		}
+	}
+}
+
+// seenBy lists what a watch sees.
+func (v *View) seenBy(s *sight) map[Name]bool {
+	out := map[Name]bool{}
+	switch s.Kind {
+	case Pods:
+		for n, p := range v.pods {
+			if slices.Contains(p.seen, s) {
+				out[n] = true
+			}
+		}
+	case Namespaces:
+		for n := range v.namespaces {
+			out[Name{Name: n}] = true
+		}
+	case Policies:
+		for n, p := range v.policies[s.Namespace] {
+			if !p.gone {
+				out[Name{s.Namespace, n}] = true
+			}
+		}
+	}
+	return out
+}
+
+// forget drops what only a watch that has ended saw.
+func (v *View) forget(s *sight) {
+	delete(v.watches, s.Watch)
+	if s.Kind == Policies {
+		delete(v.policies, s.Namespace)
+		return
+	}
+	for n := range v.seenBy(s) {
+		v.drop(s, n, UID{})
+	}
+}
+
+// Complete adds to the sets of a state the pods elsewhere that are in the kernel's; known
+// is false before the first round, which finds out.
+func (v *View) Complete(s desired.State) (complete desired.State, known bool) {
+	if !v.begun {
+		return s, false
+	}
+	return v.index.Complete(s), true
+}
+
+// Stir has the next round decide anew.
+func (v *View) Stir() { v.dirty = true }
+
+// Lost says that nobody knows what is in the kernel.
+func (v *View) Lost() { v.dirty, v.lost = true, true }
+
+// Begun reports whether there was a decision.
+func (v *View) Begun() bool { return v.begun }
+
+// Changed reports whether the next decision is another than the last one.
+func (v *View) Changed() bool { return v.dirty || v.index.Changed() }
+
+// Hurried reports whether the next decision should not wait long: a pod is about to have
+// an attachment, or something will change by itself.
+func (v *View) Hurried() bool { return len(v.expected) > 0 || v.dirty }
+
+// Decide is what is to be enforced from now on, given the attachments.
+func (v *View) Decide(records []ident.Record, now time.Time) apply.Revision {
+	var rev apply.Revision
+	rev.Records = v.Attach(records)
+	if v.dirty {
+		if next, waits := v.next(now); !v.begun || !reflect.DeepEqual(next, v.applied) {
+			rev.Policies = &next
+			v.index.Follow(next)
+			v.applied, v.dirty = next, waits
+		} else {
+			v.dirty = waits
+		}
+	}
+	if rev.Unknown = v.lost || !v.begun; !rev.Unknown { // all sets are filled then
+		rev.Gone, rev.Come = v.index.Changes()
+	}
+	v.index.Settle()
+	v.begun, v.lost = true, false
+	return rev
+}
+
+// Size is how much is known.
+type Size struct {
+	// Policies are in force.
+	Policies int
+	// Watches are under way, Wanted those that policies need, and Behind those of them of
+	// which not all has been seen yet.
+	Watches, Wanted, Behind int
+	// Pods are those that are known, the node's own among them.
+	Pods int
+}
+
+// Size tells how much is known now.
+func (v *View) Size() Size {
+	s := Size{Policies: len(v.applied.Policies), Watches: len(v.watches), Wanted: len(v.wanted), Pods: len(v.pods)}
+	for w := range v.wanted {
+		if watch := v.watches[w]; watch == nil || !watch.synced {
+			s.Behind++
+		}
+	}
+	return s
+}

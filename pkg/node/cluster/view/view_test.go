@@ -1,0 +1,421 @@
+package view
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/endpoint"
+	"github.com/podmark/podmark/pkg/ident"
+)
+
+// scene is a view with the cluster and the node around it. Watches show what the cluster
+// has as soon as they begin, but for those that are held.
+type scene struct {
+	*View
+	t       *testing.T
+	now     time.Time
+	version uint64
+	objects map[string]Object
+	held    map[Watch]bool
+	records map[ident.Key]ident.Record
+}
+
+func newScene(t *testing.T) *scene {
+	t.Helper()
+	return &scene{
+		View: New("node", nil), t: t, now: time.Unix(1_700_000_000, 0),
+		objects: map[string]Object{}, held: map[Watch]bool{}, records: map[ident.Key]ident.Record{},
+	}
+}
+
+func kindOf(o Object) Kind {
+	switch o.(type) {
+	case *Pod:
+		return Pods
+	case *Namespace:
+		return Namespaces
+	}
+	return Policies
+}
+
+func keyOf(o Object) string { return fmt.Sprint(kindOf(o), o.name()) }
+
+// shows reports whether a watch shows an object.
+func (w Watch) shows(o Object) bool {
+	if w.Kind != kindOf(o) || w.Namespace != "" && w.Namespace != o.name().Namespace {
+		return false
+	}
+	p, ok := o.(*Pod)
+	return !ok || (w.Node == "" || p.Own != nil) && (w.Labels == "" || w.Labels == labelSelector(selects(p.Labels)))
+}
+
+func selects(labels map[string]string) (s desired.Selector) {
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
+		s = append(s, desired.Requirement{Key: key, Op: desired.In, Values: []string{labels[key]}})
+	}
+	return s
+}
+
+// put creates or changes an object, and shows it to those who watch it.
+func (w *scene) put(o Object) {
+	w.version++
+	if p, ok := o.(*Pod); ok {
+		p.Version = w.version
+	}
+	was := w.objects[keyOf(o)]
+	if was != nil && was.uid() != o.uid() {
+		w.remove(was)
+		was = nil
+	}
+	w.objects[keyOf(o)] = o
+	for watch, s := range w.watches {
+		switch {
+		case !s.synced:
+		case watch.shows(o):
+			w.Seen(watch, again(o), w.now)
+		case was != nil && watch.shows(was):
+			w.Gone(watch, was)
+		}
+	}
+}
+
+// again is a copy: each watch brings its own.
+func again(o Object) Object {
+	if p, ok := o.(*Pod); ok {
+		c := *p
+		c.seen, c.served = nil, false
+		return &c
+	}
+	return o
+}
+
+func (w *scene) remove(o Object) {
+	w.version++
+	delete(w.objects, keyOf(o))
+	for watch, s := range w.watches {
+		if s.synced && watch.shows(o) {
+			w.Gone(watch, o)
+		}
+	}
+}
+
+// round does what a cluster does: watches begin, and what there is is decided, until
+// nothing changes. It returns what is enforced.
+func (w *scene) round() desired.Policies {
+	w.t.Helper()
+	for n := 0; ; n++ {
+		if n == 100 {
+			w.t.Fatal("watches begin without an end")
+		}
+		begin, _, all := w.Plan(w.now)
+		for watch := range w.watches {
+			if s := w.watches[watch]; !s.synced && s.err == nil && !w.held[watch] {
+				w.list(watch)
+			}
+		}
+		if len(begin) > 0 {
+			continue
+		}
+		if w.Begun() && w.Changed() || !w.Begun() && all {
+			rev := w.Decide(w.attached(), w.now)
+			for _, r := range rev.Records {
+				w.records[r.Key] = r
+			}
+		}
+		return w.applied
+	}
+}
+
+func (w *scene) list(watch Watch) {
+	var list []Object
+	for _, o := range w.objects {
+		if watch.shows(o) {
+			list = append(list, again(o))
+		}
+	}
+	w.Listed(watch, list, w.now)
+}
+
+func (w *scene) attached() []ident.Record {
+	return slices.SortedFunc(maps.Values(w.records), func(a, b ident.Record) int { return int(a.ID) - int(b.ID) })
+}
+
+func app(name string) map[string]string { return map[string]string{"app": name} }
+
+// pod is one of the node's in the API, of namespace shop.
+func pod(name, uid, label string, addresses ...string) *Pod {
+	p := &Pod{Pod: desired.Pod{Namespace: "shop", Name: name, Labels: app(label)}, UID: UIDOf(uid), Own: &Identity{UID: uid}}
+	for _, a := range addresses {
+		p.Addresses = append(p.Addresses, netip.MustParseAddr(a))
+	}
+	p.Peer = len(p.Addresses) > 0
+	return p
+}
+
+// far is one of another node.
+func far(name, uid, label string, addresses ...string) *Pod {
+	p := pod(name, uid, label, addresses...)
+	p.Own = nil
+	return p
+}
+
+// isolating is a policy of namespace shop that isolates the pods of a label, but for those of
+// peers.
+func isolating(label string, peers ...string) *Policy {
+	p := &Policy{Policy: desired.Policy{Namespace: "shop", Name: label, Pods: selects(app(label)), Ingress: &desired.Isolation{}}}
+	for _, peer := range peers {
+		p.Ingress.Rules = append(p.Ingress.Rules, desired.Rule{Peers: []desired.Peer{{Namespace: "shop", Pods: selects(app(peer))}}})
+	}
+	return p
+}
+
+func key(container string) ident.Key {
+	return ident.Key{Network: "net", ContainerID: container, IfName: "eth0"}
+}
+
+// ask is what the plugin asks for a sandbox of pod shop/web.
+func ask(container, uid string) Ask {
+	return Ask{Attachment: key(container), Namespace: "shop", Pod: "web", UID: uid}
+}
+
+// attach has the plugin add what it was answered.
+func (w *scene) attach(a Ask, address string) {
+	w.t.Helper()
+	p, waits := w.Answer(a, w.now)
+	if waits != nil || !w.Decided(p) {
+		w.t.Fatalf("%v is not answered: %v", a, waits)
+	}
+	w.records[a.Attachment] = ident.Record{
+		Key: a.Attachment, UID: a.UID, Policed: true, Kubernetes: true, Committed: true,
+		Endpoint: endpoint.Endpoint{Namespace: a.Namespace, Pod: a.Pod, Labels: p.Labels, Addresses: []netip.Addr{netip.MustParseAddr(address)}},
+	}
+}
+
+// isolated reports whether the policies of now isolate the attachment.
+func (w *scene) isolated(container string) bool {
+	w.t.Helper()
+	r, ok := w.records[key(container)]
+	if !ok {
+		w.t.Fatalf("there is no attachment of %s", container)
+	}
+	return desired.Build(desired.Node{}, w.applied, []ident.Record{r}).Endpoints[0].Profiles[desired.Ingress] != ""
+}
+
+// A pod gets the policies of its own labels whatever attachments a former pod of its name
+// still has, in whatever order the runtime and the API tell of the two.
+func TestNamesake(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		old, new string // UIDs, empty where the runtime tells none
+		// what happens between the former pod and the answer, and behind the ADD
+		before, after []string
+	}{
+		{name: "the old one's DEL is late", old: "1", new: "2", before: []string{"replace", "ask"}, after: []string{"round", "DEL"}},
+		{name: "the old one's DEL never comes", old: "1", new: "2", before: []string{"replace", "ask"}, after: []string{"round", "round"}},
+		{name: "the old one's DEL comes between", old: "1", new: "2", before: []string{"replace", "ask", "DEL"}, after: []string{"round"}},
+		{name: "the old one's DEL comes before", old: "1", new: "2", before: []string{"DEL", "replace", "ask"}, after: []string{"round"}},
+		{name: "it is asked for before the API shows it", old: "1", new: "2", before: []string{"ask", "round", "replace"}, after: []string{"round", "DEL"}},
+		{name: "rounds in between", old: "1", new: "2", before: []string{"round", "replace", "round", "ask", "round", "round"}, after: []string{"round", "round"}},
+		{name: "the runtime tells no UID of the old one", new: "2", before: []string{"replace", "ask", "round"}, after: []string{"round", "DEL"}},
+		{name: "the runtime tells no UID", before: []string{"replace", "ask", "round"}, after: []string{"round"}},
+		{name: "the API says addresses, and the runtime no UID", before: []string{"replace", "ask", "round"}, after: []string{"addresses", "round", "round"}},
+	} {
+		for _, labels := range [][2]string{{"open", "closed"}, {"closed", "open"}} {
+			t.Run(tt.name+", "+labels[0]+" to "+labels[1], func(t *testing.T) {
+				w := newScene(t)
+				w.put(isolating("closed"))
+				w.put(pod("web", "1", labels[0]))
+				w.Expect(ask("old", tt.old), w.now)
+				w.round()
+				w.attach(ask("old", tt.old), "10.0.0.1")
+				w.put(pod("web", "1", labels[0], "10.0.0.1"))
+				w.round()
+				do := func(steps []string) {
+					for _, step := range steps {
+						switch step {
+						case "replace":
+							w.put(pod("web", "2", labels[1]))
+						case "addresses":
+							w.put(pod("web", "2", labels[1], "10.0.0.2"))
+						case "ask":
+							w.Expect(ask("new", tt.new), w.now)
+						case "DEL":
+							delete(w.records, key("old"))
+							w.Stir()
+							w.round()
+						case "round":
+							w.Stir()
+							w.round()
+						}
+						if _, there := w.records[key("old")]; there && w.isolated("old") != (labels[0] == "closed") {
+							t.Errorf("after %s, the old one is isolated: %v", step, w.isolated("old"))
+						}
+						if _, there := w.records[key("new")]; there && w.isolated("new") != (labels[1] == "closed") {
+							t.Errorf("after %s, the new one is isolated: %v", step, w.isolated("new"))
+						}
+					}
+				}
+				do(tt.before)
+				w.round()
+				w.attach(ask("new", tt.new), "10.0.0.2")
+				do(append([]string{""}, tt.after...))
+				w.put(pod("web", "2", labels[0], "10.0.0.2"))
+				w.Stir()
+				w.round()
+				if w.isolated("new") != (labels[0] == "closed") {
+					t.Errorf("relabelled, the new one is isolated: %v", w.isolated("new"))
+				}
+			})
+		}
+	}
+}
+
+// What a pod is answered is what is in force for the labels that it has then.
+func TestAnswer(t *testing.T) {
+	w := newScene(t)
+	w.put(isolating("closed"))
+	w.put(pod("web", "1", "open"))
+	w.Expect(ask("a", "1"), w.now)
+	w.round()
+	w.put(pod("web", "1", "closed"))
+	p, _ := w.Answer(ask("a", "1"), w.now)
+	if w.Decided(p) {
+		t.Error("it is answered although its labels have changed since")
+	}
+	w.round()
+	if !w.Decided(p) || w.Profiles(p)[desired.Ingress] == "" {
+		t.Errorf("decided %v, with profiles %q", w.Decided(p), w.Profiles(p))
+	}
+}
+
+// An expectation ends with the attachment, and by itself after a while.
+func TestExpectation(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		ask  Ask
+	}{
+		{"by its key", ask("new", "2")},
+		{"by its UID", Ask{Namespace: "shop", Pod: "web", UID: "2"}},
+		{"by being new", Ask{Namespace: "shop", Pod: "web"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newScene(t)
+			w.put(pod("web", "1", "open"))
+			w.Expect(ask("old", "1"), w.now)
+			w.round()
+			w.attach(ask("old", "1"), "10.0.0.1")
+			w.Stir()
+			w.round()
+			if len(w.expected) != 0 {
+				t.Fatal("the first attachment is expected, and is there")
+			}
+			w.put(pod("web", "2", "open"))
+			w.Expect(tt.ask, w.now)
+			for range 3 {
+				w.Stir()
+				w.round()
+				if len(w.expected) != 1 {
+					t.Fatal("it is not expected, although it is not there")
+				}
+			}
+			r := w.records[key("old")]
+			r.Key, r.UID, r.Addresses = key("new"), tt.ask.UID, []netip.Addr{netip.MustParseAddr("10.0.0.2")}
+			w.records[r.Key] = r
+			w.Stir()
+			w.round()
+			if len(w.expected) != 0 {
+				t.Error("it is expected although it is there")
+			}
+			w.Expect(ask("never", "2"), w.now)
+			w.now = w.now.Add(comes + 1)
+			w.round()
+			if len(w.expected) != 0 {
+				t.Error("it is expected for ever")
+			}
+		})
+	}
+}
+
+// Whose an attachment is, is told by the surest that is known.
+func TestAssign(t *testing.T) {
+	record := func(container, uid, address string) ident.Record {
+		return ident.Record{Key: key(container), UID: uid, Endpoint: endpoint.Endpoint{Namespace: "shop", Pod: "web", Addresses: []netip.Addr{netip.MustParseAddr(address)}}}
+	}
+	second := record("a", "", "10.9.0.1")
+	second.Network = "second"
+	static := pod("web", "mirror", "x")
+	static.Own.Hash = "manifest"
+	for _, tt := range []struct {
+		name    string
+		pod     *Pod
+		records []ident.Record
+		asked   []Ask
+		want    []string
+	}{
+		{"by UID", pod("web", "2", "x"), []ident.Record{record("a", "1", "10.0.0.1"), record("b", "2", "10.0.0.2")}, nil, []string{"net/b/eth0"}},
+		{"another's UID", pod("web", "2", "x"), []ident.Record{record("a", "1", "10.0.0.1")}, nil, nil},
+		{"another's UID, with the pod's address", pod("web", "2", "x", "10.0.0.1"), []ident.Record{record("a", "1", "10.0.0.1")}, nil, nil},
+		{"by the only name", pod("web", "2", "x"), []ident.Record{record("a", "", "10.0.0.1")}, nil, []string{"net/a/eth0"}},
+		{"not by the only name, where another has the UID", pod("web", "2", "x"), []ident.Record{record("a", "", "10.0.0.1"), record("b", "2", "10.0.0.2")}, nil, []string{"net/b/eth0"}},
+		{"not by the only name, where another comes", pod("web", "2", "x"), []ident.Record{record("a", "", "10.0.0.1")}, []Ask{ask("b", "")}, nil},
+		{"by address", pod("web", "2", "x", "10.0.0.2"), []ident.Record{record("a", "", "10.0.0.1"), record("b", "", "10.0.0.2")}, nil, []string{"net/b/eth0"}},
+		{"neither of two", pod("web", "2", "x"), []ident.Record{record("a", "", "10.0.0.1"), record("b", "", "10.0.0.2")}, nil, nil},
+		{"two of a sandbox", pod("web", "2", "x", "10.0.0.1"), []ident.Record{record("a", "", "10.0.0.1"), second, record("b", "", "10.0.0.2")}, nil, []string{"net/a/eth0", "second/a/eth0"}},
+		{"two of a sandbox, one with the UID", pod("web", "2", "x"), []ident.Record{record("a", "2", "10.0.0.1"), second, record("b", "", "10.0.0.2")}, nil, []string{"net/a/eth0", "second/a/eth0"}},
+		{"a static pod", static, []ident.Record{record("a", "manifest", "10.0.0.1")}, nil, []string{"net/a/eth0"}},
+		{"a pod elsewhere", far("web", "2", "x", "10.0.0.1"), []ident.Record{record("a", "", "10.0.0.1")}, nil, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			v := New("node", nil)
+			v.pods[tt.pod.name()] = tt.pod
+			for _, a := range tt.asked {
+				v.Expect(a, time.Time{})
+			}
+			var got []string
+			for k := range v.assign(tt.records) {
+				got = append(got, k.String())
+			}
+			if slices.Sort(got); !slices.Equal(got, tt.want) {
+				t.Errorf("its attachments are %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+// A watch that lags does not bring a former pod back, nor take its successor away.
+func TestLaggingWatch(t *testing.T) {
+	v := New("node", nil)
+	quick, slow := Watch{Kind: Pods, Node: "node"}, Watch{Kind: Pods, Namespace: "shop"}
+	for _, w := range []Watch{quick, slow} {
+		v.watches[w] = &sight{Watch: w, synced: true}
+	}
+	at := func(version uint64, p *Pod) *Pod { p.Version = version; return p }
+	v.Seen(quick, at(1, pod("web", "1", "a")), time.Time{})
+	v.Seen(slow, at(1, pod("web", "1", "a")), time.Time{})
+	v.Gone(quick, at(3, pod("web", "1", "b")))
+	v.Seen(quick, at(4, pod("web", "2", "c")), time.Time{})
+	is := func(uid, label string) {
+		t.Helper()
+		p := v.pods[Name{"shop", "web"}]
+		if p == nil || p.UID != UIDOf(uid) || p.Labels["app"] != label {
+			t.Errorf("it is %v, want %s with label %s", p, uid, label)
+		}
+	}
+	is("2", "c")
+	v.Seen(slow, at(2, pod("web", "1", "b")), time.Time{})
+	is("2", "c")
+	v.Gone(slow, at(3, pod("web", "1", "b")))
+	is("2", "c")
+	v.Seen(slow, at(4, pod("web", "2", "c")), time.Time{})
+	v.Gone(quick, at(5, pod("web", "2", "c")))
+	is("2", "c")
+	v.Gone(slow, at(5, pod("web", "2", "c")))
+	if len(v.pods) != 0 {
+		t.Errorf("%v is there for ever", v.pods)
+	}
+}
