@@ -165,7 +165,7 @@ func TestNewer(t *testing.T) {
 	for name, call := range map[string]func() error{
 		"load":        func() error { _, err := n.load(); return err },
 		"State":       func() error { _, err := n.State(); return err },
-		"Add":         func() error { _, err := n.Add(t.Context(), Settings{}, ident.Record{}, nil); return err },
+		"Add":         func() error { _, err := n.Add(t.Context(), Settings{}, ident.Record{}, nil, nil); return err },
 		"Close":       func() error { return n.Close(t.Context(), Settings{}, ident.Record{}, nil) },
 		"SetPolicies": func() error { _, err := n.SetPolicies(t.Context(), Settings{}, named("a")); return err },
 		"Keep":        func() error { _, err := n.Keep(t.Context(), nil); return err },
