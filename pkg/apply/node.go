@@ -108,6 +108,8 @@ type file struct {
 	// podmark, whose rules forbade none. AllowTunnels makes that none.
 	Tunnels      *desired.Tunnels `json:"tunnels,omitempty"`
 	AllowTunnels bool             `json:"allowTunnels,omitempty"`
+	// Unfiltered is what bridges with endpoints kept from IP when the rules were written.
+	Unfiltered desired.Unfiltered `json:"unfiltered,omitzero"`
 	// Policies are in a file of their own, which is written when they change.
 	Policies desired.Policies `json:"-"`
 	// Kubernetes is set once they come from the Kubernetes API, and Incomplete where rules
@@ -139,7 +141,7 @@ func (f file) node() (desired.Node, error) {
 	if f.Backend != "" && f.Backend != NFTables && variants[f.Backend] == "" {
 		return desired.Node{}, fmt.Errorf("%w: %s: there is no backend %q", ident.ErrDamaged, ident.NodeFile, f.Backend)
 	}
-	node := desired.Node{Layout: layout, Epoch: f.Epoch, NodePorts: f.NodePorts, SCTPPorts: f.NodePorts, Unlogged: f.Log != logged}
+	node := desired.Node{Layout: layout, Epoch: f.Epoch, NodePorts: f.NodePorts, SCTPPorts: f.NodePorts, Unfiltered: f.Unfiltered, Unlogged: f.Log != logged}
 	if f.Moving != nil {
 		former, err := mark.NewLayout(f.Moving.Mask)
 		if err != nil {
@@ -308,7 +310,7 @@ func (n Node) sync(ctx context.Context, f file, coming ...ident.Record) (file, e
 			return f, err
 		}
 	}
-	if f, _, err = n.relink(f); err != nil {
+	if f, _, err = n.surveyNow(f); err != nil {
 		return f, err
 	}
 	return n.rewrite(ctx, f, coming...)
