@@ -110,6 +110,8 @@ type file struct {
 	// podmark, whose rules forbade none. AllowTunnels makes that none.
 	Tunnels      *desired.Tunnels `json:"tunnels,omitempty"`
 	AllowTunnels bool             `json:"allowTunnels,omitempty"`
+	// Unfiltered is what bridges with endpoints kept from IP when the rules were written.
+	Unfiltered desired.Unfiltered `json:"unfiltered,omitzero"`
 	header
 	// Leaving is set from when an uninstall begins: what is there still counts for nothing.
 	Leaving bool `json:"leaving,omitempty"`
@@ -149,7 +151,7 @@ func (f file) node() (desired.Node, error) {
 	if f.Backend != "" && f.Backend != NFTables && variants[f.Backend] == "" {
 		return desired.Node{}, fmt.Errorf("%w: %s: there is no backend %q", ident.ErrDamaged, ident.NodeFile, f.Backend)
 	}
-	node := desired.Node{Layout: layout, Epoch: f.Epoch, NodePorts: f.NodePorts, SCTPPorts: f.NodePorts, Unlogged: f.Log != logged}
+	node := desired.Node{Layout: layout, Epoch: f.Epoch, NodePorts: f.NodePorts, SCTPPorts: f.NodePorts, Unfiltered: f.Unfiltered, Unlogged: f.Log != logged}
 	if f.Moving != nil {
 		former, err := mark.NewLayout(f.Moving.Mask)
 		if err != nil {
@@ -344,7 +346,7 @@ func (n Node) sync(ctx context.Context, f file, coming ...ident.Record) (file, e
 			return f, err
 		}
 	}
-	if f, _, err = n.relink(f); err != nil {
+	if f, _, err = n.surveyNow(f); err != nil {
 		return f, err
 	}
 	return n.rewrite(ctx, f, coming...)

@@ -100,7 +100,7 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 		f, err = n.sync(ctx, f)
 	}
 	if err == nil && !f.Kubernetes { // an operator's apply looks at the node, too
-		f, _, err = n.relink(f)
+		f, _, err = n.surveyNow(f)
 	}
 	if err != nil {
 		return Applied{}, err

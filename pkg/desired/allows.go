@@ -121,6 +121,9 @@ func (s State) Allows(p Packet) Verdict {
 	if v := s.stray(p); !v.Allowed {
 		return v
 	}
+	if p.bridged() && p.Frame.To != "" && s.Unfiltered.Of(p.Src) {
+		return s.unfiltered(p)
+	}
 	switch {
 	case p.onLink():
 		return Verdict{Allowed: true, By: "neighbour discovery"}
@@ -279,6 +282,17 @@ func (s State) stray(p Packet) Verdict {
 		}
 	}
 	return pass
+}
+
+// unfiltered answers for what goes from port to port past IP: only whom nobody isolates may send
+// it, and get it.
+func (s State) unfiltered(p Packet) Verdict {
+	for _, e := range s.Endpoints {
+		if e.Port == p.Frame.From && s.Isolates(e.Profiles[Egress]) || e.Port == p.Frame.To && s.Isolates(e.Profiles[Ingress]) {
+			return Verdict{By: "from port to port of a bridge that hands nothing to IP, so that no policy can be asked"}
+		}
+	}
+	return Verdict{Allowed: true, By: "from port to port of a bridge, and neither end is isolated"}
 }
 
 // reports holds for an error from an end of the flow that it is about, by its own address, or

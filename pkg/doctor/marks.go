@@ -13,6 +13,7 @@ import (
 
 const (
 	whyForged = "these bits carry the ID of the pod in the packet mark, and the policy under which a flow was allowed in the conntrack mark: when others write them there, a packet passes for another pod's, or a flow for one that was judged"
+	whyMisled = "iptables finds policies by addresses, so they hold. But the bits carry the ID of the pod while a packet is on its way to a service: what a router in a pod wraps, from a further prefix, can pass for what comes from outside, and be sent on to another node's tunnel by way of a service. With bits of their own neither minds the other"
 	whyShared = "verdicts stay right, but podmark writes these bits of packets to the node and to services, and takes them off again: what the other program had in them is lost, and what it does elsewhere may come in between. With bits of their own neither minds the other"
 	whySeen   = "until the ID is taken off again, the packet is not the one that is asked for: a whole mark with an ID in it equals no other, and an ID can equal what others mean by these bits. So their rule, route or service does not hold for these packets, or holds for others"
 )
@@ -56,7 +57,11 @@ func checkRules(f Facts) []Finding {
 
 func colliding(c foreign.Collision, mend string) Finding {
 	found := Finding{Severity: Error, What: c.String(), Why: whyForged, Mend: mend}
-	if c.Harm != foreign.Forged {
+	switch c.Harm {
+	case foreign.Forged:
+	case foreign.Misled:
+		found.Why = whyMisled
+	default:
 		found.Severity, found.Why = Warning, whyShared
 	}
 	return found

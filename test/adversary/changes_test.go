@@ -1,6 +1,7 @@
 package adversary_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -8,6 +9,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/test/frame"
 	"github.com/podmark/podmark/test/lab"
 )
@@ -32,6 +35,51 @@ var changes = changed(
 	change{name: "taken out of its VRF", at: []attachment{vrf}, do: noMaster},
 	change{name: "taken out of its VRF without a group", at: []attachment{vrf}, do: inTurn(groupLost, noMaster)},
 )
+
+// filtering is what somebody does to br_netfilter. No policy can be asked about what goes from
+// port to port then: isolated pods neither send nor get it, from podmarkd's next look on.
+var filtering = []attack{{name: "frames between ports kept from IP", at: onBridge, run: func(s *scene) {
+	allowed := func() []byte { return s.new(s.free, s.server, 80) }
+	forbidden := func() {
+		for _, p := range []struct {
+			from, to *actor
+			port     uint16
+		}{{s.free, s.server, 81}, {s.other, s.server, 80}, {s.free, s.denied, 80}, {s.denied, s.other, 7}, {s.client, s.twin, 53}, {s.client, s.free, 53}} {
+			s.deny("a forbidden packet", p.from, s.new(p.from, p.to, p.port), p.to)
+		}
+	}
+	answered := s.open(frame.UDP, s.free, s.server, 80)
+	s.settle()
+	s.finally(s.looks)
+	s.sysctl(pick(s.f, "net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"), "0", "1")
+	s.looks()
+	forbidden()
+	s.deny("what a policy allows", s.free, allowed(), s.server)
+	s.deny("in a live flow", s.free, answered.fromClient(), s.server)
+	s.deny("in a live flow, the answer of who may send", s.client, s.udp(s.to(s.client, 53), s.to(s.free, s.port())), s.free)
+	s.pass("between pods without a policy", s.free, s.new(s.free, s.other, 7), s.other)
+	s.pass("what the node sends on", s.x, s.new(s.x, s.other, 7), s.other)
+	s.pass("what the node sends on, by a policy", s.client, s.new(s.client, s.x, 53), s.x)
+	s.deny("what the node sends on, and no policy allows", s.client, s.new(s.client, s.x, 54), s.x)
+	s.settle()
+	s.Sysctl(pick(s.f, "net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"), "1")
+	s.looks()
+	forbidden()
+	s.pass("what a policy allows, again", s.free, allowed(), s.server)
+}}}
+
+// looks has podmarkd look at the node.
+func (s *scene) looks() {
+	s.Helper()
+	err := s.Do(func() error {
+		_, err := apply.Node{Store: ident.At(s.StateDir), LockTimeout: fenceLimit}.Keep(context.Background(), nil)
+		return err
+	})
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.mutate(s.T)
+}
 
 // change is what is done to links of the node.
 type change struct {

@@ -88,10 +88,12 @@ func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend apply.Back
 		live := records[:1+r.IntN(len(records))]
 		r.Shuffle(len(records), func(i, j int) { records[i], records[j] = records[j], records[i] })
 		group(b, live)
+		node.Unfiltered = b.filters(desired.Unfiltered{})
 		if err := backend.Sync(ctx, desired.Build(node, desired.Policies{}, live)); err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
 		flows := openFlows(t, r, b)
+		node.Unfiltered = b.filters(desired.Unfiltered{IPv4: r.IntN(4) == 0, IPv6: r.IntN(4) == 0})
 		node.Epoch, node.Unlogged = node.Layout.NextEpoch(node.Epoch), round%2 == 1
 		whole := desired.Build(node, policies, live)
 		if _, err := backend.Fill(ctx, whole); err != nil {

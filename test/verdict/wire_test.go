@@ -100,6 +100,19 @@ func newBench(t *testing.T, pods int) *bench {
 	return b
 }
 
+// filters has br_netfilter hand what goes from port to port to IP, but for the families of not,
+// which it returns.
+func (b *bench) filters(not desired.Unfiltered) desired.Unfiltered {
+	b.t.Helper()
+	for name, off := range map[string]bool{"iptables": not.IPv4, "ip6tables": not.IPv6} {
+		value := map[bool]string{false: "1", true: "0"}[off]
+		if err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-"+name, []byte(value), 0o644); err != nil {
+			b.t.Fatal(err)
+		}
+	}
+	return not
+}
+
 func podAddrs(i int) []netip.Addr {
 	return []netip.Addr{
 		netip.AddrFrom4([4]byte{10, 1, 0, byte(2 + i)}),

@@ -59,9 +59,11 @@ func TestFrameUses(t *testing.T) {
 		{Unlogged: true},
 		{Tunnels: desired.Tunnels{UDPPorts: []uint16{4789}}},
 		{Tunnels: desired.Tunnels{UDPPorts: []uint16{4789}, Protocols: []uint8{4}}},
+		{Unfiltered: desired.Unfiltered{IPv4: true}},
+		{Unfiltered: desired.Unfiltered{IPv4: true, IPv6: true}},
 	} {
 		s := node(t, 0xffff0000)
-		s.Unlogged, s.Tunnels = n.Unlogged, n.Tunnels
+		s.Unlogged, s.Tunnels, s.Unfiltered = n.Unlogged, n.Tunnels, n.Unfiltered
 		for name, of := range map[string]struct {
 			chains []chain
 			uses   map[string]int
@@ -122,6 +124,7 @@ func TestRender(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			netns.Enter(t)
 			s := node(t, mask, records()...)
+			s.Unfiltered = desired.Unfiltered{IPv4: true, IPv6: true}
 			if err := (Backend{}).Sync(context.Background(), s); err != nil {
 				t.Fatal(err)
 			}
