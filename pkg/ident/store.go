@@ -502,9 +502,9 @@ func replaceLink(to, path string) error {
 }
 
 // Sweep removes the files that belong to no record: ID and address files of
-// records that are gone, records that cannot be read, and temporary files. It
-// returns what it removed, or with dryRun what it would, relative to the folder, and says
-// what it could not remove.
+// records that are gone, records that cannot be read, and temporary files. An ID file that a
+// record lacks it makes: else another would get that ID. It returns what it removed or made, or
+// with dryRun what it would, relative to the folder, and says what it could not.
 func (s Store) Sweep(dryRun bool) (removed []string, err error) {
 	good := map[string]Record{}
 	records, _ := s.List() // the damaged ones are what this is for
@@ -547,6 +547,18 @@ func (s Store) Sweep(dryRun bool) (removed []string, err error) {
 			}
 			removed = append(removed, name)
 		}
+	}
+	for _, r := range records {
+		if _, err := os.Lstat(s.idPath(r.ID)); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if !dryRun {
+			if err := os.Symlink(target(r.Hash()), s.idPath(r.ID)); err != nil {
+				errs = append(errs, fmt.Errorf("giving ID %d back to %s: %w", r.ID, r.Key, room(err)))
+				continue
+			}
+		}
+		removed = append(removed, filepath.Join(idsDir, strconv.FormatUint(uint64(r.ID), 10)))
 	}
 	return removed, errors.Join(errs...)
 }
