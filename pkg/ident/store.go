@@ -563,10 +563,14 @@ func (s Store) Sweep(dryRun bool) (removed []string, err error) {
 	return removed, errors.Join(errs...)
 }
 
-// Clear deletes the content of the state folder but for the lock. node.json goes behind all
-// that it tells what it is worth.
+// Clear deletes the state but for the lock, and for what is podmarkd's. node.json goes behind
+// all that it tells what it is worth.
 func (s Store) Clear() error {
-	for _, name := range []string{attachmentsDir, idsDir, addressesDir, nextFile, nextFile + temporary, PoliciesFile, PoliciesFile + temporary, NodeFile, NodeFile + temporary, DaemonFile, DaemonFile + temporary, daemonLock, socketFile, SpoolFile} {
+	return s.removeAll(attachmentsDir, idsDir, addressesDir, nextFile, nextFile+temporary, PoliciesFile, PoliciesFile+temporary, NodeFile, NodeFile+temporary)
+}
+
+func (s Store) removeAll(names ...string) error {
+	for _, name := range names {
 		if err := os.RemoveAll(s.path(name)); err != nil {
 			return fmt.Errorf("removing state: %w", err)
 		}
@@ -578,6 +582,9 @@ func (s Store) Clear() error {
 // itself if nothing foreign is in it.
 func (s Store) RemoveAll() error {
 	if err := s.Clear(); err != nil {
+		return err
+	}
+	if err := s.removeAll(DaemonFile, DaemonFile+temporary, daemonLock, socketFile, SpoolFile); err != nil {
 		return err
 	}
 	if err := s.Remove(lockFile); err != nil {
