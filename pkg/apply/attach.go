@@ -412,15 +412,15 @@ func (n Node) Check(ctx context.Context, is ident.Record) error {
 	if err := port.Check(r.Endpoint); err != nil {
 		return err
 	}
-	if err := n.lost(r); err != nil {
-		return err
-	}
 	f, err := n.load()
 	if err != nil {
 		return err
 	}
 	want, err := f.share(r)
 	if err != nil {
+		return err
+	}
+	if err := n.lost(r); err != nil {
 		return err
 	}
 	return n.backend(f).Check(ctx, want)

@@ -502,9 +502,9 @@ func replaceLink(to, path string) error {
 }
 
 // Sweep removes the files that belong to no record: ID and address files of
-// records that are gone, records that cannot be read, and temporary files. It
-// returns what it removed, or with dryRun what it would, relative to the folder, and says
-// what it could not remove.
+// records that are gone, records that cannot be read, and temporary files. An ID file that a
+// record lacks it makes: else another would get that ID. It returns what it removed or made, or
+// with dryRun what it would, relative to the folder, and says what it could not.
 func (s Store) Sweep(dryRun bool) (removed []string, err error) {
 	good := map[string]Record{}
 	records, _ := s.List() // the damaged ones are what this is for
@@ -548,13 +548,29 @@ func (s Store) Sweep(dryRun bool) (removed []string, err error) {
 			removed = append(removed, name)
 		}
 	}
+	for _, r := range records {
+		if _, err := os.Lstat(s.idPath(r.ID)); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if !dryRun {
+			if err := os.Symlink(target(r.Hash()), s.idPath(r.ID)); err != nil {
+				errs = append(errs, fmt.Errorf("giving ID %d back to %s: %w", r.ID, r.Key, room(err)))
+				continue
+			}
+		}
+		removed = append(removed, filepath.Join(idsDir, strconv.FormatUint(uint64(r.ID), 10)))
+	}
 	return removed, errors.Join(errs...)
 }
 
-// Clear deletes the content of the state folder but for the lock. node.json goes behind all
-// that it tells what it is worth.
+// Clear deletes the state but for the lock, and for what is podmarkd's. node.json goes behind
+// all that it tells what it is worth.
 func (s Store) Clear() error {
-	for _, name := range []string{attachmentsDir, idsDir, addressesDir, nextFile, nextFile + temporary, PoliciesFile, PoliciesFile + temporary, NodeFile, NodeFile + temporary, DaemonFile, DaemonFile + temporary, daemonLock, socketFile, SpoolFile} {
+	return s.removeAll(attachmentsDir, idsDir, addressesDir, nextFile, nextFile+temporary, PoliciesFile, PoliciesFile+temporary, NodeFile, NodeFile+temporary)
+}
+
+func (s Store) removeAll(names ...string) error {
+	for _, name := range names {
 		if err := os.RemoveAll(s.path(name)); err != nil {
 			return fmt.Errorf("removing state: %w", err)
 		}
@@ -566,6 +582,9 @@ func (s Store) Clear() error {
 // itself if nothing foreign is in it.
 func (s Store) RemoveAll() error {
 	if err := s.Clear(); err != nil {
+		return err
+	}
+	if err := s.removeAll(DaemonFile, DaemonFile+temporary, daemonLock, socketFile, SpoolFile); err != nil {
 		return err
 	}
 	if err := s.Remove(lockFile); err != nil {

@@ -388,3 +388,30 @@ func TestHash(t *testing.T) {
 		seen[h] = k
 	}
 }
+
+// An ID whose file was lost stays its record's.
+func TestLostID(t *testing.T) {
+	s, l := newStore(t), layout(t, 0xff0000)
+	a, err := s.Reserve(l, record("a", "10.0.0.1"))
+	if err == nil {
+		err = errors.Join(s.Own(a), os.Remove(filepath.Join(s.Dir(), "ids", fmt.Sprint(a.ID))))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{fmt.Sprint("ids/", a.ID)}
+	for _, dryRun := range []bool{true, false} {
+		if got, err := s.Sweep(dryRun); err != nil || !slices.Equal(got, want) {
+			t.Errorf("Sweep(%t) = %q, %v; want %q", dryRun, got, err, want)
+		}
+	}
+	if got, err := s.Sweep(false); err != nil || got != nil {
+		t.Errorf("another Sweep = %q, %v", got, err)
+	}
+	if err := os.Remove(filepath.Join(s.Dir(), "next")); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := s.Reserve(l, record("b", "10.0.0.2")); err != nil || b.ID == a.ID {
+		t.Errorf("Reserve = %d, %v; that is the other's", b.ID, err)
+	}
+}
