@@ -25,8 +25,21 @@ func TestShape(t *testing.T) {
 	}
 	const rule = "-p tcp -m set --match-set a src -m mark ! --mark 0x1/0xf -m multiport --dports 80 -j RETURN"
 	for _, other := range [][2]string{
-		{"tcp", "udp"}, {"tcp", "47"}, {" a ", " b "}, {"src", "dst"}, {"! ", ""}, {"0x1/", "0x2/"}, {"0xf", "0xff"}, {"80", "81"}, {"dports", "sports"},
-		{"-j RETURN", "-j ACCEPT"}, {"-j RETURN", ""}, {"-j RETURN", "-g RETURN"}, {"-j", "-i eth0 -j"}, {"-j", "-m time --timestart 00:00 -j"}, {"--dports 80", ""},
+		{"tcp", "udp"},
+		{"tcp", "47"},
+		{" a ", " b "},
+		{"src", "dst"},
+		{"! ", ""},
+		{"0x1/", "0x2/"},
+		{"0xf", "0xff"},
+		{"80", "81"},
+		{"dports", "sports"},
+		{"-j RETURN", "-j ACCEPT"},
+		{"-j RETURN", ""},
+		{"-j RETURN", "-g RETURN"},
+		{"-j", "-i eth0 -j"},
+		{"-j", "-m time --timestart 00:00 -j"},
+		{"--dports 80", ""},
 		{"-m set", "-m set !"},
 	} {
 		if changed := strings.Replace(rule, other[0], other[1], 1); changed == rule || shape(changed) == shape(rule) {
