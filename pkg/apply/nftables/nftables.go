@@ -445,7 +445,7 @@ func checkFrame(c *conn, wanted map[string]int) error {
 		_, awake, err := c.table(t)
 		switch {
 		case errors.Is(err, unix.ENOENT):
-			return fmt.Errorf("%w: there is no table %s", missing.Chain.Err(), path(t))
+			return fmt.Errorf("%w: table %s is missing", missing.Chain.Err(), path(t))
 		case err != nil:
 			return err
 		case !awake:
