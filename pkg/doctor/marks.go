@@ -103,6 +103,37 @@ func checkCompares(f Facts) []Finding {
 	return out
 }
 
+// The kernel parameters that give what the node sends the mark of what it was sent.
+const (
+	fwmarkReflect4  = "net.ipv4.fwmark_reflect"
+	fwmarkReflect6  = "net.ipv6.fwmark_reflect"
+	tcpFwmarkAccept = "net.ipv4.tcp_fwmark_accept"
+)
+
+// checkReflects finds what lets an ID out. With nftables a process of the node is given packets
+// without, and IPVS alone has one with.
+func checkReflects(f Facts) []Finding {
+	var out []Finding
+	for _, name := range f.Reflects {
+		what := "errors, resets and echo replies of the node's kernel"
+		switch onIPTables := f.backend() == config.BackendIPTables; {
+		case !onIPTables && (name == tcpFwmarkAccept || !f.Mode.IPVS):
+			continue
+		case !onIPTables:
+			what = "ICMP errors of IPVS"
+		case name == tcpFwmarkAccept:
+			what = "what the node's processes send on TCP connections that they accept"
+		}
+		out = append(out, Finding{
+			Severity: Warning,
+			What:     fmt.Sprintf("sysctl %s is on", name),
+			Why:      what + ", to pods and by way of the node, have a pod's ID in the packet mark. Verdicts stay right, since the node is not judged. But a routing rule, route or rule of somebody else's that goes by marks may take them for what they are not. If a program of the node has turned it on, a VPN for one, have it do without",
+			Mend:     fmt.Sprintf("sysctl -w %s=0", name),
+		})
+	}
+	return out
+}
+
 func checkNoTrack(f Facts) []Finding {
 	var out []Finding
 	for _, r := range f.Rules {

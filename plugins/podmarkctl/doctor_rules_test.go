@@ -203,6 +203,21 @@ func TestDoctorRoutes(t *testing.T) {
 	}
 }
 
+// Parameters that let an ID out are found, and their mend takes them back.
+func TestDoctorReflects(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"net.ipv4.fwmark_reflect", "net.ipv6.fwmark_reflect", "net.ipv4.tcp_fwmark_accept"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPatient(t, iptablesNFT, 1)
+			p.well()
+			p.exec("", "sysctl", "-qw", name+"=1")
+			p.finds("mark-sysctls", name)
+			p.mend("mark-sysctls")
+		})
+	}
+}
+
 // With "auto" the conflist agrees with whatever the node has, and with a network that names
 // that mask.
 func TestDoctorAuto(t *testing.T) {
