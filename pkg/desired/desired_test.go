@@ -454,3 +454,55 @@ func TestSelector(t *testing.T) {
 		t.Error("the empty selector does not match everything")
 	}
 }
+
+// A namespace that has been made anew has its own pods and policies: those of the former one
+// of the name are neither selected by its policies nor peers of its pods, and the other way
+// round. Where a UID is not known, the name decides.
+func TestNamespaceAgain(t *testing.T) {
+	const namespace = "shop"
+	policyOf := func(uid string) desired.Policy {
+		return desired.Policy{Namespace: namespace, Name: "web", Pods: app("web"), Ingress: &desired.Isolation{Rules: []desired.Rule{
+			{Peers: []desired.Peer{{Namespace: namespace, Pods: app("web")}, {Namespace: "other", Pods: app("web")}}},
+		}}}.Of(uid)
+	}
+	watching := desired.Policy{Namespace: "other", Name: "any", Ingress: &desired.Isolation{Rules: []desired.Rule{
+		{Peers: []desired.Peer{{NamespaceSelector: desired.Selector{{Key: desired.MetadataName, Op: desired.In, Values: []string{namespace}}}}}},
+	}}}
+	uids := []string{"", "1", "2"}
+	for _, policy := range uids {
+		for _, of := range uids {
+			for _, now := range uids {
+				same := func(a, b string) bool { return a == b || a == "" || b == "" }
+				r := pod(2, "web", "10.1.0.2")
+				r.Namespace, r.NamespaceUID = namespace, of
+				policies := desired.Policies{Policies: []desired.Policy{policyOf(policy), watching}}
+				if now != "" {
+					policies.NamespaceUIDs = map[string]string{namespace: now}
+				}
+				s := desired.Build(node(t), policies, []ident.Record{r})
+				if got := s.Endpoints[0].Profiles[desired.Ingress] != ""; got != same(policy, of) {
+					t.Errorf("a policy of namespace %q selects a pod of namespace %q: %v", policy, of, got)
+				}
+				for _, set := range s.PeerSets {
+					want := same(policy, of)
+					switch {
+					case set.Peer.Namespace == "other":
+						want = false
+					case set.Peer.Namespace == "":
+						want = same(of, now)
+					}
+					if got := len(set.Addrs) > 0; got != want {
+						t.Errorf("a pod of namespace %q is in %+v of a policy of namespace %q, with %q there now: %v", of, set.Peer, policy, now, got)
+					}
+				}
+			}
+		}
+	}
+	both := desired.Policies{Policies: []desired.Policy{policyOf("1"), policyOf("2")}}
+	one, two := pod(2, "web", "10.1.0.2"), pod(3, "web", "10.1.0.3")
+	one.Namespace, one.NamespaceUID, two.Namespace, two.NamespaceUID = namespace, "1", namespace, "2"
+	s := desired.Build(node(t), both, []ident.Record{one, two})
+	if a, b := s.Endpoints[0].Profiles, s.Endpoints[1].Profiles; a == b || a[desired.Ingress] == "" || b[desired.Ingress] == "" {
+		t.Errorf("pods of two namespaces of a name have profiles %q and %q", a, b)
+	}
+}

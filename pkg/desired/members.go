@@ -58,12 +58,13 @@ type selection struct {
 	across []PeerSet
 	picked map[string][]PeerSet
 	ports  map[NamedPort][]TupleSet
-	// labels are those of a namespace, without its name.
+	// labels are those of a namespace, without its name, and uids those that are known.
 	labels func(namespace string) map[string]string
+	uids   map[string]string
 }
 
 func (p Policies) selection(labels func(namespace string) map[string]string) *selection {
-	s := &selection{within: map[string][]PeerSet{}, picked: map[string][]PeerSet{}, ports: map[NamedPort][]TupleSet{}, labels: labels}
+	s := &selection{within: map[string][]PeerSet{}, picked: map[string][]PeerSet{}, ports: map[NamedPort][]TupleSet{}, labels: labels, uids: p.NamespaceUIDs}
 	peers, tuples := p.sets()
 	for _, id := range slices.Sorted(maps.Keys(peers)) {
 		if set := peers[id]; set.Peer.Namespace != "" {
@@ -96,10 +97,13 @@ func (s *selection) peers(pod Pod) []PeerSetID {
 		}
 		s.picked[pod.Namespace] = picked
 	}
+	if !sameNamespace(pod.NamespaceUID, s.uids[pod.Namespace]) {
+		picked = nil // that of a former namespace, whose labels nobody knows
+	}
 	var ids []PeerSetID
 	for _, sets := range [][]PeerSet{s.within[pod.Namespace], picked} {
 		for _, set := range sets {
-			if set.Peer.Pods.Matches(pod.Labels) {
+			if sameNamespace(set.Peer.NamespaceUID, pod.NamespaceUID) && set.Peer.Pods.Matches(pod.Labels) {
 				ids = append(ids, set.ID)
 			}
 		}

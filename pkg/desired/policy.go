@@ -17,12 +17,18 @@ type Policies struct {
 	// Namespaces holds the labels of the namespaces that were declared. Every
 	// namespace has kubernetes.io/metadata.name besides, declared or not.
 	Namespaces map[string]map[string]string `json:"namespaces,omitempty"`
+	// NamespaceUIDs are the UIDs of those that are known. Labels are theirs, and not those
+	// of a former namespace of the name.
+	NamespaceUIDs map[string]string `json:"namespaceUIDs,omitempty"`
 }
 
 // Policy is one NetworkPolicy, defaulted and validated.
 type Policy struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
+	// NamespaceUID is that of the namespace. Empty is any of the name, here and wherever
+	// else a namespace has a UID.
+	NamespaceUID string `json:"namespaceUID,omitempty"`
 	// Pods picks, inside Namespace, the pods the policy isolates.
 	Pods Selector `json:"pods,omitempty"`
 	// Ingress and Egress are nil where the policy does not isolate that
@@ -32,6 +38,33 @@ type Policy struct {
 	// Audit is set for a policy that is being tried out: see [Profile].
 	Audit bool `json:"audit,omitempty"`
 }
+
+// Of is p as a policy of the namespace of that UID, whose pods its peers are where they
+// name no other.
+func (p Policy) Of(uid string) Policy {
+	p.NamespaceUID = uid
+	of := func(i *Isolation) *Isolation {
+		if i == nil {
+			return nil
+		}
+		out := Isolation{Rules: slices.Clone(i.Rules)}
+		for n, r := range out.Rules {
+			r.Peers = slices.Clone(r.Peers)
+			for m := range r.Peers {
+				if r.Peers[m].Namespace == p.Namespace {
+					r.Peers[m].NamespaceUID = uid
+				}
+			}
+			out.Rules[n] = r
+		}
+		return &out
+	}
+	p.Ingress, p.Egress = of(p.Ingress), of(p.Egress)
+	return p
+}
+
+// sameNamespace reports whether two UIDs can be of one namespace, whose name they share.
+func sameNamespace(a, b string) bool { return a == b || a == "" || b == "" }
 
 // Isolation is what one policy allows in one direction.
 type Isolation struct {
@@ -58,7 +91,8 @@ type Rule struct {
 // Peer selects pods, in one namespace or in those a selector picks.
 type Peer struct {
 	// Namespace is set for a peer without a namespaceSelector.
-	Namespace string `json:"namespace,omitempty"`
+	Namespace    string `json:"namespace,omitempty"`
+	NamespaceUID string `json:"namespaceUID,omitempty"`
 	// NamespaceSelector is used when Namespace is empty.
 	NamespaceSelector Selector `json:"namespaceSelector,omitempty"`
 	Pods              Selector `json:"pods,omitempty"`

@@ -127,9 +127,11 @@ type Endpoint struct {
 
 // Pod is what policies see of a pod, wherever it runs.
 type Pod struct {
-	Namespace string            `json:"namespace"`
-	Name      string            `json:"name"`
-	Labels    map[string]string `json:"labels,omitempty"`
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	// NamespaceUID is empty for one of whatever namespace has the name now.
+	NamespaceUID string            `json:"namespaceUID,omitempty"`
+	Labels       map[string]string `json:"labels,omitempty"`
 	// Addresses are the pod's own, IPv4 and IPv6; those of its node are none.
 	Addresses []netip.Addr `json:"addresses"`
 	// Ports are the named ports of its containers.
@@ -139,7 +141,7 @@ type Pod struct {
 // podOf is what policies see of an attachment. Something outside Kubernetes has no
 // namespace.
 func podOf(r ident.Record) Pod {
-	return Pod{Namespace: r.Namespace, Name: r.Pod, Labels: r.Labels, Addresses: r.Addresses, Ports: r.Ports}
+	return Pod{Namespace: r.Namespace, NamespaceUID: r.NamespaceUID, Name: r.Pod, Labels: r.Labels, Addresses: r.Addresses, Ports: r.Ports}
 }
 
 // Profile is what is allowed, in one direction, for every endpoint that the
@@ -203,7 +205,7 @@ func Build(node Node, policies Policies, records []ident.Record) State {
 		pods = append(pods, podOf(r))
 		if r.Policed {
 			for _, d := range Directions {
-				if p := profile(byNamespace[r.Namespace], d, r.Labels); p.ID != "" {
+				if p := profile(byNamespace[r.Namespace], d, r); p.ID != "" {
 					e.Profiles[d] = p.ID
 					s.Profiles[p.ID] = p
 				}
@@ -367,11 +369,12 @@ func (p Policies) byNamespace() map[string][]Policy {
 
 // profile builds the profile of a pod in direction d from the policies of its namespace;
 // its ID is empty when no policy isolates the pod.
-func profile(policies []Policy, d Direction, labels map[string]string) Profile {
+func profile(policies []Policy, d Direction, r ident.Record) Profile {
 	enforced, audited := Profile{Direction: d}, Profile{Direction: d, Audit: true}
+	names := map[bool][]string{} // with UIDs, of what is enforced and audited
 	for _, policy := range policies {
 		isolation := policy.isolation(d)
-		if isolation == nil || !policy.Pods.Matches(labels) {
+		if isolation == nil || !sameNamespace(policy.NamespaceUID, r.NamespaceUID) || !policy.Pods.Matches(r.Labels) {
 			continue
 		}
 		profile := &enforced
@@ -380,6 +383,7 @@ func profile(policies []Policy, d Direction, labels map[string]string) Profile {
 		}
 		name := policy.Namespace + "/" + policy.Name
 		profile.Policies = append(profile.Policies, name)
+		names[policy.Audit] = append(names[policy.Audit], strings.TrimSuffix(name+" of "+policy.NamespaceUID, " of "))
 		for i, rule := range isolation.Rules {
 			if rule.Nobody {
 				continue
@@ -389,17 +393,18 @@ func profile(policies []Policy, d Direction, labels map[string]string) Profile {
 	}
 	switch {
 	case enforced.Policies != nil:
-		return enforced.named()
+		return enforced.named(names[false])
 	case audited.Policies != nil:
-		return audited.named()
+		return audited.named(names[true])
 	}
 	return Profile{}
 }
 
-// named gives a profile its ID.
-func (p Profile) named() Profile {
+// named gives a profile its ID, by the names of its policies.
+func (p Profile) named(names []string) Profile {
 	slices.Sort(p.Policies)
-	parts := []string{p.Direction.String(), strings.Join(p.Policies, " ")}
+	slices.Sort(names)
+	parts := []string{p.Direction.String(), strings.Join(names, " ")}
 	if p.Audit {
 		parts = append(parts, "audit")
 	}
@@ -430,7 +435,11 @@ func (r Rule) resolve(d Direction, origin string) ProfileRule {
 
 func (p Peer) id() PeerSetID {
 	if p.Namespace != "" {
-		return PeerSetID(digest("namespace", p.Namespace, p.Pods.canonical()))
+		parts := []string{"namespace", p.Namespace, p.Pods.canonical()}
+		if p.NamespaceUID != "" {
+			parts = append(parts, p.NamespaceUID)
+		}
+		return PeerSetID(digest(parts...))
 	}
 	return PeerSetID(digest("selector", p.NamespaceSelector.canonical(), p.Pods.canonical()))
 }

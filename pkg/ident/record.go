@@ -47,6 +47,8 @@ type Record struct {
 	SourceBound []netip.Prefix `json:"sourceBound,omitempty"`
 	// UID is that of the pod, where the runtime tells.
 	UID string `json:"uid,omitempty"`
+	// NamespaceUID is that of its namespace in the Kubernetes API; empty where nobody knows.
+	NamespaceUID string `json:"namespaceUID,omitempty"`
 	// Netns is the path of the network namespace at ADD.
 	Netns string `json:"netns,omitempty"`
 	// Committed is set once every packet of the endpoint is marked and judged.

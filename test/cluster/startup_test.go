@@ -357,13 +357,11 @@ func TestNamesake(t *testing.T) {
 				k.Apply(fmt.Sprintf("{apiVersion: v1, kind: Pod, metadata: {namespace: default, name: started, uid: %q, labels: {app: %s}}, spec: {nodeName: node, containers: [{name: main}]}, status: {phase: Pending}}", uid, label))
 			}
 			put("first", "free")
-			former := k.NewPod(lab.PodSpec{Name: "started", Network: k.Network})
+			args := map[string]string{}
 			if uid != "" {
-				former.Spec.Args = map[string]string{"K8S_POD_UID": "first"}
+				args["K8S_POD_UID"] = "first"
 			}
-			if err := former.Add(); err != nil {
-				t.Fatal(err)
-			}
+			former := k.AddPod(lab.PodSpec{Name: "started", Network: k.Network, Args: args})
 			former.Listen(lab.TCP, port)
 			toFormer := lab.Request{Protocol: lab.TCP, To: former.At(lab.V4, port)}
 			put("second", "started")
