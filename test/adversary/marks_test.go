@@ -48,7 +48,7 @@ var marks = []attack{
 			}
 		}
 	}},
-	{name: "what the node answers without a program", run: func(s *scene) {
+	{name: "what the node answers without a program", at: outOfVRF, run: func(s *scene) {
 		// An agent marks all that the node sends: the IDs of outside, of pods and of nobody.
 		s.finally(func() { s.nft("delete table inet other") })
 		request := pick[byte](s.f, 8, 128)

@@ -41,12 +41,12 @@ var services = throughServices(
 		if !inLab() {
 			return // only IPVS knows what an error is about
 		}
-		about := s.udp(vip, src)
+		about := func() []byte { return s.udp(vip, src) }
 		for _, e := range icmpErrors {
-			s.pass(e.name+" about the own flow", s.free, unreachable(s.addr(s.free), about, e.v4, e.v6), s.other)
+			s.pass(e.name+" about the own flow", s.free, unreachable(s.addr(s.free), about(), e.v4, e.v6), s.other)
 			for _, by := range []*actor{s.denied, s.client} {
 				for _, as := range []netip.Addr{s.addr(by), s.addr(s.free), s.addr(s.x), s.gatewayAddr()} {
-					s.deny(fmt.Sprintf("%s about another's flow, as %v", e.name, as), by, unreachable(as, about, e.v4, e.v6))
+					s.deny(fmt.Sprintf("%s about another's flow, as %v", e.name, as), by, unreachable(as, about(), e.v4, e.v6))
 				}
 			}
 		}
@@ -58,32 +58,37 @@ var services = throughServices(
 			s.deny("another", by, s.udp(s.to(by, s.port()), vip))
 		}
 	}},
-	attack{name: "through a service from a further prefix", run: func(s *scene) {
-		// Who has the prefix is known by that alone: each of them must be allowed.
-		vip, own := s.service(), s.pick("172.30.0.5", "fd00:30::5")
-		for _, p := range []struct {
-			app     string
-			allowed bool
-		}{{"free", true}, {"denied", false}, {"client", false}} {
-			router := s.router(p.app, "172.30.0.0/16", "fd00:30::/64")
-			if p.allowed {
-				s.pass(p.app+" through the service", router, s.udp(netip.AddrPortFrom(own, s.port()), vip), s.other)
-			} else {
-				s.deny(p.app+" through the service", router, s.udp(netip.AddrPortFrom(own, s.port()), vip))
+	attack{name: "through a service from a further prefix", atOnce: true, run: func(s *scene) {
+		vips, tunnels := map[lab.Family]netip.AddrPort{}, map[lab.Family]netip.AddrPort{}
+		for _, s.f = range lab.Families {
+			vips[s.f], tunnels[s.f] = s.service(), s.serviceOf(9472, s.to(s.x, 8472))
+		}
+		for _, app := range []string{"free", "denied"} {
+			router := s.router(app, "172.30.0.0/16", "fd00:30::/64")
+			for _, s.f = range lab.Families {
+				vip := vips[s.f]
+				packet := s.udp(netip.AddrPortFrom(s.pick("172.30.0.5", "fd00:30::5"), s.port()), vip)
+				if app == "free" {
+					s.pass("from it", router, packet, s.other)
+				} else {
+					s.deny("from it, denied", router, packet)
+				}
+				s.deny("to a tunnel of another node", router, s.udp(netip.AddrPortFrom(s.pick("172.30.0.5", "fd00:30::5"), s.port()), tunnels[s.f]))
+				s.deny("from another prefix", router, s.udp(netip.AddrPortFrom(s.pick("172.31.0.5", "fd00:31::5"), s.port()), vip))
+				s.settle()
 			}
-			s.deny(p.app+", from another prefix", router, s.udp(netip.AddrPortFrom(s.pick("172.31.0.5", "fd00:31::5"), s.port()), vip))
-			s.settle()
 			s.gone(router)
 		}
 	}},
 	attack{name: "kube-router's marks in INPUT", run: func(s *scene) {
-		vip := s.service()
+		vip, tunnel := s.service(), s.serviceOf(9472, s.to(s.x, 8472))
 		// What its network policy does to all that comes in: "0x10000/0x10000" is accepted, "0x20000" is judged.
 		for _, xmark := range []string{"0x10000/0x30000", "0x20000/0x30000", "0x0/0x30000", "0x30000/0x30000", "0x0/0xffffffff"} {
 			rule := []string{"INPUT", "-j", "MARK", "--set-xmark", xmark}
 			s.Iptables(s.f, append([]string{"-I"}, rule...)...)
 			s.deny("to a service, "+xmark, s.denied, s.udp(s.to(s.denied, s.port()), vip))
 			s.deny("to a service that only outside may, "+xmark, s.client, s.udp(s.to(s.client, s.port()), vip))
+			s.deny("to a tunnel of another node, "+xmark, s.free, s.udp(s.to(s.free, s.port()), tunnel))
 			s.pass("to a service, allowed, "+xmark, s.free, s.udp(s.to(s.free, s.port()), vip), s.other)
 			s.settle()
 			s.Iptables(s.f, append([]string{"-D"}, rule...)...)
