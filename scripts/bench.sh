@@ -8,13 +8,13 @@
 #   ROUNDS=10            how often each candidate is measured
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export PATH=$PATH:/usr/local/go/bin:/usr/sbin:/sbin
+. scripts/env.sh
 
 scripts/deps.sh >&2
 scripts/build.sh >&2
 scripts/tools.sh cni >&2
-CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/bench ./test/bench
-CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/noop ./test/bench/noop
+go build -ldflags '-s -w' -o bin/bench ./test/bench
+go build -ldflags '-s -w' -o bin/noop ./test/bench/noop
 
 only=${ONLY:-}
 only=${only//,/ }

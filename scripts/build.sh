@@ -4,15 +4,15 @@
 # and free of the Kubernetes libraries.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export PATH=$PATH:/usr/local/go/bin CGO_ENABLED=0
+. scripts/env.sh
 
-max_plugin_bytes=$((30 << 18)) # 7.5 MiB
+max_plugin_bytes=$((31 << 18)) # 7.75 MiB
 
 mkdir -p bin
 for dir in plugins/*/; do
   name=$(basename "$dir")
   [[ -d $dir && $(go list -f '{{.Name}}' "./$dir" 2>/dev/null) == main ]] || continue
-  go build -trimpath -ldflags '-s -w' -o "bin/$name" "./$dir"
+  go build -ldflags '-s -w' -o "bin/$name" "./$dir"
   echo "built bin/$name, $(stat -c %s "bin/$name") bytes"
 done
 

@@ -8,7 +8,7 @@
 # Test files are free.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export PATH=$PATH:/usr/local/go/bin
+. scripts/env.sh
 
 module=$(go list -m)
 go list -f '{{.ImportPath}} {{join .Imports " "}}' ./... | awk -v module="$module" '

@@ -8,7 +8,8 @@
 #   LAB_TIMEOUT=36000    seconds for the lab of one backend
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export PATH=$PATH:/usr/local/go/bin:/usr/sbin:/sbin LAB_TIMEOUT=${LAB_TIMEOUT:-36000}
+. scripts/env.sh
+export LAB_TIMEOUT=${LAB_TIMEOUT:-36000}
 
 scripts/deps.sh >&2
 scripts/build.sh >&2

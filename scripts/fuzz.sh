@@ -4,7 +4,7 @@
 # what the judges were asked.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export PATH=$PATH:/usr/local/go/bin
+. scripts/env.sh
 
 # go test fuzzes one test of one package at a time.
 grep -rE --include='*_test.go' '^func Fuzz' pkg plugins | sed -E 's|/[^/]*:func (\w+).*| \1|' | sort |

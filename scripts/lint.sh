@@ -4,7 +4,7 @@
 # needs a network and its answer changes while the code does not.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export PATH=$PATH:/usr/local/go/bin
+. scripts/env.sh
 
 scripts/deps.sh
 scripts/tools.sh lint

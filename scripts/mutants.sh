@@ -4,7 +4,7 @@
 #   RUN=regexp   of subtests, such as TestMutants/nftables
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export PATH=$PATH:/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin
+. scripts/env.sh
 
 scripts/deps.sh
 scripts/build.sh

@@ -5,11 +5,11 @@
 # "scale run", as -pods 150000 -nodes 5000 -local 30 -mix few-cluster-wide.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export PATH=$PATH:/usr/local/go/bin:/usr/sbin:/sbin
+. scripts/env.sh
 
 scripts/deps.sh >&2
 scripts/build.sh >&2
-CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/scale ./test/scale
+go build -ldflags '-s -w' -o bin/scale ./test/scale
 mkdir -p report
 {
   printf '# podmarkd in a large cluster\n\nMachine: %s, %s processors, Linux %s; %s.\n' \

@@ -4,10 +4,10 @@
 #   STARTS=340   how many in each way on each backend
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export PATH=$PATH:/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin
+. scripts/env.sh
 
 scripts/deps.sh >&2
 scripts/build.sh >&2
 scripts/tools.sh cni >&2
-PODMARK_STARTS=${STARTS:-340} CGO_ENABLED=0 go test -count=1 -timeout 3h -run '^TestStartup' -v ./test/cluster |
+PODMARK_STARTS=${STARTS:-340} go test -count=1 -timeout 3h -run '^TestStartup' -v ./test/cluster |
   grep -E '^ +startup_test|^ *--- |^(ok|FAIL|panic)'

@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
-# Runs the tests: first those that the machine's own kernel can run, with the race detector,
-# then a share of the lab's, of which scripts/lab-test.sh runs all. CI=true makes a missing kernel
+# Runs the tests: first those that the machine's own kernel can run, podmark's own code with the
+# race detector, then a share of the lab's, of which scripts/lab-test.sh runs all. CI=true makes a missing kernel
 # feature fatal.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export PATH=$PATH:/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin
+. scripts/env.sh
 
 scripts/deps.sh
 scripts/build.sh
 scripts/tools.sh cni
 
-# test/lab has tests that only the lab's kernel can run.
-mapfile -t packages < <(go list ./... | grep -v '/test/lab$')
 # The limit is for what hangs: a busy machine may need more than go's ten minutes.
-CGO_ENABLED=1 go test -race -timeout 30m "${packages[@]}"
+CGO_ENABLED=1 go test -race -timeout 30m ./pkg/... ./plugins/...
+# What these test are programs and kernels, which the race detector does not see; test/lab has
+# tests that only the lab's kernel can run.
+mapfile -t packages < <(go list ./test/... | grep -v '/test/lab$')
+go test -timeout 30m "${packages[@]}"
 # Modules of their own, for tests whose dependencies podmark must not have; two have
 # no code, but pin the programs that tests run.
 find . -mindepth 2 -name go.mod -not -path './bin/*' -not -path './test/tools/*' -not -path './test/kubeproxy/*' | sort | while read -r mod; do

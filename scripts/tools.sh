@@ -6,7 +6,7 @@
 #   tools.sh [cni] [lint] [kube-proxy]     cni and lint when none is named
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export PATH=$PATH:/usr/local/go/bin CGO_ENABLED=0
+. scripts/env.sh
 
 # Anything the build depends on that is newer than the stamp makes it stale.
 fresh() { # MODULE STAMP
@@ -20,7 +20,7 @@ build() { # MODULE DIR PATTERN...: build the module's tools whose import path be
   tools=$(go -C "$module" list -f '{{.ImportPath}}' tool | grep -E "^($(IFS='|'; echo "$*"))")
   mkdir -p "$dir"
   # shellcheck disable=SC2086 # one import path a word
-  go -C "$module" build -trimpath -ldflags '-s -w' -o "$PWD/$dir/" $tools
+  go -C "$module" build -ldflags '-s -w' -o "$PWD/$dir/" $tools
   touch "$dir/.stamp"
   echo "built $dir:" "$(cd "$dir" && echo ./*)"
 }

@@ -132,11 +132,11 @@ func (n Node) add(ctx context.Context, settings Settings, r ident.Record, runnin
 	if f, err = n.ready(ctx, f, r); err != nil {
 		return ident.Record{}, err
 	}
-	before, kept, err := n.displaced(r)
+	layout, err := mark.NewLayout(f.Mask)
 	if err != nil {
 		return ident.Record{}, err
 	}
-	layout, err := mark.NewLayout(f.Mask)
+	before, kept, err := n.displaced(layout, r)
 	if err != nil {
 		return ident.Record{}, err
 	}
@@ -187,20 +187,20 @@ func (n Node) add(ctx context.Context, settings Settings, r ident.Record, runnin
 
 // displaced lists what r takes the place of: its own earlier self, and other
 // attachments that have an address which is r's from now on (their DEL is late, or
-// lost). Those are kept with the addresses they have besides.
-func (n Node) displaced(r ident.Record) (before, kept []ident.Record, err error) {
+// lost). Those are kept with the addresses they have besides. Damaged ones are nobody's.
+func (n Node) displaced(layout mark.Layout, r ident.Record) (before, kept []ident.Record, err error) {
 	switch old, err := n.Store.Get(r.Key); {
-	case err == nil:
+	case err == nil && fits(layout, old) == nil:
 		if old = n.owned(old); len(old.Addresses) > 0 {
 			before = append(before, old)
 		}
-	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ident.ErrDamaged):
+	case err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ident.ErrDamaged):
 		return nil, nil, err
 	}
 	seen := map[ident.Key]bool{r.Key: true}
 	for _, a := range r.Addresses {
 		owner, err := n.Store.Owner(a)
-		if err != nil || seen[owner.Key] {
+		if err != nil || seen[owner.Key] || fits(layout, owner) != nil {
 			continue // nobody's, or what a crash left; Own overwrites it
 		}
 		seen[owner.Key] = true
@@ -243,11 +243,21 @@ func (f file) bridgeFiltered(r ident.Record) error {
 	return nil
 }
 
-// ErrContended: another attachment may send from the same prefix, by the same interface.
-var ErrContended = errors.New("a further source prefix has two owners")
+// ErrContended: another attachment has the same address on another network, or may send from
+// the same prefix by the same interface.
+var ErrContended = errors.New("an address or a further source prefix has two owners")
 
-// uncontended refuses r where one of its further source prefixes is another's.
+// uncontended refuses r where one of its addresses is that of a live attachment of another
+// network, for packets name nothing else; or one of its further source prefixes another's. On
+// its own network, whoever gives out addresses has given it anew: see displaced.
 func (n Node) uncontended(r ident.Record) error {
+	for _, a := range r.Addresses {
+		owner, err := n.Store.Owner(a)
+		if err == nil && owner.Network != r.Network && owner.Committed && port.Alive(owner.Endpoint) {
+			return fmt.Errorf("%w: %s is that of attachment %s (pod %s/%s), which is live, and network %q gives it to another: give networks %q and %q ranges of their own",
+				ErrContended, a, owner.Key, owner.Namespace, owner.Pod, r.Network, owner.Network, r.Network)
+		}
+	}
 	if len(r.Sources) == 0 {
 		return nil
 	}
@@ -268,8 +278,8 @@ func (n Node) uncontended(r ident.Record) error {
 // last to have them, its flows, its ID, its record, in that order. An unknown
 // attachment is no error, and starts nothing.
 //
-// What cannot be removed from the kernel now does not stop it: the node is
-// noted as unsynced, and the next change removes it. That is returned in left.
+// What cannot be removed from the kernel or, for want of room, be written down now does not
+// stop it: the next change does that. It is returned in left.
 func (n Node) Delete(ctx context.Context, key ident.Key) (left, err error) {
 	r, err := n.Store.Get(key)
 	switch {
@@ -280,7 +290,11 @@ func (n Node) Delete(ctx context.Context, key ident.Key) (left, err error) {
 	case err != nil:
 		return nil, err
 	}
-	if r, left, err = n.detach(ctx, key); err != nil || r.ID == 0 {
+	r, left, err = n.detach(ctx, key)
+	if errors.Is(err, ident.ErrDamaged) {
+		return n.deleteDamaged(ctx, key, err)
+	}
+	if err != nil || r.ID == 0 {
 		return left, err
 	}
 	n.step("detached")
@@ -296,10 +310,12 @@ func (n Node) Delete(ctx context.Context, key ident.Key) (left, err error) {
 	}
 	defer unlock()
 	again, err := n.Store.Get(key)
-	if err != nil || again.Committed {
+	if err != nil || again.Committed && len(n.owned(again).Addresses) > 0 {
 		return left, nil // somebody else finished, or added it anew
 	}
-	if err := n.Store.Release(again); err != nil {
+	if err := n.Store.Release(again); errors.Is(err, ident.ErrNoRoom) {
+		return errors.Join(left, err), nil
+	} else if err != nil {
 		return left, err
 	}
 	n.step("released")
@@ -307,7 +323,8 @@ func (n Node) Delete(ctx context.Context, key ident.Key) (left, err error) {
 }
 
 // detach removes the attachment from the kernel and leaves an uncommitted
-// record, which it returns with the addresses that were still the attachment's.
+// record, or where there is no room for that one without addresses. It returns it with the addresses
+// that are no other's. ErrDamaged where the record's ID is none of the node's.
 func (n Node) detach(ctx context.Context, key ident.Key) (r ident.Record, left, err error) {
 	unlock, err := n.lock(ctx)
 	if err != nil {
@@ -318,21 +335,33 @@ func (n Node) detach(ctx context.Context, key ident.Key) (r ident.Record, left, 
 		return ident.Record{}, nil, ignoreMissing(err)
 	}
 	r.Committed = false
-	if err := n.Store.Put(r); err != nil {
+	err = n.Store.Put(r)
+	if errors.Is(err, ident.ErrNoRoom) {
+		err = n.Store.Disown(r)
+	}
+	if errors.Is(err, ident.ErrNoRoom) {
+		left, err = err, nil // not even that
+	}
+	if err != nil {
 		return ident.Record{}, nil, err
 	}
 	n.step("uncommitted")
-	if err := port.Shut(r.Endpoint); err != nil {
-		left = err
-	}
+	left = errors.Join(left, port.Shut(r.Endpoint))
 	n.step("shut")
-	r = n.owned(r)
+	r = n.freed(r)
 	f, err := n.load()
 	if errors.Is(err, fs.ErrNotExist) {
 		return r, left, nil // uninstalled meanwhile: nothing is in the kernel
 	}
 	if err != nil {
 		return r, errors.Join(left, err), nil
+	}
+	node, err := f.node()
+	if err == nil {
+		err = fits(node.Layout, r)
+	}
+	if err != nil {
+		return r, nil, err
 	}
 	return r, errors.Join(left, n.update(ctx, f, []ident.Record{r}, nil)), nil
 }
@@ -348,7 +377,9 @@ func (n Node) deleteDamaged(ctx context.Context, key ident.Key, damage error) (l
 	if err := n.Store.Release(ident.Record{Key: key}); err != nil {
 		return nil, err
 	}
-	_, err = n.tidy(ctx, false)
+	if _, err = n.tidy(ctx, false); errors.Is(err, ErrNewer) {
+		return errors.Join(damage, err), nil
+	}
 	return damage, err
 }
 
@@ -385,11 +416,29 @@ func (n Node) Check(ctx context.Context, is ident.Record) error {
 	if err != nil {
 		return err
 	}
-	want, err := f.share(n.owned(r))
+	want, err := f.share(r)
 	if err != nil {
 		return err
 	}
+	if err := n.lost(r); err != nil {
+		return err
+	}
 	return n.backend(f).Check(ctx, want)
+}
+
+// lost says which address of r is another's by now.
+func (n Node) lost(r ident.Record) error {
+	for _, a := range r.Addresses {
+		if n.Store.Owns(r.Key, a) {
+			continue
+		}
+		owner, err := n.Store.Owner(a)
+		if err != nil {
+			return fmt.Errorf("attachment %s has lost address %s: nobody owns it: %w", r.Key, a, err)
+		}
+		return fmt.Errorf("attachment %s has lost address %s to attachment %s (pod %s/%s), which was added later", r.Key, a, owner.Key, owner.Namespace, owner.Pod)
+	}
+	return nil
 }
 
 func ignoreMissing(err error) error {

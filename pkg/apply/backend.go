@@ -34,7 +34,11 @@ type Backend interface {
 	Holds(ctx context.Context, want desired.State) (bool, error)
 	// Update moves the endpoints of from to what to says and touches nothing else.
 	Update(ctx context.Context, from, to desired.State) error
-	// Check reports what of want is not in place, changing nothing.
+	// Stands reports whether the rules are there that do not depend on who is on the node, by
+	// their number: it costs next to nothing.
+	Stands(ctx context.Context, n desired.Node) error
+	// Check reports what of want is not in place, changing nothing, as far as no process is
+	// needed to tell: also a rule of the frame, or of want's profiles, that another one has taken the place of.
 	Check(ctx context.Context, want desired.State) error
 	// Verify does too, and looks closer: at what only a process can tell.
 	Verify(ctx context.Context, want desired.State) error

@@ -43,9 +43,10 @@ func (n Node) WillEnforce(b config.Backend) config.Backend {
 // Begin decides on the layout that a node begins with, the one of the settings or bits that
 // nobody uses, and says what an operator should know of it. ErrTaken where it is refused.
 //
-// Refused is a mask of which a well-known program writes bits where a packet would pass for
-// another endpoint's, so that its policy would not hold: kube-router's netpol with iptables,
-// whose chains come between podmark's mark and IPVS. With nftables nothing in the usual
+// Refused is a mask of which a well-known program writes bits where a packet could pass for
+// another's: kube-router's netpol with iptables, whose chains come between podmark's mark and
+// IPVS. Policies would hold, which iptables finds by addresses, but what asks for an ID would
+// be misled. With nftables nothing in the usual
 // places comes between, and what is in common is only told. So is a rule of nobody known,
 // which may be for packets that are no pod's, and what writes whole marks, from which no
 // mask is free. With [config.CollisionWarn] nothing is refused.
@@ -64,8 +65,10 @@ func Begin(r foreign.Report, b config.Backend, s Settings) (layout mark.Layout, 
 	var refused []string
 	for _, c := range r.Collisions(b, layout.Mask()) {
 		switch {
-		case c.Harm == foreign.Forged && c.User.Name != "" && !c.Whole && s.MarkCollision != config.CollisionWarn:
+		case c.Harm >= foreign.Misled && c.User.Name != "" && !c.Whole && s.MarkCollision != config.CollisionWarn:
 			refused = append(refused, c.String())
+		case c.Harm == foreign.Misled:
+			told = append(told, "what a router in a pod wraps can pass for what comes from outside: "+c.String())
 		case c.Harm == foreign.Forged:
 			told = append(told, "policies can be bypassed: "+c.String())
 		default:

@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -16,6 +17,7 @@ type Cache struct {
 	mu       sync.Mutex
 	file     fileStamp
 	policies desired.Policies
+	hash     hash // of policies
 	folders  [2]fileStamp
 	records  []ident.Record
 }
@@ -47,29 +49,33 @@ func (s fileStamp) same(now fileStamp) bool {
 	return s.inode != 0 && s.inode == now.inode && s.size == now.size && s.change == now.change && s.recognised.Sub(changed) > coarse
 }
 
-// cachedPolicies reads the node's policies, or knows them. They are not to be changed.
-func (n Node) cachedPolicies() (desired.Policies, error) {
-	var p desired.Policies
+// cachedPolicies is readPolicies, or knows them. They are not to be changed.
+func (n Node) cachedPolicies() (p desired.Policies, is hash, err error) {
 	if n.Cache == nil {
-		return p, ignoreMissing(n.read(ident.PoliciesFile, &p))
+		return n.readPolicies()
 	}
 	c := n.Cache
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := stamp(n.Store.Path(ident.PoliciesFile))
 	if c.file.same(now) {
-		return c.policies, nil
+		return c.policies, c.hash, nil
 	}
-	if err := ignoreMissing(n.read(ident.PoliciesFile, &p)); err != nil {
-		return p, err
+	if p, is, err = n.readPolicies(); err == nil {
+		c.file, c.policies, c.hash = now, p, is
 	}
-	c.file, c.policies = now, p
-	return p, nil
+	return p, is, err
 }
 
 // records lists the attachments that are complete, each with the addresses that
 // are still its own, or knows them. They are not to be changed.
 func (n Node) records() ([]ident.Record, error) {
+	records, err := n.allRecords()
+	return slices.DeleteFunc(records, func(r ident.Record) bool { return n.leaving[r.Key] }), err
+}
+
+// allRecords are records with those that cannot be removed for want of room.
+func (n Node) allRecords() ([]ident.Record, error) {
 	if n.Cache == nil {
 		return n.readRecords()
 	}

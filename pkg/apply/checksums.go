@@ -11,6 +11,14 @@ import (
 // packet says when it is judged, it says behind.
 type Checksummed struct{ Backend }
 
+// Stands is that of Backend.
+func (b Checksummed) Stands(ctx context.Context, n desired.Node) error {
+	if err := csum.Check(); err != nil {
+		return err
+	}
+	return b.Backend.Stands(ctx, n)
+}
+
 // Check is that of Backend.
 func (b Checksummed) Check(ctx context.Context, want desired.State) error {
 	if err := csum.Check(); err != nil {

@@ -40,6 +40,14 @@ func (b Guarded) Update(ctx context.Context, from, to desired.State) error {
 	return b.Backend.Update(ctx, from, to)
 }
 
+// Stands is that of Backend.
+func (b Guarded) Stands(ctx context.Context, n desired.Node) error {
+	if err := b.Backend.Stands(ctx, n); err != nil {
+		return err
+	}
+	return b.Guard.Stands(ctx, n)
+}
+
 // Check is that of Backend.
 func (b Guarded) Check(ctx context.Context, want desired.State) error {
 	if err := b.Backend.Check(ctx, want); err != nil {

@@ -57,8 +57,8 @@ func (n Node) Stands(ctx context.Context) bool {
 	if err != nil || !f.Synced {
 		return true
 	}
-	nobody, err := f.share()
-	return err != nil || !incomplete(n.backend(f).Check(ctx, nobody))
+	node, err := f.node()
+	return err != nil || !incomplete(n.backend(f).Stands(ctx, node))
 }
 
 // Kept says what Keep found and did.
@@ -73,6 +73,9 @@ type Kept struct {
 	// Tunnels are those that endpoints may not send from now on; nil where they are the
 	// same as before.
 	Tunnels *desired.Tunnels
+	// Unfiltered is what bridges keep from IP from now on, so that it is dropped for isolated
+	// endpoints; nil where it is the same as before.
+	Unfiltered *desired.Unfiltered
 	// Drifted is what somebody did to the links of endpoints, and nobody has undone. These
 	// endpoints are closed, or judged as before where that is the same link still.
 	Drifted []Drift
@@ -114,16 +117,25 @@ func (n Node) Keep(ctx context.Context, ports *Ports) (Kept, error) {
 	return kept, errors.Join(err, errDrift)
 }
 
-// keep is Keep of the rules and sets, with the lock held. Without links, nil, tunnels stay.
+// keep is Keep of the rules and sets, with the lock held. Without links, nil, what rules say of
+// the node stays.
 func (n Node) keep(ctx context.Context, f file, ports *Ports, links []netlink.Link) (Kept, error) {
 	if f.Synced && links != nil {
-		f, changed, err := n.retunnel(f, links)
+		was := f
+		now, changed, err := n.survey(f, links)
 		if err != nil {
 			return Kept{}, err
 		}
 		if changed {
-			_, err = n.sync(ctx, f)
-			return Kept{Tunnels: f.Tunnels}, err
+			var kept Kept
+			if was.Tunnels == nil || !same(*was.Tunnels, *now.Tunnels) {
+				kept.Tunnels = now.Tunnels
+			}
+			if was.Unfiltered != now.Unfiltered {
+				kept.Unfiltered = &now.Unfiltered
+			}
+			_, err = n.sync(ctx, now)
+			return kept, err
 		}
 	}
 	old, err := f.node()

@@ -109,6 +109,9 @@ func reassign(records []ident.Record, former, layout mark.Layout, outside mark.M
 	if len(records) > layout.Capacity() {
 		return nil, fmt.Errorf("%w: iptablesMarkMask %#x holds %d endpoints, and the node has %d; use a wider mask", ident.ErrExhausted, layout.Mask(), layout.Capacity(), len(records))
 	}
+	if err := fits(former, records...); err != nil {
+		return nil, err
+	}
 	owner := map[uint32]string{former.ID(mark.Outside).Value: "", outside.Value: ""}
 	for _, r := range records {
 		owner[former.ID(r.ID).Value] = r.Hash()

@@ -55,6 +55,8 @@ type Node struct {
 	// Warn, if set, is told what a mask that begins has in common with others, and need not
 	// be refused.
 	Warn func(string)
+	// leaving are attachments that are nobody's any more, and cannot be removed now.
+	leaving map[ident.Key]bool
 }
 
 // Settings are the part of a network configuration that is the node's.
@@ -108,8 +110,18 @@ type file struct {
 	// podmark, whose rules forbade none. AllowTunnels makes that none.
 	Tunnels      *desired.Tunnels `json:"tunnels,omitempty"`
 	AllowTunnels bool             `json:"allowTunnels,omitempty"`
-	// Policies are in a file of their own, which is written when they change.
-	Policies desired.Policies `json:"-"`
+	// Unfiltered is what bridges with endpoints kept from IP when the rules were written.
+	Unfiltered desired.Unfiltered `json:"unfiltered,omitzero"`
+	header
+	// Leaving is set from when an uninstall begins: what is there still counts for nothing.
+	Leaving bool `json:"leaving,omitempty"`
+	// Policies are in a file of their own, which is written when they change. PoliciesHash is
+	// what that file has, and FormerHash what it has if it has not been written yet.
+	Policies     desired.Policies `json:"-"`
+	PoliciesHash hash             `json:"policiesHash,omitempty"`
+	FormerHash   hash             `json:"formerHash,omitempty"`
+	// lost is why they are not known. They are none then.
+	lost error
 	// Kubernetes is set once they come from the Kubernetes API, and Incomplete where rules
 	// were written by somebody who does not know which pods elsewhere belong to the sets.
 	Kubernetes bool `json:"kubernetes,omitempty"`
@@ -139,11 +151,16 @@ func (f file) node() (desired.Node, error) {
 	if f.Backend != "" && f.Backend != NFTables && variants[f.Backend] == "" {
 		return desired.Node{}, fmt.Errorf("%w: %s: there is no backend %q", ident.ErrDamaged, ident.NodeFile, f.Backend)
 	}
-	node := desired.Node{Layout: layout, Epoch: f.Epoch, NodePorts: f.NodePorts, SCTPPorts: f.NodePorts, Unlogged: f.Log != logged}
+	node := desired.Node{Layout: layout, Epoch: f.Epoch, NodePorts: f.NodePorts, SCTPPorts: f.NodePorts, Unfiltered: f.Unfiltered, Unlogged: f.Log != logged}
 	if f.Moving != nil {
 		former, err := mark.NewLayout(f.Moving.Mask)
 		if err != nil {
 			return desired.Node{}, fmt.Errorf("%w: %s: %w", ident.ErrDamaged, ident.NodeFile, err)
+		}
+		for _, id := range f.Moving.IDs {
+			if uint32(id.From) > former.Max() || uint32(id.To) > layout.Max() {
+				return desired.Node{}, fmt.Errorf("%w: %s: ID %d in mask %#x cannot become %d in %#x", ident.ErrDamaged, ident.NodeFile, id.From, former.Mask(), id.To, f.Mask)
+			}
 		}
 		node.Layout, node.Former = node.Layout.Over(former), former
 	}
@@ -169,48 +186,65 @@ func (n Node) lock(ctx context.Context) (func(), error) {
 
 // load reads node.json; fs.ErrNotExist before the first change.
 func (n Node) load() (file, error) {
-	var f file
-	err := n.read(ident.NodeFile, &f)
-	if err == nil {
-		_, err = f.node()
-	}
-	if err == nil {
-		f.Policies, err = n.cachedPolicies()
-	}
-	// The first change after an upgrade writes everything, with the numbers of links.
-	f.Synced = f.Synced && f.Indexed && (f.Checksums != "" || !n.Programs)
-	if errors.Is(err, ident.ErrDamaged) {
-		return file{}, fmt.Errorf("%w; %s", err, startOver)
+	f, err := n.loadLost()
+	if err == nil && f.lost != nil {
+		return file{}, f.lost
 	}
 	return f, err
 }
 
-func (n Node) read(name string, v any) error {
-	return ident.ReadJSON(n.Store.Path(name), v)
+// loadLost is load for who can do without the policies that there were.
+func (n Node) loadLost() (file, error) {
+	f, err := n.readFile()
+	if err == nil && f.Leaving {
+		return file{}, errLeaving
+	}
+	if err == nil {
+		_, err = f.node()
+	}
+	if errors.Is(err, ident.ErrDamaged) {
+		return file{}, fmt.Errorf("%w; %s", err, startOver)
+	}
+	if err == nil {
+		f, err = n.withPolicies(f)
+	}
+	// The first change after an upgrade writes everything, with the numbers of links.
+	f.Synced = f.Synced && f.Indexed && f.lost == nil && (f.Checksums != "" || !n.Programs)
+	return f, err
 }
 
 // startOver is what to do without node.json: it holds the policy, and going on
 // without one would open every pod.
 const startOver = "run 'podmarkctl uninstall', apply the policy again and restart the node's pods"
 
-func (n Node) save(f file) error { return n.write(ident.NodeFile, f) }
-
-func (n Node) write(name string, v any) error {
-	b, err := encode(v)
+func (n Node) save(f file) error {
+	f.header = header{format, reads}
+	b, err := encode(f)
 	if err != nil {
 		return err
 	}
-	return n.Store.Write(name, b)
+	return n.Store.Write(ident.NodeFile, b)
 }
 
 // agree loads node.json and makes it agree with settings, deciding the backend
 // if nobody has. What it changed is unsynced and not saved yet.
 func (n Node) agree(ctx context.Context, settings Settings) (f file, changed bool, err error) {
 	f, err = n.load()
+	if errors.Is(err, errLeaving) {
+		if err := n.leave(ctx); err != nil {
+			return file{}, false, err
+		}
+	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return file{}, false, err
 	}
 	begins := false
+	if errors.Is(err, fs.ErrNotExist) {
+		f.PoliciesHash = noFile
+		if err := n.Store.Remove(ident.PoliciesFile); err != nil { // of an earlier life
+			return file{}, false, err
+		}
+	}
 	if wanted := settings.Layout.Mask(); f.Mask == 0 || wanted != 0 && f.Mask != wanted {
 		empty, err := n.Store.Empty()
 		if err != nil {
@@ -289,6 +323,13 @@ func (n Node) owned(r ident.Record) ident.Record {
 	return r
 }
 
+// freed is r with the addresses that no other attachment has: also those that were taken from
+// it before an earlier call ended.
+func (n Node) freed(r ident.Record) ident.Record {
+	r.Addresses = slices.DeleteFunc(slices.Clone(r.Addresses), func(a addr) bool { return n.Store.Others(r.Key, a) })
+	return r
+}
+
 // sync brings the whole node to what f and the attachments say, with those of
 // coming among them, and notes it in f. A node that is moving arrives.
 func (n Node) sync(ctx context.Context, f file, coming ...ident.Record) (file, error) {
@@ -305,7 +346,7 @@ func (n Node) sync(ctx context.Context, f file, coming ...ident.Record) (file, e
 			return f, err
 		}
 	}
-	if f, _, err = n.relink(f); err != nil {
+	if f, _, err = n.surveyNow(f); err != nil {
 		return f, err
 	}
 	return n.rewrite(ctx, f, coming...)
@@ -355,7 +396,7 @@ func (n Node) rewrite(ctx context.Context, f file, coming ...ident.Record) (file
 	// Half-way through, the sets can look complete while no hook leads to the rules.
 	if f.Synced {
 		f.Synced = false
-		if err := n.save(f); err != nil {
+		if err := n.jot(f); err != nil {
 			return f, err
 		}
 	}
@@ -373,7 +414,17 @@ func (n Node) rewrite(ctx context.Context, f file, coming ...ident.Record) (file
 	// Whoever has narrowed what is allowed may have ended before it came to this.
 	f.reclaimed.add(reclaim(state))
 	f.Former, f.Synced, f.Incomplete = nil, f.Moving == nil, !complete
-	return f, n.save(f)
+	return f, n.jot(f)
+}
+
+// jot is save for a note that may be left out where there is no room: without it, whoever comes
+// next does the same again. What is freed must not depend on room.
+func (n Node) jot(f file) error {
+	err := n.save(f)
+	if errors.Is(err, ident.ErrNoRoom) {
+		return nil
+	}
+	return err
 }
 
 // fill makes peer and tuple sets hold exactly who belongs there, one after the other: all
@@ -418,6 +469,9 @@ func (n Node) state(f file, coming ...ident.Record) (desired.State, error) {
 			records[i].ID, former[r.Key] = id.To, id.From
 		}
 	}
+	if err := fits(node.Layout, records...); err != nil {
+		return desired.State{}, err
+	}
 	s := desired.Build(node, f.Policies, append(records, coming...))
 	for i, e := range s.Endpoints {
 		s.Endpoints[i].FormerID = former[e.Key]
@@ -425,11 +479,24 @@ func (n Node) state(f file, coming ...ident.Record) (desired.State, error) {
 	return s, nil
 }
 
-// share derives the part of the state that is these records'. It knows the
+// fits is ErrDamaged where the layout has no bits for the ID of a record, and names its file.
+func fits(layout mark.Layout, records ...ident.Record) error {
+	for _, r := range records {
+		if uint32(r.ID) > layout.Max() {
+			return fmt.Errorf("%w: \"attachments/%s\": ID %d does not fit iptablesMarkMask %#x, which has those up to %d; run 'podmarkctl gc'", ident.ErrDamaged, r.Hash(), r.ID, layout.Mask(), layout.Max())
+		}
+	}
+	return nil
+}
+
+// share derives the part of the state that is these records', which fit. It knows the
 // epoch and the layout but not the host's addresses.
 func (f file) share(records ...ident.Record) (desired.State, error) {
 	node, err := f.node()
 	if err != nil {
+		return desired.State{}, err
+	}
+	if err := fits(node.Layout, records...); err != nil {
 		return desired.State{}, err
 	}
 	return desired.Build(node, f.Policies, records), nil
@@ -439,12 +506,12 @@ func (f file) share(records ...ident.Record) (desired.State, error) {
 // r comes. The rules that r will need are written on the way, with nobody in them, so that
 // its ADD needs no second restore.
 func (n Node) ready(ctx context.Context, f file, r ident.Record) (file, error) {
-	nobody, err := f.share()
+	node, err := f.node()
 	if err != nil {
 		return f, err
 	}
 	if f.Synced {
-		err := n.backend(f).Check(ctx, nobody)
+		err := n.backend(f).Stands(ctx, node)
 		if err == nil {
 			return f, nil
 		}

@@ -2,7 +2,6 @@ package apply
 
 import (
 	"fmt"
-	"net/netip"
 
 	"go4.org/netipx"
 
@@ -43,14 +42,17 @@ func (r *Reclaimed) add(other Reclaimed) {
 // reclaim takes back from flowtables what has not been judged by s, which is in the kernel.
 // It fails no change: that is in force, for all that the hooks see.
 func reclaim(s desired.State) Reclaimed {
-	addrs, m := isolated(s), epochOf(s)
-	if len(addrs) == 0 {
+	set, err := isolated(s)
+	if err != nil {
+		return Reclaimed{OffloadError: err.Error()}
+	}
+	if len(set.Ranges()) == 0 {
 		return Reclaimed{}
 	}
 	if tables, err := flowtable.List(); err == nil && len(tables) == 0 {
 		return Reclaimed{}
 	}
-	done, err := conntrack.TakeBack(m, addrs)
+	done, err := conntrack.TakeBack(epochOf(s), set)
 	out := Reclaimed{TakenBack: done.Taken, Offloaded: done.Left}
 	if err != nil {
 		out.OffloadError = err.Error()
@@ -70,9 +72,11 @@ func (n Node) Offloaded() (tables []flowtable.Flowtable, unjudged int, err error
 	if err != nil {
 		return nil, 0, err
 	}
-	if addrs := isolated(s); len(addrs) > 0 {
-		unjudged, err = conntrack.Offloaded(epochOf(s), addrs)
+	set, err := isolated(s)
+	if err != nil || len(set.Ranges()) == 0 {
+		return tables, 0, err
 	}
+	unjudged, err = conntrack.Offloaded(epochOf(s), set)
 	return tables, unjudged, err
 }
 
@@ -98,16 +102,24 @@ func (n Node) Rejudge(addrs *netipx.IPSet) (done bool, err error) {
 // epochOf is what the flows carry in their conntrack mark that s has judged.
 func epochOf(s desired.State) mark.Mark { return s.Layout.Mark(s.Epoch) }
 
-// isolated are the addresses of the endpoints to which something may be forbidden.
-func isolated(s desired.State) []netip.Addr {
-	var addrs []netip.Addr
+// isolated is what the endpoints send from to which something may be forbidden: their
+// addresses, and their further prefixes.
+func isolated(s desired.State) (*netipx.IPSet, error) {
+	var b netipx.IPSetBuilder
 	for _, e := range s.Endpoints {
-		for _, id := range e.Profiles {
-			if p, ok := s.Profiles[id]; ok && !p.Audit {
-				addrs = append(addrs, e.Addresses...)
-				break
-			}
+		if !s.Isolates(e.Profiles[desired.Ingress]) && !s.Isolates(e.Profiles[desired.Egress]) {
+			continue
+		}
+		for _, a := range e.Addresses {
+			b.Add(a)
+		}
+		for _, p := range e.Sources {
+			b.AddPrefix(p)
 		}
 	}
-	return addrs
+	set, err := b.IPSet()
+	if err != nil {
+		return nil, fmt.Errorf("collecting what isolated endpoints send from: %w", err)
+	}
+	return set, nil
 }

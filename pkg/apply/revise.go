@@ -60,7 +60,7 @@ func (n Node) SetPolicies(ctx context.Context, settings Settings, policies desir
 		}
 		was, errWas := encode(f.Policies)
 		is, errIs := encode(policies)
-		if bytes.Equal(was, is) {
+		if f.lost == nil && bytes.Equal(was, is) {
 			return Revision{}, errors.Join(errWas, errIs)
 		}
 		return Revision{Policies: &policies}, errors.Join(errWas, errIs)
@@ -92,15 +92,15 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 		return Applied{}, err
 	}
 	defer unlock()
-	f, err := n.load()
+	f, err := n.loadLost()
 	if errors.Is(err, fs.ErrNotExist) {
 		f, _, err = n.agree(ctx, settings)
 	}
-	if err == nil && f.Moving != nil {
+	if err == nil && f.Moving != nil && f.lost == nil {
 		f, err = n.sync(ctx, f)
 	}
 	if err == nil && !f.Kubernetes { // an operator's apply looks at the node, too
-		f, _, err = n.relink(f)
+		f, _, err = n.surveyNow(f)
 	}
 	if err != nil {
 		return Applied{}, err
@@ -111,9 +111,13 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 	}
 	was := f
 	rev, err := decide(&f, before)
+	if err == nil && f.lost != nil && rev.Policies == nil {
+		err = f.lost
+	}
 	if err != nil {
 		return Applied{}, err
 	}
+	rev.Unknown = rev.Unknown || f.lost != nil
 	applied := Applied{Policies: len(was.Policies.Policies), Endpoints: len(before), Epoch: was.Epoch}
 	whole := rev.Unknown || n.lacking(was)
 	if rev.empty() && !whole {
@@ -148,7 +152,7 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 		}
 		to.Epoch = f.Epoch
 	}
-	if err := n.note(f, rev, after); err != nil {
+	if f, err = n.note(f, rev); err != nil {
 		return Applied{}, err
 	}
 	n.step("saved")
@@ -208,10 +212,10 @@ func (n Node) lacking(f file) bool {
 }
 
 // Remembered is what is enforced of the Kubernetes API's policies; fs.ErrNotExist when
-// there is nothing of that. incomplete is set where sets may lack pods elsewhere.
+// there is nothing of that, or it was lost. incomplete is set where sets may lack pods elsewhere.
 func (n Node) Remembered() (p desired.Policies, incomplete bool, err error) {
-	f, err := n.load()
-	if err == nil && !f.Kubernetes {
+	f, err := n.loadLost()
+	if err == nil && (!f.Kubernetes || f.lost != nil) {
 		err = fs.ErrNotExist
 	}
 	return f.Policies, f.Incomplete, err
@@ -229,22 +233,38 @@ func (n Node) refresh(ctx context.Context, f file) error {
 }
 
 // note writes down what is to be, so that whoever comes after a crash finishes it.
-func (n Node) note(f file, rev Revision, after []ident.Record) error {
+func (n Node) note(f file, rev Revision) (file, error) {
 	f.Synced = false
+	var policies []byte
+	if rev.Policies != nil {
+		var err error
+		if policies, err = encode(f.Policies); err != nil {
+			return f, err
+		}
+		f.lost = nil
+		if f.PoliciesHash == noFile { // what is there is of an earlier life
+			if err := n.Store.Remove(ident.PoliciesFile); err != nil {
+				return f, err
+			}
+		}
+		f.FormerHash, f.PoliciesHash = f.PoliciesHash, hashOf(policies)
+	}
 	if err := n.save(f); err != nil {
-		return err
+		return f, err
 	}
 	if rev.Policies != nil {
-		if err := n.write(ident.PoliciesFile, f.Policies); err != nil {
-			return err
+		n.step("noted")
+		if err := n.Store.Write(ident.PoliciesFile, policies); err != nil {
+			return f, err
 		}
+		f.FormerHash = ""
 	}
 	for _, r := range rev.Records {
 		if err := n.Store.Put(r); err != nil {
-			return err
+			return f, err
 		}
 	}
-	return nil
+	return f, nil
 }
 
 // replaced is records with those of changed in the place of their former selves.

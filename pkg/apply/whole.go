@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"path/filepath"
 
 	"github.com/vishvananda/netlink"
 
@@ -104,13 +105,19 @@ func (n Node) Preview(settings Settings, policies *desired.Policies) (desired.St
 type Collected struct {
 	Attachments []ident.Record `json:"attachments"`
 	Files       []string       `json:"files"`
+	// Left is what stays in the state folder for want of room, until the next collection.
+	Left error `json:"-"`
 }
 
 // Collect removes the attachments for which dead holds, what crashes left in
-// the state folder, and what no one needs in the kernel.
+// the state folder, and what no one needs in the kernel. What it cannot do with one attachment
+// it does with the others.
 func (n Node) Collect(ctx context.Context, dead func(ident.Record) bool, dryRun bool) (Collected, error) {
-	if _, err := n.load(); errors.Is(err, fs.ErrNotExist) {
+	switch _, err := n.load(); {
+	case errors.Is(err, fs.ErrNotExist):
 		return Collected{}, nil
+	case errors.Is(err, ErrNewer): // whose records it would sweep away
+		return Collected{}, err
 	}
 	unlock, err := n.lock(ctx)
 	if err != nil {
@@ -119,6 +126,8 @@ func (n Node) Collect(ctx context.Context, dead func(ident.Record) bool, dryRun 
 	defer unlock()
 	all, _ := n.Store.List() // damaged records are collected as files
 	var c Collected
+	var errs []error
+	n.leaving = map[ident.Key]bool{}
 	for _, r := range all {
 		if !dead(r) {
 			continue
@@ -127,19 +136,22 @@ func (n Node) Collect(ctx context.Context, dead func(ident.Record) bool, dryRun 
 		if dryRun {
 			continue
 		}
-		if err := port.Shut(r.Endpoint); err != nil {
-			return c, err
+		err := errors.Join(port.Shut(r.Endpoint), conntrack.Forget(n.freed(r).Addresses))
+		if err == nil {
+			err = n.Store.Release(r)
 		}
-		if err := conntrack.Forget(n.owned(r).Addresses); err != nil {
-			return c, err
+		if errors.Is(err, ident.ErrNoRoom) {
+			n.leaving[r.Key] = true
+			c.Left, err = errors.Join(c.Left, err), nil
 		}
-		if err := n.Store.Release(r); err != nil {
-			return c, err
-		}
+		errs = append(errs, err)
 		n.step("released")
 	}
 	c.Files, err = n.tidy(ctx, dryRun)
-	return c, err
+	if errors.Is(err, ident.ErrNoRoom) {
+		c.Left, err = errors.Join(c.Left, err), nil
+	}
+	return c, errors.Join(append(errs, err)...)
 }
 
 // Sweep removes the files that crashes left in the state folder, and what no one needs
@@ -167,29 +179,91 @@ func Gone(r ident.Record) bool { return !r.Committed || !port.Alive(r.Endpoint) 
 
 // tidy removes files that belong to nobody and rewrites the kernel's share.
 func (n Node) tidy(ctx context.Context, dryRun bool) ([]string, error) {
-	files, err := n.Store.Sweep(dryRun)
-	if err != nil || dryRun {
+	f, errNode := n.load()
+	if errors.Is(errNode, ErrNewer) {
+		return nil, errNode
+	}
+	files, err := n.misfits(f, dryRun)
+	swept, errSweep := n.Store.Sweep(dryRun)
+	files, err = append(files, swept...), errors.Join(err, errSweep)
+	if dryRun {
 		return files, err
 	}
-	f, err := n.load()
-	if err != nil {
-		return files, ignoreMissing(err)
+	if errNode != nil {
+		return files, errors.Join(err, ignoreMissing(errNode))
 	}
-	_, err = n.sync(ctx, f)
-	return files, err
+	_, errSync := n.sync(ctx, f)
+	return files, errors.Join(err, errSync)
+}
+
+// misfits removes the records whose ID does not fit the node's mask, or names their files.
+func (n Node) misfits(f file, dryRun bool) (files []string, err error) {
+	node, err := f.node()
+	if err != nil {
+		return nil, nil // nobody knows what fits
+	}
+	records, _ := n.Store.List() // a Sweep removes the damaged ones
+	for _, r := range records {
+		if fits(node.Layout, r) == nil {
+			continue
+		}
+		files = append(files, filepath.Join("attachments", r.Hash()))
+		if dryRun {
+			continue
+		}
+		if err := n.Store.Release(r); err != nil {
+			return files, err
+		}
+	}
+	return files, nil
 }
 
 // Uninstall removes every trace: rules, sets, device groups, bridge port
-// settings and the state folder. Pods keep running, unmarked and unpoliced.
+// settings and the state folder. Pods keep running, unmarked and unpoliced. Once it has begun,
+// whoever comes next finishes it.
 func (n Node) Uninstall(ctx context.Context) error {
 	unlock, err := n.lock(ctx)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	if err := n.strip(ctx); err != nil {
+		return err
+	}
+	return n.Store.RemoveAll()
+}
+
+// leave finishes an uninstall, and goes on with the lock and an empty state folder.
+func (n Node) leave(ctx context.Context) error {
+	if err := n.strip(ctx); err != nil {
+		return err
+	}
+	if err := n.Store.Clear(); err != nil {
+		return err
+	}
+	n.step("cleared")
+	return n.Store.Init()
+}
+
+// strip notes that the node is to be left, and takes everything out of the kernel.
+func (n Node) strip(ctx context.Context) error {
 	kinds := leftovers()
-	if f, err := n.load(); err == nil && f.Backend != "" {
+	f, err := n.readFile()
+	if errors.Is(err, ErrNewer) {
+		return err
+	}
+	if err == nil {
+		_, err = f.node()
+	}
+	if err == nil && f.Backend != "" {
 		kinds = append(f.Former, f.Backend, NFTables) // which guards bridges beside iptables
+	}
+	if err == nil {
+		f.Leaving = true
+		if err := n.jot(f); err != nil {
+			return err
+		}
+		n.step("leaving")
 	}
 	if err := remove(ctx, n.LockTimeout, kinds); err != nil {
 		return err
@@ -197,6 +271,7 @@ func (n Node) Uninstall(ctx context.Context) error {
 	if err := csum.Remove(); err != nil {
 		return err
 	}
+	n.step("removed")
 	records, _ := n.Store.List()
 	for _, r := range records {
 		if err := port.Release(r.Endpoint); err != nil {
@@ -212,7 +287,8 @@ func (n Node) Uninstall(ctx context.Context) error {
 			return err
 		}
 	}
-	return n.Store.RemoveAll()
+	n.step("freed")
+	return nil
 }
 
 // Records lists the attachments; damaged ones are reported with the good ones.

@@ -61,6 +61,8 @@ type Node struct {
 	HostAddresses []netip.Addr
 	// Tunnels are what endpoints may not wrap packets in.
 	Tunnels Tunnels
+	// Unfiltered is what no policy is asked about between two ports of a bridge.
+	Unfiltered Unfiltered
 	// Unlogged is set where the kernel cannot log packets: what is dropped is counted only.
 	Unlogged bool
 }
@@ -84,6 +86,17 @@ type Tunnels struct {
 	// Protocols are IP protocol numbers, such as 4 of IPIP; sorted.
 	Protocols []uint8 `json:"protocols,omitempty"`
 }
+
+// Unfiltered are the families of which a bridge does not hand the frames between two of its
+// ports to IP, because somebody has turned br_netfilter off. Nothing could judge them, so
+// those from and to isolated endpoints are dropped.
+type Unfiltered struct {
+	IPv4 bool `json:"ipv4,omitempty"`
+	IPv6 bool `json:"ipv6,omitempty"`
+}
+
+// Of reports whether the address is of such a family.
+func (u Unfiltered) Of(a netip.Addr) bool { return a.Is4() && u.IPv4 || a.Is6() && u.IPv6 }
 
 // ProfileID names a Profile: 16 hexadecimal digits, or empty for none.
 type ProfileID string

@@ -76,6 +76,7 @@ func Checks() []Check {
 		{"mark-users", "a well-known program on this node uses bits of the mask", rules, checkUsers},
 		{"mark-rules", "a rule of somebody else's writes bits of the mask where they matter", rules, checkRules},
 		{"mark-compares", "a rule, route or service of somebody else's asks for a mark where a pod's ID is in it", rules, checkCompares},
+		{"mark-sysctls", "a kernel parameter lets a pod's ID into the mark of what the node itself sends", []Part{PartSysctls}, checkReflects},
 		{"notrack", "a rule of somebody else's keeps pods' packets out of conntrack", []Part{PartNFTables, PartLegacy, PartState}, checkNoTrack},
 		{"flowtable", "a flowtable carries live connections of pods past the policy in force", []Part{PartOffload}, checkOffload},
 		{"iptables-mix", "both variants of iptables have rules", []Part{PartNFTables, PartLegacy}, checkMix},

@@ -230,6 +230,33 @@ func TestRare(t *testing.T) {
 	only(t, f, "source-route", "sysctl -w net.ipv4.conf.all.accept_source_route=0")
 }
 
+// A parameter that lets an ID out is found where an ID is.
+func TestReflects(t *testing.T) {
+	const reflect4, reflect6, accept = "net.ipv4.fwmark_reflect", "net.ipv6.fwmark_reflect", "net.ipv4.tcp_fwmark_accept"
+	for _, tt := range []struct {
+		kind apply.Kind
+		ipvs bool
+		want []string
+	}{
+		{apply.NFTables, true, []string{reflect4, reflect6}},
+		{apply.NFTables, false, nil},
+		{apply.IPTablesNFT, true, []string{reflect4, reflect6, accept}},
+		{apply.IPTablesLegacy, false, []string{reflect4, reflect6, accept}},
+	} {
+		f := healthy(t, 0xffff0000)
+		f.State.Kind, f.Mode.IPVS, f.Reflects = tt.kind, tt.ipvs, []string{reflect4, reflect6, accept}
+		var got []string
+		for _, x := range doctor.Examine(f) {
+			if name, ok := strings.CutPrefix(x.Mend, "sysctl -w "); ok && x.Check == "mark-sysctls" && x.Severity == doctor.Warning {
+				got = append(got, strings.TrimSuffix(name, "=0"))
+			}
+		}
+		if !slices.Equal(got, tt.want) {
+			t.Errorf("%s, IPVS %t: %q, want %q", tt.kind, tt.ipvs, got, tt.want)
+		}
+	}
+}
+
 // What could not be read is said, with the checks that needed it.
 func TestUnread(t *testing.T) {
 	for _, part := range []doctor.Part{

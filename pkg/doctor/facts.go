@@ -57,6 +57,7 @@ type Facts struct {
 	Mode            node.Mode
 	PortsInUse      []uint16
 	Sysctls         []node.Sysctl
+	Reflects        []string      // those of the marks of what the node sends that are on
 	Active          conflist.File // the conflist that the node uses
 	ActiveErr       error         // why there is none
 	Skipped         []conflist.Skipped

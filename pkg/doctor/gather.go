@@ -46,6 +46,8 @@ func Gather(ctx context.Context, o Options) Facts {
 			f.note(PartSysctls, errors.New(s.Error), asRoot)
 		}
 	}
+	f.Reflects, err = readReflects()
+	f.note(PartSysctls, err, asRoot)
 	f.Report = foreign.Read(ctx).With(fwmark.Services())
 	for _, p := range foreign.Parts() {
 		mend := asRoot
@@ -182,6 +184,21 @@ func (f *Facts) readSockets(ctx context.Context) {
 		}
 		f.Sockets[n.Config.DaemonSocket] = err
 	}
+}
+
+// readReflects lists which of the parameters are on that checkReflects knows.
+func readReflects() (on []string, err error) {
+	for _, name := range []string{fwmarkReflect4, fwmarkReflect6, tcpFwmarkAccept} {
+		b, errRead := os.ReadFile("/proc/sys/" + strings.ReplaceAll(name, ".", "/"))
+		switch {
+		case errors.Is(errRead, fs.ErrNotExist): // IPv6 may be off
+		case errRead != nil:
+			err = errors.Join(err, errRead)
+		case strings.TrimSpace(string(b)) != "0":
+			on = append(on, name)
+		}
+	}
+	return on, err
 }
 
 // readConntrack reads how full conntrack is; a kernel without it has nothing.

@@ -13,6 +13,7 @@ import (
 
 const (
 	whyForged = "these bits carry the ID of the pod in the packet mark, and the policy under which a flow was allowed in the conntrack mark: when others write them there, a packet passes for another pod's, or a flow for one that was judged"
+	whyMisled = "iptables finds policies by addresses, so they hold. But the bits carry the ID of the pod while a packet is on its way to a service: what a router in a pod wraps, from a further prefix, can pass for what comes from outside, and be sent on to another node's tunnel by way of a service. With bits of their own neither minds the other"
 	whyShared = "verdicts stay right, but podmark writes these bits of packets to the node and to services, and takes them off again: what the other program had in them is lost, and what it does elsewhere may come in between. With bits of their own neither minds the other"
 	whySeen   = "until the ID is taken off again, the packet is not the one that is asked for: a whole mark with an ID in it equals no other, and an ID can equal what others mean by these bits. So their rule, route or service does not hold for these packets, or holds for others"
 )
@@ -56,7 +57,11 @@ func checkRules(f Facts) []Finding {
 
 func colliding(c foreign.Collision, mend string) Finding {
 	found := Finding{Severity: Error, What: c.String(), Why: whyForged, Mend: mend}
-	if c.Harm != foreign.Forged {
+	switch c.Harm {
+	case foreign.Forged:
+	case foreign.Misled:
+		found.Why = whyMisled
+	default:
 		found.Severity, found.Why = Warning, whyShared
 	}
 	return found
@@ -93,6 +98,37 @@ func checkCompares(f Facts) []Finding {
 		out = append(out, Finding{
 			Severity: Error, What: fmt.Sprintf("%s gets no packet: IPVS compares the whole packet mark, and podmark's ID is in it", l.Text), Why: whySeen,
 			Mend: "# give the service an address and a port in place of a firewall mark; kube-router: without the annotation kube-router.io/service.dsr",
+		})
+	}
+	return out
+}
+
+// The kernel parameters that give what the node sends the mark of what it was sent.
+const (
+	fwmarkReflect4  = "net.ipv4.fwmark_reflect"
+	fwmarkReflect6  = "net.ipv6.fwmark_reflect"
+	tcpFwmarkAccept = "net.ipv4.tcp_fwmark_accept"
+)
+
+// checkReflects finds what lets an ID out. With nftables a process of the node is given packets
+// without, and IPVS alone has one with.
+func checkReflects(f Facts) []Finding {
+	var out []Finding
+	for _, name := range f.Reflects {
+		what := "errors, resets and echo replies of the node's kernel"
+		switch onIPTables := f.backend() == config.BackendIPTables; {
+		case !onIPTables && (name == tcpFwmarkAccept || !f.Mode.IPVS):
+			continue
+		case !onIPTables:
+			what = "ICMP errors of IPVS"
+		case name == tcpFwmarkAccept:
+			what = "what the node's processes send on TCP connections that they accept"
+		}
+		out = append(out, Finding{
+			Severity: Warning,
+			What:     fmt.Sprintf("sysctl %s is on", name),
+			Why:      what + ", to pods and by way of the node, have a pod's ID in the packet mark. Verdicts stay right, since the node is not judged. But a routing rule, route or rule of somebody else's that goes by marks may take them for what they are not. If a program of the node has turned it on, a VPN for one, have it do without",
+			Mend:     fmt.Sprintf("sysctl -w %s=0", name),
 		})
 	}
 	return out

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,7 +14,13 @@ import (
 
 func checkState(f Facts) []Finding {
 	var out []Finding
-	if err := f.State.NodeDamaged; err != nil {
+	if err := f.State.NodeDamaged; errors.Is(err, apply.ErrLost) {
+		out = append(out, Finding{
+			Severity: Error, What: err.Error(),
+			Why:  "no pod starts and no policy changes; pods that run are held to the policies that were in force. Where a network says \"policy\": \"kubernetes\", restart podmarkd instead",
+			Mend: ctl(f, "apply -f POLICIES"),
+		})
+	} else if err != nil {
 		out = append(out, Finding{
 			Severity: Error, What: err.Error(),
 			Why:  "nobody knows any more which bits the endpoints have, or which policy: no pod starts, and nothing is kept current. Apply the policies again afterwards, and restart the node's pods, which are unpoliced until then",
@@ -111,7 +118,7 @@ func checkChecksums(f Facts) []Finding {
 // sysctlWhy says what goes wrong without a parameter, by the beginning of its name.
 var sysctlWhy = map[string]string{
 	"net.ipv4.vs.":              "IPVS takes its packets out of conntrack, so that replies of services are judged as if the pod that answers had begun, and dropped. kube-proxy sets this when it starts; 'podmarkd --set-sysctls' keeps it set",
-	"net.bridge.bridge-nf-call": "frames between two pods of a bridge pass none of the hooks in which either backend judges, so these pods reach each other whatever the policy, and the next policed pod does not start; 'podmarkd --set-sysctls' keeps it set",
+	"net.bridge.bridge-nf-call": "frames between two pods of a bridge pass none of the hooks in which either backend judges. podmarkd, within seconds, has those from and to isolated pods dropped, whatever the policy allows; without it these pods reach each other whatever the policy forbids. The next policed pod does not start. 'podmarkd --set-sysctls' keeps it set",
 	"net.ipv4.conf.all.accept":  "a pod may write a route into its packets, and the node sends them on to addresses of its choice, which no policy is asked about; 'podmarkd --set-sysctls' keeps it off",
 }
 

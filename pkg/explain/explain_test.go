@@ -275,6 +275,10 @@ func TestBridge(t *testing.T) {
 		if got, want := outcome(ask(t, f, "client", "db:1")), "+shop/db 10.1.0.3:1"; got != want {
 			t.Errorf("%s without br_netfilter: %s, want %s", b, got, want)
 		}
+		f.State.Unfiltered.IPv4 = true
+		if got, want := outcome(ask(t, f, "client", "db:1")), "-shop/db 10.1.0.3:1"; got != want {
+			t.Errorf("%s without br_netfilter, and podmarkd has looked: %s, want %s", b, got, want)
+		}
 		if got, want := outcome(ask(t, f, "client", "10.96.0.10:80")), "-shop/db 10.1.0.3:8080 OUTPUT"; !strings.Contains(got, want) {
 			t.Errorf("%s without br_netfilter, by IPVS: %s, want %s", b, got, want)
 		}

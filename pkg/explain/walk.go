@@ -13,11 +13,12 @@ import (
 
 // The hooks, as people know them.
 const (
-	bridgeHook = "bridge PREROUTING"
-	prerouting = "PREROUTING"
-	input      = "INPUT"
-	forward    = "FORWARD"
-	output     = "OUTPUT"
+	bridgeHook    = "bridge PREROUTING"
+	bridgeForward = "bridge FORWARD"
+	prerouting    = "PREROUTING"
+	input         = "INPUT"
+	forward       = "FORWARD"
+	output        = "OUTPUT"
 )
 
 // Those that act at hooks beside podmark.
@@ -28,14 +29,14 @@ const (
 
 // chains are podmark's, of one backend. A chain that it does not have is empty.
 type chains struct {
-	guard, sender, input, host, forward, output string
+	guard, between, sender, input, host, forward, output string
 	// unmark is at OUTPUT, behind the chain that judges.
 	unmark string
 }
 
 var chainsOf = map[config.Backend]chains{
-	config.BackendNFTables: {guard: "bridge-ports", sender: "sender", input: "input", host: "host", forward: "forward", output: "output"},
-	config.BackendIPTables: {guard: "bridge-ports", sender: "PODMARK-SENDER", input: "PODMARK-INPUT", forward: "PODMARK-FORWARD", output: "PODMARK-OUTPUT", unmark: "PODMARK-CLEAR"},
+	config.BackendNFTables: {guard: "bridge-ports", between: "between-ports", sender: "sender", input: "input", host: "host", forward: "forward", output: "output"},
+	config.BackendIPTables: {guard: "bridge-ports", between: "between-ports", sender: "PODMARK-SENDER", input: "PODMARK-INPUT", forward: "PODMARK-FORWARD", output: "PODMARK-OUTPUT", unmark: "PODMARK-CLEAR"},
 }
 
 // Explain answers the question. Facts must hold the routes and services of all
@@ -153,6 +154,10 @@ func (w walker) through(walk Walk, p desired.Packet, r Route) Walk {
 		return w.judge(walk, p)
 	case w.pastHooks(p):
 		walk = walk.step("bridge", p.In, "the frame goes from port to port, past all hooks of IP")
+		if w.dropped(p) {
+			return walk.step(bridgeForward, w.between, "drops it: no policy can be asked").
+				end(false, "br_netfilter is off, 'podmarkctl doctor' has the command")
+		}
 		return walk.end(true, "not judged: br_netfilter is off, 'podmarkctl doctor' has the command")
 	}
 	return w.judge(walk.step(forward, w.forward, "judges both ends"), p)
@@ -166,6 +171,15 @@ func (w walker) pastHooks(p desired.Packet) bool {
 		off = w.PastHooks6
 	}
 	return off && p.In == p.Out && slices.ContainsFunc(w.State.Endpoints, func(e desired.Endpoint) bool { return !e.Routed() && e.Interface == p.In })
+}
+
+// dropped holds for what the rules know to pass all hooks of IP, from or to an isolated pod.
+func (w walker) dropped(p desired.Packet) bool {
+	isolated := func(a netip.Addr, d desired.Direction) bool {
+		e := w.State.Owner(a)
+		return e != nil && w.State.Isolates(e.Profiles[d])
+	}
+	return w.State.Unfiltered.Of(p.Dst) && (isolated(p.Src, desired.Egress) || isolated(p.Dst, desired.Ingress))
 }
 
 // toNode follows a packet to an address of the node, or to one that it has for services.

@@ -30,7 +30,7 @@ func at(hook foreign.Hook, table string, priority int32) foreign.Rule {
 
 // What a write of podmark's bits does, for each hook, backend and mark.
 func TestHarm(t *testing.T) {
-	const none, shared, forged = foreign.Harmless, foreign.Shared, foreign.Forged
+	const none, shared, misled, forged = foreign.Harmless, foreign.Shared, foreign.Misled, foreign.Forged
 	for _, tt := range []struct {
 		hook     foreign.Hook
 		table    string
@@ -42,8 +42,8 @@ func TestHarm(t *testing.T) {
 		{foreign.Prerouting, "nat", -100, none, none},
 		{foreign.Prerouting, "", 500, none, none},
 		{foreign.Input, "", -151, none, none},
-		{foreign.Input, "mangle", -150, none, forged},
-		{foreign.Input, "filter", 0, none, forged}, // kube-router
+		{foreign.Input, "mangle", -150, none, misled},
+		{foreign.Input, "filter", 0, none, misled}, // kube-router
 		{foreign.Input, "security", 50, none, forged},
 		{foreign.Input, "", 96, none, forged},
 		{foreign.Input, "", 97, forged, forged},
@@ -52,8 +52,8 @@ func TestHarm(t *testing.T) {
 		{foreign.Input, "", 101, forged, none},
 		{foreign.Input, "", 102, none, none},
 		{foreign.Forward, "", -151, none, none},
-		{foreign.Forward, "mangle", -150, none, shared},
-		{foreign.Forward, "filter", 0, none, shared}, // Tailscale
+		{foreign.Forward, "mangle", -150, none, none},
+		{foreign.Forward, "filter", 0, none, none}, // Tailscale
 		{foreign.Output, "", -450, forged, forged},
 		{foreign.Output, "", -401, forged, forged},
 		{foreign.Output, "", -400, none, forged},
@@ -61,8 +61,11 @@ func TestHarm(t *testing.T) {
 		{foreign.Output, "", -150, none, forged},
 		{foreign.Output, "mangle", -150, none, shared}, // behind podmark's hook
 		{foreign.Output, "filter", 0, none, shared},
-		{foreign.Postrouting, "", -300, none, shared},
-		{foreign.Postrouting, "mangle", -150, none, none}, // behind it too
+		{foreign.Output, "", 50, none, shared},
+		{foreign.Output, "security", 50, none, none}, // behind what takes the ID off
+		{foreign.Output, "", 51, none, none},
+		{foreign.Postrouting, "", -300, none, none},
+		{foreign.Postrouting, "mangle", -150, none, none},
 		{foreign.Postrouting, "nat", 100, none, none},
 		{"", "", 0, none, none}, // of a bridge
 	} {
@@ -138,11 +141,11 @@ func kubeRouter(rules bool) foreign.Report {
 	return r
 }
 
-// kube-router forges with iptables, with its rules or before they are there, and not with
+// kube-router misleads with iptables, with its rules or before they are there, and not with
 // nftables, where it is told.
 func TestKubeRouter(t *testing.T) {
 	for _, rules := range []bool{false, true} {
-		for b, want := range map[config.Backend]foreign.Harm{nft: foreign.Shared, ipt: foreign.Forged} {
+		for b, want := range map[config.Backend]foreign.Harm{nft: foreign.Shared, ipt: foreign.Misled} {
 			got := kubeRouter(rules).Collisions(b, mask)
 			if len(got) != 1 || got[0].Name() != "kube-router" || got[0].Harm != want || got[0].Whole {
 				t.Errorf("%s: %+v", b, got)
@@ -205,10 +208,12 @@ func TestComparisons(t *testing.T) {
 		{foreign.Input, "", 98, 1, 1},
 		{foreign.Input, "nat", 100, 1, 1},
 		{foreign.Input, "", 102, 0, 1},
-		{foreign.Forward, "filter", 0, 0, 1}, // NetBird
+		{foreign.Forward, "filter", 0, 0, 0},
 		{foreign.Output, "raw", -300, 0, 1},
 		{foreign.Output, "", -450, 1, 1},
-		{foreign.Output, "filter", 0, 0, 1},
+		{foreign.Output, "filter", 0, 0, 1}, // NetBird
+		{foreign.Output, "security", 50, 0, 0},
+		{foreign.Output, "", 60, 0, 0},
 		{foreign.Postrouting, "mangle", -150, 0, 0},
 		{foreign.Postrouting, "nat", 100, 0, 0},
 	} {
@@ -283,6 +288,6 @@ COMMIT
 	free, _ := report.Free()
 	fmt.Printf("%#x\n", free.Mask())
 	// Output:
-	// kube-router forged
+	// kube-router misled
 	// 0xfffd1000
 }

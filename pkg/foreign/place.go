@@ -34,14 +34,17 @@ func (p Place) String() string { return fmt.Sprintf("%s %d", p.Hook, p.Priority)
 
 // Where podmark reads and writes the packet mark. nftables: INPUT, directly before IPVS
 // (98 and 99), where it writes the ID, to the chain that judges what IPVS did not take; and
-// OUTPUT, before everybody else, where it takes the ID off what IPVS sent on. iptables: in
-// mangle, where its hooks come first in each chain; the ID is there until POSTROUTING.
+// OUTPUT, before everybody else, where it takes the ID off what IPVS sent on. iptables: it
+// writes the ID in mangle INPUT, and in table security, behind filter, gives one to what has
+// none left. OUTPUT judges in mangle what has any, and takes it off in security. Its hooks come
+// first in each of these chains. Neither reads or writes it in FORWARD.
 const (
-	writesAt = 97
-	hostAt   = 101
-	outputAt = -401
-	mangleAt = -150
-	lastIPVS = 99
+	writesAt   = 97
+	hostAt     = 101
+	outputAt   = -401
+	mangleAt   = -150
+	securityAt = 50
+	lastIPVS   = 99
 )
 
 // Field is a mark.
@@ -62,16 +65,20 @@ const (
 	Harmless Harm = iota
 	// Shared: verdicts stay right, and podmark takes away what the other one has written.
 	Shared
-	// Forged: a packet passes for another endpoint's, or a flow for one that was judged.
+	// Misled: policies hold, since iptables finds them by addresses. What asks for the ID takes
+	// one for another: whether a tunnel by way of a service comes from a further prefix.
+	Misled
+	// Forged: a packet passes for another endpoint's, or unjudged, or a flow for one that was
+	// judged.
 	Forged
 )
 
-func (h Harm) String() string { return [...]string{"harmless", "shared", "forged"}[h] }
+func (h Harm) String() string { return [...]string{"harmless", "shared", "misled", "forged"}[h] }
 
 // behind reports whether a rule at that place comes after podmark's own of the same
 // priority, which stand first in the chains of iptables.
 func (c Chain) behind(p Place) bool {
-	return p.Priority == mangleAt && c.OfIPTables() && c.Table == "mangle"
+	return c.OfIPTables() && (c.Table == "mangle" && p.Priority == mangleAt || c.Table == "security" && p.Priority == securityAt)
 }
 
 // harm is what a write of podmark's bits does at a place of the rule's.
@@ -94,12 +101,14 @@ func (r Rule) harm(b config.Backend, p Place, f Field) Harm {
 
 func (r Rule) harmIPTables(p Place) Harm {
 	switch {
-	case p.Hook == Input && p.Priority >= mangleAt && p.Priority <= lastIPVS,
+	case p.Hook == Input && p.Priority >= mangleAt && p.Priority < securityAt:
+		return Misled
+	case p.Hook == Input && p.Priority >= securityAt && p.Priority <= lastIPVS, // nobody may give one again
 		p.Hook == Output && p.Priority <= mangleAt && !r.behind(p):
 		return Forged
 	case p.Hook == Input: // the packet is delivered, or gone
 		return Harmless
-	case r.marked(config.BackendIPTables, p): // and taken off in POSTROUTING
+	case r.marked(config.BackendIPTables, p): // and taken off later
 		return Shared
 	}
 	return Harmless
@@ -111,12 +120,10 @@ func (r Rule) marked(b config.Backend, p Place) bool {
 		return p.Hook == Input && p.Priority >= writesAt && p.Priority <= hostAt || p.Hook == Output && p.Priority <= outputAt
 	}
 	switch p.Hook {
-	case Input, Forward:
+	case Input:
 		return p.Priority >= mangleAt
 	case Output:
-		return true
-	case Postrouting:
-		return p.Priority <= mangleAt && !r.behind(p)
+		return p.Priority < securityAt || p.Priority == securityAt && !r.behind(p)
 	}
 	return false
 }

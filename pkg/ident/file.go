@@ -7,12 +7,15 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
-// ReadJSON decodes the file at path into v. The error is fs.ErrNotExist when
-// there is no file and ErrDamaged when it does not hold JSON of that shape.
+// ReadJSON decodes the file of the state folder at path into v. The error is fs.ErrNotExist
+// when there is no file and ErrDamaged when it is not one that podmark has written, or does not
+// hold JSON of that shape.
 func ReadJSON(path string, v any) error {
-	b, err := os.ReadFile(path)
+	b, err := Read(path)
 	if err != nil {
 		return err
 	}
@@ -24,7 +27,8 @@ func ReadJSON(path string, v any) error {
 
 // Write replaces the file name, relative to the state folder, in one step: a
 // reader, or whoever comes after a crash, finds the old content or the new. When
-// it returns, the new one outlives a loss of power too.
+// it returns, the new one outlives a loss of power too. ErrNoRoom where it cannot be written
+// for want of room.
 func (s Store) Write(name string, content []byte) error {
 	if err := s.replace(name, content); err != nil {
 		return err
@@ -35,25 +39,43 @@ func (s Store) Write(name string, content []byte) error {
 // replace is Write for what a loss of power makes worthless: it ends the endpoints.
 func (s Store) replace(name string, content []byte) error {
 	path := s.path(name)
-	if err := writeSynced(path+temporary, content); err != nil {
-		return fmt.Errorf("writing %q: %w", path, err)
+	if most := limit(path); int64(len(content)) > most {
+		return fmt.Errorf("writing %q: it would have %d bytes, and may have %d", path, len(content), most)
 	}
-	if err := os.Rename(path+temporary, path); err != nil {
-		return fmt.Errorf("writing %q: %w", path, err)
+	err := writeSynced(path+temporary, content)
+	if err == nil {
+		err = os.Rename(path+temporary, path)
+	}
+	if err != nil {
+		_ = os.Remove(path + temporary)
+		return fmt.Errorf("writing %q: %w", path, room(err))
 	}
 	return nil
 }
 
-// Remove deletes the file name, relative to the state folder; a missing one is fine.
+// room tells whether err is for want of room.
+func room(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EROFS) {
+		return fmt.Errorf("%w: %w", ErrNoRoom, err)
+	}
+	return err
+}
+
+// Remove deletes the file name, relative to the state folder; a missing one is fine. ErrNoRoom
+// where the file system is read-only.
 func (s Store) Remove(name string) error {
 	if err := os.Remove(s.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("removing state: %w", err)
+		return fmt.Errorf("removing state: %w", room(err))
 	}
 	return nil
 }
 
+// writeSynced makes the file anew, whatever there is of that name.
 func writeSynced(path string, content []byte) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}

@@ -43,15 +43,18 @@ const (
 // written between what Take reads and what it cuts off. Neither waits for long: a
 // writer that cannot get its share writes all the same, and then the call may be lost.
 func (s Store) Note(c Call) error {
-	fd, err := unix.Open(s.path(SpoolFile), unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+	fd, err := unix.Open(s.path(SpoolFile), unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {
-		return fmt.Errorf("opening the spool %q: %w", s.path(SpoolFile), err)
+		return fmt.Errorf("opening the spool %q: %w", s.path(SpoolFile), unopened(s.path(SpoolFile), err))
 	}
 	defer unix.Close(fd)
 	_ = lockSpool(fd, unix.LOCK_SH)
 	var info unix.Stat_t
 	if err := unix.Fstat(fd, &info); err != nil {
 		return fmt.Errorf("reading the size of %q: %w", s.path(SpoolFile), err)
+	}
+	if err := ours(s.path(SpoolFile), info, unix.S_IFREG); err != nil {
+		return err
 	}
 	if info.Size >= SpoolLimit {
 		return nil
@@ -66,11 +69,14 @@ func (s Store) Note(c Call) error {
 // Take empties the spool and returns what was in it. A line that is not a call, such as
 // the end of what a full file system cut off, is left out and counted in damaged. Full
 // says that calls may have come that were not noted. No call is returned twice; who
-// dies before it has counted them has lost them.
+// dies before it has counted them has lost them. What is no spool goes, and counts as one damaged line.
 func (s Store) Take() (calls []Call, damaged int, full bool, err error) {
-	f, err := os.OpenFile(s.path(SpoolFile), os.O_RDWR|unix.O_CLOEXEC, 0)
+	f, err := open(s.path(SpoolFile), os.O_RDWR)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, 0, false, nil
+	}
+	if errors.Is(err, ErrDamaged) {
+		return nil, 1, true, s.Remove(SpoolFile)
 	}
 	if err != nil {
 		return nil, 0, false, fmt.Errorf("opening the spool: %w", err)

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -26,6 +27,8 @@ var (
 	ErrDamaged = errors.New("state file is damaged")
 	// ErrExhausted: every ID of the mask is taken.
 	ErrExhausted = errors.New("mask exhausted")
+	// ErrNoRoom: the file system of the state folder is full, or read-only.
+	ErrNoRoom = errors.New("there is no room in the state folder")
 	// ErrClaimed: another daemon looks after the node.
 	ErrClaimed = errors.New("another podmarkd is running")
 )
@@ -70,11 +73,18 @@ func (s Store) path(elem ...string) string {
 	return filepath.Join(append([]string{s.dir}, elem...)...)
 }
 
-// Init creates the folders that are missing, 0700.
+// Init creates the folders that are missing, 0700. ErrDamaged where others may write to one
+// that is there.
 func (s Store) Init() error {
-	for _, sub := range []string{attachmentsDir, idsDir, addressesDir} {
-		if err := os.MkdirAll(s.path(sub), 0o700); err != nil {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return fmt.Errorf("creating state folder: %w", err)
+	}
+	for _, sub := range []string{"", attachmentsDir, idsDir, addressesDir} {
+		if err := os.Mkdir(s.path(sub), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("creating state folder: %w", err)
+		}
+		if err := s.trusted(sub); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -114,7 +124,12 @@ func (s Store) hold(name string) (*os.File, error) {
 		if err := os.MkdirAll(s.dir, 0o700); err != nil {
 			return nil, fmt.Errorf("creating state folder: %w", err)
 		}
-		f, err := os.OpenFile(s.path(name), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+		f, err := open(s.path(name), os.O_CREATE|os.O_RDWR)
+		if errors.Is(err, unix.EROFS) {
+			if f, err = open(s.path(name), os.O_RDONLY); err != nil {
+				return nil, unix.EROFS // nobody has ever held it
+			}
+		}
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // the folder has gone in between
 		}
@@ -215,20 +230,18 @@ func interfaceName(s string) bool {
 // List reads every record. Damaged ones are left out and reported together with
 // the good ones.
 func (s Store) List() ([]Record, error) {
-	entries, err := os.ReadDir(s.path(attachmentsDir))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
+	names, err := s.names(attachmentsDir)
 	if err != nil {
 		return nil, fmt.Errorf("listing attachments: %w", err)
 	}
 	var records []Record
 	var errs []error
-	for _, entry := range entries {
-		if strings.HasSuffix(entry.Name(), temporary) {
+	slices.Sort(names)
+	for _, name := range names {
+		if strings.HasSuffix(name, temporary) {
 			continue
 		}
-		r, err := s.readRecord(s.path(attachmentsDir, entry.Name()))
+		r, err := s.readRecord(s.path(attachmentsDir, name))
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // a DEL came in between
 		case err != nil:
@@ -250,15 +263,7 @@ func (s Store) Empty() (bool, error) {
 func (s Store) IDsInUse() (int, error) { return s.count(idsDir) }
 
 func (s Store) count(sub string) (int, error) {
-	f, err := os.Open(s.path(sub))
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	names, err := f.Readdirnames(-1)
+	names, err := s.names(sub)
 	return len(names), err
 }
 
@@ -283,7 +288,7 @@ func (s Store) Reserve(layout mark.Layout, r Record) (Record, error) {
 	if err := os.Symlink(target(hash), s.idPath(id)); err != nil {
 		return Record{}, fmt.Errorf("reserving ID %d: %w", id, err)
 	}
-	if err := s.setNext(id + 1); err != nil {
+	if err := s.setNext(id + 1); err != nil && !errors.Is(err, ErrNoRoom) {
 		return Record{}, err
 	}
 	return r, nil
@@ -291,7 +296,7 @@ func (s Store) Reserve(layout mark.Layout, r Record) (Record, error) {
 
 // next is the ID to try first. Whatever else the file holds means the first one.
 func (s Store) next() mark.ID {
-	b, _ := os.ReadFile(s.path(nextFile))
+	b, _ := Read(s.path(nextFile))
 	n, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 32)
 	if err != nil {
 		return mark.First
@@ -300,14 +305,20 @@ func (s Store) next() mark.ID {
 }
 
 // setNext overwrites the file in place: it is a line of ten digits at any time, and
-// a hint only.
+// a hint only. What is no such file goes.
 func (s Store) setNext(id mark.ID) error {
-	f, err := os.OpenFile(s.path(nextFile), os.O_CREATE|os.O_WRONLY, 0o600)
+	f, err := open(s.path(nextFile), os.O_CREATE|os.O_WRONLY)
+	if errors.Is(err, ErrDamaged) {
+		if err := s.Remove(nextFile); err != nil {
+			return err
+		}
+		f, err = open(s.path(nextFile), os.O_CREATE|os.O_WRONLY)
+	}
 	if err != nil {
-		return fmt.Errorf("writing state: %w", err)
+		return fmt.Errorf("writing state: %w", room(err))
 	}
 	_, err = fmt.Fprintf(f, "%010d\n", id)
-	return errors.Join(err, f.Close())
+	return room(errors.Join(err, f.Close()))
 }
 
 // rest is how many IDs are free at least when the cursor goes back: mostly, so many others are
@@ -404,20 +415,27 @@ func (s Store) Put(r Record) error {
 	return s.replace(filepath.Join(attachmentsDir, r.Hash()), b)
 }
 
-// Release forgets the attachment: its addresses, its ID, then its record.
-// What is already gone, or another attachment's by now, is left alone.
-func (s Store) Release(r Record) error {
-	hash := r.Hash()
+// Disown takes its addresses from the attachment, which ends it as a record does that is not
+// committed, and needs no room. What another attachment has by now stays that one's.
+func (s Store) Disown(r Record) error {
 	var errs []error
 	for _, a := range r.Addresses {
 		if s.Owns(r.Key, a) {
 			errs = append(errs, s.Remove(filepath.Join(addressesDir, a.String())))
 		}
 	}
+	return errors.Join(errs...)
+}
+
+// Release forgets the attachment: its addresses, its ID, then its record.
+// What is already gone, or another attachment's by now, is left alone.
+func (s Store) Release(r Record) error {
+	hash := r.Hash()
+	err := s.Disown(r)
 	if s.holds(r.ID, hash) {
-		errs = append(errs, s.Remove(filepath.Join(idsDir, strconv.FormatUint(uint64(r.ID), 10))))
+		err = errors.Join(err, s.Remove(filepath.Join(idsDir, strconv.FormatUint(uint64(r.ID), 10))))
 	}
-	if err := errors.Join(errs...); err != nil {
+	if err != nil {
 		return err
 	}
 	return s.Remove(filepath.Join(attachmentsDir, hash))
@@ -445,6 +463,12 @@ func hashName(name string) bool {
 func (s Store) Owns(key Key, addr netip.Addr) bool {
 	hash, err := s.linked(addressesDir, addr.String())
 	return err == nil && hash == key.Hash()
+}
+
+// Others reports whether addr is another attachment's than key's by now.
+func (s Store) Others(key Key, addr netip.Addr) bool {
+	hash, err := s.linked(addressesDir, addr.String())
+	return err == nil && hash != "" && hash != key.Hash()
 }
 
 // Own makes key the owner of its addresses.
@@ -478,8 +502,9 @@ func replaceLink(to, path string) error {
 }
 
 // Sweep removes the files that belong to no record: ID and address files of
-// records that are gone, records that cannot be read, and temporary files. It
-// returns what it removed, or with dryRun what it would, relative to the folder.
+// records that are gone, records that cannot be read, and temporary files. An ID file that a
+// record lacks it makes: else another would get that ID. It returns what it removed or made, or
+// with dryRun what it would, relative to the folder, and says what it could not.
 func (s Store) Sweep(dryRun bool) (removed []string, err error) {
 	good := map[string]Record{}
 	records, _ := s.List() // the damaged ones are what this is for
@@ -501,35 +526,69 @@ func (s Store) Sweep(dryRun bool) (removed []string, err error) {
 			return ok
 		}
 	}
+	var errs []error
 	for _, sub := range []string{attachmentsDir, idsDir, addressesDir} {
-		entries, err := os.ReadDir(s.path(sub))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return removed, fmt.Errorf("sweeping %s: %w", sub, err)
+		names, err := s.names(sub)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("sweeping %s: %w", sub, err))
 		}
-		for _, entry := range entries {
-			name := filepath.Join(sub, entry.Name())
-			hash, _ := s.linked(sub, entry.Name())
-			if keep(sub, entry.Name(), hash) {
+		slices.Sort(names)
+		for _, name := range names {
+			hash, _ := s.linked(sub, name)
+			if keep(sub, name, hash) {
 				continue
 			}
-			removed = append(removed, name)
+			name = filepath.Join(sub, name)
 			if !dryRun {
 				if err := s.Remove(name); err != nil {
-					return removed, err
+					errs = append(errs, err)
+					continue
 				}
 			}
+			removed = append(removed, name)
 		}
 	}
-	return removed, nil
+	for _, r := range records {
+		if _, err := os.Lstat(s.idPath(r.ID)); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if !dryRun {
+			if err := os.Symlink(target(r.Hash()), s.idPath(r.ID)); err != nil {
+				errs = append(errs, fmt.Errorf("giving ID %d back to %s: %w", r.ID, r.Key, room(err)))
+				continue
+			}
+		}
+		removed = append(removed, filepath.Join(idsDir, strconv.FormatUint(uint64(r.ID), 10)))
+	}
+	return removed, errors.Join(errs...)
+}
+
+// Clear deletes the state but for the lock, and for what is podmarkd's. node.json goes behind
+// all that it tells what it is worth.
+func (s Store) Clear() error {
+	return s.removeAll(attachmentsDir, idsDir, addressesDir, nextFile, nextFile+temporary, PoliciesFile, PoliciesFile+temporary, NodeFile, NodeFile+temporary)
+}
+
+func (s Store) removeAll(names ...string) error {
+	for _, name := range names {
+		if err := os.RemoveAll(s.path(name)); err != nil {
+			return fmt.Errorf("removing state: %w", err)
+		}
+	}
+	return nil
 }
 
 // RemoveAll deletes the state folder's content, the lock last, and the folder
 // itself if nothing foreign is in it.
 func (s Store) RemoveAll() error {
-	for _, name := range []string{attachmentsDir, idsDir, addressesDir, nextFile, nextFile + temporary, NodeFile, NodeFile + temporary, PoliciesFile, PoliciesFile + temporary, DaemonFile, DaemonFile + temporary, daemonLock, socketFile, SpoolFile, lockFile} {
-		if err := os.RemoveAll(s.path(name)); err != nil {
-			return fmt.Errorf("removing state: %w", err)
-		}
+	if err := s.Clear(); err != nil {
+		return err
+	}
+	if err := s.removeAll(DaemonFile, DaemonFile+temporary, daemonLock, socketFile, SpoolFile); err != nil {
+		return err
+	}
+	if err := s.Remove(lockFile); err != nil {
+		return err
 	}
 	if err := os.Remove(s.dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.EROFS) {
 		return fmt.Errorf("removing state folder: %w", err)

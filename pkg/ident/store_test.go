@@ -107,6 +107,21 @@ func TestReserveInOrder(t *testing.T) {
 	}
 }
 
+// An attachment that is added again keeps its ID, unless the mask has no room for it any more.
+func TestReserveInSmallerMask(t *testing.T) {
+	s, wide, narrow := newStore(t), layout(t, 0xff0000), layout(t, 0x30000)
+	first := reserve(t, s, wide, record("a"))
+	second := reserve(t, s, wide, record("b"))
+	third := reserve(t, s, wide, record("c"))
+	if again := reserve(t, s, wide, record("b")); again.ID != second.ID {
+		t.Errorf("it had ID %d and has %d", second.ID, again.ID)
+	}
+	release(t, s, first)
+	if again := reserve(t, s, narrow, record("c")); again.ID != first.ID {
+		t.Errorf("of the IDs up to %d it has %d; it had %d before", narrow.Max(), again.ID, third.ID)
+	}
+}
+
 // IDs go in turn, and stay in as few blocks as have room for them.
 func TestReserveInBlocks(t *testing.T) {
 	s, l := newStore(t), layout(t, 0xffff0000)
@@ -371,5 +386,32 @@ func TestHash(t *testing.T) {
 			t.Errorf("%q and %q have one hash", k, other)
 		}
 		seen[h] = k
+	}
+}
+
+// An ID whose file was lost stays its record's.
+func TestLostID(t *testing.T) {
+	s, l := newStore(t), layout(t, 0xff0000)
+	a, err := s.Reserve(l, record("a", "10.0.0.1"))
+	if err == nil {
+		err = errors.Join(s.Own(a), os.Remove(filepath.Join(s.Dir(), "ids", fmt.Sprint(a.ID))))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{fmt.Sprint("ids/", a.ID)}
+	for _, dryRun := range []bool{true, false} {
+		if got, err := s.Sweep(dryRun); err != nil || !slices.Equal(got, want) {
+			t.Errorf("Sweep(%t) = %q, %v; want %q", dryRun, got, err, want)
+		}
+	}
+	if got, err := s.Sweep(false); err != nil || got != nil {
+		t.Errorf("another Sweep = %q, %v", got, err)
+	}
+	if err := os.Remove(filepath.Join(s.Dir(), "next")); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := s.Reserve(l, record("b", "10.0.0.2")); err != nil || b.ID == a.ID {
+		t.Errorf("Reserve = %d, %v; that is the other's", b.ID, err)
 	}
 }

@@ -216,17 +216,14 @@ func (k Keeper) look(ctx context.Context, reason Reason, a *adopter, params *sys
 	}
 	report := others.look(ctx, l.Time)
 	l.Unseen = report.Error()
-	l.Err = errors.Join(unread, k.keep(ctx, &l, networks, report))
-	if l.read && !l.Idle {
-		l.Sysctls = params.look(k.needs(l.mode, networks), time.Now())
-	}
+	l.Err = errors.Join(unread, k.keep(ctx, &l, networks, params, report))
 	l.Adopted, l.Unadopted = a.adopt(ctx, k.Node, networks, l.Time)
 	return l
 }
 
 // keep moves the endpoints to the mask that the networks want, and has missing
 // things put back.
-func (k Keeper) keep(ctx context.Context, l *Look, networks map[string]network, report foreign.Report) error {
+func (k Keeper) keep(ctx context.Context, l *Look, networks map[string]network, params *sysctls, report foreign.Report) error {
 	facts, unread := readFacts()
 	l.mode, l.read = facts.mode(), unread == nil
 	configured, err := k.Node.Configured()
@@ -237,6 +234,9 @@ func (k Keeper) keep(ctx context.Context, l *Look, networks map[string]network, 
 	}
 	if err != nil {
 		return err
+	}
+	if l.read { // ahead of the rules, which may say what is dropped without them
+		l.Sysctls = params.look(k.needs(l.mode, networks), time.Now())
 	}
 	layout, errMask := layoutOf(networks)
 	kind, errKind := k.Node.Kind()

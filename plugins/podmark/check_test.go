@@ -104,6 +104,22 @@ var harms = []harm{
 	{name: "table inet deleted", in: inNFTables, do: nftCommand("delete table inet podmark"), code: 5, words: []string{"inet podmark"}, mends: byAnything},
 	{name: "table bridge deleted", in: inNFTables, do: nftCommand("delete table bridge podmark"), code: 5, words: []string{"bridge podmark"}, mends: byAnything},
 
+	// As many rules as before, and others.
+	{name: "rule of a profile replaced", in: inNFTables, do: nft(func(p *pod) string {
+		path := "inet podmark " + p.n.chain("i4-")
+		return "replace rule " + path + " handle " + p.n.handles(path)[0] + " accept"
+	}), code: 5, words: []string{" i4-"}, mends: byGC},
+	{name: "rule of the frame replaced", in: inNFTables, do: nft(func(p *pod) string {
+		const path = "inet podmark spoofed"
+		return "replace rule " + path + " handle " + p.n.handles(path)[0] + " accept"
+	}), code: 5, words: []string{"inet podmark spoofed"}, mends: byGC},
+	{name: "rules of a profile swapped", in: inNFTables, do: nft(func(p *pod) string {
+		path := "inet podmark " + p.n.chain("i4-")
+		last := p.n.handles(path)
+		return "delete rule " + path + " handle " + last[len(last)-1] + "; insert rule " + path + " counter drop"
+	}), code: 5, words: []string{" i4-"}, mends: byGC},
+	{name: "table dormant", in: inNFTables, do: nftCommand("add table inet podmark { flags dormant; }"), code: 5, words: []string{"inet podmark", "dormant"}, mends: byAnything},
+
 	{name: "all gone", in: backends, do: func(_ *testing.T, p *pod) { p.n.wipe() }, code: 5, words: []string{"incomplete"}, mends: byAnything},
 	{name: "device group changed", in: backends, do: func(_ *testing.T, p *pod) { p.n.exec("", "ip", "link", "set", p.veth, "group", "0") }, code: 5, words: []string{"group 0", "1886", "veth"}, mends: byADD},
 	{name: "host side gone", in: backends, do: func(_ *testing.T, p *pod) { p.unlink() }, code: 5, words: []string{"eth0"}},

@@ -94,3 +94,41 @@ func testConcurrent(t *testing.T, n *node) {
 		t.Errorf("left behind:\n%s", diff)
 	}
 }
+
+// Who waits for the lock while an uninstall takes the whole state folder away, or comes right
+// after, begins a new life: no ADD fails, and in the end everything is there.
+func TestUninstallWhileOthersWait(t *testing.T) {
+	inTurn(t, func(t *testing.T, n *node) {
+		const count, times = 20, 5
+		var pods []*pod
+		for range count {
+			pods = append(pods, n.addPod())
+		}
+		patient := conf{"lockTimeoutSeconds": 60}
+		pods[0].add(patient).ok(t)
+		var all sync.WaitGroup
+		all.Go(func() {
+			n.each(pods, func(p *pod) {
+				for range times {
+					if r := p.add(patient); r.code() != 0 {
+						t.Errorf("ADD of %s: %d: %s", p.id, r.code(), r.text())
+					}
+				}
+			})
+		})
+		defer all.Wait()
+		for range times {
+			n.ctl("uninstall")
+		}
+		all.Wait()
+		for _, p := range pods {
+			p.add(patient).ok(t)
+		}
+		for _, p := range pods {
+			p.check().ok(t)
+		}
+		if known := len(n.known()); known != count {
+			t.Errorf("%d attachments, want %d", known, count)
+		}
+	})
+}

@@ -26,6 +26,8 @@ var crashes = []struct {
 	// node is set where the whole node is brought up to date: of an ADD only that is
 	// gone through then, and each step is followed by one thing, in turn, in all.
 	node bool
+	// full is whether the file system of the state folder has no room meanwhile.
+	full bool
 }{
 	{
 		name: "first ADD ever", verb: "ADD", in: backends, node: true,
@@ -70,6 +72,10 @@ var crashes = []struct {
 		name: "DEL on a flushed node", verb: "DEL", in: backends, node: true,
 		before: func(t *testing.T, n *node, p *pod) { p.add().ok(t); n.wipe() },
 	},
+	{
+		name: "DEL without room", verb: "DEL", in: kinds, policed: true, full: true,
+		before: func(t *testing.T, _ *node, p *pod) { p.add().ok(t) },
+	},
 }
 
 // After a kill at any step the pod can do nothing that is forbidden, and what
@@ -80,8 +86,13 @@ func TestKill(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			on(t, c.in, func(t *testing.T, n *node) {
 				p := n.withHost().addPod().listen()
+				var r *room
+				if c.full {
+					r = n.small(t)
+				}
 				k := killer{
-					n: n, p: p, verb: c.verb, keys: c.keys, policed: c.policed,
+					room: r,
+					n:    n, p: p, verb: c.verb, keys: c.keys, policed: c.policed,
 					before: func(t *testing.T) { c.before(t, n, p) },
 					log:    filepath.Join(t.TempDir(), "steps"),
 				}
@@ -166,6 +177,7 @@ type killer struct {
 	before  func(t *testing.T)
 	policed bool
 	log     string // the file that the plugin writes its steps to
+	room    *room  // there is none during the call; nil for as much as it wants
 
 	// done are the steps of the last call. It may have some that the unharmed one had not:
 	// iptables has rules for every 32 IDs.
@@ -186,6 +198,10 @@ func (k *killer) call(after int) reply {
 		c = k.p.conf(k.keys)
 	}
 	_ = os.Remove(k.log)
+	if k.room != nil {
+		k.room.fill()
+		defer k.room.free()
+	}
 	r := k.n.call(k.verb, c, append(k.p.env(), "PODMARK_STEPS="+k.log, fmt.Sprint("PODMARK_KILL_AFTER=", after))...)
 	b, err := os.ReadFile(k.log)
 	if err != nil {

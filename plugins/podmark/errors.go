@@ -20,6 +20,7 @@ const (
 	codeBackend         uint = 102
 	codeDamaged         uint = 103
 	codeNoHostInterface uint = 104
+	codeNewer           uint = 105
 )
 
 // codes maps what callers branch on to a code and a short message. The first
@@ -32,12 +33,13 @@ var codes = []struct {
 	{config.ErrSyntax, types.ErrDecodingFailure, "network configuration cannot be read"},
 	{ident.ErrExhausted, codeExhausted, "no free endpoint ID"},
 	{ident.ErrLockTimeout, codeLockTimeout, "podmark is busy"},
+	{apply.ErrNewer, codeNewer, "the node's state is a newer podmark's"},
 	{ident.ErrDamaged, codeDamaged, "podmark's state is damaged"},
 	{apply.ErrLayout, types.ErrInvalidNetworkConfig, "iptablesMarkMask changed"},
 	{apply.ErrTaken, types.ErrInvalidNetworkConfig, "iptablesMarkMask is in use"},
 	{apply.ErrNotFound, types.ErrUnknownContainer, "attachment unknown"},
 	{apply.ErrBackend, codeBackend, "backend unusable"},
-	{apply.ErrContended, types.ErrInvalidNetworkConfig, "further source prefix in use"},
+	{apply.ErrContended, types.ErrInvalidNetworkConfig, "address or source prefix in use"},
 	{apply.ErrSource, types.ErrInvalidNetworkConfig, "policy comes from elsewhere"},
 	{apply.ErrPromise, types.ErrTryAgainLater, "the pod's policies change all the time"},
 	{whois.ErrUnreachable, types.ErrTryAgainLater, "podmarkd does not answer"},

@@ -242,7 +242,7 @@ func cmdGC(ctx context.Context, c *call) error {
 	for _, a := range valid.List {
 		keep[ident.Key{Network: c.config.Network, ContainerID: a.ContainerID, IfName: a.IfName}] = true
 	}
-	_, err := c.node.Collect(ctx, func(r ident.Record) bool {
+	done, err := c.node.Collect(ctx, func(r ident.Record) bool {
 		switch {
 		case r.Network != c.config.Network || keep[r.Key]:
 			return false
@@ -254,6 +254,10 @@ func cmdGC(ctx context.Context, c *call) error {
 			return true
 		}
 	}, false)
+	if done.Left != nil {
+		c.log.Warn("left for the next change", "error", done.Left)
+		fmt.Fprintf(os.Stderr, "podmark: GC left something for the next change: %v\n", done.Left)
+	}
 	return err
 }
 

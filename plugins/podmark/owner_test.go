@@ -69,7 +69,7 @@ func TestHalfTakenOver(t *testing.T) {
 		}
 		young.check().ok(t)
 		young.is(t, policed)
-		old.check().ok(t)
+		old.check().fails(t, 5, old.v4, young.id)
 		var left []flow
 		for _, f := range old.flows(policed) {
 			if f.to.Addr().Is6() {
@@ -89,6 +89,36 @@ func TestHalfTakenOver(t *testing.T) {
 		if left := append(n.attachments(), n.endpoints()...); left != nil {
 			t.Errorf("left behind: %v", left)
 		}
+	})
+}
+
+// An address is one interface's. What another network gives to a second pod is refused while the first
+// is there, which stays as it is; afterwards it is free.
+func TestOverlappingNetworks(t *testing.T) {
+	eachKind(t, func(t *testing.T, n *node) {
+		n.withHost().apply(webPolicy)
+		first := n.addPod().listen()
+		first.add().ok(t)
+		kernel, files := n.kernel(), n.files()
+		second := n.addPodAt(first.v4, "fd00:10::99").listen()
+		other := conf{"name": "other"}
+		second.add(other).fails(t, 7, first.v4, first.id, `"net"`, `"other"`)
+		second.del(other).ok(t)
+		second.unlink() // and with it the routes
+		n.exec("", "ip", "route", "replace", first.v4, "dev", first.veth)
+		first.check().ok(t)
+		first.is(t, policed)
+		if diff := cmp.Diff(kernel, n.kernel()) + cmp.Diff(files, n.files()); diff != "" {
+			t.Errorf("the refused ADD changed something:\n%s", diff)
+		}
+		// What is gone without a DEL owns nothing.
+		first.unlink()
+		third := n.addPodAt(first.v4, first.v6).listen()
+		third.add(other).ok(t)
+		third.check(other).ok(t)
+		third.is(t, policed)
+		third.del(other).ok(t)
+		first.del().ok(t)
 	})
 }
 

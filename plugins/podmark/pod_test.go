@@ -96,6 +96,13 @@ func (p *pod) prevResult() conf {
 	}
 }
 
+// onlyIPv4 are the keys of a network that has given the pod no IPv6 address.
+func (p *pod) onlyIPv4() conf {
+	r := p.prevResult()
+	r["ips"] = r["ips"].([]conf)[:1]
+	return conf{"prevResult": r}
+}
+
 // env is the environment of a call about the pod.
 func (p *pod) env() []string {
 	return []string{

@@ -64,6 +64,9 @@ func TestAddRefused(t *testing.T) {
 		{name: "backend unknown", node: func(t *testing.T, n *node) {
 			n.write(t, "node.json", strings.Replace(n.files()["node.json"], `"backend":"nftables"`, `"backend":"ebtables"`, 1))
 		}, code: 103, words: []string{"node.json", "ebtables"}},
+		{name: "node.json of a newer podmark", node: func(t *testing.T, n *node) {
+			n.write(t, "node.json", `{"format":99,"reads":99,"mask":"two"}`)
+		}, code: 105, words: []string{"node.json", "format 99", "podmarkctl uninstall"}},
 		{name: "macvlan", conf: func(p *pod) conf { p.macvlan(); return nil }, code: 104, words: []string{"eth0", "macvlan", "ptp"}},
 	}
 	n := newNode(t, nftables)

@@ -44,3 +44,29 @@ func TestRepairKilled(t *testing.T) {
 		}
 	})
 }
+
+// What a rule says is podmarkd's to look at from its start on: one in the place of ours, as many as
+// there were, goes.
+func TestReplacedRule(t *testing.T) {
+	eachBackend(t, func(t *testing.T, n *node) {
+		n.withHost().apply(webPolicy)
+		p := n.addPod().listen()
+		p.add().ok(t)
+		n.ctl("gc")
+		want := n.kernel()
+		if n.backend == nftables {
+			path := "inet podmark " + n.chain("i4-")
+			n.nft("replace rule " + path + " handle " + n.handles(path)[0] + " accept")
+		} else {
+			n.iptables("-R", n.chain("PODMARK-I-"), "1", "-j", "ACCEPT")
+		}
+		if cmp.Equal(want, n.kernel()) {
+			t.Fatal("nothing has changed")
+		}
+		k := n.keeper("podmarkd")
+		eventually(t, "podmarkd has written the rule again", func() bool { return cmp.Equal(want, n.kernel()) })
+		k.end()
+		p.check().ok(t)
+		p.is(t, policed)
+	})
+}

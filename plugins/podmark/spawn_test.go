@@ -2,7 +2,10 @@ package main_test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -20,6 +23,7 @@ func TestProcesses(t *testing.T) {
 		a, b := n.addPod(), n.addPod()
 		plain := n.addPod()
 		plain.labels = nil
+		c, d := n.addPod(), n.addPod()
 		ran := n.shims()
 		restores := []string{"ip6tables-" + n.backend.variant + "-restore", "iptables-" + n.backend.variant + "-restore"}
 		if n.backend == nftables {
@@ -40,6 +44,11 @@ func TestProcesses(t *testing.T) {
 			{"DEL again", func() reply { return b.del() }, nil},
 			{"DEL of the last", func() reply { return a.del() }, restores},
 			{"DEL of a pod that no policy selects", func() reply { return plain.del() }, nil},
+			{"ADD with IPv4 alone that brings a profile", func() reply { return c.add(c.onlyIPv4()) }, restores},
+			{"ADD of its sibling with IPv4 alone", func() reply { return d.add(d.onlyIPv4()) }, nil},
+			{"DEL of that sibling", func() reply { return d.del() }, nil},
+			{"CHECK of who is left", func() reply { return c.check(c.onlyIPv4()) }, nil},
+			{"DEL of the last with IPv4 alone", func() reply { return c.del() }, restores},
 		} {
 			step.call().ok(t)
 			got := ran()
@@ -47,6 +56,35 @@ func TestProcesses(t *testing.T) {
 			if diff := cmp.Diff(step.want, append([]string(nil), got...)); diff != "" {
 				t.Errorf("%s ran other commands than expected:\n%s", step.name, diff)
 			}
+		}
+	})
+}
+
+// Who leaves a family in which nobody is takes nothing of it with him: not a rule that the
+// CHECK of the others looks for, and nothing that podmarkd would have to write back.
+func TestOneFamilyLeaves(t *testing.T) {
+	eachBackend(t, func(t *testing.T, n *node) {
+		n.withHost().apply(webPolicy)
+		stays, goes := n.addPod().listen(), n.addPod()
+		stays.add(stays.onlyIPv4()).ok(t)
+		n.ctl("gc")
+		kernel := n.kernel()
+		goes.add(goes.onlyIPv4()).ok(t)
+		ran := n.shims()
+		goes.del().ok(t)
+		stays.check(stays.onlyIPv4()).ok(t)
+		if commands := ran(); len(commands) > 0 {
+			t.Errorf("ran %v", commands)
+		}
+		goes.unlink()
+		if diff := cmp.Diff(kernel, n.kernel()); diff != "" {
+			t.Errorf("left in the kernel:\n%s", diff)
+		}
+		k := n.keeper("podmarkd")
+		eventually(t, "podmarkd has looked", func() bool { _, err := os.Stat(filepath.Join(n.dir, "daemon.json")); return err == nil })
+		k.end()
+		if said := k.said(); strings.Contains(said, "repaired") {
+			t.Errorf("podmarkd has repaired something: %s", said)
 		}
 	})
 }

@@ -135,8 +135,8 @@ func (p *patient) sees(check, name string, want wanted) {
 	}
 }
 
-// With iptables the ID is in the mark from INPUT to POSTROUTING, so other rules matter: a
-// move to nftables mends those that ask for a mark in between.
+// With iptables the ID is in the mark from mangle INPUT to security OUTPUT, so other rules
+// matter: a move to nftables mends those that ask for a mark in between.
 func TestDoctorRulesIPTables(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -150,12 +150,14 @@ func TestDoctorRulesIPTables(t *testing.T) {
 		{"mangle", "INPUT", "-j MARK --set-xmark 0x10000/0x10000", "mark-rules", red},
 		{"filter", "INPUT", "-j MARK --set-xmark 0x10000/0x10000", "mark-rules", red},
 		{"nat", "INPUT", "-j MARK --set-xmark 0x10000/0x10000", "mark-rules", green},
-		{"filter", "FORWARD", "-j MARK --set-xmark 0x40000/0xff0000", "mark-rules", red},
+		{"filter", "FORWARD", "-j MARK --set-xmark 0x40000/0xff0000", "mark-rules", green},
 		{"raw", "OUTPUT", "-j MARK --set-xmark 0x10000/0x10000", "mark-rules", red},
 		{"mangle", "POSTROUTING", "-j MARK --set-xmark 0x10000/0x10000", "mark-rules", green},
 		{"mangle", "POSTROUTING", "-j CONNMARK --set-xmark 0x10000/0x10000", "mark-rules", red},
 		{"filter", "INPUT", "-m mark --mark 0x64 -j ACCEPT", "mark-compares", red},
-		{"filter", "FORWARD", "-m mark --mark 0x64 -j ACCEPT", "mark-compares", red},
+		{"filter", "FORWARD", "-m mark --mark 0x64 -j ACCEPT", "mark-compares", green},
+		{"filter", "OUTPUT", "-m mark --mark 0x64 -j ACCEPT", "mark-compares", red},
+		{"security", "OUTPUT", "-m mark --mark 0x64 -j ACCEPT", "mark-compares", green},
 		{"nat", "POSTROUTING", "-m mark --mark 0x64 -j MASQUERADE", "mark-compares", green},
 	} {
 		t.Run(tt.table+" "+tt.chain+" "+tt.rule, func(t *testing.T) {
@@ -198,6 +200,21 @@ func TestDoctorRoutes(t *testing.T) {
 				p.well()
 			})
 		}
+	}
+}
+
+// Parameters that let an ID out are found, and their mend takes them back.
+func TestDoctorReflects(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"net.ipv4.fwmark_reflect", "net.ipv6.fwmark_reflect", "net.ipv4.tcp_fwmark_accept"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPatient(t, iptablesNFT, 1)
+			p.well()
+			p.exec("", "sysctl", "-qw", name+"=1")
+			p.finds("mark-sysctls", name)
+			p.mend("mark-sysctls")
+		})
 	}
 }
 

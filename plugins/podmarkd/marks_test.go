@@ -55,7 +55,7 @@ func TestCollisions(t *testing.T) {
 		})
 		harm := "harm=shared"
 		if h.backend.key == "iptables" {
-			harm = "harm=forged"
+			harm = "harm=misled"
 		}
 		said := slices.DeleteFunc(strings.Split(d.log.String(), "\n"), func(line string) bool {
 			return !strings.Contains(line, "level=WARN") || !strings.Contains(line, "user=kube-router") || !strings.Contains(line, harm)
@@ -92,7 +92,7 @@ func TestInstallMarks(t *testing.T) {
 		{"nftables", `, "backend": "nftables"`, "note: kube-router"},
 		{"another mask", `, "backend": "iptables", "iptablesMarkMask": "0xff000000"`, ""},
 		{"auto", `, "backend": "iptables", "iptablesMarkMask": "auto"`, ""},
-		{"a warning will do", `, "backend": "iptables", "markCollision": "warn"`, "note: policies can be bypassed: kube-router"},
+		{"a warning will do", `, "backend": "iptables", "markCollision": "warn"`, "note: what a router in a pod wraps can pass for what comes from outside: kube-router"},
 	} {
 		p := newPlace(t)
 		p.state = h.dir
@@ -116,7 +116,7 @@ func TestInstallMarks(t *testing.T) {
 	h.exec("", "iptables-nft", "-t", "filter", "-X")
 	h.addPod()
 	h.exec(rules.KubeRouter, "iptables-nft-restore", "--noflush")
-	if out := p.run("install"); !strings.Contains(out, "note: policies can be bypassed: kube-router") {
+	if out := p.run("install"); !strings.Contains(out, "note: what a router in a pod wraps can pass for what comes from outside: kube-router") {
 		t.Errorf("%s", out)
 	}
 }

@@ -149,6 +149,12 @@ func (h *host) addPodUntil() (end func()) {
 // addPodIn adds such a pod, whose network namespace is that.
 func (h *host) addPodIn(path string) {
 	h.t.Helper()
+	h.addPodBy(path, func(string) {})
+}
+
+// addPodBy adds one whose host veth attach puts where it belongs.
+func (h *host) addPodBy(path string, attach func(veth string)) {
+	h.t.Helper()
 	h.pods++
 	h.spaces = append(h.spaces, path)
 	ns, err := os.Open(path)
@@ -162,6 +168,7 @@ func (h *host) addPodIn(path string) {
 	if err := netlink.LinkAdd(veth); err != nil {
 		h.t.Fatal(err)
 	}
+	attach(veth.Name)
 	if out, err := h.plugin("ADD", h.pods, nil); err != nil {
 		h.t.Fatalf("ADD: %v: %s", err, out)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/missing"
+	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/node"
 )
@@ -104,6 +105,11 @@ func logLook(log *slog.Logger, before node.Status, l node.Look) {
 	}
 	if t := l.Kept.Tunnels; t != nil {
 		log.Info("tunnels that pods may not send", "udpPorts", t.UDPPorts, "protocols", fmt.Sprint(t.Protocols))
+	}
+	if u := l.Kept.Unfiltered; u != nil && *u != (desired.Unfiltered{}) {
+		log.Warn("frames between ports of a bridge are not handed to IP: what isolated pods send each other there is dropped, allowed or not", "ipv4", u.IPv4, "ipv6", u.IPv6)
+	} else if u != nil {
+		log.Info("frames between ports of a bridge are handed to IP again")
 	}
 	for _, c := range l.Collisions {
 		if !slices.Contains(before.Collisions, c.String()) {

@@ -7,9 +7,13 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
+
+// steps counts those of all hooks of the process.
+var steps atomic.Int32
 
 // stepHook kills the process, as 'kill -9' would, after the step whose number is
 // in PODMARK_KILL_AFTER, or stops it, until SIGCONT, after that in PODMARK_STOP_AFTER.
@@ -19,9 +23,8 @@ func stepHook() func(string) {
 	killAfter, _ := strconv.Atoi(os.Getenv("PODMARK_KILL_AFTER"))
 	stopAfter, _ := strconv.Atoi(os.Getenv("PODMARK_STOP_AFTER"))
 	log := os.Getenv("PODMARK_STEPS")
-	n := 0
 	return func(name string) {
-		n++
+		n := int(steps.Add(1))
 		if f, err := os.OpenFile(log, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600); err == nil {
 			fmt.Fprintf(f, "%d %s\n", n, name)
 			f.Close()

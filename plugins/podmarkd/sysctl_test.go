@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -145,4 +147,68 @@ func TestSysctlsThatAreNotNeeded(t *testing.T) {
 	if _, body := d.get("/metrics"); strings.Contains(body, "podmark_sysctl_ok{") {
 		t.Error("there is a metric of what is not needed")
 	}
+}
+
+// While frames between ports are kept from IP, a bridge drops them where a policy would have
+// been asked, and doctor says why. Neither that nor its end is a repair.
+func TestFramesKeptFromIP(t *testing.T) {
+	needs.All(t, needs.BridgeNetfilter)
+	eachBackend(t, func(t *testing.T, h *host) {
+		h.exec("", "sysctl", "-qw", bridgeFour+"=1", bridgeSix+"=1")
+		h.exec("", "ip", "link", "add", "cni0", "type", "bridge")
+		h.exec("", "ip", "link", "set", "cni0", "up")
+		h.ctl(policy, "apply", "-f", "-")
+		h.addPodOn("cni0")
+		d := h.start()
+		drops := func(want ...string) {
+			t.Helper()
+			h.eventually(fmt.Sprintf("%q are dropped", want), func() error {
+				rules := h.exec("", "nft", "list chain bridge podmark between-ports")
+				for _, proto := range []string{"ip", "ip6"} {
+					for _, end := range []string{"oif @isolated", "iif @confined"} {
+						rule := fmt.Sprintf("meta protocol %s %s jump stray-frames", proto, end)
+						if strings.Contains(rules, rule) != slices.Contains(want, proto) {
+							return errors.New(rules)
+						}
+					}
+				}
+				return nil
+			})
+		}
+		drops()
+		h.off(bridgeFour)
+		drops("ip")
+		h.off(bridgeSix)
+		drops("ip", "ip6")
+		doctor, _ := exec.Command(filepath.Join(programs, "podmarkctl"), "--state-dir", h.dir, "doctor").CombinedOutput() // it exits with what it finds
+		for _, word := range []string{bridgeFour + " is 0", bridgeSix + " is 0", "dropped, whatever the policy allows"} {
+			if !strings.Contains(string(doctor), word) {
+				t.Errorf("doctor does not say %q:\n%s", word, doctor)
+			}
+		}
+		h.exec("", "sysctl", "-qw", bridgeFour+"=1", bridgeSix+"=1")
+		drops()
+		h.eventually("the log says so", func() error {
+			if d.lines("level=WARN", "not handed to IP", "ipv4=true") == 0 || d.lines("level=INFO", "handed to IP again") != 1 {
+				return errors.New(d.log.String())
+			}
+			return nil
+		})
+		if s, err := d.status(); err != nil || s.Repairs != 0 || s.Error != "" {
+			t.Errorf("%+v, %v", s, err)
+		}
+	})
+}
+
+// addPodOn adds a pod whose veth is a port of a bridge.
+func (h *host) addPodOn(bridge string) {
+	h.t.Helper()
+	path, end := h.space()
+	h.t.Cleanup(end)
+	h.addPodBy(path, func(veth string) {
+		h.exec("", "nsenter", "--net="+path, "ip", "link", "set", "eth0", "up")
+		h.exec("", "ip", "link", "set", veth, "master", bridge, "up")
+		h.exec("", "ip", "route", "add", fmt.Sprintf("10.1.0.%d/32", h.pods+1), "dev", bridge)
+		h.exec("", "ip", "route", "add", fmt.Sprintf("fd00:10::%x/128", h.pods+1), "dev", bridge)
+	})
 }

@@ -52,7 +52,7 @@ var (
 func (a attachment) inLab() bool { return a == vlan || a == vrf }
 
 // attacks are all there are.
-var attacks = slices.Concat(controls, sources, changes, bridgePorts, discovery, tunnels, streams, marks, headers, checksums)
+var attacks = slices.Concat(controls, sources, changes, bridgeChanges, filtering, bridgePorts, discovery, tunnels, streams, marks, services, headers, checksums)
 
 // runs reports whether an attack is one for an attachment, in the lab or out of it.
 func (a attack) runs(at attachment, inLab bool) bool {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/test/frame"
 	"github.com/podmark/podmark/test/lab"
@@ -41,9 +42,34 @@ var bridgePorts = []attack{
 		s.pass("between pods without a policy", s.free, s.udp(own, s.to(s.other, 9000)), s.other)
 	}},
 	{name: "broadcast and multicast of the node and of machines outside", at: onBridge, run: func(s *scene) {
-		// What is routed to the bridge's own subnet, or forwarded from a group.
-		for _, to := range []netip.Addr{s.pick("10.1.0.255", "ff02::1"), s.pick("10.1.0.200", "fd00:10:1::c8")} {
-			s.deny("from outside", s.x, s.udp(s.to(s.x, s.port()), netip.AddrPortFrom(to, 9000)), s.denied, s.client, s.twin, s.server)
+		// What is routed to the bridge's own subnet, or forwarded from a group. An address that
+		// is nobody's is where the node thinks it is.
+		isolated := []*actor{s.denied, s.client, s.twin, s.server}
+		nobody := s.pick("10.1.0.200", "fd00:10:1::c8")
+		for _, dev := range []string{"all", "eth0"} {
+			if s.f == lab.V4 {
+				s.sysctl("net/ipv4/conf/"+dev+"/bc_forwarding", "1", "0")
+			}
+		}
+		for _, at := range isolated {
+			if err := s.knows(nobody, at.mac, "cni0"); err != nil {
+				s.Fatal(err)
+			}
+			for _, to := range []netip.Addr{s.pick("10.1.0.255", "ff02::1"), nobody} {
+				s.deny(fmt.Sprintf("to %v from outside", to), s.x, s.udp(s.to(s.x, s.port()), netip.AddrPortFrom(to, 9000)), isolated...)
+			}
+			s.denyNode("to an address that is nobody's", nobody, isolated...)
+			s.settle()
+		}
+		s.pass("from outside, to a pod without a policy", s.x, s.new(s.x, s.free, 9000), s.free)
+		groups := []string{"10.1.0.255", "255.255.255.255", "224.0.0.1", "224.0.0.251", "239.1.2.3"}
+		if s.f == lab.V6 {
+			groups = []string{"ff02::1", "ff02::2", "ff02::fb", "ff05::1:3", "ff0e::1"}
+		}
+		for _, group := range groups {
+			to := netip.MustParseAddr(group)
+			s.denyNode(fmt.Sprintf("to %v", to), to, isolated...)
+			s.passNode(fmt.Sprintf("to %v, a pod without a policy", to), to, s.free)
 		}
 	}},
 	{name: "other EtherTypes", at: onBridge, family: lab.V4, run: func(s *scene) {
@@ -190,6 +216,30 @@ var bridgePorts = []attack{
 			}
 		}
 	}},
+}
+
+// denyNode and passNode are deny and pass of a datagram of the node's to whatever address, out
+// by the bridge.
+func (s *scene) denyNode(what string, to netip.Addr, who ...*actor) {
+	s.Helper()
+	s.shots = append(s.shots, s.outByBridge(what, to, shot{who: who}))
+}
+
+func (s *scene) passNode(what string, to netip.Addr, who *actor) {
+	s.Helper()
+	s.shots = append(s.shots, s.outByBridge(what, to, shot{who: []*actor{who}, pass: true}))
+}
+
+func (s *scene) outByBridge(what string, to netip.Addr, sh shot) shot {
+	s.Helper()
+	fd := s.socket(unix.SOCK_DGRAM, 0)
+	key, at := s.mark(), s.sockaddr(netip.AddrPortFrom(to, 9000))
+	if err := errors.Join(unix.BindToDevice(fd, "cni0"), unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BROADCAST, 1)); err != nil {
+		s.Fatal(err)
+	}
+	sh.what, sh.from, sh.key = "of the node "+what, s.node, key
+	sh.send = func() error { return unix.Sendto(fd, key, 0, at) }
+	return sh
 }
 
 // beside is where a frame to a pod may go instead of its MAC and its IP address.

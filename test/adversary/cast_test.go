@@ -306,8 +306,8 @@ func (c *cast) addNode(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		for _, p := range []int{frame.ICMP, frame.TCP, frame.UDP, frame.SCTP, frame.ICMPv6} {
-			a.hear = append(a.hear, socket(domain, p))
+		for _, p := range append([]byte{frame.ICMP, frame.TCP, frame.UDP, frame.SCTP, frame.ICMPv6}, tunnelProtocols...) {
+			a.hear = append(a.hear, socket(domain, int(p)))
 		}
 	}
 	c.node = a

@@ -1,6 +1,7 @@
 package adversary_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -8,6 +9,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/test/frame"
 	"github.com/podmark/podmark/test/lab"
 )
@@ -32,6 +35,134 @@ var changes = changed(
 	change{name: "taken out of its VRF", at: []attachment{vrf}, do: noMaster},
 	change{name: "taken out of its VRF without a group", at: []attachment{vrf}, do: inTurn(groupLost, noMaster)},
 )
+
+// filtering is what somebody does to br_netfilter. No policy can be asked about what goes from
+// port to port then: isolated pods neither send nor get it, from podmarkd's next look on.
+var filtering = []attack{{name: "frames between ports kept from IP", at: onBridge, run: func(s *scene) {
+	allowed := func() []byte { return s.new(s.free, s.server, 80) }
+	forbidden := func() {
+		for _, p := range []struct {
+			from, to *actor
+			port     uint16
+		}{{s.free, s.server, 81}, {s.other, s.server, 80}, {s.free, s.denied, 80}, {s.denied, s.other, 7}, {s.client, s.twin, 53}, {s.client, s.free, 53}} {
+			s.deny("a forbidden packet", p.from, s.new(p.from, p.to, p.port), p.to)
+		}
+	}
+	answered := s.open(frame.UDP, s.free, s.server, 80)
+	s.settle()
+	s.finally(s.looks)
+	s.sysctl(pick(s.f, "net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"), "0", "1")
+	s.looks()
+	forbidden()
+	s.deny("what a policy allows", s.free, allowed(), s.server)
+	s.deny("in a live flow", s.free, answered.fromClient(), s.server)
+	s.deny("in a live flow, the answer of who may send", s.client, s.udp(s.to(s.client, 53), s.to(s.free, s.port())), s.free)
+	s.pass("between pods without a policy", s.free, s.new(s.free, s.other, 7), s.other)
+	s.pass("what the node sends on", s.x, s.new(s.x, s.other, 7), s.other)
+	s.pass("what the node sends on, by a policy", s.client, s.new(s.client, s.x, 53), s.x)
+	s.deny("what the node sends on, and no policy allows", s.client, s.new(s.client, s.x, 54), s.x)
+	s.settle()
+	s.Sysctl(pick(s.f, "net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"), "1")
+	s.looks()
+	forbidden()
+	s.pass("what a policy allows, again", s.free, allowed(), s.server)
+}}}
+
+// looks has podmarkd look at the node.
+func (s *scene) looks() {
+	s.Helper()
+	err := s.Do(func() error {
+		_, err := apply.Node{Store: ident.At(s.StateDir), LockTimeout: fenceLimit}.Keep(context.Background(), nil)
+		return err
+	})
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.mutate(s.T)
+}
+
+// bridgeChanges are what somebody does to the bridge of all pods.
+var bridgeChanges = changedBridge(
+	change{name: "the bridge renamed", at: onBridge, do: func(s *scene, link ...int) { s.rename(link[0], "other0") }},
+	change{name: "the bridge put into a VRF", at: onBridge, lab: "VRF", do: bridgeIntoVRF},
+)
+
+// changedBridge makes an attack of each: what policies forbid stays forbidden, in flows from
+// before too. Nobody need get what is allowed, but the node reaches its pods, and a pod of nobody's
+// gets out: a policy it is that drops the others' packets.
+func changedBridge(list ...change) (out []attack) {
+	for _, c := range list {
+		out = append(out, attack{name: c.name, at: c.at, lab: c.lab, run: func(s *scene) {
+			wild, bridge := s.wild(), s.attrs("cni0").Index
+			asked, served := s.open(frame.UDP, s.client, s.x, 53), s.open(frame.UDP, s.free, s.server, 80)
+			s.settle()
+			s.sysctl("net/ipv6/conf/cni0/keep_addr_on_down", "1", "0")
+			s.finally(func() {
+				s.link(bridge, netlink.LinkSetNoMaster)
+				s.rename(bridge, "cni0")
+				s.backOnBridge("cni0")
+			})
+			c.do(s, bridge)
+			s.backOnBridge(s.nameOf(bridge))
+			s.pass("the node to a pod", s.node, s.new(s.node, s.free, 7), s.free)
+			s.pass("the node to a pod that takes nothing else", s.node, s.new(s.node, s.denied, 7), s.denied)
+			s.pass("a pod of nobody's", wild, s.new(wild, s.x, 7), s.x)
+			for _, to := range []*actor{s.server, s.client, s.other, s.x, s.node} {
+				s.deny("as itself", s.denied, s.new(s.denied, to, 80))
+				for _, as := range []netip.Addr{s.addr(s.free), s.addr(s.client), s.addr(s.y), s.pick("10.1.0.77", "fd00:10:1::77")} {
+					s.deny(fmt.Sprintf("as %v", as), s.denied, s.posing(as, to, 80))
+					s.deny(fmt.Sprintf("as %v, by a pod of nobody's", as), wild, s.posing(s.addr(s.free), to, 80))
+				}
+			}
+			for _, by := range []*actor{s.free, s.x, wild} {
+				s.deny("to a pod that takes nothing", by, s.new(by, s.denied, 80))
+				s.deny("to a pod that takes port 80", by, s.new(by, s.server, 81))
+			}
+			for _, by := range []*actor{s.denied, s.other, wild, s.y} {
+				s.deny("in a live flow, the question", by, asked.fromClient())
+				s.deny("in a live flow, a request", by, served.fromClient())
+				if by != s.y && by != wild { // to the node they are as good as the machine outside
+					s.deny("in a live flow, the answer", by, asked.fromServer())
+				}
+				s.deny("in a live flow, a pod's answer", by, served.fromServer())
+			}
+		}})
+	}
+	return out
+}
+
+// backOnBridge tells the node where the pods of the bridge are, under the name it has now.
+func (s *scene) backOnBridge(name string) {
+	s.Helper()
+	for _, a := range s.actors {
+		if a.bridge == "" {
+			continue
+		}
+		a.dev = name
+		for _, addr := range a.addrs {
+			if err := s.knows(addr, a.mac, name); err != nil {
+				s.Fatal(err)
+			}
+		}
+	}
+}
+
+// bridgeIntoVRF leads to the pods from the main table, and from the VRF's out.
+func bridgeIntoVRF(s *scene, link ...int) {
+	s.ip("link add blue type vrf table 200", "link set blue up")
+	s.finally(func() { s.ip("link delete blue") })
+	s.join(link[0], "blue")
+	s.ip("address replace fd00:10:1::1/64 dev cni0 nodad")
+	for _, f := range lab.Families {
+		s.route(s.x.addrs[f], s.x.dev, 200)
+		for _, a := range s.actors {
+			if a.bridge != "" {
+				s.route(a.addrs[f], "cni0", unix.RT_TABLE_MAIN)
+				s.finally(func() { s.ip(fmt.Sprintf("route delete %v dev cni0", a.addrs[f])) })
+			}
+		}
+	}
+}
 
 // change is what is done to links of the node.
 type change struct {

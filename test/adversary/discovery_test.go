@@ -66,34 +66,31 @@ var discovery = []attack{
 			}
 		}
 	}},
-	{name: "many discovery messages", family: lab.V6, at: onBridge, run: func(s *scene) {
-		// What a link needs is some a second; these are generous.
-		const many, burst, perSecond = 3000, 500, 200
-		b := frame.Ethernet(s.denied.mac, frame.Multicast(frame.SolicitedNode(s.addr(s.other))),
-			s.neighbour(neighbourSolicitation, s.addr(s.denied), frame.SolicitedNode(s.addr(s.other)), 0, s.addr(s.other), s.denied.mac))
-		for range many {
-			s.shots = append(s.shots, shot{what: "one of many", from: s.denied, send: func() error { return s.denied.write(b) }})
+	{name: "many discovery messages", at: onBridge, run: func(s *scene) {
+		if s.f == lab.V4 {
+			question := func(by *actor) []byte {
+				return frame.EthernetOf(by.mac, frame.Broadcast, frame.TypeARP, frame.ARP(1, by.mac, s.addr(by), make([]byte, 6), s.addr(s.other)))
+			}
+			s.flood("ARP", s.denied, question(s.denied), s.other)
+			s.passFrame("another pod's question", s.server, question(s.server), s.other)
+			return
 		}
-		got, start := newCatch(), time.Now()
-		if err := s.volley(got); err != nil {
-			s.Fatal(err)
+		group := frame.SolicitedNode(s.addr(s.other))
+		question := func(by *actor) []byte {
+			return s.frame(by, s.neighbour(neighbourSolicitation, s.addr(by), group, 0, s.addr(s.other), by.mac))
 		}
-		s.shots = nil
-		limit := burst + int(perSecond*time.Since(start).Seconds())
-		if arrived := got.count(s.other, keyOf(b)); arrived == 0 || arrived > limit {
-			s.Errorf("of %d messages at once %d arrive, want some and at most %d", many, arrived, limit)
-		}
+		s.flood("neighbour discovery", s.denied, question(s.denied), s.other)
+		wild, listener := s.wild(), netip.MustParseAddr("ff02::1:3") // reports reach no endpoint
+		report := behindRouterAlert(frame.ICMPPacket(frame.LinkLocal(s.twin.mac), listener, mldReport, 0, 1, append(append(make([]byte, 4), listener.AsSlice()...), s.mark()...)))
+		s.flood("MLD", s.twin, s.frame(s.twin, report), wild)
 		// And that is the sender's limit, not everybody's.
-		s.pass("another pod's question", s.server, s.neighbour(neighbourSolicitation, s.addr(s.server), frame.SolicitedNode(s.addr(s.other)), 0, s.addr(s.other), s.server.mac), s.other)
+		s.passFrame("another pod's question", s.server, question(s.server), s.other)
 	}},
 	{name: "router advertisements and redirects", family: lab.V6, run: func(s *scene) {
 		everybody := netip.MustParseAddr("ff02::1")
 		for _, by := range []*actor{s.denied, s.free} {
 			gateway := frame.LinkLocal(by.gateway)
 			for _, from := range []netip.Addr{frame.LinkLocal(by.mac), netip.MustParseAddr("fe80::bad"), gateway, s.addr(by), s.gatewayAddr()} {
-				if by == s.free && from == s.addr(by) && !s.onBridge() {
-					continue // to a router, what a pod without a policy may send
-				}
 				for _, to := range []netip.Addr{everybody, s.addr(s.other), frame.LinkLocal(s.other.mac), s.addr(s.node), frame.LinkLocal(by.gateway)} {
 					// Hop limit, flags, lifetime, two times; the source's link-layer address; a prefix.
 					ra := append([]byte{64, 8, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1}, by.mac...)
@@ -141,6 +138,25 @@ var discovery = []attack{
 			s.deny("of another code", by, frame.ICMPPacket(s.addr(by), s.addr(s.server), neighbourAdvertisement, 1, 255, frame.Neighbour(0x20, s.addr(s.client), 2, by.mac)))
 		}
 	}},
+}
+
+// flood sends one frame many times at once, of which a bridge lets some pass. What a link needs
+// is some a second; these limits are generous.
+func (s *scene) flood(what string, by *actor, b []byte, to *actor) {
+	s.Helper()
+	const many, burst, perSecond = 3000, 500, 200
+	for range many {
+		s.shots = append(s.shots, shot{what: "one of many", from: by, send: func() error { return by.write(b) }})
+	}
+	got, start := newCatch(), time.Now()
+	if err := s.volley(got); err != nil {
+		s.Fatal(err)
+	}
+	s.shots = nil
+	limit := burst + int(perSecond*time.Since(start).Seconds())
+	if arrived := got.count(to, keyOf(b)); arrived == 0 || arrived > limit {
+		s.Errorf("%s: of %d messages at once %d arrive, want some and at most %d", what, many, arrived, limit)
+	}
 }
 
 // neighbour is a solicitation with a nonce that it is known by, or an advertisement, which

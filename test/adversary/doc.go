@@ -20,5 +20,6 @@
 //
 // What a machine's kernel may lack (VRF, VLAN filtering, IPVS, some tunnels) runs in the
 // lab: TestAttacks is for any kernel, TestAttacksInLab and TestVRFInLab are for the lab's,
-// and what one leaves out the others have.
+// and what one leaves out the others have. Attacks by way of a service run in both: where there
+// is no IPVS, rules stand in for it.
 package adversary

@@ -25,7 +25,6 @@ var headers = []attack{
 				copy(options[72-40:], own)
 			}
 			report := unreachable(s.addr(s.denied), append(about, s.mark()...), [2]byte{}, [2]byte{1, 4})
-			const destinationOptions = 60
 			s.deny(fmt.Sprintf("behind %d bytes", n), s.denied, frame.IP{Src: s.addr(s.denied), Dst: s.addr(s.client), Protocol: destinationOptions}.Packet(append(options, report[40:]...)))
 		}
 	}},
@@ -59,7 +58,7 @@ var headers = []attack{
 		s.pass("behind it", s.x, s.new(s.x, s.free, 7), s.free)
 		s.pass("behind it", s.free, s.new(s.free, s.x, 7), s.x)
 	}},
-	{name: "behind a tag from a pod of nobody's", at: []attachment{bridged}, run: func(s *scene) {
+	{name: "behind a tag from a pod of nobody's", at: onBridge, run: func(s *scene) {
 		wild := s.wild()
 		tags := func(b []byte, tags ...uint32) []byte {
 			payload := b[12:]
@@ -68,7 +67,7 @@ var headers = []attack{
 			}
 			return append(slices.Clone(b[:12]), payload...)
 		}
-		for _, list := range [][]uint32{{0x81000000}, {0x8100e000}, {0x88a80000}, {0x81000000, 0x81000000}, {0x88a80000, 0x81002000}, {0x81000000, 0x81000000, 0x81000000}} {
+		for _, list := range [][]uint32{{0x81000000}, {0x81000001}, {0x8100e000}, {0x88a80000}, {0x81000000, 0x81000000}, {0x81000001, 0x81000000}, {0x88a80000, 0x81002000}, {0x81000000, 0x81000000, 0x81000000}} {
 			for _, to := range []*actor{s.x, s.server, s.node} {
 				s.denyFrame(fmt.Sprintf("behind %#x, as an endpoint", list), wild, tags(frame.Ethernet(wild.mac, wild.gateway, s.posing(s.addr(s.free), to, 80)), list...))
 			}
@@ -313,10 +312,76 @@ var headers = []attack{
 	}},
 }
 
+// Extension headers of IPv6.
 const (
+	hopByHop             = 0
+	routingHeader        = 43
 	fragmentHeader       = 44
 	authenticationHeader = 51
+	destinationOptions   = 60
 )
+
+// behind puts an extension header of 8 bytes that says nothing in front of what a packet
+// carries.
+func behind(header byte, packet []byte) []byte {
+	b := []byte{packet[6], 0, 1, 4, 0, 0, 0, 0} // padding
+	if header == routingHeader {
+		b = []byte{packet[6], 0, 0, 0, 0, 0, 0, 0} // with no address left
+	}
+	src, dst := ends(packet)
+	return frame.IP{Src: src, Dst: dst, Protocol: header, Hops: packet[7]}.Packet(append(b, packet[40:]...))
+}
+
+// fragments cuts what a packet carries into pieces of n bytes, a multiple of 8.
+func fragments(packet []byte, id uint16, n int) (out [][]byte) {
+	src, dst := ends(packet)
+	header, protocol := 20, packet[9]
+	if src.Is6() {
+		header, protocol = 40, packet[6]
+	}
+	data := packet[header:]
+	for at := 0; at < len(data); at += n {
+		end := min(at+n, len(data))
+		ip := frame.IP{Src: src, Dst: dst, Protocol: protocol, ID: id, Offset: at, More: end < len(data)}
+		piece := data[at:end]
+		if src.Is6() {
+			field := uint16(at)
+			if ip.More {
+				field |= 1
+			}
+			ip.Protocol = fragmentHeader
+			piece = append(binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint16([]byte{protocol, 0}, field), uint32(id)), piece...)
+		}
+		out = append(out, ip.Packet(piece))
+	}
+	return out
+}
+
+// ends are a packet's addresses.
+func ends(packet []byte) (src, dst netip.Addr) {
+	if packet[0]>>4 == 4 {
+		return netip.AddrFrom4([4]byte(packet[12:16])), netip.AddrFrom4([4]byte(packet[16:20]))
+	}
+	return netip.AddrFrom16([16]byte(packet[8:24])), netip.AddrFrom16([16]byte(packet[24:40]))
+}
+
+// passPieces and denyPieces are pass and deny of what comes in pieces, of which the last has
+// the mark.
+func (s *scene) passPieces(what string, from *actor, pieces [][]byte, to *actor) {
+	s.pass(what, from, s.allButLast(what, from, pieces), to)
+}
+
+func (s *scene) denyPieces(what string, from *actor, pieces [][]byte) {
+	s.deny(what, from, s.allButLast(what, from, pieces))
+}
+
+func (s *scene) allButLast(what string, from *actor, pieces [][]byte) (last []byte) {
+	n := len(pieces) - 1
+	for _, piece := range pieces[:n] {
+		s.shoot(shot{what: what, from: from}, s.frame(from, piece))
+	}
+	return pieces[n]
+}
 
 // behindRouterAlert puts the option in front that MLD has (RFC 2710 3).
 func behindRouterAlert(packet []byte) []byte {
@@ -329,7 +394,7 @@ func behindRouterAlert(packet []byte) []byte {
 // router is a pod with further source prefixes that goes with the scene.
 func (s *scene) router(app string, prefixes ...string) *actor {
 	s.Helper()
-	pod := s.NewPod(lab.PodSpec{Name: fmt.Sprintf("router%d", s.f), Labels: map[string]string{"app": app}, Network: s.network()})
+	pod := s.NewPod(lab.PodSpec{Name: fmt.Sprintf("router%d-%s", s.f, app), Labels: map[string]string{"app": app}, Network: s.network()})
 	if err := pod.Add(); err != nil {
 		s.Fatal(err)
 	}
@@ -361,9 +426,12 @@ func (s *scene) extra(pod *lab.Pod) *actor {
 	if s.onBridge() {
 		a.bridge = "cni0"
 	}
-	s.finally(func() { s.rm(a); _ = pod.Del() })
+	s.finally(func() { s.gone(a) })
 	return a
 }
+
+// gone takes a pod away that goes with the scene.
+func (s *scene) gone(a *actor) { s.rm(a); _ = a.pod.Del() }
 
 const icmpv6 = 58
 

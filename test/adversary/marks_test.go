@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/podmark/podmark/test/frame"
 	"github.com/podmark/podmark/test/lab"
 )
 
@@ -19,7 +20,7 @@ var marks = []attack{
 		s.nft(`table inet watch {
 	set seen { type mark . inet_service; flags dynamic; size 1000; }
 	chain post { type filter hook postrouting priority 400
-		meta l4proto udp update @seen { meta mark . udp dport }
+		meta l4proto { tcp, udp } update @seen { meta mark . th dport }
 	}
 }`)
 		s.finally(func() { s.nft("delete table inet watch") })
@@ -29,9 +30,11 @@ var marks = []attack{
 				continue // kube-proxy is there, and takes its own bit for its own
 			}
 			for j, to := range []*actor{s.x, s.denied, s.server, s.other} {
-				port := uint16(9000 + 10*i + j)
-				s.shots = append(s.shots, s.marked(value, to, port))
-				want = append(want, fmt.Sprintf("0x%08x . %d", value, port))
+				for k, send := range []func(uint32, *actor, uint16) shot{s.markedUDP, s.markedTCP, s.markedAsOther} {
+					port := uint16(9000 + 100*i + 10*j + k)
+					s.shots = append(s.shots, send(value, to, port))
+					want = append(want, fmt.Sprintf("0x%08x . %d", value, port))
+				}
 			}
 		}
 		s.settle()
@@ -43,6 +46,19 @@ var marks = []attack{
 			if !strings.Contains(list, w) {
 				s.Errorf("no packet leaves with the mark and to the port %s", w)
 			}
+		}
+	}},
+	{name: "what the node answers without a program", at: outOfVRF, run: func(s *scene) {
+		// An agent marks all that the node sends: the IDs of outside, of pods and of nobody.
+		s.finally(func() { s.nft("delete table inet other") })
+		request := pick[byte](s.f, 8, 128)
+		for _, value := range []string{"0x10000", "0x20000", "0x30000", "0x60000", "0xffffffff"} {
+			s.nft("table inet other\ndelete table inet other\ntable inet other { chain marks { type filter hook output priority -402\nmeta mark set " + value + "\n}\n}")
+			for _, by := range []*actor{s.x, s.server, s.free} {
+				echo := frame.ICMPPacket(s.addr(by), s.addr(s.node), request, 0, 0, append([]byte{0, byte(s.port()), 0, 1}, s.mark()...))
+				s.pass("an echo with mark "+value, by, echo, by)
+			}
+			s.settle()
 		}
 	}},
 	{name: "marks that the node puts on what pods send", atOnce: true, run: func(s *scene) {
@@ -103,86 +119,69 @@ var marks = []attack{
 			s.Errorf("packets have an ID where nobody asks for it: %s", list)
 		}
 	}},
-	{name: "kube-router's marks in INPUT", lab: "IPVS", at: []attachment{routed, vlan}, run: func(s *scene) {
-		vip := s.service()
-		// What its network policy does to all that comes in: "0x10000/0x10000" is accepted, "0x20000" is judged.
-		for _, xmark := range []string{"0x10000/0x30000", "0x20000/0x30000", "0x0/0x30000", "0x30000/0x30000"} {
-			rule := []string{"INPUT", "-j", "MARK", "--set-xmark", xmark}
-			s.Iptables(s.f, append([]string{"-I"}, rule...)...)
-			s.deny("to a service, "+xmark, s.denied, s.udp(s.to(s.denied, s.port()), vip))
-			s.deny("to a service that only outside may, "+xmark, s.client, s.udp(s.to(s.client, s.port()), vip))
-			s.pass("to a service, allowed, "+xmark, s.free, s.udp(s.to(s.free, s.port()), vip), s.other)
-			s.settle()
-			s.Iptables(s.f, append([]string{"-D"}, rule...)...)
-		}
-	}},
-	{name: "through a service", lab: "IPVS", at: []attachment{routed, vlan}, run: func(s *scene) {
-		vip := s.service()
-		s.pass("allowed", s.free, s.udp(s.to(s.free, s.port()), vip), s.other)
-		s.pass("from outside", s.x, s.udp(s.to(s.x, s.port()), vip), s.other)
-		s.deny("denied", s.denied, s.udp(s.to(s.denied, s.port()), vip))
-		s.deny("denied, but for outside", s.client, s.udp(s.to(s.client, s.port()), vip))
-		for _, by := range []*actor{s.denied, s.client, s.server} {
-			for _, as := range []netip.Addr{s.addr(s.free), s.addr(s.x), s.addr(s.node), s.gatewayAddr(), s.pick("10.1.0.77", "fd00:10:1::77")} {
-				s.deny(fmt.Sprintf("as %v", as), by, s.udp(netip.AddrPortFrom(as, s.port()), vip))
-			}
-		}
-		s.deny("an endpoint's address from outside", s.y, s.udp(netip.AddrPortFrom(s.addr(s.free), s.port()), vip))
-		// Inside another's live flow to the service.
-		src := s.to(s.free, s.port())
-		s.pass("a flow", s.free, s.udp(src, vip), s.other)
-		s.pass("its answer", s.other, s.udp(s.to(s.other, 8080), src), s.free)
-		for _, by := range []*actor{s.denied, s.client, s.y} {
-			s.deny("inside another's flow", by, s.udp(src, vip))
-			s.deny("as the backend in another's flow", by, s.udp(s.to(s.other, 8080), src))
-			if by != s.y {
-				s.deny("as the service in another's flow", by, s.udp(vip, src))
-			}
-		}
-	}},
 }
 
-// service gives the pod other a ClusterIP.
-func (s *scene) service() netip.AddrPort { s.Helper(); return s.serviceOf(80, s.to(s.other, 8080)) }
-
-// serviceOf is a ClusterIP with that port and backend.
-func (s *scene) serviceOf(port uint16, backend netip.AddrPort) netip.AddrPort {
+// socket is one of the node's, for the rest of the attack.
+func (s *scene) socket(kind, protocol int) (fd int) {
 	s.Helper()
-	vip := netip.AddrPortFrom(s.pick("10.96.0.10", "fd00:96::a"), port)
-	service := lab.Service{Kind: lab.ClusterIP, Protocol: lab.UDP, Address: vip.Addr(), Port: vip.Port(), Backends: []netip.AddrPort{backend}}
-	s.AddServices(service)
-	s.finally(func() { s.RemoveServices(service) })
-	return vip
-}
-
-// marked is a datagram of a plain socket of the node, with a mark, which must arrive.
-func (s *scene) marked(value uint32, to *actor, port uint16) shot {
-	s.Helper()
-	key := s.mark()
-	var fd int
 	err := s.Do(func() (err error) {
-		if fd, err = unix.Socket(pick(s.f, unix.AF_INET, unix.AF_INET6), unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+		if fd, err = unix.Socket(pick(s.f, unix.AF_INET, unix.AF_INET6), kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol); err != nil {
 			return err
 		}
 		if s.at == vrf {
-			if err := unix.BindToDevice(fd, "red"); err != nil {
-				return err
-			}
+			return unix.BindToDevice(fd, "red")
 		}
-		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(int32(value)))
+		return nil
 	})
 	if err != nil {
 		s.Fatal(err)
 	}
 	s.finally(func() { unix.Close(fd) })
-	var at unix.Sockaddr
-	if s.f == lab.V4 {
-		at = &unix.SockaddrInet4{Port: int(port), Addr: s.addr(to).As4()}
-	} else {
-		at = &unix.SockaddrInet6{Port: int(port), Addr: s.addr(to).As16()}
+	return fd
+}
+
+func (s *scene) sockaddr(at netip.AddrPort) unix.Sockaddr {
+	if at.Addr().Is4() {
+		return &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}
 	}
-	return shot{
-		what: fmt.Sprintf("a local socket's mark %#x", value), from: s.node, pass: true, who: []*actor{to},
-		key: key, send: func() error { return unix.Sendto(fd, key, 0, at) },
+	return &unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()}
+}
+
+// marked is what a socket of the node sends with a mark, which must arrive.
+func (s *scene) marked(what string, fd int, value uint32, to *actor, key []byte, send func() error) shot {
+	s.Helper()
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(int32(value))); err != nil {
+		s.Fatal(err)
 	}
+	return shot{what: fmt.Sprintf("a local socket's mark %#x, %s", value, what), from: s.node, pass: true, who: []*actor{to}, key: key, send: send}
+}
+
+// markedUDP is a datagram.
+func (s *scene) markedUDP(value uint32, to *actor, port uint16) shot {
+	s.Helper()
+	fd, key, at := s.socket(unix.SOCK_DGRAM, 0), s.mark(), s.sockaddr(s.to(to, port))
+	return s.marked("UDP", fd, value, to, key, func() error { return unix.Sendto(fd, key, 0, at) })
+}
+
+// markedTCP is the first segment of a connection, with data in it (RFC 7413).
+func (s *scene) markedTCP(value uint32, to *actor, port uint16) shot {
+	s.Helper()
+	fd, key, at := s.socket(unix.SOCK_STREAM, 0), s.mark(), s.sockaddr(s.to(to, port))
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN_NO_COOKIE, 1); err != nil {
+		s.Fatal(err)
+	}
+	return s.marked("TCP", fd, value, to, key, func() error {
+		if err := unix.Sendto(fd, key, unix.MSG_FASTOPEN, at); err != unix.EINPROGRESS {
+			return err
+		}
+		return nil
+	})
+}
+
+// markedAsOther is a datagram from an address that is not the node's.
+func (s *scene) markedAsOther(value uint32, to *actor, port uint16) shot {
+	s.Helper()
+	packet := s.udp(netip.AddrPortFrom(s.pick("203.0.113.7", "2001:db8::7"), s.port()), s.to(to, port))
+	fd, at := s.socket(unix.SOCK_RAW, unix.IPPROTO_RAW), s.sockaddr(netip.AddrPortFrom(s.addr(to), 0))
+	return s.marked("as another", fd, value, to, marksIn(packet)[0], func() error { return unix.Sendto(fd, packet, 0, at) })
 }

@@ -22,6 +22,11 @@ const (
 	growthFrom, growthTo = 100, 4000
 )
 
+// mostOfNoop is how many times as long as the plugin that does nothing an ADD may take on
+// nftables, to one decimal, by endpoints already there: as long as it did before senders were
+// proven.
+var mostOfNoop = map[int]float64{0: 2.0, 100: 1.8, 1000: 1.6, 4000: 1.6}
+
 // benchAdd measures an ADD and a DEL beside other plugins.
 func benchAdd(o options) error {
 	fmt.Printf(`
@@ -200,13 +205,12 @@ func addGoals(results map[int][]*addResult, sizes []int) goals {
 		i := slices.IndexFunc(results[size], func(r *addResult) bool { return r.name == name })
 		return results[size][i]
 	}
-	worst, at := 0.0, 0
 	for _, size := range sizes {
-		if r := ratio(median(find(size, withNFTables).adds), median(find(size, "no-op").adds)); r > worst {
-			worst, at = r, size
+		if most, ok := mostOfNoop[size]; ok {
+			by := ratio(median(find(size, withNFTables).adds), median(find(size, "no-op").adds))
+			g.add(fmt.Sprintf("an ADD of podmark nftables takes at most %.1f × no-op at %s endpoints", most, count(size)), math.Round(10*by) <= 10*most, "%.2f ×", by)
 		}
 	}
-	g.add("an ADD of podmark nftables takes at most 2 × no-op at any size", worst <= 2, "%.2f × at %s endpoints", worst, count(at))
 	if slices.Contains(sizes, growthFrom) && slices.Contains(sizes, growthTo) {
 		growth := find(growthTo, withNFTables).growth(find(growthTo, "no-op"), find(growthFrom, withNFTables), find(growthFrom, "no-op"))
 		g.add(fmt.Sprintf("it grows at most 1.5 × from %s to %s endpoints", count(growthFrom), count(growthTo)), growth <= 1.5, "%.2f ×", growth)

@@ -35,13 +35,15 @@ const (
 	withNFTables = "podmark nftables"
 )
 
-// podmarks are podmark's backends.
+// podmarks are podmark's backends, as on a node whose kernel has nf_tables.
 func podmarks() map[string]apply.Backend {
-	const wait = time.Minute
+	with := func(v iptables.Variant) apply.Backend {
+		return apply.Guarded{Backend: iptables.Backend{Variant: v, Wait: time.Minute}}
+	}
 	return map[string]apply.Backend{
 		withNFTables:              nftables.Backend{},
-		"podmark iptables-nft":    iptables.Backend{Variant: iptables.NFT, Wait: wait},
-		"podmark iptables-legacy": iptables.Backend{Variant: iptables.Legacy, Wait: wait},
+		"podmark iptables-nft":    with(iptables.NFT),
+		"podmark iptables-legacy": with(iptables.Legacy),
 	}
 }
 
@@ -106,7 +108,7 @@ func candidates() []candidate {
 // forgetSockets takes the rules out by which a backend knows the node's own sockets. What
 // IPVS sends on has no socket; here a socket plays IPVS.
 func (s space) forgetSockets(b apply.Backend) error {
-	if b, ok := b.(iptables.Backend); ok {
+	if b, ok := b.(apply.Guarded); ok {
 		return errors.Join(s.forgetOwner(b.Variant, "mangle", "OUTPUT"), s.forgetOwner(b.Variant, "security", "CLEAR"))
 	}
 	chain := []string{"inet", nftables.Table, "output"}

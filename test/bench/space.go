@@ -51,13 +51,43 @@ func newSpace() (space, error) {
 	return s, errors.Join(err, errLo, netns.Set(here))
 }
 
-// newNode is a namespace that forwards.
+// serviceAddr is that of a service on each node.
+var serviceAddr = netip.MustParseAddr("10.96.0.10")
+
+// newNode is a namespace that forwards, and takes what is for a service where IPVS would.
 func newNode() (space, error) {
 	s, err := newSpace()
 	if err != nil {
 		return s, err
 	}
-	return s, s.do(func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644) })
+	err = s.do(func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		return errors.Join(
+			os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644),
+			netlink.AddrAdd(lo, &netlink.Addr{IPNet: host(serviceAddr)}),
+		)
+	})
+	if err != nil {
+		return s, fmt.Errorf("making a node: %w", err)
+	}
+	_, err = s.command(fmt.Sprintf("table ip ipvs {\n counter taken {}\n chain input {\n type filter hook input priority 98\n ip daddr %v counter name taken drop\n }\n}\n", serviceAddr), "nft", "-f", "-")
+	return s, err
+}
+
+// delivered is how many packets for a service the node has taken.
+func (s space) delivered() (n int, err error) {
+	text, err := s.command("", "nft", "list", "counter", "ip", "ipvs", "taken")
+	if err != nil {
+		return 0, err
+	}
+	_, figures, _ := strings.Cut(text, "packets ")
+	if _, err := fmt.Sscan(figures, &n); err != nil {
+		return 0, fmt.Errorf("reading how many packets a service got from %q: %w", text, err)
+	}
+	return n, nil
 }
 
 // path names the namespace for other processes.

@@ -332,7 +332,7 @@ func TestNames(t *testing.T) {
 // Every test that docs/packet-path.md and docs/threat-model.md name exists, and every attack.
 func TestNamedTests(t *testing.T) {
 	var all strings.Builder
-	for _, pattern := range []string{"test/lab/*_test.go", "test/verdict/*_test.go", "test/adversary/*_test.go", "plugins/*/*_test.go", "pkg/apply/csum/*_test.go"} {
+	for _, pattern := range []string{"test/lab/*_test.go", "test/verdict/*_test.go", "test/adversary/*_test.go", "plugins/*/*_test.go", "pkg/apply/*_test.go", "pkg/apply/csum/*_test.go"} {
 		files, err := filepath.Glob(filepath.Join(root, pattern))
 		if err != nil {
 			t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/mdlayher/netlink"
+	"go4.org/netipx"
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/mark"
@@ -34,7 +35,7 @@ type Reclaimed struct {
 }
 
 // TakeBack has flows go through the hooks again that a flowtable carries past them and
-// that do not carry m, of those that one of addrs started or answers. They lose the bits
+// that do not carry m, of those that one of the addresses in set started or answers. They lose the bits
 // of m.Mask, so that their next packet in the original direction is judged. The owner of the
 // flowtable may give them to it again once they have passed.
 //
@@ -48,9 +49,9 @@ type Reclaimed struct {
 // A kernel that does not let entries of a flowtable be deleted answers EBUSY, and its flows
 // are left: Linux before 5.4.245, 5.10.182, 5.15.115, 6.1.32, 6.3.6 and 6.4 ("netfilter:
 // ctnetlink: Support offloaded conntrack entry deletion").
-func TakeBack(m mark.Mark, addrs []netip.Addr) (Reclaimed, error) {
+func TakeBack(m mark.Mark, set *netipx.IPSet) (Reclaimed, error) {
 	var done Reclaimed
-	err := eachOffloaded(m, addrs, func(c *netlink.Conn, f flow) error {
+	err := eachOffloaded(m, set, func(c *netlink.Conn, f flow) error {
 		taken, err := f.takeBack(c, m.Mask)
 		switch {
 		case err != nil:
@@ -66,9 +67,9 @@ func TakeBack(m mark.Mark, addrs []netip.Addr) (Reclaimed, error) {
 }
 
 // Offloaded counts the flows that a flowtable carries past the hooks and that do not carry
-// m, of those that one of addrs started or answers.
-func Offloaded(m mark.Mark, addrs []netip.Addr) (count int, err error) {
-	err = eachOffloaded(m, addrs, func(*netlink.Conn, flow) error {
+// m, of those that one of the addresses in set started or answers.
+func Offloaded(m mark.Mark, set *netipx.IPSet) (count int, err error) {
+	err = eachOffloaded(m, set, func(*netlink.Conn, flow) error {
 		count++
 		return nil
 	})
@@ -77,23 +78,19 @@ func Offloaded(m mark.Mark, addrs []netip.Addr) (count int, err error) {
 
 // eachOffloaded calls do for each flow that [Offloaded] counts. What do returns does not
 // keep it from the others.
-func eachOffloaded(m mark.Mark, addrs []netip.Addr, do func(*netlink.Conn, flow) error) error {
+func eachOffloaded(m mark.Mark, set *netipx.IPSet, do func(*netlink.Conn, flow) error) error {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return fmt.Errorf("connecting to conntrack: %w", err)
 	}
 	defer c.Close()
-	of := map[netip.Addr]bool{}
-	for _, a := range addrs {
-		of[a] = true
-	}
 	// The filter only saves work: a kernel before 5.15 ignores it. What hardware carries
 	// has this bit, too.
 	flows, err := dump(c, unix.AF_UNSPEC, func(ae *netlink.AttributeEncoder) {
 		ae.Uint32(netOrder|attrStatus, offload)
 		ae.Uint32(netOrder|attrStatusMask, offload)
 	}, func(f flow) bool {
-		return f.offloaded() && f.mark&m.Mask != m.Value && (of[f.orig.src] || of[f.reply.src])
+		return f.offloaded() && f.mark&m.Mask != m.Value && (set.Contains(f.orig.src) || set.Contains(f.reply.src))
 	})
 	if err != nil {
 		return fmt.Errorf("listing flows of flowtables: %w", err)

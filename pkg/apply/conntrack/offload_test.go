@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/mdlayher/netlink"
 	"github.com/mdlayher/netlink/nltest"
+	"go4.org/netipx"
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/apply/conntrack"
@@ -89,12 +90,18 @@ func TestTakeBackNothing(t *testing.T) {
 	crowd(t, 100)
 	entry(t, "-p udp -s 10.1.0.2 -d 10.9.0.1 --sport 1 --dport 53 -u SEEN_REPLY -m 0x10abc")
 	before := listed(t)
-	m, addrs := mark.Mark{Value: 0x20000, Mask: 0xff0000}, []netip.Addr{netip.MustParseAddr("10.1.0.2")}
-	done, err := conntrack.TakeBack(m, addrs)
+	m := mark.Mark{Value: 0x20000, Mask: 0xff0000}
+	var b netipx.IPSetBuilder
+	b.AddPrefix(netip.MustParsePrefix("10.0.0.0/8"))
+	set, err := b.IPSet()
+	if err != nil {
+		t.Fatal(err)
+	}
+	done, err := conntrack.TakeBack(m, set)
 	if err != nil || done != (conntrack.Reclaimed{}) {
 		t.Errorf("%+v, %v", done, err)
 	}
-	if n, err := conntrack.Offloaded(m, addrs); err != nil || n != 0 {
+	if n, err := conntrack.Offloaded(m, set); err != nil || n != 0 {
 		t.Errorf("%d offloaded, %v", n, err)
 	}
 	if diff := cmp.Diff(before, listed(t)); diff != "" {

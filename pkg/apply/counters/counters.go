@@ -17,7 +17,8 @@ const (
 	// Encapsulated: an endpoint wraps a packet as the node's tunnels do.
 	Encapsulated Reason = "encapsulated"
 	// Stray: a frame to the bridge port of an isolated endpoint that is not for its
-	// address, so that no policy was asked about it.
+	// address, or from port to port of a bridge that hands nothing to IP, so that no policy
+	// was asked about it.
 	Stray Reason = "stray"
 	// Policy: no rule of the profile allows it.
 	Policy Reason = "policy"

@@ -64,6 +64,11 @@ func families() []family {
 	return []family{v4, v6}
 }
 
+// Stands reports whether the frame is in place, by what refers to its sets.
+func (b Backend) Stands(ctx context.Context, n desired.Node) error {
+	return b.Check(ctx, desired.State{Node: n})
+}
+
 // Check reports the first thing of want that is not in place: the frame, a
 // profile, an element of an endpoint. It starts no process.
 func (b Backend) Check(_ context.Context, want desired.State) error {

@@ -23,18 +23,27 @@ func (b Backend) Keep(ctx context.Context, want desired.State) (replaced []strin
 }
 
 // Verify reports what of want is not in place, changing nothing: what Check sees,
-// and what only a process can tell, a hook that does not come first, a chain with a
-// rule too few or too many. It runs a command per family and table. What the rules say is
-// not read.
+// and what only a process can tell, a hook that does not come first, a chain with other rules
+// than it should have. It runs a command per family and table.
 func (b Backend) Verify(ctx context.Context, want desired.State) error {
 	if err := b.Check(ctx, want); err != nil {
 		return err
 	}
+	conn, err := ipset.Dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
 	for _, f := range families() {
 		there, err := b.Variant.list(ctx, f)
 		if err != nil {
 			return err
 		}
+		gen, err := b.generationInUse(conn, f, want.Node)
+		if err != nil {
+			return fmt.Errorf("IPv%s: %w", f.digit, err)
+		}
+		n := naming{f, gen}
 		for _, h := range hooks {
 			if h.table == security && slices.Contains(b.Lacks, Security) {
 				continue
@@ -43,13 +52,31 @@ func (b Backend) Verify(ctx context.Context, want desired.State) error {
 				return fmt.Errorf("%w: '%s' is not the first rule of IPv%s %s %s", missing.Hook.Err(), h.rule, f.digit, h.table, h.chain)
 			}
 		}
-		for _, c := range b.possible(chainsOf(want, naming{f, genA})) {
-			if has := len(there[c.table][c.name]); has != len(c.rules) {
-				return fmt.Errorf("%w: IPv%s chain %s has %d rules, and should have %d", missing.Chain.Err(), f.digit, c.name, has, len(c.rules))
+		unordered := passing(want, n)
+		for _, c := range b.possible(chainsOf(want, n)) {
+			if i, is, should, any := differs(there[c.table][c.name], c.rules, unordered); any {
+				return fmt.Errorf("%w: rule %d of IPv%s chain %s is %q, and should be %q", missing.Chain.Err(), i, f.digit, c.name, is, should)
 			}
 		}
 	}
 	return nil
+}
+
+// passing are the shapes of the rules that come and go with endpoints: those that lead to
+// profiles, and those about sets of host veths.
+func passing(s desired.State, n naming) map[string]bool {
+	out := map[string]bool{}
+	for _, id := range s.ProfileIDs() {
+		for _, w := range ways {
+			for _, r := range dispatchRules(s.Profiles[id], w, n) {
+				out[shape(r)] = true
+			}
+		}
+	}
+	for _, c := range vethSets(s, n) {
+		out[shape(fromVeth(c.Set))], out[shape(toVeth(c.Set))] = true, true
+	}
+	return out
 }
 
 func (b Backend) refresh(want desired.State) (replaced []string, err error) {

@@ -58,6 +58,34 @@ func BenchmarkAdd(b *testing.B) {
 	}
 }
 
+// BenchmarkCheck is a CHECK of one endpoint among so many, and what an ADD asks instead.
+func BenchmarkCheck(b *testing.B) {
+	for name, look := range map[string]func(all, one desired.State) error{
+		"Check":  func(_, one desired.State) error { return Backend{}.Check(context.Background(), one) },
+		"Verify": func(all, _ desired.State) error { return Backend{}.Verify(context.Background(), all) },
+		"Stands": func(_, one desired.State) error { return Backend{}.Stands(context.Background(), one.Node) },
+	} {
+		for _, size := range sizes {
+			b.Run(fmt.Sprint(name, "/", size), func(b *testing.B) {
+				netns.Enter(b)
+				var list []ident.Record
+				for i := range size {
+					list = append(list, nth(i))
+				}
+				all, one := node(b, 0xffff0000, list...), node(b, 0xffff0000, list[size/2])
+				if err := (Backend{}).Sync(context.Background(), all); err != nil {
+					b.Fatal(err)
+				}
+				for b.Loop() {
+					if err := look(all, one); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+	}
+}
+
 // BenchmarkSync is a policy change on a node with so many endpoints.
 func BenchmarkSync(b *testing.B) {
 	for _, size := range sizes {
@@ -92,7 +120,8 @@ func BenchmarkVerdicts(b *testing.B) {
 		r := nth(i)
 		id := layout(b, 0xffff0000).ID(r.ID)
 		own := chain{table: inet, name: fmt.Sprintf("id-%d", r.ID)}
-		return append([]command{addChain(own), addRule(own, rule{parts: on(setMark(id))})}, append(
+		own.rules = rules(on(setMark(id)))
+		return append([]command{addChain(own), addRule(own, 0)}, append(
 			addElements(endpoints, []element{{key: link(r.InterfaceIndex).and(r.Addresses[0].AsSlice()), chain: own.name}}),
 			addElements(egress, []element{{key: string(native(id.Value)), chain: web.name}})...)...)
 	}
@@ -105,14 +134,15 @@ func BenchmarkVerdicts(b *testing.B) {
 			}
 			defer c.close()
 			commands := []command{addTable(inet), addSet(endpoints), addSet(egress), addChain(web)}
-			for range 10 {
-				commands = append(commands, addRule(web, rule{parts: on(counter(), giveBack())}))
+			web := web
+			for i := range 10 {
+				web.rules = append(web.rules, rule{parts: on(counter(), giveBack())})
+				commands = append(commands, addRule(web, i))
 			}
 			for i, h := range []hook{hookInput, hookForward} {
-				base := chain{table: inet, name: fmt.Sprint("base-", i), hook: &h}
-				commands = append(commands, addChain(base),
-					addRule(base, rule{parts: on(vmap(v4.inputAndSource(endpoints, reg), endpoints))}),
-					addRule(base, rule{parts: on(vmap(maskedMark(0xffff0000, reg), egress))}))
+				base := chain{table: inet, name: fmt.Sprint("base-", i), hook: &h, rules: rules(
+					on(vmap(v4.inputAndSource(endpoints, reg), endpoints)), on(vmap(maskedMark(0xffff0000, reg), egress)))}
+				commands = append(append(commands, addChain(base)), fill(base)...)
 			}
 			for i := range size {
 				commands = append(commands, come(i)...)

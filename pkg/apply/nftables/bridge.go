@@ -2,6 +2,7 @@ package nftables
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/nftables"
@@ -25,7 +26,7 @@ const (
 )
 
 // bridgeFrame renders the static chains of table bridge.
-func bridgeFrame(unlogged bool) []chain {
+func bridgeFrame(n desired.Node) []chain {
 	own4, own6 := own(v4), own(v6)
 	// What an endpoint's port sends has its own MAC address and one of its addresses.
 	fromOwn4 := func(address *expr.Payload, text string) part {
@@ -136,10 +137,18 @@ func bridgeFrame(unlogged bool) []chain {
 		chainOfNeighbours(),
 		chainOfSpeakers(),
 		// What is for routers goes to the bridge and to other machines, not to endpoints.
+		// Where IP is not handed what goes from port to port, isolated endpoints neither
+		// send nor get it.
 		//
 		//	iif @ports oif @ports ether type ip6 icmpv6 type { 131, 132, 133, 143 } jump stray-frames
-		{table: bridge, name: chainFrom, hook: &hookBetween, rules: rules(
-			on(in(input(), ports()), in(output(), ports()), ip6, v6.icmpTypes(nil, 131, 132, 133, 143), jump(chainStray)),
+		//	meta protocol ip oif @isolated jump stray-frames
+		//	meta protocol ip iif @confined jump stray-frames
+		//	meta protocol ip6 oif @isolated jump stray-frames
+		//	meta protocol ip6 iif @confined jump stray-frames
+		{table: bridge, name: chainFrom, hook: &hookBetween, rules: slices.Concat(
+			rules(on(in(input(), ports()), in(output(), ports()), ip6, v6.icmpTypes(nil, 131, 132, 133, 143), jump(chainStray))),
+			unfiltered(n.Unfiltered.IPv4, "ip", unix.ETH_P_IP),
+			unfiltered(n.Unfiltered.IPv6, "ip6", unix.ETH_P_IPV6),
 		)},
 		//	oif @isolated jump arrive
 		{table: bridge, name: chainTo, hook: &hookTo, rules: rules(
@@ -174,9 +183,20 @@ func bridgeFrame(unlogged bool) []chain {
 			on(ip6, routers(v6).holds("oif . ether daddr . ip6 daddr", expr.MetaKeyOIF, receiver(), v6.address(false, reg)), accept()),
 			on(goTo(chainStray)),
 		)},
-		end(bridge, chainFrames, counters.Spoofed, unlogged),
-		end(bridge, chainStray, counters.Stray, unlogged),
+		end(bridge, chainFrames, counters.Spoofed, n.Unlogged),
+		end(bridge, chainStray, counters.Stray, n.Unlogged),
 	}
+}
+
+// unfiltered drops frames of a protocol that IP is not handed, whatever VLAN they leave in.
+func unfiltered(is bool, name string, proto uint16) []rule {
+	if !is {
+		return nil
+	}
+	of := func() part {
+		return part{text: "meta protocol " + name, exprs: []any{load(expr.MetaKeyPROTOCOL, reg), equal(big16(proto)...)}}
+	}
+	return rules(on(of(), in(output(), isolated()), jump(chainStray)), on(of(), in(input(), confined()), jump(chainStray)))
 }
 
 // chainOfNeighbours holds what finds neighbours to what it is for. It has no fragments

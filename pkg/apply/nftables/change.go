@@ -7,9 +7,7 @@ import "slices"
 // set stays there.
 func whole(have actual, want ruleset) (ch change) {
 	for _, t := range want.tables {
-		if !have.tables[t.Family] {
-			ch.at = append(ch.at, addTable(t))
-		}
+		ch.at = append(ch.at, addTable(t)) // of one that is there: wake it
 	}
 	ch.ahead, have = prepare(have, want)
 	for _, c := range want.chains {

@@ -236,28 +236,32 @@ func deleteElements(s set, list []element) []command {
 	return changeElements("delete", unix.NFT_MSG_DELSETELEM, 0, s, list)
 }
 
-// addRule appends a rule, with the constants it looks into. The message is our
-// own, because the library has no shift.
-func addRule(c chain, r rule) command {
+// addRule appends rule number i of a chain, with the constants it looks into. The message is
+// our own, because the library has no shift.
+func addRule(c chain, i int) command {
+	r := c.rules[i]
 	encode := func(e *encoder) ([]netlink.Message, error) {
 		var messages []netlink.Message
-		var encoded [][]byte
+		var constants []*nftables.Set
 		for _, p := range r.parts {
-			var constant *nftables.Set
-			if p.set != nil {
-				constant = &nftables.Set{Table: &c.table, Anonymous: true, Constant: true, Interval: p.set.interval, KeyType: p.set.key}
-				more, err := e.messages(func(lib *nftables.Conn) error { return addConstant(lib, constant, p.set.elements) })
-				if err != nil {
-					return nil, err
-				}
-				messages = append(messages, more...)
+			if p.set == nil {
+				continue
 			}
-			for _, x := range p.exprs {
-				b, err := encodeExpr(c.table.Family, x, constant)
-				if err != nil {
-					return nil, err
-				}
-				encoded = append(encoded, b)
+			constant := &nftables.Set{Table: &c.table, Anonymous: true, Constant: true, Interval: p.set.interval, KeyType: p.set.key}
+			more, err := e.messages(func(lib *nftables.Conn) error { return addConstant(lib, constant, p.set.elements) })
+			if err != nil {
+				return nil, err
+			}
+			messages, constants = append(messages, more...), append(constants, constant)
+		}
+		anonymous, err := r.encode(c.table.Family, nil)
+		if err != nil {
+			return nil, err
+		}
+		encoded := anonymous
+		if constants != nil {
+			if encoded, err = r.encode(c.table.Family, constants); err != nil {
+				return nil, err
 			}
 		}
 		ae := netlink.NewAttributeEncoder()
@@ -269,9 +273,11 @@ func addRule(c chain, r rule) command {
 			}
 			return nil
 		})
+		var data []byte
 		if r.comment != "" {
-			ae.Bytes(unix.NFTA_RULE_USERDATA, userdata.AppendString(nil, userdata.TypeComment, r.comment))
+			data = userdata.AppendString(nil, userdata.TypeComment, r.comment)
 		}
+		ae.Bytes(unix.NFTA_RULE_USERDATA, stamped(data, c.stamp(i, anonymous)))
 		attrs, err := ae.Encode()
 		if err != nil {
 			return nil, err

@@ -50,7 +50,7 @@ func (b Backend) Counters(ctx context.Context) ([]counters.Rule, error) {
 // counting reads the rules of a table that count. The handle of a rule is unique in its
 // table, and that of the table in the network namespace.
 func (c *conn) counting(t nftables.Table) ([]counters.Rule, error) {
-	table, err := c.tableHandle(t)
+	table, _, err := c.table(t)
 	if errors.Is(err, unix.ENOENT) {
 		return nil, nil
 	}
@@ -88,31 +88,40 @@ func (c *conn) counting(t nftables.Table) ([]counters.Rule, error) {
 	return out, nil
 }
 
-func (c *conn) tableHandle(t nftables.Table) (handle uint64, err error) {
-	const attrHandle = 4 // NFTA_TABLE_HANDLE, Linux 4.16
+// table reads the handle of a table, and whether its hooks are called. ENOENT where there is
+// none.
+func (c *conn) table(t nftables.Table) (handle uint64, awake bool, err error) {
+	const (
+		attrHandle = 4 // NFTA_TABLE_HANDLE, Linux 4.16
+		dormant    = 1 // NFT_TABLE_F_DORMANT
+	)
 	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NFTA_TABLE_NAME, Data: append([]byte(t.Name), 0)}})
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	replies, err := c.exchange([]netlink.Message{request(unix.NFT_MSG_GETTABLE, netlink.Acknowledge, t.Family, attrs)}, 0)
 	if err != nil {
-		return 0, fmt.Errorf("reading table %s: %w", path(t), err)
+		return 0, false, fmt.Errorf("reading table %s: %w", path(t), err)
 	}
+	awake = true
 	for _, m := range replies {
 		ad, err := attributes(m)
 		if err != nil {
-			return 0, err
+			return 0, false, err
 		}
 		for ad.Next() {
-			if ad.Type() == attrHandle {
+			switch ad.Type() {
+			case attrHandle:
 				handle = ad.Uint64()
+			case unix.NFTA_TABLE_FLAGS:
+				awake = ad.Uint32()&dormant == 0
 			}
 		}
 		if err := ad.Err(); err != nil {
-			return 0, err
+			return 0, false, err
 		}
 	}
-	return handle, nil
+	return handle, awake, nil
 }
 
 // keyOf tells why the rules of a chain drop, if they do: in a profile, those that end it.

@@ -40,48 +40,48 @@ var (
 
 // A frameUse is a static chain with how many rules it has and jumps and gotos that lead to
 // it, as the kernel counts them; logs are those of the rules that a kernel which cannot log
-// is not given, ports and protocols those for tunnels of the kind, and guard is what is left
-// of uses where Guard alone is there.
+// is not given, ports and protocols those for tunnels of the kind, guard is what is left of uses
+// where Guard alone is there, and unfiltered are those for each family that bridges keep from IP.
 type frameUse struct {
 	chain
-	uses, logs, ports, protocols, guard int
+	uses, logs, ports, protocols, guard, unfiltered int
 }
 
 // frameUses lists the static chains. An ADD asks for the counts and renders no frame: that
 // takes longer than the kernel's answer.
 var frameUses = []frameUse{
-	{chain{table: inet, name: chainSender}, 8, 0, 0, 0, 8},
-	{chain{table: inet, name: chainStranger}, 9, 0, 0, 0, 9},
-	{chain{table: inet, name: chainOpening}, 7, 0, 1, 0, 0},
-	{chain{table: inet, name: chainRelated}, 13, 0, 0, 0, 0},
-	{chain{table: inet, name: chainAnswer}, 12, 0, 0, 0, 0},
-	{chain{table: inet, name: chainClient}, 5, 0, 0, 0, 0},
-	{chain{table: inet, name: chainServer}, 5, 0, 0, 0, 0},
-	{chain{table: inet, name: chainUnusual}, 9, 0, 0, 1, 0},
-	{chain{table: inet, name: chainTunnel}, 5, 0, 2, 1, 0},
-	{chain{table: inet, name: chainClassify}, 9, 0, 0, 0, 0},
-	{chain{table: inet, name: chainOrigin}, 8, 0, 0, 0, 0},
-	{chain{table: inet, name: chainEgress}, 4, 0, 0, 0, 0},
-	{chain{table: inet, name: chainIngress}, 10, 0, 0, 0, 0},
-	{chain{table: inet, name: chainSpoofed}, 19, 1, 0, 0, 9},
-	{chain{table: inet, name: chainUnclassified}, 7, 1, 0, 0, 0},
-	{chain{table: inet, name: chainEncapsulated}, 7, 1, 2, 0, 0},
-	{chain{table: inet, name: chainInput}, 8, 0, 1, 0, 0},
-	{chain{table: inet, name: chainRemark}, 0, 0, 0, 0, 2},
-	{chain{table: inet, name: chainHost}, 4, 0, 1, 0, 0},
-	{chain{table: inet, name: chainForward}, 5, 0, 0, 0, 0},
-	{chain{table: inet, name: chainOutput}, 7, 0, 1, 0, 0},
-	{chain{table: bridge, name: chainBridge}, 8, 0, 0, 0, 8},
-	{chain{table: bridge, name: chainTagged}, 9, 0, 0, 0, 9},
-	{chain{table: bridge, name: chainGuard}, 14, 0, 0, 0, 14},
-	{chain{table: bridge, name: chainARP}, 5, 0, 0, 0, 5},
-	{chain{table: bridge, name: chainND}, 11, 0, 0, 0, 11},
-	{chain{table: bridge, name: chainNDOwn}, 9, 0, 0, 0, 9},
-	{chain{table: bridge, name: chainFrom}, 1, 0, 0, 0, 1},
-	{chain{table: bridge, name: chainTo}, 1, 0, 0, 0, 1},
-	{chain{table: bridge, name: chainArrive}, 13, 0, 0, 0, 13},
-	{chain{table: bridge, name: chainFrames}, 30, 1, 0, 0, 30},
-	{chain{table: bridge, name: chainStray}, 8, 1, 0, 0, 8},
+	{chain{table: inet, name: chainSender}, 8, 0, 0, 0, 8, 0},
+	{chain{table: inet, name: chainStranger}, 9, 0, 0, 0, 9, 0},
+	{chain{table: inet, name: chainOpening}, 7, 0, 1, 0, 0, 0},
+	{chain{table: inet, name: chainRelated}, 13, 0, 0, 0, 0, 0},
+	{chain{table: inet, name: chainAnswer}, 12, 0, 0, 0, 0, 0},
+	{chain{table: inet, name: chainClient}, 5, 0, 0, 0, 0, 0},
+	{chain{table: inet, name: chainServer}, 5, 0, 0, 0, 0, 0},
+	{chain{table: inet, name: chainUnusual}, 9, 0, 0, 1, 0, 0},
+	{chain{table: inet, name: chainTunnel}, 5, 0, 2, 1, 0, 0},
+	{chain{table: inet, name: chainClassify}, 9, 0, 0, 0, 0, 0},
+	{chain{table: inet, name: chainOrigin}, 8, 0, 0, 0, 0, 0},
+	{chain{table: inet, name: chainEgress}, 4, 0, 0, 0, 0, 0},
+	{chain{table: inet, name: chainIngress}, 10, 0, 0, 0, 0, 0},
+	{chain{table: inet, name: chainSpoofed}, 19, 1, 0, 0, 9, 0},
+	{chain{table: inet, name: chainUnclassified}, 7, 1, 0, 0, 0, 0},
+	{chain{table: inet, name: chainEncapsulated}, 7, 1, 2, 0, 0, 0},
+	{chain{table: inet, name: chainInput}, 8, 0, 1, 0, 0, 0},
+	{chain{table: inet, name: chainRemark}, 0, 0, 0, 0, 2, 0},
+	{chain{table: inet, name: chainHost}, 4, 0, 1, 0, 0, 0},
+	{chain{table: inet, name: chainForward}, 5, 0, 0, 0, 0, 0},
+	{chain{table: inet, name: chainOutput}, 7, 0, 1, 0, 0, 0},
+	{chain{table: bridge, name: chainBridge}, 8, 0, 0, 0, 8, 0},
+	{chain{table: bridge, name: chainTagged}, 9, 0, 0, 0, 9, 0},
+	{chain{table: bridge, name: chainGuard}, 14, 0, 0, 0, 14, 0},
+	{chain{table: bridge, name: chainARP}, 5, 0, 0, 0, 5, 0},
+	{chain{table: bridge, name: chainND}, 11, 0, 0, 0, 11, 0},
+	{chain{table: bridge, name: chainNDOwn}, 9, 0, 0, 0, 9, 0},
+	{chain{table: bridge, name: chainFrom}, 1, 0, 0, 0, 1, 2},
+	{chain{table: bridge, name: chainTo}, 1, 0, 0, 0, 1, 0},
+	{chain{table: bridge, name: chainArrive}, 13, 0, 0, 0, 13, 0},
+	{chain{table: bridge, name: chainFrames}, 30, 1, 0, 0, 30, 0},
+	{chain{table: bridge, name: chainStray}, 8, 1, 0, 0, 8, 2},
 }
 
 // usesOf is how many uses each of the static chains has in a node's frame, and guardUses in
@@ -110,6 +110,11 @@ func countUses(n desired.Node, of func(frameUse) int) map[string]int {
 		if len(n.Tunnels.Protocols) > 0 {
 			uses += f.protocols
 		}
+		for _, is := range []bool{n.Unfiltered.IPv4, n.Unfiltered.IPv6} {
+			if is {
+				uses += f.unfiltered
+			}
+		}
 		out[f.name] = uses
 	}
 	return out
@@ -117,7 +122,7 @@ func countUses(n desired.Node, of func(frameUse) int) map[string]int {
 
 // frame renders the static chains: all that does not depend on who is on the node.
 func frame(s desired.State) []chain {
-	return append(inetFrame(s), bridgeFrame(s.Unlogged)...)
+	return append(inetFrame(s), bridgeFrame(s.Node)...)
 }
 
 // inetFrame renders those of table inet.

@@ -2,6 +2,7 @@ package nftables
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -86,17 +87,31 @@ func (g Guard) Update(ctx context.Context, from, to desired.State) error {
 	return err
 }
 
-// Check reports the first thing of want that is not in place, changing nothing.
-func (g Guard) Check(_ context.Context, want desired.State) error {
+// Stands is that of Backend.
+func (g Guard) Stands(_ context.Context, n desired.Node) error {
 	c, err := dial()
 	if err != nil {
 		return err
 	}
 	defer c.close()
-	if err := checkFrame(c, guardUses(want.Node)); err != nil {
+	return checkFrame(c, guardUses(n))
+}
+
+// Check reports the first thing of want that is not in place, changing nothing.
+func (g Guard) Check(ctx context.Context, want desired.State) error {
+	if err := errors.Join(want.Filled(), g.Stands(ctx, want.Node)); err != nil {
 		return err
 	}
-	return checkElements(c, renderGuard(want))
+	c, err := dial()
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	r := renderGuard(want)
+	if err := checkElements(c, r); err != nil {
+		return err
+	}
+	return checkAllStamps(c, r.chains)
 }
 
 // Counters reads what the rules that drop have counted.

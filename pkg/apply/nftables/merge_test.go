@@ -58,15 +58,14 @@ func sendMarked(t *testing.T, l mark.Layout, pairs [][2]uint32) int {
 	output := hook{nftables.ChainHookOutput, 0, ""}
 	set := set{table: inet, name: "m", key: nftables.TypeMark, data: numbered}
 	c := chain{table: inet, name: "c", hook: &output}
-	commands := []command{
-		addTable(inet), deleteTable(inet), addTable(inet), addSet(set), addChain(c),
-		addRule(c, rule{parts: on(setMarkFrom(l, maskedMark(l.Mask(), keyReg), set))}),
-	}
+	commands := []command{addTable(inet), deleteTable(inet), addTable(inet), addSet(set), addChain(c)}
+	c.rules = rules(on(setMarkFrom(l, maskedMark(l.Mask(), keyReg), set)))
 	for i, p := range pairs {
 		commands = append(commands, addElements(set, []element{{key: string(native(p[0] & l.Mask())), value: leadingTo(p[1], none)}})...)
 		whole := mark.Mark{Value: p[0]&^l.Mask() | p[1], Mask: 0xffffffff}
-		commands = append(commands, addRule(c, rule{parts: on(markIs(whole), counter()), comment: fmt.Sprint("pair ", i)}))
+		c.rules = append(c.rules, rule{parts: on(markIs(whole), counter()), comment: fmt.Sprint("pair ", i)})
 	}
+	commands = append(commands, fill(c)...)
 	conn, err := dial()
 	if err != nil {
 		t.Fatal(err)

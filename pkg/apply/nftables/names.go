@@ -152,6 +152,10 @@ func ports() set { return set{table: bridge, name: "ports", key: nftables.TypeIF
 // of endpoints whose ingress is isolated, and of routed ones, which are no ports.
 func isolated() set { return set{table: bridge, name: "isolated", key: nftables.TypeIFIndex} }
 
+// confined holds those from which a bridge may send only what policies were asked about: of
+// endpoints on bridges whose egress is isolated.
+func confined() set { return set{table: bridge, name: "confined", key: nftables.TypeIFIndex} }
+
 // own holds (bridge port, MAC address, address) of the endpoints on bridges.
 func own(f family) set {
 	return set{table: bridge, name: "own" + f.digit, key: concat(nftables.TypeIFIndex, nftables.TypeEtherAddr, f.addr)}
@@ -181,7 +185,7 @@ func staticSets() []set {
 		senders(v4), senders(v6), veths(), self(v4), self(v6), sources(v4), sources(v6), further(v4), further(v6),
 		egress(), ingress(v4), ingress(v6), onward(v4), onward(v6),
 		profiles(desired.Egress), profiles(desired.Ingress),
-		ports(), isolated(), own(v4), own(v6), linkLocals(), claimed(v4), claimed(v6), routers(v4), routers(v6), pace(),
+		ports(), isolated(), confined(), own(v4), own(v6), linkLocals(), claimed(v4), claimed(v6), routers(v4), routers(v6), pace(),
 	}
 }
 

@@ -225,8 +225,8 @@ func refill(c chain) []command { return append([]command{flushChain(c)}, fill(c)
 
 // fill lists what gives a chain its rules.
 func fill(c chain) (out []command) {
-	for _, r := range c.rules {
-		out = append(out, addRule(c, r))
+	for i := range c.rules {
+		out = append(out, addRule(c, i))
 	}
 	return out
 }
@@ -334,14 +334,37 @@ func leadsTo(c *conn, m set, list []half, n numbers, except elements) (map[strin
 	})
 }
 
-// Check reports the first thing of want that is not in place, changing nothing.
-func (b Backend) Check(_ context.Context, want desired.State) error {
+// Stands reports whether the static chains have as many rules as they should.
+func (b Backend) Stands(_ context.Context, n desired.Node) error {
 	c, err := dial()
 	if err != nil {
 		return err
 	}
 	defer c.close()
-	if err := checkFrame(c, usesOf(want.Node)); err != nil || len(want.Endpoints)+len(want.Profiles) == 0 {
+	return checkFrame(c, usesOf(n))
+}
+
+// Check reports the first thing of want that is not in place, changing nothing: an element, or
+// a rule that is not as it was written.
+func (b Backend) Check(_ context.Context, want desired.State) error {
+	return check(want, checkStamps)
+}
+
+// Verify is Check of a whole node.
+func (b Backend) Verify(_ context.Context, want desired.State) error {
+	return check(want, checkAllStamps)
+}
+
+func check(want desired.State, stamps func(*conn, []chain) error) error {
+	if err := want.Filled(); err != nil {
+		return err
+	}
+	c, err := dial()
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	if err := checkFrame(c, usesOf(want.Node)); err != nil {
 		return err
 	}
 	var n numbers
@@ -357,12 +380,15 @@ func (b Backend) Check(_ context.Context, want desired.State) error {
 			return fmt.Errorf("%w: map %s does not lead to chain %s", missing.Element.Err(), path(inet, profiles(h.Direction).name), h.chain())
 		}
 	}
+	r := render(want, n)
 	// One set after the other: with thousands of endpoints they are large.
-	if err := checkElements(c, render(want, n)); err != nil {
+	if err := checkElements(c, r); err != nil {
 		return err
 	}
-	_, err = checkProfiles(c, halves(want), n)
-	return err
+	if _, err = checkProfiles(c, halves(want), n); err != nil {
+		return err
+	}
+	return stamps(c, r.chains)
 }
 
 // checkElements reports the first element of r that its set lacks.
@@ -380,13 +406,10 @@ func checkElements(c *conn, r ruleset) error {
 	return nil
 }
 
-// Verify is Check: that sees all there is to see without reading what rules say.
-func (b Backend) Verify(ctx context.Context, want desired.State) error { return b.Check(ctx, want) }
-
-// Keep is Check: there is nothing of the node's own to bring up to date, neither a host address
+// Keep is Verify: there is nothing of the node's own to bring up to date, neither a host address
 // nor a NodePort.
 func (b Backend) Keep(ctx context.Context, want desired.State) ([]string, error) {
-	return nil, b.Check(ctx, want)
+	return nil, b.Verify(ctx, want)
 }
 
 // checkProfiles tells which of the chains are there. One that lacks a rule, or to
@@ -415,9 +438,20 @@ func checkProfiles(c *conn, list []half, n numbers) (map[string]bool, error) {
 	return there, nil
 }
 
-// checkFrame reports the first static chain that has not as many uses as it should: it lacks
-// a rule, or one that leads to it. What the rules say is not read.
+// checkFrame reports a table that sleeps, or the first static chain that has not as many uses
+// as it should: it lacks a rule, or one that leads to it. What the rules say is not read.
 func checkFrame(c *conn, wanted map[string]int) error {
+	for _, t := range tables() {
+		_, awake, err := c.table(t)
+		switch {
+		case errors.Is(err, unix.ENOENT):
+			return fmt.Errorf("%w: table %s is missing", missing.Chain.Err(), path(t))
+		case err != nil:
+			return err
+		case !awake:
+			return fmt.Errorf("%w: table %s is dormant, and no hook leads to its rules", missing.Chain.Err(), path(t))
+		}
+	}
 	var chains []chain
 	for _, f := range frameUses {
 		if wanted[f.name] > 0 {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
 
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
@@ -58,9 +59,11 @@ func TestFrameUses(t *testing.T) {
 		{Unlogged: true},
 		{Tunnels: desired.Tunnels{UDPPorts: []uint16{4789}}},
 		{Tunnels: desired.Tunnels{UDPPorts: []uint16{4789}, Protocols: []uint8{4}}},
+		{Unfiltered: desired.Unfiltered{IPv4: true}},
+		{Unfiltered: desired.Unfiltered{IPv4: true, IPv6: true}},
 	} {
 		s := node(t, 0xffff0000)
-		s.Unlogged, s.Tunnels = n.Unlogged, n.Tunnels
+		s.Unlogged, s.Tunnels, s.Unfiltered = n.Unlogged, n.Tunnels, n.Unfiltered
 		for name, of := range map[string]struct {
 			chains []chain
 			uses   map[string]int
@@ -121,6 +124,7 @@ func TestRender(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			netns.Enter(t)
 			s := node(t, mask, records()...)
+			s.Unfiltered = desired.Unfiltered{IPv4: true, IPv6: true}
 			if err := (Backend{}).Sync(context.Background(), s); err != nil {
 				t.Fatal(err)
 			}
@@ -238,6 +242,79 @@ func TestRoom(t *testing.T) {
 	}
 }
 
+// A rule that another one has taken the place of is seen, wherever it is, and Sync writes what
+// was there.
+func TestEveryRuleIsStamped(t *testing.T) {
+	handle := regexp.MustCompile(`(?m)^\t\t(.*) # handle (\d+)$`)
+	for name, tt := range map[string]struct {
+		sync, look func(s desired.State) error
+	}{
+		"Backend, Check": {func(s desired.State) error { return Backend{}.Sync(t.Context(), s) }, func(s desired.State) error { return Backend{}.Check(t.Context(), s) }},
+		"Backend, Keep": {func(s desired.State) error { return Backend{}.Sync(t.Context(), s) }, func(s desired.State) error {
+			_, err := Backend{}.Keep(t.Context(), s)
+			return err
+		}},
+		"Guard": {func(s desired.State) error { return Guard{}.Sync(t.Context(), s) }, func(s desired.State) error { return Guard{}.Check(t.Context(), s) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			netns.Enter(t)
+			s := node(t, 0xffff0000, records()...)
+			if err := tt.sync(s); err != nil {
+				t.Fatal(err)
+			}
+			before := list(t)
+			r := renderGuard(s)
+			if name != "Guard" {
+				r = render(s, numbers{}.with(s))
+			}
+			for _, c := range r.chains {
+				for i := range c.rules {
+					if name != "Backend, Check" && i != len(c.rules)/2 {
+						continue // one of each chain: that takes its time
+					}
+					found := handle.FindAllStringSubmatch(run(t, "", "nft", "-a", "list", "chain", path(c.table), c.name), -1)
+					rules := found[len(found)-len(c.rules):] // behind what is said of a hook
+					args := append(append([]string{"replace", "rule"}, strings.Fields(path(c.table))...), c.name, "handle", rules[i][2], "counter")
+					run(t, "", "nft", args...)
+					if err := tt.look(s); !errors.Is(err, ErrIncomplete) {
+						t.Errorf("rule %d of %s is another: %v, want ErrIncomplete", i, c.name, err)
+					}
+					if err := tt.sync(s); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if err := tt.look(s); err != nil {
+				t.Error(err)
+			}
+			if diff := cmp.Diff(sorted(before), sorted(list(t))); diff != "" {
+				t.Errorf("after mending:\n%s", diff)
+			}
+		})
+	}
+}
+
+// Each rule has a stamp of its own.
+func TestStamps(t *testing.T) {
+	s := node(t, 0xffff0000, records()...)
+	seen := map[stamp]string{}
+	for _, c := range render(s, numbers{}.with(s)).chains {
+		list, err := c.stamps()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, s := range list {
+			if s == 0 || seen[s] != "" {
+				t.Errorf("rule %d of %s has stamp %d, as has %s", i, c.name, s, seen[s])
+			}
+			seen[s] = fmt.Sprintf("rule %d of %s", i, c.name)
+			if got := stampIn(stamped(userdata.AppendString(nil, userdata.TypeComment, strings.Repeat("x", maxComment)), s)); got != s {
+				t.Errorf("behind a comment %d is read as %d", s, got)
+			}
+		}
+	}
+}
+
 // Check sees what somebody removed, and Sync puts it back.
 func TestDamage(t *testing.T) {
 	tests := []struct {
@@ -251,6 +328,7 @@ func TestDamage(t *testing.T) {
 		{"rules of a static chain", []string{"flush", "chain", "inet", "podmark", "classify"}, false},
 		{"rules of the guard", []string{"flush", "chain", "bridge", "podmark", "guard"}, false},
 		{"a foreign rule", []string{"add", "rule", "inet", "podmark", "output", "accept"}, false},
+		{"a table that sleeps", []string{"add", "table", "inet", "podmark", "{ flags dormant; }"}, false},
 		{"rules of a profile", []string{"flush", "chain", "inet", "podmark", "PROFILE"}, false},
 		{"an endpoint", []string{"delete", "element", "inet", "podmark", "senders4", "{ 102 . 10.22.0.2 }"}, false},
 		{"all of a map", []string{"flush", "map", "inet", "podmark", "ingress6"}, false},
@@ -363,13 +441,12 @@ func TestRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.close()
-	wrong := chain{table: inet, name: "wrong"}
-	err = c.commit(0, []command{
-		addTable(inet), addChain(wrong),
-		addRule(wrong, rule{parts: on(counter(), drop())}),
-		addRule(wrong, rule{parts: on(counter(), jump("nowhere")), comment: "this one"}),
-		addRule(wrong, rule{parts: on(accept())}),
-	})
+	wrong := chain{table: inet, name: "wrong", rules: []rule{
+		{parts: on(counter(), drop())},
+		{parts: on(counter(), jump("nowhere")), comment: "this one"},
+		{parts: on(accept())},
+	}}
+	err = c.commit(0, append([]command{addTable(inet), addChain(wrong)}, fill(wrong)...))
 	if err == nil || !strings.Contains(err.Error(), `add rule inet podmark wrong counter jump nowhere comment \"this one\"`) {
 		t.Errorf("error %v, want one that quotes the refused rule", err)
 	}

@@ -67,7 +67,7 @@ func try(r ruleset) error {
 		commands = append(commands, addTable(t), deleteTable(t), addTable(t))
 	}
 	added := actual{tables: map[nftables.TableFamily]bool{inet.Family: true, bridge.Family: true}}
-	ch := whole(added, r)
+	ch := whole(added, ruleset{chains: r.chains, sets: r.sets, elements: r.elements})
 	commands = slices.Concat(commands, ch.ahead, ch.at)
 	for _, t := range r.tables {
 		t.Name = probeTable

@@ -246,7 +246,10 @@ func placeOnBridge(s desired.State, e desired.Endpoint, mac net.HardwareAddr, pu
 		at(linkLocals(), netip.IPv6Unspecified()) // that MAC address, before it has an address
 	}
 	if s.Isolates(e.Profiles[desired.Ingress]) {
-		put(isolated(), link(e.PortIndex).element())
+		put(isolated(), port.element())
+	}
+	if s.Isolates(e.Profiles[desired.Egress]) {
+		put(confined(), port.element())
 	}
 }
 

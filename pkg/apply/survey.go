@@ -1,0 +1,89 @@
+package apply
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/apply/tunnel"
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/ident"
+)
+
+// forbid finds out which tunnels endpoints may not send now, of a node with these links.
+func (f file) forbid(links []netlink.Link) (desired.Tunnels, error) {
+	if f.AllowTunnels {
+		return desired.Tunnels{}, nil
+	}
+	return tunnel.Read(links)
+}
+
+// fresh is f with the tunnels of now, of a node that has no endpoint.
+func (f file) fresh() (file, error) {
+	links, err := port.List()
+	if err != nil {
+		return f, err
+	}
+	now, err := f.forbid(links)
+	f.Tunnels = &now
+	return f, err
+}
+
+// survey notes what of the node's links and bridges is another than the rules were written with,
+// and reports that: then everything is to be written. If there are more tunnels than before,
+// the next epoch begins, for what is in a live flow was not forbidden.
+func (n Node) survey(f file, links []netlink.Link) (file, bool, error) {
+	tunnels, err := f.forbid(links)
+	if err != nil {
+		return f, false, err
+	}
+	records, err := n.records()
+	if err != nil {
+		return f, false, err
+	}
+	open := unfiltered(records)
+	if f.Tunnels != nil && same(*f.Tunnels, tunnels) && f.Unfiltered == open {
+		return f, false, nil
+	}
+	node, err := f.node()
+	if err != nil {
+		return f, false, err
+	}
+	from := desired.State{Node: node}
+	node.Tunnels = tunnels
+	if to := (desired.State{Node: node}); from.Narrows(to) {
+		if f.Epoch, err = nextEpoch(to); err != nil {
+			return f, false, err
+		}
+	}
+	f.Tunnels, f.Unfiltered, f.Synced = &tunnels, open, false
+	return f, true, n.save(f)
+}
+
+func same(a, b desired.Tunnels) bool {
+	return slices.Equal(a.UDPPorts, b.UDPPorts) && slices.Equal(a.Protocols, b.Protocols)
+}
+
+// unfiltered is what bridges keep from IP, of the families of policed endpoints on them.
+func unfiltered(records []ident.Record) desired.Unfiltered {
+	on := func(is func(netip.Addr) bool) bool {
+		return slices.ContainsFunc(records, func(r ident.Record) bool {
+			return !r.Routed() && r.Policed && slices.ContainsFunc(r.Addresses, is)
+		})
+	}
+	return desired.Unfiltered{
+		IPv4: on(netip.Addr.Is4) && port.BridgeFiltered(false) != nil,
+		IPv6: on(netip.Addr.Is6) && port.BridgeFiltered(true) != nil,
+	}
+}
+
+// surveyNow is survey with the links of now.
+func (n Node) surveyNow(f file) (file, bool, error) {
+	links, err := port.List()
+	if err != nil {
+		return f, false, err
+	}
+	return n.survey(f, links)
+}

@@ -1,0 +1,101 @@
+package main_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/ident"
+)
+
+// Without the policies in force nobody comes, and whoever is there is policed as before, whatever
+// podmarkd and others do, until they are applied again.
+func TestLostPolicies(t *testing.T) {
+	losses := map[string]func(path string) error{
+		"gone":    os.Remove,
+		"none":    func(path string) error { return os.WriteFile(path, []byte("{}"), 0o600) },
+		"damaged": func(path string) error { return os.Truncate(path, 10) },
+	}
+	eachBackend(t, func(t *testing.T, n *node) {
+		n.withHost().apply(webPolicy)
+		p, other := n.addPod().listen(), n.addPod().listen()
+		p.add().ok(t)
+		for name, lose := range losses {
+			n.run(t, name, func(t *testing.T) {
+				kernel := n.kernel()
+				if err := lose(filepath.Join(n.dir, "policies.json")); err != nil {
+					t.Fatal(err)
+				}
+				other.add().fails(t, 103, "policies.json", "apply the policies again")
+				p.check().fails(t, 103, "policies.json")
+				_ = os.Remove(filepath.Join(n.dir, "daemon.json"))
+				k := n.keeper("podmarkd")
+				eventually(t, "podmarkd has looked", func() bool { _, err := os.Stat(filepath.Join(n.dir, "daemon.json")); return err == nil })
+				k.end()
+				if _, err := n.try("", filepath.Join(programs, "podmarkctl"), "--state-dir", n.dir, "gc"); err == nil {
+					t.Error("gc succeeds")
+				}
+				other.del().ok(t)
+				if diff := cmp.Diff(kernel, n.kernel()); diff != "" {
+					t.Errorf("the kernel has something else:\n%s", diff)
+				}
+				p.is(t, policed)
+				n.apply(webPolicy)
+				p.check().ok(t)
+				p.is(t, policed)
+				other.add().ok(t)
+				other.is(t, policed)
+				other.del().ok(t)
+				n.ctl("gc")
+			})
+		}
+	})
+}
+
+// Whenever an uninstall ends half-way, the next ADD begins a life that has nothing of the one
+// before, in the kernel or in the state folder.
+func TestUninstallEndsHalfWay(t *testing.T) {
+	eachBackend(t, func(t *testing.T, n *node) {
+		p, stale := n.addPod(), n.addPod()
+		p.add().ok(t)
+		// A podmarkd that has been started meanwhile keeps what it holds.
+		n.write(t, "daemon.lock", "")
+		kernel, files := n.kernel(), n.files()
+		// interrupted reports whether an uninstall had as many steps.
+		interrupted := func(after int) (did bool) {
+			steps := 0
+			here := apply.Node{Store: ident.At(n.dir), LockTimeout: time.Minute, Programs: true, Step: func(string) {
+				if steps++; steps == after {
+					panic("interrupted")
+				}
+			}}
+			defer func() { did = recover() != nil }()
+			if err := here.Uninstall(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			return false
+		}
+		for after := 1; ; after++ {
+			n.apply(webPolicy)
+			stale.add().ok(t)
+			if !interrupted(after) {
+				if after < 4 {
+					t.Errorf("an uninstall has %d steps", after-1)
+				}
+				break
+			}
+			if _, err := os.Stat(filepath.Join(n.dir, "node.json")); err == nil {
+				p.check().fails(t, 5)
+			}
+			p.add().ok(t)
+			p.check().ok(t)
+			if diff := cmp.Diff(kernel, n.kernel()) + cmp.Diff(files, n.files()); diff != "" {
+				t.Errorf("interrupted at step %d, the next life begins otherwise:\n%s", after, diff)
+			}
+		}
+	})
+}
