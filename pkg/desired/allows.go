@@ -51,9 +51,6 @@ const (
 	Answering
 	// Reporting: an error about a flow that is allowed now.
 	Reporting
-	// Judged: one from either side of a flow that was allowed under this epoch and has been
-	// answered.
-	Judged
 )
 
 // Verdict is the answer to "may this packet pass", with its reason.
@@ -112,8 +109,8 @@ var (
 	ErrorTypes6 = []uint8{1, 2, 3, 4}
 )
 
-// Allows judges a packet by the model alone. Whatever its state, it is asked first who sent it:
-// see [State.Sender].
+// Allows judges a packet by the model alone. What is of a flow that was judged under the
+// current epoch is asked about only who sent it: see [State.Sender].
 func (s State) Allows(p Packet) Verdict {
 	if p.In == "" {
 		return Verdict{Allowed: true, By: "sent by the node"}
@@ -128,16 +125,12 @@ func (s State) Allows(p Packet) Verdict {
 		return s.unfiltered(p)
 	}
 	switch {
-	case p.State == Judged:
-		return Verdict{Allowed: true, By: "of a flow that is allowed"}
 	case p.onLink():
 		return Verdict{Allowed: true, By: "neighbour discovery"}
 	case p.State == Reporting && s.reports(p):
 		return Verdict{Allowed: true, By: "an error about a flow that is allowed"}
 	case p.State == Answering && p.Out == "":
 		return Verdict{Allowed: true, By: "the node is answered"}
-	case slices.Contains(s.HostAddresses, p.Src):
-		return Verdict{By: "source address is the node's own"}
 	case s.wraps(p):
 		return Verdict{By: "encapsulated as in the node's tunnels"}
 	case p.State == Answering:
@@ -152,12 +145,7 @@ func (s State) Sender(p Packet) Verdict {
 	genuine := Verdict{Allowed: true, By: "the sender is who it says"}
 	e := s.behind(p)
 	owner := s.Owner(p.Src)
-	// The node's own address comes in nowhere, whatever prefix it is in.
-	taken := slices.Contains(s.HostAddresses, p.Src) &&
-		slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.Interface == p.In && containing(e.Sources, p.Src) })
 	switch {
-	case taken:
-		return forged
 	case e == nil && p.bridged() && p.claims() && s.Owner(p.Target) != nil:
 		return forged
 	case e == nil && owner == nil:
