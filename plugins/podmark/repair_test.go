@@ -17,11 +17,7 @@ func TestRepairKilled(t *testing.T) {
 		n.apply(webPolicy)
 		p := n.addPod().listen()
 		p.add().ok(t)
-		first := n.keeper("podmarkd")
-		eventually(t, "podmarkd has looked", func() bool { _, err := os.Stat(filepath.Join(n.dir, "daemon.json")); return err == nil })
-		first.end()
-		n.ctl("gc")
-		want := n.kernel()
+		want := n.kept()
 		back := func() bool { return cmp.Equal(want, n.kernel()) }
 		for i := 1; ; i++ {
 			n.wipe()
@@ -45,6 +41,17 @@ func TestRepairKilled(t *testing.T) {
 	})
 }
 
+// kept is what the kernel has once podmarkd has looked, and has noted what it knows of the node,
+// and everything was written after that.
+func (n *node) kept() string {
+	n.t.Helper()
+	k := n.keeper("podmarkd")
+	eventually(n.t, "podmarkd has looked", func() bool { _, err := os.Stat(filepath.Join(n.dir, "daemon.json")); return err == nil })
+	k.end()
+	n.ctl("gc")
+	return n.kernel()
+}
+
 // What a rule says is podmarkd's to look at from its start on: one in the place of ours, as many as
 // there were, goes.
 func TestReplacedRule(t *testing.T) {
@@ -52,8 +59,7 @@ func TestReplacedRule(t *testing.T) {
 		n.withHost().apply(webPolicy)
 		p := n.addPod().listen()
 		p.add().ok(t)
-		n.ctl("gc")
-		want := n.kernel()
+		want := n.kept()
 		if n.backend == nftables {
 			path := "inet podmark " + n.chain("i4-")
 			n.nft("replace rule " + path + " handle " + n.handles(path)[0] + " accept")
