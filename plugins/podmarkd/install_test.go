@@ -360,7 +360,7 @@ func TestInstallTogether(t *testing.T) {
 	stopReader := p.reader(name)
 	var waits []func() outcome
 	for range 10 {
-		waits = append(waits, p.start("install"))
+		waits = append(waits, p.start("install", "--lock-timeout", "5m"))
 	}
 	for _, wait := range waits {
 		if o := wait(); o.code != 0 {
