@@ -83,7 +83,7 @@ func ParseLegacy(family, text string) ([]Chain, []Rule) {
 			}
 			continue
 		}
-		words := split(line)
+		words := Words(line)
 		if len(words) < 2 || words[0] != "-A" {
 			continue
 		}
@@ -112,9 +112,9 @@ func ParseLegacy(family, text string) ([]Chain, []Rule) {
 	return chains, rules
 }
 
-// split cuts a line of iptables-save into words. Those with a space in them are in
+// Words cuts a line of iptables-save into words. Those with a space in them are in
 // double quotes, with a backslash before quotes and backslashes.
-func split(line string) []string {
+func Words(line string) []string {
 	var words []string
 	var word strings.Builder
 	quoted, escaped, inside := false, false, false

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/podmark/podmark/pkg/foreign"
 )
 
 // shape is what a rule says, in a form that our line and that of iptables-save have in common:
@@ -15,7 +17,7 @@ import (
 //	"--dports 80,8000:8100 --match-set podmark-p4-1,src -j RETURN -p 6"
 func shape(rule string) string {
 	var words []string
-	list := tokens(rule)
+	list := foreign.Words(rule)
 	for i := 0; i < len(list); {
 		not := ""
 		if list[i] == "!" {
@@ -69,36 +71,6 @@ func value(option, text string) string {
 		parts = parts[:1]
 	}
 	return strings.Join(parts, "/")
-}
-
-// tokens splits a rule at spaces, but for those in quotes.
-func tokens(rule string) []string {
-	var out []string
-	var word strings.Builder
-	quoted, escaped, any := false, false, false
-	for _, r := range rule {
-		switch {
-		case escaped:
-			word.WriteRune(r)
-			escaped = false
-		case r == '\\' && quoted:
-			escaped = true
-		case r == '"':
-			quoted, any = !quoted, true
-		case r == ' ' && !quoted:
-			if any || word.Len() > 0 {
-				out = append(out, word.String())
-			}
-			word.Reset()
-			any = false
-		default:
-			word.WriteRune(r)
-		}
-	}
-	if any || word.Len() > 0 {
-		out = append(out, word.String())
-	}
-	return out
 }
 
 // differs reports the first rule that has, as iptables-save writes them, not the shape of the one that
