@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"os"
 	"testing"
 	"time"
 )
@@ -37,6 +38,16 @@ func TestStatus(t *testing.T) {
 			n.withoutCommands(t)
 			n.write(t, "node.json", "[]")
 			n.status().fails(t, 50, "node.json")
+		})
+	})
+	t.Run("folder of others", func(t *testing.T) {
+		eachBackend(t, func(t *testing.T, n *node) {
+			n.addPod().add().ok(t)
+			if err := os.Chmod(n.dir, 0o777); err != nil {
+				t.Fatal(err)
+			}
+			n.addPod().add().fails(t, 103, n.dir)
+			n.status().fails(t, 50, n.dir)
 		})
 	})
 	t.Run("wrong configuration", func(t *testing.T) {
