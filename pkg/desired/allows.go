@@ -38,6 +38,8 @@ type Frame struct {
 	// OtherSource is set where the source MAC address is not the endpoint's behind From,
 	// and OtherDestination where the destination's is not that of the one behind To.
 	OtherSource, OtherDestination bool
+	// Routed is set where IP sends it on from port to port, and not the bridge alone.
+	Routed bool
 }
 
 // PacketState is what conntrack makes of a packet, as far as podmark distinguishes.
@@ -51,6 +53,9 @@ const (
 	Answering
 	// Reporting: an error about a flow that is allowed now.
 	Reporting
+	// Judged: one from either side of a flow that was allowed under this epoch and has been
+	// answered.
+	Judged
 )
 
 // Verdict is the answer to "may this packet pass", with its reason.
@@ -109,8 +114,8 @@ var (
 	ErrorTypes6 = []uint8{1, 2, 3, 4}
 )
 
-// Allows judges a packet by the model alone. What is of a flow that was judged under the
-// current epoch is asked about only who sent it: see [State.Sender].
+// Allows judges a packet by the model alone. Whatever its state, it is asked first who sent it:
+// see [State.Sender].
 func (s State) Allows(p Packet) Verdict {
 	if p.In == "" {
 		return Verdict{Allowed: true, By: "sent by the node"}
@@ -121,16 +126,20 @@ func (s State) Allows(p Packet) Verdict {
 	if v := s.stray(p); !v.Allowed {
 		return v
 	}
-	if p.bridged() && p.Frame.To != "" && s.Unfiltered.Of(p.Src) {
+	if s.besideIP(p) {
 		return s.unfiltered(p)
 	}
 	switch {
+	case p.State == Judged:
+		return Verdict{Allowed: true, By: "of a flow that is allowed"}
 	case p.onLink():
 		return Verdict{Allowed: true, By: "neighbour discovery"}
 	case p.State == Reporting && s.reports(p):
 		return Verdict{Allowed: true, By: "an error about a flow that is allowed"}
 	case p.State == Answering && p.Out == "":
 		return Verdict{Allowed: true, By: "the node is answered"}
+	case slices.Contains(s.HostAddresses, p.Src):
+		return Verdict{By: "source address is the node's own"}
 	case s.wraps(p):
 		return Verdict{By: "encapsulated as in the node's tunnels"}
 	case p.State == Answering:
@@ -145,7 +154,12 @@ func (s State) Sender(p Packet) Verdict {
 	genuine := Verdict{Allowed: true, By: "the sender is who it says"}
 	e := s.behind(p)
 	owner := s.Owner(p.Src)
+	// The node's own address comes in nowhere that IP sees, whatever prefix it is in.
+	taken := !s.besideIP(p) && slices.Contains(s.HostAddresses, p.Src) &&
+		slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.Interface == p.In && containing(e.Sources, p.Src) })
 	switch {
+	case taken:
+		return forged
 	case e == nil && p.bridged() && p.claims() && s.Owner(p.Target) != nil:
 		return forged
 	case e == nil && owner == nil:
@@ -213,6 +227,12 @@ func containing(prefixes []netip.Prefix, a netip.Addr) bool {
 // bridged holds for what comes in by the port of a bridge.
 func (p Packet) bridged() bool { return p.Frame != nil && p.Frame.From != "" }
 
+// Switched holds for what a bridge sends on from port to port by itself.
+func (p Packet) Switched() bool { return p.bridged() && p.Frame.To != "" && !p.Frame.Routed }
+
+// besideIP holds for what goes from port to port where br_netfilter does not hand that to IP.
+func (s State) besideIP(p Packet) bool { return p.Switched() && s.Unfiltered.Of(p.Src) }
+
 // aboutLink holds for neighbour discovery and MLD, whatever they look like.
 func (p Packet) aboutLink() bool {
 	return p.Protocol == ICMPv6 && (p.ICMPType >= 130 && p.ICMPType <= 137 || slices.Contains(ListenerTypes, p.ICMPType))
@@ -233,7 +253,7 @@ func named(e Endpoint, a netip.Addr) bool {
 
 // onLink holds for those of it that come by no router, this node included.
 func (p Packet) onLink() bool {
-	return p.linkScoped() && (p.Out == "" || p.bridged() && p.Frame.To != "") &&
+	return p.linkScoped() && (p.Out == "" || p.Switched()) &&
 		(!slices.Contains(ListenerTypes, p.ICMPType) || LinkMulticast.Contains(p.Dst))
 }
 
@@ -326,7 +346,7 @@ func (p Packet) turned() Packet {
 	p.Src, p.Dst = p.Dst, p.Src
 	p.SrcPort, p.DstPort = p.DstPort, p.SrcPort
 	if p.Frame != nil {
-		p.Frame = &Frame{From: p.Frame.To, To: p.Frame.From}
+		p.Frame = &Frame{From: p.Frame.To, To: p.Frame.From, Routed: p.Frame.Routed}
 	}
 	return p
 }

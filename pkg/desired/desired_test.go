@@ -95,6 +95,8 @@ func TestAllows(t *testing.T) {
 	routed.HopLimit = 254
 	answer := desired.Packet{Protocol: desired.TCP, SrcPort: 80, DstPort: 40000, State: desired.Answering}
 	unreachable := desired.Packet{Protocol: 1, ICMPType: 3, State: desired.Reporting, Client: addr("10.1.0.3"), Server: addr("192.0.2.1")}
+	judged := answer
+	judged.State = desired.Judged
 	redirect := unreachable
 	redirect.ICMPType = 5
 	tests := []struct {
@@ -103,6 +105,8 @@ func TestAllows(t *testing.T) {
 		want   bool
 	}{
 		{"peer", with("veth-client", "10.1.0.3", "veth-web", "10.1.0.2", tcp80), true},
+		{"inside a live flow", with("veth-web", "10.1.0.2", "veth-mute", "10.1.0.4", judged), true},
+		{"inside another's live flow", with("veth-mute", "10.1.0.2", "veth-client", "10.1.0.3", judged), false},
 		{"peer, IPv6", with("veth-client", "fd00::3", "veth-web", "fd00::2", tcp80), true},
 		{"peer, other port", with("veth-client", "10.1.0.3", "veth-web", "10.1.0.2", tcp81), false},
 		{"peer, other protocol", with("veth-client", "10.1.0.3", "veth-web", "10.1.0.2", udp80), false},

@@ -45,11 +45,16 @@ func FromEnv() (r Rule, ok bool) {
 	return Rule{parts[0], parts[1], number, parts[3]}, err == nil
 }
 
-// Static lists the rules of a backend's static chains.
+// Static lists the rules of a backend's static chains. Of what stands beside iptables it lists
+// the chain that nftables alone does not have.
 func Static(run Run, backend string) (list []Rule, err error) {
 	tables := []string{"inet podmark", "bridge podmark"}
+	wanted := func(table, chain string) bool { return !ofProfile.MatchString(chain) }
 	if backend != "nftables" {
-		tables = nil
+		tables = []string{"inet podmark"}
+		wanted = func(table, chain string) bool {
+			return !ofProfile.MatchString(chain) && (chain == "remark" || table != "inet podmark")
+		}
 		for _, command := range []string{"iptables", "ip6tables"} {
 			for _, table := range []string{"mangle", "security"} {
 				tables = append(tables, command+strings.TrimPrefix(backend, "iptables")+" "+table)
@@ -63,7 +68,7 @@ func Static(run Run, backend string) (list []Rule, err error) {
 		}
 		for chain, rules := range chains {
 			for i, r := range rules {
-				if !ofProfile.MatchString(chain) {
+				if wanted(table, chain) {
 					list = append(list, Rule{table, chain, i + 1, r.text})
 				}
 			}

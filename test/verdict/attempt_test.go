@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/test/frame"
 )
 
 // attempt is a packet that somebody sends, as what the model knows of it, and where it
@@ -133,10 +134,16 @@ func randomAttempts(r *rand.Rand, b *bench, state desired.State) []attempt {
 		case 2:
 			p.Dst = b.host[r.IntN(2)]
 		}
-		if !sameFamily(p.Src, p.Dst) || p.Src == p.Dst || slices.Contains(b.host, p.Src) {
+		if !sameFamily(p.Src, p.Dst) || p.Src == p.Dst {
 			continue
 		}
 		b.protocol(r, w, &p)
+		if r.IntN(10) == 0 && b.at(p.Dst) != nil && b.at(p.Dst) != w && p.Protocol != icmp && p.Protocol != desired.ICMPv6 {
+			if a := b.throughService(w, p); b.clear(a) {
+				out = append(out, a)
+			}
+			continue
+		}
 		if r.IntN(20) == 0 {
 			kind, p.Protocol, p.DstPort = "tunnel", desired.UDP, 8472
 			if endpoint && r.IntN(2) == 0 { // nobody else: a flow of it is known by its addresses alone
@@ -153,6 +160,9 @@ func randomAttempts(r *rand.Rand, b *bench, state desired.State) []attempt {
 		if !b.clear(a) {
 			continue
 		}
+		if a.kind != "frame" && p.Protocol != desired.ICMPv6 && r.IntN(10) == 0 {
+			a.cut = true
+		}
 		if kind != "" {
 			a.kind = kind
 		}
@@ -161,11 +171,28 @@ func randomAttempts(r *rand.Rand, b *bench, state desired.State) []attempt {
 	return out
 }
 
+// throughService is p on its way by the service of who has its destination. IPVS sends it on as
+// it came, and there it is judged as p.
+func (b *bench) throughService(w *wire, p desired.Packet) attempt {
+	a := b.sent(w, p)
+	a.kind, a.to = "service", nil
+	if a.packet.Frame != nil {
+		a.packet.Frame.Routed = true
+	}
+	a.packet.Dst = serviceAddrs(slices.Index(b.wires, b.at(p.Dst)))[0]
+	if p.Dst.Is6() {
+		a.packet.Dst = serviceAddrs(slices.Index(b.wires, b.at(p.Dst)))[1]
+	}
+	return a
+}
+
 // clear holds for packets with which the kernel itself does nothing of its own accord.
 func (b *bench) clear(a attempt) bool {
 	p := a.packet
-	routed := p.Out != "" && (p.Frame == nil || p.Frame.From == "" || p.Frame.To == "")
+	routed := p.Out != "" && !p.Switched()
 	switch {
+	case slices.Contains(b.host, p.Src) && p.Src.Is4() && !routed && p.Out != "":
+		return false // only a router knows its own address, IPv4 before any hook
 	case routed && p.HopLimit == 1:
 		return false // no router passes it on
 	case routed && p.Src.Is6() && (p.Src.IsLinkLocalUnicast() || p.Src.IsUnspecified()) && b.at(p.Dst) != nil:
@@ -184,7 +211,10 @@ func (b *bench) anyone(r *rand.Rand) netip.Addr {
 // false is a source that is not the wire's, as far as the kernel lets it come up to
 // podmark; another wire's mostly.
 func (b *bench) false(r *rand.Rand, w *wire, endpoint bool) netip.Addr {
-	if !endpoint || r.IntN(2) == 0 {
+	switch {
+	case r.IntN(8) == 0:
+		return b.host[r.IntN(2)]
+	case !endpoint || r.IntN(2) == 0:
 		return b.anyone(r)
 	}
 	return []netip.Addr{
@@ -273,22 +303,28 @@ func openFlows(t *testing.T, r *rand.Rand, b *bench) []*live {
 		if client == server {
 			continue
 		}
-		p := desired.Packet{Src: client.addrs[f], Dst: server.addrs[f], Protocol: desired.UDP, DstPort: somePorts[r.IntN(len(somePorts))]}
+		p := desired.Packet{Src: client.addrs[f], Dst: server.addrs[f], Protocol: []desired.Protocol{desired.UDP, desired.TCP}[r.IntN(2)], DstPort: somePorts[r.IntN(len(somePorts))]}
 		flows = append(flows, &live{client: client, server: server, first: p})
 		begin = append(begin, b.sent(client, p).injection)
 	}
-	for i, places := range b.inject(begin) {
-		if len(places) != 1 {
-			t.Fatalf("%+v, which nothing forbids, came out at %q", begin[i].packet, places)
-		}
-		flows[i].first = begin[i].packet
-		answer = append(answer, b.sent(flows[i].server, turned(begin[i].packet)).injection)
-	}
-	for i, places := range b.inject(answer) {
-		if len(places) != 1 {
-			t.Fatalf("the answer %+v, which nothing forbids, came out at %q", answer[i].packet, places)
+	pass := func(list []injection) {
+		t.Helper()
+		for i, places := range b.inject(list) {
+			if len(places) != 1 {
+				t.Fatalf("%+v, which nothing forbids, came out at %q", list[i].packet, places)
+			}
 		}
 	}
+	pass(begin)
+	for i, in := range begin {
+		flows[i].first = in.packet
+		back := b.sent(flows[i].server, turned(in.packet)).injection
+		back.flags = frame.SYN | frame.ACK
+		answer = append(answer, back)
+		begin[i].flags = frame.ACK
+	}
+	pass(answer)
+	pass(begin)
 	return flows
 }
 
@@ -315,7 +351,7 @@ func answers(r *rand.Rand, b *bench, state desired.State, flows []*live) []attem
 			}
 		}
 		a := b.sent(from, p)
-		a.kind = kind
+		a.kind, a.flags = kind, frame.ACK
 		f.now = state.Allows(a.packet).Allowed && !beside(state, a.packet)
 		out = append(out, a)
 	}
@@ -324,7 +360,35 @@ func answers(r *rand.Rand, b *bench, state desired.State, flows []*live) []attem
 
 // beside holds for what goes from port to port past IP: conntrack does not see it either.
 func beside(state desired.State, p desired.Packet) bool {
-	return p.Frame != nil && p.Frame.From != "" && p.Frame.To != "" && state.Unfiltered.Of(p.Src)
+	return p.Switched() && state.Unfiltered.Of(p.Src)
+}
+
+// insiders are packets of those of the flows that were allowed under the policies in force, from
+// either end, or from anybody who knows all of the flow.
+func insiders(r *rand.Rand, b *bench, flows []*live) []attempt {
+	var out []attempt
+	for _, f := range flows {
+		if !f.now {
+			continue
+		}
+		for range 2 {
+			p, from := f.first, f.client
+			if r.IntN(2) == 0 {
+				p, from = turned(f.first), f.server
+			}
+			if r.IntN(3) > 0 {
+				from = b.wires[r.IntN(len(b.wires))]
+			}
+			if b.at(p.Dst) == from {
+				continue
+			}
+			p.State, p.Frame = desired.Judged, nil
+			a := b.sent(from, p)
+			a.kind, a.flags = "inside", frame.ACK
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 // reports are errors about those flows, from anyone to either end.

@@ -72,7 +72,7 @@ func TestPacketsInFlight(t *testing.T) {
 // flood sends one UDP packet over and over until stop is closed, and counts.
 func flood(from, to, into *wire, sent *atomic.Int64, stop <-chan struct{}) error {
 	p := desired.Packet{Src: from.addrs[0], Dst: to.addrs[0], Protocol: desired.UDP, SrcPort: 1234, DstPort: 80}
-	f := ethernet(into.far, into.mac, p, nil, 0)
+	f := ethernet(into.far, into.mac, injection{packet: p}, 0)
 	for {
 		select {
 		case <-stop:

@@ -19,10 +19,20 @@ const (
 // ethernet builds an Ethernet frame that holds p. Its number stands in a field that
 // every protocol has room for, so that it is known again where it comes out. An error
 // holds the packet that it is about.
-func ethernet(from, to net.HardwareAddr, p desired.Packet, about *desired.Packet, number uint32) []byte {
+func ethernet(from, to net.HardwareAddr, in injection, number uint32) []byte {
+	p := in.packet
 	payload := segment(p, number)
-	if about != nil {
-		payload = append(payload[:8], packet(*about, segment(*about, 0))...)
+	if in.about != nil {
+		payload = append(payload[:8], packet(*in.about, segment(*in.about, 0))...)
+	}
+	if in.flags != 0 && p.Protocol == desired.TCP {
+		payload[13] = in.flags
+	}
+	if in.cut {
+		payload = append(payload, make([]byte, 2*firstPiece-len(payload))...)
+		if p.Protocol == desired.UDP {
+			binary.BigEndian.PutUint16(payload[4:], uint16(len(payload)))
+		}
 	}
 	ip := packet(p, payload)
 	etherType := uint16(0x0800)
@@ -31,6 +41,41 @@ func ethernet(from, to net.HardwareAddr, p desired.Packet, about *desired.Packet
 	}
 	return append(append(append(append([]byte{}, to...), from...), byte(etherType>>8), byte(etherType)), ip...)
 }
+
+// firstPiece is how much of what stands behind the IP header is in the first of two fragments:
+// the number is.
+const firstPiece = 40
+
+// fragments cuts a frame in two, and gives the datagram a number.
+func fragments(f []byte, number uint32) [][]byte {
+	ip := f[14:]
+	p := frame.IP{ID: uint16(number), Protocol: ip[9], Hops: ip[8]}
+	header := 20
+	if ip[0]>>4 == 6 {
+		p.Protocol, p.Hops, header = ip[6], ip[7], 40
+		p.Src, p.Dst = netip.AddrFrom16([16]byte(ip[8:24])), netip.AddrFrom16([16]byte(ip[24:40]))
+	} else {
+		p.Src, p.Dst = netip.AddrFrom4([4]byte(ip[12:16])), netip.AddrFrom4([4]byte(ip[16:20]))
+	}
+	var out [][]byte
+	for _, at := range []int{0, firstPiece} {
+		p.Offset, p.More = at, at == 0
+		piece, q := ip[header+at:header+at+firstPiece], p
+		if header == 40 {
+			q.Protocol = fragmentHeader
+			field := uint16(at)
+			if p.More {
+				field |= 1
+			}
+			piece = append(binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint16([]byte{p.Protocol, 0}, field), number), piece...)
+		}
+		out = append(out, append(append([]byte{}, f[:14]...), q.Packet(piece)...))
+	}
+	return out
+}
+
+// fragmentHeader is the number of IPv6's.
+const fragmentHeader = 44
 
 // packet puts the IP header in front.
 func packet(p desired.Packet, payload []byte) []byte {
@@ -122,6 +167,11 @@ func numberOf(b []byte) (uint32, bool) {
 			return 0, false
 		}
 		proto, at = desired.Protocol(b[6]), 40
+		if proto == fragmentHeader && len(b) >= 48 && b[42] == 0 && b[43]&0xf8 == 0 {
+			proto, at = desired.Protocol(b[40]), 48
+		}
+	} else if b[6]&0x1f != 0 || b[7] != 0 {
+		return 0, false // a later fragment
 	}
 	return numberIn(proto, b[at:])
 }

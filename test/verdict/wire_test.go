@@ -40,6 +40,7 @@ const (
 type bench struct {
 	t      *testing.T
 	wires  []*wire
+	pods   int // how many of the wires, the first, are pods
 	host   []netip.Addr
 	bridge net.HardwareAddr           // the MAC address of the bridge
 	local  map[desired.Protocol][]int // raw sockets that see what the node is given
@@ -47,12 +48,14 @@ type bench struct {
 	port   uint16
 }
 
-// newBench makes a node with pods and two outside networks.
-func newBench(t *testing.T, pods int) *bench {
+// newBench makes a node with routed pods, others on a bridge, and two outside networks.
+func newBench(t *testing.T, pods int) *bench { return newBenchOf(t, pods, bridgedCount) }
+
+func newBenchOf(t *testing.T, pods, onBridge int) *bench {
 	netns.Enter(t)
 	_ = exec.Command("modprobe", "-a", "nf_conntrack", "br_netfilter", "ip_set", "sctp").Run() // where there are modules
 	b := &bench{
-		t: t, port: 20000,
+		t: t, port: 20000, pods: pods + onBridge,
 		host:  []netip.Addr{netip.MustParseAddr("192.168.50.1"), netip.MustParseAddr("fd00:50::1")},
 		local: map[desired.Protocol][]int{},
 	}
@@ -62,8 +65,8 @@ func newBench(t *testing.T, pods int) *bench {
 		"net/ipv6/conf/default/accept_dad": "0", "net/ipv6/conf/default/accept_ra": "0",
 		// Frames have no valid checksum above IP, and no rate limit of the node's
 		// own answers may depend on how many there are.
-		"net/netfilter/nf_conntrack_checksum": "0",
-		"net/ipv4/conf/all/rp_filter":         "0", "net/ipv4/conf/default/rp_filter": "0",
+		"net/netfilter/nf_conntrack_checksum": "0", "net/netfilter/nf_conntrack_tcp_be_liberal": "1",
+		"net/ipv4/conf/all/rp_filter": "0", "net/ipv4/conf/default/rp_filter": "0",
 		"net/ipv4/conf/all/send_redirects": "0", "net/ipv4/conf/default/send_redirects": "0",
 		"net/ipv4/icmp_echo_ignore_all": "1", "net/ipv6/icmp/echo_ignore_all": "1",
 		"net/bridge/bridge-nf-call-iptables": "1", "net/bridge/bridge-nf-call-ip6tables": "1",
@@ -79,7 +82,7 @@ func newBench(t *testing.T, pods int) *bench {
 	for i := range pods {
 		b.addWire(fmt.Sprintf("pod%d", i), podAddrs(i))
 	}
-	for i := range bridgedCount {
+	for i := range onBridge {
 		b.addWire(fmt.Sprintf("port%d", i), podAddrs(64+i))
 	}
 	b.addWire("eth0", []netip.Addr{netip.MustParseAddr("192.168.50.2"), netip.MustParseAddr("fd00:50::2")})
@@ -111,6 +114,42 @@ func (b *bench) filters(not desired.Unfiltered) desired.Unfiltered {
 		}
 	}
 	return not
+}
+
+// services gives each wire a service address, which leads to its own at any port. nf_tables does
+// what IPVS does to a packet, at its priority: it sends a copy on, which has no socket, goes
+// through OUTPUT and has what INPUT has put on it.
+func (b *bench) services() {
+	b.t.Helper()
+	rules := [2]string{}
+	for i, w := range b.wires {
+		for f, family := range []string{"ip", "ip6"} {
+			rules[f] += fmt.Sprintf("%s daddr %v %s daddr set %v dup to %v drop\n", family, serviceAddrs(i)[f], family, w.addrs[f], w.addrs[f])
+		}
+	}
+	b.run("ip", "route", "add", "local", "10.96.0.0/24", "dev", "lo")
+	b.run("ip", "route", "add", "local", "fd00:96::/64", "dev", "lo")
+	for f, family := range []string{"ip", "ip6"} {
+		b.run("nft", fmt.Sprintf("table %s services {\nchain input {\ntype filter hook input priority 98\n%s}\n}", family, rules[f]))
+	}
+}
+
+// serviceAddrs are those of the service of a wire.
+func serviceAddrs(i int) []netip.Addr {
+	return []netip.Addr{netip.AddrFrom4([4]byte{10, 96, 0, byte(1 + i)}), netip.MustParseAddr(fmt.Sprintf("fd00:96::%x", 1+i))}
+}
+
+// nobody is the priority of an agent that is not there.
+const nobody = -1
+
+// agent has somebody else take podmark's bits off the mark in INPUT, at a priority.
+func (b *bench) agent(mask uint32, priority int) {
+	b.t.Helper()
+	text := "table inet agent\ndelete table inet agent\n"
+	if priority != nobody {
+		text += fmt.Sprintf("table inet agent {\nchain input {\ntype filter hook input priority %d\nmeta mark set meta mark & %#x\n}\n}", priority, ^mask)
+	}
+	b.run("nft", text)
 }
 
 func podAddrs(i int) []netip.Addr {
@@ -224,6 +263,10 @@ type injection struct {
 	from, to net.HardwareAddr
 	// about is the packet that an error is about.
 	about *desired.Packet
+	// flags are those of TCP, SYN when 0.
+	flags byte
+	// cut has it sent in two fragments.
+	cut bool
 }
 
 // inject sends packets and returns where each came out, sorted: names of interfaces, and
@@ -247,8 +290,14 @@ func (b *bench) inject(list []injection) [][]string {
 		if in.to != nil {
 			to = in.to
 		}
-		if _, err := unix.Write(in.wire.sock, ethernet(from, to, in.packet, in.about, b.number)); err != nil {
-			b.t.Fatalf("injecting on %s: %v", in.wire.name, err)
+		frames := [][]byte{ethernet(from, to, *in, b.number)}
+		if in.cut {
+			frames = fragments(frames[0], b.number)
+		}
+		for _, f := range frames {
+			if _, err := unix.Write(in.wire.sock, f); err != nil {
+				b.t.Fatalf("injecting on %s: %v", in.wire.name, err)
+			}
 		}
 	}
 	for i := range list {
