@@ -2,9 +2,12 @@ package adversary_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
+
+	"github.com/vishvananda/netlink"
 
 	"github.com/podmark/podmark/test/frame"
 	"github.com/podmark/podmark/test/lab"
@@ -87,6 +90,44 @@ var headers = []attack{
 			}
 		}
 		s.passFrame("behind one, as itself", wild, tags(frame.Ethernet(wild.mac, wild.gateway, s.new(wild, s.x, 7)), 0x81000000), s.x)
+	}},
+	{name: "behind a tag, into and out of isolated pods", at: onBridge, run: func(s *scene) {
+		wild := s.wild()
+		for _, vid := range []uint16{0, 1, 0xe000} {
+			for _, protocol := range []uint16{frame.TypeVLAN, 0x88a8} {
+				what := fmt.Sprintf("behind %#x %#x", protocol, vid)
+				tagged := func(to *actor, packet []byte) []byte {
+					b := frame.Ethernet(wild.mac, to.mac, packet)
+					tag := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, protocol), vid)
+					return slices.Concat(b[:12], tag, b[12:])
+				}
+				for _, to := range []*actor{s.denied, s.client, s.server} {
+					s.denyFrame(what, wild, tagged(to, s.new(wild, to, 81)))
+				}
+				if protocol == frame.TypeVLAN {
+					s.passFrame(what+", a pod that takes everything", wild, tagged(s.free, s.new(wild, s.free, 7)), s.free)
+				}
+			}
+		}
+		if s.at != vlan {
+			return
+		}
+		s.settle()
+		// The port tags what it sends, as the uplink of a trunk does.
+		err := s.Do(func() error {
+			port, err := netlink.LinkByName(wild.pod.HostVeth)
+			if err != nil {
+				return err
+			}
+			return errors.Join(netlink.BridgeVlanDel(port, 1, true, true, false, true), netlink.BridgeVlanAdd(port, 1, false, false, false, true))
+		})
+		if err != nil {
+			s.Fatal(err)
+		}
+		for _, by := range []*actor{s.denied, s.client} {
+			s.denyFrame("out by a port that tags", by, frame.Ethernet(by.mac, wild.mac, s.new(by, wild, 9000)))
+		}
+		s.passFrame("out by a port that tags, a pod that sends everything", s.free, frame.Ethernet(s.free.mac, wild.mac, s.new(s.free, wild, 7)), wild)
 	}},
 	{name: "addresses claimed by a pod of nobody's", at: []attachment{bridged}, run: func(s *scene) {
 		wild := s.wild()

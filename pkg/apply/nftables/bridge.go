@@ -56,8 +56,12 @@ func bridgeFrame(n desired.Node) []chain {
 		)},
 		// A tag that names no VLAN, or the one that the port is in, is gone when the node's IP
 		// gets the frame: what is behind one is held to the same. So it is with one behind
-		// another.
+		// another. A bridge that filters VLANs takes the tag off before the frame leaves, but
+		// br_netfilter does not hand to IP what has come behind one: isolated endpoints do not
+		// get it.
 		//
+		//	@ll,128,16 0x0800 ether daddr . @nh,128,32 @untagged4 goto stray-frames
+		//	@ll,128,16 0x86dd ether daddr . @nh,192,128 @untagged6 goto stray-frames
 		//	@ll,128,16 0x0800 @nh,96,32 @claimed4 goto spoofed-frames
 		//	@ll,128,16 0x86dd @nh,64,128 @claimed6 goto spoofed-frames
 		//	@ll,128,16 0x0806 @nh,112,32 @claimed4 goto spoofed-frames
@@ -67,6 +71,8 @@ func bridgeFrame(n desired.Node) []chain {
 		//	@ll,128,16 0x8100 @ll,144,16 & 0xfff == 0x0 goto spoofed-frames
 		//	@ll,128,16 0x88a8 @ll,144,16 & 0xfff == 0x0 goto spoofed-frames
 		{table: bridge, name: chainTagged, rules: rules(
+			on(behindTag(unix.ETH_P_IP), untagged(v4).receives("@nh,128,32", v4.address(false, reg)), goTo(chainStray)),
+			on(behindTag(unix.ETH_P_IPV6), untagged(v6).receives("@nh,192,128", v6.address(false, reg)), goTo(chainStray)),
 			on(behindTag(unix.ETH_P_IP), in(bare("@nh,96,32", v4.address(true, reg)), claimed(v4)), goTo(chainFrames)),
 			on(behindTag(unix.ETH_P_IPV6), in(bare("@nh,64,128", v6.address(true, reg)), claimed(v6)), goTo(chainFrames)),
 			on(behindTag(unix.ETH_P_ARP), in(bare("@nh,112,32", arpAddress(reg)), claimed(v4)), goTo(chainFrames)),
@@ -137,16 +143,20 @@ func bridgeFrame(n desired.Node) []chain {
 		chainOfNeighbours(),
 		chainOfSpeakers(),
 		// What is for routers goes to the bridge and to other machines, not to endpoints.
-		// Where IP is not handed what goes from port to port, isolated endpoints neither
-		// send nor get it.
+		// What leaves behind a tag is not handed to IP, so isolated endpoints do not send it.
+		// Where IP is not handed what goes from port to port, they neither send nor get it.
 		//
 		//	iif @ports oif @ports ether type ip6 icmpv6 type { 131, 132, 133, 143 } jump stray-frames
+		//	iif @confined ether type { 8021q, 8021ad } jump stray-frames
 		//	meta protocol ip oif @isolated jump stray-frames
 		//	meta protocol ip iif @confined jump stray-frames
 		//	meta protocol ip6 oif @isolated jump stray-frames
 		//	meta protocol ip6 iif @confined jump stray-frames
 		{table: bridge, name: chainFrom, hook: &hookBetween, rules: slices.Concat(
-			rules(on(in(input(), ports()), in(output(), ports()), ip6, v6.icmpTypes(nil, 131, 132, 133, 143), jump(chainStray))),
+			rules(
+				on(in(input(), ports()), in(output(), ports()), ip6, v6.icmpTypes(nil, 131, 132, 133, 143), jump(chainStray)),
+				on(in(input(), confined()), tagged(), jump(chainStray)),
+			),
 			unfiltered(n.Unfiltered.IPv4, "ip", unix.ETH_P_IP),
 			unfiltered(n.Unfiltered.IPv6, "ip6", unix.ETH_P_IPV6),
 		)},

@@ -72,16 +72,16 @@ var frameUses = []frameUse{
 	{chain{table: inet, name: chainForward}, 5, 0, 0, 0, 0, 0},
 	{chain{table: inet, name: chainOutput}, 7, 0, 1, 0, 0, 0},
 	{chain{table: bridge, name: chainBridge}, 8, 0, 0, 0, 8, 0},
-	{chain{table: bridge, name: chainTagged}, 9, 0, 0, 0, 9, 0},
+	{chain{table: bridge, name: chainTagged}, 11, 0, 0, 0, 11, 0},
 	{chain{table: bridge, name: chainGuard}, 14, 0, 0, 0, 14, 0},
 	{chain{table: bridge, name: chainARP}, 5, 0, 0, 0, 5, 0},
 	{chain{table: bridge, name: chainND}, 11, 0, 0, 0, 11, 0},
 	{chain{table: bridge, name: chainNDOwn}, 9, 0, 0, 0, 9, 0},
-	{chain{table: bridge, name: chainFrom}, 1, 0, 0, 0, 1, 2},
+	{chain{table: bridge, name: chainFrom}, 2, 0, 0, 0, 2, 2},
 	{chain{table: bridge, name: chainTo}, 1, 0, 0, 0, 1, 0},
 	{chain{table: bridge, name: chainArrive}, 13, 0, 0, 0, 13, 0},
 	{chain{table: bridge, name: chainFrames}, 30, 1, 0, 0, 30, 0},
-	{chain{table: bridge, name: chainStray}, 8, 1, 0, 0, 8, 2},
+	{chain{table: bridge, name: chainStray}, 11, 1, 0, 0, 11, 2},
 }
 
 // usesOf is how many uses each of the static chains has in a node's frame, and guardUses in

@@ -174,6 +174,12 @@ func routers(f family) set {
 	return set{table: bridge, name: "routers" + f.digit, key: concat(nftables.TypeIFIndex, nftables.TypeEtherAddr, f.addr), interval: true}
 }
 
+// untagged holds (MAC address, address or further prefix) of endpoints on bridges whose ingress
+// is isolated: what comes to them behind a tag is not handed to IP.
+func untagged(f family) set {
+	return set{table: bridge, name: "untagged" + f.digit, key: concat(nftables.TypeEtherAddr, f.addr), interval: true}
+}
+
 // pace holds how much of ARP and of neighbour discovery each bridge port has sent lately.
 func pace() set {
 	return set{table: bridge, name: "pace", key: nftables.TypeIFIndex, meter: true, size: 1 << 16}
@@ -185,7 +191,7 @@ func staticSets() []set {
 		senders(v4), senders(v6), veths(), self(v4), self(v6), sources(v4), sources(v6), further(v4), further(v6),
 		egress(), ingress(v4), ingress(v6), onward(v4), onward(v6),
 		profiles(desired.Egress), profiles(desired.Ingress),
-		ports(), isolated(), confined(), own(v4), own(v6), linkLocals(), claimed(v4), claimed(v6), routers(v4), routers(v6), pace(),
+		ports(), isolated(), confined(), own(v4), own(v6), linkLocals(), claimed(v4), claimed(v6), routers(v4), routers(v6), untagged(v4), untagged(v6), pace(),
 	}
 }
 

@@ -416,6 +416,12 @@ func (s set) holds(text string, port expr.MetaKey, mac, address *expr.Payload) p
 	return in(part{text: text, exprs: append(s.link(port, reg), mac, address)}, s)
 }
 
+// receives matches what is for a MAC address and an address if the set has them.
+func (s set) receives(text string, address *expr.Payload) part {
+	address.DestRegister = reg + 2
+	return in(part{text: "ether daddr . " + text, exprs: []any{receiver(), address}}, s)
+}
+
 // sender and receiver are the MAC addresses of a frame.
 func sender() *expr.Payload { return payload(expr.PayloadBaseLLHeader, 6, 6, reg) }
 

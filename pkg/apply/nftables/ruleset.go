@@ -247,10 +247,22 @@ func placeOnBridge(s desired.State, e desired.Endpoint, mac net.HardwareAddr, pu
 	}
 	if s.Isolates(e.Profiles[desired.Ingress]) {
 		put(isolated(), port.element())
+		for _, a := range e.Addresses {
+			put(untagged(familyOf(a)), behindMAC(mac, netip.PrefixFrom(a, a.BitLen())))
+		}
+		for _, p := range e.Sources {
+			put(untagged(familyOf(p.Addr())), behindMAC(mac, p))
+		}
 	}
 	if s.Isolates(e.Profiles[desired.Egress]) {
 		put(confined(), port.element())
 	}
+}
+
+// behindMAC is a MAC address with the addresses of a prefix.
+func behindMAC(mac net.HardwareAddr, p netip.Prefix) element {
+	at := func(a netip.Addr) string { return key(mac, a.AsSlice()) }
+	return element{key: at(p.Addr()), end: at(netipx.PrefixLastIP(p)), text: fmt.Sprintf("%v . %v", mac, p)}
 }
 
 // link is a link by its number, which stays when somebody renames it. To nft a name means
