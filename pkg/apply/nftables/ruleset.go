@@ -247,11 +247,13 @@ func placeOnBridge(s desired.State, e desired.Endpoint, mac net.HardwareAddr, pu
 	}
 	if s.Isolates(e.Profiles[desired.Ingress]) {
 		put(isolated(), port.element())
-		for _, a := range e.Addresses {
-			put(untagged(familyOf(a)), behindMAC(mac, netip.PrefixFrom(a, a.BitLen())))
-		}
 		for _, p := range e.Sources {
 			put(untagged(familyOf(p.Addr())), behindMAC(mac, p))
+		}
+		for _, a := range e.Addresses {
+			if !slices.ContainsFunc(e.Sources, func(p netip.Prefix) bool { return p.Contains(a) }) { // intervals must not overlap
+				put(untagged(familyOf(a)), behindMAC(mac, netip.PrefixFrom(a, a.BitLen())))
+			}
 		}
 	}
 	if s.Isolates(e.Profiles[desired.Egress]) {
