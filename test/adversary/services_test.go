@@ -165,13 +165,13 @@ func (s *scene) serviceOf(port uint16, backend netip.AddrPort) netip.AddrPort {
 		if backend.Addr() == s.addr(s.node) {
 			then = "accept"
 		}
-		onLoopback := fmt.Sprintf("%v dev lo", netip.PrefixFrom(vip.Addr(), vip.Addr().BitLen()))
-		s.ip("address replace " + onLoopback)
+		local := fmt.Sprintf("local %v dev lo", vip.Addr()) // at once: an address of IPv6 has it later
+		s.ip("route replace " + local)
 		s.nft(fmt.Sprintf("table %[1]s service%[2]d {\nchain input {\ntype filter hook input priority 98\n%[1]s daddr %[3]v udp dport %[2]d %[1]s daddr set %[4]v udp dport set %[5]d %[6]s\n%[1]s daddr %[3]v tcp dport %[2]d %[1]s daddr set %[4]v tcp dport set %[5]d %[6]s\n}\n}",
 			family, port, vip.Addr(), backend.Addr(), backend.Port(), then))
 		s.finally(func() {
 			s.nft(fmt.Sprintf("delete table %s service%d", family, port))
-			_ = s.cast.ip("address delete " + onLoopback) // other ports have it too
+			_ = s.cast.ip("route delete " + local) // other ports have it too
 		})
 		return vip
 	}
