@@ -53,10 +53,10 @@ func rounds(byDefault int) int {
 func TestVerdicts(t *testing.T) {
 	for name, backend := range backends() {
 		t.Run(name, func(t *testing.T) {
-			drive(t, rand.New(rand.NewPCG(seed(t), 0)), newBench(t, podCount), name, backend)
+			drive(t, rand.New(rand.NewPCG(seed(t), 0)), newBench(t, podCount), name, backend).report(t)
 		})
 	}
-	t.Run(alone, func(t *testing.T) { driveAlone(t, rand.New(rand.NewPCG(seed(t), 0)), legacy) })
+	t.Run(alone, func(t *testing.T) { driveAlone(t, rand.New(rand.NewPCG(seed(t), 0)), legacy).report(t) })
 }
 
 // alone is iptables on a kernel without nf_tables, which has no policy for pods on a bridge.
@@ -64,8 +64,8 @@ const alone = "iptables-legacy-alone"
 
 var legacy = iptables.Backend{Variant: iptables.Legacy, Wait: 30 * time.Second}
 
-func driveAlone(t *testing.T, r *rand.Rand, backend apply.Backend) {
-	drive(t, r, newBenchOf(t, podCount, 0), alone, backend)
+func driveAlone(t *testing.T, r *rand.Rand, backend apply.Backend) tally {
+	return drive(t, r, newBenchOf(t, podCount, 0), alone, backend)
 }
 
 func backends() map[string]apply.Backend {
@@ -88,7 +88,8 @@ func nodeOf(t *testing.T, b *bench) desired.Node {
 	}
 }
 
-func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend apply.Backend) {
+// drive has all rounds, and tells what they have shown.
+func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend apply.Backend) tally {
 	ctx := context.Background()
 	node := nodeOf(t, b)
 	sum := tally{kinds: map[string][2]int{}}
@@ -167,16 +168,16 @@ func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend apply.Back
 		}
 		check("after removing")
 		if t.Failed() {
-			return
+			return sum
 		}
 		if err := backend.Check(ctx, desired.Build(node, policies, live)); err != nil {
 			t.Errorf("round %d: Check: %v", round, err)
 		}
 	}
-	sum.report(t)
 	if err := backend.Remove(ctx); err != nil {
 		t.Fatal(err)
 	}
+	return sum
 }
 
 var apps = []string{"web", "db", "cache"}
