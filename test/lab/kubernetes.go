@@ -173,6 +173,7 @@ func (k *Kubernetes) Apply(manifests string) {
 // has some.
 type Manifest struct {
 	Namespace, Name string
+	UID             string // of the API's own making when empty
 	Labels          map[string]string
 	NodeName        string
 	Ports           []map[string]any // of its one container
@@ -210,10 +211,11 @@ func (k *Kubernetes) Put(m Manifest) {
 	for key, v := range m.More {
 		spec[key] = v
 	}
-	b, err := json.Marshal(map[string]any{
-		"apiVersion": "v1", "kind": "Pod",
-		"metadata": map[string]any{"namespace": m.Namespace, "name": m.Name, "labels": labels}, "spec": spec, "status": status,
-	})
+	metadata := map[string]any{"namespace": m.Namespace, "name": m.Name, "labels": labels}
+	if m.UID != "" {
+		metadata["uid"] = m.UID
+	}
+	b, err := json.Marshal(map[string]any{"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": status})
 	if err != nil {
 		k.t.Fatal(err)
 	}

@@ -171,8 +171,11 @@ func (n *Node) NewPod(spec PodSpec) *Pod {
 }
 
 // Add runs CNI ADD, again if it was run before.
-func (p *Pod) Add() error {
-	result, err := p.node.cni.AddNetworkList(context.Background(), p.list, p.runtime)
+func (p *Pod) Add() error { return p.AddContext(context.Background()) }
+
+// AddContext is Add whose plugin is killed when ctx is done.
+func (p *Pod) AddContext(ctx context.Context) error {
+	result, err := p.node.cni.AddNetworkList(ctx, p.list, p.runtime)
 	if err != nil {
 		return err
 	}
@@ -222,8 +225,11 @@ func (p *Pod) Check() error {
 
 // Del runs CNI DEL. The namespace stays until the test ends, as a container's
 // may, and DEL may be run again.
-func (p *Pod) Del() error {
-	return p.node.cni.DelNetworkList(context.Background(), p.list, p.runtime)
+func (p *Pod) Del() error { return p.DelContext(context.Background()) }
+
+// DelContext is Del whose plugin is killed when ctx is done.
+func (p *Pod) DelContext(ctx context.Context) error {
+	return p.node.cni.DelNetworkList(ctx, p.list, p.runtime)
 }
 
 // DelOnly runs CNI DEL of one of the network's plugins.

@@ -1,0 +1,30 @@
+package lab
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// Main is TestMain of a package that tests these of podmark's programs as they are now: what
+// lies in bin/ may be of another day.
+func Main(m *testing.M, programs ...string) (code int) {
+	dir, err := os.MkdirTemp("", "podmark-test-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	for _, program := range programs {
+		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, program), "../../plugins/"+program)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "building %s: %v\n%s", program, err, out)
+			return 1
+		}
+	}
+	Programs = dir
+	return m.Run()
+}
