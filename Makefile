@@ -1,6 +1,6 @@
 # Each verb is a script below scripts/; the scripts run from any folder.
 .DEFAULT_GOAL := help
-.PHONY: help demo bench scale build test lab lint verdict mutants startup conformance fuzz vuln tools clean
+.PHONY: help demo bench scale build test lab lint verdict mutants startup chaos conformance fuzz vuln tools clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\): ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -34,6 +34,9 @@ mutants: ## take out each static rule in turn, and have random packets find out 
 
 startup: ## start 1,000 pods in each way while clients try what is forbidden (STARTS=)
 	@scripts/startup.sh
+
+chaos: ## kill plugins and podmarkd while pods come and go, and flush rules, for an hour (LENGTH=)
+	@scripts/chaos.sh
 
 lint: ## check format, vet, staticcheck, shellcheck and package dependencies
 	@scripts/lint.sh
