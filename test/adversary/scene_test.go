@@ -82,10 +82,13 @@ func (s *scene) shoot(sh shot, b []byte) {
 }
 
 // keyOf is what a frame is known by: its last marker, or else what is behind the IP header,
-// which no router changes, or behind the Ethernet header.
+// which no router changes, or behind the Ethernet header and its tags, which somebody takes off.
 func keyOf(b []byte) []byte {
 	if all := marksIn(b); all != nil {
 		return all[len(all)-1]
+	}
+	for b[12] == 0x81 && b[13] == 0x00 || b[12] == 0x88 && b[13] == 0xa8 {
+		b = slices.Concat(b[:12], b[16:])
 	}
 	switch {
 	case b[12] == 0x08 && b[13] == 0x00:
