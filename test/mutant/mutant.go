@@ -87,7 +87,7 @@ func (r Rule) TakeOut(run Run) error {
 		return err
 	}
 	rules := chains[r.Chain]
-	same := func(o rule) bool { return values.ReplaceAllString(o.text, "") == values.ReplaceAllString(r.Text, "") }
+	same := func(o rule) bool { return canon(o.text) == canon(r.Text) }
 	at := r.Number - 1
 	if len(rules) <= at || !same(rules[at]) { // there may be a rule that logs in front
 		if at = slices.IndexFunc(rules, same); at < 0 {
@@ -108,9 +108,13 @@ var (
 	ruleLine  = regexp.MustCompile(`^\t\t(.*) # handle (\d+)$`)
 	counter   = regexp.MustCompile(`counter packets \d+ bytes \d+`)
 	ofProfile = regexp.MustCompile(`^[ei][46]-|^PODMARK-[EI]A?-`)
-	values    = regexp.MustCompile(`0x[0-9a-f]+|\{[^}]*\}|--dports \S+`)
+	values    = regexp.MustCompile(` & 0x[0-9a-f]+|== |0x[0-9a-f]+(/\d+)?|\{[^}]*\}|--dports \S+`)
 	target    = regexp.MustCompile(`-[jg] .*$`)
 )
+
+// canon is a rule without what differs from node to node. Of a mask in one piece nft writes how
+// long it is.
+func canon(text string) string { return values.ReplaceAllString(text, "") }
 
 type rule struct{ text, handle string }
 
