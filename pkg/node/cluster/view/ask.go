@@ -93,8 +93,9 @@ func (v *View) Answer(a Ask, now time.Time) (p *Pod, waits error) {
 		return p, fmt.Errorf("the UID of namespace %s is not known yet", a.Namespace)
 	}
 	world := v.world()
+	large := v.large(a.Namespace, v.decided[a.Namespace])
 	for _, k := range v.policies[a.Namespace] {
-		if !p.member().selects(k.Policy) {
+		if large[k] || !p.member().selects(k.Policy) {
 			continue
 		}
 		if err := v.waits(k, world, now); err != nil {
