@@ -135,13 +135,18 @@ type Sight struct {
 	view.Size
 	// Err is why what is in force may not be what the API says.
 	Err error
-	// Troubles are the policies that are not in force as the API has them.
-	Troubles []view.Trouble
 }
 
 // Sight tells it as it is now.
 func (c *Cluster) Sight() Sight {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return Sight{c.view.Size(), errors.Join(c.failed, c.view.Err()), c.view.Troubles(time.Now())}
+	return Sight{c.view.Size(), errors.Join(c.failed, c.view.Err())}
+}
+
+// Troubles are the policies that are not in force as the API has them, by namespace.
+func (c *Cluster) Troubles() []view.Trouble {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.view.Troubles(time.Now())
 }
