@@ -105,6 +105,12 @@ func policiesRow(row func(name, format string, args ...any), p node.PolicyStatus
 	if p.Error != "" {
 		row("trouble", "%s", p.Error)
 	}
+	for _, t := range p.Troubles {
+		row("policy", "%s: %s since %s: %s", t.Of(), t.Reason, t.Since.Format(time.RFC3339), t.Text)
+	}
+	if more := p.Troubled - len(p.Troubles); more > 0 {
+		row("policy", "and %d more that are not in force as the API has them", more)
+	}
 }
 
 // tunnels says what pods may not send.

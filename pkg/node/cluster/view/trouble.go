@@ -151,6 +151,19 @@ func (v *View) Troubles(now time.Time) (list []Trouble) {
 	return list
 }
 
+// Foremost are those of a list by namespace of which all can be told: some of each namespace,
+// so that none of them leaves no room for others.
+func Foremost(list []Trouble) (some []Trouble) {
+	const each, all = 4, 64
+	of := map[string]int{}
+	for _, t := range list {
+		if of[t.Namespace]++; of[t.Namespace] <= each && len(some) < all {
+			some = append(some, t)
+		}
+	}
+	return some
+}
+
 // troubleOf is what is wrong with a watch.
 func (v *View) troubleOf(w Watch) Trouble {
 	t := Trouble{Reason: ReasonNoAnswer, Text: v.blame(w).Error()}
