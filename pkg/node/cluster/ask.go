@@ -69,6 +69,10 @@ func (c *Cluster) Answer(ctx context.Context, r whois.Request) (whois.Answer, er
 		}
 		c.mu.Lock()
 		p, why := c.view.Answer(ask, time.Now())
+		if errors.Is(why, view.ErrRefused) { // the kubelet tries again
+			c.mu.Unlock()
+			return whois.Answer{}, fmt.Errorf("pod %s/%s: %w", ask.Namespace, ask.Pod, why)
+		}
 		// What is answered is what the last round has decided for, and it is in the kernel.
 		decided := p != nil && c.view.Decided(p)
 		if target == 0 && why == nil || target != 0 && c.done >= target && !decided {

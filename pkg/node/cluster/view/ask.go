@@ -85,6 +85,9 @@ func (v *View) Answer(a Ask, now time.Time) (p *Pod, waits error) {
 		return nil, errUnknown
 	}
 	for _, w := range []Watch{{Kind: Pods, Node: v.node}, {Kind: Policies, Namespace: a.Namespace}} {
+		if s := v.watches[w]; v.stuck(s, now) && s.err != nil && s.class != NoAnswer {
+			return p, fmt.Errorf("%w: %w", ErrRefused, s.err)
+		}
 		if !v.synced(w) {
 			return p, v.blame(w)
 		}
@@ -104,6 +107,10 @@ func (v *View) Answer(a Ask, now time.Time) (p *Pod, waits error) {
 	}
 	return p, nil
 }
+
+// ErrRefused: the API refuses to say what there is for the pod, which takes longer than an
+// ADD can wait.
+var ErrRefused = errors.New("the API does not show which policies the pod has")
 
 // errUnknown: whoever asks says so better.
 var errUnknown = errors.New("the pod is not known yet")
