@@ -25,6 +25,40 @@ func refuse(resource, namespace string, status int) func(*http.Request) int {
 	}
 }
 
+// A policy that is too large isolates its pods, allows nothing, and delays nobody else. It is in
+// force as soon as it is small.
+func TestTooLarge(t *testing.T) {
+	onNode(t, func(t *testing.T, k *lab.Kubernetes) {
+		var ports, rules []string
+		for p := range 200 {
+			ports = append(ports, fmt.Sprintf("{port: %d}", 2*p+8000)) // 8080 among them
+		}
+		for r := range 100 {
+			peers := []string{fromFar}
+			for p := range 49 {
+				peers = append(peers, fmt.Sprintf("{podSelector: {matchLabels: {app: peer-%d-%d}}}", r, p))
+			}
+			rules = append(rules, fmt.Sprintf("{from: [%s], ports: [%s]}", strings.Join(peers, ", "), strings.Join(ports, ", ")))
+		}
+		k.Apply(namespace("default", "") + namespace("other", ""))
+		far := k.AddHost("far", "10.2.0.1/24", "fd00:10:2::1/64")
+		k.Put(elsewhere(far, "far"))
+		web := k.RunPod(lab.Manifest{Name: "web", Labels: app("web")})
+		web.Listen(lab.TCP, port)
+		toWeb := lab.Request{Protocol: lab.TCP, To: web.At(lab.V4, port)}
+		k.Eventually("without a policy", far.NS, toWeb, lab.OK)
+		k.Apply(policy("web", "web", "policyTypes: [Ingress], ingress: ["+strings.Join(rules, ", ")+"]"))
+		k.RunPod(lab.Manifest{Namespace: "other", Name: "web", Labels: app("web")})
+		k.Eventually("with a large one", far.NS, toWeb, lab.Blocked)
+		waitFor(t, "the status says why", func() bool {
+			s, err := node.ReadStatus(ident.At(k.StateDir))
+			return err == nil && len(s.Policies.Troubles) == 1 && s.Policies.Troubles[0].Of() == "default/web" && s.Policies.Troubles[0].Reason == "TooLarge"
+		})
+		k.Apply(policy("web", "web", ingress(fromFar)))
+		k.Eventually("with a small one", far.NS, toWeb, lab.OK)
+	})
+}
+
 // What the API refuses for the policies of one namespace stays there: pods of another start,
 // and their policies follow, also after a restart of podmarkd.
 func TestRefused(t *testing.T) {

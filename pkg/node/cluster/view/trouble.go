@@ -175,45 +175,64 @@ func (v *View) troubleOf(w Watch) Trouble {
 	return t
 }
 
-// mostSize is how large the policies of a namespace may be that select pods of the node, all
-// of them together: what they take is a part of each round, for which the ADDs of others
-// wait. BenchmarkSize has what a size costs.
-const mostSize = 20_000
+// The policies of a namespace that select pods of the node may have so much together: it is
+// written in one change, for which the ADDs of all others wait, 10 s at the most. See
+// "Bounds" in docs/operations.md for what that takes.
+const (
+	// mostPeers counts the peers of all rules: a selector is two sets and two rules at least,
+	// and as much as blocksEach ipBlocks, which are a set together.
+	mostPeers  = 500
+	blocksEach = 100
+	// mostPairs counts the pairs of a peer and a port: iptables has a rule for 15 ports.
+	mostPairs = 20_000
+)
 
-// sizeOf is how large a policy is: the pairs of a peer and a port of all its rules. No less
-// than that many are the rules of iptables, which has 15 ports in one.
-func sizeOf(p desired.Policy) (size int) {
+// size is how large a policy is.
+type size struct{ peers, pairs int }
+
+func (s size) plus(o size) size { return size{s.peers + o.peers, s.pairs + o.pairs} }
+
+func (s size) tooLarge() bool { return s.peers > mostPeers || s.pairs > mostPairs }
+
+func (s size) compare(o size) int {
+	return cmp.Or(cmp.Compare(max(s.peers*mostPairs, s.pairs*mostPeers), max(o.peers*mostPairs, o.pairs*mostPeers)), cmp.Compare(s.peers, o.peers))
+}
+
+func sizeOf(p desired.Policy) (s size) {
 	for _, isolation := range []*desired.Isolation{p.Ingress, p.Egress} {
 		if isolation == nil {
 			continue
 		}
 		for _, r := range isolation.Rules {
-			size += max(1, len(r.Peers)+len(r.Blocks)) * max(1, len(r.Ports)+len(r.NamedPorts))
+			peers := max(1, len(r.Peers)+(len(r.Blocks)+blocksEach-1)/blocksEach)
+			s = s.plus(size{peers, peers * max(1, len(r.Ports)+len(r.NamedPorts))})
 		}
 	}
-	return size
+	return s
 }
 
 // large are the policies of a namespace that are too large for what the smaller ones leave.
 func (v *View) large(namespace string, pods []member) map[*known]bool {
-	total := 0
+	var total size
 	for _, p := range v.policies[namespace] {
-		total += p.size
+		total = total.plus(p.size)
 	}
-	if total <= mostSize {
+	if !total.tooLarge() {
 		return nil
 	}
 	list := slices.Clone(v.policies[namespace])
 	slices.SortFunc(list, func(a, b *known) int {
-		return cmp.Or(cmp.Compare(a.size, b.size), cmp.Compare(a.Name, b.Name), cmp.Compare(a.NamespaceUID, b.NamespaceUID))
+		return cmp.Or(a.size.compare(b.size), cmp.Compare(a.Name, b.Name), cmp.Compare(a.NamespaceUID, b.NamespaceUID))
 	})
-	large, total := map[*known]bool{}, 0
+	large, total := map[*known]bool{}, size{}
 	for _, p := range list {
 		if !selecting(p.Policy, pods) {
 			continue
 		}
-		if total += p.size; total > mostSize {
+		if next := total.plus(p.size); next.tooLarge() {
 			large[p] = true
+		} else {
+			total = next
 		}
 	}
 	return large
@@ -221,7 +240,7 @@ func (v *View) large(namespace string, pods []member) map[*known]bool {
 
 // tooLarge is what is to be said of a policy that is.
 func (p *known) tooLarge() error {
-	return fmt.Errorf("%w: it has %d pairs of a peer and a port, and those of a namespace that select pods of a node may have %d together: it allows nothing. Use fewer selectors or ranges of ports", errLarge, p.size, mostSize)
+	return fmt.Errorf("%w: it has %d peers, and %d pairs of a peer and a port; all policies of a namespace that select pods of a node may have %d and %d. It allows nothing: use fewer selectors, or ranges of ports", errLarge, p.size.peers, p.size.pairs, mostPeers, mostPairs)
 }
 
 var errLarge = errors.New("the policy is too large")

@@ -310,16 +310,21 @@ func TestTooLarge(t *testing.T) {
 	rules := func(label string, n int) *Policy {
 		p := isolating(label).of(label)
 		p.Pods = nil // all pods
-		for i := range n {
+		for i := range n { // a rule each
 			p.Ingress.Rules = append(p.Ingress.Rules, desired.Rule{Blocks: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 32)}})
 		}
 		return p
 	}
+	ports := rules("ports", 1)
+	for i := range mostPairs + 1 {
+		ports.Ingress.Rules[0].Ports = append(ports.Ingress.Rules[0].Ports, desired.Port{Protocol: desired.TCP, PortRange: desired.PortRange{First: uint16(2 * i), Last: uint16(2 * i)}})
+	}
 	w := neighbours(t, isolating("x", "client"))
 	w.put(rules("small", 10))
-	w.put(rules("large", mostSize+1))
+	w.put(rules("large", mostPeers+1))
+	w.put(ports)
 	w.put(in("other", rules("small", 10).of("other-small")))
-	elsewhere := rules("none", mostSize+1)
+	elsewhere := rules("none", mostPeers+1)
 	elsewhere.Pods = selects(app("none"))
 	w.put(elsewhere) // selects no pod here
 	for _, n := range []string{"shop", "other"} {
@@ -337,10 +342,10 @@ func TestTooLarge(t *testing.T) {
 		}
 		return strings.Join(out, ", ")
 	}
-	if got, want := count(), "other/small 10, other/x 1, shop/large 0, shop/small 10, shop/x 1"; got != want {
+	if got, want := count(), "other/small 10, other/x 1, shop/large 0, shop/ports 0, shop/small 10, shop/x 1"; got != want {
 		t.Errorf("in force: %s, want %s", got, want)
 	}
-	if list := w.Troubles(w.now); len(list) != 1 || list[0].Reason != ReasonTooLarge || list[0].Policy != "large" || list[0].UID != "" && list[0].UID != "large" || !strings.Contains(list[0].Text, fmt.Sprint(mostSize+1)) {
+	if list := w.Troubles(w.now); len(list) != 2 || list[0].Reason != ReasonTooLarge || list[0].Policy != "large" || !strings.Contains(list[0].Text, fmt.Sprint(mostPeers+1)) || list[1].Policy != "ports" || !strings.Contains(list[1].Text, fmt.Sprint(mostPairs+1)) {
 		t.Errorf("troubles %+v", list)
 	}
 	if !w.isolated("shop") {
@@ -348,12 +353,12 @@ func TestTooLarge(t *testing.T) {
 	}
 	w.restart()
 	w.run(time.Second)
-	if got, want := count(), "other/small 10, other/x 1, shop/large 0, shop/small 10, shop/x 1"; got != want {
+	if got, want := count(), "other/small 10, other/x 1, shop/large 0, shop/ports 0, shop/small 10, shop/x 1"; got != want {
 		t.Errorf("after a restart: %s, want %s", got, want)
 	}
 	w.put(rules("large", 100))
 	w.round()
-	if got, want := count(), "other/small 10, other/x 1, shop/large 100, shop/small 10, shop/x 1"; got != want || len(w.Troubles(w.now)) > 0 {
+	if got, want := count(), "other/small 10, other/x 1, shop/large 100, shop/ports 0, shop/small 10, shop/x 1"; got != want || len(w.Troubles(w.now)) != 1 {
 		t.Errorf("when it is small: %s, want %s; troubles %+v", got, want, w.Troubles(w.now))
 	}
 }

@@ -85,7 +85,7 @@ type known struct {
 	uid  UID
 	// apiUID is what the API has for uid; empty where a former podmarkd has left it.
 	apiUID string
-	size   int
+	size   size
 	needs  needs
 	since  time.Time
 	// gone is set once the API has it no more. It is enforced until that is known not to
