@@ -96,6 +96,8 @@ func policiesRow(row func(name, format string, args ...any), p node.PolicyStatus
 	how := "as it says"
 	if !p.Synced {
 		how = "not as it says"
+	} else if p.Troubled > 0 {
+		how = fmt.Sprintf("as it says but for %d policies", p.Troubled)
 	}
 	seen := ""
 	if p.Source == node.FromKubernetes {

@@ -165,9 +165,6 @@ func (p *policies) status() node.PolicyStatus {
 		if wrong == nil {
 			wrong = c.Err
 		}
-		if wrong == nil && len(troubles) > 0 {
-			wrong = fmt.Errorf("%s: %s", s.Troubles[0].Of(), s.Troubles[0].Text)
-		}
 	case following:
 		s = node.PolicyStatus{Source: node.FromKubernetes}
 	case p.folder != nil:

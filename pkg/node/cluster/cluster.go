@@ -141,7 +141,7 @@ type Sight struct {
 func (c *Cluster) Sight() Sight {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return Sight{c.view.Size(), errors.Join(c.failed, c.view.Err())}
+	return Sight{c.view.Size(), errors.Join(c.failed, c.view.Err(time.Now()))}
 }
 
 // Troubles are the policies that are not in force as the API has them, by namespace.

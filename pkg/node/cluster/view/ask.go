@@ -85,7 +85,7 @@ func (v *View) Answer(a Ask, now time.Time) (p *Pod, waits error) {
 		return nil, errUnknown
 	}
 	for _, w := range []Watch{{Kind: Pods, Node: v.node}, {Kind: Policies, Namespace: a.Namespace}} {
-		if s := v.watches[w]; v.stuck(s, now) && s.err != nil && s.class != NoAnswer {
+		if s := v.watches[w]; v.stuck(s, now) && s.refused() {
 			return p, fmt.Errorf("%w: %w", ErrRefused, s.err)
 		}
 		if !v.synced(w) {

@@ -116,7 +116,7 @@ func (v *View) idle(now time.Time) (list []*sight) {
 // means every pod makes superfluous those for others. What takes long is not waited for.
 func (v *View) premature(w Watch, now time.Time) bool {
 	for earlier := range v.wanted {
-		if s := v.watches[earlier]; w.follows(earlier) && (s == nil || !s.synced && (s.err == nil || s.class == NoAnswer) && now.Sub(s.begun) < hold) {
+		if s := v.watches[earlier]; w.follows(earlier) && (s == nil || !s.synced && !s.refused() && now.Sub(s.begun) < hold) {
 			return true
 		}
 	}
@@ -135,10 +135,12 @@ func (v *View) covered(s *sight) bool {
 }
 
 // Err is why what is in force may not be what the API says: of the first watch that is not
-// as it should be, as of a server that is away all say the same.
-func (v *View) Err() error {
+// as it should be, as of a server that is away all say the same. What the API refuses for
+// some policies is in [View.Troubles].
+func (v *View) Err(now time.Time) error {
 	for _, w := range slices.SortedFunc(maps.Keys(v.wanted), func(a, b Watch) int { return strings.Compare(a.String(), b.String()) }) {
-		if s := v.watches[w]; s == nil || s.err != nil || !s.synced {
+		s := v.watches[w]
+		if s == nil || s.err != nil && (s.class == NoAnswer || w.Node != "") || !s.synced && !v.stuck(s, now) {
 			return v.blame(w)
 		}
 	}

@@ -105,7 +105,7 @@ func (c Class) reason() Reason {
 }
 
 // Trouble is a policy that is not in force as the API has it. What is not known of it allows
-// nobody.
+// nobody, and what was known goes on to hold.
 type Trouble struct {
 	Namespace string `json:"namespace"`
 	// Policy is empty where the policies of the namespace are not known. UID is its, in the
@@ -123,7 +123,7 @@ func (v *View) Troubles(now time.Time) (list []Trouble) {
 	world := v.world()
 	for namespace, pods := range v.crowd() {
 		of := Watch{Kind: Policies, Namespace: namespace}
-		if v.stuck(v.watches[of], now) {
+		if s := v.watches[of]; v.stuck(s, now) || s != nil && s.synced && v.sick(of, now) {
 			t := v.troubleOf(of)
 			t.Namespace = namespace
 			list = append(list, t)
@@ -131,15 +131,17 @@ func (v *View) Troubles(now time.Time) (list []Trouble) {
 		large := v.large(namespace, pods)
 		for _, p := range v.policies[namespace] {
 			t := Trouble{Reason: ReasonTooLarge, Since: p.since}
-			switch lacks := v.lacks(p, world); {
+			needs := p.needs.in(world)
+			sick := slices.IndexFunc(needs, func(w Watch) bool { return v.sick(w, now) })
+			switch {
 			case !selecting(p.Policy, pods):
 				continue
 			case large[p]:
 				t.Text = p.tooLarge().Error()
-			case lacks == nil || now.Sub(p.since) <= hold:
+			case sick < 0 || now.Sub(p.since) <= hold:
 				continue
 			default:
-				t = v.troubleOf(*lacks)
+				t = v.troubleOf(needs[sick])
 			}
 			t.Namespace, t.Policy, t.UID = namespace, p.Name, p.apiUID
 			list = append(list, t)
@@ -163,6 +165,18 @@ func Foremost(list []Trouble) (some []Trouble) {
 	}
 	return some
 }
+
+// sick reports whether what a watch would see is not known, or the API has refused for a
+// while to say what has changed since.
+func (v *View) sick(w Watch, now time.Time) bool {
+	return !slices.ContainsFunc(w.coveredBy(), func(by Watch) bool {
+		s := v.watches[by]
+		return s != nil && s.synced && !(s.refused() && now.Sub(s.failing) > slow)
+	})
+}
+
+// refused reports whether the API answers, and does not show what is watched.
+func (s *sight) refused() bool { return s.err != nil && s.class != NoAnswer }
 
 // troubleOf is what is wrong with a watch.
 func (v *View) troubleOf(w Watch) Trouble {

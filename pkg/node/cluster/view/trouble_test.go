@@ -304,6 +304,53 @@ func TestAway(t *testing.T) {
 	}
 }
 
+// What the API refuses only once it was known goes on to hold, and is told after a while. The
+// node is followed all the same; but for an API that is away, or refuses the node's own pods.
+func TestRefusedLater(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		watch   func(Watch) bool
+		status  int
+		trouble Reason // empty for none
+		err     bool
+	}{
+		{"pods of a policy", func(w Watch) bool { return w.Namespace == "shop" && w.Kind == Pods }, 403, ReasonForbidden, false},
+		{"policies", func(w Watch) bool { return w.Namespace == "shop" && w.Kind == Policies }, 403, ReasonForbidden, false},
+		{"pods of the node", func(w Watch) bool { return w.Node != "" }, 403, "", true},
+		{"the API is away", func(Watch) bool { return true }, 0, "", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := neighbours(t, isolating("x", "client"))
+			w.Expect(askIn("shop"), w.now)
+			w.round()
+			w.attach(askIn("shop"), "10.0.0.1")
+			w.Stir()
+			w.round()
+			if err := w.Err(w.now); err != nil || len(w.Troubles(w.now)) > 0 {
+				t.Fatalf("error %v, troubles %+v", err, w.Troubles(w.now))
+			}
+			for watch := range w.watches {
+				if tt.watch(watch) {
+					w.Failed(watch, fmt.Errorf("status %d", tt.status), ClassOf(tt.status), w.now)
+				}
+			}
+			if w.run(time.Second); len(w.Troubles(w.now)) > 0 {
+				t.Errorf("at once, troubles %+v", w.Troubles(w.now))
+			}
+			w.run(slow)
+			if got := w.peers("shop"); !slices.Equal(got, []string{"10.9.0.1"}) {
+				t.Errorf("peers %q", got)
+			}
+			if err := w.Err(w.now); (err != nil) != tt.err {
+				t.Errorf("error %v", err)
+			}
+			if list := w.Troubles(w.now); tt.trouble == "" && len(list) > 0 || tt.trouble != "" && (len(list) != 1 || list[0].Reason != tt.trouble || list[0].Namespace != "shop") {
+				t.Errorf("troubles %+v", list)
+			}
+		})
+	}
+}
+
 // Policies that are too large together are refused from the largest on: these isolate, and
 // allow nothing. All others are in force.
 func TestTooLarge(t *testing.T) {
