@@ -12,8 +12,15 @@ func TestPauseAfter(t *testing.T) {
 		random   float64
 		want     time.Duration
 	}{
-		{1, 0, time.Second / 2}, {1, 1, time.Second}, {2, 1, 2 * time.Second}, {3, 0, 2 * time.Second}, {6, 1, 32 * time.Second},
-		{7, 1, time.Minute}, {7, 0, time.Minute / 2}, {8, 1, time.Minute}, {1 << 40, 1, time.Minute},
+		{1, 0, time.Second / 2},
+		{1, 1, time.Second},
+		{2, 1, 2 * time.Second},
+		{3, 0, 2 * time.Second},
+		{6, 1, 32 * time.Second},
+		{7, 1, time.Minute},
+		{7, 0, time.Minute / 2},
+		{8, 1, time.Minute},
+		{1 << 40, 1, time.Minute},
 	} {
 		if got := pauseAfter(tt.failures, tt.random); got != tt.want {
 			t.Errorf("after %d failures, with %v: %s, want %s", tt.failures, tt.random, got, tt.want)

@@ -56,7 +56,7 @@ type Cluster struct {
 	active      bool
 	// unanswered counts, by namespace, questions in a row that the API has not answered.
 	unanswered map[string]int
-	ctx         context.Context // that of Run, for the watches it starts
+	ctx        context.Context // that of Run, for the watches it starts
 }
 
 // New makes a cluster that is not followed yet.

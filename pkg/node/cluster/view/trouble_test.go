@@ -356,7 +356,7 @@ func TestRefusedLater(t *testing.T) {
 func TestTooLarge(t *testing.T) {
 	rules := func(label string, n int) *Policy {
 		p := isolating(label).of(label)
-		p.Pods = nil // all pods
+		p.Pods = nil       // all pods
 		for i := range n { // a rule each
 			p.Ingress.Rules = append(p.Ingress.Rules, desired.Rule{Blocks: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 32)}})
 		}
