@@ -184,12 +184,20 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 	return applied, nil
 }
 
-// fillNew makes the sets that only to has, so that a large one does not come with all the
-// rest at once. from is returned with them.
+// fewMembers is how many members of new sets come with all the rest at once.
+const fewMembers = 4096
+
+// fillNew makes those of the sets that only to has that do not come with all the rest at once,
+// because they are large: each takes a change of its own. from is returned with them.
 func (n Node) fillNew(ctx context.Context, f file, from, to desired.State) (desired.State, error) {
 	from.PeerSets, from.TupleSets = maps.Clone(from.PeerSets), maps.Clone(from.TupleSets)
+	left := fewMembers
 	for set := range to.EachSet() {
 		if from.Has(set) {
+			continue
+		}
+		if n := set.Size(); n <= left {
+			left -= n
 			continue
 		}
 		if _, err := n.backend(f).Fill(ctx, set); err != nil {

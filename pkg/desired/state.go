@@ -251,6 +251,17 @@ func (s State) Has(other State) bool {
 	return true
 }
 
+// Size is how many members the sets of s have.
+func (s State) Size() (members int) {
+	for _, set := range s.PeerSets {
+		members += len(set.Addrs)
+	}
+	for _, set := range s.TupleSets {
+		members += len(set.Tuples)
+	}
+	return members
+}
+
 // Names reports whether s has one of the sets of m.
 func (s State) Names(m Members) bool {
 	for id := range m.Peers {

@@ -106,7 +106,7 @@ func checkBehind(f Facts) []Finding {
 	// Without a watch there is nothing to wait for.
 	hopeless := p.Source == node.FromKubernetes && p.Watches == 0
 	if p.Synced || p.Error == "" || !hopeless && f.Now.Sub(p.Since) < patience {
-		return nil
+		return troubled(p)
 	}
 	found := Finding{
 		Severity: Error,
@@ -122,6 +122,20 @@ func checkBehind(f Facts) []Finding {
 		found.Mend = "# mend the manifest; podmarkd reads the folder again by itself"
 	}
 	return []Finding{found}
+}
+
+// troubled is what is wrong with single policies.
+func troubled(p node.PolicyStatus) []Finding {
+	if len(p.Troubles) == 0 {
+		return nil
+	}
+	t := p.Troubles[0]
+	return []Finding{{
+		Severity: Warning,
+		What:     fmt.Sprintf("%d policies are not in force as the Kubernetes API has them, of which %s: %s since %s: %s", p.Troubled, t.Of(), t.Reason, t.Since.Format(time.RFC3339), t.Text),
+		Why:      "what is not known of them allows nobody, and where the policies of a namespace are not known, none of its pods starts",
+		Mend:     fmt.Sprintf("kubectl -n %s get events  # and mend the policy, or podmarkd's rights: the roles of conf/; podmarkctl status names the others", t.Namespace),
+	}}
 }
 
 func checkOpen(f Facts) []Finding {

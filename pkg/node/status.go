@@ -73,6 +73,30 @@ type PolicyStatus struct {
 	Policies int `json:"policies"`
 	Watches  int `json:"watches"`
 	Pods     int `json:"pods"`
+	// Troubled policies are not in force as the API has them, and Troubles are some of them.
+	Troubled int             `json:"troubled,omitempty"`
+	Troubles []PolicyTrouble `json:"troubles,omitempty"`
+}
+
+// PolicyTrouble is a policy that is not in force as the API has it. What is not known of it
+// allows nobody.
+type PolicyTrouble struct {
+	Namespace string `json:"namespace"`
+	// Policy is empty where the policies of the namespace are not known: what was in force
+	// there still is.
+	Policy string `json:"policy,omitempty"`
+	// Reason is one of NoAnswer, Failing, Forbidden, Refused and TooLarge.
+	Reason string    `json:"reason"`
+	Since  time.Time `json:"since"`
+	Text   string    `json:"text"`
+}
+
+// Of is what is in trouble: "shop/web", or "all of shop".
+func (t PolicyTrouble) Of() string {
+	if t.Policy == "" {
+		return "all of " + t.Namespace
+	}
+	return t.Namespace + "/" + t.Policy
 }
 
 // After is the status when it was before until now.

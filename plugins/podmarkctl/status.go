@@ -96,6 +96,8 @@ func policiesRow(row func(name, format string, args ...any), p node.PolicyStatus
 	how := "as it says"
 	if !p.Synced {
 		how = "not as it says"
+	} else if p.Troubled > 0 {
+		how = fmt.Sprintf("as it says but for %d policies", p.Troubled)
 	}
 	seen := ""
 	if p.Source == node.FromKubernetes {
@@ -104,6 +106,12 @@ func policiesRow(row func(name, format string, args ...any), p node.PolicyStatus
 	row("policies", "from %s, %d in force, %s since %s%s", from, p.Policies, how, p.Since.Format(time.RFC3339), seen)
 	if p.Error != "" {
 		row("trouble", "%s", p.Error)
+	}
+	for _, t := range p.Troubles {
+		row("policy", "%s: %s since %s: %s", t.Of(), t.Reason, t.Since.Format(time.RFC3339), t.Text)
+	}
+	if more := p.Troubled - len(p.Troubles); more > 0 {
+		row("policy", "and %d more that are not in force as the API has them", more)
 	}
 }
 

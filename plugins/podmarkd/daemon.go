@@ -187,7 +187,12 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 			return err
 		}
 		defer e.stop()
-		tell = e.looked
+		of := newPolicyEvents(e.client, name, log)
+		defer of.stop()
+		tell = func(l node.Look) {
+			e.looked(l)
+			of.tell(policies.troubles(), time.Now())
+		}
 	}
 	r := &reporter{
 		log: log, metrics: m, tell: tell, store: n.Store, policies: policies.status,

@@ -38,6 +38,7 @@ const (
 // events tells the API server what an operator of the cluster should know of this
 // node, as events on its Node. They are sent in the background, and may be forbidden.
 type events struct {
+	client   *rest.RESTClient
 	recorder record.EventRecorder
 	node     *corev1.ObjectReference
 	stop     func()
@@ -53,6 +54,7 @@ func newEvents(api *rest.Config, nodeName string) (*events, error) {
 	b := record.NewBroadcaster(record.WithCorrelatorOptions(record.CorrelatorOptions{BurstSize: eventBurst, QPS: eventQPS}))
 	b.StartRecordingToSink(eventSink{client})
 	return &events{
+		client:   client,
 		recorder: b.NewRecorder(runtime.NewScheme(), corev1.EventSource{Component: "podmarkd", Host: nodeName}),
 		// The kubelet's own events have the name for a UID, and kubectl describe finds them by it.
 		node:    &corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: nodeName, UID: types.UID(nodeName)},

@@ -51,6 +51,26 @@ func (m *metrics) following(c *cluster.Cluster) {
 	}
 }
 
+// troubled exports how many policies are not in force as the Kubernetes API has them.
+type troubled struct{ list func() []view.Trouble }
+
+var troubledDesc = prometheus.NewDesc("podmark_policies_troubled",
+	"Policies of the Kubernetes API that are not in force as they are there, or namespaces of which none are known, by reason.", []string{"reason"}, nil)
+
+// Describe implements [prometheus.Collector].
+func (troubled) Describe(to chan<- *prometheus.Desc) { to <- troubledDesc }
+
+// Collect implements [prometheus.Collector].
+func (t troubled) Collect(to chan<- prometheus.Metric) {
+	of := map[view.Reason]int{}
+	for _, trouble := range t.list() {
+		of[trouble.Reason]++
+	}
+	for _, reason := range view.Reasons {
+		to <- prometheus.MustNewConstMetric(troubledDesc, prometheus.GaugeValue, float64(of[reason]), string(reason))
+	}
+}
+
 // follow exports whether what is followed is in force.
 func (m *metrics) follow(status func() node.PolicyStatus) {
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{

@@ -15,6 +15,7 @@ import (
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/node/cluster"
+	"github.com/podmark/podmark/pkg/node/cluster/view"
 	"github.com/podmark/podmark/pkg/whois"
 )
 
@@ -54,6 +55,7 @@ func (o daemonOptions) newPolicies(n apply.Node, api *rest.Config, log *slog.Log
 		p.cluster.Node.Cache = &apply.Cache{}
 	}
 	m.following(p.cluster)
+	m.registry.MustRegister(troubled{p.troubles})
 	if o.policyDir != "" {
 		defaults, err := config.ParseEntry([]byte(`{"iptablesMarkMask": "auto"}`), "none", "1.0.0")
 		if err != nil {
@@ -125,6 +127,14 @@ func (p *policies) reclaimed(r apply.Reclaimed) {
 	}
 }
 
+// troubles are the policies of the Kubernetes API that are not in force as they are there.
+func (p *policies) troubles() []view.Trouble {
+	if p.cluster == nil {
+		return nil
+	}
+	return p.cluster.Troubles()
+}
+
 // folderRead takes over how the folder was read.
 func (p *policies) folderRead(done apply.Applied, err error) {
 	p.reclaimed(done.Reclaimed)
@@ -147,6 +157,11 @@ func (p *policies) status() node.PolicyStatus {
 	case following && p.cluster != nil:
 		c := p.cluster.Sight()
 		s = node.PolicyStatus{Source: node.FromKubernetes, Policies: c.Policies, Watches: c.Watches, Pods: c.Pods}
+		troubles := p.cluster.Troubles()
+		s.Troubled = len(troubles)
+		for _, t := range view.Foremost(troubles) {
+			s.Troubles = append(s.Troubles, node.PolicyTrouble{Namespace: t.Namespace, Policy: t.Policy, Reason: string(t.Reason), Since: t.Since, Text: cluster.Line(t.Text)})
+		}
 		if wrong == nil {
 			wrong = c.Err
 		}
@@ -158,7 +173,7 @@ func (p *policies) status() node.PolicyStatus {
 		s.Source = node.FromNobody
 	}
 	if wrong != nil {
-		s.Error = wrong.Error()
+		s.Error = cluster.Line(wrong.Error())
 	}
 	s.Socket = p.socket
 	return s

@@ -18,8 +18,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -56,6 +58,7 @@ type Server struct {
 
 	scheme *runtime.Scheme
 	meters meters
+	refuse atomic.Pointer[func(*http.Request) int]
 
 	mu          sync.RWMutex
 	resources   []Resource
@@ -136,6 +139,16 @@ func (s *Server) Delete(r Resource, namespace, name string) error {
 	defer s.mu.Unlock()
 	_, err := s.remove(r, namespace, name)
 	return err
+}
+
+// Refuse has requests answered with a status of HTTP, as f says; 0 lets one through. A nil f
+// refuses none. Watches that are open go on until [Server.Disconnect].
+func (s *Server) Refuse(f func(*http.Request) int) {
+	if f == nil {
+		s.refuse.Store(nil)
+		return
+	}
+	s.refuse.Store(&f)
 }
 
 // Disconnect ends all watches; clients may start others at once.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -358,5 +359,33 @@ func TestWrongRequests(t *testing.T) {
 		if err := json.Unmarshal(body, &status); err != nil || response.StatusCode != tt.code || status.Kind != "Status" || int(status.Code) != tt.code {
 			t.Errorf("%s %s: %d %s, %v; want a Status of %d", tt.method, tt.path, response.StatusCode, body, err, tt.code)
 		}
+	}
+}
+
+// What is refused has the status that the test says, and goes on when nothing is any more.
+func TestRefuse(t *testing.T) {
+	api, client, _ := serve(t)
+	list := func(r fakeapi.Resource) error {
+		_, err := client.Resource(gvr(r)).Namespace("shop").List(t.Context(), metav1.ListOptions{})
+		return err
+	}
+	for _, status := range []int{400, 403, 413, 414, 422, 431, 503} {
+		api.Refuse(func(r *http.Request) int {
+			if strings.HasSuffix(r.URL.Path, "/pods") {
+				return status
+			}
+			return 0
+		})
+		var refused apierrors.APIStatus
+		if err := list(pods); !errors.As(err, &refused) || int(refused.Status().Code) != status {
+			t.Errorf("status %d: %v", status, err)
+		}
+		if err := list(policies); err != nil {
+			t.Errorf("status %d, of another resource: %v", status, err)
+		}
+	}
+	api.Refuse(nil)
+	if err := list(pods); err != nil {
+		t.Error(err)
 	}
 }

@@ -84,6 +84,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		q.fail(w, apierrors.NewGenericServerResponse(http.StatusNotAcceptable, r.Method, q.resource.groupResource(), q.name, err.Error(), 0, true))
 		return
 	}
+	if refuse := s.refuse.Load(); refuse != nil {
+		if status := (*refuse)(r); status != 0 {
+			q.fail(w, apierrors.NewGenericServerResponse(status, r.Method, q.resource.groupResource(), q.name, "refused "+r.URL.RequestURI(), 0, true))
+			return
+		}
+	}
 	if r.Method == http.MethodGet && q.name == "" {
 		s.collection(w, r, q)
 		return

@@ -19,6 +19,7 @@ import (
 var (
 	APIPods       = fakeapi.Resource{Version: "v1", Name: "pods", Kind: "Pod", Namespaced: true}
 	APINamespaces = fakeapi.Resource{Version: "v1", Name: "namespaces", Kind: "Namespace"}
+	APIEvents     = fakeapi.Resource{Version: "v1", Name: "events", Kind: "Event", Namespaced: true}
 	APIPolicies   = fakeapi.Resource{Group: "networking.k8s.io", Version: "v1", Name: "networkpolicies", Kind: "NetworkPolicy", Namespaced: true}
 )
 
@@ -63,7 +64,7 @@ func (o *Output) String() string {
 func (n *Node) Kubernetes(keys Plugin) *Kubernetes {
 	n.t.Helper()
 	k := &Kubernetes{
-		Node: n, API: fakeapi.New(APIPods, APINamespaces, APIPolicies, fakeapi.Resource{Version: "v1", Name: "services", Kind: "Service", Namespaced: true}),
+		Node: n, API: fakeapi.New(APIPods, APINamespaces, APIPolicies, APIEvents, fakeapi.Resource{Version: "v1", Name: "services", Kind: "Service", Namespaced: true}),
 		confDir: filepath.Join(n.Dir, "net.d"), kubeconfig: filepath.Join(n.Dir, "api.kubeconfig"), log: &Output{},
 	}
 	with := Plugin{"policy": "kubernetes"}

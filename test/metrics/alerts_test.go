@@ -45,6 +45,10 @@ func TestAlerts(t *testing.T) {
 			[]store{{of("podmark_last_look_timestamp_seconds", steady(now-301))}},
 			[]store{{of("podmark_last_look_timestamp_seconds", steady(now-60))}},
 		},
+		"PodmarkPoliciesTroubled": {
+			[]store{{of("podmark_policies_troubled", steady(2), "reason", "Forbidden")}},
+			[]store{{of("podmark_policies_troubled", steady(0), "reason", "Forbidden")}},
+		},
 		"PodmarkPoliciesNotSynced": {[]store{{of("podmark_policies_synced", steady(0))}}, []store{{of("podmark_policies_synced", steady(1))}}},
 		"PodmarkFlowsUnjudged":     {[]store{{of("podmark_offloaded_flows_unjudged", steady(3))}}, []store{{of("podmark_offloaded_flows_unjudged", steady(0))}}},
 		"PodmarkMaskExhausted": {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -15,8 +16,24 @@ import (
 // fetchEvery is how often the API is asked for a pod that the watch does not show.
 const fetchEvery = time.Second
 
-// askAgain is how long after the API has not answered a question it is asked again.
-const askAgain = time.Second
+// After the API has not answered a question it is asked again: after askAgain, then twice as
+// long each time, up to askSeldom.
+const (
+	askAgain  = time.Second
+	askSeldom = time.Minute
+)
+
+// pauseAfter is how long to wait after so many failures, 1 or more: of the longest pause
+// between half and all, by a number from 0 to 1, so that nodes do not ask at once.
+func pauseAfter(failures int, random float64) time.Duration {
+	longest := askAgain
+	for range failures - 1 {
+		if longest = min(2*longest, askSeldom); longest == askSeldom {
+			break
+		}
+	}
+	return longest/2 + time.Duration(random*float64(longest/2))
+}
 
 // Answer tells who a pod is, once all that its policies mean is known and in the kernel.
 // The pod's own rules come with its ADD.
@@ -52,6 +69,10 @@ func (c *Cluster) Answer(ctx context.Context, r whois.Request) (whois.Answer, er
 		}
 		c.mu.Lock()
 		p, why := c.view.Answer(ask, time.Now())
+		if errors.Is(why, view.ErrRefused) { // the kubelet tries again
+			c.mu.Unlock()
+			return whois.Answer{}, fmt.Errorf("pod %s/%s: %w", ask.Namespace, ask.Pod, why)
+		}
 		// What is answered is what the last round has decided for, and it is in the kernel.
 		decided := p != nil && c.view.Decided(p)
 		if target == 0 && why == nil || target != 0 && c.done >= target && !decided {
@@ -121,15 +142,20 @@ func (c *Cluster) inquire(ctx context.Context, namespace string) {
 	}
 	is, err := c.spaceOf(ctx, namespace)
 	<-c.asking
-	if err != nil {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(askAgain):
-		}
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if err != nil {
+		c.unanswered[namespace]++
+		pause := pauseAfter(c.unanswered[namespace], rand.Float64())
+		c.mu.Unlock()
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+		c.mu.Lock()
+	} else {
+		delete(c.unanswered, namespace)
+	}
 	c.view.Told(namespace, is, err)
 	c.poke()
 	c.announce()

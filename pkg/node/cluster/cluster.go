@@ -6,7 +6,7 @@
 // view), which knows what has changed since it was last enforced; rounds (rounds.go) carry
 // that out, many events at once. The plugin asks for pods that start (ask.go).
 //
-// It writes nothing to the API. While the API server does not answer, what was known last
+// It writes nothing to the API; the events about policies are podmarkd's. While the API server does not answer, what was known last
 // goes on being enforced.
 package cluster
 
@@ -54,7 +54,9 @@ type Cluster struct {
 	news        chan struct{}
 	failed      error
 	active      bool
-	ctx         context.Context // that of Run, for the watches it starts
+	// unanswered counts, by namespace, questions in a row that the API has not answered.
+	unanswered map[string]int
+	ctx        context.Context // that of Run, for the watches it starts
 }
 
 // New makes a cluster that is not followed yet.
@@ -65,7 +67,7 @@ func New(node apply.Node, nodeName string, api *rest.Config, log *slog.Logger) (
 	}
 	c := &Cluster{
 		Name: nodeName, API: api, Log: log, clients: clients, poked: make(chan struct{}, 1), asking: make(chan struct{}, questions),
-		words: newWords(), watches: map[view.Watch]*watching{}, news: make(chan struct{}),
+		words: newWords(), watches: map[view.Watch]*watching{}, news: make(chan struct{}), unanswered: map[string]int{},
 	}
 	c.view = view.New(nodeName, func(network string) bool { return c.Follows != nil && c.Follows(network) })
 	c.Node = node
@@ -139,5 +141,12 @@ type Sight struct {
 func (c *Cluster) Sight() Sight {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return Sight{c.view.Size(), errors.Join(c.failed, c.view.Err())}
+	return Sight{c.view.Size(), errors.Join(c.failed, c.view.Err(time.Now()))}
+}
+
+// Troubles are the policies that are not in force as the API has them, by namespace.
+func (c *Cluster) Troubles() []view.Trouble {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.view.Troubles(time.Now())
 }

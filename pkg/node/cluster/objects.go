@@ -42,7 +42,7 @@ func (c *Cluster) object(v any) (view.Object, error) {
 		return &view.Namespace{Name: v.Name, Labels: c.words.labels(labels)}, nil
 	case *networkingv1.NetworkPolicy:
 		compiled, unclear := policy.Object(v)
-		return &view.Policy{Policy: compiled, UID: view.UIDOf(string(v.UID)), Unclear: unclear}, nil
+		return &view.Policy{Policy: compiled, UID: view.UIDOf(string(v.UID)), APIUID: string(v.UID), Unclear: unclear}, nil
 	}
 	return nil, fmt.Errorf("a %T is none of the objects that are watched", v)
 }

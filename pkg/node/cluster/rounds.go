@@ -116,7 +116,7 @@ func (c *Cluster) remember() error {
 }
 
 // turn has a round, if one is due. Before the first one everything must be known that a
-// policy means: what was enforced before goes on until then.
+// policy means, but for what the API refuses: what was enforced before goes on until then.
 func (c *Cluster) turn(ctx context.Context) (r Round, did bool) {
 	r.Time = time.Now()
 	c.mu.Lock()
@@ -129,10 +129,10 @@ func (c *Cluster) turn(ctx context.Context) (r Round, did bool) {
 			c.view.Attach(records)
 		}
 	}
-	all := c.follow(r.Time)
+	ready := c.follow(r.Time)
 	c.speak()
 	settings := c.settings
-	due := c.view.Begun() && c.view.Changed() || !c.view.Begun() && all
+	due := c.view.Begun() && c.view.Changed() || !c.view.Begun() && ready
 	c.mu.Unlock()
 	if !due {
 		return r, false
@@ -163,9 +163,9 @@ func (c *Cluster) decide(records []ident.Record) apply.Revision {
 }
 
 // follow has those things watched and asked that are to be, and reports whether everything
-// is known that there is to know.
-func (c *Cluster) follow(now time.Time) (all bool) {
-	begin, end, all := c.view.Plan(now)
+// is known that there is to wait for.
+func (c *Cluster) follow(now time.Time) (ready bool) {
+	begin, end, ready := c.view.Plan(now)
 	for _, w := range begin {
 		c.watches[w] = c.start(c.ctx, w)
 	}
@@ -177,5 +177,5 @@ func (c *Cluster) follow(now time.Time) (all bool) {
 	for _, namespace := range c.view.Questions() {
 		go c.inquire(c.ctx, namespace)
 	}
-	return all
+	return ready
 }

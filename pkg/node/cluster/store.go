@@ -69,12 +69,14 @@ func (c *Cluster) start(ctx context.Context, w view.Watch) *watching {
 	lw.ListWithContextFunc = func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 		out, err := list(ctx, o)
 		s.tell(err)
-		return out, err
+		return out, shortened(err)
 	}
 	lw.WatchFuncWithContext = func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 		out, err := open(ctx, o)
-		s.tell(err)
-		return out, err
+		if o.SendInitialEvents == nil || classOf(err) != view.TooMuch { // else it is listed
+			s.tell(err)
+		}
+		return out, shortened(err)
 	}
 	r := cache.NewReflectorWithOptions(lw, example, s, cache.ReflectorOptions{Name: w.String()})
 	go r.RunWithContext(ctx)
@@ -87,14 +89,30 @@ func (s *watching) tell(err error) {
 	if apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || errors.Is(err, context.Canceled) {
 		return
 	}
+	class := classOf(err)
+	if err != nil {
+		err = shortened(fmt.Errorf("watching %s: %w", s.Watch, err))
+	}
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
-	if err != nil {
-		err = fmt.Errorf("watching %s: %w", s.Watch, err)
+	if s.ended {
+		return
 	}
-	if !s.ended && s.c.view.Failed(s.Watch, err) {
+	if s.c.view.Failed(s.Watch, err, class, time.Now()) {
 		s.c.Log.Warn("the API server does not show what policies need", "error", err)
 	}
+	if err != nil {
+		s.c.poke() // another watch may take its place
+	}
+}
+
+// classOf is how the API has failed.
+func classOf(err error) view.Class {
+	var answer apierrors.APIStatus
+	if !errors.As(err, &answer) {
+		return view.ClassOf(0)
+	}
+	return view.ClassOf(int(answer.Status().Code))
 }
 
 // Transformer makes client-go's own stores keep as little as ours.
@@ -157,7 +175,7 @@ var _ cache.TransformingStore = (*watching)(nil)
 func (c *Cluster) fetch(ctx context.Context, n view.Name) (*view.Pod, error) {
 	var p corev1.Pod
 	if err := c.clients.core.Get().Namespace(n.Namespace).Resource(string(view.Pods)).Name(n.Name).Do(ctx).Into(&p); err != nil {
-		return nil, fmt.Errorf("asking for pod %s/%s: %w", n.Namespace, n.Name, err)
+		return nil, shortened(fmt.Errorf("asking for pod %s/%s: %w", n.Namespace, n.Name, err))
 	}
 	return c.trim(&p).Pod, nil
 }

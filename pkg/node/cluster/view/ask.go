@@ -85,6 +85,9 @@ func (v *View) Answer(a Ask, now time.Time) (p *Pod, waits error) {
 		return nil, errUnknown
 	}
 	for _, w := range []Watch{{Kind: Pods, Node: v.node}, {Kind: Policies, Namespace: a.Namespace}} {
+		if s := v.watches[w]; v.stuck(s, now) && s.refused() {
+			return p, fmt.Errorf("%w: %w", ErrRefused, s.err)
+		}
 		if !v.synced(w) {
 			return p, v.blame(w)
 		}
@@ -93,8 +96,9 @@ func (v *View) Answer(a Ask, now time.Time) (p *Pod, waits error) {
 		return p, fmt.Errorf("the UID of namespace %s is not known yet", a.Namespace)
 	}
 	world := v.world()
+	large := v.large(a.Namespace, v.decided[a.Namespace])
 	for _, k := range v.policies[a.Namespace] {
-		if !p.member().selects(k.Policy) {
+		if large[k] || !p.member().selects(k.Policy) {
 			continue
 		}
 		if err := v.waits(k, world, now); err != nil {
@@ -103,6 +107,10 @@ func (v *View) Answer(a Ask, now time.Time) (p *Pod, waits error) {
 	}
 	return p, nil
 }
+
+// ErrRefused: the API refuses to say what there is for the pod, which takes longer than an
+// ADD can wait.
+var ErrRefused = errors.New("the API does not show which policies the pod has")
 
 // errUnknown: whoever asks says so better.
 var errUnknown = errors.New("the pod is not known yet")

@@ -83,13 +83,16 @@ func (v *View) effective(now time.Time) (list []desired.Policy, waits bool) {
 		applied[id{p.Namespace, p.NamespaceUID, p.Name}] = p
 	}
 	for namespace, pods := range v.decided {
+		large := v.large(namespace, pods)
 		for _, p := range v.policies[namespace] {
 			former, was := applied[id{namespace, p.NamespaceUID, p.Name}]
 			switch {
 			case !selecting(p.Policy, pods) && !(was && selecting(former, pods)):
+			case large[p]:
+				list = append(list, closed(p.Policy))
 			case v.waits(p, w, now) == nil:
 				if selecting(p.Policy, pods) {
-					list = append(list, p.Policy)
+					list = append(list, p.certain(w))
 				}
 			default:
 				waits = true

@@ -69,9 +69,11 @@ type Namespace struct {
 }
 
 // Policy is a NetworkPolicy. Unclear is what of it is not understood, and allows nothing.
+// APIUID is its UID as the API has it.
 type Policy struct {
 	desired.Policy
 	UID     UID
+	APIUID  string
 	Unclear error
 }
 

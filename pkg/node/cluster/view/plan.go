@@ -1,6 +1,7 @@
 package view
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -14,60 +15,108 @@ import (
 // go.
 const linger = time.Minute
 
-// Plan says which watches are to begin and to end, and takes that for done. all is set
-// where everything is known that there is to know.
-func (v *View) Plan(now time.Time) (begin, end []Watch, all bool) {
+// mostIdle is how many watches linger at most: who changes policies all the time would
+// otherwise have more than [most].
+const mostIdle = 64
+
+// Plan says which watches are to begin and to end, and takes that for done. ready is set
+// where everything is known that there is to know, or nobody is to wait for it any more.
+func (v *View) Plan(now time.Time) (begin, end []Watch, ready bool) {
 	maps.DeleteFunc(v.expected, func(_ Ask, e *expectation) bool { return now.After(e.until) })
+	maps.DeleteFunc(v.tooMuch, func(_ Watch, until time.Time) bool { return now.After(until) })
 	wanted := map[Watch]bool{{Kind: Pods, Node: v.node}: true}
 	w := v.world()
 	crowd := v.crowd()
 	for namespace, pods := range crowd {
 		wanted[Watch{Kind: Policies, Namespace: namespace}] = true
+		large := v.large(namespace, pods)
+		needed := map[Watch]bool{}
 		for _, p := range v.policies[namespace] {
-			if selecting(p.Policy, pods) {
+			if selecting(p.Policy, pods) && !large[p] {
 				for _, watch := range p.needs.in(w) {
-					wanted[watch] = true
+					needed[watch] = true
 				}
 			}
 		}
+		maps.Copy(wanted, bounded(needed, mostEach))
 	}
 	for namespace, policies := range v.policies {
 		v.policies[namespace] = slices.DeleteFunc(policies, func(p *known) bool {
 			return p.gone && !slices.ContainsFunc(crowd[namespace], func(m member) bool { return desired.SameNamespace(m.namespaceUID, p.NamespaceUID) })
 		})
 	}
-	v.wanted = merged(wanted)
-	all = true
+	v.wanted = v.accepted(bounded(wanted, most))
+	ready = true
 	for watch := range v.wanted {
 		if v.watches[watch] == nil {
 			if v.premature(watch, now) {
-				all = false
+				ready = false
 				continue
 			}
 			v.watches[watch] = &sight{Watch: watch, begun: now}
 			begin = append(begin, watch)
 		}
-		v.watches[watch].idle = time.Time{}
-		all = all && v.watches[watch].synced
+		s := v.watches[watch]
+		s.idle = time.Time{}
+		ready = ready && (s.synced || watch.Node == "" && v.stuck(s, now))
 	}
+	for _, s := range v.idle(now) {
+		end = append(end, s.Watch)
+		v.forget(s)
+	}
+	return begin, end, ready
+}
+
+// accepted has, in the place of each watch that the API has refused, the next wider one.
+func (v *View) accepted(wanted map[Watch]bool) map[Watch]bool {
+	for {
+		next := map[Watch]bool{}
+		for w := range wanted {
+			for _, refused := v.tooMuch[w]; refused && w.wider() != w; _, refused = v.tooMuch[w] {
+				w = w.wider()
+			}
+			next[w] = true
+		}
+		if next = merged(next); maps.Equal(next, wanted) {
+			return next
+		}
+		wanted = next
+	}
+}
+
+// idle lists the watches that are to end: those that are not needed for long, that are too
+// many, or that the API has refused.
+func (v *View) idle(now time.Time) (list []*sight) {
+	var lingering []*sight
 	for watch, s := range v.watches {
-		switch {
-		case v.wanted[watch]:
-		case s.idle.IsZero():
+		if v.wanted[watch] {
+			continue
+		}
+		if s.idle.IsZero() {
 			s.idle = now
-		case now.Sub(s.idle) > linger && v.covered(s):
-			end = append(end, watch)
-			v.forget(s)
+		}
+		_, refused := v.tooMuch[watch]
+		switch {
+		case refused && !s.synced:
+			list = append(list, s)
+		case !v.covered(s):
+		case now.Sub(s.idle) > linger:
+			list = append(list, s)
+		default:
+			lingering = append(lingering, s)
 		}
 	}
-	return begin, end, all
+	slices.SortFunc(lingering, func(a, b *sight) int {
+		return cmp.Or(b.idle.Compare(a.idle), strings.Compare(a.String(), b.String()))
+	})
+	return append(list, lingering[min(mostIdle, len(lingering)):]...)
 }
 
 // premature reports whether it may turn out yet that a watch is not needed: one policy that
 // means every pod makes superfluous those for others. What takes long is not waited for.
 func (v *View) premature(w Watch, now time.Time) bool {
 	for earlier := range v.wanted {
-		if s := v.watches[earlier]; w.follows(earlier) && (s == nil || !s.synced && now.Sub(s.begun) < hold) {
+		if s := v.watches[earlier]; w.follows(earlier) && (s == nil || !s.synced && !s.refused() && now.Sub(s.begun) < hold) {
 			return true
 		}
 	}
@@ -78,7 +127,7 @@ func (v *View) premature(w Watch, now time.Time) bool {
 // takes over from another only when it has caught up.
 func (v *View) covered(s *sight) bool {
 	for watch := range v.wanted {
-		if s.covers(watch) && (v.watches[watch] == nil || !v.watches[watch].synced) {
+		if (s.covers(watch) || s.synced && watch.covers(s.Watch)) && (v.watches[watch] == nil || !v.watches[watch].synced) {
 			return false
 		}
 	}
@@ -86,10 +135,12 @@ func (v *View) covered(s *sight) bool {
 }
 
 // Err is why what is in force may not be what the API says: of the first watch that is not
-// as it should be, as of a server that is away all say the same.
-func (v *View) Err() error {
+// as it should be, as of a server that is away all say the same. What the API refuses for
+// some policies is in [View.Troubles].
+func (v *View) Err(now time.Time) error {
 	for _, w := range slices.SortedFunc(maps.Keys(v.wanted), func(a, b Watch) int { return strings.Compare(a.String(), b.String()) }) {
-		if s := v.watches[w]; s == nil || s.err != nil || !s.synced {
+		s := v.watches[w]
+		if s == nil || s.err != nil && (s.class == NoAnswer || w.Node != "") || !s.synced && !v.stuck(s, now) {
 			return v.blame(w)
 		}
 	}
@@ -98,10 +149,18 @@ func (v *View) Err() error {
 
 // blame is why a watch is not there yet.
 func (v *View) blame(w Watch) error {
-	for _, s := range v.watches {
-		if s.covers(w) && s.err != nil {
-			return s.err
-		}
+	if s := v.culprit(w); s != nil {
+		return s.err
 	}
 	return fmt.Errorf("%s are not known yet", w)
+}
+
+// culprit is the narrowest watch that would show what w does and fails; nil for none.
+func (v *View) culprit(w Watch) *sight {
+	for _, by := range w.coveredBy() {
+		if s := v.watches[by]; s != nil && s.err != nil {
+			return s
+		}
+	}
+	return nil
 }

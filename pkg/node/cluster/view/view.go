@@ -24,6 +24,10 @@ type View struct {
 
 	watches map[Watch]*sight
 	wanted  map[Watch]bool
+	// tooMuch are watches that the API has refused, each until it is asked for again, and
+	// answered is when the API has last answered.
+	tooMuch  map[Watch]time.Time
+	answered time.Time
 
 	pods       map[Name]*Pod
 	namespaces map[string]map[string]string
@@ -59,9 +63,12 @@ type View struct {
 // sight is a watch, and how far it is.
 type sight struct {
 	Watch
-	// synced is set once all has been seen that there was, err is why that takes long.
-	synced bool
-	err    error
+	// synced is set once all has been seen that there was. err, of a class, is why that takes
+	// long, and failing when that began.
+	synced  bool
+	err     error
+	class   Class
+	failing time.Time
 	// highest is the highest version that it was told of, and history counts how often the
 	// API's versions have gone back, as etcd's do when it is restored.
 	highest, history uint64
@@ -74,10 +81,13 @@ type sight struct {
 type known struct {
 	desired.Policy
 	// told is what the API says, which does not name the namespace's UID.
-	told  desired.Policy
-	uid   UID
-	needs needs
-	since time.Time
+	told desired.Policy
+	uid  UID
+	// apiUID is what the API has for uid; empty where a former podmarkd has left it.
+	apiUID string
+	size   size
+	needs  needs
+	since  time.Time
 	// gone is set once the API has it no more. It is enforced until that is known not to
 	// be the end of its namespace, whose pods may outlive their policies.
 	gone  bool
@@ -99,7 +109,7 @@ type Note struct {
 // that; nil for those only that say so themselves.
 func New(node string, follows func(network string) bool) *View {
 	return &View{
-		node: node, follows: follows, watches: map[Watch]*sight{},
+		node: node, follows: follows, watches: map[Watch]*sight{}, tooMuch: map[Watch]time.Time{},
 		pods: map[Name]*Pod{}, namespaces: map[string]map[string]string{}, policies: map[string][]*known{}, own: map[Name]*Pod{}, spaces: map[string]Space{}, asking: map[string]bool{}, fetched: &sight{},
 		index: desired.NewIndex(), residents: map[ident.Key]resident{}, expected: map[Ask]*expectation{},
 		refused: map[ident.Key]string{}, dirty: true,
@@ -112,7 +122,7 @@ func (v *View) Remember(policies desired.Policies) {
 	// One that the API has no more may be one whose namespace is going.
 	for _, p := range policies.Policies {
 		v.policies[p.Namespace] = append(v.policies[p.Namespace], &known{
-			Policy: p, told: p.Of(""), needs: needsOf(p), place: place{uid: p.NamespaceUID, sure: true},
+			Policy: p, told: p.Of(""), size: sizeOf(p), needs: needsOf(p), place: place{uid: p.NamespaceUID, sure: true},
 		})
 	}
 }
@@ -152,11 +162,16 @@ func (v *View) Listed(w Watch, objects []Object, version uint64, now time.Time) 
 	for n := range gone {
 		v.drop(s, n, UID{})
 	}
+	if s.Kind == Namespaces && !s.synced { // whoever depends on their labels was left out
+		v.dirty = true
+	}
 	s.synced, s.err = true, nil
+	v.answered = now
 }
 
 // Seen takes over an object that is new, or has changed.
 func (v *View) Seen(w Watch, o Object, now time.Time) {
+	v.answered = now
 	if s := v.watches[w]; s != nil {
 		v.take(s, o, now)
 	}
@@ -175,18 +190,6 @@ func (v *View) Gone(w Watch, o Object) {
 	if s := v.watches[w]; s != nil {
 		v.drop(s, o.name(), o.uid())
 	}
-}
-
-// Failed takes over why the API does not show what is watched; nil where it does again. It
-// reports whether that is news.
-func (v *View) Failed(w Watch, err error) (news bool) {
-	s := v.watches[w]
-	if s == nil {
-		return false
-	}
-	news = err != nil && (s.err == nil || s.err.Error() != err.Error())
-	s.err = err
-	return news
 }
 
 func (v *View) take(s *sight, o Object, now time.Time) {
@@ -276,7 +279,7 @@ func (v *View) takePolicy(p *Policy, now time.Time) {
 	if p.Unclear != nil {
 		v.note(true, "a part of a policy is not understood, and allows nothing", "error", p.Unclear)
 	}
-	fresh := &known{Policy: p.Policy, told: p.Policy, uid: p.UID, needs: needsOf(p.Policy), since: now}
+	fresh := &known{Policy: p.Policy, told: p.Policy, uid: p.UID, apiUID: p.APIUID, size: sizeOf(p.Policy), needs: needsOf(p.Policy), since: now}
 	switch {
 	case old == nil:
 		v.policies[p.Namespace] = append(v.policies[p.Namespace], fresh)

@@ -3,10 +3,13 @@ package view
 import (
 	"fmt"
 	"maps"
+	"net/http"
 	"net/netip"
 	"slices"
 	"testing"
 	"time"
+
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/endpoint"
@@ -25,6 +28,9 @@ type scene struct {
 	records map[ident.Key]ident.Record
 	spaces  map[string]Space // what the API has; UID 1 for others
 	silent  bool             // the API answers no question
+	// refuses, if set, is the status of HTTP with which the API answers a watch: 200 for all
+	// that there is, 0 for no answer.
+	refuses func(Watch) int
 }
 
 func newScene(t *testing.T) *scene {
@@ -53,7 +59,8 @@ func (w Watch) shows(o Object) bool {
 		return false
 	}
 	p, ok := o.(*Pod)
-	return !ok || (w.Node == "" || p.Own != nil) && (w.Labels == "" || w.Labels == labelSelector(selects(p.Labels)))
+	selector, err := labels.Parse(w.Labels)
+	return !ok || (w.Node == "" || p.Own != nil) && err == nil && selector.Matches(labels.Set(p.Labels))
 }
 
 func selects(labels map[string]string) (s desired.Selector) {
@@ -114,16 +121,16 @@ func (w *scene) round() desired.Policies {
 		if n == 100 {
 			w.t.Fatal("watches begin without an end")
 		}
-		begin, _, all := w.Plan(w.now)
+		begin, _, ready := w.Plan(w.now)
 		for watch := range w.watches {
-			if s := w.watches[watch]; !s.synced && s.err == nil && !w.held[watch] {
-				w.list(watch)
+			if s := w.watches[watch]; !s.synced && !w.held[watch] {
+				w.try(watch)
 			}
 		}
 		if len(begin) > 0 || w.answer() {
 			continue
 		}
-		if w.Begun() && w.Changed() || !w.Begun() && all {
+		if w.Begun() && w.Changed() || !w.Begun() && ready {
 			rev := w.Decide(w.attached(), w.now)
 			for _, r := range rev.Records {
 				w.records[r.Key] = r
@@ -147,6 +154,20 @@ func (w *scene) answer() (asked bool) {
 		w.Told(namespace, is, nil)
 	}
 	return asked
+}
+
+// try has a watch begin, as the API lets it.
+func (w *scene) try(watch Watch) {
+	status := http.StatusOK
+	if w.refuses != nil {
+		status = w.refuses(watch)
+	}
+	if status != http.StatusOK {
+		w.Failed(watch, fmt.Errorf("watching %s: status %d", watch, status), ClassOf(status), w.now)
+		return
+	}
+	w.Failed(watch, nil, NoAnswer, w.now)
+	w.list(watch)
 }
 
 func (w *scene) list(watch Watch) {

@@ -1,10 +1,11 @@
 package view
 
 import (
-	"cmp"
 	"maps"
 	"slices"
 	"strings"
+
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/podmark/podmark/pkg/desired"
 )
@@ -83,6 +84,11 @@ const (
 	// namespacesEach is how many namespaces that a selector picks are watched by
 	// themselves; for more, all are.
 	namespacesEach = 32
+	// mostEach is how many watches of pods the policies of one namespace may have, and most
+	// those of all of them; for more, all pods are watched, of which there are as many as the
+	// cluster has.
+	mostEach = 64
+	most     = 512
 )
 
 // world is what is known of namespaces: their labels, the one with the name among them.
@@ -177,6 +183,22 @@ func namesOnly(s desired.Selector) (names []string, ok bool) {
 	return s[0].Values, true
 }
 
+// bounded is merged, with one watch of all pods where more than some were left.
+func bounded(wanted map[Watch]bool, some int) map[Watch]bool {
+	out := merged(wanted)
+	pods := 0
+	for w := range out {
+		if w.Kind == Pods && w.Node == "" {
+			pods++
+		}
+	}
+	if pods <= some {
+		return out
+	}
+	out[Watch{Kind: Pods}] = true
+	return merged(out)
+}
+
 // merged leaves out what others cover, and joins what is cheaper as one.
 func merged(wanted map[Watch]bool) map[Watch]bool {
 	everywhere := map[string]bool{}        // selectors over all namespaces
@@ -217,23 +239,64 @@ func merged(wanted map[Watch]bool) map[Watch]bool {
 	return out
 }
 
+// longestSelector is how long a label selector may be, in bytes: it is a part of the URL of
+// a request, for which servers and proxies have little room.
+const longestSelector = 1 << 10
+
 // labelSelector writes a selector as the API reads it. Both say of NotIn that it holds for
-// a label that is absent.
+// a label that is absent. It is empty, for all labels, where the selector is longer than
+// [longestSelector], or the API reads no such selector: a value that was valid once is none
+// of a label. What all labels show besides, [desired.Selector.Matches] leaves out.
 func labelSelector(s desired.Selector) string {
 	parts := make([]string, 0, len(s))
+	length := 0
 	for _, r := range s {
-		values := "(" + strings.Join(r.Values, ",") + ")"
-		switch r.Op {
-		case desired.In:
-			parts = append(parts, r.Key+" in "+values)
-		case desired.NotIn:
-			parts = append(parts, r.Key+" notin "+values)
-		case desired.Exists:
-			parts = append(parts, r.Key)
-		case desired.DoesNotExist:
-			parts = append(parts, "!"+r.Key)
+		if len(validation.IsQualifiedName(r.Key)) > 0 {
+			return ""
+		}
+		length += len(r.Key) + len(",!")
+		for _, v := range r.Values {
+			if length += len(v) + len(","); length > longestSelector || len(validation.IsValidLabelValue(v)) > 0 {
+				return ""
+			}
+		}
+		if part := requirement(r); part != "" {
+			parts = append(parts, part)
 		}
 	}
-	slices.SortFunc(parts, cmp.Compare)
-	return strings.Join(parts, ",")
+	slices.Sort(parts)
+	if text := strings.Join(slices.Compact(parts), ","); len(parts) == len(s) && len(text) <= longestSelector {
+		return text
+	}
+	return ""
+}
+
+// requirement is one of a selector; empty where the API reads no such one.
+func requirement(r desired.Requirement) string {
+	values := slices.Sorted(slices.Values(r.Values))
+	list := "(" + strings.Join(slices.Compact(values), ",") + ")"
+	switch {
+	case r.Op == desired.In && len(values) > 0:
+		return r.Key + " in " + list
+	case r.Op == desired.NotIn && len(values) > 0:
+		return r.Key + " notin " + list
+	case r.Op == desired.Exists:
+		return r.Key
+	case r.Op == desired.DoesNotExist:
+		return "!" + r.Key
+	}
+	return ""
+}
+
+// wider is the next watch that sees all that w sees and asks for less; w itself where there
+// is none: the node's own pods, policies and namespaces are asked for in one way.
+func (w Watch) wider() Watch {
+	switch {
+	case w.Kind != Pods || w.Node != "":
+	case w.Labels != "":
+		w.Labels = ""
+	default:
+		w.Namespace = ""
+	}
+	return w
 }
