@@ -11,9 +11,62 @@ import (
 
 type endpointPort = endpoint.NamedPort
 
-// Index keeps, of a changing crowd of pods, who is in which set of a changing list of
-// policies, and what of that is new since it was last asked. What a change costs does not
-// depend on how many pods there are.
+// IndexedPod is a pod as an [Index] keeps it: a [Pod] of whatever namespace has the name
+// now. There may be hundreds of thousands.
+type IndexedPod struct {
+	Namespace, Name string
+	Labels          *LabelSet
+	// Addresses are the pod's own, each once and without zones.
+	Addresses Addresses
+	// Ports are the named ports of its containers, each once.
+	Ports []endpoint.NamedPort
+	// Rank tells whose an address is that several pods have: that of the highest.
+	Rank uint64
+}
+
+// Addresses are those of a pod in as many bytes as they have, each behind their number.
+type Addresses string
+
+// AddressesOf are these, which have no zones.
+func AddressesOf(list ...netip.Addr) Addresses {
+	var b []byte
+	for _, a := range list {
+		bytes := a.AsSlice()
+		b = append(append(b, byte(len(bytes))), bytes...)
+	}
+	return Addresses(b)
+}
+
+// All yields each.
+func (l Addresses) All() iter.Seq[netip.Addr] {
+	return func(yield func(netip.Addr) bool) {
+		for len(l) > 0 {
+			end := 1 + int(l[0])
+			a, _ := netip.AddrFromSlice([]byte(l[1:end])) // it was one
+			if l = l[end:]; !yield(a) {
+				return
+			}
+		}
+	}
+}
+
+// List lists them; nil for none.
+func (l Addresses) List() []netip.Addr { return slices.Collect(l.All()) }
+
+// Contain reports whether the address is one of them.
+func (l Addresses) Contain(a netip.Addr) bool {
+	for own := range l.All() {
+		if own == a {
+			return true
+		}
+	}
+	return false
+}
+
+// Index knows, of a changing crowd of pods, who is in which set of a changing list of
+// policies, and what of that is new since it was last asked. What a change of a pod costs
+// does not depend on how many there are. Who is in a set is not kept, but looked for among
+// the pods: it is asked for seldom, and all sets together may be larger than the pods.
 //
 // An address is one pod's at a time, whatever the cluster says for a moment: of those that
 // have it, that of the highest rank. One that an endpoint of this node has is nobody
@@ -21,95 +74,148 @@ type endpointPort = endpoint.NamedPort
 type Index struct {
 	selection  *selection
 	namespaces map[string]map[string]string
-	pods       map[string]map[string]*ranked // by namespace and name
-	addresses  map[netip.Addr]*held
-	claimed    []*held
-	// vacant are those that nobody has any more, but that may have left a set.
-	vacant []*held
-	peers  map[PeerSetID]*crowd[*held]
-	tuples map[TupleSetID]*crowd[heldPort]
+	// pods yields those of a namespace that were put and not removed, of all namespaces for
+	// "", one namespace after the other.
+	pods func(namespace string) iter.Seq[*IndexedPod]
+	// holders are one pod of each address, and rivals others that have it too, where
+	// there are some.
+	holders book
+	rivals  map[netip.Addr][]*IndexedPod
+	// claimed are the addresses that an endpoint of the node has.
+	claimed map[netip.Addr]bool
+	peers   map[PeerSetID]*peerSet
+	tuples  map[TupleSetID]*tupleSet
 }
 
-// ranked is a pod with its rank.
-type ranked struct {
-	*Pod
-	rank uint64
+type peerSet struct {
+	Peer
+	news[netip.Addr]
 }
 
-// held is an address: a pod that has it and, rarely, others that do. Sets hold it by its
-// pointer, which takes a third of the room.
-type held struct {
-	netip.Addr
-	holder *ranked
-	rivals []*ranked
-	// claimed is set while an endpoint of the node has it.
-	claimed bool
+type tupleSet struct {
+	NamedPort
+	news[netip.AddrPort]
 }
 
-type heldPort struct {
-	*held
-	port uint16
+// book finds the pod of an address. Without zones, an address takes half the room.
+type book struct {
+	four map[[4]byte]*IndexedPod
+	six  map[[16]byte]*IndexedPod
 }
 
-// crowd is the content of a set, with what came and went since it was settled.
-type crowd[T comparable] struct{ all, come, gone map[T]struct{} }
-
-func newCrowd[T comparable]() *crowd[T] {
-	return &crowd[T]{all: map[T]struct{}{}, come: map[T]struct{}{}, gone: map[T]struct{}{}}
+func (b book) get(a netip.Addr) *IndexedPod {
+	if a.Is4() {
+		return b.four[a.As4()]
+	}
+	return b.six[a.As16()]
 }
 
-func (c *crowd[T]) add(v T) {
-	if _, there := c.all[v]; there {
+func (b book) set(a netip.Addr, p *IndexedPod) {
+	switch {
+	case a.Is4() && p == nil:
+		delete(b.four, a.As4())
+	case a.Is4():
+		b.four[a.As4()] = p
+	case p == nil:
+		delete(b.six, a.As16())
+	default:
+		b.six[a.As16()] = p
+	}
+}
+
+// news is what came into a set and went since it was settled. Whoever adds to it knows that
+// it was not in the set, and whoever removes that it was.
+type news[T comparable] struct {
+	// fresh is set until it is settled first: all that is in the set came.
+	fresh      bool
+	come, gone map[T]struct{}
+	// most is how long its list was when there was one; 0 for none.
+	most int
+}
+
+func newNews[T comparable]() news[T] {
+	return news[T]{fresh: true, come: map[T]struct{}{}, gone: map[T]struct{}{}}
+}
+
+func (n *news[T]) add(v T) {
+	if n.fresh {
 		return
 	}
-	c.all[v] = struct{}{}
-	if _, back := c.gone[v]; back {
-		delete(c.gone, v)
+	if _, back := n.gone[v]; back {
+		delete(n.gone, v)
 	} else {
-		c.come[v] = struct{}{}
+		n.come[v] = struct{}{}
 	}
 }
 
-func (c *crowd[T]) remove(v T) {
-	if _, there := c.all[v]; !there {
+func (n *news[T]) remove(v T) {
+	if n.fresh {
 		return
 	}
-	delete(c.all, v)
-	if _, fresh := c.come[v]; fresh {
-		delete(c.come, v)
+	if _, fresh := n.come[v]; fresh {
+		delete(n.come, v)
 	} else {
-		c.gone[v] = struct{}{}
+		n.gone[v] = struct{}{}
 	}
 }
 
 // settle forgets what came and went: a map that is cleared keeps its room.
-func (c *crowd[T]) settle() {
-	if len(c.come)+len(c.gone) > 0 {
-		c.come, c.gone = map[T]struct{}{}, map[T]struct{}{}
+func (n *news[T]) settle() {
+	if n.fresh = false; len(n.come)+len(n.gone) > 0 {
+		n.come, n.gone = map[T]struct{}{}, map[T]struct{}{}
 	}
 }
 
-// settled yields what was there when it was settled.
-func (c *crowd[T]) settled() iter.Seq[T] {
-	return func(yield func(T) bool) {
-		for v := range c.all {
-			if _, fresh := c.come[v]; !fresh && !yield(v) {
-				return
-			}
-		}
-		for v := range c.gone {
-			if !yield(v) {
-				return
-			}
+// settled lists, of a set that has the members all, what was there when it was settled, and
+// besides, sorted.
+func (n *news[T]) settled(all iter.Seq[T], besides []T, compare func(T, T) int) []T {
+	if n.fresh {
+		return besides
+	}
+	if n.most == 0 { // a list that grows takes twice the room
+		n.most = len(n.gone) + len(besides)
+		for range all {
+			n.most++
 		}
 	}
+	out := append(make([]T, 0, n.most), besides...)
+	for v := range all {
+		if _, fresh := n.come[v]; !fresh {
+			out = append(out, v)
+		}
+	}
+	out = slices.AppendSeq(out, maps.Keys(n.gone))
+	n.most = len(out)
+	slices.SortFunc(out, compare)
+	return slices.Compact(out)
 }
 
-// NewIndex makes an index without policies and pods.
-func NewIndex() *Index {
+// changes lists, of a set that has the members all, what went and came, sorted.
+func (n *news[T]) changes(all iter.Seq[T], compare func(T, T) int) (gone, come []T) {
+	if n.fresh {
+		return nil, slices.SortedFunc(all, compare)
+	}
+	return slices.SortedFunc(maps.Keys(n.gone), compare), slices.SortedFunc(maps.Keys(n.come), compare)
+}
+
+// changed reports whether anything of a set that has the members all went or came.
+func (n *news[T]) changed(all iter.Seq[T]) bool {
+	if n.fresh {
+		for range all {
+			return true
+		}
+	}
+	return len(n.come)+len(n.gone) > 0
+}
+
+// NewIndex makes an index without policies and pods. Whoever tells it of pods has them:
+// pods yields those of a namespace that were put and not removed, and for "" those of all,
+// one namespace after the other.
+func NewIndex(pods func(namespace string) iter.Seq[*IndexedPod]) *Index {
 	x := &Index{
-		namespaces: map[string]map[string]string{}, pods: map[string]map[string]*ranked{}, addresses: map[netip.Addr]*held{},
-		peers: map[PeerSetID]*crowd[*held]{}, tuples: map[TupleSetID]*crowd[heldPort]{},
+		namespaces: map[string]map[string]string{}, pods: pods,
+		holders: book{map[[4]byte]*IndexedPod{}, map[[16]byte]*IndexedPod{}}, rivals: map[netip.Addr][]*IndexedPod{}, claimed: map[netip.Addr]bool{},
+		peers: map[PeerSetID]*peerSet{}, tuples: map[TupleSetID]*tupleSet{},
 	}
 	x.Follow(Policies{})
 	return x
@@ -120,29 +226,16 @@ func NewIndex() *Index {
 func (x *Index) Follow(p Policies) {
 	peers, tuples := p.sets()
 	x.selection = p.selection(func(namespace string) map[string]string { return x.namespaces[namespace] })
-	maps.DeleteFunc(x.peers, func(id PeerSetID, _ *crowd[*held]) bool { _, kept := peers[id]; return !kept })
-	maps.DeleteFunc(x.tuples, func(id TupleSetID, _ *crowd[heldPort]) bool { _, kept := tuples[id]; return !kept })
-	// Only a set that is new needs a look at the pods, and of those only at its namespace's.
-	namespaces := map[string]bool{}
-	everywhere := false
+	maps.DeleteFunc(x.peers, func(id PeerSetID, _ *peerSet) bool { _, kept := peers[id]; return !kept })
+	maps.DeleteFunc(x.tuples, func(id TupleSetID, _ *tupleSet) bool { _, kept := tuples[id]; return !kept })
 	for id, set := range peers {
 		if x.peers[id] == nil {
-			x.peers[id] = newCrowd[*held]()
-			namespaces[set.Peer.Namespace] = true
-			everywhere = everywhere || set.Peer.Namespace == ""
+			x.peers[id] = &peerSet{set.Peer, newNews[netip.Addr]()}
 		}
 	}
 	for id, set := range tuples {
 		if x.tuples[id] == nil && !set.Own {
-			x.tuples[id] = newCrowd[heldPort]()
-			everywhere = true
-		}
-	}
-	for namespace, pods := range x.pods {
-		if everywhere || namespaces[namespace] {
-			for _, p := range pods {
-				x.enter(p.Addresses)
-			}
+			x.tuples[id] = &tupleSet{set.NamedPort, newNews[netip.AddrPort]()}
 		}
 	}
 }
@@ -152,89 +245,64 @@ func (x *Index) Label(namespace string, labels map[string]string) {
 	if maps.Equal(x.namespaces[namespace], labels) {
 		return
 	}
-	pods := x.pods[namespace]
-	for _, p := range pods {
-		x.leave(p.Addresses)
+	var addresses []netip.Addr // whose pods here count
+	for p := range x.pods(namespace) {
+		addresses = slices.AppendSeq(addresses, x.owned(p))
 	}
+	x.leave(addresses)
 	if x.namespaces[namespace] = labels; len(labels) == 0 {
 		delete(x.namespaces, namespace)
 	}
 	x.selection.forget(namespace)
-	for _, p := range pods {
-		x.enter(p.Addresses)
-	}
+	x.enter(addresses)
 }
 
-// Put says what a pod is now, which is not changed any more. Of several that have an
-// address, the one of the highest rank is the one that counts.
-func (x *Index) Put(p *Pod, rank uint64) {
-	old := x.pods[p.Namespace][p.Name]
-	addresses := p.Addresses
+// Put says what a pod is now, which is not changed any more, and what it was; nil for one
+// that was not put, or was removed.
+func (x *Index) Put(old, p *IndexedPod) {
+	addresses := p.Addresses.List()
 	if old != nil {
-		addresses = slices.Concat(old.Addresses, p.Addresses)
+		for a := range old.Addresses.All() {
+			if !p.Addresses.Contain(a) {
+				addresses = append(addresses, a)
+			}
+		}
 	}
 	x.leave(addresses)
 	x.drop(old)
-	now := &ranked{p, rank}
-	if x.pods[p.Namespace] == nil {
-		x.pods[p.Namespace] = map[string]*ranked{}
-	}
-	x.pods[p.Namespace][p.Name] = now
-	for _, a := range p.Addresses {
-		if h := x.at(a); h.holder == nil {
-			h.holder = now
+	for a := range p.Addresses.All() {
+		if x.holders.get(a) == nil {
+			x.holders.set(a, p)
 		} else {
-			h.rivals = append(h.rivals, now)
+			x.rivals[a] = append(x.rivals[a], p)
 		}
 	}
 	x.enter(addresses)
 }
 
-// Remove says that a pod is gone.
-func (x *Index) Remove(namespace, name string) {
-	old := x.pods[namespace][name]
-	if old == nil {
-		return
-	}
-	x.leave(old.Addresses)
+// Remove says that a pod is gone that was put.
+func (x *Index) Remove(old *IndexedPod) {
+	addresses := old.Addresses.List()
+	x.leave(addresses)
 	x.drop(old)
-	x.enter(old.Addresses)
+	x.enter(addresses)
 }
 
-func (x *Index) drop(old *ranked) {
+func (x *Index) drop(old *IndexedPod) {
 	if old == nil {
 		return
 	}
-	for _, a := range old.Addresses {
-		h := x.at(a)
-		h.rivals = slices.DeleteFunc(h.rivals, func(p *ranked) bool { return p == old })
-		if h.holder == old {
-			if h.holder = nil; len(h.rivals) > 0 {
-				h.holder, h.rivals = h.rivals[0], h.rivals[1:]
+	for a := range old.Addresses.All() {
+		rivals := slices.DeleteFunc(x.rivals[a], func(p *IndexedPod) bool { return p == old })
+		if x.holders.get(a) == old {
+			if x.holders.set(a, nil); len(rivals) > 0 {
+				x.holders.set(a, rivals[0])
+				rivals = rivals[1:]
 			}
 		}
-		x.vacate(h)
-	}
-	if delete(x.pods[old.Namespace], old.Name); len(x.pods[old.Namespace]) == 0 {
-		delete(x.pods, old.Namespace)
-	}
-}
-
-// at is the entry of an address, made if need be.
-func (x *Index) at(a netip.Addr) *held {
-	h := x.addresses[a]
-	if h == nil {
-		h = &held{Addr: a}
-		x.addresses[a] = h
-	}
-	return h
-}
-
-// vacate notes an address that nobody has. It stays until what it left is settled: the
-// next one that has it must be known for the same.
-func (x *Index) vacate(h *held) {
-	if h.holder == nil && !h.claimed {
-		x.vacant = append(x.vacant, h)
+		if x.rivals[a] = rivals; len(rivals) == 0 {
+			delete(x.rivals, a)
+		}
 	}
 }
 
@@ -245,68 +313,113 @@ func (x *Index) Claim(addresses []netip.Addr) {
 		claimed[a] = true
 	}
 	var changed []netip.Addr
-	for _, h := range x.claimed {
-		if !claimed[h.Addr] {
-			changed = append(changed, h.Addr)
+	for a := range x.claimed {
+		if !claimed[a] {
+			changed = append(changed, a)
 		}
 	}
 	for a := range claimed {
-		if h := x.addresses[a]; h == nil || !h.claimed {
+		if !x.claimed[a] {
 			changed = append(changed, a)
 		}
 	}
 	x.leave(changed)
-	for _, h := range x.claimed {
-		h.claimed = claimed[h.Addr]
-		x.vacate(h)
-	}
-	x.claimed = nil
-	for a := range claimed {
-		h := x.at(a)
-		h.claimed = true
-		x.claimed = append(x.claimed, h)
-	}
+	x.claimed = claimed
 	x.enter(changed)
 }
 
 // owner is the pod that counts for an address; nil for none.
-func (h *held) owner() *ranked {
-	if h.claimed {
+func (x *Index) owner(a netip.Addr) *IndexedPod {
+	if x.claimed[a] {
 		return nil
 	}
-	owner := h.holder
-	for _, p := range h.rivals {
-		if p.rank > owner.rank {
+	owner := x.holders.get(a)
+	for _, p := range x.rivals[a] {
+		if p.Rank > owner.Rank {
 			owner = p
 		}
 	}
 	return owner
 }
 
+// owned yields the addresses of a pod for which it counts.
+func (x *Index) owned(p *IndexedPod) iter.Seq[netip.Addr] {
+	return func(yield func(netip.Addr) bool) {
+		for a := range p.Addresses.All() {
+			if !x.claimed[a] && (x.rivals[a] == nil || x.owner(a) == p) && !yield(a) {
+				return
+			}
+		}
+	}
+}
+
 // leave takes addresses out of the sets that they are in by who owns them now.
 func (x *Index) leave(addresses []netip.Addr) {
-	x.each(addresses, (*crowd[*held]).remove, (*crowd[heldPort]).remove)
+	x.each(addresses, (*news[netip.Addr]).remove, (*news[netip.AddrPort]).remove)
 }
 
 // enter puts addresses into the sets where they belong by who owns them now.
 func (x *Index) enter(addresses []netip.Addr) {
-	x.each(addresses, (*crowd[*held]).add, (*crowd[heldPort]).add)
+	x.each(addresses, (*news[netip.Addr]).add, (*news[netip.AddrPort]).add)
 }
 
-func (x *Index) each(addresses []netip.Addr, peer func(*crowd[*held], *held), tuple func(*crowd[heldPort], heldPort)) {
+// each has addresses, each there once, moved in the sets of who owns them now.
+func (x *Index) each(addresses []netip.Addr, peer func(*news[netip.Addr], netip.Addr), tuple func(*news[netip.AddrPort], netip.AddrPort)) {
+	if len(x.peers)+len(x.tuples) == 0 {
+		return
+	}
 	for _, a := range addresses {
-		h := x.addresses[a]
-		if h == nil || h.owner() == nil {
+		p := x.owner(a)
+		if p == nil {
 			continue
 		}
-		owner := h.owner()
-		for _, id := range x.selection.peers(*owner.Pod) {
-			peer(x.peers[id], h)
+		for _, id := range x.selection.selecting(p.Namespace, "", p.Labels.Get) {
+			peer(&x.peers[id].news, a)
 		}
-		for _, port := range owner.Ports {
-			for _, set := range x.selection.tuples(*owner.Pod, port) {
+		for _, port := range p.Ports {
+			for _, set := range x.selection.named(port) {
 				if !set.Own {
-					tuple(x.tuples[set.ID], heldPort{h, port.Number})
+					tuple(&x.tuples[set.ID].news, netip.AddrPortFrom(a, port.Number))
+				}
+			}
+		}
+	}
+}
+
+// addrs yields the members of a set.
+func (x *Index) addrs(id PeerSetID) iter.Seq[netip.Addr] {
+	peer := x.peers[id].Peer
+	return func(yield func(netip.Addr) bool) {
+		last, reached := "", false
+		for p := range x.pods(peer.Namespace) {
+			if p.Namespace != last {
+				last, reached = p.Namespace, x.selection.reaches(id, peer, p.Namespace)
+			}
+			if !reached || !peer.Pods.matches(p.Labels.Get) {
+				continue
+			}
+			for a := range x.owned(p) {
+				if !yield(a) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// addrPorts yields the members of a set.
+func (x *Index) addrPorts(id TupleSetID) iter.Seq[netip.AddrPort] {
+	named := x.tuples[id].NamedPort
+	return func(yield func(netip.AddrPort) bool) {
+		for p := range x.pods("") {
+			for _, port := range p.Ports {
+				if port.Name != named.Name || Protocol(port.Protocol) != named.Protocol {
+					continue
+				}
+				for a := range x.owned(p) {
+					if !yield(netip.AddrPortFrom(a, port.Number)) {
+						return
+					}
 				}
 			}
 		}
@@ -316,63 +429,53 @@ func (x *Index) each(addresses []netip.Addr, peer func(*crowd[*held], *held), tu
 // Complete adds to the sets of s, as far as the index follows them, who was in them when
 // they were settled.
 func (x *Index) Complete(s State) State {
-	m := newMembers()
-	for id := range s.PeerSets {
-		if c := x.peers[id]; c != nil {
-			m.Peers[id] = collect(c.settled(), len(c.all), (*held).addr)
+	s.PeerSets, s.TupleSets = maps.Clone(s.PeerSets), maps.Clone(s.TupleSets)
+	for id, set := range s.PeerSets {
+		if known := x.peers[id]; known != nil {
+			set.Addrs = known.settled(x.addrs(id), set.Addrs, netip.Addr.Compare)
+			s.PeerSets[id] = set
 		}
 	}
-	for id := range s.TupleSets {
-		if c := x.tuples[id]; c != nil {
-			m.Tuples[id] = collect(c.settled(), len(c.all), heldPort.addrPort)
+	for id, set := range s.TupleSets {
+		if known := x.tuples[id]; known != nil {
+			set.Tuples = known.settled(x.addrPorts(id), set.Tuples, netip.AddrPort.Compare)
+			s.TupleSets[id] = set
 		}
 	}
-	return s.With(m)
+	return s
 }
 
 // Changes is what went and came in the sets of now since they were settled, or made.
 func (x *Index) Changes() (gone, come Members) {
 	gone, come = newMembers(), newMembers()
-	for id, c := range x.peers {
-		note(gone.Peers, id, collect(maps.Keys(c.gone), len(c.gone), (*held).addr), netip.Addr.Compare)
-		note(come.Peers, id, collect(maps.Keys(c.come), len(c.come), (*held).addr), netip.Addr.Compare)
+	for id, set := range x.peers {
+		went, came := set.changes(x.addrs(id), netip.Addr.Compare)
+		note(gone.Peers, id, went)
+		note(come.Peers, id, came)
 	}
-	for id, c := range x.tuples {
-		note(gone.Tuples, id, collect(maps.Keys(c.gone), len(c.gone), heldPort.addrPort), netip.AddrPort.Compare)
-		note(come.Tuples, id, collect(maps.Keys(c.come), len(c.come), heldPort.addrPort), netip.AddrPort.Compare)
+	for id, set := range x.tuples {
+		went, came := set.changes(x.addrPorts(id), netip.AddrPort.Compare)
+		note(gone.Tuples, id, went)
+		note(come.Tuples, id, came)
 	}
 	return gone, come
 }
 
-func note[ID comparable, T any](in map[ID][]T, id ID, some []T, compare func(T, T) int) {
+func note[ID comparable, T any](in map[ID][]T, id ID, some []T) {
 	if len(some) > 0 {
-		slices.SortFunc(some, compare)
 		in[id] = some
 	}
 }
 
-// collect lists what of makes of each of some.
-func collect[H, T any](from iter.Seq[H], some int, of func(H) T) []T {
-	out := make([]T, 0, some)
-	for h := range from {
-		out = append(out, of(h))
-	}
-	return out
-}
-
-func (h *held) addr() netip.Addr { return h.Addr }
-
-func (h heldPort) addrPort() netip.AddrPort { return netip.AddrPortFrom(h.Addr, h.port) }
-
 // Changed reports whether anything went or came since.
 func (x *Index) Changed() bool {
-	for _, c := range x.peers {
-		if len(c.come)+len(c.gone) > 0 {
+	for id, set := range x.peers {
+		if set.changed(x.addrs(id)) {
 			return true
 		}
 	}
-	for _, c := range x.tuples {
-		if len(c.come)+len(c.gone) > 0 {
+	for id, set := range x.tuples {
+		if set.changed(x.addrPorts(id)) {
 			return true
 		}
 	}
@@ -381,16 +484,10 @@ func (x *Index) Changed() bool {
 
 // Settle takes what there is for known.
 func (x *Index) Settle() {
-	for _, c := range x.peers {
-		c.settle()
+	for _, set := range x.peers {
+		set.settle()
 	}
-	for _, c := range x.tuples {
-		c.settle()
+	for _, set := range x.tuples {
+		set.settle()
 	}
-	for _, h := range x.vacant {
-		if h.holder == nil && !h.claimed {
-			delete(x.addresses, h.Addr)
-		}
-	}
-	x.vacant = nil
 }

@@ -2,6 +2,8 @@ package desired_test
 
 import (
 	"fmt"
+	"iter"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -23,6 +25,18 @@ type crowd struct {
 	pods       map[string]desired.Pod
 	ranks      map[string]uint64
 	claimed    []netip.Addr
+	indexed    map[string]*desired.IndexedPod
+}
+
+// in yields what an index was told.
+func (c crowd) in(namespace string) iter.Seq[*desired.IndexedPod] {
+	return func(yield func(*desired.IndexedPod) bool) {
+		for _, name := range slices.Sorted(maps.Keys(c.indexed)) {
+			if p := c.indexed[name]; (namespace == "" || p.Namespace == namespace) && !yield(p) {
+				return
+			}
+		}
+	}
 }
 
 // members is what an index must know, worked out from the beginning.
@@ -54,8 +68,8 @@ func TestIndex(t *testing.T) {
 	t.Logf("seed %d", seed)
 	for run := range 60 {
 		r := rand.New(rand.NewPCG(seed, uint64(run)))
-		x := desired.NewIndex()
-		c := crowd{namespaces: map[string]map[string]string{}, pods: map[string]desired.Pod{}, ranks: map[string]uint64{}}
+		c := crowd{namespaces: map[string]map[string]string{}, pods: map[string]desired.Pod{}, ranks: map[string]uint64{}, indexed: map[string]*desired.IndexedPod{}}
+		x := desired.NewIndex(c.in)
 		known := desired.Members{}
 		for step := range 120 {
 			what := turn(r, x, &c)
@@ -132,7 +146,10 @@ func turn(r *rand.Rand, x *desired.Index, c *crowd) string {
 		return "labels of a namespace"
 	case 2:
 		delete(c.pods, namespace+"/"+name)
-		x.Remove(namespace, name)
+		if p := c.indexed[namespace+"/"+name]; p != nil {
+			x.Remove(p)
+			delete(c.indexed, namespace+"/"+name)
+		}
 		return "a pod's end"
 	case 3:
 		c.claimed = addresses()
@@ -141,13 +158,27 @@ func turn(r *rand.Rand, x *desired.Index, c *crowd) string {
 	default:
 		p := desired.Pod{Namespace: namespace, Name: name, Labels: labels(), Addresses: addresses()}
 		for range r.IntN(3) {
-			p.Ports = append(p.Ports, endpoint.NamedPort{Name: []string{"http", "dns"}[r.IntN(2)], Protocol: []uint8{6, 17}[r.IntN(2)], Number: uint16(80 + r.IntN(2))})
+			port := endpoint.NamedPort{Name: []string{"http", "dns"}[r.IntN(2)], Protocol: []uint8{6, 17}[r.IntN(2)], Number: uint16(80 + r.IntN(2))}
+			if !slices.Contains(p.Ports, port) {
+				p.Ports = append(p.Ports, port)
+			}
 		}
 		rank := r.Uint64() // no two pods of the test have the same
 		c.pods[namespace+"/"+name], c.ranks[namespace+"/"+name] = p, rank
-		x.Put(&p, rank)
+		old := c.indexed[namespace+"/"+name]
+		c.indexed[namespace+"/"+name] = indexed(p, rank)
+		x.Put(old, c.indexed[namespace+"/"+name])
 		return "a pod"
 	}
+}
+
+// indexed is a pod as an index takes it.
+func indexed(p desired.Pod, rank uint64) *desired.IndexedPod {
+	var labels []desired.Label
+	for k, v := range p.Labels {
+		labels = append(labels, desired.Label{Key: []byte(k), Value: []byte(v)})
+	}
+	return &desired.IndexedPod{Namespace: p.Namespace, Name: p.Name, Labels: desired.NewLabelSets().Of(labels), Addresses: desired.AddressesOf(p.Addresses...), Ports: p.Ports, Rank: rank}
 }
 
 // settled is m without the sets that no policy names.

@@ -82,33 +82,54 @@ func (p Policies) selection(labels func(namespace string) map[string]string) *se
 // peers lists the peer sets that hold the pod's addresses. Something outside of
 // Kubernetes, which has no namespace, is nobody's peer.
 func (s *selection) peers(pod Pod) []PeerSetID {
-	if pod.Namespace == "" {
+	return s.selecting(pod.Namespace, pod.NamespaceUID, func(key string) (value string, present bool) {
+		value, present = pod.Labels[key]
+		return value, present
+	})
+}
+
+// selecting lists the peer sets that hold a pod of a namespace with such labels.
+func (s *selection) selecting(namespace, uid string, label func(key string) (value string, present bool)) []PeerSetID {
+	if namespace == "" {
 		return nil
 	}
-	picked, known := s.picked[pod.Namespace]
-	if !known && len(s.across) > 0 {
-		labels := map[string]string{}
-		maps.Copy(labels, s.labels(pod.Namespace))
-		labels[MetadataName] = pod.Namespace
-		for _, set := range s.across {
-			if set.Peer.NamespaceSelector.Matches(labels) {
-				picked = append(picked, set)
-			}
-		}
-		s.picked[pod.Namespace] = picked
-	}
-	if !SameNamespace(pod.NamespaceUID, s.uids[pod.Namespace]) {
-		picked = nil // that of a former namespace, whose labels nobody knows
-	}
 	var ids []PeerSetID
-	for _, sets := range [][]PeerSet{s.within[pod.Namespace], picked} {
+	for _, sets := range [][]PeerSet{s.within[namespace], s.pick(namespace, uid)} {
 		for _, set := range sets {
-			if SameNamespace(set.Peer.NamespaceUID, pod.NamespaceUID) && set.Peer.Pods.Matches(pod.Labels) {
+			if SameNamespace(set.Peer.NamespaceUID, uid) && set.Peer.Pods.matches(label) {
 				ids = append(ids, set.ID)
 			}
 		}
 	}
 	return ids
+}
+
+// pick lists the sets that select a namespace by its labels.
+func (s *selection) pick(namespace, uid string) []PeerSet {
+	if !SameNamespace(uid, s.uids[namespace]) {
+		return nil // a former namespace, whose labels nobody knows
+	}
+	picked, known := s.picked[namespace]
+	if !known && len(s.across) > 0 {
+		labels := map[string]string{}
+		maps.Copy(labels, s.labels(namespace))
+		labels[MetadataName] = namespace
+		for _, set := range s.across {
+			if set.Peer.NamespaceSelector.Matches(labels) {
+				picked = append(picked, set)
+			}
+		}
+		s.picked[namespace] = picked
+	}
+	return picked
+}
+
+// reaches reports whether a set of peers can hold pods of a namespace.
+func (s *selection) reaches(id PeerSetID, peer Peer, namespace string) bool {
+	if peer.Namespace != "" {
+		return peer.Namespace == namespace
+	}
+	return slices.ContainsFunc(s.pick(namespace, ""), func(set PeerSet) bool { return set.ID == id })
 }
 
 // forget drops what was found out about a namespace whose labels have changed.
@@ -119,5 +140,10 @@ func (s *selection) tuples(pod Pod, port endpointPort) []TupleSet {
 	if pod.Namespace == "" {
 		return nil
 	}
+	return s.named(port)
+}
+
+// named are the sets of a port of that name, of pods that have a namespace.
+func (s *selection) named(port endpointPort) []TupleSet {
 	return s.ports[NamedPort{Protocol: Protocol(port.Protocol), Name: port.Name}]
 }

@@ -214,8 +214,15 @@ const (
 // Matches reports whether labels satisfy every requirement. As in Kubernetes,
 // NotIn holds for a label that is absent.
 func (s Selector) Matches(labels map[string]string) bool {
+	return s.matches(func(key string) (value string, present bool) {
+		value, present = labels[key]
+		return value, present
+	})
+}
+
+func (s Selector) matches(label func(key string) (value string, present bool)) bool {
 	for _, r := range s {
-		value, present := labels[r.Key]
+		value, present := label(r.Key)
 		var ok bool
 		switch r.Op {
 		case In:

@@ -16,18 +16,25 @@ import (
 // them. A Service takes the first such port, because it must send somewhere; a policy lets
 // through what its author named, and kube-network-policies and cyclonus read it so too.
 func NamedPorts(spec *corev1.PodSpec) []endpoint.NamedPort {
-	var ports []endpoint.NamedPort
+	var ports []corev1.ContainerPort
 	for _, containers := range [][]corev1.Container{spec.InitContainers, spec.Containers} {
 		for _, c := range containers {
-			for _, p := range c.Ports {
-				// The API server fills in TCP where no protocol is given.
-				number, known := protocol(cmp.Or(p.Protocol, corev1.ProtocolTCP))
-				if p.Name == "" || !known || p.ContainerPort < 1 || p.ContainerPort > 65535 {
-					continue
-				}
-				ports = append(ports, endpoint.NamedPort{Name: p.Name, Protocol: uint8(number), Number: uint16(p.ContainerPort)})
-			}
+			ports = append(ports, c.Ports...)
 		}
+	}
+	return Named(ports)
+}
+
+// Named is [NamedPorts] of a pod whose containers and init containers have these ports.
+func Named(of []corev1.ContainerPort) []endpoint.NamedPort {
+	var ports []endpoint.NamedPort
+	for _, p := range of {
+		// The API server fills in TCP where no protocol is given.
+		number, known := protocol(cmp.Or(p.Protocol, corev1.ProtocolTCP))
+		if p.Name == "" || !known || p.ContainerPort < 1 || p.ContainerPort > 65535 {
+			continue
+		}
+		ports = append(ports, endpoint.NamedPort{Name: p.Name, Protocol: uint8(number), Number: uint16(p.ContainerPort)})
 	}
 	slices.SortFunc(ports, func(a, b endpoint.NamedPort) int {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Number, b.Number))

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -27,8 +28,16 @@ const exitFailure = 2
 // much behind, looks are few, and the memory of a node is its pods'.
 const garbagePercent = 15
 
+// memoryShare is, in percent, how much of GOMEMLIMIT is for what the Go runtime counts. The
+// manifests set GOMEMLIMIT to the container's limit, which the program itself and the kernel's sets
+// count towards as well.
+const memoryShare = 75
+
 func main() {
 	debug.SetGCPercent(garbagePercent)
+	if limit := debug.SetMemoryLimit(-1); limit < math.MaxInt64 {
+		debug.SetMemoryLimit(limit / 100 * memoryShare)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))

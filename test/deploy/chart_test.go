@@ -183,6 +183,16 @@ func TestPod(t *testing.T) {
 			t.Errorf("%s asks where nothing listens: %+v, %q", name, p, c.Args)
 		}
 	}
+	// What podmarkd needs at most, and a third of that besides; see docs/performance.md.
+	const most = 144 << 20
+	if limit := c.Resources.Limits.Memory().Value(); limit*3 < most*4 {
+		t.Errorf("the limit is %d bytes, and %d may be needed", limit, most)
+	}
+	if !slices.ContainsFunc(c.Env, func(e corev1.EnvVar) bool {
+		return e.Name == "GOMEMLIMIT" && e.ValueFrom != nil && e.ValueFrom.ResourceFieldRef != nil && e.ValueFrom.ResourceFieldRef.Resource == "limits.memory"
+	}) {
+		t.Errorf("podmarkd does not know its limit: %+v", c.Env)
+	}
 	if c.Resources.Requests.Cpu().IsZero() || c.Resources.Requests.Memory().IsZero() || c.Resources.Limits.Memory().IsZero() {
 		t.Errorf("%+v", c.Resources)
 	}

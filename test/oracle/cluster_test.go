@@ -2,6 +2,7 @@ package oracle_test
 
 import (
 	"fmt"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -69,18 +70,40 @@ func newCluster(t *testing.T, policies desired.Policies, pods []*corev1.Pod) clu
 	}
 	for _, node := range nodes {
 		// The other nodes' pods come by way of an index, as they do in podmarkd.
-		index := desired.NewIndex()
+		var there []*desired.IndexedPod
+		index := desired.NewIndex(func(namespace string) iter.Seq[*desired.IndexedPod] {
+			return func(yield func(*desired.IndexedPod) bool) {
+				for _, p := range there {
+					if (namespace == "" || p.Namespace == namespace) && !yield(p) {
+						return
+					}
+				}
+			}
+		})
 		for name, labels := range policies.Namespaces {
 			index.Label(name, labels)
 		}
 		for i, p := range elsewhere[node] {
-			index.Put(&p, uint64(i))
+			there = append(there, indexed(p, uint64(i)))
+			index.Put(nil, there[i])
 		}
 		index.Follow(policies)
 		index.Settle()
 		c.states[node] = index.Complete(desired.Build(desired.Node{Layout: layout, Epoch: 1}, policies, records[node]))
 	}
 	return c
+}
+
+// indexed is a pod as an index takes it.
+func indexed(p desired.Pod, rank uint64) *desired.IndexedPod {
+	var labels []desired.Label
+	for k, v := range p.Labels {
+		labels = append(labels, desired.Label{Key: []byte(k), Value: []byte(v)})
+	}
+	return &desired.IndexedPod{
+		Namespace: p.Namespace, Name: p.Name, Labels: desired.NewLabelSets().Of(labels),
+		Addresses: desired.AddressesOf(p.Addresses...), Ports: p.Ports, Rank: rank,
+	}
 }
 
 func attachment(p desired.Pod, id mark.ID, iface string) ident.Record {

@@ -125,7 +125,12 @@ func (p prober) labelChanges(ctx context.Context) (took []time.Duration, err err
 	if err != nil {
 		return nil, err
 	}
-	id := desired.Build(desired.Node{}, desired.Policies{Policies: []desired.Policy{compiled}}, nil).PeerSetIDs()[0]
+	// The policy is of the namespace that has the name now.
+	var namespace corev1.Namespace
+	if err := p.core.Get().Resource("namespaces").Name(p.namespace).Do(ctx).Into(&namespace); err != nil {
+		return nil, err
+	}
+	id := desired.Build(desired.Node{}, desired.Policies{Policies: []desired.Policy{compiled.Of(string(namespace.UID))}}, nil).PeerSetIDs()[0]
 	set := &nftables.Set{Table: p.table, Name: "p4-" + string(id), KeyType: nftables.TypeIPAddr}
 	has := func() (bool, error) {
 		list, err := p.kernel.GetSetElements(set)

@@ -125,6 +125,9 @@ func (p process) stop() {
 	<-p.done
 }
 
+// poll is how often a condition is looked at: podmarkd pays for it.
+const poll = 100 * time.Millisecond
+
 // until waits for a condition of a process.
 func (p process) until(what string, patience time.Duration, f func() error) error {
 	var err error
@@ -135,7 +138,7 @@ func (p process) until(what string, patience time.Duration, f func() error) erro
 		select {
 		case <-p.done:
 			return fmt.Errorf("waiting until %s: %w", what, errors.New("the process has ended"))
-		case <-time.After(10 * time.Millisecond):
+		case <-time.After(poll):
 		}
 	}
 	return fmt.Errorf("waiting until %s: %w", what, err)

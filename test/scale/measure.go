@@ -63,8 +63,13 @@ func measure(ctx context.Context, flags *flag.FlagSet, args []string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("\n## %d pods, %d namespaces, %d policies (%s), %d nodes, %d local pods, %s\n\nIn sync after %.1f s, with %d policies.\n",
-		o.Pods, o.Namespaces, o.Policies, o.Mix, o.Nodes, len(n.attached), *backend, time.Since(begin).Seconds(), policies)
+	took := time.Since(begin)
+	used, err := d.usage()
+	if err != nil {
+		return err
+	}
+	fmt.Printf("\n## %d pods, %d namespaces, %d policies (%s), %d nodes, %d local pods, %s\n\nIn sync after %.1f s, of which %.1f s of a processor, with %d policies. Resident at most: %d MiB.\n",
+		o.Pods, o.Namespaces, o.Policies, o.Mix, o.Nodes, len(n.attached), *backend, took.Seconds(), used.processor.Seconds(), policies, used.top>>20)
 	if *everything {
 		progress("a client watches everything")
 		if err := a.watchEverything(ctx, "everything"); err != nil {

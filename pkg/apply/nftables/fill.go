@@ -23,6 +23,9 @@ func (b Backend) Fill(_ context.Context, want desired.State) (changed int, err e
 	}
 	defer c.close()
 	content := map[string][]string{}
+	for name, some := range counts(want) { // lists that grow take twice the room
+		content[name] = make([]string, 0, some)
+	}
 	populate(want, func(s set, e element) { content[s.name] = append(content[s.name], e.key) })
 	for _, s := range policySets(want) {
 		n, err := replaceContent(c, s, content[s.name])
@@ -34,6 +37,30 @@ func (b Backend) Fill(_ context.Context, want desired.State) (changed int, err e
 		}
 	}
 	return changed, nil
+}
+
+// counts is how many elements each peer and tuple set has, by name.
+func counts(s desired.State) map[string]int {
+	out := map[string]int{}
+	for id, set := range s.PeerSets {
+		four := 0
+		for _, a := range set.Addrs {
+			if a.Is4() {
+				four++
+			}
+		}
+		out[peers(v4, id).name], out[peers(v6, id).name] = four, len(set.Addrs)-four
+	}
+	for id, set := range s.TupleSets {
+		four := 0
+		for _, t := range set.Tuples {
+			if t.Addr().Is4() {
+				four++
+			}
+		}
+		out[tuples(v4, id).name], out[tuples(v6, id).name] = four, len(set.Tuples)-four
+	}
+	return out
 }
 
 // replaceContent makes a set hold exactly the keys of want, which are sorted. It keeps no

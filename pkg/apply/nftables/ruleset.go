@@ -148,13 +148,25 @@ func placed(s desired.State, n numbers) map[string]elements {
 // no text: see show.
 func populate(s desired.State, put func(set, element)) {
 	for id, set := range s.PeerSets {
+		four, six := peers(v4, id), peers(v6, id)
 		for _, a := range set.Addrs {
-			put(peers(familyOf(a), id), element{key: key(a.AsSlice())})
+			if a.Is4() {
+				b := a.As4()
+				put(four, element{key: string(b[:])})
+			} else {
+				b := a.As16()
+				put(six, element{key: string(b[:])})
+			}
 		}
 	}
 	for id, set := range s.TupleSets {
+		four, six := tuples(v4, id), tuples(v6, id)
 		for _, t := range set.Tuples {
-			put(tuples(familyOf(t.Addr()), id), element{key: key(t.Addr().AsSlice(), []byte{byte(set.Protocol)}, big16(t.Port()))})
+			of := six
+			if t.Addr().Is4() {
+				of = four
+			}
+			put(of, element{key: key(t.Addr().AsSlice(), []byte{byte(set.Protocol)}, big16(t.Port()))})
 		}
 	}
 }

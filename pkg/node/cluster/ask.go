@@ -43,7 +43,7 @@ func (c *Cluster) Answer(ctx context.Context, r whois.Request) (whois.Answer, er
 		if err != nil {
 			return whois.Answer{}, err
 		}
-		return whois.Answer{Addresses: p.Addresses}, nil
+		return whois.Answer{Addresses: p.Addresses.List()}, nil
 	}
 	settings, err := r.Settings()
 	if err != nil {
@@ -83,7 +83,7 @@ func (c *Cluster) Answer(ctx context.Context, r whois.Request) (whois.Answer, er
 		if target != 0 && c.done >= target && c.done == c.round && decided {
 			profiles := c.view.Profiles(p)
 			c.mu.Unlock()
-			return whois.Answer{Labels: p.Labels, Ports: p.Ports, Sources: p.Own.Sources, UID: p.Own.ID(), NamespaceUID: p.NamespaceUID(), Profiles: &profiles}, nil
+			return whois.Answer{Labels: p.Own.Labels, Ports: p.Ports, Sources: p.Own.Sources, UID: p.Own.ID(), NamespaceUID: p.NamespaceUID(), Profiles: &profiles}, nil
 		}
 		news := c.news
 		why = errors.Join(why, c.failed)

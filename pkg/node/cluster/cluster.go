@@ -39,7 +39,6 @@ type Cluster struct {
 	Done func(Round)
 
 	clients clients
-	words   *words
 	poked   chan struct{}
 	asking  chan struct{} // has an entry for each question that is under way
 
@@ -61,13 +60,14 @@ type Cluster struct {
 
 // New makes a cluster that is not followed yet.
 func New(node apply.Node, nodeName string, api *rest.Config, log *slog.Logger) (*Cluster, error) {
-	clients, err := newClients(api)
+	words := newWords()
+	clients, err := newClients(api, words, nodeName)
 	if err != nil {
 		return nil, err
 	}
 	c := &Cluster{
 		Name: nodeName, API: api, Log: log, clients: clients, poked: make(chan struct{}, 1), asking: make(chan struct{}, questions),
-		words: newWords(), watches: map[view.Watch]*watching{}, news: make(chan struct{}), unanswered: map[string]int{},
+		watches: map[view.Watch]*watching{}, news: make(chan struct{}), unanswered: map[string]int{},
 	}
 	c.view = view.New(nodeName, func(network string) bool { return c.Follows != nil && c.Follows(network) })
 	c.Node = node

@@ -1,8 +1,8 @@
 package cluster
 
 import (
+	"encoding/binary"
 	"fmt"
-	"hash/maphash"
 	"maps"
 	"net/netip"
 	"slices"
@@ -13,33 +13,64 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/pkg/node/cluster/view"
 	"github.com/podmark/podmark/pkg/policy"
 )
 
-// pod is what is kept of a Pod, as client-go's own stores keep it on the way to the view.
-type pod struct{ *view.Pod }
+// pod is what is kept of a Pod, in the form in which client-go hands it on.
+type pod struct {
+	kept *view.Pod
+	// meta is what client-go reads: name, version, and how far a bookmark is.
+	meta metav1.ObjectMeta
+}
 
-// GetObjectMeta lets client-go's stores name the pod.
-func (p pod) GetObjectMeta() metav1.Object {
-	return &metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name}
+// pods is a list of them.
+type pods struct {
+	metav1.ListMeta
+	Items []*pod
+}
+
+var _, _ runtime.Object = &pod{}, &pods{}
+
+// GetObjectMeta lets client-go name the pod.
+func (p *pod) GetObjectMeta() metav1.Object { return &p.meta }
+
+// GetObjectKind implements [runtime.Object]: a pod knows its kind by its type.
+func (p *pod) GetObjectKind() schema.ObjectKind { return schema.EmptyObjectKind }
+
+// DeepCopyObject implements [runtime.Object]. What is kept is not changed by client-go.
+func (p *pod) DeepCopyObject() runtime.Object {
+	out := &pod{kept: p.kept}
+	p.meta.DeepCopyInto(&out.meta)
+	return out
+}
+
+// GetObjectKind implements [runtime.Object].
+func (p *pods) GetObjectKind() schema.ObjectKind { return schema.EmptyObjectKind }
+
+// DeepCopyObject implements [runtime.Object].
+func (p *pods) DeepCopyObject() runtime.Object {
+	out := &pods{Items: slices.Clone(p.Items)}
+	p.ListMeta.DeepCopyInto(&out.ListMeta)
+	return out
 }
 
 // object is an object of the API as the view takes it.
 func (c *Cluster) object(v any) (view.Object, error) {
 	switch v := v.(type) {
-	case pod:
-		return v.Pod, nil
-	case *corev1.Pod:
-		return c.trim(v).Pod, nil
+	case *pod:
+		return v.kept, nil
 	case *corev1.Namespace:
 		labels := map[string]string{}
 		maps.Copy(labels, v.Labels)
 		labels[desired.MetadataName] = v.Name
-		return &view.Namespace{Name: v.Name, Labels: c.words.labels(labels)}, nil
+		return &view.Namespace{Name: v.Name, Labels: labels}, nil
 	case *networkingv1.NetworkPolicy:
 		compiled, unclear := policy.Object(v)
 		return &view.Policy{Policy: compiled, UID: view.UIDOf(string(v.UID)), APIUID: string(v.UID), Unclear: unclear}, nil
@@ -49,108 +80,155 @@ func (c *Cluster) object(v any) (view.Object, error) {
 
 const configHash = "kubernetes.io/config.hash" // kubelet's annotation of mirror pods
 
-// trim keeps what is needed of a Pod, in memory of its own.
-func (c *Cluster) trim(p *corev1.Pod) pod {
-	version, _ := strconv.ParseUint(p.ResourceVersion, 10, 64)
-	t := &view.Pod{
-		Pod:     desired.Pod{Namespace: c.words.word(p.Namespace), Name: strings.Clone(p.Name), Labels: c.words.labels(p.Labels)},
-		UID:     view.UIDOf(string(p.UID)),
-		Version: version,
-		Rank:    uint64(max(0, p.CreationTimestamp.Unix())),
+// facts is what is read of a Pod, in memory of the message that it came in.
+type facts struct {
+	namespace, name, uid, version []byte
+	labels                        []desired.Label
+	created                       int64 // in seconds since 1970
+	going                         bool
+	// hash, sources and end are the annotations configHash, config.SourcesAnnotation and
+	// metav1.InitialEventsAnnotationKey.
+	hash, sources, end []byte
+	node, phase        []byte
+	hostNetwork        bool
+	ports              []corev1.ContainerPort
+	ip                 []byte
+	ips                [][]byte
+}
+
+// factsOf reads a whole Pod.
+func factsOf(p *corev1.Pod) *facts {
+	f := &facts{
+		namespace: []byte(p.Namespace), name: []byte(p.Name), uid: []byte(p.UID), version: []byte(p.ResourceVersion),
+		created: p.CreationTimestamp.Unix(), going: p.DeletionTimestamp != nil,
+		hash: []byte(p.Annotations[configHash]), sources: []byte(p.Annotations[config.SourcesAnnotation]), end: []byte(p.Annotations[metav1.InitialEventsAnnotationKey]),
+		node: []byte(p.Spec.NodeName), hostNetwork: p.Spec.HostNetwork,
+		phase: []byte(p.Status.Phase), ip: []byte(p.Status.PodIP),
 	}
-	if p.Spec.NodeName == c.Name {
-		t.Own = &view.Identity{
-			UID: strings.Clone(string(p.UID)), Hash: strings.Clone(p.Annotations[configHash]),
-			Sources: c.words.word(config.ShortSources(p.Annotations[config.SourcesAnnotation])),
+	for k, v := range p.Labels {
+		f.labels = append(f.labels, desired.Label{Key: []byte(k), Value: []byte(v)})
+	}
+	for _, containers := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
+		for _, c := range containers {
+			f.ports = append(f.ports, c.Ports...)
 		}
 	}
-	if p.DeletionTimestamp == nil {
+	for _, ip := range p.Status.PodIPs {
+		f.ips = append(f.ips, []byte(ip.IP))
+	}
+	return f
+}
+
+// keep is what is kept of a Pod on the node of that name, in memory of its own.
+func (w *words) keep(f *facts, node string) *pod {
+	version, _ := strconv.ParseUint(string(f.version), 10, 64)
+	t := &view.Pod{
+		IndexedPod: desired.IndexedPod{
+			Namespace: w.word(f.namespace), Name: string(f.name), Labels: w.labels(f.labels), Rank: uint64(max(0, f.created)),
+			Ports: w.ports(policy.Named(f.ports)),
+		},
+		UID:     view.UIDOf(string(f.uid)),
+		Version: version,
+	}
+	if string(f.node) == node {
+		t.Own = &view.Own{Identity: view.Identity{
+			UID: string(f.uid), Hash: string(f.hash), Sources: w.word([]byte(config.ShortSources(string(f.sources)))),
+		}}
+		if t.Labels != nil {
+			t.Own.Labels = maps.Collect(t.Labels.All())
+		}
+	}
+	if !f.going {
 		t.Rank += 1 << 62
 	}
-	if p.Status.Phase == corev1.PodRunning {
+	if string(f.phase) == string(corev1.PodRunning) {
 		t.Rank += 1 << 61
 	}
 	// The node's addresses are not a pod's, and a pod that has ended has given its own back.
-	if ended := p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed; !p.Spec.HostNetwork && !ended {
-		t.Addresses = addresses(p.Status)
+	if ended := string(f.phase) == string(corev1.PodSucceeded) || string(f.phase) == string(corev1.PodFailed); !f.hostNetwork && !ended {
+		list := addresses(f)
+		t.Addresses, t.Peer = desired.AddressesOf(list...), len(list) > 0
 	}
-	t.Peer = len(t.Addresses) > 0
-	if t.Ports = policy.NamedPorts(&p.Spec); t.Ports != nil {
-		for i, port := range t.Ports {
-			t.Ports[i].Name = c.words.word(port.Name)
-		}
+	out := &pod{kept: t, meta: metav1.ObjectMeta{Namespace: t.Namespace, Name: t.Name, ResourceVersion: string(f.version)}}
+	if len(f.end) > 0 {
+		out.meta.Annotations = map[string]string{metav1.InitialEventsAnnotationKey: string(f.end)}
 	}
-	return pod{t}
+	return out
 }
 
-func addresses(s corev1.PodStatus) []netip.Addr {
-	var out []netip.Addr
-	add := func(text string) {
-		if a, err := netip.ParseAddr(text); err == nil && !slices.Contains(out, a.Unmap()) {
+// addresses are those of a pod, each once. One with a zone is none that others could send to.
+func addresses(f *facts) []netip.Addr {
+	out := make([]netip.Addr, 0, 2)
+	add := func(text []byte) {
+		if a, err := netip.ParseAddr(string(text)); err == nil && a.Zone() == "" && !slices.Contains(out, a.Unmap()) {
 			out = append(out, a.Unmap())
 		}
 	}
-	add(s.PodIP)
-	for _, ip := range s.PodIPs {
-		add(ip.IP)
+	add(f.ip)
+	for _, ip := range f.ips {
+		add(ip)
 	}
-	return slices.Clip(out)
+	return out
 }
 
-// words keeps one copy of each word and of each set of labels: pods of one template have
-// them in common.
+// words keeps one copy of each word, of each set of labels and of each list of ports: pods of
+// one template have them in common.
 type words struct {
 	mu     sync.Mutex
 	single map[string]string
-	sets   map[uint64]map[string]string // by hash
-	seed   maphash.Seed
+	lists  map[string][]endpoint.NamedPort // by what is in them
+	sets   *desired.LabelSets
 }
 
 // mostWords bounds what is remembered of pods that are gone.
 const mostWords = 1 << 16
 
 func newWords() *words {
-	return &words{single: map[string]string{}, sets: map[uint64]map[string]string{}, seed: maphash.MakeSeed()}
+	return &words{single: map[string]string{}, lists: map[string][]endpoint.NamedPort{}, sets: desired.NewLabelSets()}
 }
 
-func (w *words) word(s string) string {
+func (w *words) word(b []byte) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.one(s)
-}
-
-func (w *words) one(s string) string {
-	if known, ok := w.single[s]; ok {
+	if known, ok := w.single[string(b)]; ok {
 		return known
 	}
 	if len(w.single) > mostWords {
 		clear(w.single)
 	}
-	s = strings.Clone(s)
+	s := string(b)
 	w.single[s] = s
 	return s
 }
 
-func (w *words) labels(labels map[string]string) map[string]string {
-	if len(labels) == 0 {
+func (w *words) labels(labels []desired.Label) *desired.LabelSet {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.sets.Of(labels)
+}
+
+func (w *words) ports(list []endpoint.NamedPort) []endpoint.NamedPort {
+	if len(list) == 0 {
 		return nil
 	}
-	hash := uint64(0)
-	for k, v := range labels { // in any order
-		hash += maphash.Comparable(w.seed, [2]string{k, v})
+	var key []byte
+	for _, p := range list {
+		key = binary.AppendUvarint(key, uint64(len(p.Name)))
+		key = append(key, p.Name...)
+		key = append(key, p.Protocol, byte(p.Number>>8), byte(p.Number))
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if known := w.sets[hash]; maps.Equal(known, labels) {
+	if known, ok := w.lists[string(key)]; ok {
 		return known
 	}
-	if len(w.sets) > mostWords {
-		clear(w.sets)
+	if len(w.lists) > mostWords {
+		clear(w.lists)
 	}
-	own := make(map[string]string, len(labels))
-	for k, v := range labels {
-		own[w.one(k)] = w.one(v)
+	own := slices.Clip(slices.Clone(list))
+	for i, p := range own {
+		own[i].Name = strings.Clone(p.Name)
 	}
-	w.sets[hash] = own
+	w.lists[string(key)] = own
 	return own
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -28,10 +29,16 @@ type watching struct {
 	stop context.CancelFunc
 	// ended is set, under the cluster's lock, once the view has forgotten it.
 	ended bool
+	// begun is what a stream has brought up to now that begins with all there is; nil for
+	// another. Only the reflector uses it.
+	begun *beginning
 }
 
 // clients ask the API server.
-type clients struct{ core, networking *rest.RESTClient }
+type clients struct {
+	core, networking, pods *rest.RESTClient
+	decoder                decoder // of pods
+}
 
 // Requests a second, and at once: a node watches some hundred things from its start on.
 const (
@@ -39,12 +46,23 @@ const (
 	burst   = 200
 )
 
-func newClients(base *rest.Config) (c clients, err error) {
+func newClients(base *rest.Config, words *words, node string) (c clients, err error) {
 	base = rest.CopyConfig(base)
 	base.QPS, base.Burst = queries, burst
 	core, errCore := source.CoreClient(base)
 	networking, errNetworking := source.Client(base, "/apis", networkingv1.SchemeGroupVersion, networkingv1.AddToScheme)
-	return clients{core, networking}, errors.Join(errCore, errNetworking)
+	pods, errPods := source.CoreClientBy(base, func(s runtime.NegotiatedSerializer) runtime.NegotiatedSerializer {
+		c.decoder = decoder{jsonOf(s), words, node}
+		return podSerializer{s, words, node}
+	})
+	c.core, c.networking, c.pods = core, networking, pods
+	return c, errors.Join(errCore, errNetworking, errPods)
+}
+
+// jsonOf is a serializer's for what is in JSON.
+func jsonOf(s runtime.NegotiatedSerializer) runtime.Serializer {
+	info, _ := runtime.SerializerInfoForMediaType(s.SupportedMediaTypes(), runtime.ContentTypeJSON) // client-go has it
+	return info.Serializer
 }
 
 // start begins to watch. The reflector of client-go lists, watches, and lists again when
@@ -52,21 +70,34 @@ func newClients(base *rest.Config) (c clients, err error) {
 func (c *Cluster) start(ctx context.Context, w view.Watch) *watching {
 	ctx, stop := context.WithCancel(ctx)
 	s := &watching{Watch: w, c: c, stop: stop}
-	client, example := c.clients.core, runtime.Object(&corev1.Pod{})
+	client, example := c.clients.pods, runtime.Object(&pod{})
 	switch w.Kind {
 	case view.Policies:
 		client, example = c.clients.networking, &networkingv1.NetworkPolicy{}
 	case view.Namespaces:
-		example = &corev1.Namespace{}
+		client, example = c.clients.core, &corev1.Namespace{}
 	}
-	lw := cache.NewFilteredListWatchFromClient(client, string(w.Kind), w.Namespace, func(o *metav1.ListOptions) {
+	narrow := func(o *metav1.ListOptions) {
 		o.LabelSelector = w.Labels
 		if w.Node != "" {
 			o.FieldSelector = "spec.nodeName=" + w.Node
 		}
-	})
+	}
+	lw := cache.NewFilteredListWatchFromClient(client, string(w.Kind), w.Namespace, narrow)
 	list, open := lw.ListWithContextFunc, lw.WatchFuncWithContext
+	if w.Kind == view.Pods {
+		list = func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			narrow(&o)
+			body, err := client.Get().Namespace(w.Namespace).Resource(string(w.Kind)).VersionedParams(&o, metav1.ParameterCodec).Stream(ctx)
+			if err != nil {
+				return nil, err
+			}
+			defer body.Close()
+			return c.clients.decoder.list(body)
+		}
+	}
 	lw.ListWithContextFunc = func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+		s.begun = nil
 		out, err := list(ctx, o)
 		s.tell(err)
 		return out, shortened(err)
@@ -76,7 +107,11 @@ func (c *Cluster) start(ctx context.Context, w view.Watch) *watching {
 		if o.SendInitialEvents == nil || classOf(err) != view.TooMuch { // else it is listed
 			s.tell(err)
 		}
-		return out, shortened(err)
+		if err != nil || w.Kind != view.Pods || o.SendInitialEvents == nil || !*o.SendInitialEvents {
+			return out, shortened(err)
+		}
+		s.begun = begin(out, s.known)
+		return s.begun, nil
 	}
 	r := cache.NewReflectorWithOptions(lw, example, s, cache.ReflectorOptions{Name: w.String()})
 	go r.RunWithContext(ctx)
@@ -115,14 +150,11 @@ func classOf(err error) view.Class {
 	return view.ClassOf(int(answer.Status().Code))
 }
 
-// Transformer makes client-go's own stores keep as little as ours.
-func (s *watching) Transformer() cache.TransformFunc {
-	return func(v any) (any, error) {
-		if p, ok := v.(*corev1.Pod); ok {
-			return s.c.trim(p), nil
-		}
-		return v, nil
-	}
+// known is the pod that the view has, where that is the same.
+func (s *watching) known(p *view.Pod) *view.Pod {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	return s.c.view.Known(s.Watch, p)
 }
 
 // Add takes over a new object.
@@ -154,7 +186,11 @@ func (s *watching) Delete(v any) error {
 // Replace takes over all that there is.
 func (s *watching) Replace(list []any, resourceVersion string) error {
 	version, _ := strconv.ParseUint(resourceVersion, 10, 64) // of another form, none is higher than another
-	objects := make([]view.Object, 0, len(list))
+	var objects []view.Object
+	if s.begun != nil {
+		objects, s.begun.seen = s.begun.seen, nil
+	}
+	objects = slices.Grow(objects, len(list))
 	for _, v := range list {
 		o, err := s.c.object(v)
 		if err != nil {
@@ -169,15 +205,18 @@ func (s *watching) Replace(list []any, resourceVersion string) error {
 // Resync does nothing: what was said goes on to hold.
 func (s *watching) Resync() error { return nil }
 
-var _ cache.TransformingStore = (*watching)(nil)
+var _ cache.ReflectorStore = (*watching)(nil)
 
 // fetch asks for one pod. A watch may be behind what the kubelet knows.
 func (c *Cluster) fetch(ctx context.Context, n view.Name) (*view.Pod, error) {
-	var p corev1.Pod
-	if err := c.clients.core.Get().Namespace(n.Namespace).Resource(string(view.Pods)).Name(n.Name).Do(ctx).Into(&p); err != nil {
-		return nil, shortened(fmt.Errorf("asking for pod %s/%s: %w", n.Namespace, n.Name, err))
+	o, err := c.clients.pods.Get().Namespace(n.Namespace).Resource(string(view.Pods)).Name(n.Name).Do(ctx).Get()
+	if p, ok := o.(*pod); ok && err == nil {
+		return p.kept, nil
 	}
-	return c.trim(&p).Pod, nil
+	if err == nil {
+		err = fmt.Errorf("the API server answers with a %T", o)
+	}
+	return nil, shortened(fmt.Errorf("asking for pod %s/%s: %w", n.Namespace, n.Name, err))
 }
 
 // spaceOf asks what a namespace is now.

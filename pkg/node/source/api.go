@@ -97,16 +97,26 @@ func CoreClient(base *rest.Config) (*rest.RESTClient, error) {
 	return Client(base, "/api", corev1.SchemeGroupVersion, corev1.AddToScheme)
 }
 
+// CoreClientBy is a client for the core objects that reads them as decoding makes of
+// client-go's own way.
+func CoreClientBy(base *rest.Config, decoding func(runtime.NegotiatedSerializer) runtime.NegotiatedSerializer) (*rest.RESTClient, error) {
+	return client(base, "/api", corev1.SchemeGroupVersion, corev1.AddToScheme, decoding)
+}
+
 // Client is a client for the objects of one group: client-go's own brings the types of
 // every group along.
 func Client(base *rest.Config, path string, group schema.GroupVersion, register func(*runtime.Scheme) error) (*rest.RESTClient, error) {
+	return client(base, path, group, register, func(s runtime.NegotiatedSerializer) runtime.NegotiatedSerializer { return s })
+}
+
+func client(base *rest.Config, path string, group schema.GroupVersion, register func(*runtime.Scheme) error, decoding func(runtime.NegotiatedSerializer) runtime.NegotiatedSerializer) (*rest.RESTClient, error) {
 	scheme := runtime.NewScheme()
 	if err := register(scheme); err != nil {
 		return nil, fmt.Errorf("registering the types of %s: %w", group, err)
 	}
 	c := rest.CopyConfig(base)
 	c.APIPath, c.GroupVersion = path, &group
-	c.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	c.NegotiatedSerializer = decoding(serializer.NewCodecFactory(scheme).WithoutConversion())
 	c.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	client, err := rest.RESTClientFor(c)
 	if err != nil {

@@ -43,7 +43,7 @@ func (v *View) Expect(a Ask, now time.Time) {
 		v.expected[a] = e
 	}
 	e.until = now.Add(comes)
-	if p := v.pods[a.name()]; p.Is(a.UID) {
+	if p := v.pods.get(a.name()); p.Is(a.UID) {
 		e.pod = p
 	}
 	v.dirty = true
@@ -81,7 +81,7 @@ func (v *View) arrive(residents map[ident.Key]resident, records []ident.Record) 
 // Answer is who the pod is, and why it cannot be told yet what its policies mean; nil for
 // a pod that is not known.
 func (v *View) Answer(a Ask, now time.Time) (p *Pod, waits error) {
-	if p = v.pods[a.name()]; !p.Is(a.UID) {
+	if p = v.pods.get(a.name()); !p.Is(a.UID) {
 		return nil, errUnknown
 	}
 	for _, w := range []Watch{{Kind: Pods, Node: v.node}, {Kind: Policies, Namespace: a.Namespace}} {
@@ -92,7 +92,7 @@ func (v *View) Answer(a Ask, now time.Time) (p *Pod, waits error) {
 			return p, v.blame(w)
 		}
 	}
-	if e := v.expected[a]; e != nil && !p.place.sure && now.Sub(e.since) <= hold {
+	if e := v.expected[a]; e != nil && !p.Own.place.sure && now.Sub(e.since) <= hold {
 		return p, fmt.Errorf("the UID of namespace %s is not known yet", a.Namespace)
 	}
 	world := v.world()
@@ -122,9 +122,9 @@ func (v *View) Decided(p *Pod) bool {
 
 // Profiles are those that the pod gets by what was last decided.
 func (v *View) Profiles(p *Pod) [2]desired.ProfileID {
-	r := ident.Record{Policed: true, NamespaceUID: p.place.uid, Endpoint: endpoint.Endpoint{Namespace: p.Namespace, Pod: p.Pod.Name, Labels: p.Labels}}
+	r := ident.Record{Policed: true, NamespaceUID: p.Own.place.uid, Endpoint: endpoint.Endpoint{Namespace: p.Namespace, Pod: p.Name, Labels: p.Own.Labels}}
 	return desired.Build(desired.Node{}, v.applied, []ident.Record{r}).Endpoints[0].Profiles
 }
 
 // NamespaceUID is that of the pod's namespace; empty where it is not known.
-func (p *Pod) NamespaceUID() string { return p.place.uid }
+func (p *Pod) NamespaceUID() string { return p.Own.place.uid }

@@ -37,14 +37,16 @@ func (v *View) Attach(records []ident.Record) (changed []ident.Record) {
 		}
 		if p := whose[r.Key]; p != nil {
 			if !p.served {
+				if p.enrolled() {
+					v.index.Remove(&p.IndexedPod)
+				}
 				p.served = true
-				v.enrol(p)
 			}
 			sources := v.sources(r, p, records)
 			// Whose it was when it came goes on to hold.
-			of := cmp.Or(r.NamespaceUID, p.place.uid)
-			if !r.Kubernetes || r.NamespaceUID != of || !r.Policed || !maps.Equal(r.Labels, p.Labels) || !slices.Equal(r.Ports, p.Ports) || !slices.Equal(r.Sources, sources) {
-				r.Kubernetes, r.Policed, r.Labels, r.Ports, r.Sources = true, true, p.Labels, p.Ports, sources
+			of := cmp.Or(r.NamespaceUID, p.Own.place.uid)
+			if !r.Kubernetes || r.NamespaceUID != of || !r.Policed || !maps.Equal(r.Labels, p.Own.Labels) || !slices.Equal(r.Ports, p.Ports) || !slices.Equal(r.Sources, sources) {
+				r.Kubernetes, r.Policed, r.Labels, r.Ports, r.Sources = true, true, p.Own.Labels, p.Ports, sources
 				r.NamespaceUID = of
 				records[i] = r
 				changed = append(changed, r)
@@ -92,7 +94,7 @@ func (v *View) assign(records []ident.Record) map[ident.Key]*Pod {
 	}
 	meant := map[sandbox]*Pod{}
 	for n, all := range by {
-		p := v.pods[n]
+		p := v.pods.get(n)
 		if p == nil || p.Own == nil {
 			continue
 		}
@@ -108,7 +110,7 @@ func (v *View) assign(records []ident.Record) map[ident.Key]*Pod {
 		list := pick(func(s sandbox) bool { return !unnamed(s) && p.Is(uids[s]) })
 		if len(list) == 0 {
 			list = pick(func(s sandbox) bool {
-				return unnamed(s) && slices.ContainsFunc(p.Addresses, func(a netip.Addr) bool { return slices.Contains(addresses[s], a) })
+				return unnamed(s) && slices.ContainsFunc(addresses[s], p.Addresses.Contain)
 			})
 		}
 		if only := pick(unnamed); len(list) == 0 && len(only) == 1 {

@@ -49,7 +49,7 @@ func (v *View) crowd() map[string][]member {
 	return out
 }
 
-func (p *Pod) member() member { return member{p.Labels, p.place.uid} }
+func (p *Pod) member() member { return member{p.Own.Labels, p.Own.place.uid} }
 
 // next is what the node's policies are to be. waits is set where that will change by
 // itself.

@@ -3,6 +3,8 @@ package view
 import (
 	"cmp"
 	"crypto/sha256"
+	"iter"
+	"maps"
 
 	"github.com/podmark/podmark/pkg/desired"
 )
@@ -30,27 +32,33 @@ func UIDOf(s string) (u UID) {
 	return u
 }
 
-// Pod is what is kept of a Pod: hundreds of bytes, of which the API has thousands.
+// Pod is what is kept of a Pod: hundreds of bytes, of which the API has thousands. There may
+// be hundreds of thousands of them.
 type Pod struct {
-	desired.Pod
-	UID UID
-	// Own is who a pod is that is bound to this node; nil for one of another.
-	Own     *Identity
-	Version uint64
-	// Rank tells whose an address is that several pods have: the one that came last, of
+	// Rank tells besides whose an address is that several pods have: whose pod came last, of
 	// those that do not go.
-	Rank uint64
+	desired.IndexedPod
+	UID UID
+	// Own is what is kept besides of a pod that is bound to this node; nil for one of another.
+	Own     *Own
+	Version uint64
+	// seen are the watches that see it, which pods share; nil for none.
+	seen *[]*sight
+	// by has told what it is, after the versions had gone back so often.
+	by      *sight
+	history uint32
 	// Peer is whether it can be somebody's peer by its addresses: it has some of its own,
 	// and has not ended.
 	Peer bool
-	// seen are the watches that see it, and served is whether it had an attachment on
-	// this node.
-	seen   []*sight
+	// served is whether it had an attachment on this node.
 	served bool
-	// by has told what it is, after the versions had gone back so often.
-	by      *sight
-	history uint64
-	// place is whose pod one of this node is.
+}
+
+// Own is what is kept of a pod of this node.
+type Own struct {
+	Identity
+	Labels map[string]string
+	// place is whose pod it is.
 	place place
 }
 
@@ -60,6 +68,55 @@ type Identity struct {
 	UID, Hash string
 	// Sources is the pod's [config.SourcesAnnotation].
 	Sources string
+}
+
+// sights are the watches that see it.
+func (p *Pod) sights() []*sight {
+	if p.seen == nil {
+		return nil
+	}
+	return *p.seen
+}
+
+// pods are pods by namespace and name: that takes less room than by both at once.
+type pods map[string]map[string]*Pod
+
+func (p pods) get(n Name) *Pod { return p[n.Namespace][n.Name] }
+
+func (p pods) put(one *Pod) {
+	if p[one.Namespace] == nil {
+		p[one.Namespace] = map[string]*Pod{}
+	}
+	p[one.Namespace][one.Name] = one
+}
+
+func (p pods) remove(n Name) {
+	if delete(p[n.Namespace], n.Name); len(p[n.Namespace]) == 0 {
+		delete(p, n.Namespace)
+	}
+}
+
+// of yields those of a namespace; for "" all, one namespace after the other.
+func (p pods) of(namespace string) iter.Seq[*Pod] {
+	if namespace != "" {
+		return maps.Values(p[namespace])
+	}
+	return func(yield func(*Pod) bool) {
+		for _, named := range p {
+			for _, one := range named {
+				if !yield(one) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (p pods) count() (n int) {
+	for _, named := range p {
+		n += len(named)
+	}
+	return n
 }
 
 // Namespace is a namespace with its labels, the one with its name among them.
@@ -77,7 +134,7 @@ type Policy struct {
 	Unclear error
 }
 
-func (p *Pod) name() Name       { return Name{p.Namespace, p.Pod.Name} }
+func (p *Pod) name() Name       { return Name{p.Namespace, p.Name} }
 func (n *Namespace) name() Name { return Name{Name: n.Name} }
 func (p *Policy) name() Name    { return Name{p.Namespace, p.Name} }
 

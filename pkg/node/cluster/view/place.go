@@ -44,7 +44,7 @@ func (v *View) Questions() (namespaces []string) {
 		}
 	}
 	for _, p := range v.own {
-		ask(p.Namespace, &p.place)
+		ask(p.Namespace, &p.Own.place)
 	}
 	for _, n := range namespaces {
 		v.asking[n] = true
@@ -71,7 +71,7 @@ func (v *View) Told(namespace string, is Space, err error) {
 	}
 	for _, p := range v.own {
 		if p.Namespace == namespace {
-			settle(&p.place)
+			settle(&p.Own.place)
 		}
 	}
 	var next []*known

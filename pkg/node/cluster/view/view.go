@@ -7,6 +7,7 @@
 package view
 
 import (
+	"iter"
 	"maps"
 	"reflect"
 	"slices"
@@ -29,7 +30,7 @@ type View struct {
 	tooMuch  map[Watch]time.Time
 	answered time.Time
 
-	pods       map[Name]*Pod
+	pods       pods
 	namespaces map[string]map[string]string
 	policies   map[string][]*known // by namespace
 	// own are those of pods that are this node's. spaces is what the API has said of
@@ -38,7 +39,7 @@ type View struct {
 	spaces map[string]Space
 	asking map[string]bool
 	// history is the highest of all watches. fetched stands for what was asked for besides.
-	history uint64
+	history uint32
 	fetched *sight
 	index   *desired.Index
 	// residents are the attachments of the node that have their policies from the API, and
@@ -71,7 +72,10 @@ type sight struct {
 	failing time.Time
 	// highest is the highest version that it was told of, and history counts how often the
 	// API's versions have gone back, as etcd's do when it is restored.
-	highest, history uint64
+	highest uint64
+	history uint32
+	// only is the watch itself: what most pods are seen by.
+	only *[]*sight
 	// begun is when it began, and idle since when it is not needed; zero while it is.
 	begun, idle time.Time
 }
@@ -96,6 +100,14 @@ type known struct {
 	was *known
 }
 
+// alone lists the watch, for those that no other sees. It is not changed.
+func (s *sight) alone() *[]*sight {
+	if s.only == nil {
+		s.only = &[]*sight{s}
+	}
+	return s.only
+}
+
 // Note is what somebody should read, with pairs of keys and values as in log/slog.
 type Note struct {
 	// Trouble is set for what somebody should do something about.
@@ -108,12 +120,14 @@ type Note struct {
 // whether a network takes its policies from the API, for attachments that are older than
 // that; nil for those only that say so themselves.
 func New(node string, follows func(network string) bool) *View {
-	return &View{
+	v := &View{
 		node: node, follows: follows, watches: map[Watch]*sight{}, tooMuch: map[Watch]time.Time{},
-		pods: map[Name]*Pod{}, namespaces: map[string]map[string]string{}, policies: map[string][]*known{}, own: map[Name]*Pod{}, spaces: map[string]Space{}, asking: map[string]bool{}, fetched: &sight{},
-		index: desired.NewIndex(), residents: map[ident.Key]resident{}, expected: map[Ask]*expectation{},
+		pods: pods{}, namespaces: map[string]map[string]string{}, policies: map[string][]*known{}, own: map[Name]*Pod{}, spaces: map[string]Space{}, asking: map[string]bool{}, fetched: &sight{},
+		residents: map[ident.Key]resident{}, expected: map[Ask]*expectation{},
 		refused: map[ident.Key]string{}, dirty: true,
 	}
+	v.index = desired.NewIndex(v.peers)
+	return v
 }
 
 // Remember takes over what a former podmarkd has left in force.
@@ -177,6 +191,20 @@ func (v *View) Seen(w Watch, o Object, now time.Time) {
 	}
 }
 
+// Known is the pod that is known, where a watch has told of it what it tells again, and else
+// p: lists name again what is known, and all of it twice takes twice the room.
+func (v *View) Known(w Watch, p *Pod) *Pod {
+	s, old := v.watches[w], v.pods.get(p.name())
+	if s == nil || old == nil || old.by != s || old.UID != p.UID || old.Version != p.Version || old.Rank != p.Rank || old.Peer != p.Peer ||
+		old.Addresses != p.Addresses || !slices.Equal(old.Ports, p.Ports) || !old.Labels.Equal(p.Labels) {
+		return p
+	}
+	if (old.Own == nil) != (p.Own == nil) || p.Own != nil && old.Own.Identity != p.Own.Identity {
+		return p
+	}
+	return old
+}
+
 // Fetched takes over a pod that was asked for, which a watch is to see.
 func (v *View) Fetched(w Watch, p *Pod) {
 	if s := v.watches[w]; s != nil {
@@ -211,9 +239,12 @@ func (v *View) take(s *sight, o Object, now time.Time) {
 // takePod takes over a pod that a watch sees, as by has told.
 func (v *View) takePod(s *sight, p *Pod, by *sight) {
 	n := p.name()
-	old := v.pods[n]
+	old := v.pods.get(n)
 	if old != nil && old.UID == p.UID {
-		p.seen, p.served, p.place = old.seen, old.served, old.place
+		p.seen, p.served = old.seen, old.served
+		if old.Own != nil && p.Own != nil {
+			p.Own.place = old.Own.place
+		}
 	}
 	p.by, p.history = by, by.history
 	if old != nil && !p.follows(old) { // another watch was quicker
@@ -222,14 +253,21 @@ func (v *View) takePod(s *sight, p *Pod, by *sight) {
 		}
 		p = old
 	}
-	if !slices.Contains(p.seen, s) {
-		p.seen = append(slices.Clip(p.seen), s)
+	switch {
+	case p.seen == nil:
+		p.seen = s.alone()
+	case !slices.Contains(*p.seen, s):
+		all := append(slices.Clip(*p.seen), s)
+		p.seen = &all
 	}
 	if p == old {
 		return
 	}
-	v.pods[n] = p
-	v.enrol(p)
+	if old != nil { // maps go on to have the name by which it came first
+		p.Namespace, p.Name = old.Namespace, old.Name
+	}
+	v.pods.put(p)
+	v.enrol(old, p)
 	if delete(v.own, n); p.Own == nil {
 		return
 	}
@@ -239,7 +277,7 @@ func (v *View) takePod(s *sight, p *Pod, by *sight) {
 			e.pod = p
 		}
 	}
-	if old == nil || old.Own == nil || *old.Own != *p.Own || !maps.Equal(old.Labels, p.Labels) || !slices.Equal(old.Ports, p.Ports) {
+	if old == nil || old.Own == nil || old.Own.Identity != p.Own.Identity || !maps.Equal(old.Own.Labels, p.Own.Labels) || !slices.Equal(old.Ports, p.Ports) {
 		v.dirty = true
 	}
 }
@@ -259,11 +297,30 @@ func (p *Pod) follows(known *Pod) bool {
 
 // enrol puts a pod where others may be allowed to speak to it, or takes it out. One that
 // had an attachment here has its addresses by that, and when that is gone has none.
-func (v *View) enrol(p *Pod) {
-	if p.Peer && !p.served {
-		v.index.Put(&p.Pod, p.Rank)
-	} else {
-		v.index.Remove(p.Namespace, p.Pod.Name)
+func (v *View) enrol(old, p *Pod) {
+	var was *desired.IndexedPod
+	if old.enrolled() {
+		was = &old.IndexedPod
+	}
+	switch {
+	case p.enrolled():
+		v.index.Put(was, &p.IndexedPod)
+	case was != nil:
+		v.index.Remove(was)
+	}
+}
+
+// enrolled reports whether others may be allowed to speak to the pod by its addresses.
+func (p *Pod) enrolled() bool { return p != nil && p.Peer && !p.served }
+
+// peers yields the pods that are enrolled, of a namespace or of all of them.
+func (v *View) peers(namespace string) iter.Seq[*desired.IndexedPod] {
+	return func(yield func(*desired.IndexedPod) bool) {
+		for p := range v.pods.of(namespace) {
+			if p.enrolled() && !yield(&p.IndexedPod) {
+				return
+			}
+		}
 	}
 }
 
@@ -321,17 +378,20 @@ func (p *known) leave() {
 func (v *View) drop(s *sight, n Name, uid UID) {
 	switch s.Kind {
 	case Pods:
-		p := v.pods[n]
+		p := v.pods.get(n)
 		if p == nil || uid != (UID{}) && uid != p.UID {
 			return
 		}
 		if p.by == s {
 			p.by = nil // who sees it still says what it is
 		}
-		if p.seen = slices.DeleteFunc(slices.Clone(p.seen), func(other *sight) bool { return other == s }); len(p.seen) == 0 {
-			delete(v.pods, n)
+		left := slices.DeleteFunc(slices.Clone(p.sights()), func(other *sight) bool { return other == s })
+		if p.seen = &left; len(left) == 0 {
+			v.pods.remove(n)
 			delete(v.own, n)
-			v.index.Remove(n.Namespace, n.Name)
+			if p.enrolled() {
+				v.index.Remove(&p.IndexedPod)
+			}
 		}
 	case Namespaces:
 		delete(v.namespaces, n.Name)
@@ -349,9 +409,9 @@ func (v *View) seenBy(s *sight) map[Name]bool {
 	out := map[Name]bool{}
 	switch s.Kind {
 	case Pods:
-		for n, p := range v.pods {
-			if slices.Contains(p.seen, s) {
-				out[n] = true
+		for p := range v.pods.of("") {
+			if slices.Contains(p.sights(), s) {
+				out[p.name()] = true
 			}
 		}
 	case Namespaces:
@@ -439,7 +499,7 @@ type Size struct {
 
 // Size tells how much is known now.
 func (v *View) Size() Size {
-	s := Size{Policies: len(v.applied.Policies), Watches: len(v.watches), Wanted: len(v.wanted), Pods: len(v.pods)}
+	s := Size{Policies: len(v.applied.Policies), Watches: len(v.watches), Wanted: len(v.wanted), Pods: v.pods.count()}
 	for w := range v.wanted {
 		if watch := v.watches[w]; watch == nil || !watch.synced {
 			s.Behind++

@@ -60,7 +60,7 @@ func (w Watch) shows(o Object) bool {
 	}
 	p, ok := o.(*Pod)
 	selector, err := labels.Parse(w.Labels)
-	return !ok || (w.Node == "" || p.Own != nil) && err == nil && selector.Matches(labels.Set(p.Labels))
+	return !ok || (w.Node == "" || p.Own != nil) && err == nil && selector.Matches(labels.Set(maps.Collect(p.Labels.All())))
 }
 
 func selects(labels map[string]string) (s desired.Selector) {
@@ -98,6 +98,10 @@ func again(o Object) Object {
 	if p, ok := o.(*Pod); ok {
 		c := *p
 		c.seen, c.served = nil, false
+		if p.Own != nil {
+			own := *p.Own
+			c.Own = &own
+		}
 		return &c
 	}
 	return o
@@ -188,12 +192,22 @@ func app(name string) map[string]string { return map[string]string{"app": name} 
 
 // pod is one of the node's in the API, of namespace shop.
 func pod(name, uid, label string, addresses ...string) *Pod {
-	p := &Pod{Pod: desired.Pod{Namespace: "shop", Name: name, Labels: app(label)}, UID: UIDOf(uid), Own: &Identity{UID: uid}}
-	for _, a := range addresses {
-		p.Addresses = append(p.Addresses, netip.MustParseAddr(a))
+	p := &Pod{
+		IndexedPod: desired.IndexedPod{Namespace: "shop", Name: name, Labels: desired.NewLabelSets().Of([]desired.Label{{Key: []byte("app"), Value: []byte(label)}})},
+		UID:        UIDOf(uid), Own: &Own{Identity: Identity{UID: uid}, Labels: app(label)},
 	}
-	p.Peer = len(p.Addresses) > 0
+	var list []netip.Addr
+	for _, a := range addresses {
+		list = append(list, netip.MustParseAddr(a))
+	}
+	p.Addresses = desired.AddressesOf(list...)
+	p.Peer = len(list) > 0
 	return p
+}
+
+func value(labels *desired.LabelSet, key string) string {
+	v, _ := labels.Get(key)
+	return v
 }
 
 // far is one of another node.
@@ -232,7 +246,7 @@ func (w *scene) attach(a Ask, address string) {
 	w.records[a.Attachment] = ident.Record{
 		Key: a.Attachment, UID: a.UID, Policed: true, Kubernetes: true, Committed: true,
 		NamespaceUID: p.NamespaceUID(),
-		Endpoint:     endpoint.Endpoint{Namespace: a.Namespace, Pod: a.Pod, Labels: p.Labels, Addresses: []netip.Addr{netip.MustParseAddr(address)}},
+		Endpoint:     endpoint.Endpoint{Namespace: a.Namespace, Pod: a.Pod, Labels: p.Own.Labels, Addresses: []netip.Addr{netip.MustParseAddr(address)}},
 	}
 }
 
@@ -412,7 +426,7 @@ func TestAssign(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			v := New("node", nil)
-			v.pods[tt.pod.name()] = tt.pod
+			v.pods.put(tt.pod)
 			for _, a := range tt.asked {
 				v.Expect(a, time.Time{})
 			}
@@ -441,8 +455,8 @@ func TestLaggingWatch(t *testing.T) {
 	v.Seen(quick, at(4, pod("web", "2", "c")), time.Time{})
 	is := func(uid, label string) {
 		t.Helper()
-		p := v.pods[Name{"shop", "web"}]
-		if p == nil || p.UID != UIDOf(uid) || p.Labels["app"] != label {
+		p := v.pods.get(Name{"shop", "web"})
+		if p == nil || p.UID != UIDOf(uid) || value(p.Labels, "app") != label {
 			t.Errorf("it is %v, want %s with label %s", p, uid, label)
 		}
 	}
@@ -455,7 +469,7 @@ func TestLaggingWatch(t *testing.T) {
 	v.Gone(quick, at(5, pod("web", "2", "c")))
 	is("2", "c")
 	v.Gone(slow, at(5, pod("web", "2", "c")))
-	if len(v.pods) != 0 {
+	if v.pods.count() != 0 {
 		t.Errorf("%v is there for ever", v.pods)
 	}
 }
@@ -663,7 +677,7 @@ func TestVersionsGoBack(t *testing.T) {
 				v.watches[w] = &sight{Watch: w}
 			}
 			tt.told(v)
-			if got := v.pods[Name{"shop", "web"}].Labels["app"]; got != tt.want {
+			if got := value(v.pods.get(Name{"shop", "web"}).Labels, "app"); got != tt.want {
 				t.Errorf("its label is %q, want %q", got, tt.want)
 			}
 		})
