@@ -88,7 +88,7 @@ func (n Node) withPolicies(f file) (file, error) {
 		err = fmt.Errorf("the SHA-256 of %q is %s, and %s says %s", n.Store.Path(ident.PoliciesFile), is, ident.NodeFile, f.PoliciesHash)
 	}
 	if err != nil {
-		f.lost = fmt.Errorf("%w: %w; what is in the kernel stays: apply the policies again, or with \"policy\": \"kubernetes\" restart podmarkd", ErrLost, err)
+		f.lost = fmt.Errorf("%w: %w; what is in the kernel stays: apply the policies again; with \"policy\": \"kubernetes\" podmarkd does, as soon as it runs and has the API", ErrLost, err)
 		return f, nil
 	}
 	f.Policies, f.FormerHash = p, ""

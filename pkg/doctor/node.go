@@ -17,7 +17,7 @@ func checkState(f Facts) []Finding {
 	if err := f.State.NodeDamaged; errors.Is(err, apply.ErrLost) {
 		out = append(out, Finding{
 			Severity: Error, What: err.Error(),
-			Why:  "no pod starts and no policy changes; pods that run are held to the policies that were in force. Where a network says \"policy\": \"kubernetes\", restart podmarkd instead",
+			Why:  "no pod starts and no policy changes; pods that run are held to the policies that were in force. Where a network says \"policy\": \"kubernetes\", podmarkd applies them, as soon as it runs and has the API",
 			Mend: ctl(f, "apply -f POLICIES"),
 		})
 	} else if err != nil {

@@ -4,6 +4,8 @@ package cluster_test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -178,5 +180,25 @@ func TestSetsAreKept(t *testing.T) {
 		}
 		waitFor(t, "podmarkd repairs", func() bool { return strings.Contains(k.Said(), "msg=repaired") })
 		k.Eventually("after a flush too", far.NS, to, lab.OK)
+	})
+}
+
+// Policies in force that somebody has lost are written anew, and pods start again.
+func TestLostPoliciesComeBack(t *testing.T) {
+	onNode(t, func(t *testing.T, k *lab.Kubernetes) {
+		k.Apply("{apiVersion: v1, kind: Namespace, metadata: {name: default}}")
+		k.Apply(policy("web", "web", "policyTypes: [Ingress]"))
+		web := k.RunPod(lab.Manifest{Name: "web", Labels: app("web")})
+		client := k.RunPod(lab.Manifest{Name: "client", Labels: app("client")})
+		file := filepath.Join(k.StateDir, "policies.json")
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, "the file is back", func() bool { _, err := os.Stat(file); return err == nil })
+		late := k.RunPod(lab.Manifest{Name: "late", Labels: app("web")})
+		for _, p := range []*lab.Pod{web, late} {
+			p.Listen(lab.TCP, port)
+			k.Eventually("what the policy forbids", client.NS, lab.Request{Protocol: lab.TCP, To: p.At(lab.V4, port)}, lab.Blocked)
+		}
 	})
 }

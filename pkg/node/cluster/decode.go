@@ -230,18 +230,21 @@ func (f *facts) readMeta(b []byte) error {
 			f.uid = part.bytes
 		case 6:
 			f.version = part.bytes
-		case 8:
-			f.created = 0
+		case 8, 9:
+			seconds := int64(0)
 			for part, err := range fieldsOf(part.bytes) {
 				if err != nil {
 					return err
 				}
 				if part.number == 1 {
-					f.created = int64(part.varint)
+					seconds = int64(part.varint)
 				}
 			}
-		case 9:
-			f.going = true
+			if part.number == 8 {
+				f.created = seconds
+			} else {
+				f.going, f.until = true, seconds
+			}
 		case 11:
 			label, err := entry(part.bytes)
 			if err != nil {

@@ -85,7 +85,9 @@ type facts struct {
 	namespace, name, uid, version []byte
 	labels                        []desired.Label
 	created                       int64 // in seconds since 1970
-	going                         bool
+	// going is set while it is being deleted, which its node should have done at until.
+	going bool
+	until int64
 	// hash, sources and end are the annotations configHash, config.SourcesAnnotation and
 	// metav1.InitialEventsAnnotationKey.
 	hash, sources, end []byte
@@ -104,6 +106,9 @@ func factsOf(p *corev1.Pod) *facts {
 		hash: []byte(p.Annotations[configHash]), sources: []byte(p.Annotations[config.SourcesAnnotation]), end: []byte(p.Annotations[metav1.InitialEventsAnnotationKey]),
 		node: []byte(p.Spec.NodeName), hostNetwork: p.Spec.HostNetwork,
 		phase: []byte(p.Status.Phase), ip: []byte(p.Status.PodIP),
+	}
+	if f.going {
+		f.until = p.DeletionTimestamp.Unix()
 	}
 	for k, v := range p.Labels {
 		f.labels = append(f.labels, desired.Label{Key: []byte(k), Value: []byte(v)})
@@ -138,7 +143,9 @@ func (w *words) keep(f *facts, node string) *pod {
 			t.Own.Labels = maps.Collect(t.Labels.All())
 		}
 	}
-	if !f.going {
+	if f.going {
+		t.Until = max(1, f.until)
+	} else {
 		t.Rank += 1 << 62
 	}
 	if string(f.phase) == string(corev1.PodRunning) {

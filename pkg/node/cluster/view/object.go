@@ -50,8 +50,11 @@ type Pod struct {
 	// Peer is whether it can be somebody's peer by its addresses: it has some of its own,
 	// and has not ended.
 	Peer bool
-	// served is whether it had an attachment on this node.
-	served bool
+	// served is whether it had an attachment on this node, and late whether it should be gone.
+	served, late bool
+	// Until is when its node should have ended it, in seconds since 1970; 0 where nobody
+	// deletes it.
+	Until int64
 }
 
 // Own is what is kept of a pod of this node.

@@ -23,6 +23,7 @@ const mostIdle = 64
 // where everything is known that there is to know, or nobody is to wait for it any more.
 func (v *View) Plan(now time.Time) (begin, end []Watch, ready bool) {
 	maps.DeleteFunc(v.expected, func(_ Ask, e *expectation) bool { return now.After(e.until) })
+	v.retire(now)
 	maps.DeleteFunc(v.tooMuch, func(_ Watch, until time.Time) bool { return now.After(until) })
 	wanted := map[Watch]bool{{Kind: Pods, Node: v.node}: true}
 	w := v.world()

@@ -33,6 +33,8 @@ type View struct {
 	pods       pods
 	namespaces map[string]map[string]string
 	policies   map[string][]*known // by namespace
+	// leaving are the pods that are being deleted, until they should be gone.
+	leaving map[Name]*Pod
 	// own are those of pods that are this node's. spaces is what the API has said of
 	// namespaces, and asking those of which it is asked.
 	own    map[Name]*Pod
@@ -122,7 +124,7 @@ type Note struct {
 func New(node string, follows func(network string) bool) *View {
 	v := &View{
 		node: node, follows: follows, watches: map[Watch]*sight{}, tooMuch: map[Watch]time.Time{},
-		pods: pods{}, namespaces: map[string]map[string]string{}, policies: map[string][]*known{}, own: map[Name]*Pod{}, spaces: map[string]Space{}, asking: map[string]bool{}, fetched: &sight{},
+		pods: pods{}, leaving: map[Name]*Pod{}, namespaces: map[string]map[string]string{}, policies: map[string][]*known{}, own: map[Name]*Pod{}, spaces: map[string]Space{}, asking: map[string]bool{}, fetched: &sight{},
 		residents: map[ident.Key]resident{}, expected: map[Ask]*expectation{},
 		refused: map[ident.Key]string{}, dirty: true,
 	}
@@ -241,7 +243,7 @@ func (v *View) takePod(s *sight, p *Pod, by *sight) {
 	n := p.name()
 	old := v.pods.get(n)
 	if old != nil && old.UID == p.UID {
-		p.seen, p.served = old.seen, old.served
+		p.seen, p.served, p.late = old.seen, old.served, old.late && p.Until == old.Until
 		if old.Own != nil && p.Own != nil {
 			p.Own.place = old.Own.place
 		}
@@ -268,6 +270,9 @@ func (v *View) takePod(s *sight, p *Pod, by *sight) {
 	}
 	v.pods.put(p)
 	v.enrol(old, p)
+	if delete(v.leaving, n); p.Until != 0 {
+		v.leaving[n] = p
+	}
 	if delete(v.own, n); p.Own == nil {
 		return
 	}
@@ -311,7 +316,27 @@ func (v *View) enrol(old, p *Pod) {
 }
 
 // enrolled reports whether others may be allowed to speak to the pod by its addresses.
-func (p *Pod) enrolled() bool { return p != nil && p.Peer && !p.served }
+func (p *Pod) enrolled() bool { return p != nil && p.Peer && !p.served && !p.late }
+
+// overdue is how long after its time a pod that is being deleted counts as somebody's peer: its
+// node tells the API that it is gone, and clocks differ.
+const overdue = 10 * time.Second
+
+// retire takes out the pods whose node should have ended them, and has not said so. One on a
+// node that is dead is in the API for as long as that node is, and its addresses may be
+// others' by then, who need not be watched.
+func (v *View) retire(now time.Time) {
+	for n, p := range v.leaving {
+		if now.Before(time.Unix(p.Until, 0).Add(overdue)) {
+			continue
+		}
+		if p.enrolled() {
+			v.index.Remove(&p.IndexedPod)
+		}
+		p.late = true
+		delete(v.leaving, n)
+	}
+}
 
 // peers yields the pods that are enrolled, of a namespace or of all of them.
 func (v *View) peers(namespace string) iter.Seq[*desired.IndexedPod] {
@@ -389,6 +414,7 @@ func (v *View) drop(s *sight, n Name, uid UID) {
 		if p.seen = &left; len(left) == 0 {
 			v.pods.remove(n)
 			delete(v.own, n)
+			delete(v.leaving, n)
 			if p.enrolled() {
 				v.index.Remove(&p.IndexedPod)
 			}
@@ -470,7 +496,7 @@ func (v *View) Decide(records []ident.Record, now time.Time) apply.Revision {
 	var rev apply.Revision
 	rev.Records = v.Attach(records)
 	if v.dirty {
-		if next, waits := v.next(now); !v.begun || !reflect.DeepEqual(next, v.applied) {
+		if next, waits := v.next(now); !v.begun || v.lost || !reflect.DeepEqual(next, v.applied) {
 			rev.Policies = &next
 			v.index.Follow(next)
 			v.applied, v.dirty = next, waits

@@ -683,3 +683,50 @@ func TestVersionsGoBack(t *testing.T) {
 		})
 	}
 }
+
+// A peer that is being deleted counts until its node should have ended it, and no longer: who
+// has its address then is not watched.
+func TestOverduePeer(t *testing.T) {
+	w := newScene(t)
+	w.put(&Namespace{Name: "shop", Labels: map[string]string{desired.MetadataName: "shop"}})
+	w.put(isolating("web", "client").of("p"))
+	w.put(pod("web", "1", "web"))
+	w.Expect(ask("c1", "1"), w.now)
+	w.round()
+	w.attach(ask("c1", "1"), "10.1.0.2")
+	const address = "10.2.0.5"
+	leaving := func(seconds time.Duration) *Pod {
+		p := far("client", "2", "client", address)
+		p.Until = w.now.Add(seconds).Unix()
+		return p
+	}
+	is := func(what string, want bool) {
+		t.Helper()
+		w.Stir()
+		w.round()
+		if got := slices.Contains(w.peers("shop"), address); got != want {
+			t.Errorf("%s: it is a peer: %v, want %v", what, got, want)
+		}
+	}
+	w.put(far("client", "2", "client", address))
+	is("running", true)
+	p := leaving(30 * time.Second)
+	w.put(p)
+	is("being deleted", true)
+	w.now = w.now.Add(30 * time.Second)
+	is("at its time", true)
+	w.now = w.now.Add(overdue)
+	is("overdue", false)
+	status := again(p).(*Pod)
+	status.Rank++
+	w.put(status)
+	is("overdue, its status changes", false)
+	w.put(leaving(time.Minute))
+	is("it gets more time", true)
+	w.now = w.now.Add(time.Hour)
+	is("overdue again", false)
+	w.put(far("client", "3", "client", address))
+	is("another of its name", true)
+	w.remove(w.objects[fmt.Sprint(Pods, Name{"shop", "client"})])
+	is("gone", false)
+}
