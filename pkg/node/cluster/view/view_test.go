@@ -621,6 +621,13 @@ func TestVersionsGoBack(t *testing.T) {
 			v.Listed(one, []Object{at(100, "old")}, 100, time.Time{})
 			v.Listed(two, []Object{at(101, "later")}, 101, time.Time{})
 		}, "later"},
+		{"what the first of both says behind that", func(v *View) {
+			v.Listed(one, []Object{at(900, "new")}, 900, time.Time{})
+			v.Listed(two, []Object{at(900, "new")}, 901, time.Time{})
+			v.Listed(one, []Object{at(100, "old")}, 100, time.Time{})
+			v.Listed(two, []Object{at(100, "old")}, 100, time.Time{})
+			v.Seen(one, at(101, "later"), time.Time{})
+		}, "later"},
 		{"a watch that begins behind it", func(v *View) {
 			v.Listed(one, []Object{at(900, "new")}, 900, time.Time{})
 			v.Listed(one, []Object{at(100, "old")}, 100, time.Time{})
