@@ -1,6 +1,6 @@
 # Each verb is a script below scripts/; the scripts run from any folder.
 .DEFAULT_GOAL := help
-.PHONY: help demo bench scale build test lab lint verdict mutants startup chaos conformance fuzz vuln tools clean
+.PHONY: help demo bench scale build test lab lint verdict mutants mutate view startup chaos conformance fuzz vuln tools clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\): ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -31,6 +31,12 @@ verdict: ## compare 1,000,000 random packets with the model, on all backends (RO
 
 mutants: ## take out each static rule in turn, and have random packets find out (RUN=)
 	@scripts/mutants.sh
+
+mutate: ## change the code in small ways that matter, and have the unit tests find out (RUN=regexp JOBS=2)
+	@scripts/mutate.sh
+
+view: ## follow a random API server for 1,000,000 steps, and compare with the model (STEPS= SEED=)
+	@scripts/view.sh
 
 startup: ## start 1,000 pods in each way while clients try what is forbidden (STARTS=)
 	@scripts/startup.sh

@@ -8,8 +8,6 @@ import (
 	"io/fs"
 	"slices"
 
-	"github.com/podmark/podmark/pkg/apply/conntrack"
-	"github.com/podmark/podmark/pkg/apply/port"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
@@ -65,7 +63,7 @@ func (n Node) Close(ctx context.Context, settings Settings, r ident.Record, sent
 	if err != nil {
 		return err
 	}
-	if err := port.Close(r.Endpoint); err != nil {
+	if err := n.kernel().close(r.Endpoint); err != nil {
 		return err
 	}
 	n.step("barred")
@@ -114,7 +112,7 @@ func (n Node) add(ctx context.Context, settings Settings, r ident.Record, runnin
 	if f.Kubernetes && r.Policed && !r.Kubernetes {
 		return ident.Record{}, fmt.Errorf("%w, and this network says \"policy\": \"files\": all networks of a node take it from one place", ErrSource)
 	}
-	if err := f.bridgeFiltered(r); err != nil {
+	if err := n.bridgeFiltered(f, r); err != nil {
 		return ident.Record{}, err
 	}
 	if err := n.uncontended(r); err != nil {
@@ -140,14 +138,21 @@ func (n Node) add(ctx context.Context, settings Settings, r ident.Record, runnin
 	if err != nil {
 		return ident.Record{}, err
 	}
+	// What others lose must not stay in the kernel where this ends on the way.
+	if slices.ContainsFunc(before, func(b ident.Record) bool { return b.Key != r.Key || !slices.Equal(b.Addresses, r.Addresses) }) {
+		f.Synced = false
+		if err := n.jot(f); err != nil {
+			return ident.Record{}, err
+		}
+	}
 	if r, err = n.Store.Reserve(layout, r); err != nil {
 		return ident.Record{}, err
 	}
 	n.step("reserved")
-	open := port.Hold
+	open := n.kernel().hold
 	if !running {
-		open = port.Open
-		if err := port.Close(r.Endpoint); err != nil {
+		open = n.kernel().open
+		if err := n.kernel().close(r.Endpoint); err != nil {
 			return ident.Record{}, err
 		}
 		n.step("closed")
@@ -223,12 +228,12 @@ func (n Node) unjudge(r ident.Record, mask uint32, before []ident.Record, sent f
 			return err
 		}
 	}
-	return conntrack.Unjudge(r.Addresses, mask)
+	return n.kernel().unjudge(r.Addresses, mask)
 }
 
 // bridgeFiltered refuses a policed endpoint on a bridge whose frames the rules
 // would never see, or not all of them.
-func (f file) bridgeFiltered(r ident.Record) error {
+func (n Node) bridgeFiltered(f file, r ident.Record) error {
 	if r.Routed() || !r.Policed {
 		return nil
 	}
@@ -236,7 +241,7 @@ func (f file) bridgeFiltered(r ident.Record) error {
 		return fmt.Errorf("%w: with iptables alone nobody guards the ports of bridge %q, and a policy would hold for a part of what pods on it send each other: %s; take a kernel that can, a main plugin that routes, such as ptp, or set policy to \"none\"", ErrBackend, r.Interface, f.BridgeLacks)
 	}
 	for _, a := range r.Addresses {
-		if err := port.BridgeFiltered(a.Is6()); err != nil {
+		if err := n.kernel().filtered(a.Is6()); err != nil {
 			return fmt.Errorf("%w: %w", ErrBackend, err)
 		}
 	}
@@ -253,7 +258,7 @@ var ErrContended = errors.New("an address or a further source prefix has two own
 func (n Node) uncontended(r ident.Record) error {
 	for _, a := range r.Addresses {
 		owner, err := n.Store.Owner(a)
-		if err == nil && owner.Network != r.Network && owner.Committed && port.Alive(owner.Endpoint) {
+		if err == nil && owner.Network != r.Network && owner.Committed && n.kernel().alive(owner.Endpoint) {
 			return fmt.Errorf("%w: %s is that of attachment %s (pod %s/%s), which is live, and network %q gives it to another: give networks %q and %q ranges of their own",
 				ErrContended, a, owner.Key, owner.Namespace, owner.Pod, r.Network, owner.Network, r.Network)
 		}
@@ -300,7 +305,7 @@ func (n Node) Delete(ctx context.Context, key ident.Key) (left, err error) {
 	n.step("detached")
 	// Without the lock, because it reads the whole conntrack table. Nobody else
 	// has the address yet: the plugin that assigned it is deleted after us.
-	if err := conntrack.Forget(r.Addresses); err != nil {
+	if err := n.kernel().forget(r.Addresses); err != nil {
 		left = errors.Join(left, err)
 	}
 	n.step("forgotten")
@@ -346,7 +351,7 @@ func (n Node) detach(ctx context.Context, key ident.Key) (r ident.Record, left, 
 		return ident.Record{}, nil, err
 	}
 	n.step("uncommitted")
-	left = errors.Join(left, port.Shut(r.Endpoint))
+	left = errors.Join(left, n.kernel().shut(r.Endpoint))
 	n.step("shut")
 	r = n.freed(r)
 	f, err := n.load()
@@ -409,7 +414,7 @@ func (n Node) Check(ctx context.Context, is ident.Record) error {
 	if !slices.Equal(r.SourceBound, is.SourceBound) || !r.Kubernetes && !slices.Equal(r.Sources, e.Sources) {
 		return fmt.Errorf("attachment %s may send from %v of the %v that its network allowed, and allowedSourcePrefixes is %v now", key, r.Sources, r.SourceBound, is.SourceBound)
 	}
-	if err := port.Check(r.Endpoint); err != nil {
+	if err := n.kernel().check(r.Endpoint); err != nil {
 		return err
 	}
 	f, err := n.load()

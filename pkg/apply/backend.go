@@ -80,9 +80,9 @@ func kindOf(v iptables.Variant) Kind { return Kind("iptables-" + string(v)) }
 
 func (n Node) backend(f file) Backend {
 	if n.Programs && f.Checksums == looked {
-		return Checksummed{n.judge(f)}
+		return Checksummed{n.kernel().backend(n, f)}
 	}
-	return n.judge(f)
+	return n.kernel().backend(n, f)
 }
 
 // judge is the backend without what is beside each of them.
@@ -290,7 +290,7 @@ func (n Node) removeFormer(ctx context.Context, f file) error {
 			rest = append(rest, k)
 		}
 	}
-	return remove(ctx, n.LockTimeout, rest)
+	return n.kernel().remove(ctx, n.LockTimeout, rest)
 }
 
 // remove takes everything of these backends out of the kernel.

@@ -14,7 +14,7 @@ import (
 // are asked for the bits that they use: it takes a list of all rules, and is not done again
 // by an ADD.
 func (n Node) begins(ctx context.Context, f file, settings Settings) (mark.Layout, error) {
-	report := foreign.Read(ctx)
+	report := n.kernel().others(ctx)
 	layout, told, err := Begin(report, f.Backend.Backend(), settings)
 	if err != nil {
 		return mark.Layout{}, err

@@ -55,7 +55,7 @@ func (n Node) Drifts() ([]Drift, error) {
 	if err != nil {
 		return nil, err
 	}
-	links, err := port.List()
+	links, err := n.kernel().links()
 	if err != nil {
 		return nil, err
 	}
@@ -105,7 +105,7 @@ func (n Node) mend(links []netlink.Link) (left []Drift, regrouped, err error) {
 			left = append(left, d.told())
 			continue
 		}
-		switch failed := port.Regroup(d.Endpoint); {
+		switch failed := n.kernel().regroup(d.Endpoint); {
 		case errors.Is(failed, unix.ENODEV): // it is gone by now
 		case failed != nil:
 			left, err = append(left, d.told()), errors.Join(err, failed)

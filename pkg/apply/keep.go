@@ -10,7 +10,6 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply/counters"
 	"github.com/podmark/podmark/pkg/apply/missing"
-	"github.com/podmark/podmark/pkg/apply/port"
 	"github.com/podmark/podmark/pkg/desired"
 )
 
@@ -101,7 +100,7 @@ func (n Node) Keep(ctx context.Context, ports *Ports) (Kept, error) {
 	if err != nil {
 		return Kept{}, err
 	}
-	links, errLinks := port.List()
+	links, errLinks := n.kernel().links()
 	kept, err := n.keep(ctx, f, ports, links)
 	if errLinks != nil {
 		return kept, errors.Join(err, errLinks)

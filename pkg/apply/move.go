@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/podmark/podmark/pkg/apply/conntrack"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 )
@@ -81,7 +80,7 @@ func (n Node) SetMask(ctx context.Context, layout mark.Layout) (moved bool, err 
 		}
 	}
 	// Flows that were silent meanwhile carry bits that are nobody's now, or another epoch's.
-	return true, conntrack.ClearOthers(layout.Over(former).Mark(f.Epoch))
+	return true, n.kernel().clearOthers(layout.Over(former).Mark(f.Epoch))
 }
 
 // move notes that the node goes over to a layout, and takes it there.
@@ -90,7 +89,7 @@ func (n Node) move(ctx context.Context, f file, to mark.Layout, ids map[string]n
 	if f.Mask != to.Mask() {
 		// Every flow is judged anew, by the same policies. None may seem to be judged.
 		f.Mask, f.Epoch = to.Mask(), 1
-		if err := conntrack.Clear(to.Mark(f.Epoch)); err != nil {
+		if err := n.kernel().clear(to.Mark(f.Epoch)); err != nil {
 			return f, err
 		}
 	}

@@ -15,7 +15,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/podmark/podmark/pkg/apply/conntrack"
 	"github.com/podmark/podmark/pkg/apply/iptables"
 	"github.com/podmark/podmark/pkg/apply/port"
 	"github.com/podmark/podmark/pkg/config"
@@ -57,6 +56,8 @@ type Node struct {
 	Warn func(string)
 	// leaving are attachments that are nobody's any more, and cannot be removed now.
 	leaving map[ident.Key]bool
+	// fake, if set, stands in for the kernel, in tests.
+	fake kernel
 }
 
 // Settings are the part of a network configuration that is the node's.
@@ -265,7 +266,7 @@ func (n Node) agree(ctx context.Context, settings Settings) (f file, changed boo
 		f.NodePorts, changed = settings.NodePorts, true
 	}
 	backend, auto, bridge := f.Backend, f.Auto, f.Bridge
-	if err := f.choose(settings.Backend); err != nil {
+	if err := n.kernel().choose(&f, settings.Backend); err != nil {
 		return file{}, false, err
 	}
 	if f.Backend != backend || f.Auto != auto || f.Bridge != bridge {
@@ -281,11 +282,11 @@ func (n Node) agree(ctx context.Context, settings Settings) (f file, changed boo
 		}
 		f.Mask, f.Epoch, f.Indexed, changed = layout.Mask(), 1, true, true
 		// Of another mask, or of an earlier life of podmark.
-		if err := conntrack.ClearOthers(layout.ID(mark.None)); err != nil {
+		if err := n.kernel().clearOthers(layout.ID(mark.None)); err != nil {
 			return file{}, false, err
 		}
 		// No flow was judged, so nothing is narrowed.
-		if f, err = f.fresh(); err != nil {
+		if f, err = n.fresh(f); err != nil {
 			return file{}, false, err
 		}
 	}
@@ -357,7 +358,7 @@ func (n Node) index(f file) (file, error) {
 	if f.Indexed {
 		return f, nil
 	}
-	links, err := port.List()
+	links, err := n.kernel().links()
 	if err != nil {
 		return f, err
 	}
@@ -386,7 +387,7 @@ func (n Node) rewrite(ctx context.Context, f file, coming ...ident.Record) (file
 	if n.Programs {
 		f.syncChecksums()
 	}
-	if err := f.askKernel(ctx, n.LockTimeout); err != nil {
+	if err := n.kernel().ask(ctx, &f, n.LockTimeout); err != nil {
 		return f, err
 	}
 	state, err := n.state(f, coming...)
@@ -412,7 +413,7 @@ func (n Node) rewrite(ctx context.Context, f file, coming ...ident.Record) (file
 		return f, err
 	}
 	// Whoever has narrowed what is allowed may have ended before it came to this.
-	f.reclaimed.add(reclaim(state))
+	f.reclaimed.add(n.reclaim(state))
 	f.Former, f.Synced, f.Incomplete = nil, f.Moving == nil, !complete
 	return f, n.jot(f)
 }
@@ -453,7 +454,7 @@ func (n Node) state(f file, coming ...ident.Record) (desired.State, error) {
 	if err != nil {
 		return desired.State{}, err
 	}
-	if node.HostAddresses, err = HostAddresses(); err != nil {
+	if node.HostAddresses, err = n.kernel().addresses(); err != nil {
 		return desired.State{}, err
 	}
 	records, err := n.records()

@@ -41,7 +41,7 @@ func (r *Reclaimed) add(other Reclaimed) {
 
 // reclaim takes back from flowtables what has not been judged by s, which is in the kernel.
 // It fails no change: that is in force, for all that the hooks see.
-func reclaim(s desired.State) Reclaimed {
+func (n Node) reclaim(s desired.State) Reclaimed {
 	set, err := isolated(s)
 	if err != nil {
 		return Reclaimed{OffloadError: err.Error()}
@@ -49,10 +49,7 @@ func reclaim(s desired.State) Reclaimed {
 	if len(set.Ranges()) == 0 {
 		return Reclaimed{}
 	}
-	if tables, err := flowtable.List(); err == nil && len(tables) == 0 {
-		return Reclaimed{}
-	}
-	done, err := conntrack.TakeBack(epochOf(s), set)
+	done, err := n.kernel().takeBack(epochOf(s), set)
 	out := Reclaimed{TakenBack: done.Taken, Offloaded: done.Left}
 	if err != nil {
 		out.OffloadError = err.Error()
@@ -92,10 +89,10 @@ func (n Node) Rejudge(addrs *netipx.IPSet) (done bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if err := conntrack.Rejudge(epochOf(s), addrs); err != nil {
+	if err := n.kernel().rejudge(epochOf(s), addrs); err != nil {
 		return false, err
 	}
-	reclaim(s) // what stays in a flowtable is told by Offloaded
+	n.reclaim(s) // what stays in a flowtable is told by Offloaded
 	return true, nil
 }
 

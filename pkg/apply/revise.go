@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"maps"
 
-	"github.com/podmark/podmark/pkg/apply/conntrack"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
@@ -147,7 +146,7 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 		// To a packet in flight, those who come may be peers of the rules that go.
 		rev.Policies != nil && from.Names(rev.Come)
 	if applied.Narrowed {
-		if f.Epoch, err = nextEpoch(to); err != nil {
+		if f.Epoch, err = n.nextEpoch(to); err != nil {
 			return Applied{}, err
 		}
 		to.Epoch = f.Epoch
@@ -169,7 +168,7 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 		f, err = n.sync(ctx, f)
 	} else if err == nil {
 		if applied.Narrowed {
-			f.reclaimed = reclaim(to)
+			f.reclaimed = n.reclaim(to)
 		}
 		f.Synced = true
 		err = n.save(f)
@@ -296,13 +295,13 @@ func replaced(records, changed []ident.Record) []ident.Record {
 // nextEpoch gives the number of the epoch after that of s, which no flow carries. At the
 // wrap all numbers are taken off the flows. Until the change is in the kernel, flows may
 // still get the one in force, which is the highest: it is taken off when its turn comes.
-func nextEpoch(s desired.State) (uint32, error) {
+func (n Node) nextEpoch(s desired.State) (uint32, error) {
 	epoch := s.Layout.NextEpoch(s.Epoch)
 	switch epoch {
 	case 1:
-		return epoch, conntrack.ClearOthers(s.Layout.ID(mark.None))
+		return epoch, n.kernel().clearOthers(s.Layout.ID(mark.None))
 	case s.Layout.Max():
-		return epoch, conntrack.Clear(s.Layout.Mark(epoch))
+		return epoch, n.kernel().clear(s.Layout.Mark(epoch))
 	}
 	return epoch, nil
 }

@@ -6,27 +6,25 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/podmark/podmark/pkg/apply/port"
-	"github.com/podmark/podmark/pkg/apply/tunnel"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
 )
 
 // forbid finds out which tunnels endpoints may not send now, of a node with these links.
-func (f file) forbid(links []netlink.Link) (desired.Tunnels, error) {
+func (n Node) forbid(f file, links []netlink.Link) (desired.Tunnels, error) {
 	if f.AllowTunnels {
 		return desired.Tunnels{}, nil
 	}
-	return tunnel.Read(links)
+	return n.kernel().tunnels(links)
 }
 
 // fresh is f with the tunnels of now, of a node that has no endpoint.
-func (f file) fresh() (file, error) {
-	links, err := port.List()
+func (n Node) fresh(f file) (file, error) {
+	links, err := n.kernel().links()
 	if err != nil {
 		return f, err
 	}
-	now, err := f.forbid(links)
+	now, err := n.forbid(f, links)
 	f.Tunnels = &now
 	return f, err
 }
@@ -35,7 +33,7 @@ func (f file) fresh() (file, error) {
 // and reports that: then everything is to be written. If there are more tunnels than before,
 // the next epoch begins, for what is in a live flow was not forbidden.
 func (n Node) survey(f file, links []netlink.Link) (file, bool, error) {
-	tunnels, err := f.forbid(links)
+	tunnels, err := n.forbid(f, links)
 	if err != nil {
 		return f, false, err
 	}
@@ -43,7 +41,7 @@ func (n Node) survey(f file, links []netlink.Link) (file, bool, error) {
 	if err != nil {
 		return f, false, err
 	}
-	open := unfiltered(records)
+	open := n.unfiltered(records)
 	if f.Tunnels != nil && same(*f.Tunnels, tunnels) && f.Unfiltered == open {
 		return f, false, nil
 	}
@@ -54,7 +52,7 @@ func (n Node) survey(f file, links []netlink.Link) (file, bool, error) {
 	from := desired.State{Node: node}
 	node.Tunnels = tunnels
 	if to := (desired.State{Node: node}); from.Narrows(to) {
-		if f.Epoch, err = nextEpoch(to); err != nil {
+		if f.Epoch, err = n.nextEpoch(to); err != nil {
 			return f, false, err
 		}
 	}
@@ -67,21 +65,21 @@ func same(a, b desired.Tunnels) bool {
 }
 
 // unfiltered is what bridges keep from IP, of the families of policed endpoints on them.
-func unfiltered(records []ident.Record) desired.Unfiltered {
+func (n Node) unfiltered(records []ident.Record) desired.Unfiltered {
 	on := func(is func(netip.Addr) bool) bool {
 		return slices.ContainsFunc(records, func(r ident.Record) bool {
 			return !r.Routed() && r.Policed && slices.ContainsFunc(r.Addresses, is)
 		})
 	}
 	return desired.Unfiltered{
-		IPv4: on(netip.Addr.Is4) && port.BridgeFiltered(false) != nil,
-		IPv6: on(netip.Addr.Is6) && port.BridgeFiltered(true) != nil,
+		IPv4: on(netip.Addr.Is4) && n.kernel().filtered(false) != nil,
+		IPv6: on(netip.Addr.Is6) && n.kernel().filtered(true) != nil,
 	}
 }
 
 // surveyNow is survey with the links of now.
 func (n Node) surveyNow(f file) (file, bool, error) {
-	links, err := port.List()
+	links, err := n.kernel().links()
 	if err != nil {
 		return f, false, err
 	}

@@ -10,8 +10,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/podmark/podmark/pkg/apply/conntrack"
-	"github.com/podmark/podmark/pkg/apply/csum"
 	"github.com/podmark/podmark/pkg/apply/port"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
@@ -90,7 +88,7 @@ func (n Node) Preview(settings Settings, policies *desired.Policies) (desired.St
 			mask = config.DefaultMask // what is free is found out when it begins
 		}
 		f = file{Mask: mask, Epoch: 1, NodePorts: settings.NodePorts, AllowTunnels: settings.AllowTunnels, Log: logged}
-		f, err = f.fresh()
+		f, err = n.fresh(f)
 	}
 	if err != nil {
 		return desired.State{}, err
@@ -136,7 +134,10 @@ func (n Node) Collect(ctx context.Context, dead func(ident.Record) bool, dryRun 
 		if dryRun {
 			continue
 		}
-		err := errors.Join(port.Shut(r.Endpoint), conntrack.Forget(n.freed(r).Addresses))
+		if err := n.unsynced(); err != nil {
+			return c, err
+		}
+		err := errors.Join(n.kernel().shut(r.Endpoint), n.kernel().forget(n.freed(r).Addresses))
 		if err == nil {
 			err = n.Store.Release(r)
 		}
@@ -152,6 +153,17 @@ func (n Node) Collect(ctx context.Context, dead func(ident.Record) bool, dryRun 
 		c.Left, err = errors.Join(c.Left, err), nil
 	}
 	return c, errors.Join(append(errs, err)...)
+}
+
+// unsynced notes that the kernel may have more than the state folder says, so that whoever comes
+// next takes that out before an ID is given out again.
+func (n Node) unsynced() error {
+	f, err := n.load()
+	if err != nil || !f.Synced {
+		return nil // who cannot be read writes nothing
+	}
+	f.Synced = false
+	return n.jot(f)
 }
 
 // Sweep removes the files that crashes left in the state folder, and what no one needs
@@ -247,7 +259,7 @@ func (n Node) leave(ctx context.Context) error {
 
 // strip notes that the node is to be left, and takes everything out of the kernel.
 func (n Node) strip(ctx context.Context) error {
-	kinds := leftovers()
+	kinds := n.kernel().leftovers()
 	f, err := n.readFile()
 	if errors.Is(err, ErrNewer) {
 		return err
@@ -265,25 +277,25 @@ func (n Node) strip(ctx context.Context) error {
 		}
 		n.step("leaving")
 	}
-	if err := remove(ctx, n.LockTimeout, kinds); err != nil {
+	if err := n.kernel().remove(ctx, n.LockTimeout, kinds); err != nil {
 		return err
 	}
-	if err := csum.Remove(); err != nil {
+	if err := n.kernel().unlook(); err != nil {
 		return err
 	}
 	n.step("removed")
 	records, _ := n.Store.List()
 	for _, r := range records {
-		if err := port.Release(r.Endpoint); err != nil {
+		if err := n.kernel().release(r.Endpoint); err != nil {
 			return err
 		}
 	}
-	links, err := netlink.LinkList()
+	links, err := n.kernel().links()
 	if err != nil {
-		return fmt.Errorf("listing links: %w", err)
+		return err
 	}
 	for _, l := range links {
-		if err := port.ReleaseLink(l); err != nil {
+		if err := n.kernel().releaseLink(l); err != nil {
 			return err
 		}
 	}

@@ -48,6 +48,8 @@ type Backend struct {
 	// Step, if set, is called after each write to the kernel: tests end the
 	// process there.
 	Step func(string)
+	// fake, if set, stands in for the kernel, in tests.
+	fake kernel
 }
 
 func (b Backend) step(name string) {
@@ -72,7 +74,7 @@ func (b Backend) Stands(ctx context.Context, n desired.Node) error {
 // Check reports the first thing of want that is not in place: the frame, a
 // profile, an element of an endpoint. It starts no process.
 func (b Backend) Check(_ context.Context, want desired.State) error {
-	conn, err := ipset.Dial()
+	conn, err := b.kernel().dial()
 	if err != nil {
 		return err
 	}
@@ -117,7 +119,7 @@ func errProfile(p desired.Profile) error {
 }
 
 // inPlace reports whether the rules of a profile are in place; ErrIncomplete when some are.
-func inPlace(conn *ipset.Conn, p desired.Profile, n naming) (bool, error) {
+func inPlace(conn setConn, p desired.Profile, n naming) (bool, error) {
 	// In each of its two chains, and where those are led to.
 	members, nets := uint32(2*2), uint32(2)
 	if p.Audit {
@@ -144,7 +146,7 @@ func errVeths(c content) error {
 
 // generationInUse finds the generation whose sets the frame's rules use. It
 // returns ErrIncomplete when no generation has a complete frame.
-func (b Backend) generationInUse(conn *ipset.Conn, f family, node desired.Node) (generation, error) {
+func (b Backend) generationInUse(conn setConn, f family, node desired.Node) (generation, error) {
 	for _, gen := range []generation{genA, genB} {
 		complete, err := b.framed(conn, naming{f, gen}, node)
 		if err != nil {
@@ -158,7 +160,7 @@ func (b Backend) generationInUse(conn *ipset.Conn, f family, node desired.Node) 
 }
 
 // framed reports whether the rules that do not depend on who is on the node use their sets.
-func (b Backend) framed(conn *ipset.Conn, n naming, node desired.Node) (bool, error) {
+func (b Backend) framed(conn setConn, n naming, node desired.Node) (bool, error) {
 	for set, want := range b.frameReferences(n, node) {
 		if used, err := references(conn, set); err != nil || used < want {
 			return false, err
@@ -185,7 +187,7 @@ func (b Backend) frameReferences(n naming, node desired.Node) map[string]uint32 
 
 // spareGeneration finds the generation that no rule uses, also where somebody
 // has removed a part of the frame.
-func spareGeneration(conn *ipset.Conn, f family) (generation, error) {
+func spareGeneration(conn setConn, f family) (generation, error) {
 	names, err := conn.Names()
 	if err != nil {
 		return "", err
@@ -204,7 +206,7 @@ func spareGeneration(conn *ipset.Conn, f family) (generation, error) {
 }
 
 // references counts the rules that use a set; a missing one has none.
-func references(conn *ipset.Conn, name string) (uint32, error) {
+func references(conn setConn, name string) (uint32, error) {
 	h, err := conn.Header(name)
 	if errors.Is(err, ipset.ErrNotExist) {
 		return 0, nil
@@ -212,7 +214,7 @@ func references(conn *ipset.Conn, name string) (uint32, error) {
 	return h.References, err
 }
 
-func inUse(conn *ipset.Conn, name string) (bool, error) {
+func inUse(conn setConn, name string) (bool, error) {
 	n, err := references(conn, name)
 	return n > 0, err
 }

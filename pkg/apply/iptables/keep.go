@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/podmark/podmark/pkg/apply/ipset"
 	"github.com/podmark/podmark/pkg/apply/missing"
 	"github.com/podmark/podmark/pkg/desired"
 )
@@ -29,7 +28,7 @@ func (b Backend) Verify(ctx context.Context, want desired.State) error {
 	if err := b.Check(ctx, want); err != nil {
 		return err
 	}
-	conn, err := ipset.Dial()
+	conn, err := b.kernel().dial()
 	if err != nil {
 		return err
 	}
@@ -80,7 +79,7 @@ func passing(s desired.State, n naming) map[string]bool {
 }
 
 func (b Backend) refresh(want desired.State) (replaced []string, err error) {
-	conn, err := ipset.Dial()
+	conn, err := b.kernel().dial()
 	if err != nil {
 		return nil, err
 	}
@@ -109,7 +108,7 @@ func (b Backend) refresh(want desired.State) (replaced []string, err error) {
 
 // holds reports whether the kernel's set is c: as many elements, and each of c's
 // among them. Of a range of ports the ends are looked up.
-func holds(conn *ipset.Conn, c content) (bool, error) {
+func holds(conn setConn, c content) (bool, error) {
 	h, err := conn.Header(c.Name)
 	if err != nil {
 		return false, err
@@ -129,7 +128,7 @@ func holds(conn *ipset.Conn, c content) (bool, error) {
 }
 
 // replace fills a set of another name and swaps the two.
-func replace(conn *ipset.Conn, c content) error {
+func replace(conn setConn, c content) error {
 	next := c.Set
 	next.Name += "-next"
 	if err := conn.Destroy(next.Name); err != nil { // of a crash

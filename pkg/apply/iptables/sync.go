@@ -19,7 +19,7 @@ func (b Backend) Sync(ctx context.Context, want desired.State) error {
 	if err := want.Filled(); err != nil {
 		return err
 	}
-	conn, err := ipset.Dial()
+	conn, err := b.kernel().dial()
 	if err != nil {
 		return err
 	}
@@ -32,7 +32,7 @@ func (b Backend) Sync(ctx context.Context, want desired.State) error {
 	return nil
 }
 
-func (b Backend) sync(ctx context.Context, conn *ipset.Conn, f family, want desired.State) error {
+func (b Backend) sync(ctx context.Context, conn setConn, f family, want desired.State) error {
 	gen, err := spareGeneration(conn, f)
 	if err != nil {
 		return err
@@ -67,7 +67,7 @@ func (b Backend) sync(ctx context.Context, conn *ipset.Conn, f family, want desi
 }
 
 // fill builds a generation of sets that no rule uses, afresh.
-func fill(ctx context.Context, conn *ipset.Conn, sets []content, n naming) error {
+func fill(ctx context.Context, conn setConn, sets []content, n naming) error {
 	err := destroy(ctx, conn, func(name string) bool { return ofFamily(name, n.family) && ofGeneration(name, n.gen) })
 	if err != nil {
 		return err
@@ -87,7 +87,7 @@ func fill(ctx context.Context, conn *ipset.Conn, sets []content, n naming) error
 // how many elements came and went. It makes those that are not there. A packet may see a
 // set half-way.
 func (b Backend) Fill(_ context.Context, want desired.State) (changed int, err error) {
-	conn, err := ipset.Dial()
+	conn, err := b.kernel().dial()
 	if err != nil {
 		return 0, err
 	}
@@ -103,7 +103,7 @@ func (b Backend) Fill(_ context.Context, want desired.State) (changed int, err e
 	return changed, nil
 }
 
-func (b Backend) fill(conn *ipset.Conn, want content) (changed int, err error) {
+func (b Backend) fill(conn setConn, want content) (changed int, err error) {
 	lacking := map[ipset.Element]bool{}
 	for _, e := range want.elements {
 		lacking[e] = true
@@ -136,7 +136,7 @@ func (b Backend) fill(conn *ipset.Conn, want content) (changed int, err error) {
 // Holds reports whether the kernel's peer and tuple sets hold everybody who is in those of
 // want. A set that is not there holds nobody.
 func (b Backend) Holds(_ context.Context, want desired.State) (bool, error) {
-	conn, err := ipset.Dial()
+	conn, err := b.kernel().dial()
 	if err != nil {
 		return false, err
 	}
@@ -223,7 +223,7 @@ func wholeTable(b *strings.Builder, table string, chains []chain, there listing)
 // Remove takes out every hook and chain of ours, in the variant and the former ones, and
 // then every set.
 func (b Backend) Remove(ctx context.Context) error {
-	conn, err := ipset.Dial()
+	conn, err := b.kernel().dial()
 	if err != nil {
 		return err
 	}
@@ -250,7 +250,7 @@ func removeRules(ctx context.Context, v Variant, f family, wait time.Duration) e
 }
 
 // destroy removes our sets that match.
-func destroy(ctx context.Context, conn *ipset.Conn, match func(name string) bool) error {
+func destroy(ctx context.Context, conn setConn, match func(name string) bool) error {
 	names, err := conn.Names()
 	if err != nil {
 		return err
@@ -268,7 +268,7 @@ func destroy(ctx context.Context, conn *ipset.Conn, match func(name string) bool
 // destroyUnused removes a set whose rules are gone. The kernel frees rules in
 // the background, so it may be in use for a moment longer. To return before it is gone would let
 // its references pass for rules.
-func destroyUnused(ctx context.Context, conn *ipset.Conn, name string) error {
+func destroyUnused(ctx context.Context, conn setConn, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {

@@ -8,8 +8,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/podmark/podmark/pkg/apply/ipset"
 	"github.com/podmark/podmark/pkg/desired"
 )
@@ -23,7 +21,7 @@ func (b Backend) Update(ctx context.Context, from, to desired.State) error {
 	if err := to.Filled(); err != nil {
 		return err
 	}
-	conn, err := ipset.Dial()
+	conn, err := b.kernel().dial()
 	if err != nil {
 		return err
 	}
@@ -65,7 +63,7 @@ func (b Backend) Update(ctx context.Context, from, to desired.State) error {
 // That and what finish does come in an order in which every step allows no more than from or
 // to does. What is new to a set, and what has left it, comes before the rules that begin
 // another epoch: a flow that is judged then must not be judged by what is no more.
-func (b Backend) move(ctx context.Context, conn *ipset.Conn, from, to desired.State, n naming) (obsolete []content, err error) {
+func (b Backend) move(ctx context.Context, conn setConn, from, to desired.State, n naming) (obsolete []content, err error) {
 	if obsolete, err = b.populate(conn, from, to, n.family); err != nil {
 		return nil, err
 	}
@@ -88,7 +86,7 @@ func (b Backend) move(ctx context.Context, conn *ipset.Conn, from, to desired.St
 
 // populate brings the sets that rules name to what to says, with those that are new, and
 // returns those that are left over.
-func (b Backend) populate(conn *ipset.Conn, from, to desired.State, f family) (obsolete []content, err error) {
+func (b Backend) populate(conn setConn, from, to desired.State, f family) (obsolete []content, err error) {
 	old, wanted := populations(from, f), populations(to, f)
 	lacks := func(list []content, c content) bool {
 		return !slices.ContainsFunc(list, func(other content) bool { return other.Name == c.Name })
@@ -108,7 +106,7 @@ func (b Backend) populate(conn *ipset.Conn, from, to desired.State, f family) (o
 	return obsolete, b.del(conn, without(kept, wanted))
 }
 
-func (b Backend) add(conn *ipset.Conn, list []content) error {
+func (b Backend) add(conn setConn, list []content) error {
 	for _, c := range list {
 		for _, e := range c.elements {
 			if err := conn.Add(c.Set, e); err != nil {
@@ -120,7 +118,7 @@ func (b Backend) add(conn *ipset.Conn, list []content) error {
 	return nil
 }
 
-func (b Backend) del(conn *ipset.Conn, list []content) error {
+func (b Backend) del(conn setConn, list []content) error {
 	for _, c := range list {
 		for _, e := range c.elements {
 			if err := conn.Del(c.Set, e); err != nil && !errors.Is(err, ipset.ErrNotExist) {
@@ -135,30 +133,19 @@ func (b Backend) del(conn *ipset.Conn, list []content) error {
 // leave takes endpoints out of their profiles. A packet may be between the rule that knows
 // the endpoint and that of the profile, or between those of two profiles, so those on their
 // way go first.
-func (b Backend) leave(conn *ipset.Conn, members []content) error {
+func (b Backend) leave(conn setConn, members []content) error {
 	if len(members) == 0 {
 		return nil
 	}
-	if err := drain(); err != nil {
+	if err := b.kernel().drain(); err != nil {
 		return err
 	}
 	return b.del(conn, members)
 }
 
-// drain returns when every packet that is in a hook now has left it. Hooks run in a read-side
-// critical section of RCU, and a packet socket that is closed waits for a grace period
-// (packet_release, net/packet/af_packet.c); 8 to 16 ms.
-func drain() error {
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("cannot wait for packets in flight with a packet socket: %w", err)
-	}
-	return unix.Close(fd)
-}
-
 // appear writes the rules of the profiles and host veths of to that are not in place, and
 // makes the sets that those will name which are rewritten later.
-func (b Backend) appear(ctx context.Context, conn *ipset.Conn, from, to desired.State, n naming) error {
+func (b Backend) appear(ctx context.Context, conn setConn, from, to desired.State, n naming) error {
 	var lines []string
 	for _, id := range to.ProfileIDs() {
 		p := to.Profiles[id]
@@ -241,7 +228,7 @@ func (b Backend) reframe(from, to desired.State, n naming) []string {
 
 // vacated lists the profiles of from that to does not have, and in which no endpoint is left
 // by an address of any family.
-func vacated(conn *ipset.Conn, from, to desired.State, in []naming) ([]desired.Profile, error) {
+func vacated(conn setConn, from, to desired.State, in []naming) ([]desired.Profile, error) {
 	var out []desired.Profile
 	for _, id := range from.ProfileIDs() {
 		if _, kept := to.Profiles[id]; kept {
@@ -266,7 +253,7 @@ func vacated(conn *ipset.Conn, from, to desired.State, in []naming) ([]desired.P
 
 // finish removes the profiles that are vacated, gives those that both have their new rules,
 // and begins the epoch of to, in one restore.
-func (b Backend) finish(ctx context.Context, conn *ipset.Conn, from, to desired.State, vacated []desired.Profile, n naming) error {
+func (b Backend) finish(ctx context.Context, conn setConn, from, to desired.State, vacated []desired.Profile, n naming) error {
 	var lines []string
 	gone := slices.Clone(vacated) // with those whose sets may be
 	needed := map[string]bool{}
@@ -325,7 +312,7 @@ func (b Backend) finish(ctx context.Context, conn *ipset.Conn, from, to desired.
 }
 
 // emptyVeths lists the sets of host veths that only from needs, and nobody is left in.
-func emptyVeths(conn *ipset.Conn, from, to desired.State, n naming) ([]content, error) {
+func emptyVeths(conn setConn, from, to desired.State, n naming) ([]content, error) {
 	var out []content
 	needed := vethSets(to, n)
 	for _, c := range vethSets(from, n) {
@@ -347,7 +334,7 @@ func emptyVeths(conn *ipset.Conn, from, to desired.State, n naming) ([]content, 
 
 // ownSets lists the sets that no rule but these profiles' uses: their members with their
 // further prefixes, and those of their ipBlocks that no other profile names.
-func ownSets(conn *ipset.Conn, profiles []desired.Profile, n naming) ([]string, error) {
+func ownSets(conn setConn, profiles []desired.Profile, n naming) ([]string, error) {
 	var own []string
 	blocks := map[string]uint32{} // how many of the profiles' rules name the set
 	for _, p := range profiles {

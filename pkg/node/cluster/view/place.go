@@ -80,11 +80,12 @@ func (v *View) Told(namespace string, is Space, err error) {
 		switch {
 		case !settled:
 			next = append(next, p)
-		case p.gone && !is.Ending && is.UID != "" && desired.SameNamespace(guess, is.UID):
+		case p.gone && guess == "":
+			next = append(next, v.outliving(p, is)...)
+		case p.gone && !is.Ending && guess == is.UID:
 			// Somebody has deleted it.
 		case p.gone:
-			v.note(false, "a policy outlives its deletion: its namespace is going, and its pods are not gone yet", "policy", namespace+"/"+p.Name)
-			next = append(next, p)
+			next = append(next, v.outlives(p))
 		default:
 			if p.was != nil && !desired.SameNamespace(guess, is.UID) { // it was another's, before podmarkd was started
 				p.place.uid = is.UID
@@ -100,4 +101,30 @@ func (v *View) Told(namespace string, is Space, err error) {
 		return p.gone && slices.ContainsFunc(next, func(o *known) bool { return !o.gone && o.Name == p.Name && o.NamespaceUID == p.NamespaceUID })
 	})
 	v.policies[namespace] = next
+}
+
+// outlives notes that a policy goes on to hold that the API has no more.
+func (v *View) outlives(p *known) *known {
+	v.note(false, "a policy outlives its deletion: its namespace is going, and its pods are not gone yet", "policy", p.Namespace+"/"+p.Name)
+	return p
+}
+
+// nowhere is the UID of no namespace.
+const nowhere = "-"
+
+// outliving is a policy that went before anybody knew of which namespace it was, as one of each
+// former namespace of the name that has pods here: not of the one of now, unless that is going.
+func (v *View) outliving(p *known, is Space) (list []*known) {
+	of := map[string]bool{}
+	for _, m := range v.crowd()[p.Namespace] {
+		switch uid := cmp.Or(m.namespaceUID, is.UID, nowhere); {
+		case uid == is.UID && !is.Ending: // somebody has deleted it there
+		case !of[uid]:
+			of[uid] = true
+			one := *p
+			one.place.uid, one.Policy = uid, p.told.Of(uid)
+			list = append(list, v.outlives(&one))
+		}
+	}
+	return list
 }

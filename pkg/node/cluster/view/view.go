@@ -164,7 +164,9 @@ func (v *View) Listed(w Watch, objects []Object, version uint64, now time.Time) 
 	}
 	switch {
 	case version < s.highest:
-		v.history++
+		if s.history == v.history { // else another watch has noticed the same
+			v.history++
+		}
 		s.history = v.history
 	case !s.synced:
 		s.history = v.history

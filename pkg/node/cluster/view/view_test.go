@@ -656,6 +656,13 @@ func TestVersionsGoBack(t *testing.T) {
 			v.Listed(one, []Object{at(100, "old")}, 100, time.Time{})
 			v.Listed(two, []Object{at(101, "later")}, 101, time.Time{})
 		}, "later"},
+		{"what the first of both says behind that", func(v *View) {
+			v.Listed(one, []Object{at(900, "new")}, 900, time.Time{})
+			v.Listed(two, []Object{at(900, "new")}, 901, time.Time{})
+			v.Listed(one, []Object{at(100, "old")}, 100, time.Time{})
+			v.Listed(two, []Object{at(100, "old")}, 100, time.Time{})
+			v.Seen(one, at(101, "later"), time.Time{})
+		}, "later"},
 		{"a watch that begins behind it", func(v *View) {
 			v.Listed(one, []Object{at(900, "new")}, 900, time.Time{})
 			v.Listed(one, []Object{at(100, "old")}, 100, time.Time{})
@@ -729,4 +736,39 @@ func TestOverduePeer(t *testing.T) {
 	is("another of its name", true)
 	w.remove(w.objects[fmt.Sprint(Pods, Name{"shop", "client"})])
 	is("gone", false)
+}
+
+// A policy that went with its namespace before anybody could say which that was is of the pods
+// that there were, and of none in the namespace that has the name next.
+func TestPolicyOfAFormerNamespace(t *testing.T) {
+	w := newScene(t)
+	w.put(pod("web", "1", "web"))
+	w.Expect(ask("c1", "1"), w.now)
+	w.round()
+	w.attach(ask("c1", "1"), "10.1.0.2")
+	p := isolating("web").of("p")
+	gone := func(is Space) {
+		w.silent = true
+		w.put(p)
+		w.round()
+		w.remove(p)
+		w.silent, w.spaces["shop"] = false, is
+		w.round()
+	}
+	if gone(Space{UID: "1"}); w.isolated("c1") {
+		t.Error("a policy that somebody has deleted goes on")
+	}
+	if gone(Space{}); !w.isolated("c1") {
+		t.Error("a pod of the former namespace has lost its policy")
+	}
+	w.spaces["shop"] = Space{UID: "2"}
+	w.put(pod("web", "2", "web"))
+	w.Expect(ask("c2", "2"), w.now)
+	w.round()
+	w.attach(ask("c2", "2"), "10.1.0.3")
+	w.Stir()
+	w.round()
+	if w.isolated("c2") || !w.isolated("c1") {
+		t.Errorf("isolated: %v of the next namespace, %v of the former, want false, true", w.isolated("c2"), w.isolated("c1"))
+	}
 }

@@ -1,0 +1,95 @@
+package main
+
+const (
+	applying  = "pkg/apply"
+	ipt       = "pkg/apply/iptables"
+	nft       = "pkg/apply/nftables"
+	deciding  = "pkg/desired"
+	keeping   = "pkg/ident"
+	asking    = "pkg/whois"
+	following = "pkg/node/cluster/view"
+)
+
+// mutants is the list.
+var mutants = []mutant{
+	{applying, "attach.go", "closed := r.Routed() && !running", "closed := false", "a routed endpoint opens before its flows are judged anew"},
+	{applying, "attach.go", "open = n.kernel().open\n\t\tif err := n.kernel().close(r.Endpoint); err != nil {", "open = n.kernel().open\n\t\tif err := error(nil); err != nil {", "an ADD does not close the port"},
+	{applying, "attach.go", "left = errors.Join(left, n.kernel().shut(r.Endpoint))", "left = errors.Join(left, nil)", "a DEL leaves the bridge port open"},
+	{applying, "attach.go", "r.Committed = true\n", "", "an ADD does not say that it has ended"},
+	{applying, "attach.go", "if err := n.kernel().forget(r.Addresses); err != nil {", "if err := error(nil); err != nil {", "the flows of a pod outlive it"},
+	{applying, "attach.go", "owner.Network != r.Network && owner.Committed", "false && owner.Committed", "two networks may have one address"},
+	{applying, "attach.go", "both && other.Key != r.Key {", "both && false {", "two pods behind one interface may have one prefix"},
+	{applying, "attach.go", "is != *promised {", "false && is != *promised {", "a pod starts with other policies than podmarkd told"},
+	{applying, "attach.go", "if slices.ContainsFunc(before, func(b ident.Record) bool {", "if false && slices.ContainsFunc(before, func(b ident.Record) bool {", "an address that was taken over stays with its former pod after a crash"},
+	{applying, "attach.go", "again.Committed && len(n.owned(again).Addresses) > 0", "false", "a DEL takes away what was added anew meanwhile"},
+	{applying, "attach.go", "if f.Kubernetes && r.Policed && !r.Kubernetes {", "if false {", "a node takes policies from two places"},
+	{applying, "node.go", "\tcase !empty:\n", "\tcase false:\n", "the mask changes under live endpoints"},
+	{applying, "node.go", "from scratch.\n\tf.Synced = false\n", "from scratch.\n", "half a change stays in the kernel"},
+	{applying, "node.go", "if err := n.removeFormer(ctx, f); err != nil {", "if err := error(nil); err != nil {", "the former backend's rules stay"},
+	{applying, "revise.go", "applied.Narrowed = !was.Synced || rev.Unknown", "applied.Narrowed = rev.Unknown", "what an interrupted change forbade goes on"},
+	{applying, "revise.go", "rev.Unknown || from.Narrows(to) ||", "rev.Unknown ||", "what a policy forbids goes on in live connections"},
+	{applying, "revise.go", "from, to = from.With(rev.Gone), to.With(rev.Come)", "to = to.With(rev.Come)", "live connections of a pod elsewhere go on when it is no peer any more"},
+	{applying, "revise.go", "\tcase 1:\n", "\tcase 0:\n", "flows carry an epoch's number from before the wrap"},
+	{applying, "revise.go", "\tcase s.Layout.Max():\n", "\tcase 0:\n", "flows carry the highest number from the change that wrapped"},
+	{applying, "revise.go", "f.FormerHash, f.PoliciesHash = f.PoliciesHash, hashOf(policies)", "f.PoliciesHash = hashOf(policies)", "policies are lost where a change ends between its two files"},
+	{applying, "whole.go", "f.Synced = false\n\treturn n.jot(f)", "return nil", "a gc that ends on the way leaves an endpoint whose ID is given out again"},
+	{applying, "whole.go", "f.Leaving = true", "f.Leaving = false", "an interrupted uninstall leaves a node that seems to enforce"},
+	{applying, "whole.go", "used >= capacity", "used > capacity", "STATUS says nothing of a mask that is full"},
+	{applying, "move.go", "|| taken[id]", "", "two endpoints get one ID in another mask"},
+	{applying, "move.go", "owner[outside.Value] = \"\"", "", "an endpoint's mark means outside in another mask"},
+	{applying, "keep.go", "rewrite := f.Backend != NFTables &&", "rewrite := false &&", "iptables judges services of SCTP as processes of the node"},
+	{applying, "survey.go", "from.Narrows(to)", "to.Narrows(from)", "a live flow through a new tunnel is never judged"},
+	{applying, "drift.go", "d.Change != port.Ungrouped", "true", "a veth stays out of podmark's device group"},
+	{applying, "format.go", "if h.Reads <= format {", "if true {", "an older podmark goes on from what it does not understand"},
+	{applying, "format.go", "f.PoliciesHash, f.Synced = is, false", "f.PoliciesHash, f.Synced = is, true", "half a change counts as done"},
+	{applying, "cache.go", "s.recognised.Sub(changed) > coarse", "s.recognised.Sub(changed) >= 0", "a file that changes twice in a tick of the clock is not read again"},
+
+	{ipt, "update.go", "if err := b.kernel().drain(); err != nil {", "if err := error(nil); err != nil {", "a packet in flight misses the profile of an endpoint that goes"},
+	{ipt, "update.go", "if members == 0 {", "if true {", "a profile goes although another endpoint is in it"},
+	{ipt, "update.go", "if from.Epoch == to.Epoch {", "if from.Epoch != to.Epoch {", "the next epoch does not begin"},
+	{ipt, "update.go", "if !there {\n\t\t\tlines = append(lines, rewrite", "if false {\n\t\t\tlines = append(lines, rewrite", "the rules of a new profile are not written"},
+	{ipt, "command.go", "slices.Index(rules, h.rule) == 0 && !slices.Contains(rules[1:], h.rule)", "slices.Contains(rules, h.rule)", "others accept before our hook, unnoticed"},
+	{ipt, "sync.go", "if r == h.rule {", "if false {", "a hook is there twice"},
+	{ipt, "iptables.go", "byAddress < members ||", "byAddress < members && false ||", "a profile's chain that somebody flushed goes unnoticed"},
+	{ipt, "keep.go", "return int(h.Elements) == size, nil", "return int(h.Elements) >= size, nil", "an address that the node has no more stays its own"},
+	{ipt, "render.go", "rules = append(rules, order+in(n.endpoints(), \"src,src\")+\"-g \"+chainSpoofed)", "_ = order", "an endpoint may send redirects"},
+	{ipt, "render.go", "--ctstate ESTABLISHED -m connmark --mark %s -j RETURN", "--ctstate RELATED -m connmark --mark %s -j RETURN", "what merely relates to an allowed flow is not judged"},
+	{ipt, "render.go", "if used+need > slots {", "if used+need > slots+1 {", "iptables refuses a policy of many ports"},
+	{ipt, "render.go", "case b.Bits() > 0:", "case b.Bits() >= 0:", "the kernel refuses a policy for 0.0.0.0/0"},
+	{ipt, "names.go", "return (!w).own(d)", "return w.own(d)", "peers are looked for at the wrong end"},
+
+	{nft, "frame.go", "rules(on(loopback(), accept()), clear, on(judged(epoch), accept()))", "rules(on(loopback(), accept()), on(judged(epoch), accept()), clear)", "a pod gives itself the ID of another"},
+	{nft, "rule.go", "expr.CtStateBitESTABLISHED)", "expr.CtStateBitNEW)", "a flow that nobody has answered is not judged"},
+	{nft, "merge.go", "by: 32 - high", "by: 31 - high", "an ID is written beside its bits"},
+
+	{deciding, "policy.go", "ok = !present || !slices.Contains(r.Values, value)", "ok = present && !slices.Contains(r.Values, value)", "NotIn does not hold for a label that is absent"},
+	{deciding, "policy.go", "return a == b || a == \"\" || b == \"\"", "return true", "a namespace has the policies of a former one of its name"},
+	{deciding, "policy.go", "int(p.First) <= int(last.Last)+1", "int(p.First) <= int(last.Last)+2", "a port between two ranges is allowed"},
+	{deciding, "policy.go", "last.Last = max(last.Last, p.Last)", "last.Last = p.Last", "a range inside of another ends that"},
+	{deciding, "state.go", "if rule.Nobody {", "if false {", "a rule of which nothing is left allows everybody"},
+	{deciding, "state.go", "case enforced.Policies != nil:", "case enforced.Policies != nil && audited.Policies == nil:", "a policy that is audited turns off one that is enforced"},
+	{deciding, "state.go", "n.Key != e.Key || !containsAll(n.Sources", "n.Key != e.Key || containsAll(n.Sources", "a prefix that is taken away goes on in live flows"},
+	{deciding, "members.go", "if own || !set.Own {", "if true {", "a port's name of ingress is that of pods elsewhere"},
+
+	{keeping, "store.go", "case r.ID < mark.First:", "case false:", "a record gives an endpoint the ID of the node itself"},
+	{keeping, "store.go", "case r.Hash() != name:", "case false:", "a record counts that is another attachment's"},
+	{keeping, "store.go", "if s.holds(r.ID, hash) {", "if true {", "a late DEL frees the ID of another endpoint"},
+	{keeping, "store.go", "if s.Owns(r.Key, a) {\n\t\t\terrs", "if true {\n\t\t\terrs", "a late DEL takes the address of another endpoint"},
+	{keeping, "store.go", "uint32(old.ID) <= layout.Max() && s.holds(old.ID, hash)", "s.holds(old.ID, hash)", "an ADD again keeps an ID that does not fit"},
+	{keeping, "store.go", "err == nil && leadsTo(f.Name(), f)", "err == nil", "two processes hold the lock after an uninstall"},
+
+	{asking, "whois.go", "unix.Fchmod(int(fd), 0o600)", "unix.Fchmod(int(fd), 0o666)", "everybody may ask who a pod is"},
+	{asking, "whois.go", "l.left -= n", "", "a message without an end fills the memory"},
+	{asking, "whois.go", "case a.Error != \"\":", "case false:", "a pod starts although podmarkd has refused"},
+	{asking, "whois.go", "_, _ = conn.Read(make([]byte, 1))\n\t\tcancel()", "_, _ = conn.Read(make([]byte, 1))", "a question goes on when who asked has gone"},
+
+	{following, "view.go", "return p.history > known.history", "return false", "after a restore of etcd what is not true any more goes on"},
+	{following, "view.go", "return p.Version >= known.Version", "return true", "a watch that lags brings a former pod back"},
+	{following, "view.go", "if s.history == v.history { //", "if true { //", "after a restore of etcd one of two watches is not heard"},
+	{following, "view.go", "p.Peer && !p.served && !p.late }", "p.Peer && !p.late }", "an address of a pod that has left this node goes on to be a peer's"},
+	{following, "place.go", "case p.gone && !is.Ending && guess == is.UID:", "case p.gone:", "pods lose their policies when their namespace ends"},
+	{following, "view.go", "p.late = true", "p.late = false", "who has the address of a pod on a dead node has its rights"},
+	{following, "place.go", "case uid == is.UID && !is.Ending:", "case false:", "a policy that somebody has deleted goes on"},
+	{following, "place.go", "case p.gone && guess == \"\":", "case false:", "a policy of a former namespace holds in the next, or its pods lose it"},
+	{following, "attach.go", "!unnamed(s) && p.Is(uids[s])", "p.Is(uids[s])", "a pod gets the labels of a namesake"},
+}
