@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"time"
 
@@ -32,9 +31,9 @@ func ClassOf(status int) Class {
 	switch status {
 	case 0:
 		return NoAnswer
-	case http.StatusUnauthorized, http.StatusForbidden:
+	case 401, 403:
 		return Forbidden
-	case http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusRequestURITooLong, http.StatusUnprocessableEntity, http.StatusRequestHeaderFieldsTooLarge:
+	case 400, 413, 414, 422, 431: // what is asked for is wrong, or too long
 		return TooMuch
 	}
 	return Failing
