@@ -1,4 +1,4 @@
-//go:build !podmark_format_next
+//go:build !podmark_format_late && !podmark_format_next
 
 package apply
 
