@@ -383,3 +383,36 @@ func TestFileStamp(t *testing.T) {
 		}
 	}
 }
+
+// Wherever a move to another mask ends, and goes on later, no flow has bits afterwards that a
+// later epoch could mean.
+func TestMoveLeavesNoMarks(t *testing.T) {
+	v := verbs[slices.IndexFunc(verbs, func(v verb) bool { return v.name == "another mask" })]
+	silent := netip.MustParseAddr("192.0.2.1")
+	to := layoutOf(0x00ff0000)
+	begin := func() (*machine, uint32) {
+		m := v.machine(t)
+		f, err := m.node().load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.flows[silent] = layoutOf(f.Mask).Mark(f.Epoch + 5).Value
+		return m, to.Over(layoutOf(f.Mask)).Mark(f.Epoch).Mask
+	}
+	m, _ := begin()
+	if err := m.call(0, "", v.call); err != nil {
+		t.Fatal(err)
+	}
+	for i := range m.events {
+		m, over := begin()
+		_ = m.call(i+1, ends, v.call)
+		for _, call := range []func(Node) error{keeps, v.call} {
+			if err := m.call(0, "", call); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if is := m.flows[silent] & over; is != 0 {
+			t.Errorf("it ends at %d: a silent flow has %#x", i+1, is)
+		}
+	}
+}

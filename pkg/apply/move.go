@@ -79,8 +79,7 @@ func (n Node) SetMask(ctx context.Context, layout mark.Layout) (moved bool, err 
 			records[i].ID = ids[r.Hash()].To
 		}
 	}
-	// Flows that were silent meanwhile carry bits that are nobody's now, or another epoch's.
-	return true, n.kernel().clearOthers(layout.Over(former).Mark(f.Epoch))
+	return true, nil
 }
 
 // move notes that the node goes over to a layout, and takes it there.
@@ -158,11 +157,26 @@ func (n Node) arrive(f file) (file, error) {
 		}
 	}
 	n.step("renumbered")
+	if f.Moving.Mask != f.Mask {
+		// Flows that were silent meanwhile carry bits that are nobody's now, or another epoch's.
+		if err := n.clearFormer(f); err != nil {
+			return f, err
+		}
+	}
 	if _, err := n.Store.Sweep(false); err != nil { // the former IDs
 		return f, err
 	}
 	f.Moving = nil
 	return f, n.save(f)
+}
+
+func (n Node) clearFormer(f file) error {
+	former, errFormer := mark.NewLayout(f.Moving.Mask)
+	layout, errLayout := mark.NewLayout(f.Mask)
+	if err := errors.Join(errFormer, errLayout); err != nil {
+		return err
+	}
+	return n.kernel().clearOthers(layout.Over(former).Mark(f.Epoch))
 }
 
 // untilSeen returns when every packet that was on its way through the hooks has
