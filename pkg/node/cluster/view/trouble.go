@@ -194,7 +194,7 @@ func (v *View) troubleOf(w Watch) Trouble {
 const (
 	// mostPeers counts the peers of all rules: a selector is two sets and two rules at least,
 	// and as much as blocksEach ipBlocks, which are a set together.
-	mostPeers  = 500
+	mostPeers  = 1_000
 	blocksEach = 100
 	// mostPairs counts the pairs of a peer and a port: iptables has a rule for 15 ports.
 	mostPairs = 20_000
