@@ -71,6 +71,7 @@ func newNode(t *testing.T) *node {
 	}
 	t.Setenv("PATH", n.dir)
 	t.Setenv(folder, n.dir)
+	t.Setenv("GORACE", "atexit_sleep_ms=0") // a second for each command, else
 	n.harm(0, false)
 	return n
 }
