@@ -108,7 +108,7 @@ var (
 	ruleLine  = regexp.MustCompile(`^\t\t(.*) # handle (\d+)$`)
 	counter   = regexp.MustCompile(`counter packets \d+ bytes \d+`)
 	ofProfile = regexp.MustCompile(`^[ei][46]-|^PODMARK-[EI]A?-`)
-	values    = regexp.MustCompile(` & 0x[0-9a-f]+|== |0x[0-9a-f]+(/\d+)?|\{[^}]*\}|--dports \S+`)
+	values    = regexp.MustCompile(` & 0x[0-9a-f]+|== |0x[0-9a-f]+(/0x[0-9a-f]+|/\d+)?|\{[^}]*\}|--dports \S+`)
 	target    = regexp.MustCompile(`-[jg] .*$`)
 )
 

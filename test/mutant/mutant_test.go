@@ -8,6 +8,7 @@ func TestCanon(t *testing.T) {
 		{"udp dport { 4789, 8472 } meta mark & 0xff0f0000 != 0x00010000 jump encapsulated", "udp dport { 8472 } meta mark != 0x00010000/16 jump encapsulated"},
 		{"meta mark & 0xff0f0000 == 0x00000000 accept", "meta mark 0x00000000/16 accept"},
 		{"meta mark set meta mark & 0x00f0ffff | 0x00010000", "meta mark set meta mark & 0x0000ffff | 0x00010000"},
+		{"-m mark --mark 0x0/0xff0f0000 -j RETURN", "-m mark --mark 0x0/0xffff0000 -j RETURN"},
 		{"-p udp -m multiport --dports 4789,8472 -j PODMARK-TUNNEL", "-p udp -m multiport --dports 8472 -j PODMARK-TUNNEL"},
 	}
 	for _, pair := range same {
