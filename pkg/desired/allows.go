@@ -136,7 +136,7 @@ func (s State) Allows(p Packet) Verdict {
 		return Verdict{Allowed: true, By: "neighbour discovery"}
 	case p.State == Reporting && s.reports(p):
 		return Verdict{Allowed: true, By: "an error about a flow that is allowed"}
-	case p.State == Answering && p.Out == "":
+	case p.State == Answering && p.Out == "" && !s.wraps(p):
 		return Verdict{Allowed: true, By: "the node is answered"}
 	case slices.Contains(s.HostAddresses, p.Src):
 		return Verdict{By: "source address is the node's own"}
@@ -337,7 +337,7 @@ func (s State) wraps(p Packet) bool {
 		return false
 	}
 	return slices.Contains(s.Tunnels.Protocols, uint8(p.Protocol)) ||
-		p.State != Answering && p.Protocol == UDP && slices.Contains(s.Tunnels.UDPPorts, p.DstPort)
+		(p.State != Answering || p.Out == "") && p.Protocol == UDP && slices.Contains(s.Tunnels.UDPPorts, p.DstPort)
 }
 
 // turned is the flow's original packet, which p answers.

@@ -99,6 +99,9 @@ func TestAllows(t *testing.T) {
 	judged.State = desired.Judged
 	redirect := unreachable
 	redirect.ICMPType = 5
+	s.Tunnels = desired.Tunnels{UDPPorts: []uint16{8472}}
+	wrapped := answer
+	wrapped.Protocol, wrapped.DstPort = desired.UDP, 8472
 	tests := []struct {
 		name   string
 		packet desired.Packet
@@ -128,6 +131,7 @@ func TestAllows(t *testing.T) {
 		{"answer that may not", with("veth-client", "10.1.0.3", "veth-mute", "10.1.0.4", answer), false},
 		{"forged answer", with("veth-mute", "10.1.0.2", "veth-client", "10.1.0.3", answer), false},
 		{"answer to the node", with("veth-mute", "10.1.0.4", "", "192.168.50.1", answer), true},
+		{"a tunnel's packet as an answer to the node", with("veth-mute", "10.1.0.4", "", "192.168.50.1", wrapped), false},
 		{"error of the flow's end", with("veth-client", "10.1.0.3", "eth0", "192.0.2.1", unreachable), true},
 		{"error of a router", with("eth0", "198.51.100.1", "veth-web", "10.1.0.2", unreachable), true},
 		{"error of an endpoint that is no end", with("veth-mute", "10.1.0.4", "veth-client", "10.1.0.3", unreachable), false},

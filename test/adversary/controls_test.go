@@ -1,9 +1,13 @@
 package adversary_test
 
 import (
+	"context"
 	"net"
 	"net/netip"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/test/frame"
 	"github.com/podmark/podmark/test/lab"
@@ -55,23 +59,29 @@ var controls = []attack{
 		s.pass("a pod without a policy", s.free, s.new(s.free, s.node, 7), s.node)
 	}},
 	{name: "the node speaks to itself", run: func(s *scene) {
-		err := s.Do(func() error {
-			c, err := net.ListenPacket("udp", net.JoinHostPort(pick(s.f, "127.0.0.1", "::1"), "0"))
+		for _, mark := range []int{0, 0x20000, 0x6d6f6c65, 0xffffffff} {
+			err := s.Do(func() error {
+				config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+					_ = c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, mark) })
+					return err
+				}}
+				c, err := config.ListenPacket(context.Background(), "udp", net.JoinHostPort(pick(s.f, "127.0.0.1", "::1"), "0"))
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				if _, err := c.WriteTo(s.mark(), c.LocalAddr()); err != nil {
+					return err
+				}
+				if err := c.SetReadDeadline(time.Now().Add(lab.AnswerLimit)); err != nil {
+					return err
+				}
+				_, _, err = c.ReadFrom(make([]byte, 100))
+				return err
+			})
 			if err != nil {
-				return err
+				s.Errorf("the node does not hear itself with mark %#x: %v", mark, err)
 			}
-			defer c.Close()
-			if _, err := c.WriteTo(s.mark(), c.LocalAddr()); err != nil {
-				return err
-			}
-			if err := c.SetReadDeadline(time.Now().Add(lab.AnswerLimit)); err != nil {
-				return err
-			}
-			_, _, err = c.ReadFrom(make([]byte, 100))
-			return err
-		})
-		if err != nil {
-			s.Errorf("the node does not hear itself: %v", err)
 		}
 	}},
 	{name: "echo", run: func(s *scene) {

@@ -130,6 +130,22 @@ var tunnels = []attack{
 		}
 	}},
 	// Not in a VRF: there Geneve's socket and ip6tnl take nothing from its links.
+	{name: "a tunnel's packet as an answer to the node", run: func(s *scene) {
+		for port := range vxlans {
+			for _, pod := range []*actor{s.denied, s.free} {
+				node, at := s.to(s.node, port), s.to(pod, s.port())
+				s.pass(fmt.Sprintf("the node asks from port %d", port), s.node, s.udp(node, at), pod)
+				s.deny(fmt.Sprintf("to port %d", port), pod, s.udp(at, node))
+			}
+		}
+		for _, protocol := range tunnelProtocols {
+			packet := func(src, dst *actor) []byte {
+				return frame.IP{Src: s.addr(src), Dst: s.addr(dst), Protocol: protocol}.Packet(append(make([]byte, 24), s.mark()...))
+			}
+			s.pass(fmt.Sprintf("the node sends protocol %d", protocol), s.node, packet(s.node, s.free), s.free)
+			s.deny(fmt.Sprintf("protocol %d", protocol), s.free, packet(s.free, s.node))
+		}
+	}},
 	{name: "tunnels of protocols of their own", lab: "ipip, sit, gre and geneve", at: []attachment{routed, vlan}, run: func(s *scene) {
 		s.addLabTunnels()
 		outer := func(src netip.Addr, protocol byte, payload []byte) []byte {
