@@ -78,9 +78,14 @@ func TestWhoIsAPeer(t *testing.T) {
 			t.Fatal(err)
 		}
 		k.Eventually("when it is gone", far.NS, to, lab.Blocked)
-		k.Apply(fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {namespace: default, name: ending, labels: {app: client}, deletionTimestamp: "2020-01-01T00:00:00Z"},
- spec: {nodeName: elsewhere, containers: [{name: main}]}, status: {phase: Running, podIP: %s, podIPs: [{ip: %s}]}}`, far.Addr(lab.V4), far.Addr(lab.V4)))
+		ends := func(at time.Time) {
+			k.Apply(fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {namespace: default, name: ending, labels: {app: client}, deletionTimestamp: %q},
+ spec: {nodeName: elsewhere, containers: [{name: main}]}, status: {phase: Running, podIP: %s, podIPs: [{ip: %s}]}}`, at.UTC().Format(time.RFC3339), far.Addr(lab.V4), far.Addr(lab.V4)))
+		}
+		ends(time.Now().Add(time.Hour))
 		k.Eventually("a pod that is about to end", far.NS, to, lab.OK)
+		ends(time.Now().Add(-time.Minute))
+		k.Eventually("one that should have ended, as on a node that is dead", far.NS, to, lab.Blocked)
 	})
 }
 
