@@ -64,7 +64,7 @@ func (c *Cluster) wait(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	want, err := effective(policies.Items, pods.Items)
+	want, err := effective(policies.Items, pods.Items, namespaces.Items)
 	if err != nil {
 		return err
 	}
@@ -87,8 +87,13 @@ func (c *Cluster) wait(ctx context.Context) error {
 	return err
 }
 
-// effective are the policies that select a pod, as podmarkd keeps them.
-func effective(policies []networkingv1.NetworkPolicy, pods []corev1.Pod) ([]desired.Policy, error) {
+// effective are the policies that select a pod, as podmarkd keeps them: each as one of its
+// namespace's UID.
+func effective(policies []networkingv1.NetworkPolicy, pods []corev1.Pod, namespaces []corev1.Namespace) ([]desired.Policy, error) {
+	uids := map[string]string{}
+	for _, n := range namespaces {
+		uids[n.Name] = string(n.UID)
+	}
 	var out []desired.Policy
 	for i := range policies {
 		p, err := policy.Object(&policies[i])
@@ -96,14 +101,14 @@ func effective(policies []networkingv1.NetworkPolicy, pods []corev1.Pod) ([]desi
 			return nil, err
 		}
 		if slices.ContainsFunc(pods, func(pod corev1.Pod) bool { return pod.Namespace == p.Namespace && p.Pods.Matches(pod.Labels) }) {
-			out = append(out, p)
+			out = append(out, p.Of(uids[p.Namespace]))
 		}
 	}
 	return out, nil
 }
 
-// compare writes out the policies, and the labels of namespaces, that there are, and those
-// that podmarkd keeps.
+// compare writes out the policies, and the labels and UIDs of namespaces, that there are, and
+// those that podmarkd keeps.
 func (c *Cluster) compare(want []desired.Policy, namespaces []corev1.Namespace) (said, kept string, err error) {
 	var got desired.Policies
 	err = ident.ReadJSON(filepath.Join(c.node.StateDir, ident.PoliciesFile), &got)
@@ -117,6 +122,14 @@ func (c *Cluster) compare(want []desired.Policy, namespaces []corev1.Namespace) 
 		for _, n := range namespaces {
 			if _, known := got.Namespaces[n.Name]; known {
 				wanted.Namespaces[n.Name] = n.Labels
+			}
+		}
+	}
+	if got.NamespaceUIDs != nil { // those of pods that it has
+		wanted.NamespaceUIDs = map[string]string{}
+		for _, n := range namespaces {
+			if _, known := got.NamespaceUIDs[n.Name]; known {
+				wanted.NamespaceUIDs[n.Name] = string(n.UID)
 			}
 		}
 	}
