@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/podmark/podmark/pkg/node/cluster/view"
@@ -73,6 +74,22 @@ func TestPolicyEvent(t *testing.T) {
 		}
 		if o := e.InvolvedObject; e.Namespace != "shop" || o.Namespace != "shop" || o.Kind != tt.kind || o.Name != tt.of || string(o.UID) != tt.t.UID || e.Reason != "Policy"+string(tt.t.Reason) || len(e.Message) > 1024 || strings.Contains(e.Message, "\n") {
 			t.Errorf("event %+v", e)
+		}
+	}
+}
+
+// What finds no room while the API server is slow is told at the next look.
+func TestPolicyEventsWait(t *testing.T) {
+	start := time.Unix(1_700_000_000, 0)
+	list := []view.Trouble{
+		{Namespace: "shop", Policy: "web", UID: "1", Reason: view.ReasonForbidden, Since: start},
+		{Namespace: "shop", Policy: "db", UID: "2", Reason: view.ReasonForbidden, Since: start},
+	}
+	e := &policyEvents{node: "node", queue: make(chan corev1.Event, 1)}
+	for i, want := range []string{"web", "db"} {
+		e.tell(list, start.Add(policyEventAfter+time.Duration(i)*time.Second))
+		if event := <-e.queue; event.InvolvedObject.Name != want {
+			t.Errorf("event %d is about %s, want %s", i, event.InvolvedObject.Name, want)
 		}
 	}
 }

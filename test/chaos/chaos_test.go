@@ -47,8 +47,8 @@ const policies = `
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: served, namespace: default}, spec: {podSelector: {matchLabels: {app: served}}, policyTypes: [Ingress], ingress: [{from: [{ipBlock: {cidr: 192.168.50.0/24}}, {ipBlock: {cidr: "fd00:50::/64"}}], ports: [{port: 8080, protocol: UDP}]}]}}
 `
 
-// A node is harmed in each way at once. Which nodes there are is a share of all of them:
-// PODMARK_CHAOS has each backend with each source of policies and each family.
+// Nodes are harmed in all ways at once: two of them, or with PODMARK_CHAOS one for each backend,
+// source of policies, and number of families.
 func TestChaos(t *testing.T) {
 	seed := rand.Uint64()
 	if s := os.Getenv("PODMARK_SEED"); s != "" {

@@ -5,7 +5,6 @@ package upgrade_test
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -39,13 +38,9 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(builds)
 	for _, tag := range []string{now, late, next} {
-		for _, program := range programs {
-			cmd := exec.Command("go", "build", "-tags", tag, "-o", filepath.Join(builds, "of-"+tag, program), "../../plugins/"+program)
-			cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-			if out, err := cmd.CombinedOutput(); err != nil {
-				fmt.Fprintf(os.Stderr, "building %s with tag %q: %v\n%s", program, tag, err, out)
-				return 1
-			}
+		if err := lab.Build(filepath.Join(builds, "of-"+tag), tag, programs...); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
 		}
 	}
 	lab.Programs = filepath.Join(builds, "installed")
@@ -62,7 +57,7 @@ func install(t *testing.T, tag string) {
 			err = os.MkdirAll(lab.Programs, 0o755)
 		}
 		if err == nil {
-			err = os.WriteFile(to+".new", b, 0o755) //nolint:gosec // a program
+			err = os.WriteFile(to+".new", b, 0o755)
 		}
 		if err == nil {
 			err = os.Rename(to+".new", to)
