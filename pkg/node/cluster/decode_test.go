@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -76,6 +77,8 @@ func trimmed(p *corev1.Pod) *view.Pod {
 	out.Rank = uint64(max(0, p.CreationTimestamp.Unix()))
 	if p.DeletionTimestamp == nil {
 		out.Rank += 1 << 62
+	} else {
+		out.Until = max(1, p.DeletionTimestamp.Unix())
 	}
 	if p.Status.Phase == corev1.PodRunning {
 		out.Rank += 1 << 61
@@ -124,6 +127,9 @@ func filler(seed int64) *randfill.Filler {
 					if c.Intn(3) == 0 {
 						metav1.SetMetaDataAnnotation(&p.ObjectMeta, key, some(c, c.String(8), "", "10.0.0.0/8", "true"))
 					}
+				}
+				if c.Intn(3) == 0 {
+					p.DeletionTimestamp = &metav1.Time{Time: time.Unix(c.Int63n(1<<33)-1<<20, 0)}
 				}
 				p.Spec.NodeName = some(c, here, "", p.Spec.NodeName)
 				p.Spec.HostNetwork = c.Intn(4) == 0
