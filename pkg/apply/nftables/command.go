@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 
 	"github.com/google/nftables"
@@ -178,55 +179,86 @@ func changeElements(verb string, kind int, flags netlink.HeaderFlags, s set, lis
 			return fmt.Sprintf("%s element %s { %s%s }", verb, path(s.table, s.name), s.show(some[0]), more)
 		}
 		out = append(out, command{text, func(*encoder) ([]netlink.Message, error) {
-			ae := netlink.NewAttributeEncoder()
-			ae.String(unix.NFTA_SET_ELEM_LIST_TABLE, s.table.Name)
-			ae.String(unix.NFTA_SET_ELEM_LIST_SET, s.name)
-			ae.Nested(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func(ae *netlink.AttributeEncoder) error {
-				for _, e := range some {
-					ae.Nested(unix.NFTA_LIST_ELEM, e.encode(s))
-				}
-				return nil
-			})
-			attrs, err := ae.Encode()
-			return []netlink.Message{request(kind, flags, s.table.Family, attrs)}, err
+			attrs := attrList{}.text(unix.NFTA_SET_ELEM_LIST_TABLE, s.table.Name).text(unix.NFTA_SET_ELEM_LIST_SET, s.name)
+			attrs, elements := attrs.open(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
+			for _, e := range some {
+				attrs = e.append(attrs, s)
+			}
+			if size := len(attrs) - elements; size > math.MaxUint16 {
+				return nil, fmt.Errorf("%d elements have %d bytes; a message has room for %d", len(some), size, math.MaxUint16)
+			}
+			attrs.close(elements)
+			return []netlink.Message{request(kind, flags, s.table.Family, attrs)}, nil
 		}})
 	}
 	return out
 }
 
-// encode writes the attributes of an element of s.
-func (e element) encode(s set) func(*netlink.AttributeEncoder) error {
-	data := func(ae *netlink.AttributeEncoder, name uint16, write func(*netlink.AttributeEncoder)) {
-		ae.Nested(name, func(ae *netlink.AttributeEncoder) error {
-			write(ae)
-			return nil
-		})
+// append appends the attributes of an element of s.
+func (e element) append(to attrList, s set) attrList {
+	to, whole := to.open(unix.NFTA_LIST_ELEM)
+	to = to.data(unix.NFTA_SET_ELEM_KEY, e.key)
+	if e.end != "" {
+		to = to.data(nftables.NFTA_SET_ELEM_KEY_END, e.end)
 	}
-	return func(ae *netlink.AttributeEncoder) error {
-		data(ae, unix.NFTA_SET_ELEM_KEY, func(ae *netlink.AttributeEncoder) { ae.Bytes(unix.NFTA_DATA_VALUE, []byte(e.key)) })
-		if e.end != "" {
-			data(ae, nftables.NFTA_SET_ELEM_KEY_END, func(ae *netlink.AttributeEncoder) { ae.Bytes(unix.NFTA_DATA_VALUE, []byte(e.end)) })
+	switch {
+	case !s.isMap():
+	case s.data != nftables.TypeVerdict:
+		to = to.data(unix.NFTA_SET_ELEM_DATA, e.value)
+	default:
+		var data, verdict int
+		to, data = to.open(unix.NFTA_SET_ELEM_DATA)
+		to, verdict = to.open(unix.NFTA_DATA_VERDICT)
+		code := int32(unix.NFT_RETURN)
+		if e.chain != "" {
+			code = unix.NFT_GOTO
+			to = to.text(unix.NFTA_VERDICT_CHAIN, e.chain)
 		}
-		switch {
-		case !s.isMap():
-		case s.data != nftables.TypeVerdict:
-			data(ae, unix.NFTA_SET_ELEM_DATA, func(ae *netlink.AttributeEncoder) { ae.Bytes(unix.NFTA_DATA_VALUE, []byte(e.value)) })
-		default:
-			data(ae, unix.NFTA_SET_ELEM_DATA, func(ae *netlink.AttributeEncoder) {
-				data(ae, unix.NFTA_DATA_VERDICT, func(ae *netlink.AttributeEncoder) {
-					ae.ByteOrder = binary.BigEndian
-					verdict := int32(unix.NFT_RETURN)
-					if e.chain != "" {
-						verdict = unix.NFT_GOTO
-						ae.String(unix.NFTA_VERDICT_CHAIN, e.chain)
-					}
-					ae.Int32(unix.NFTA_VERDICT_CODE, verdict)
-				})
-			})
-		}
-		return nil
+		to = to.number(unix.NFTA_VERDICT_CODE, uint32(code))
+		to.close(verdict)
+		to.close(data)
 	}
+	to.close(whole)
+	return to
 }
+
+// attrList is the attributes of a message, one after the other. The library's encoder allocates
+// several times for each, and a set can have hundreds of thousands of elements.
+type attrList []byte
+
+// bytes appends one of these bytes.
+func (a attrList) bytes(kind uint16, value string) attrList {
+	length := unix.SizeofNlAttr + len(value)
+	a = binary.NativeEndian.AppendUint16(a, uint16(length))
+	a = binary.NativeEndian.AppendUint16(a, kind)
+	a = append(a, value...)
+	return append(a, "\x00\x00\x00"[:-length&(unix.NLA_ALIGNTO-1)]...)
+}
+
+// text appends one that is a string of C.
+func (a attrList) text(kind uint16, s string) attrList { return a.bytes(kind, s+"\x00") }
+
+// number appends one that is a number in network order.
+func (a attrList) number(kind uint16, n uint32) attrList {
+	var b [4]byte
+	binary.BigEndian.PutUint32(b[:], n)
+	return a.bytes(kind, string(b[:]))
+}
+
+// data appends one that has a value of a set.
+func (a attrList) data(kind uint16, value string) attrList {
+	a, at := a.open(kind)
+	a = a.bytes(unix.NFTA_DATA_VALUE, value)
+	a.close(at)
+	return a
+}
+
+// open begins one that has others in it, up to close, which takes where it began.
+func (a attrList) open(kind uint16) (to attrList, at int) {
+	return a.bytes(kind|unix.NLA_F_NESTED, ""), len(a)
+}
+
+func (a attrList) close(at int) { binary.NativeEndian.PutUint16(a[at:], uint16(len(a)-at)) }
 
 func addElements(s set, list []element) []command {
 	return changeElements("add", unix.NFT_MSG_NEWSETELEM, netlink.Create, s, list)

@@ -77,7 +77,11 @@ func (c *conn) exchange(messages []netlink.Message, last int) ([]netlink.Message
 // exchangeEach hands each answer to visit. When visit wants no more, the rest is
 // not read, and the connection is good for nothing else.
 func (c *conn) exchangeEach(messages []netlink.Message, last int, visit func(netlink.Message) (more bool, err error)) error {
-	var out []byte
+	size := 0
+	for _, m := range messages {
+		size += unix.NLMSG_HDRLEN + (len(m.Data)+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1)
+	}
+	out := make([]byte, 0, size)
 	first := c.sequence + 1
 	for _, m := range messages {
 		c.sequence++

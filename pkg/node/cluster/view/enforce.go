@@ -122,7 +122,7 @@ func (v *View) waits(p *known, w world, now time.Time) error {
 
 // world is what is known of namespaces.
 func (v *View) world() world {
-	return world{labels: v.namespaces, known: v.synced(Watch{Kind: Namespaces})}
+	return world{labels: v.namespaces, edition: v.edition, known: v.synced(Watch{Kind: Namespaces})}
 }
 
 // synced reports whether all that a watch would see is known.

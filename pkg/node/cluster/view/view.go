@@ -32,7 +32,9 @@ type View struct {
 
 	pods       pods
 	namespaces map[string]map[string]string
-	policies   map[string][]*known // by namespace
+	// edition is that of the namespaces, see [world].
+	edition  uint64
+	policies map[string][]*known // by namespace
 	// leaving are the pods that are being deleted, until they should be gone.
 	leaving map[Name]*Pod
 	// own are those of pods that are this node's. spaces is what the API has said of
@@ -124,7 +126,7 @@ type Note struct {
 func New(node string, follows func(network string) bool) *View {
 	v := &View{
 		node: node, follows: follows, watches: map[Watch]*sight{}, tooMuch: map[Watch]time.Time{},
-		pods: pods{}, leaving: map[Name]*Pod{}, namespaces: map[string]map[string]string{}, policies: map[string][]*known{}, own: map[Name]*Pod{}, spaces: map[string]Space{}, asking: map[string]bool{}, fetched: &sight{},
+		pods: pods{}, leaving: map[Name]*Pod{}, namespaces: map[string]map[string]string{}, edition: 1, policies: map[string][]*known{}, own: map[Name]*Pod{}, spaces: map[string]Space{}, asking: map[string]bool{}, fetched: &sight{},
 		residents: map[ident.Key]resident{}, expected: map[Ask]*expectation{},
 		refused: map[ident.Key]string{}, dirty: true,
 	}
@@ -233,6 +235,7 @@ func (v *View) take(s *sight, o Object, now time.Time) {
 		if !maps.Equal(v.namespaces[o.Name], o.Labels) {
 			v.namespaces[o.Name] = o.Labels
 			v.index.Label(o.Name, o.Labels)
+			v.edition++
 			v.dirty = true
 		}
 	case *Policy:
@@ -424,6 +427,7 @@ func (v *View) drop(s *sight, n Name, uid UID) {
 	case Namespaces:
 		delete(v.namespaces, n.Name)
 		v.index.Label(n.Name, nil)
+		v.edition++
 		v.dirty = true
 	case Policies:
 		if p := v.policy(n); p != nil && (uid == (UID{}) || p.uid == (UID{}) || uid == p.uid) {

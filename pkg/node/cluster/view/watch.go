@@ -92,9 +92,11 @@ const (
 )
 
 // world is what is known of namespaces: their labels, the one with the name among them.
+// Those of one edition, from 1 on, are the same.
 type world struct {
-	labels map[string]map[string]string
-	known  bool
+	labels  map[string]map[string]string
+	edition uint64
+	known   bool
 }
 
 // needs is what has to be watched to know whom a policy means.
@@ -103,6 +105,9 @@ type needs struct {
 	// of namespaces.
 	always []Watch
 	across []desired.Peer
+	// found is what that was in the world of an edition: it is asked for at each event.
+	found   []Watch
+	edition uint64
 }
 
 func needsOf(p desired.Policy) needs {
@@ -151,10 +156,17 @@ func watchesOf(peer desired.Peer) (watches []Watch, all bool) {
 }
 
 // in lists the watches, as far as the labels of namespaces are known.
-func (n needs) in(w world) []Watch {
-	if len(n.across) == 0 || !w.known {
+func (n *needs) in(w world) []Watch {
+	switch {
+	case len(n.across) == 0 || !w.known:
 		return n.always
+	case n.edition != w.edition:
+		n.found, n.edition = n.search(w), w.edition
 	}
+	return n.found
+}
+
+func (n *needs) search(w world) []Watch {
 	out := slices.Clone(n.always)
 	for _, peer := range n.across {
 		labels := labelSelector(peer.Pods)

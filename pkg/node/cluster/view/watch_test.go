@@ -181,3 +181,42 @@ func TestPeersByName(t *testing.T) {
 		t.Errorf("peers are %q", got)
 	}
 }
+
+// Whom a selector of namespaces means follows their labels: one gets them, loses them, is
+// deleted and comes again.
+func TestPeersByLabelsOfNamespaces(t *testing.T) {
+	team := func(name string, labels ...string) *Namespace {
+		n := &Namespace{Name: name, Labels: map[string]string{desired.MetadataName: name}}
+		for _, l := range labels {
+			n.Labels["team"] = l
+		}
+		return n
+	}
+	w := neighbours(t, isolating("x"))
+	p := isolating("x").of("shop")
+	p.Ingress.Rules = []desired.Rule{{Peers: []desired.Peer{{NamespaceSelector: selects(map[string]string{"team": "red"}), Pods: selects(app("client"))}}}}
+	w.put(p)
+	for i, n := range []string{"first", "second"} {
+		w.put(team(n))
+		w.put(in(n, far("client", n, "client", fmt.Sprintf("10.8.0.%d", i+1))))
+	}
+	w.Expect(askIn("shop"), w.now)
+	for _, step := range []struct {
+		does string
+		do   func()
+		want []string
+	}{
+		{"nobody is of the team", func() {}, nil},
+		{"one is", func() { w.put(team("first", "red")) }, []string{"10.8.0.1"}},
+		{"both are", func() { w.put(team("second", "red")) }, []string{"10.8.0.1", "10.8.0.2"}},
+		{"one leaves", func() { w.put(team("first", "blue")) }, []string{"10.8.0.2"}},
+		{"the other is deleted", func() { w.remove(team("second")) }, nil},
+		{"it comes again", func() { w.put(team("second", "red")) }, []string{"10.8.0.2"}},
+	} {
+		step.do()
+		w.run(time.Second)
+		if got := w.peers("shop"); !slices.Equal(got, step.want) {
+			t.Errorf("%s: peers are %q, want %q", step.does, got, step.want)
+		}
+	}
+}
