@@ -83,6 +83,7 @@ var mutants = []mutant{
 	{asking, "whois.go", "case a.Error != \"\":", "case false:", "a pod starts although podmarkd has refused"},
 	{asking, "whois.go", "_, _ = conn.Read(make([]byte, 1))\n\t\tcancel()", "_, _ = conn.Read(make([]byte, 1))", "a question goes on when who asked has gone"},
 
+	{following, "enforce.go", "later(p.since, v.sought(*watch, now))", "p.since", "a new policy cuts off its peers because a round took long"},
 	{following, "view.go", "\t\t\tv.edition++\n", "", "a namespace's new labels mean no other pods than its old ones"},
 	{following, "watch.go", "case n.edition != w.edition:", "case n.edition == 0:", "what a policy means is looked for once"},
 	{following, "view.go", "return p.history > known.history", "return false", "after a restore of etcd what is not true any more goes on"},

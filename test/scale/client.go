@@ -125,8 +125,9 @@ func (p process) stop() {
 	<-p.done
 }
 
-// poll is how often a condition is looked at: podmarkd pays for it.
-const poll = 100 * time.Millisecond
+// poll is how often a condition is looked at. podmarkd pays for it, as for a scrape of its
+// metrics, which is rarer by far.
+const poll = 500 * time.Millisecond
 
 // until waits for a condition of a process.
 func (p process) until(what string, patience time.Duration, f func() error) error {

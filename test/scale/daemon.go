@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -38,33 +39,39 @@ func (n *node) startDaemon(bin, kubeconfig string) (daemon, error) {
 // inSync is whether podmarkd says that so many policies are in force. /readyz tells of
 // the node alone.
 func (d daemon) inSync(policies int) error {
-	n, err := d.metric("podmark_policies")
-	if err == nil && int(n) != policies {
-		err = fmt.Errorf("%.0f policies of %d are in force", n, policies)
-	}
-	if err != nil {
+	n, err := d.metrics("podmark_policies", "podmark_policy_watches_behind")
+	switch {
+	case err != nil:
 		return err
+	case int(n[0]) != policies:
+		return fmt.Errorf("%.0f policies of %d are in force", n[0], policies)
+	case n[1] > 0:
+		return fmt.Errorf("%.0f watches have not seen all there is", n[1])
 	}
-	n, err = d.metric("podmark_policy_watches_behind")
-	if err == nil && n > 0 {
-		err = fmt.Errorf("%.0f watches have not seen all there is", n)
-	}
-	return err
+	return nil
 }
 
-// metric is a value that podmarkd exports without labels.
-func (d daemon) metric(name string) (float64, error) {
+// metrics are values that podmarkd exports without labels, in the order of their names.
+func (d daemon) metrics(names ...string) ([]float64, error) {
 	response, err := http.Get("http://" + daemonAddress + "/metrics")
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer response.Body.Close()
+	values, found := make([]float64, len(names)), make([]bool, len(names))
 	for lines := bufio.NewScanner(response.Body); lines.Scan(); {
-		if value, ok := strings.CutPrefix(lines.Text(), name+" "); ok {
-			return strconv.ParseFloat(value, 64)
+		name, value, _ := strings.Cut(lines.Text(), " ")
+		if i := slices.Index(names, name); i >= 0 {
+			if values[i], err = strconv.ParseFloat(value, 64); err != nil {
+				return nil, fmt.Errorf("metric %s: %w", name, err)
+			}
+			found[i] = true
 		}
 	}
-	return 0, fmt.Errorf("podmarkd exports no %s", name)
+	if i := slices.Index(found, false); i >= 0 {
+		return nil, fmt.Errorf("podmarkd exports no %s", names[i])
+	}
+	return values, nil
 }
 
 // usage is what a process has used and needs: from proc(5).

@@ -103,11 +103,9 @@ func measure(ctx context.Context, flags *flag.FlagSet, args []string) error {
 			return err
 		}
 	}
-	var known [5]float64
-	for i, name := range []string{"podmark_policies", "podmark_policy_watches", "podmark_policy_pods", "podmark_policy_rewrites_total", "podmark_policy_failures_total"} {
-		if known[i], err = d.metric(name); err != nil {
-			return err
-		}
+	known, err := d.metrics("podmark_policies", "podmark_policy_watches", "podmark_policy_pods", "podmark_policy_rewrites_total", "podmark_policy_failures_total")
+	if err != nil {
+		return err
 	}
 	fmt.Printf("\npodmarkd enforces %.0f policies, and knows %.0f pods by %.0f watches. It wrote everything anew %.0f times, and failed %.0f times.\n",
 		known[0], known[2], known[1], known[3], known[4])

@@ -1,11 +1,15 @@
 package cluster
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -51,12 +55,32 @@ func newClients(base *rest.Config, words *words, node string) (c clients, err er
 	base.QPS, base.Burst = queries, burst
 	core, errCore := source.CoreClient(base)
 	networking, errNetworking := source.Client(base, "/apis", networkingv1.SchemeGroupVersion, networkingv1.AddToScheme)
+	base.Wrap(func(rt http.RoundTripper) http.RoundTripper { return inPieces{rt} })
 	pods, errPods := source.CoreClientBy(base, func(s runtime.NegotiatedSerializer) runtime.NegotiatedSerializer {
 		c.decoder = decoder{jsonOf(s), words, node}
 		return podSerializer{s, words, node}
 	})
 	c.core, c.networking, c.pods = core, networking, pods
 	return c, errors.Join(errCore, errNetworking, errPods)
+}
+
+// piece is how many bytes are read at once of an answer about the pods of all namespaces.
+const piece = 64 << 10
+
+// inPieces has such answers read in pieces: with whatever is read of a stream of HTTP/2, the
+// sender is told in a message of its own that it may send as much again. A Pod has 5 KB.
+type inPieces struct{ http.RoundTripper }
+
+// RoundTrip implements [http.RoundTripper].
+func (t inPieces) RoundTrip(r *http.Request) (*http.Response, error) {
+	answer, err := t.RoundTripper.RoundTrip(r)
+	if err == nil && strings.HasSuffix(r.URL.Path, "/v1/"+string(view.Pods)) {
+		answer.Body = struct {
+			io.Reader
+			io.Closer
+		}{bufio.NewReaderSize(answer.Body, piece), answer.Body}
+	}
+	return answer, err
 }
 
 // jsonOf is a serializer's for what is in JSON.

@@ -10,8 +10,8 @@ import (
 	"github.com/podmark/podmark/pkg/desired"
 )
 
-// hold is how long a policy may wait for what it names to be known: until then its former
-// self is enforced, so that peers that go on being allowed are not cut off.
+// hold is how long a policy may wait for what it names to be known, once the API is asked: until
+// then its former self is enforced, so that peers that go on being allowed are not cut off.
 const hold = 2 * time.Second
 
 // member is what policies select a pod by, inside the namespaces of a name.
@@ -85,18 +85,15 @@ func (v *View) effective(now time.Time) (list []desired.Policy, waits bool) {
 	for namespace, pods := range v.decided {
 		large := v.large(namespace, pods)
 		for _, p := range v.policies[namespace] {
-			former, was := applied[id{namespace, p.NamespaceUID, p.Name}]
 			switch {
-			case !selecting(p.Policy, pods) && !(was && selecting(former, pods)):
+			case !selecting(p.Policy, pods): // nor does anybody look for whom it names
 			case large[p]:
 				list = append(list, closed(p.Policy))
 			case v.waits(p, w, now) == nil:
-				if selecting(p.Policy, pods) {
-					list = append(list, p.certain(w))
-				}
+				list = append(list, p.certain(w))
 			default:
 				waits = true
-				if was {
+				if former, was := applied[id{namespace, p.NamespaceUID, p.Name}]; was {
 					list = append(list, former)
 				}
 			}
@@ -111,13 +108,30 @@ func (v *View) effective(now time.Time) (list []desired.Policy, waits bool) {
 // waits is why a policy is not to be enforced yet; nil where it is.
 func (v *View) waits(p *known, w world, now time.Time) error {
 	switch watch := v.lacks(p, w); {
-	case now.Sub(p.since) > hold:
-	case watch != nil:
+	case watch != nil && now.Sub(later(p.since, v.sought(*watch, now))) <= hold:
 		return v.blame(*watch)
-	case !p.place.sure && p.place.uid == "":
+	case watch == nil && now.Sub(p.since) <= hold && !p.place.sure && p.place.uid == "":
 		return fmt.Errorf("the UID of namespace %s is not known yet", p.Namespace)
 	}
 	return nil
+}
+
+// sought is since when the API is asked for what a watch shows: now, where it is not yet.
+func (v *View) sought(w Watch, now time.Time) time.Time {
+	begun := now
+	for _, by := range w.coveredBy() {
+		if s := v.watches[by]; s != nil && s.begun.Before(begun) {
+			begun = s.begun
+		}
+	}
+	return begun
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // world is what is known of namespaces.

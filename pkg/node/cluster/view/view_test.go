@@ -772,3 +772,37 @@ func TestPolicyOfAFormerNamespace(t *testing.T) {
 		t.Errorf("isolated: %v of the next namespace, %v of the former, want false, true", w.isolated("c2"), w.isolated("c1"))
 	}
 }
+
+// A policy is not enforced without its peers because nobody had the time to ask who they are:
+// rounds take seconds on a busy node.
+func TestNobodyHasAsked(t *testing.T) {
+	client := Watch{Kind: Pods, Namespace: "shop", Labels: "app in (client)"}
+	w := neighbours(t, isolating("y"))
+	w.Expect(askIn("shop"), w.now)
+	w.round()
+	w.attach(askIn("shop"), "10.0.0.1")
+	w.run(time.Second)
+	w.put(isolating("x", "client").of("shop"))
+	w.held[client] = true
+	for _, step := range []struct {
+		does     string
+		do       func()
+		isolated bool
+	}{
+		{"a round that lasts", func() { w.now = w.now.Add(2 * hold) }, false},
+		{"the API takes its time", func() { w.now = w.now.Add(hold) }, false},
+		{"it takes longer than anybody waits", func() { w.now = w.now.Add(time.Millisecond) }, true},
+		{"it answers", func() { delete(w.held, client) }, true},
+	} {
+		step.do()
+		w.Decide(w.attached(), w.now) // of a round that had planned before that
+		w.Stir()
+		w.round()
+		if got := w.isolated("shop"); got != step.isolated {
+			t.Errorf("%s: isolated is %v", step.does, got)
+		}
+	}
+	if got := w.peers("shop"); !slices.Equal(got, []string{"10.9.0.1"}) {
+		t.Errorf("peers are %q", got)
+	}
+}
