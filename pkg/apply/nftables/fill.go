@@ -3,7 +3,10 @@ package nftables
 import (
 	"context"
 	"errors"
+	"maps"
+	"net/netip"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -22,54 +25,53 @@ func (b Backend) Fill(_ context.Context, want desired.State) (changed int, err e
 		return 0, err
 	}
 	defer c.close()
-	content := map[string][]string{}
-	for name, some := range counts(want) { // lists that grow take twice the room
-		content[name] = make([]string, 0, some)
-	}
-	populate(want, func(s set, e element) { content[s.name] = append(content[s.name], e.key) })
-	for _, s := range policySets(want) {
-		n, err := replaceContent(c, s, content[s.name])
-		if changed += n; err != nil {
-			return changed, err
-		}
-		if n > 0 && b.Step != nil {
+	fill := func(s set, n int, err error) error {
+		if changed += n; err == nil && n > 0 && b.Step != nil {
 			b.Step("filled " + s.name)
+		}
+		return err
+	}
+	for _, f := range []family{v4, v6} {
+		for _, id := range slices.Sorted(maps.Keys(want.PeerSets)) {
+			some := ofFamily(f, want.PeerSets[id].Addrs, func(a netip.Addr) netip.Addr { return a })
+			n, err := replaceContent(c, peers(f, id), some, appendAddr)
+			if err := fill(peers(f, id), n, err); err != nil {
+				return changed, err
+			}
+		}
+		for _, id := range slices.Sorted(maps.Keys(want.TupleSets)) {
+			set := want.TupleSets[id]
+			n, err := replaceContent(c, tuples(f, id), ofFamily(f, set.Tuples, netip.AddrPort.Addr), tupleOf(set.Protocol))
+			if err := fill(tuples(f, id), n, err); err != nil {
+				return changed, err
+			}
 		}
 	}
 	return changed, nil
 }
 
-// counts is how many elements each peer and tuple set has, by name.
-func counts(s desired.State) map[string]int {
-	out := map[string]int{}
-	for id, set := range s.PeerSets {
-		four := 0
-		for _, a := range set.Addrs {
-			if a.Is4() {
-				four++
-			}
-		}
-		out[peers(v4, id).name], out[peers(v6, id).name] = four, len(set.Addrs)-four
+// ofFamily are those of a sorted list whose address is of the family.
+func ofFamily[T any](f family, list []T, addr func(T) netip.Addr) []T {
+	six, _ := slices.BinarySearchFunc(list, netip.IPv6Unspecified(), func(v T, least netip.Addr) int { return addr(v).Compare(least) })
+	if f == v4 {
+		return list[:six]
 	}
-	for id, set := range s.TupleSets {
-		four := 0
-		for _, t := range set.Tuples {
-			if t.Addr().Is4() {
-				four++
-			}
-		}
-		out[tuples(v4, id).name], out[tuples(v6, id).name] = four, len(set.Tuples)-four
-	}
-	return out
+	return list[six:]
 }
 
-// replaceContent makes a set hold exactly the keys of want, which are sorted. It keeps no
-// element of a set that is as it should be.
-func replaceContent(c *conn, s set, want []string) (changed int, err error) {
+// replaceContent makes a set hold exactly the elements of want, which are sorted, as are the
+// keys that it appends for them. It keeps no list of elements that are as they should be: a
+// set can have hundreds of thousands.
+func replaceContent[T any](c *conn, s set, want []T, appendKey func([]byte, T) []byte) (changed int, err error) {
 	there := make([]bool, len(want))
 	var gone, come []element
+	var buffer []byte
 	err = c.eachElement(s, func(e element) bool {
-		if i, wanted := slices.BinarySearch(want, e.key); wanted {
+		i, wanted := slices.BinarySearchFunc(want, e.key, func(v T, key string) int {
+			buffer = appendKey(buffer[:0], v)
+			return strings.Compare(string(buffer), key)
+		})
+		if wanted {
 			there[i] = true
 		} else {
 			gone = append(gone, e)
@@ -88,9 +90,9 @@ func replaceContent(c *conn, s set, want []string) (changed int, err error) {
 		}
 		changed += len(some)
 	}
-	for i, key := range want {
+	for i, v := range want {
 		if !there[i] {
-			come = append(come, element{key: key})
+			come = append(come, element{key: string(appendKey(nil, v))})
 		}
 		if len(come) == fillAtOnce || i == len(want)-1 && len(come) > 0 {
 			if err := c.commit(anyGeneration, addElements(s, come)); err != nil {

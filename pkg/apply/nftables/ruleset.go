@@ -147,27 +147,35 @@ func placed(s desired.State, n numbers) map[string]elements {
 // populate puts peers and named ports into the sets of policies. As there are many, they have
 // no text: see show.
 func populate(s desired.State, put func(set, element)) {
-	for id, set := range s.PeerSets {
-		four, six := peers(v4, id), peers(v6, id)
-		for _, a := range set.Addrs {
-			if a.Is4() {
-				b := a.As4()
-				put(four, element{key: string(b[:])})
-			} else {
-				b := a.As16()
-				put(six, element{key: string(b[:])})
-			}
+	for id, members := range s.PeerSets {
+		of := map[family]set{v4: peers(v4, id), v6: peers(v6, id)}
+		for _, a := range members.Addrs {
+			put(of[familyOf(a)], element{key: string(appendAddr(nil, a))})
 		}
 	}
-	for id, set := range s.TupleSets {
-		four, six := tuples(v4, id), tuples(v6, id)
-		for _, t := range set.Tuples {
-			of := six
-			if t.Addr().Is4() {
-				of = four
-			}
-			put(of, element{key: key(t.Addr().AsSlice(), []byte{byte(set.Protocol)}, big16(t.Port()))})
+	for id, members := range s.TupleSets {
+		of, appendTuple := map[family]set{v4: tuples(v4, id), v6: tuples(v6, id)}, tupleOf(members.Protocol)
+		for _, t := range members.Tuples {
+			put(of[familyOf(t.Addr())], element{key: string(appendTuple(nil, t))})
 		}
+	}
+}
+
+// appendAddr appends the key of an address.
+func appendAddr(to []byte, a netip.Addr) []byte {
+	if a.Is4() {
+		b := a.As4()
+		return append(to, b[:]...)
+	}
+	b := a.As16()
+	return append(to, b[:]...)
+}
+
+// tupleOf appends the key of an address with a port of the protocol: each part has four bytes,
+// or a multiple.
+func tupleOf(p desired.Protocol) func(to []byte, t netip.AddrPort) []byte {
+	return func(to []byte, t netip.AddrPort) []byte {
+		return append(appendAddr(to, t.Addr()), byte(p), 0, 0, 0, byte(t.Port()>>8), byte(t.Port()), 0, 0)
 	}
 }
 
