@@ -514,3 +514,38 @@ func TestNamespaceAgain(t *testing.T) {
 		t.Errorf("pods of two namespaces of a name have profiles %q and %q", a, b)
 	}
 }
+
+// Of a namespace that nobody knows, no selector of labels tells anything, and one of names does.
+func TestUnknownNamespace(t *testing.T) {
+	pod := desired.Pod{Namespace: "stranger", Name: "web", Addresses: []netip.Addr{addr("10.9.0.1")}}
+	for _, tt := range []struct {
+		name         string
+		s            desired.Selector
+		open, listed bool // whether it is picked
+	}{
+		{"all", nil, true, true},
+		{"in", desired.Selector{{Key: "team", Op: desired.In, Values: []string{"good"}}}, false, false},
+		{"not in", desired.Selector{{Key: "team", Op: desired.NotIn, Values: []string{"bad"}}}, true, false},
+		{"with a label", desired.Selector{{Key: "team", Op: desired.Exists}}, false, false},
+		{"without a label", desired.Selector{{Key: "team", Op: desired.DoesNotExist}}, true, false},
+		{"its name", desired.Selector{{Key: desired.MetadataName, Op: desired.In, Values: []string{"stranger"}}}, true, true},
+		{"not another name", desired.Selector{{Key: desired.MetadataName, Op: desired.NotIn, Values: []string{"shop"}}}, true, true},
+		{"its name, without a label", desired.Selector{{Key: desired.MetadataName, Op: desired.Exists}, {Key: "team", Op: desired.DoesNotExist}}, true, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := desired.Policies{Policies: []desired.Policy{{Namespace: "shop", Name: "p", Ingress: &desired.Isolation{
+				Rules: []desired.Rule{{Peers: []desired.Peer{{NamespaceSelector: tt.s}}}},
+			}}}}
+			for listed, want := range map[bool]bool{false: tt.open, true: tt.listed} {
+				if p.Listed = listed; (len(p.Members(pod).Peers) > 0) != want {
+					t.Errorf("listed %v: picked is %v", listed, !want)
+				}
+				p.Namespaces = map[string]map[string]string{"stranger": {}}
+				if (len(p.Members(pod).Peers) > 0) != tt.open {
+					t.Errorf("listed %v, without labels: picked is %v", listed, !tt.open)
+				}
+				p.Namespaces = nil
+			}
+		})
+	}
+}

@@ -225,7 +225,10 @@ func NewIndex(pods func(namespace string) iter.Seq[*IndexedPod]) *Index {
 // they are; the labels of namespaces are those that [Index.Label] was told.
 func (x *Index) Follow(p Policies) {
 	peers, tuples := p.sets()
-	x.selection = p.selection(func(namespace string) map[string]string { return x.namespaces[namespace] })
+	x.selection = p.selection(func(namespace string) (labels map[string]string, known bool) {
+		labels, known = x.namespaces[namespace]
+		return labels, known || !p.Listed
+	})
 	maps.DeleteFunc(x.peers, func(id PeerSetID, _ *peerSet) bool { _, kept := peers[id]; return !kept })
 	maps.DeleteFunc(x.tuples, func(id TupleSetID, _ *tupleSet) bool { _, kept := tuples[id]; return !kept })
 	for id, set := range peers {
@@ -240,9 +243,9 @@ func (x *Index) Follow(p Policies) {
 	}
 }
 
-// Label says what labels a namespace has.
+// Label says what labels a namespace has; nil where nobody knows.
 func (x *Index) Label(namespace string, labels map[string]string) {
-	if maps.Equal(x.namespaces[namespace], labels) {
+	if was, known := x.namespaces[namespace]; known == (labels != nil) && maps.Equal(was, labels) {
 		return
 	}
 	var addresses []netip.Addr // whose pods here count
@@ -250,7 +253,7 @@ func (x *Index) Label(namespace string, labels map[string]string) {
 		addresses = slices.AppendSeq(addresses, x.owned(p))
 	}
 	x.leave(addresses)
-	if x.namespaces[namespace] = labels; len(labels) == 0 {
+	if x.namespaces[namespace] = labels; labels == nil {
 		delete(x.namespaces, namespace)
 	}
 	x.selection.forget(namespace)

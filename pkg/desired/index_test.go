@@ -68,8 +68,10 @@ func TestIndex(t *testing.T) {
 	t.Logf("seed %d", seed)
 	for run := range 60 {
 		r := rand.New(rand.NewPCG(seed, uint64(run)))
-		c := crowd{namespaces: map[string]map[string]string{}, pods: map[string]desired.Pod{}, ranks: map[string]uint64{}, indexed: map[string]*desired.IndexedPod{}}
+		// Of namespaces without labels, nothing is known, or that they have none.
+		c := crowd{policies: desired.Policies{Listed: run%2 == 0}, namespaces: map[string]map[string]string{}, pods: map[string]desired.Pod{}, ranks: map[string]uint64{}, indexed: map[string]*desired.IndexedPod{}}
 		x := desired.NewIndex(c.in)
+		x.Follow(c.policies)
 		known := desired.Members{}
 		for step := range 120 {
 			what := turn(r, x, &c)
@@ -123,11 +125,16 @@ func turn(r *rand.Rand, x *desired.Index, c *crowd) string {
 	}
 	switch r.IntN(8) {
 	case 0:
-		c.policies = desired.Policies{}
+		c.policies = desired.Policies{Listed: c.policies.Listed}
 		for i := range r.IntN(4) {
 			rule := desired.Rule{Peers: []desired.Peer{{Namespace: namespace, Pods: app([]string{"a", "b"}[r.IntN(2)])}}}
 			if r.IntN(2) == 0 {
-				rule.Peers = append(rule.Peers, desired.Peer{NamespaceSelector: app([]string{"a", "b"}[r.IntN(2)])})
+				rule.Peers = append(rule.Peers, desired.Peer{NamespaceSelector: []desired.Selector{
+					nil, app("a"), app("b"),
+					{{Key: "app", Op: desired.NotIn, Values: []string{"a"}}},
+					{{Key: "tier", Op: desired.DoesNotExist}},
+					{{Key: desired.MetadataName, Op: desired.NotIn, Values: []string{"one"}}},
+				}[r.IntN(6)]})
 			}
 			if r.IntN(2) == 0 {
 				rule.NamedPorts = []desired.NamedPort{{Protocol: desired.TCP, Name: []string{"http", "dns"}[r.IntN(2)]}}
@@ -141,7 +148,9 @@ func turn(r *rand.Rand, x *desired.Index, c *crowd) string {
 		x.Follow(c.policies)
 		return "policies"
 	case 1:
-		c.namespaces[namespace] = labels()
+		if c.namespaces[namespace] = labels(); r.IntN(4) == 0 {
+			delete(c.namespaces, namespace)
+		}
 		x.Label(namespace, c.namespaces[namespace])
 		return "labels of a namespace"
 	case 2:

@@ -22,7 +22,10 @@ func (p Policies) Members(pods ...Pod) Members { return p.members(false, pods) }
 // members is Members, or that of pods of the node itself.
 func (p Policies) members(own bool, pods []Pod) Members {
 	m := newMembers()
-	s := p.selection(func(namespace string) map[string]string { return p.Namespaces[namespace] })
+	s := p.selection(func(namespace string) (labels map[string]string, known bool) {
+		labels, known = p.Namespaces[namespace]
+		return labels, known || !p.Listed
+	})
 	for _, pod := range pods {
 		if len(pod.Addresses) == 0 {
 			continue
@@ -58,12 +61,12 @@ type selection struct {
 	across []PeerSet
 	picked map[string][]PeerSet
 	ports  map[NamedPort][]TupleSet
-	// labels are those of a namespace, without its name, and uids those that are known.
-	labels func(namespace string) map[string]string
+	// labels are those of a namespace, and uids those that are known.
+	labels func(namespace string) (labels map[string]string, known bool)
 	uids   map[string]string
 }
 
-func (p Policies) selection(labels func(namespace string) map[string]string) *selection {
+func (p Policies) selection(labels func(namespace string) (labels map[string]string, known bool)) *selection {
 	s := &selection{within: map[string][]PeerSet{}, picked: map[string][]PeerSet{}, ports: map[NamedPort][]TupleSet{}, labels: labels, uids: p.NamespaceUIDs}
 	peers, tuples := p.sets()
 	for _, id := range slices.Sorted(maps.Keys(peers)) {
@@ -109,13 +112,15 @@ func (s *selection) pick(namespace, uid string) []PeerSet {
 	if !SameNamespace(uid, s.uids[namespace]) {
 		return nil // a former namespace, whose labels nobody knows
 	}
-	picked, known := s.picked[namespace]
-	if !known && len(s.across) > 0 {
+	picked, done := s.picked[namespace]
+	if !done && len(s.across) > 0 {
+		of, known := s.labels(namespace)
 		labels := map[string]string{}
-		maps.Copy(labels, s.labels(namespace))
+		maps.Copy(labels, of)
 		labels[MetadataName] = namespace
 		for _, set := range s.across {
-			if set.Peer.NamespaceSelector.Matches(labels) {
+			selector := set.Peer.NamespaceSelector
+			if (known || selector.byName()) && selector.Matches(labels) {
 				picked = append(picked, set)
 			}
 		}

@@ -17,6 +17,9 @@ type Policies struct {
 	// Namespaces holds the labels of the namespaces that were declared. Every
 	// namespace has kubernetes.io/metadata.name besides, declared or not.
 	Namespaces map[string]map[string]string `json:"namespaces,omitempty"`
+	// Listed is set where nothing is known of others: a selector of labels picks none of them,
+	// not even one for those that lack a label. Else they have no labels.
+	Listed bool `json:"listed,omitempty"`
 	// NamespaceUIDs are the UIDs of those that are known. Labels are theirs, and not those
 	// of a former namespace of the name.
 	NamespaceUIDs map[string]string `json:"namespaceUIDs,omitempty"`
@@ -239,6 +242,11 @@ func (s Selector) matches(label func(key string) (value string, present bool)) b
 		}
 	}
 	return true
+}
+
+// byName reports whether the selector of a namespace asks for no label but its name.
+func (s Selector) byName() bool {
+	return !slices.ContainsFunc(s, func(r Requirement) bool { return r.Key != MetadataName })
 }
 
 // canonical is a form in which equal selectors are equal strings, and no others.

@@ -62,6 +62,7 @@ var mutants = []mutant{
 	{nft, "rule.go", "expr.CtStateBitESTABLISHED)", "expr.CtStateBitNEW)", "a flow that nobody has answered is not judged"},
 	{nft, "merge.go", "by: 32 - high", "by: 31 - high", "an ID is written beside its bits"},
 
+	{deciding, "members.go", "(known || selector.byName())", "(known || true)", "a pod of a namespace that nobody knows is a peer by a label that it lacks"},
 	{deciding, "policy.go", "ok = !present || !slices.Contains(r.Values, value)", "ok = present && !slices.Contains(r.Values, value)", "NotIn does not hold for a label that is absent"},
 	{deciding, "policy.go", "return a == b || a == \"\" || b == \"\"", "return true", "a namespace has the policies of a former one of its name"},
 	{deciding, "policy.go", "int(p.First) <= int(last.Last)+1", "int(p.First) <= int(last.Last)+2", "a port between two ranges is allowed"},
@@ -83,6 +84,7 @@ var mutants = []mutant{
 	{asking, "whois.go", "case a.Error != \"\":", "case false:", "a pod starts although podmarkd has refused"},
 	{asking, "whois.go", "_, _ = conn.Read(make([]byte, 1))\n\t\tcancel()", "_, _ = conn.Read(make([]byte, 1))", "a question goes on when who asked has gone"},
 
+	{following, "enforce.go", "next.Listed = v.crowd(), true", "next.Listed = v.crowd(), false", "a local pod of a namespace that nobody knows is a peer by a label that it lacks"},
 	{following, "enforce.go", "later(p.since, v.sought(*watch, now))", "p.since", "a new policy cuts off its peers because a round took long"},
 	{following, "view.go", "\t\t\tv.edition++\n", "", "a namespace's new labels mean no other pods than its old ones"},
 	{following, "watch.go", "case n.edition != w.edition:", "case n.edition == 0:", "what a policy means is looked for once"},

@@ -54,7 +54,7 @@ func (p *Pod) member() member { return member{p.Own.Labels, p.Own.place.uid} }
 // next is what the node's policies are to be. waits is set where that will change by
 // itself.
 func (v *View) next(now time.Time) (next desired.Policies, waits bool) {
-	v.decided = v.crowd()
+	v.decided, next.Listed = v.crowd(), true
 	next.Policies, waits = v.effective(now)
 	for n := range v.decided {
 		if labels := v.namespaces[n]; len(labels) > 0 {
@@ -90,7 +90,7 @@ func (v *View) effective(now time.Time) (list []desired.Policy, waits bool) {
 			case large[p]:
 				list = append(list, closed(p.Policy))
 			case v.waits(p, w, now) == nil:
-				list = append(list, p.certain(w))
+				list = append(list, p.Policy)
 			default:
 				waits = true
 				if former, was := applied[id{namespace, p.NamespaceUID, p.Name}]; was {

@@ -268,29 +268,3 @@ func closed(p desired.Policy) desired.Policy {
 	}
 	return p
 }
-
-// certain is the policy without the peers of which nobody can tell who they are: as long as
-// labels of namespaces are not known, a selector of what a namespace has not would mean all.
-func (p *known) certain(w world) desired.Policy {
-	if w.known || len(p.needs.across) == 0 {
-		return p.Policy
-	}
-	of := func(i *desired.Isolation) *desired.Isolation {
-		if i == nil {
-			return nil
-		}
-		out := desired.Isolation{Rules: slices.Clone(i.Rules)}
-		for n := range out.Rules {
-			r := &out.Rules[n]
-			r.Peers = slices.DeleteFunc(slices.Clone(r.Peers), func(peer desired.Peer) bool {
-				_, all := watchesOf(peer)
-				return !all
-			})
-			r.Nobody = r.Nobody || len(i.Rules[n].Peers) > 0 && len(r.Peers)+len(r.Blocks) == 0
-		}
-		return &out
-	}
-	certain := p.Policy
-	certain.Ingress, certain.Egress = of(certain.Ingress), of(certain.Egress)
-	return certain
-}

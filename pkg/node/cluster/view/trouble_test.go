@@ -1,6 +1,7 @@
 package view
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -72,7 +73,7 @@ func (w *scene) peers(namespace string) (out []string) {
 			of.Policies = append(of.Policies, p)
 		}
 	}
-	of.Namespaces = w.applied.Namespaces
+	of.Namespaces, of.Listed = w.applied.Namespaces, w.applied.Listed
 	s, known := w.Complete(desired.Build(desired.Node{}, of, w.attached()))
 	if !known {
 		w.t.Fatal("no round has been")
@@ -427,5 +428,36 @@ func TestWatchesOfOneWhoChanges(t *testing.T) {
 		if n, bound := len(w.watches), mostEach+mostIdle+10; n > bound {
 			t.Fatalf("after %d changes %d watches, want %d at most", i, n, bound)
 		}
+	}
+}
+
+// While the API says nothing of namespaces any more, who comes with a new one is nobody's peer
+// for a label that the namespace may have.
+func TestNewcomerOfUnknownNamespace(t *testing.T) {
+	p := isolating("x").of("shop")
+	p.Ingress.Rules = []desired.Rule{{Peers: []desired.Peer{{NamespaceSelector: desired.Selector{{Key: "team", Op: desired.NotIn, Values: []string{"bad"}}}, Pods: selects(app("client"))}}}}
+	w := neighbours(t, p)
+	w.Expect(askIn("shop"), w.now)
+	w.round()
+	w.attach(askIn("shop"), "10.0.0.1")
+	w.Stir()
+	w.round()
+	namespaces := Watch{Kind: Namespaces}
+	w.Failed(namespaces, errors.New("status 403"), Forbidden, w.now)
+	w.put(in("stranger", far("elsewhere", "c3", "client", "10.9.0.3")))
+	local := in("stranger", pod("client", "c4", "client")).(*Pod)
+	w.put(local)
+	w.Expect(Ask{Attachment: key("c4"), Namespace: "stranger", Pod: "client", UID: "c4"}, w.now)
+	w.round()
+	w.attach(Ask{Attachment: key("c4"), Namespace: "stranger", Pod: "client", UID: "c4"}, "10.0.0.4")
+	w.Stir()
+	w.run(slow)
+	if got := w.peers("shop"); !slices.Equal(got, []string{"10.9.0.1", "10.9.0.2"}) {
+		t.Errorf("peers are %q", got)
+	}
+	w.Seen(namespaces, &Namespace{Name: "stranger", Labels: map[string]string{desired.MetadataName: "stranger"}}, w.now)
+	w.run(time.Second)
+	if got := w.peers("shop"); !slices.Equal(got, []string{"10.0.0.4", "10.9.0.1", "10.9.0.2", "10.9.0.3"}) {
+		t.Errorf("once it is known, peers are %q", got)
 	}
 }
