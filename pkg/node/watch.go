@@ -2,9 +2,11 @@ package node
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 	"github.com/mdlayher/netlink"
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -37,6 +40,8 @@ type group struct {
 	protocol int
 	number   uint32
 	reason   Reason
+	// kind is the only type of notification that there is room for; 0 for all.
+	kind uint16
 	// news tells whether a notification is worth a look.
 	news func(netlink.Message) bool
 }
@@ -44,17 +49,21 @@ type group struct {
 func groups() []group {
 	all := func(netlink.Message) bool { return true }
 	return []group{
-		{unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, Changed, all},
-		{unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_IFADDR, Changed, all},
-		{unix.NETLINK_ROUTE, unix.RTNLGRP_IPV6_IFADDR, Changed, all},
-		{unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES, Written, fromOthers},
+		{unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, Changed, 0, all},
+		{unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_IFADDR, Changed, 0, all},
+		{unix.NETLINK_ROUTE, unix.RTNLGRP_IPV6_IFADDR, Changed, 0, all},
+		{unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES, Written, newGeneration, fromOthers},
 	}
 }
 
-// fromOthers holds for the last notification of a transaction of nf_tables, which says who
-// made it (nf_tables_fill_gen_info, Linux 4.16), unless that was this program.
+// newGeneration is the last notification of a transaction of nf_tables. Those before, which
+// the kernel sends apart from it, are one for each element of a set.
+const newGeneration = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWGEN
+
+// fromOthers holds for a new generation, which says who made it (nf_tables_fill_gen_info, Linux
+// 4.16), unless that was this program.
 func fromOthers(m netlink.Message) bool {
-	if m.Header.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN || len(m.Data) < 4 {
+	if m.Header.Type != newGeneration || len(m.Data) < 4 {
 		return false
 	}
 	ad, err := netlink.NewAttributeDecoder(m.Data[4:])
@@ -67,6 +76,26 @@ func fromOthers(m netlink.Message) bool {
 		}
 	}
 	return true
+}
+
+// only has the kernel drop what is of another kind.
+func (g group) only(c *netlink.Conn) error {
+	if g.kind == 0 {
+		return nil
+	}
+	// A filter loads in network order what a header has in that of the host.
+	var kind [2]byte
+	binary.NativeEndian.PutUint16(kind[:], g.kind)
+	filter, err := bpf.Assemble([]bpf.Instruction{
+		bpf.LoadAbsolute{Off: 4, Size: 2}, // nlmsg_type
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(binary.BigEndian.Uint16(kind[:])), SkipFalse: 1},
+		bpf.RetConstant{Val: math.MaxUint32},
+		bpf.RetConstant{Val: 0},
+	})
+	if err != nil {
+		return err
+	}
+	return c.SetBPF(filter)
 }
 
 // comm is what the kernel calls this program.
@@ -83,6 +112,9 @@ func watch(ctx context.Context, log *slog.Logger, tell func(Reason)) error {
 		c, err := netlink.Dial(g.protocol, &netlink.Config{Groups: 1 << (g.number - 1)})
 		if err != nil {
 			return fmt.Errorf("listening for notifications of %s: %w", g.reason, err)
+		}
+		if err := g.only(c); err != nil {
+			return errors.Join(fmt.Errorf("listening for notifications of %s: %w", g.reason, err), c.Close())
 		}
 		go func() {
 			<-ctx.Done()

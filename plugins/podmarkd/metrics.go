@@ -226,7 +226,8 @@ func number(b bool) float64 {
 // come, /readyz while they end without an error.
 func (m *metrics) handler(interval time.Duration) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
+	// To compress them takes more memory than they have, each time.
+	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{DisableCompression: true}))
 	answer := func(well func(*node.Look) bool) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
 			l := m.last.Load()

@@ -23,6 +23,7 @@ const subsystem = unix.NFNL_SUBSYS_NFTABLES << 8
 type conn struct {
 	fd       int
 	sequence uint32
+	buffer   []byte // what was received last
 }
 
 // receiveTimeout bounds the wait for the kernel's answer, in seconds. It answers
@@ -74,8 +75,8 @@ func (c *conn) exchange(messages []netlink.Message, last int) ([]netlink.Message
 	return replies, err
 }
 
-// exchangeEach hands each answer to visit. When visit wants no more, the rest is
-// not read, and the connection is good for nothing else.
+// exchangeEach hands each answer to visit, which exchanges nothing itself. When visit wants no
+// more, the rest is not read, and the connection is good for nothing else.
 func (c *conn) exchangeEach(messages []netlink.Message, last int, visit func(netlink.Message) (more bool, err error)) error {
 	size := 0
 	for _, m := range messages {
@@ -109,16 +110,18 @@ func (c *conn) exchangeEach(messages []netlink.Message, last int, visit func(net
 // error about the first of a transaction is about all of it.
 func (c *conn) answers(first, last uint32, transaction bool, visit func(netlink.Message) (bool, error)) error {
 	var errs []error
-	buffer := make([]byte, 1<<16)
+	if c.buffer == nil {
+		c.buffer = make([]byte, 1<<16)
+	}
 	for {
-		n, _, err := unix.Recvfrom(c.fd, buffer, 0)
+		n, _, err := unix.Recvfrom(c.fd, c.buffer, 0)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {
 			return fmt.Errorf("receiving: %w", err)
 		}
-		received, err := syscall.ParseNetlinkMessage(buffer[:n])
+		received, err := syscall.ParseNetlinkMessage(c.buffer[:n])
 		if err != nil {
 			return fmt.Errorf("receiving: %w", err)
 		}

@@ -4,7 +4,6 @@ import (
 	"slices"
 	"sync"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/podmark/podmark/pkg/node/cluster/view"
@@ -47,7 +46,7 @@ func (b *beginning) run() {
 		switch {
 		case all || !ok:
 		case e.Type == watch.Bookmark:
-			all = p.meta.Annotations[metav1.InitialEventsAnnotationKey] == "true"
+			all = p.end == "true"
 		case e.Type == watch.Deleted: // while they were sent, which is rare
 			b.seen = slices.DeleteFunc(b.seen, func(o view.Object) bool {
 				other := o.(*view.Pod)

@@ -107,10 +107,11 @@ func differs(got *pod, whole *corev1.Pod) string {
 	}
 	is := *got.kept
 	is.Labels = nil
+	meta := got.GetObjectMeta()
 	return cmp.Diff(trimmed(whole), &is, cmpopts.EquateComparable(netip.Addr{}), cmpopts.EquateEmpty(), cmpopts.IgnoreUnexported(view.Pod{}, view.Own{})) +
 		cmp.Diff(whole.Labels, labels, cmpopts.EquateEmpty()) +
-		cmp.Diff([]string{whole.Namespace, whole.Name, whole.ResourceVersion}, []string{got.meta.Namespace, got.meta.Name, got.meta.ResourceVersion}) +
-		cmp.Diff(whole.Annotations[metav1.InitialEventsAnnotationKey], got.meta.Annotations[metav1.InitialEventsAnnotationKey])
+		cmp.Diff([]string{whole.Namespace, whole.Name, whole.ResourceVersion}, []string{meta.GetNamespace(), meta.GetName(), meta.GetResourceVersion()}) +
+		cmp.Diff(whole.Annotations[metav1.InitialEventsAnnotationKey], meta.GetAnnotations()[metav1.InitialEventsAnnotationKey])
 }
 
 // filler makes Pods of all fields that there are, with those that matter often as they matter.

@@ -26,8 +26,9 @@ import (
 // pod is what is kept of a Pod, in the form in which client-go hands it on.
 type pod struct {
 	kept *view.Pod
-	// meta is what client-go reads: name, version, and how far a bookmark is.
-	meta metav1.ObjectMeta
+	// version is the API's, and end the annotation metav1.InitialEventsAnnotationKey, which
+	// says how far a bookmark is.
+	version, end string
 }
 
 // pods is a list of them.
@@ -38,17 +39,22 @@ type pods struct {
 
 var _, _ runtime.Object = &pod{}, &pods{}
 
-// GetObjectMeta lets client-go name the pod.
-func (p *pod) GetObjectMeta() metav1.Object { return &p.meta }
+// GetObjectMeta is what client-go reads of a pod. Most pods it only hands on.
+func (p *pod) GetObjectMeta() metav1.Object {
+	meta := &metav1.ObjectMeta{Namespace: p.kept.Namespace, Name: p.kept.Name, ResourceVersion: p.version}
+	if p.end != "" {
+		meta.Annotations = map[string]string{metav1.InitialEventsAnnotationKey: p.end}
+	}
+	return meta
+}
 
 // GetObjectKind implements [runtime.Object]: a pod knows its kind by its type.
 func (p *pod) GetObjectKind() schema.ObjectKind { return schema.EmptyObjectKind }
 
 // DeepCopyObject implements [runtime.Object]. What is kept is not changed by client-go.
 func (p *pod) DeepCopyObject() runtime.Object {
-	out := &pod{kept: p.kept}
-	p.meta.DeepCopyInto(&out.meta)
-	return out
+	out := *p
+	return &out
 }
 
 // GetObjectKind implements [runtime.Object].
@@ -156,11 +162,7 @@ func (w *words) keep(f *facts, node string) *pod {
 		list := addresses(f)
 		t.Addresses, t.Peer = desired.AddressesOf(list...), len(list) > 0
 	}
-	out := &pod{kept: t, meta: metav1.ObjectMeta{Namespace: t.Namespace, Name: t.Name, ResourceVersion: string(f.version)}}
-	if len(f.end) > 0 {
-		out.meta.Annotations = map[string]string{metav1.InitialEventsAnnotationKey: string(f.end)}
-	}
-	return out
+	return &pod{kept: t, version: string(f.version), end: string(f.end)}
 }
 
 // addresses are those of a pod, each once. One with a zone is none that others could send to.
