@@ -14,14 +14,20 @@ type endpointPort = endpoint.NamedPort
 // IndexedPod is a pod as an [Index] keeps it: a [Pod] of whatever namespace has the name
 // now. There may be hundreds of thousands.
 type IndexedPod struct {
-	Namespace, Name string
-	Labels          *LabelSet
+	*Template
+	Name string
 	// Addresses are the pod's own, each once and without zones.
 	Addresses Addresses
-	// Ports are the named ports of its containers, each once.
-	Ports []endpoint.NamedPort
 	// Rank tells whose an address is that several pods have: that of the highest.
 	Rank uint64
+}
+
+// Template is what the pods of one workload have in common, and share. It is never changed.
+type Template struct {
+	Namespace string
+	Labels    *LabelSet
+	// Ports are the named ports of the containers, each once.
+	Ports []endpoint.NamedPort
 }
 
 // Addresses are those of a pod in as many bytes as they have, each behind their number.

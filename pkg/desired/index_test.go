@@ -187,7 +187,10 @@ func indexed(p desired.Pod, rank uint64) *desired.IndexedPod {
 	for k, v := range p.Labels {
 		labels = append(labels, desired.Label{Key: []byte(k), Value: []byte(v)})
 	}
-	return &desired.IndexedPod{Namespace: p.Namespace, Name: p.Name, Labels: desired.NewLabelSets().Of(labels), Addresses: desired.AddressesOf(p.Addresses...), Ports: p.Ports, Rank: rank}
+	return &desired.IndexedPod{
+		Template: &desired.Template{Namespace: p.Namespace, Labels: desired.NewLabelSets().Of(labels), Ports: p.Ports},
+		Name:     p.Name, Addresses: desired.AddressesOf(p.Addresses...), Rank: rank,
+	}
 }
 
 // settled is m without the sets that no policy names.

@@ -95,6 +95,9 @@ type Look struct {
 const (
 	leastPause = 100 * time.Millisecond
 	pauseRatio = 9 // of the time that the look before took
+	// mostRest is the longest pause: what took a minute on a busy node must not leave it alone
+	// for ten.
+	mostRest = 30 * time.Second
 	// follow is when to look again after something was notified. What kube-proxy
 	// does to IPVS is not: it comes right after an address that is.
 	follow = 500 * time.Millisecond
@@ -142,7 +145,7 @@ func (k Keeper) Run(ctx context.Context) error {
 			k.Looked(look)
 		}
 		var due bool
-		if reason, due = k.rest(ctx, pauseRatio*look.Took, reason, told); due {
+		if reason, due = k.rest(ctx, min(pauseRatio*look.Took, mostRest), reason, told); due {
 			continue
 		}
 		next := k.Interval

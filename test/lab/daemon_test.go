@@ -40,7 +40,7 @@ func startDaemon(t *testing.T, n *lab.Node, args ...string) {
 
 // patience is for what only something that hangs does not reach: an emulated processor may
 // be slow, and have much to do.
-const patience = 5 * time.Minute
+const patience = 15 * time.Minute
 
 // becomes waits until podmarkd says that the node is as check wants it.
 func becomes(t *testing.T, n *lab.Node, what string, check func(node.Status) bool) {

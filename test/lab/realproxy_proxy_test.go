@@ -79,14 +79,14 @@ func (n *realNode) startProxy(mode string) {
 // await polls until something is so, for four minutes, while kube-proxy runs.
 func (n *realNode) await(what string, is func() bool) {
 	n.t.Helper()
-	for deadline := time.Now().Add(4 * time.Minute); !is(); time.Sleep(proxyPoll) {
+	for deadline := time.Now().Add(patience); !is(); time.Sleep(proxyPoll) {
 		select {
 		case <-n.proxy.ended:
 			n.t.Fatalf("kube-proxy ended by itself: %v", n.proxy.ProcessState)
 		default:
 		}
 		if time.Now().After(deadline) {
-			n.t.Fatalf("%s: not within 4 minutes; IPVS has\n%s", what, n.Run("ipvsadm", "-Sn"))
+			n.t.Fatalf("%s: not within %v; IPVS has\n%s", what, patience, n.Run("ipvsadm", "-Sn"))
 		}
 	}
 }

@@ -101,8 +101,8 @@ func indexed(p desired.Pod, rank uint64) *desired.IndexedPod {
 		labels = append(labels, desired.Label{Key: []byte(k), Value: []byte(v)})
 	}
 	return &desired.IndexedPod{
-		Namespace: p.Namespace, Name: p.Name, Labels: desired.NewLabelSets().Of(labels),
-		Addresses: desired.AddressesOf(p.Addresses...), Ports: p.Ports, Rank: rank,
+		Template: &desired.Template{Namespace: p.Namespace, Labels: desired.NewLabelSets().Of(labels), Ports: p.Ports},
+		Name:     p.Name, Addresses: desired.AddressesOf(p.Addresses...), Rank: rank,
 	}
 }
 

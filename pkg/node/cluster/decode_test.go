@@ -72,7 +72,7 @@ func (f forms) whole(media string, b []byte) (runtime.Object, error) {
 // trimmed is what is to be kept of a whole Pod, worked out in the plainest way.
 func trimmed(p *corev1.Pod) *view.Pod {
 	out := &view.Pod{UID: view.UIDOf(string(p.UID))}
-	out.Namespace, out.Name = p.Namespace, p.Name
+	out.Template, out.Name = &desired.Template{Namespace: p.Namespace}, p.Name
 	out.Version, _ = strconv.ParseUint(p.ResourceVersion, 10, 64)
 	out.Rank = uint64(max(0, p.CreationTimestamp.Unix()))
 	if p.DeletionTimestamp == nil {
@@ -105,8 +105,8 @@ func differs(got *pod, whole *corev1.Pod) string {
 	for k, v := range got.kept.Labels.All() {
 		labels[k] = v
 	}
-	is := *got.kept
-	is.Labels = nil
+	is, template := *got.kept, *got.kept.Template
+	is.Template, template.Labels = &template, nil
 	meta := got.GetObjectMeta()
 	return cmp.Diff(trimmed(whole), &is, cmpopts.EquateComparable(netip.Addr{}), cmpopts.EquateEmpty(), cmpopts.IgnoreUnexported(view.Pod{}, view.Own{})) +
 		cmp.Diff(whole.Labels, labels, cmpopts.EquateEmpty()) +

@@ -135,8 +135,8 @@ func (w *words) keep(f *facts, node string) *pod {
 	version, _ := strconv.ParseUint(string(f.version), 10, 64)
 	t := &view.Pod{
 		IndexedPod: desired.IndexedPod{
-			Namespace: w.word(f.namespace), Name: string(f.name), Labels: w.labels(f.labels), Rank: uint64(max(0, f.created)),
-			Ports: w.ports(policy.Named(f.ports)),
+			Template: w.template(w.word(f.namespace), w.labels(f.labels), w.ports(policy.Named(f.ports))),
+			Name:     string(f.name), Rank: uint64(max(0, f.created)),
 		},
 		UID:     view.UIDOf(string(f.uid)),
 		Version: version,
@@ -180,20 +180,21 @@ func addresses(f *facts) []netip.Addr {
 	return out
 }
 
-// words keeps one copy of each word, of each set of labels and of each list of ports: pods of
-// one template have them in common.
+// words keeps one copy of each word, of each set of labels and of each list of ports, and of
+// what a template makes of them.
 type words struct {
-	mu     sync.Mutex
-	single map[string]string
-	lists  map[string][]endpoint.NamedPort // by what is in them
-	sets   *desired.LabelSets
+	mu        sync.Mutex
+	single    map[string]string
+	lists     map[string][]endpoint.NamedPort // by what is in them
+	sets      *desired.LabelSets
+	templates map[*desired.LabelSet]*desired.Template
 }
 
 // mostWords bounds what is remembered of pods that are gone.
 const mostWords = 1 << 16
 
 func newWords() *words {
-	return &words{single: map[string]string{}, lists: map[string][]endpoint.NamedPort{}, sets: desired.NewLabelSets()}
+	return &words{single: map[string]string{}, lists: map[string][]endpoint.NamedPort{}, sets: desired.NewLabelSets(), templates: map[*desired.LabelSet]*desired.Template{}}
 }
 
 func (w *words) word(b []byte) string {
@@ -214,6 +215,22 @@ func (w *words) labels(labels []desired.Label) *desired.LabelSet {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.sets.Of(labels)
+}
+
+// template is that of pods of the namespace with such labels and ports. Pods with the same
+// labels are of one, as a rule.
+func (w *words) template(namespace string, labels *desired.LabelSet, ports []endpoint.NamedPort) *desired.Template {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if known := w.templates[labels]; known != nil && known.Namespace == namespace && slices.Equal(known.Ports, ports) {
+		return known
+	}
+	if len(w.templates) > mostWords {
+		clear(w.templates)
+	}
+	t := &desired.Template{Namespace: namespace, Labels: labels, Ports: ports}
+	w.templates[labels] = t
+	return t
 }
 
 func (w *words) ports(list []endpoint.NamedPort) []endpoint.NamedPort {

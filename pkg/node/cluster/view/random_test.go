@@ -173,7 +173,7 @@ func (w *randomWorld) address() netip.Addr {
 func (w *randomWorld) newPod(namespace string, own bool) *Pod {
 	uid := w.uid()
 	p := &Pod{
-		IndexedPod: desired.IndexedPod{Namespace: namespace, Name: fmt.Sprint("pod-", w.IntN(12)), Rank: w.uids + 1<<32},
+		IndexedPod: desired.IndexedPod{Template: &desired.Template{Namespace: namespace}, Name: fmt.Sprint("pod-", w.IntN(12)), Rank: w.uids + 1<<32},
 		UID:        UIDOf(uid),
 	}
 	if own {
@@ -212,7 +212,8 @@ func (w *randomWorld) placed(p *Pod, a netip.Addr) {
 
 // fresh is a pod without what a view notes in it.
 func fresh(p *Pod) *Pod {
-	c := *p
+	c, template := *p, *p.Template
+	c.Template = &template
 	c.seen, c.served, c.by, c.history = nil, false, nil, 0
 	if p.Own != nil {
 		c.Own = &Own{Identity: p.Own.Identity, Labels: p.Own.Labels}
@@ -545,7 +546,7 @@ func (w *randomWorld) plug() {
 	if w.expected[a] == nil || w.IntN(5) == 0 {
 		w.Expect(a, w.now)
 	}
-	p, there := w.history.objects[keyOf(&Pod{IndexedPod: desired.IndexedPod{Namespace: a.Namespace, Name: a.Pod}})].(*Pod)
+	p, there := w.history.objects[keyOf(&Pod{IndexedPod: desired.IndexedPod{Template: &desired.Template{Namespace: a.Namespace}, Name: a.Pod}})].(*Pod)
 	if !there || p.Own == nil || p.Own.UID != a.UID { // it was deleted meanwhile
 		w.asks = slices.Delete(w.asks, i, i+1)
 		return

@@ -271,7 +271,7 @@ func (v *View) takePod(s *sight, p *Pod, by *sight) {
 		return
 	}
 	if old != nil { // maps go on to have the name by which it came first
-		p.Namespace, p.Name = old.Namespace, old.Name
+		p.Name = old.Name
 	}
 	v.pods.put(p)
 	v.enrol(old, p)

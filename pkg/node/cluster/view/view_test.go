@@ -98,6 +98,8 @@ func again(o Object) Object {
 	if p, ok := o.(*Pod); ok {
 		c := *p
 		c.seen, c.served = nil, false
+		template := *p.Template
+		c.Template = &template
 		if p.Own != nil {
 			own := *p.Own
 			c.Own = &own
@@ -193,8 +195,11 @@ func app(name string) map[string]string { return map[string]string{"app": name} 
 // pod is one of the node's in the API, of namespace shop.
 func pod(name, uid, label string, addresses ...string) *Pod {
 	p := &Pod{
-		IndexedPod: desired.IndexedPod{Namespace: "shop", Name: name, Labels: desired.NewLabelSets().Of([]desired.Label{{Key: []byte("app"), Value: []byte(label)}})},
-		UID:        UIDOf(uid), Own: &Own{Identity: Identity{UID: uid}, Labels: app(label)},
+		IndexedPod: desired.IndexedPod{
+			Template: &desired.Template{Namespace: "shop", Labels: desired.NewLabelSets().Of([]desired.Label{{Key: []byte("app"), Value: []byte(label)}})},
+			Name:     name,
+		},
+		UID: UIDOf(uid), Own: &Own{Identity: Identity{UID: uid}, Labels: app(label)},
 	}
 	var list []netip.Addr
 	for _, a := range addresses {
