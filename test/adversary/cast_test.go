@@ -84,6 +84,10 @@ func newCast(t *testing.T, backend lab.Backend, at attachment) *cast {
 	for _, path := range []string{"all", "default"} {
 		c.Sysctl("net/ipv4/conf/"+path+"/rp_filter", "0")
 	}
+	// A flow that ends for want of packets would be one that nobody knows: attacks take longer
+	// on a busy machine.
+	c.Sysctl("net/netfilter/nf_conntrack_udp_timeout", "3600")
+	c.Sysctl("net/netfilter/nf_conntrack_udp_timeout_stream", "3600")
 	c.Sysctl("net/bridge/bridge-nf-call-iptables", "1")
 	c.Sysctl("net/bridge/bridge-nf-call-ip6tables", "1")
 	var links []string

@@ -63,6 +63,8 @@ func newBenchOf(t *testing.T, pods, onBridge int) *bench {
 		"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1",
 		"net/ipv6/conf/all/disable_ipv6": "0", "net/ipv6/conf/all/accept_dad": "0",
 		"net/ipv6/conf/default/accept_dad": "0", "net/ipv6/conf/default/accept_ra": "0",
+		// However long a round takes on a busy machine, its flows are there.
+		"net/netfilter/nf_conntrack_udp_timeout": "3600", "net/netfilter/nf_conntrack_udp_timeout_stream": "3600",
 		// Frames have no valid checksum above IP, and no rate limit of the node's
 		// own answers may depend on how many there are.
 		"net/netfilter/nf_conntrack_checksum": "0", "net/netfilter/nf_conntrack_tcp_be_liberal": "1",
