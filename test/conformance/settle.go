@@ -115,7 +115,7 @@ func (c *Cluster) compare(want []desired.Policy, namespaces []corev1.Namespace) 
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", "", err
 	}
-	wanted := desired.Policies{Policies: want}
+	wanted := desired.Policies{Policies: want, Listed: got.Listed}
 	// It knows only the labels of namespaces that some policy asks for.
 	if got.Namespaces != nil {
 		wanted.Namespaces = map[string]map[string]string{}
