@@ -3,6 +3,7 @@ package cluster
 import (
 	"bytes"
 	"encoding/json"
+	"math"
 	"math/rand"
 	"net/netip"
 	"slices"
@@ -78,7 +79,7 @@ func trimmed(p *corev1.Pod) *view.Pod {
 	if p.DeletionTimestamp == nil {
 		out.Rank += 1 << 62
 	} else {
-		out.Until = max(1, p.DeletionTimestamp.Unix())
+		out.Until = uint32(min(max(1, p.DeletionTimestamp.Unix()), math.MaxUint32))
 	}
 	if p.Status.Phase == corev1.PodRunning {
 		out.Rank += 1 << 61

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -150,7 +151,7 @@ func (w *words) keep(f *facts, node string) *pod {
 		}
 	}
 	if f.going {
-		t.Until = max(1, f.until)
+		t.Until = uint32(min(max(1, f.until), math.MaxUint32))
 	} else {
 		t.Rank += 1 << 62
 	}

@@ -3,6 +3,7 @@ package view
 import (
 	"testing"
 	"time"
+	"unsafe"
 )
 
 // What a watch tells again is known by what it has told, and nothing else is.
@@ -50,5 +51,14 @@ func TestKnown(t *testing.T) {
 	v.Listed(mine, []Object{v.Known(mine, is(nil))}, 8, time.Time{})
 	if v.pods.get(first.name()) != first {
 		t.Error("it is not there after it was told again")
+	}
+}
+
+// There may be hundreds of thousands of pods: each takes no more room than the Go runtime gives it
+// in a class of sizes.
+func TestRoomOfAPod(t *testing.T) {
+	const class = 96
+	if size := unsafe.Sizeof(Pod{}); size > class {
+		t.Errorf("a pod takes %d bytes, want %d at most", size, class)
 	}
 }

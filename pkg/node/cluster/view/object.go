@@ -42,19 +42,26 @@ type Pod struct {
 	// Own is what is kept besides of a pod that is bound to this node; nil for one of another.
 	Own     *Own
 	Version uint64
-	// seen are the watches that see it, which pods share; nil for none.
-	seen *[]*sight
-	// by has told what it is, after the versions had gone back so often.
-	by      *sight
-	history uint32
+	// told is who tells of it; nil for nobody.
+	told *telling
+	// Until is when its node should have ended it, in seconds since 1970; 0 where nobody
+	// deletes it.
+	Until uint32
 	// Peer is whether it can be somebody's peer by its addresses: it has some of its own,
 	// and has not ended.
 	Peer bool
 	// served is whether it had an attachment on this node, and late whether it should be gone.
 	served, late bool
-	// Until is when its node should have ended it, in seconds since 1970; 0 where nobody
-	// deletes it.
-	Until int64
+}
+
+// telling is who tells of a pod. Pods share it, and it is never changed.
+type telling struct {
+	// seen are the watches that see it.
+	seen []*sight
+	// by has told what it is, after the versions had gone back so often; nil where that sees
+	// it no more.
+	by      *sight
+	history uint32
 }
 
 // Own is what is kept of a pod of this node.
@@ -73,12 +80,12 @@ type Identity struct {
 	Sources string
 }
 
-// sights are the watches that see it.
-func (p *Pod) sights() []*sight {
-	if p.seen == nil {
-		return nil
+// telling is who tells of the pod, also of none.
+func (p *Pod) telling() telling {
+	if p == nil || p.told == nil {
+		return telling{}
 	}
-	return *p.seen
+	return *p.told
 }
 
 // pods are pods by namespace and name: that takes less room than by both at once.

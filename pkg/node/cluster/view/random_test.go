@@ -214,7 +214,7 @@ func (w *randomWorld) placed(p *Pod, a netip.Addr) {
 func fresh(p *Pod) *Pod {
 	c, template := *p, *p.Template
 	c.Template = &template
-	c.seen, c.served, c.by, c.history = nil, false, nil, 0
+	c.told, c.served = nil, false
 	if p.Own != nil {
 		c.Own = &Own{Identity: p.Own.Identity, Labels: p.Own.Labels}
 	}
@@ -452,7 +452,7 @@ func (w *randomWorld) deliver() {
 	default:
 		before := map[Name]Pod{}
 		for p := range w.pods.of("") {
-			if p.by != nil { // else whoever sees it still says what it is
+			if p.telling().by != nil { // else whoever sees it still says what it is
 				before[p.name()] = *p
 			}
 		}
@@ -464,7 +464,7 @@ func (w *randomWorld) deliver() {
 		}
 		// What one watch tells late takes nothing back that another has told.
 		for n, p := range before {
-			if now := w.pods.get(n); now != nil && now.history == p.history && now.Version < p.Version {
+			if now := w.pods.get(n); now != nil && now.telling().history == p.telling().history && now.Version < p.Version {
 				w.t.Errorf("pod %v is as of version %d, and was as of %d", n, now.Version, p.Version)
 			}
 		}

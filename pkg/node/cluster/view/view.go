@@ -78,8 +78,8 @@ type sight struct {
 	// API's versions have gone back, as etcd's do when it is restored.
 	highest uint64
 	history uint32
-	// only is the watch itself: what most pods are seen by.
-	only *[]*sight
+	// last is what it has made of the last pod: most are told of by one watch.
+	last *telling
 	// begun is when it began, and idle since when it is not needed; zero while it is.
 	begun, idle time.Time
 }
@@ -104,12 +104,15 @@ type known struct {
 	was *known
 }
 
-// alone lists the watch, for those that no other sees. It is not changed.
-func (s *sight) alone() *[]*sight {
-	if s.only == nil {
-		s.only = &[]*sight{s}
+// tells is t with the watch among those that see the pod.
+func (s *sight) tells(t telling) *telling {
+	if !slices.Contains(t.seen, s) {
+		t.seen = append(slices.Clip(t.seen), s)
 	}
-	return s.only
+	if l := s.last; l == nil || l.by != t.by || l.history != t.history || !slices.Equal(l.seen, t.seen) {
+		s.last = &t
+	}
+	return s.last
 }
 
 // Note is what somebody should read, with pairs of keys and values as in log/slog.
@@ -201,7 +204,7 @@ func (v *View) Seen(w Watch, o Object, now time.Time) {
 // p: lists name again what is known, and all of it twice takes twice the room.
 func (v *View) Known(w Watch, p *Pod) *Pod {
 	s, old := v.watches[w], v.pods.get(p.name())
-	if s == nil || old == nil || old.by != s || old.UID != p.UID || old.Version != p.Version || old.Rank != p.Rank || old.Peer != p.Peer ||
+	if s == nil || old == nil || old.telling().by != s || old.UID != p.UID || old.Version != p.Version || old.Rank != p.Rank || old.Peer != p.Peer ||
 		old.Addresses != p.Addresses || !slices.Equal(old.Ports, p.Ports) || !old.Labels.Equal(p.Labels) {
 		return p
 	}
@@ -246,28 +249,22 @@ func (v *View) take(s *sight, o Object, now time.Time) {
 // takePod takes over a pod that a watch sees, as by has told.
 func (v *View) takePod(s *sight, p *Pod, by *sight) {
 	n := p.name()
-	old := v.pods.get(n)
+	old, told := v.pods.get(n), telling{by: by, history: by.history}
+	was := old.telling()
 	if old != nil && old.UID == p.UID {
-		p.seen, p.served, p.late = old.seen, old.served, old.late && p.Until == old.Until
+		told.seen = was.seen
+		p.served, p.late = old.served, old.late && p.Until == old.Until
 		if old.Own != nil && p.Own != nil {
 			p.Own.place = old.Own.place
 		}
 	}
-	p.by, p.history = by, by.history
-	if old != nil && !p.follows(old) { // another watch was quicker
+	if old != nil && !told.follows(was, p.Version >= old.Version) { // another watch was quicker
 		if old.UID != p.UID {
 			return // and shows a successor, which this one may never show
 		}
-		p = old
+		p, told = old, was
 	}
-	switch {
-	case p.seen == nil:
-		p.seen = s.alone()
-	case !slices.Contains(*p.seen, s):
-		all := append(slices.Clip(*p.seen), s)
-		p.seen = &all
-	}
-	if p == old {
+	if p.told = s.tells(told); p == old {
 		return
 	}
 	if old != nil { // maps go on to have the name by which it came first
@@ -292,17 +289,17 @@ func (v *View) takePod(s *sight, p *Pod, by *sight) {
 	}
 }
 
-// follows reports whether p is not older than what is known. What one watch tells is in
-// order, whatever the versions are; between two watches the versions tell, unless they
+// follows reports whether what is told is not older than what is known. What one watch tells
+// is in order, whatever the versions are; between two watches the versions tell, unless they
 // have gone back for one of them.
-func (p *Pod) follows(known *Pod) bool {
+func (t telling) follows(known telling, newer bool) bool {
 	switch {
-	case known.by == p.by || known.by == nil:
+	case known.by == t.by || known.by == nil:
 		return true
-	case known.history != p.history:
-		return p.history > known.history
+	case known.history != t.history:
+		return t.history > known.history
 	}
-	return p.Version >= known.Version
+	return newer
 }
 
 // enrol puts a pod where others may be allowed to speak to it, or takes it out. One that
@@ -332,7 +329,7 @@ const overdue = 10 * time.Second
 // others' by then, who need not be watched.
 func (v *View) retire(now time.Time) {
 	for n, p := range v.leaving {
-		if now.Before(time.Unix(p.Until, 0).Add(overdue)) {
+		if now.Before(time.Unix(int64(p.Until), 0).Add(overdue)) {
 			continue
 		}
 		if p.enrolled() {
@@ -412,11 +409,12 @@ func (v *View) drop(s *sight, n Name, uid UID) {
 		if p == nil || uid != (UID{}) && uid != p.UID {
 			return
 		}
-		if p.by == s {
-			p.by = nil // who sees it still says what it is
+		t := p.telling()
+		if t.by == s {
+			t.by = nil // who sees it still says what it is
 		}
-		left := slices.DeleteFunc(slices.Clone(p.sights()), func(other *sight) bool { return other == s })
-		if p.seen = &left; len(left) == 0 {
+		t.seen = slices.DeleteFunc(slices.Clone(t.seen), func(other *sight) bool { return other == s })
+		if p.told = &t; len(t.seen) == 0 {
 			v.pods.remove(n)
 			delete(v.own, n)
 			delete(v.leaving, n)
@@ -442,7 +440,7 @@ func (v *View) seenBy(s *sight) map[Name]bool {
 	switch s.Kind {
 	case Pods:
 		for p := range v.pods.of("") {
-			if slices.Contains(p.sights(), s) {
+			if slices.Contains(p.telling().seen, s) {
 				out[p.name()] = true
 			}
 		}

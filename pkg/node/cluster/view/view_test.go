@@ -97,7 +97,7 @@ func (w *scene) put(o Object) {
 func again(o Object) Object {
 	if p, ok := o.(*Pod); ok {
 		c := *p
-		c.seen, c.served = nil, false
+		c.told, c.served = nil, false
 		template := *p.Template
 		c.Template = &template
 		if p.Own != nil {
@@ -709,7 +709,7 @@ func TestOverduePeer(t *testing.T) {
 	const address = "10.2.0.5"
 	leaving := func(seconds time.Duration) *Pod {
 		p := far("client", "2", "client", address)
-		p.Until = w.now.Add(seconds).Unix()
+		p.Until = uint32(w.now.Add(seconds).Unix())
 		return p
 	}
 	is := func(what string, want bool) {
