@@ -76,7 +76,7 @@ func (n *realNode) startProxy(mode string) {
 	})
 }
 
-// await polls until something is so, for four minutes, while kube-proxy runs.
+// await polls until something is so, with patience, while kube-proxy runs.
 func (n *realNode) await(what string, is func() bool) {
 	n.t.Helper()
 	for deadline := time.Now().Add(patience); !is(); time.Sleep(proxyPoll) {
