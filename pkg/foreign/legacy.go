@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/podmark/podmark/pkg/xtables"
 )
 
 // readLegacy reads what iptables-legacy has. The kernel says which tables there
@@ -51,13 +53,7 @@ func save(ctx context.Context, command string) (string, error) {
 			return "", fmt.Errorf("there is no %s-legacy-save to show them", command)
 		}
 	}
-	cmd := exec.CommandContext(ctx, name)
-	var out, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &stderr
-	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("running %s: %w: %s", name, err, strings.TrimSpace(stderr.String()))
-	}
-	return out.String(), nil
+	return xtables.Save(ctx, name)
 }
 
 // ParseLegacy reads what iptables-save or, for family ip6, ip6tables-save prints. Of

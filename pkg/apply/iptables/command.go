@@ -18,6 +18,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply/counters"
 	"github.com/podmark/podmark/pkg/apply/ipset"
+	"github.com/podmark/podmark/pkg/xtables"
 )
 
 // Variant is one of the two kernels' worth of iptables that a node can have.
@@ -99,16 +100,16 @@ func (v Variant) restore(ctx context.Context, f family, wait time.Duration, inpu
 			return fmt.Errorf("running %s: %w: %s: our line %d is %q", cmd.Args[0], err, msg, n, lines[n-1])
 		}
 	}
-	return failed(cmd, err, msg)
+	return absent(xtables.Failed(cmd.Args[0], err, msg))
 }
 
-// failed says that a command failed and, where there is none, what that means: the
-// plugin runs on the node, podmarkd perhaps in a container.
-func failed(cmd *exec.Cmd, err error, stderr string) error {
+// absent says what it means that a program is not there: the plugin runs on the node,
+// podmarkd perhaps in a container.
+func absent(err error) error {
 	if errors.Is(err, exec.ErrNotFound) {
-		stderr = "the node's backend is iptables, so its programs must be here too: install iptables, in a container in its image, or let the conflist say \"nftables\""
+		return fmt.Errorf("%w: the node's backend is iptables, so its programs must be here too: install iptables, in a container in its image, or let the conflist say \"nftables\"", err)
 	}
-	return fmt.Errorf("running %s: %w: %s", cmd.Args[0], err, strings.TrimSpace(stderr))
+	return err
 }
 
 // listing are the chains of each table with their rules, as iptables-save writes them.
@@ -134,14 +135,8 @@ func (l listing) leads(h hook) bool {
 
 // save reads a table as iptables-save writes it.
 func (v Variant) save(ctx context.Context, f family, table string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, v.command(f, "-save"), append(args, "-t", table)...)
-	var out, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &stderr
-	cmd.Env = append(cmd.Environ(), "LC_ALL=C")
-	if err := cmd.Run(); err != nil {
-		return "", failed(cmd, err, stderr.String())
-	}
-	return out.String(), nil
+	out, err := xtables.Save(ctx, v.command(f, "-save"), append(args, "-t", table)...)
+	return out, absent(err)
 }
 
 // list reads the tables that may have rules of ours. Of the legacy variant a table that
