@@ -35,10 +35,16 @@ type Addresses string
 
 // AddressesOf are these, which have no zones.
 func AddressesOf(list ...netip.Addr) Addresses {
-	var b []byte
+	var room [2 * 17]byte // as a rule it is enough
+	b := room[:0]
 	for _, a := range list {
-		bytes := a.AsSlice()
-		b = append(append(b, byte(len(bytes))), bytes...)
+		if a.Is4() {
+			four := a.As4()
+			b = append(append(b, byte(len(four))), four[:]...)
+		} else {
+			all := a.As16()
+			b = append(append(b, byte(len(all))), all[:]...)
+		}
 	}
 	return Addresses(b)
 }
@@ -46,14 +52,22 @@ func AddressesOf(list ...netip.Addr) Addresses {
 // All yields each.
 func (l Addresses) All() iter.Seq[netip.Addr] {
 	return func(yield func(netip.Addr) bool) {
-		for len(l) > 0 {
-			end := 1 + int(l[0])
-			a, _ := netip.AddrFromSlice([]byte(l[1:end])) // it was one
-			if l = l[end:]; !yield(a) {
+		for a, rest := l.first(); a.IsValid(); a, rest = rest.first() {
+			if !yield(a) {
 				return
 			}
 		}
 	}
+}
+
+// first is the first of them, and rest are the others; an invalid one where there is none.
+func (l Addresses) first() (a netip.Addr, rest Addresses) {
+	if len(l) == 0 {
+		return netip.Addr{}, ""
+	}
+	end := 1 + int(l[0])
+	a, _ = netip.AddrFromSlice([]byte(l[1:end])) // it was one
+	return a, l[end:]
 }
 
 // List lists them; nil for none.
@@ -91,6 +105,7 @@ type Index struct {
 	claimed map[netip.Addr]bool
 	peers   map[PeerSetID]*peerSet
 	tuples  map[TupleSetID]*tupleSet
+	buffer  []netip.Addr // of a change
 }
 
 type peerSet struct {
@@ -256,7 +271,11 @@ func (x *Index) Label(namespace string, labels map[string]string) {
 	}
 	var addresses []netip.Addr // whose pods here count
 	for p := range x.pods(namespace) {
-		addresses = slices.AppendSeq(addresses, x.owned(p))
+		for a := range p.Addresses.All() {
+			if x.owns(p, a) {
+				addresses = append(addresses, a)
+			}
+		}
 	}
 	x.leave(addresses)
 	if x.namespaces[namespace] = labels; labels == nil {
@@ -269,7 +288,7 @@ func (x *Index) Label(namespace string, labels map[string]string) {
 // Put says what a pod is now, which is not changed any more, and what it was; nil for one
 // that was not put, or was removed.
 func (x *Index) Put(old, p *IndexedPod) {
-	addresses := p.Addresses.List()
+	addresses := x.addresses(p)
 	if old != nil {
 		for a := range old.Addresses.All() {
 			if !p.Addresses.Contain(a) {
@@ -291,10 +310,16 @@ func (x *Index) Put(old, p *IndexedPod) {
 
 // Remove says that a pod is gone that was put.
 func (x *Index) Remove(old *IndexedPod) {
-	addresses := old.Addresses.List()
+	addresses := x.addresses(old)
 	x.leave(addresses)
 	x.drop(old)
 	x.enter(addresses)
+}
+
+// addresses are those of a pod, until it is asked again.
+func (x *Index) addresses(p *IndexedPod) []netip.Addr {
+	x.buffer = slices.AppendSeq(x.buffer[:0], p.Addresses.All())
+	return x.buffer
 }
 
 func (x *Index) drop(old *IndexedPod) {
@@ -351,15 +376,9 @@ func (x *Index) owner(a netip.Addr) *IndexedPod {
 	return owner
 }
 
-// owned yields the addresses of a pod for which it counts.
-func (x *Index) owned(p *IndexedPod) iter.Seq[netip.Addr] {
-	return func(yield func(netip.Addr) bool) {
-		for a := range p.Addresses.All() {
-			if !x.claimed[a] && (x.rivals[a] == nil || x.owner(a) == p) && !yield(a) {
-				return
-			}
-		}
-	}
+// owns reports whether the pod is the one that counts for an address of its own.
+func (x *Index) owns(p *IndexedPod, a netip.Addr) bool {
+	return !x.claimed[a] && (x.rivals[a] == nil || x.owner(a) == p)
 }
 
 // leave takes addresses out of the sets that they are in by who owns them now.
@@ -382,7 +401,7 @@ func (x *Index) each(addresses []netip.Addr, peer func(*news[netip.Addr], netip.
 		if p == nil {
 			continue
 		}
-		for _, id := range x.selection.selecting(p.Namespace, "", p.Labels.Get) {
+		for _, id := range x.selection.selecting(p.Namespace, "", p.Labels) {
 			peer(&x.peers[id].news, a)
 		}
 		for _, port := range p.Ports {
@@ -404,11 +423,12 @@ func (x *Index) addrs(id PeerSetID) iter.Seq[netip.Addr] {
 			if p.Namespace != last {
 				last, reached = p.Namespace, x.selection.reaches(id, peer, p.Namespace)
 			}
-			if !reached || !peer.Pods.matches(p.Labels.Get) {
+			if !reached || !peer.Pods.matches(p.Labels) {
 				continue
 			}
-			for a := range x.owned(p) {
-				if !yield(a) {
+			// A range over All would allocate for each pod.
+			for a, rest := p.Addresses.first(); a.IsValid(); a, rest = rest.first() {
+				if x.owns(p, a) && !yield(a) {
 					return
 				}
 			}
@@ -425,8 +445,8 @@ func (x *Index) addrPorts(id TupleSetID) iter.Seq[netip.AddrPort] {
 				if port.Name != named.Name || Protocol(port.Protocol) != named.Protocol {
 					continue
 				}
-				for a := range x.owned(p) {
-					if !yield(netip.AddrPortFrom(a, port.Number)) {
+				for a, rest := p.Addresses.first(); a.IsValid(); a, rest = rest.first() {
+					if x.owns(p, a) && !yield(netip.AddrPortFrom(a, port.Number)) {
 						return
 					}
 				}

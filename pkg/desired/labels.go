@@ -82,6 +82,8 @@ type LabelSets struct {
 	sets map[uint64]*LabelSet // by hash
 	keys map[uint64]*keys
 	seed maphash.Seed
+	// values is where those of a set are put together.
+	values []byte
 }
 
 // mostSets bounds how many are remembered of objects that may be gone.
@@ -124,11 +126,11 @@ func (l *LabelSets) Of(labels []Label) *LabelSet {
 		fresh.keys = &own
 		l.keys[byKeys.Sum64()] = fresh.keys
 	}
-	var values []byte
+	l.values = l.values[:0]
 	for _, label := range labels {
-		values = append(binary.AppendUvarint(values, uint64(len(label.Value))), label.Value...)
+		l.values = append(binary.AppendUvarint(l.values, uint64(len(label.Value))), label.Value...)
 	}
-	fresh.values = string(values)
+	fresh.values = string(l.values)
 	l.sets[byAll.Sum64()] = fresh
 	return fresh
 }

@@ -85,21 +85,18 @@ func (p Policies) selection(labels func(namespace string) (labels map[string]str
 // peers lists the peer sets that hold the pod's addresses. Something outside of
 // Kubernetes, which has no namespace, is nobody's peer.
 func (s *selection) peers(pod Pod) []PeerSetID {
-	return s.selecting(pod.Namespace, pod.NamespaceUID, func(key string) (value string, present bool) {
-		value, present = pod.Labels[key]
-		return value, present
-	})
+	return s.selecting(pod.Namespace, pod.NamespaceUID, labelMap(pod.Labels))
 }
 
 // selecting lists the peer sets that hold a pod of a namespace with such labels.
-func (s *selection) selecting(namespace, uid string, label func(key string) (value string, present bool)) []PeerSetID {
+func (s *selection) selecting(namespace, uid string, labels labeled) []PeerSetID {
 	if namespace == "" {
 		return nil
 	}
 	var ids []PeerSetID
 	for _, sets := range [][]PeerSet{s.within[namespace], s.pick(namespace, uid)} {
 		for _, set := range sets {
-			if SameNamespace(set.Peer.NamespaceUID, uid) && set.Peer.Pods.matches(label) {
+			if SameNamespace(set.Peer.NamespaceUID, uid) && set.Peer.Pods.matches(labels) {
 				ids = append(ids, set.ID)
 			}
 		}

@@ -217,15 +217,25 @@ const (
 // Matches reports whether labels satisfy every requirement. As in Kubernetes,
 // NotIn holds for a label that is absent.
 func (s Selector) Matches(labels map[string]string) bool {
-	return s.matches(func(key string) (value string, present bool) {
-		value, present = labels[key]
-		return value, present
-	})
+	return s.matches(labelMap(labels))
 }
 
-func (s Selector) matches(label func(key string) (value string, present bool)) bool {
+// labeled tells the value that a key has, and whether it has one.
+type labeled interface {
+	Get(key string) (value string, ok bool)
+}
+
+// labelMap is what a [LabelSet] is too.
+type labelMap map[string]string
+
+func (m labelMap) Get(key string) (value string, ok bool) {
+	value, ok = m[key]
+	return value, ok
+}
+
+func (s Selector) matches(labels labeled) bool {
 	for _, r := range s {
-		value, present := label(r.Key)
+		value, present := labels.Get(r.Key)
 		var ok bool
 		switch r.Op {
 		case In:

@@ -22,12 +22,12 @@ func NamedPorts(spec *corev1.PodSpec) []endpoint.NamedPort {
 			ports = append(ports, c.Ports...)
 		}
 	}
-	return Named(ports)
+	return AppendNamed(nil, ports)
 }
 
-// Named is [NamedPorts] of a pod whose containers and init containers have these ports.
-func Named(of []corev1.ContainerPort) []endpoint.NamedPort {
-	var ports []endpoint.NamedPort
+// AppendNamed appends to an empty list what [NamedPorts] lists of a pod whose containers and
+// init containers have these ports.
+func AppendNamed(ports []endpoint.NamedPort, of []corev1.ContainerPort) []endpoint.NamedPort {
 	for _, p := range of {
 		// The API server fills in TCP where no protocol is given.
 		number, known := protocol(cmp.Or(p.Protocol, corev1.ProtocolTCP))

@@ -24,17 +24,13 @@ import (
 // exitFailure is the status for wrong usage and for what could not be done.
 const exitFailure = 2
 
-// garbagePercent makes the collector run often: a look at thousands of endpoints leaves
-// much behind, looks are few, and the memory of a node is its pods'.
-const garbagePercent = 15
-
 // memoryShare is, in percent, how much of GOMEMLIMIT is for what the Go runtime counts. The
 // manifests set GOMEMLIMIT to the container's limit, which the program itself and the kernel's sets
 // count towards as well.
 const memoryShare = 75
 
 func main() {
-	debug.SetGCPercent(garbagePercent)
+	collect()
 	if limit := debug.SetMemoryLimit(-1); limit < math.MaxInt64 {
 		debug.SetMemoryLimit(limit / 100 * memoryShare)
 	}

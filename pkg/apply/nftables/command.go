@@ -166,6 +166,9 @@ func deleteSet(s set) command {
 // elementsAtOnce bounds a message: the list of its elements has 64 KiB.
 const elementsAtOnce = 500
 
+// sizeOfElement is how many bytes of attributes one has in a set of addresses, at most.
+const sizeOfElement = 4*unix.SizeofNlAttr + 16
+
 // changeElements adds or deletes elements, as many at once as a message holds. The
 // messages are our own: the library takes ten times as long, which an ADD feels.
 func changeElements(verb string, kind int, flags netlink.HeaderFlags, s set, list []element) []command {
@@ -179,7 +182,8 @@ func changeElements(verb string, kind int, flags netlink.HeaderFlags, s set, lis
 			return fmt.Sprintf("%s element %s { %s%s }", verb, path(s.table, s.name), s.show(some[0]), more)
 		}
 		out = append(out, command{text, func(*encoder) ([]netlink.Message, error) {
-			attrs := attrList{}.text(unix.NFTA_SET_ELEM_LIST_TABLE, s.table.Name).text(unix.NFTA_SET_ELEM_LIST_SET, s.name)
+			attrs := append(make(attrList, 0, 128+sizeOfElement*len(some)), generic(s.table.Family)...)
+			attrs = attrs.text(unix.NFTA_SET_ELEM_LIST_TABLE, s.table.Name).text(unix.NFTA_SET_ELEM_LIST_SET, s.name)
 			attrs, elements := attrs.open(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
 			for _, e := range some {
 				attrs = e.append(attrs, s)
@@ -188,7 +192,7 @@ func changeElements(verb string, kind int, flags netlink.HeaderFlags, s set, lis
 				return nil, fmt.Errorf("%d elements have %d bytes; a message has room for %d", len(some), size, math.MaxUint16)
 			}
 			attrs.close(elements)
-			return []netlink.Message{request(kind, flags, s.table.Family, attrs)}, nil
+			return []netlink.Message{{Header: header(kind, flags), Data: attrs}}, nil
 		}})
 	}
 	return out

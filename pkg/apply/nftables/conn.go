@@ -24,6 +24,7 @@ type conn struct {
 	fd       int
 	sequence uint32
 	buffer   []byte // what was received last
+	out      []byte // what was sent last
 }
 
 // receiveTimeout bounds the wait for the kernel's answer, in seconds. It answers
@@ -82,18 +83,19 @@ func (c *conn) exchangeEach(messages []netlink.Message, last int, visit func(net
 	for _, m := range messages {
 		size += unix.NLMSG_HDRLEN + (len(m.Data)+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1)
 	}
-	out := make([]byte, 0, size)
+	out := slices.Grow(c.out[:0], size)
 	first := c.sequence + 1
 	for _, m := range messages {
 		c.sequence++
-		m.Header.Sequence = c.sequence
-		m.Header.Length = uint32(unix.NLMSG_HDRLEN + len(m.Data))
-		b, err := m.MarshalBinary()
-		if err != nil {
-			return fmt.Errorf("encoding message: %w", err)
-		}
-		out = append(out, b...)
+		out = binary.NativeEndian.AppendUint32(out, uint32(unix.NLMSG_HDRLEN+len(m.Data)))
+		out = binary.NativeEndian.AppendUint16(out, uint16(m.Header.Type))
+		out = binary.NativeEndian.AppendUint16(out, uint16(m.Header.Flags))
+		out = binary.NativeEndian.AppendUint32(out, c.sequence)
+		out = append(out, 0, 0, 0, 0) // the port, which the kernel knows
+		out = append(out, m.Data...)
+		out = append(out, "\x00\x00\x00"[:-len(m.Data)&(unix.NLMSG_ALIGNTO-1)]...)
 	}
+	c.out = out
 	if len(out) > 1<<16 {
 		if err := unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 2*len(out)); err != nil {
 			return fmt.Errorf("making room for %d bytes: %w", len(out), err)
@@ -215,11 +217,17 @@ var errChanged = errors.New("nf_tables was changed meanwhile")
 
 // request is a message of the subsystem.
 func request(kind int, flags netlink.HeaderFlags, family nftables.TableFamily, attrs []byte) netlink.Message {
-	return netlink.Message{
-		Header: netlink.Header{Type: netlink.HeaderType(subsystem | kind), Flags: netlink.Request | flags},
-		// struct nfgenmsg: family, version 0, resource 0
-		Data: append([]byte{byte(family), unix.NFNETLINK_V0, 0, 0}, attrs...),
-	}
+	return netlink.Message{Header: header(kind, flags), Data: append(generic(family), attrs...)}
+}
+
+func header(kind int, flags netlink.HeaderFlags) netlink.Header {
+	return netlink.Header{Type: netlink.HeaderType(subsystem | kind), Flags: netlink.Request | flags}
+}
+
+// generic is struct nfgenmsg, with which each message of the subsystem begins: family,
+// version 0, resource 0.
+func generic(family nftables.TableFamily) []byte {
+	return []byte{byte(family), unix.NFNETLINK_V0, 0, 0}
 }
 
 // attributes skips the nfgenmsg of an answer.

@@ -25,6 +25,7 @@ func (b Backend) Fill(_ context.Context, want desired.State) (changed int, err e
 		return 0, err
 	}
 	defer c.close()
+	room := &filling{}
 	fill := func(s set, n int, err error) error {
 		if changed += n; err == nil && n > 0 && b.Step != nil {
 			b.Step("filled " + s.name)
@@ -34,14 +35,14 @@ func (b Backend) Fill(_ context.Context, want desired.State) (changed int, err e
 	for _, f := range []family{v4, v6} {
 		for _, id := range slices.Sorted(maps.Keys(want.PeerSets)) {
 			some := ofFamily(f, want.PeerSets[id].Addrs, func(a netip.Addr) netip.Addr { return a })
-			n, err := replaceContent(c, peers(f, id), some, appendAddr)
+			n, err := replaceContent(c, room, peers(f, id), some, appendAddr)
 			if err := fill(peers(f, id), n, err); err != nil {
 				return changed, err
 			}
 		}
 		for _, id := range slices.Sorted(maps.Keys(want.TupleSets)) {
 			set := want.TupleSets[id]
-			n, err := replaceContent(c, tuples(f, id), ofFamily(f, set.Tuples, netip.AddrPort.Addr), tupleOf(set.Protocol))
+			n, err := replaceContent(c, room, tuples(f, id), ofFamily(f, set.Tuples, netip.AddrPort.Addr), tupleOf(set.Protocol))
 			if err := fill(tuples(f, id), n, err); err != nil {
 				return changed, err
 			}
@@ -59,17 +60,26 @@ func ofFamily[T any](f family, list []T, addr func(T) netip.Addr) []T {
 	return list[six:]
 }
 
+// filling is memory that one set after the other uses while it is filled.
+type filling struct {
+	there []bool
+	come  []element
+	key   []byte
+}
+
 // replaceContent makes a set hold exactly the elements of want, which are sorted, as are the
 // keys that it appends for them. It keeps no list of elements that are as they should be: a
 // set can have hundreds of thousands.
-func replaceContent[T any](c *conn, s set, want []T, appendKey func([]byte, T) []byte) (changed int, err error) {
-	there := make([]bool, len(want))
-	var gone, come []element
-	var buffer []byte
+func replaceContent[T any](c *conn, room *filling, s set, want []T, appendKey func([]byte, T) []byte) (changed int, err error) {
+	there := slices.Grow(room.there[:0], len(want))[:len(want)]
+	clear(there)
+	var gone []element
+	come := room.come[:0]
+	defer func() { room.there, room.come = there, come[:0] }()
 	err = c.eachElement(s, func(e element) bool {
 		i, wanted := slices.BinarySearchFunc(want, e.key, func(v T, key string) int {
-			buffer = appendKey(buffer[:0], v)
-			return strings.Compare(string(buffer), key)
+			room.key = appendKey(room.key[:0], v)
+			return strings.Compare(string(room.key), key)
 		})
 		if wanted {
 			there[i] = true
@@ -92,7 +102,8 @@ func replaceContent[T any](c *conn, s set, want []T, appendKey func([]byte, T) [
 	}
 	for i, v := range want {
 		if !there[i] {
-			come = append(come, element{key: string(appendKey(nil, v))})
+			room.key = appendKey(room.key[:0], v)
+			come = append(come, element{key: string(room.key)})
 		}
 		if len(come) == fillAtOnce || i == len(want)-1 && len(come) > 0 {
 			if err := c.commit(anyGeneration, addElements(s, come)); err != nil {

@@ -113,9 +113,9 @@ func (d decoder) Decode(data []byte, defaults *schema.GroupVersionKind, into run
 		if kind == podKind {
 			out, err := d.pod(raw)
 			if err != nil {
-				return nil, &kind, err
+				return nil, &podKind, err
 			}
-			return out, &kind, nil
+			return out, &podKind, nil
 		}
 	}
 	out, kind, err := d.Serializer.Decode(data, defaults, into)
@@ -187,7 +187,7 @@ func (d decoder) pod(b []byte) (*pod, error) {
 	defer func() {
 		clear(f.labels) // the message is not held any longer
 		clear(f.ips)
-		*f = facts{labels: f.labels[:0], ports: f.ports[:0], ips: f.ips[:0]}
+		*f = facts{labels: f.labels[:0], ports: f.ports[:0], ips: f.ips[:0], named: f.named, addresses: f.addresses}
 		scratch.Put(f)
 	}()
 	if err := f.read(b, d.words); err != nil {

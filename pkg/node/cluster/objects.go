@@ -103,6 +103,9 @@ type facts struct {
 	ports              []corev1.ContainerPort
 	ip                 []byte
 	ips                [][]byte
+	// named and addresses are what is made of ports, and of ip and ips.
+	named     []endpoint.NamedPort
+	addresses []netip.Addr
 }
 
 // factsOf reads a whole Pod.
@@ -133,13 +136,15 @@ func factsOf(p *corev1.Pod) *facts {
 
 // keep is what is kept of a Pod on the node of that name, in memory of its own.
 func (w *words) keep(f *facts, node string) *pod {
+	f.named = policy.AppendNamed(f.named[:0], f.ports)
+	f.readAddresses()
 	version, _ := strconv.ParseUint(string(f.version), 10, 64)
 	t := &view.Pod{
 		IndexedPod: desired.IndexedPod{
-			Template: w.template(w.word(f.namespace), w.labels(f.labels), w.ports(policy.Named(f.ports))),
+			Template: w.template(w.word(f.namespace), w.labels(f.labels), w.ports(f.named)),
 			Name:     string(f.name), Rank: uint64(max(0, f.created)),
 		},
-		UID:     view.UIDOf(string(f.uid)),
+		UID:     view.UIDOf(f.uid),
 		Version: version,
 	}
 	if string(f.node) == node {
@@ -160,25 +165,24 @@ func (w *words) keep(f *facts, node string) *pod {
 	}
 	// The node's addresses are not a pod's, and a pod that has ended has given its own back.
 	if ended := string(f.phase) == string(corev1.PodSucceeded) || string(f.phase) == string(corev1.PodFailed); !f.hostNetwork && !ended {
-		list := addresses(f)
-		t.Addresses, t.Peer = desired.AddressesOf(list...), len(list) > 0
+		t.Addresses, t.Peer = desired.AddressesOf(f.addresses...), len(f.addresses) > 0
 	}
 	return &pod{kept: t, version: string(f.version), end: string(f.end)}
 }
 
-// addresses are those of a pod, each once. One with a zone is none that others could send to.
-func addresses(f *facts) []netip.Addr {
-	out := make([]netip.Addr, 0, 2)
-	add := func(text []byte) {
-		if a, err := netip.ParseAddr(string(text)); err == nil && a.Zone() == "" && !slices.Contains(out, a.Unmap()) {
-			out = append(out, a.Unmap())
+// readAddresses reads those of ip and ips, each once. One with a zone is none that others
+// could send to.
+func (f *facts) readAddresses() {
+	f.addresses = f.addresses[:0]
+	for i := -1; i < len(f.ips); i++ {
+		text := f.ip
+		if i >= 0 {
+			text = f.ips[i]
+		}
+		if a, err := netip.ParseAddr(string(text)); err == nil && a.Zone() == "" && !slices.Contains(f.addresses, a.Unmap()) {
+			f.addresses = append(f.addresses, a.Unmap())
 		}
 	}
-	add(f.ip)
-	for _, ip := range f.ips {
-		add(ip)
-	}
-	return out
 }
 
 // words keeps one copy of each word, of each set of labels and of each list of ports, and of

@@ -24,8 +24,8 @@ type Object interface {
 type UID [16]byte
 
 // UIDOf is that of an object with this UID in the API.
-func UIDOf(s string) (u UID) {
-	if s != "" {
+func UIDOf[S string | []byte](s S) (u UID) {
+	if len(s) > 0 {
 		sum := sha256.Sum256([]byte(s))
 		copy(u[:], sum[:])
 	}

@@ -110,7 +110,8 @@ func (s *sight) tells(t telling) *telling {
 		t.seen = append(slices.Clip(t.seen), s)
 	}
 	if l := s.last; l == nil || l.by != t.by || l.history != t.history || !slices.Equal(l.seen, t.seen) {
-		s.last = &t
+		fresh := t // only what is new takes room
+		s.last = &fresh
 	}
 	return s.last
 }
