@@ -284,7 +284,8 @@ func (n Node) uncontended(r ident.Record) error {
 // attachment is no error, and starts nothing.
 //
 // What cannot be removed from the kernel or, for want of room, be written down now does not
-// stop it: the next change does that. It is returned in left.
+// stop it: the next change does that, or where flows could not be forgotten, a collection. It
+// is returned in left.
 func (n Node) Delete(ctx context.Context, key ident.Key) (left, err error) {
 	r, err := n.Store.Get(key)
 	switch {
@@ -306,7 +307,7 @@ func (n Node) Delete(ctx context.Context, key ident.Key) (left, err error) {
 	// Without the lock, because it reads the whole conntrack table. Nobody else
 	// has the address yet: the plugin that assigned it is deleted after us.
 	if err := n.kernel().forget(r.Addresses); err != nil {
-		left = errors.Join(left, err)
+		return errors.Join(left, err), nil // with its record, so that a collection does it
 	}
 	n.step("forgotten")
 	unlock, err := n.lock(ctx)

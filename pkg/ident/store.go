@@ -277,7 +277,7 @@ func (s Store) Reserve(layout mark.Layout, r Record) (Record, error) {
 		r.ID = old.ID
 		return r, s.Put(r)
 	}
-	id, err := s.free(layout)
+	id, err := s.free(layout, hash)
 	if err != nil {
 		return Record{}, err
 	}
@@ -325,9 +325,14 @@ func (s Store) setNext(id mark.ID) error {
 // given out before a freed one comes again.
 const rest = 8
 
-// free finds the first ID from the cursor on that has no file. The cursor enters a block in
-// which nobody is only when nearly all IDs before that are taken, and goes back else.
-func (s Store) free(layout mark.Layout) (mark.ID, error) {
+// free finds the first ID from the cursor on that nobody has but the attachment hash. The
+// cursor enters a block in which nobody is only when nearly all IDs before that are taken,
+// and goes back else.
+func (s Store) free(layout mark.Layout, hash string) (mark.ID, error) {
+	lost, err := s.lost(hash)
+	if err != nil {
+		return 0, fmt.Errorf("looking for a free ID: %w", err)
+	}
 	next := s.next()
 	for i := range layout.Capacity() {
 		if i == 0 || next%mark.Block == 0 {
@@ -342,12 +347,15 @@ func (s Store) free(layout mark.Layout) (mark.ID, error) {
 		if next < mark.First || uint32(next) > layout.Max() {
 			next = mark.First
 		}
-		if _, err := os.Lstat(s.idPath(next)); errors.Is(err, fs.ErrNotExist) {
+		_, err := os.Lstat(s.idPath(next))
+		switch {
+		case err == nil || lost[next]:
+			next++
+		case errors.Is(err, fs.ErrNotExist):
 			return next, nil
-		} else if err != nil {
+		default:
 			return 0, fmt.Errorf("looking for a free ID: %w", err)
 		}
-		next++
 	}
 	fix := "every bit but kube-proxy's is in use"
 	if wider, ok := layout.Wider(); ok {
@@ -366,6 +374,39 @@ func (s Store) early(id mark.ID) (bool, error) {
 	}
 	used, err := s.IDsInUse()
 	return int(first)-int(mark.First) >= used+rest, err
+}
+
+// lost are the IDs of attachments other than hash where their files may be lost: only then are
+// the records read.
+func (s Store) lost(hash string) (map[mark.ID]bool, error) {
+	ids, err := s.extent(idsDir)
+	if err != nil {
+		return nil, err
+	}
+	records, err := s.extent(attachmentsDir)
+	if err != nil || ids == records {
+		return nil, err
+	}
+	known := map[mark.ID]bool{}
+	list, _ := s.List() // a damaged one is what a Sweep is for
+	for _, r := range list {
+		if r.Hash() != hash {
+			known[r.ID] = true
+		}
+	}
+	return known, nil
+}
+
+// extent is the same for two folders that hold equally many files. A tmpfs, which state is on
+// as a rule, tells it without reading them (BOGO_DIRENT_SIZE of Linux' mm/shmem.c).
+func (s Store) extent(sub string) (int64, error) {
+	var system unix.Statfs_t
+	var folder unix.Stat_t
+	if unix.Statfs(s.path(sub), &system) == nil && system.Type == unix.TMPFS_MAGIC && unix.Stat(s.path(sub), &folder) == nil {
+		return folder.Size, nil
+	}
+	n, err := s.count(sub)
+	return int64(n), err
 }
 
 func (s Store) idPath(id mark.ID) string { return s.path(idsDir, strconv.FormatUint(uint64(id), 10)) }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -413,5 +414,51 @@ func TestLostID(t *testing.T) {
 	}
 	if b, err := s.Reserve(l, record("b", "10.0.0.2")); err != nil || b.ID == a.ID {
 		t.Errorf("Reserve = %d, %v; that is the other's", b.ID, err)
+	}
+}
+
+// Nor does another get it before a Sweep has made it again, on a file system that counts the
+// names of a folder, and on one that does not.
+func TestLostIDIsNotGivenOut(t *testing.T) {
+	for _, parent := range []string{"/dev/shm", "/var/tmp"} {
+		for lost := range 8 { // of three files, one bit each
+			dir, err := os.MkdirTemp(parent, "ident")
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { os.RemoveAll(dir) })
+			s, l := ident.At(dir), layout(t, 0xf0000)
+			if err := s.Init(); err != nil {
+				t.Fatal(err)
+			}
+			has := map[mark.ID]string{}
+			give := func(name string) {
+				t.Helper()
+				r, err := s.Reserve(l, record(name, "10.0.0.1"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if other, taken := has[r.ID]; taken && other != name {
+					t.Errorf("%s, without files %03b: %s gets ID %d of %s", parent, lost, name, r.ID, other)
+				}
+				has[r.ID] = name
+			}
+			for _, name := range []string{"a", "b", "c"} {
+				give(name)
+			}
+			for i, id := range slices.Sorted(maps.Keys(has)) {
+				if lost&(1<<i) != 0 {
+					if err := os.Remove(filepath.Join(dir, "ids", fmt.Sprint(id))); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			for _, name := range []string{"d", "a", "e"} {
+				if err := os.RemoveAll(filepath.Join(dir, "next")); err != nil {
+					t.Fatal(err)
+				}
+				give(name)
+			}
+		}
 	}
 }

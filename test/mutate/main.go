@@ -55,7 +55,7 @@ const nobody = 65534
 func main() {
 	jobs := flag.Int("j", 1, "how many at a time")
 	pattern := flag.String("run", ".", "regexp of packages, files and reasons")
-	limit := flag.Duration("timeout", 2*time.Minute, "how long the tests of a package may take")
+	limit := flag.Duration("timeout", 2*time.Minute, "how long the tests of a package with a change may take at least; else ten times as long as without")
 	flag.Parse()
 	picked, err := regexp.Compile(*pattern)
 	if err == nil {
@@ -84,10 +84,13 @@ func run(jobs int, picked *regexp.Regexp, limit time.Duration) error {
 		}
 	}
 	// A test that fails in any case would kill all.
+	limits := map[string]time.Duration{}
 	for p := range packages {
-		if out, err := test(dir, p, nil, limit); !errors.Is(err, errSurvived) {
+		began := time.Now()
+		if out, err := test(dir, p, nil, 0); !errors.Is(err, errSurvived) {
 			return fmt.Errorf("without a change, the tests of %s fail: %w\n%s", p, err, out)
 		}
+		limits[p] = max(limit, 10*time.Since(began))
 	}
 	work := make(chan mutant)
 	var mu sync.Mutex
@@ -97,7 +100,7 @@ func run(jobs int, picked *regexp.Regexp, limit time.Duration) error {
 		wait.Go(func() {
 			for m := range work {
 				began := time.Now()
-				out, err := test(dir, m.Package, &m, limit)
+				out, err := test(dir, m.Package, &m, limits[m.Package])
 				mu.Lock()
 				word := "killed"
 				if err != nil {
@@ -124,7 +127,8 @@ func run(jobs int, picked *regexp.Regexp, limit time.Duration) error {
 	return nil
 }
 
-// test runs the tests of a package, with a change if there is one: nil where they find it out.
+// test runs the tests of a package, with a change if there is one: nil where they find it out,
+// or take longer than the limit; 0 is none.
 func test(dir, folder string, m *mutant, limit time.Duration) (out string, err error) {
 	dir, err = os.MkdirTemp(dir, "")
 	if err != nil {
