@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -26,8 +27,16 @@ func ReadPolicies(paths []string, stdin io.Reader) (desired.Policies, error) {
 		}
 		sources = append(sources, more...)
 	}
-	return policy.Compile(sources...)
+	policies, err := policy.Compile(sources...)
+	if errors.Is(err, policy.ErrEmpty) {
+		err = fmt.Errorf("%w: %s", err, noPolicy)
+	}
+	return policies, err
 }
+
+// noPolicy is why nothing to read is not read as no policy: that opens every endpoint, and
+// what writes to a pipe may have failed.
+const noPolicy = "to remove the node's policy, say 'podmarkctl apply --delete'"
 
 func readSources(path string, stdin io.Reader) ([]policy.Source, error) {
 	if path == "-" {
@@ -56,7 +65,7 @@ func readSources(path string, stdin io.Reader) ([]policy.Source, error) {
 }
 
 // manifests lists a folder's manifests, not those of its subfolders. A folder
-// without any is refused: an empty policy opens every endpoint, and --delete says so.
+// without any is refused.
 func manifests(dir string) ([]string, error) {
 	var names []string
 	for _, pattern := range []string{"*.yaml", "*.yml", "*.json"} {
@@ -67,7 +76,7 @@ func manifests(dir string) ([]string, error) {
 		names = append(names, found...)
 	}
 	if len(names) == 0 {
-		return nil, fmt.Errorf("folder %q has no *.yaml, *.yml or *.json: to remove the node's policy, say 'podmarkctl apply --delete'", dir)
+		return nil, fmt.Errorf("folder %q has no *.yaml, *.yml or *.json: %s", dir, noPolicy)
 	}
 	slices.Sort(names)
 	return names, nil

@@ -13,6 +13,9 @@ import (
 	"github.com/podmark/podmark/pkg/desired"
 )
 
+// ErrEmpty: there is no manifest to be read.
+var ErrEmpty = errors.New("no manifest in it")
+
 // Compile turns manifests into the policy of a node.
 //
 // The result depends on what the sources say, not on how they are divided or
@@ -25,15 +28,19 @@ import (
 //
 // with as much of it as is known, and "items[N]" after the document for an
 // entry of a list. Documents count from 1, without those that hold only
-// comments; a field is spelled as the API server spells it.
+// comments; a field is spelled as the API server spells it. Sources without any object are
+// ErrEmpty, each: a list without items says that there is no policy, an empty file says
+// nothing.
 func Compile(sources ...Source) (desired.Policies, error) {
 	var (
 		compiled desired.Policies
 		errs     []error
 		places   = map[string]string{}
 	)
+	found := false
 	for _, source := range sources {
 		for _, o := range decode(source) {
+			found = true
 			problems := o.errs
 			if id := o.id(); id != "" {
 				if first, taken := places[id]; taken {
@@ -46,6 +53,11 @@ func Compile(sources ...Source) (desired.Policies, error) {
 			for _, err := range problems {
 				errs = append(errs, o.problem(err))
 			}
+		}
+	}
+	if !found {
+		for _, source := range sources {
+			errs = append(errs, fmt.Errorf("%s: %w", source.Name, ErrEmpty))
 		}
 	}
 	if len(errs) > 0 {

@@ -11,7 +11,7 @@ func TestIsolation(t *testing.T) {
 	}{
 		{
 			name:     "without a policy nobody is isolated",
-			manifest: "# nothing\n---\n---\n# nothing either\n",
+			manifest: "# nothing\n---\n---\napiVersion: v1\nkind: List\nitems: []\n",
 			allow:    []string{"web/client web/server tcp/80", "web/server 192.0.2.1 udp/53", "192.0.2.1 web/server gre"},
 		},
 		{

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -178,12 +179,16 @@ func unaccepted(kind schema.GroupVersionKind) error {
 	}
 }
 
+// status is a field that API servers before 1.28 print of a NetworkPolicy, and that nobody
+// reads (KEP-2943).
+const status = `unknown field "status"`
+
 // into decodes data into target and returns what is wrong with it. Unknown and
 // duplicate fields are reported one by one and leave target whole.
 func (d decoder) into(target runtime.Object, data []byte) (partial bool, errs []error) {
 	_, _, err := d.strict.Decode(data, nil, target)
 	if strict, ok := runtime.AsStrictDecodingError(err); ok {
-		return false, strict.Errors()
+		return false, slices.DeleteFunc(strict.Errors(), func(err error) bool { return err.Error() == status })
 	}
 	var mismatch *json.UnmarshalTypeError
 	switch {

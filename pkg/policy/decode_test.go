@@ -41,6 +41,7 @@ func TestForms(t *testing.T) {
 		{"List in a List", []string{"apiVersion: v1\nkind: List\nitems:\n" + indent(policyB) + "- apiVersion: v1\n  kind: List\n  items: [" + jsonA + "]\n"}},
 		{"NetworkPolicyList", []string{`{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicyList", "items": [
 			{"metadata": {"name": "a", "namespace": "web"}}, ` + jsonB + `]}`}},
+		{"as an API server before 1.28 prints it", []string{policyA + "status: {}\n", strings.TrimSuffix(jsonB, "}") + `, "status": {"conditions": []}}`}},
 		{"anchors", []string{"apiVersion: v1\nkind: List\nitems:\n- {apiVersion: networking.k8s.io/v1, kind: &kind NetworkPolicy, metadata: {name: a, namespace: &ns web}}\n" +
 			"- {apiVersion: networking.k8s.io/v1, kind: *kind, metadata: {name: b, namespace: *ns}}\n"}},
 	}

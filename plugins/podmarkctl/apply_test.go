@@ -128,6 +128,7 @@ func TestApplyInvalid(t *testing.T) {
 		{"not YAML", map[string]string{"a.yaml": webPolicy, "b.json": "{"}, []string{"b.json"}},
 		{"twice the same", map[string]string{"a.yaml": webPolicy, "b.yaml": webPolicy}, []string{"b.yaml", "default/web"}},
 		{"empty folder", nil, []string{"--delete"}},
+		{"empty files", map[string]string{"a.yaml": "", "b.yaml": "# nothing\n---\n# at all\n", "c.json": " \n"}, []string{"a.yaml: no manifest", "b.yaml: no manifest", "c.json: no manifest", "--delete"}},
 		{"folder without manifests", map[string]string{"README.md": "x"}, []string{"*.yaml", "--delete"}},
 	}
 	for _, tt := range tests {
@@ -136,6 +137,24 @@ func TestApplyInvalid(t *testing.T) {
 		if diff := cmp.Diff(files, n.files()) + cmp.Diff(kernel, n.kernel()); diff != "" {
 			t.Fatalf("%s: it changed something:\n%s", tt.name, diff)
 		}
+	}
+}
+
+// What 'kubectl get networkpolicies -o yaml | podmarkctl apply -f -' is where kubectl fails
+// changes nothing; a list without items says that there are no policies.
+func TestApplyNothing(t *testing.T) {
+	n := newNode(t, nftables)
+	n.ctlIn(webPolicy, "apply", "-f", "-").ok(t)
+	n.addPod(map[string]string{"app": "web"})
+	kernel, files := n.kernel(), n.files()
+	for _, nothing := range []string{"", "\n", "# nothing\n", "---\n---\n", "null\n"} {
+		n.ctlIn(nothing, "apply", "-f", "-").fails(t, "stdin: no manifest", "apply --delete")
+		if diff := cmp.Diff(files, n.files()) + cmp.Diff(kernel, n.kernel()); diff != "" {
+			t.Fatalf("%q: it changed something:\n%s", nothing, diff)
+		}
+	}
+	if got := n.ctlIn("apiVersion: v1\nkind: List\nitems: []\n", "apply", "-f", "-").ok(t).stdout; !strings.HasPrefix(got, "0 policies") {
+		t.Errorf("it says %q", got)
 	}
 }
 
