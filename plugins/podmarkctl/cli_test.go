@@ -26,6 +26,7 @@ func TestUsage(t *testing.T) {
 			{[]string{"list", "--nonsense"}, []string{"--nonsense"}},
 			{[]string{"list", "-o", "yaml"}, []string{"yaml", "table", "json"}},
 			{[]string{"list", "--lock-timeout", "soon"}, []string{"soon"}},
+			{[]string{"list", "--lock-timeout", "-1s"}, []string{"--lock-timeout -1s"}},
 			{[]string{"apply"}, []string{"-f", "--delete"}},
 			{[]string{"apply", "-f", "x", "--delete"}, []string{"-f", "--delete"}},
 			{[]string{"apply", "-f"}, []string{"-f"}},

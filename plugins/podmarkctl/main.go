@@ -68,6 +68,9 @@ usage or failure.`,
 			if o.output != "table" && o.output != "json" {
 				return fmt.Errorf("--output %q: want table or json", o.output)
 			}
+			if o.lockTimeout < 0 {
+				return fmt.Errorf("--lock-timeout %s: want 0 or more", o.lockTimeout)
+			}
 			var err error
 			if o.stateDir, err = filepath.Abs(o.stateDir); err != nil {
 				return err

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -50,6 +51,9 @@ type daemonOptions struct {
 	install       installOptions
 }
 
+// leastInterval leaves the node's lock to others.
+const leastInterval = 100 * time.Millisecond
+
 func newDaemon(common *options) *cobra.Command {
 	o := daemonOptions{options: common, install: installOptions{options: common}}
 	cmd := &cobra.Command{
@@ -73,6 +77,9 @@ SIGINT, 2 wrong usage or failure.`,
 			ports, err := o.sources(log)
 			if err != nil {
 				return err
+			}
+			if o.interval < leastInterval {
+				return fmt.Errorf("--interval %s: want %s or more", o.interval, leastInterval)
 			}
 			if _, err := o.install.entry(); err != nil {
 				return err
@@ -102,11 +109,54 @@ SIGINT, 2 wrong usage or failure.`,
 	return cmd
 }
 
+// prefix begins the variables that stand for flags.
+const prefix = "PODMARKD_"
+
+// variable is the one that stands for a flag.
+func variable(flag string) string {
+	return prefix + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+}
+
+// link is what the kubelet sets in a container for each Service of its namespace
+// (k8s.io/kubernetes pkg/kubelet/envvars): one may be called podmarkd.
+var link = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`_SERVICE_HOST=|_SERVICE_PORT(_\w+)?=|_PORT(_[0-9]+_(TCP|UDP|SCTP))?=(tcp|udp|sctp)://|_PORT_[0-9]+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)=`)
+})
+
+// unknownVariables refuses a PODMARKD_* that is no flag of any command: several commands may
+// have one file of them.
+func unknownVariables(root *cobra.Command, environment []string) error {
+	known := map[string]bool{}
+	for _, cmd := range append(root.Commands(), root) {
+		for _, flags := range []*pflag.FlagSet{cmd.LocalFlags(), cmd.PersistentFlags()} {
+			flags.VisitAll(func(f *pflag.Flag) { known[variable(f.Name)] = true })
+		}
+	}
+	var errs []error
+	for _, e := range environment {
+		if name, _, _ := strings.Cut(e, "="); strings.HasPrefix(name, prefix) && !known[name] && !link().MatchString(e) {
+			errs = append(errs, fmt.Errorf("the environment has %s, and there is no such flag: see podmarkd --help", e))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// negative refuses durations below 0.
+func negative(flags *pflag.FlagSet) error {
+	var errs []error
+	flags.VisitAll(func(f *pflag.Flag) {
+		if d, err := flags.GetDuration(f.Name); err == nil && d < 0 {
+			errs = append(errs, fmt.Errorf("--%s %s: want 0 or more", f.Name, d))
+		}
+	})
+	return errors.Join(errs...)
+}
+
 // fromEnvironment sets the flags that were not given from PODMARKD_*.
 func fromEnvironment(flags *pflag.FlagSet) error {
 	var errs []error
 	flags.VisitAll(func(f *pflag.Flag) {
-		name := "PODMARKD_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		name := variable(f.Name)
 		if value, ok := os.LookupEnv(name); ok && !f.Changed {
 			if err := flags.Set(f.Name, value); err != nil {
 				errs = append(errs, fmt.Errorf("%s=%q: %w", name, value, err))

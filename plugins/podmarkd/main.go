@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -62,10 +63,13 @@ func newRoot() *cobra.Command {
 	root := newDaemon(o)
 	root.Version, root.SilenceUsage, root.SilenceErrors = version(), true, true
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
-		if err := fromEnvironment(cmd.Flags()); err != nil {
+		err := errors.Join(unknownVariables(root, os.Environ()), fromEnvironment(cmd.Flags()))
+		if err == nil {
+			err = negative(cmd.Flags())
+		}
+		if err != nil {
 			return err
 		}
-		var err error
 		o.stateDir, err = filepath.Abs(o.stateDir)
 		return err
 	}
