@@ -2,7 +2,7 @@
 //
 // It owns the keys, their defaults and what is accepted. It is pure: it opens
 // no file and asks the kernel nothing. Keys it does not know are ignored, as
-// the CNI specification asks; a known key with a wrong value is an [Error] that
+// the CNI specification asks, and [Unknown] lists them; a known key with a wrong value is an [Error] that
 // names the key, the value and what is accepted.
 package config
 
@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -136,10 +137,11 @@ func (e *Error) Unwrap() error { return e.Cause }
 // ErrSyntax is returned for input that is not a JSON object.
 var ErrSyntax = errors.New("network configuration is not a JSON object")
 
-// raw mirrors the input; a nil message is an absent key.
+// raw mirrors the input; a nil message is an absent key. Those of CNI are in the entry of any
+// plugin.
 type raw struct {
-	CNIVersion         json.RawMessage `json:"cniVersion"`
-	Name               json.RawMessage `json:"name"`
+	CNIVersion         json.RawMessage `json:"cniVersion" of:"CNI"`
+	Name               json.RawMessage `json:"name" of:"CNI"`
 	IPTablesMarkMask   json.RawMessage `json:"iptablesMarkMask"`
 	MarkCollision      json.RawMessage `json:"markCollision"`
 	KubeNodePortRanges json.RawMessage `json:"kubeNodePortRanges"`
@@ -152,11 +154,48 @@ type raw struct {
 	LockTimeoutSeconds json.RawMessage `json:"lockTimeoutSeconds"`
 	LogFile            json.RawMessage `json:"logFile"`
 	Sources            json.RawMessage `json:"allowedSourcePrefixes"`
-	Args               json.RawMessage `json:"args"`
+	Args               json.RawMessage `json:"args" of:"CNI"`
 	// libcni sends the list under both names (containernetworking/cni#1101).
-	ValidAttachments  json.RawMessage `json:"cni.dev/valid-attachments"`
-	LegacyAttachments json.RawMessage `json:"cni.dev/attachments"`
-	PrevResult        json.RawMessage `json:"prevResult"`
+	ValidAttachments  json.RawMessage `json:"cni.dev/valid-attachments" of:"CNI"`
+	LegacyAttachments json.RawMessage `json:"cni.dev/attachments" of:"CNI"`
+	PrevResult        json.RawMessage `json:"prevResult" of:"CNI"`
+}
+
+// Keys are podmark's own, sorted.
+func Keys() []string { return slices.Sorted(slices.Values(keys(true))) }
+
+// keys are those of raw: podmark's own, or those that it reads of others.
+func keys(own bool) (out []string) {
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[raw]()) {
+		if (f.Tag.Get("of") == "") == own {
+			out = append(out, f.Tag.Get("json"))
+		}
+	}
+	return out
+}
+
+// ofOthers are keys that runtimes, Multus and the CNI specification put into the entry of any
+// plugin.
+var ofOthers = []string{"type", "capabilities", "runtimeConfig", "ipam", "dns", "ipMasq", "deviceID", "pciBusID"}
+
+// Unknown lists the keys of an entry, or of all that the plugin is called with, that mean
+// nothing: sorted, nil for none. Those with a slash or a dot in them belong to whoever has that
+// domain, and those that begin with an underscore are comments.
+func Unknown(entry []byte) []string {
+	var in map[string]json.RawMessage
+	if json.Unmarshal(entry, &in) != nil {
+		return nil // Parse says what is wrong
+	}
+	known := slices.Concat(keys(true), keys(false), ofOthers)
+	var out []string
+	for key := range in {
+		is := func(name string) bool { return strings.EqualFold(name, key) } // so does encoding/json
+		if !slices.ContainsFunc(known, is) && !strings.ContainsAny(key, "/.") && !strings.HasPrefix(key, "_") {
+			out = append(out, key)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // Parse reads and validates a network configuration. Every wrong value is

@@ -117,6 +117,14 @@ func checkConfiguration(f Facts) []Finding {
 				Mend:     "sed -i -E " + quote(edit) + " " + quote(n.File),
 			})
 		}
+		if unknown := config.Unknown(n.Entry); unknown != nil {
+			out = append(out, Finding{
+				Severity: Error,
+				What:     fmt.Sprintf("podmark's entry in %q has unknown keys: %q", n.where(), unknown),
+				Why:      "what they are to say is not in force: the keys that were meant have their defaults",
+				Mend:     fmt.Sprintf("vi %s  # known are %s", quote(n.where()), strings.Join(config.Keys(), ", ")),
+			})
+		}
 		if n.Err == nil {
 			continue
 		}

@@ -100,6 +100,14 @@ func TestChecksums(t *testing.T) {
 	}
 }
 
+func TestUnknownKeys(t *testing.T) {
+	f := healthy(t, 0xffff0000)
+	f.Networks[0].Entry = []byte(`{"type": "podmark", "polcy": "files", "_comment": "x"}`)
+	if found := only(t, f, "configuration", `["polcy"]`, "10-net.conflist", "known are", "policy"); found.Severity != doctor.Error {
+		t.Errorf("severity %s", found.Severity)
+	}
+}
+
 func TestHealthy(t *testing.T) {
 	if list := doctor.Examine(healthy(t, 0xffff0000)); len(list) != 0 {
 		t.Errorf("%+v", list)

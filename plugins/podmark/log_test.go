@@ -30,6 +30,20 @@ func readLog(t *testing.T, file string) []logLine {
 	return lines
 }
 
+// A misspelt key is said at each ADD: a pod starts, and without what was meant.
+func TestUnknownKeys(t *testing.T) {
+	n := newNode(t, nftables)
+	file := filepath.Join(t.TempDir(), "podmark.log")
+	keys := conf{"logFile": file, "polcy": "files", "runtimeConfig": conf{"dns": conf{}}, "example.com/key": 1}
+	p := n.addPod()
+	p.add(keys).ok(t)
+	p.check(keys).ok(t)
+	lines := readLog(t, file)
+	if len(lines) != 3 || lines[0].Verb != "ADD" || lines[0].Level != "WARN" || !strings.Contains(lines[0].Msg, `["polcy"]`) {
+		t.Errorf("it logs %+v", lines)
+	}
+}
+
 func TestLog(t *testing.T) {
 	n := newNode(t, nftables)
 	file := filepath.Join(t.TempDir(), "podmark.log")

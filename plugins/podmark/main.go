@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -145,6 +146,9 @@ func cmdAdd(ctx context.Context, c *call) error {
 		return err
 	}
 	defer counters.Close()
+	if unknown := config.Unknown(c.StdinData); unknown != nil {
+		c.warn(fmt.Sprintf("the entry has unknown keys %q, which mean nothing: known are %s", unknown, strings.Join(config.Keys(), ", ")))
+	}
 	r := ident.Record{
 		Key: c.key(), Endpoint: e, Netns: c.Netns, UID: podOf(c.Args).uid,
 		Policed: c.config.Policy != config.PolicyNone, SourceBound: c.config.Sources,

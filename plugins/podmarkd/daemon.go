@@ -180,10 +180,12 @@ func (o daemonOptions) sources(log *slog.Logger) (*source.Watcher, error) {
 		w.Given = append(w.Given, desired.PortRange{First: r.First, Last: r.Last})
 	}
 	// Later it may come and go; at the start it is a mistake.
-	if _, err := os.Stat(o.configFile); o.configFile != "" && err != nil {
-		return nil, fmt.Errorf("--config: %w", err)
-	}
 	var err error
+	if o.configFile != "" {
+		if _, err = source.ReadConfig(o.configFile); err != nil {
+			return nil, fmt.Errorf("--config: %w", err)
+		}
+	}
 	if o.kubeconfig != "" {
 		if w.API, err = clientcmd.BuildConfigFromFlags("", o.kubeconfig); err != nil {
 			return nil, fmt.Errorf("--kubeconfig: %w", err)

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	cniversion "github.com/containernetworking/cni/pkg/version"
 	"github.com/spf13/cobra"
@@ -366,6 +367,9 @@ func validate(entry []byte, network, version string) error {
 	}
 	if !slices.Contains(cniversion.VersionsStartingFrom("0.3.1").SupportedVersions(), version) {
 		return fmt.Errorf("the conflist has cniVersion %q, and podmark speaks 0.3.1 to %s", version, cniversion.Current())
+	}
+	if unknown := config.Unknown(entry); unknown != nil {
+		return fmt.Errorf("it has unknown keys %q: known are %s", unknown, strings.Join(config.Keys(), ", "))
 	}
 	keys := map[string]any{}
 	if err := json.Unmarshal(entry, &keys); err != nil {

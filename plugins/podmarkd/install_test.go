@@ -81,6 +81,7 @@ func TestInstallEntry(t *testing.T) {
 	}{
 		{`{"type": "podmark", "policy": "all"}`, []string{"policy", `"all"`, `"files"`}},
 		{`{"type": "podmark", "iptablesMarkMask": "0x4000"}`, []string{"iptablesMarkMask", "0x4000"}},
+		{`{"type": "podmark", "polcy": "files"}`, []string{"polcy", "known are", "policy"}},
 		{`{"type": "ptp"}`, []string{"ptp", "podmark"}},
 		{`{"policy": "files"}`, []string{"type"}},
 		{`[]`, []string{"entry"}},

@@ -92,16 +92,25 @@ func (w *Watcher) readConfig() error {
 	if w.ConfigFile == "" {
 		return nil
 	}
-	data, err := readFile(w.ConfigFile)
+	c, err := ReadConfig(w.ConfigFile)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	c, err := ParseConfig(data)
-	if err != nil {
-		return fmt.Errorf("configuration file %q: %w", w.ConfigFile, err)
-	}
 	w.update(func(s *state) { s.config = c })
 	return nil
+}
+
+// ReadConfig reads a configuration file: what is wrong with it, or fs.ErrNotExist.
+func ReadConfig(name string) (Config, error) {
+	data, err := readFile(name)
+	if err != nil {
+		return Config{}, err
+	}
+	c, err := ParseConfig(data)
+	if err != nil {
+		return Config{}, fmt.Errorf("configuration file %q: %w", name, err)
+	}
+	return c, nil
 }
 
 // readManifests takes over the static pods. A manifest that is wrong goes on to say

@@ -36,7 +36,7 @@ func ParseConfig(data []byte) (Config, error) {
 		Ranges []json.RawMessage `json:"nodePortRanges"`
 		Mode   node.PortMode     `json:"nodePortMode"`
 	}
-	if err := yaml.Unmarshal(data, &in); err != nil {
+	if err := yaml.UnmarshalStrict(data, &in); err != nil {
 		return Config{}, fmt.Errorf("reading YAML: %w", err)
 	}
 	c := Config{Mode: in.Mode}

@@ -45,7 +45,9 @@ func TestParseConfig(t *testing.T) {
 	}{
 		"empty":            {},
 		"only a comment":   {data: "# nothing\n"},
-		"another key":      {data: "interval: 10s\n"},
+		"another key":      {data: "interval: 10s\n", err: `"interval"`},
+		"misspelt":         {data: "nodePortRange: [1]\n", err: `"nodePortRange"`},
+		"a key twice":      {data: "nodePortMode: exact\nnodePortMode: range\n", err: "nodePortMode"},
 		"null":             {data: "nodePortRanges:\n"},
 		"none at all":      {data: "nodePortRanges: []\n", want: source.Config{Ranges: ranges()}},
 		"numbers, ranges":  {data: "nodePortRanges: [80, '81', \"100-200\", 30000:32767]\nnodePortMode: range\n", want: source.Config{Ranges: ranges(80, 80, 81, 81, 100, 200, 30000, 32767), Mode: node.PortsRange}},
