@@ -173,14 +173,24 @@ func (f form) writeList(w io.Writer, r Resource, meta metav1.ListMeta, items []*
 	return err
 }
 
-// event is an entry of a watch as it is sent.
-func (f form) event(t watch.EventType, kind schema.GroupVersionKind, body []byte) []byte {
-	object := f.whole(kind, body)
+// writeEvent writes an event of a watch, whose objects come without their kind.
+func (f form) writeEvent(w io.Writer, t watch.EventType, kind schema.GroupVersionKind, body []byte) error {
+	start := f.opening(kind, len(body))
 	if !f.protobuf() {
-		return fmt.Appendf(nil, "{\"type\":%q,\"object\":%s}\n", t, object)
+		_, err := fmt.Fprintf(w, "{\"type\":%q,\"object\":%s%s}\n", t, start, body[1:]) // the brace is open
+		return err
 	}
-	e := metav1.WatchEvent{Type: string(t), Object: runtime.RawExtension{Raw: object}}
-	out, err := e.Marshal()
-	utilruntime.Must(err)
-	return append(binary.BigEndian.AppendUint32(nil, uint32(len(out))), out...)
+	// A metav1.WatchEvent has its type in field 1, and in field 2 a runtime.RawExtension,
+	// whose field 1 is the object.
+	size := len(start) + len(body)
+	raw := binary.AppendUvarint([]byte{tag(1)}, uint64(size))
+	head := append(binary.AppendUvarint([]byte{tag(1)}, uint64(len(t))), t...)
+	head = append(binary.AppendUvarint(append(head, tag(2)), uint64(len(raw)+size)), raw...)
+	frame := binary.BigEndian.AppendUint32(nil, uint32(len(head)+size))
+	for _, part := range [][]byte{frame, head, start, body} {
+		if _, err := w.Write(part); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -1,6 +1,8 @@
 package fakeapi
 
 import (
+	"bufio"
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -145,7 +147,8 @@ func (s *Server) take(w *watcher) (changes []*change, version int, overrun bool)
 // stream is the answer of a watch.
 type stream struct {
 	request
-	w http.ResponseWriter
+	w   *bufio.Writer
+	out *http.ResponseController
 }
 
 func (q request) stream(w http.ResponseWriter) stream {
@@ -154,15 +157,14 @@ func (q request) stream(w http.ResponseWriter) stream {
 		contentType += ";stream=watch"
 	}
 	w.Header().Set("Content-Type", contentType)
-	return stream{q, w}
+	return stream{q, bufio.NewWriterSize(w, 64<<10), http.NewResponseController(w)}
 }
 
-func (s stream) flush() error { return http.NewResponseController(s.w).Flush() }
+func (s stream) flush() error { return errors.Join(s.w.Flush(), s.out.Flush()) }
 
 func (s stream) send(t watch.EventType, o *object) error {
 	s.meter.objects.Add(1)
-	_, err := s.w.Write(s.form.event(t, s.form.kind(s.resource), o.in(s.form)))
-	return err
+	return s.form.writeEvent(s.w, t, s.form.kind(s.resource), o.in(s.form))
 }
 
 // bookmark tells a watch how far it is. The one that ends what was there at the
@@ -179,12 +181,11 @@ func (s stream) bookmark(version int, initial bool) error {
 	}
 	body, err := marshal(o, s.form)
 	utilruntime.Must(err)
-	_, err = s.w.Write(s.form.event(watch.Bookmark, s.form.kind(s.resource), body))
-	return err
+	return s.form.writeEvent(s.w, watch.Bookmark, s.form.kind(s.resource), body)
 }
 
 // refuse ends the watch with an error. Nobody is left to tell when that fails.
 func (s stream) refuse(err *apierrors.StatusError) {
 	body, kind := statusOf(err, s.form)
-	_, _ = s.w.Write(s.form.event(watch.Error, kind, body))
+	_ = errors.Join(s.form.writeEvent(s.w, watch.Error, kind, body), s.flush())
 }
