@@ -11,8 +11,8 @@ import (
 // shares of what is in use, in percent: while podmarkd gets to know a large cluster, a small
 // share alone has it run four times as often.
 const (
-	garbage      = 8 << 20
-	leastGarbage = 15
+	garbage      = 12 << 20
+	leastGarbage = 20
 	mostGarbage  = 50
 )
 

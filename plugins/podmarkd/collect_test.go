@@ -10,7 +10,7 @@ import (
 )
 
 func TestGarbageShare(t *testing.T) {
-	for inUse, want := range map[uint64]int{0: 50, 1: 50, 16 << 20: 50, 32 << 20: 25, 54 << 20: 15, 1 << 40: 15, math.MaxUint64: 15} {
+	for inUse, want := range map[uint64]int{0: 50, 1: 50, 24 << 20: 50, 48 << 20: 25, 60 << 20: 20, 1 << 40: 20, math.MaxUint64: 20} {
 		if got := garbageShare(inUse); got != want {
 			t.Errorf("beside %d bytes: %d %%, want %d", inUse, got, want)
 		}
