@@ -9,7 +9,7 @@ import (
 // The collector runs often: a look at thousands of endpoints leaves much behind, looks are few,
 // and the memory of a node is its pods'. It runs when garbage takes so much room, within these
 // shares of what is in use, in percent: while podmarkd gets to know a large cluster, a small
-// share alone has it run four times as often.
+// share alone has it run three times as often.
 const (
 	garbage      = 12 << 20
 	leastGarbage = 20
