@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
@@ -306,7 +308,9 @@ func (n Node) Delete(ctx context.Context, key ident.Key) (left, err error) {
 	n.step("detached")
 	// Without the lock, because it reads the whole conntrack table. Nobody else
 	// has the address yet: the plugin that assigned it is deleted after us.
-	if err := n.kernel().forget(r.Addresses); err != nil {
+	if err := n.kernel().forget(r.Addresses); errors.Is(err, unix.EBUSY) {
+		left = errors.Join(left, err) // for as long as the kernel lets a flowtable have them
+	} else if err != nil {
 		return errors.Join(left, err), nil // with its record, so that a collection does it
 	}
 	n.step("forgotten")

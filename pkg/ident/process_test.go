@@ -146,7 +146,7 @@ func TestLock(t *testing.T) {
 // An uninstall removes the folder with the lock in it, under those who wait for it: each of
 // them has the lock for itself all the same, of a folder that is there.
 func TestLockIsRemoved(t *testing.T) {
-	const waiters, rounds = 8, 40
+	const waiters, rounds = 64, 30 // so many that one opens the file as another removes it
 	s := newStore(t)
 	var inside atomic.Int32
 	var all sync.WaitGroup
@@ -165,7 +165,7 @@ func TestLockIsRemoved(t *testing.T) {
 					t.Error(err)
 				}
 				inside.Add(-1)
-				if round%2 == 0 { // the last thing that an uninstall does
+				if round%8 != 0 { // the last thing that an uninstall does
 					if err := s.RemoveAll(); err != nil {
 						t.Error(err)
 					}

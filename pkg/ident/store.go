@@ -271,13 +271,16 @@ func (s Store) count(sub string) (int, error) {
 // attachment is known, else the next free one. The record comes first: an ID
 // always leads to a record that tells whose it is.
 func (s Store) Reserve(layout mark.Layout, r Record) (Record, error) {
+	if err := s.relink(layout); err != nil {
+		return Record{}, fmt.Errorf("looking for lost IDs: %w", err)
+	}
 	hash := r.Hash()
 	r.Committed = false
 	if old, err := s.Get(r.Key); err == nil && uint32(old.ID) <= layout.Max() && s.holds(old.ID, hash) {
 		r.ID = old.ID
 		return r, s.Put(r)
 	}
-	id, err := s.free(layout, hash)
+	id, err := s.free(layout)
 	if err != nil {
 		return Record{}, err
 	}
@@ -325,14 +328,9 @@ func (s Store) setNext(id mark.ID) error {
 // given out before a freed one comes again.
 const rest = 8
 
-// free finds the first ID from the cursor on that nobody has but the attachment hash. The
-// cursor enters a block in which nobody is only when nearly all IDs before that are taken,
-// and goes back else.
-func (s Store) free(layout mark.Layout, hash string) (mark.ID, error) {
-	lost, err := s.lost(hash)
-	if err != nil {
-		return 0, fmt.Errorf("looking for a free ID: %w", err)
-	}
+// free finds the first ID from the cursor on that has no file. The cursor enters a block in
+// which nobody is only when nearly all IDs before that are taken, and goes back else.
+func (s Store) free(layout mark.Layout) (mark.ID, error) {
 	next := s.next()
 	for i := range layout.Capacity() {
 		if i == 0 || next%mark.Block == 0 {
@@ -347,15 +345,12 @@ func (s Store) free(layout mark.Layout, hash string) (mark.ID, error) {
 		if next < mark.First || uint32(next) > layout.Max() {
 			next = mark.First
 		}
-		_, err := os.Lstat(s.idPath(next))
-		switch {
-		case err == nil || lost[next]:
-			next++
-		case errors.Is(err, fs.ErrNotExist):
+		if _, err := os.Lstat(s.idPath(next)); errors.Is(err, fs.ErrNotExist) {
 			return next, nil
-		default:
+		} else if err != nil {
 			return 0, fmt.Errorf("looking for a free ID: %w", err)
 		}
+		next++
 	}
 	fix := "every bit but kube-proxy's is in use"
 	if wider, ok := layout.Wider(); ok {
@@ -376,25 +371,56 @@ func (s Store) early(id mark.ID) (bool, error) {
 	return int(first)-int(mark.First) >= used+rest, err
 }
 
-// lost are the IDs of attachments other than hash where their files may be lost: only then are
-// the records read.
-func (s Store) lost(hash string) (map[mark.ID]bool, error) {
+// relink makes the ID files that records lack: another would get such an ID. Records are read
+// only where there are not as many of them as ID files.
+func (s Store) relink(layout mark.Layout) error {
 	ids, err := s.extent(idsDir)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	records, err := s.extent(attachmentsDir)
 	if err != nil || ids == records {
-		return nil, err
+		return err
 	}
-	known := map[mark.ID]bool{}
-	list, _ := s.List() // a damaged one is what a Sweep is for
-	for _, r := range list {
-		if r.Hash() != hash {
-			known[r.ID] = true
+	for _, sub := range []string{idsDir, attachmentsDir} {
+		names, err := s.names(sub)
+		if err != nil {
+			return err
+		}
+		for _, name := range names { // what was being written in a crash
+			if strings.HasSuffix(name, temporary) {
+				if err := s.Remove(filepath.Join(sub, name)); err != nil {
+					return err
+				}
+			}
 		}
 	}
-	return known, nil
+	list, err := s.List()
+	if err != nil && !errors.Is(err, ErrDamaged) { // a damaged one is what a Sweep is for
+		return err
+	}
+	for _, r := range list {
+		if r.ID < mark.First || uint32(r.ID) > layout.Max() {
+			continue // nobody else gets that
+		}
+		if _, err := s.link(r, false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// link makes the ID file of a record where there is none, or with dryRun says that it would.
+func (s Store) link(r Record, dryRun bool) (made bool, err error) {
+	if _, err := os.Lstat(s.idPath(r.ID)); !errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if !dryRun {
+		if err := os.Symlink(target(r.Hash()), s.idPath(r.ID)); err != nil {
+			return false, fmt.Errorf("giving ID %d back to %s: %w", r.ID, r.Key, room(err))
+		}
+	}
+	return true, nil
 }
 
 // extent is the same for two folders that hold equally many files. A tmpfs, which state is on
@@ -590,14 +616,9 @@ func (s Store) Sweep(dryRun bool) (removed []string, err error) {
 		}
 	}
 	for _, r := range records {
-		if _, err := os.Lstat(s.idPath(r.ID)); !errors.Is(err, fs.ErrNotExist) {
+		if made, err := s.link(r, dryRun); !made {
+			errs = append(errs, err)
 			continue
-		}
-		if !dryRun {
-			if err := os.Symlink(target(r.Hash()), s.idPath(r.ID)); err != nil {
-				errs = append(errs, fmt.Errorf("giving ID %d back to %s: %w", r.ID, r.Key, room(err)))
-				continue
-			}
 		}
 		removed = append(removed, filepath.Join(idsDir, strconv.FormatUint(uint64(r.ID), 10)))
 	}

@@ -417,6 +417,36 @@ func TestLostID(t *testing.T) {
 	}
 }
 
+// Thirty have lost all their IDs, and the cursor: the next gets another, and at once.
+func TestAllIDsAreLost(t *testing.T) {
+	for _, cursor := range []string{"", "32", "64", "2"} {
+		dir, err := os.MkdirTemp("/dev/shm", "ident")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.RemoveAll(dir) })
+		s, l := ident.At(dir), layout(t, 0xffff0000)
+		if err := s.Init(); err != nil {
+			t.Fatal(err)
+		}
+		has := map[mark.ID]bool{}
+		for i := range 30 {
+			has[reserve(t, s, l, record(fmt.Sprint(i))).ID] = true
+		}
+		err = errors.Join(os.RemoveAll(filepath.Join(dir, "ids")), os.WriteFile(filepath.Join(dir, "next"), []byte(cursor), 0o600), s.Init())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"new", "newer"} {
+			id := reserve(t, s, l, record(name)).ID
+			if has[id] {
+				t.Errorf("with cursor %q %s gets ID %d of another", cursor, name, id)
+			}
+			has[id] = true
+		}
+	}
+}
+
 // Nor does another get it before a Sweep has made it again, on a file system that counts the
 // names of a folder, and on one that does not.
 func TestLostIDIsNotGivenOut(t *testing.T) {

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -28,9 +29,9 @@ var ErrEmpty = errors.New("no manifest in it")
 //
 // with as much of it as is known, and "items[N]" after the document for an
 // entry of a list. Documents count from 1, without those that hold only
-// comments; a field is spelled as the API server spells it. Sources without any object are
-// ErrEmpty, each: a list without items says that there is no policy, an empty file says
-// nothing.
+// comments; a field is spelled as the API server spells it. A source that is blank is
+// ErrEmpty, and so are all where none has an object: a list without items says that there is
+// no policy, an empty file says nothing.
 func Compile(sources ...Source) (desired.Policies, error) {
 	var (
 		compiled desired.Policies
@@ -39,6 +40,9 @@ func Compile(sources ...Source) (desired.Policies, error) {
 	)
 	found := false
 	for _, source := range sources {
+		if len(bytes.TrimSpace(source.Data)) == 0 {
+			errs = append(errs, fmt.Errorf("%s: %w", source.Name, ErrEmpty))
+		}
 		for _, o := range decode(source) {
 			found = true
 			problems := o.errs
@@ -55,7 +59,7 @@ func Compile(sources ...Source) (desired.Policies, error) {
 			}
 		}
 	}
-	if !found {
+	if !found && errs == nil {
 		for _, source := range sources {
 			errs = append(errs, fmt.Errorf("%s: %w", source.Name, ErrEmpty))
 		}

@@ -92,6 +92,7 @@ func TestInvalidDocuments(t *testing.T) {
 			`bad.yaml: document 1: NetworkPolicy default/a: unknown field "spec.ingress[0].form"`,
 		}},
 		{"nothing but comments", "# a: b\n---\n\n---\n", []string{`bad.yaml: no manifest in it`}},
+		{"blank", " \n\n", []string{`bad.yaml: no manifest in it`}},
 		{"a status elsewhere", head + "metadata: {name: a}\nspec: {status: {}}\n", []string{
 			`bad.yaml: document 1: NetworkPolicy default/a: unknown field "spec.status"`,
 		}},

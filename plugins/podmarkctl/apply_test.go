@@ -128,7 +128,8 @@ func TestApplyInvalid(t *testing.T) {
 		{"not YAML", map[string]string{"a.yaml": webPolicy, "b.json": "{"}, []string{"b.json"}},
 		{"twice the same", map[string]string{"a.yaml": webPolicy, "b.yaml": webPolicy}, []string{"b.yaml", "default/web"}},
 		{"empty folder", nil, []string{"--delete"}},
-		{"empty files", map[string]string{"a.yaml": "", "b.yaml": "# nothing\n---\n# at all\n", "c.json": " \n"}, []string{"a.yaml: no manifest", "b.yaml: no manifest", "c.json: no manifest", "--delete"}},
+		{"nothing but comments", map[string]string{"a.yaml": "# a: b\n", "b.yaml": "# nothing\n---\n# at all\n"}, []string{"a.yaml: no manifest", "b.yaml: no manifest", "--delete"}},
+		{"one that is being written", map[string]string{"a.yaml": webPolicy, "b.yaml": "", "c.json": " \n"}, []string{"b.yaml: no manifest", "c.json: no manifest", "--delete"}},
 		{"folder without manifests", map[string]string{"README.md": "x"}, []string{"*.yaml", "--delete"}},
 	}
 	for _, tt := range tests {

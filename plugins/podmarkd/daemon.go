@@ -135,7 +135,7 @@ func unknownVariables(root *cobra.Command, environment []string) error {
 	var errs []error
 	for _, e := range environment {
 		if name, _, _ := strings.Cut(e, "="); strings.HasPrefix(name, prefix) && !known[name] && !link().MatchString(e) {
-			errs = append(errs, fmt.Errorf("the environment has %s, and there is no such flag: see podmarkd --help", e))
+			errs = append(errs, fmt.Errorf("the environment has %s, and there is no such flag: see podmarkd --help", name))
 		}
 	}
 	return errors.Join(errs...)

@@ -337,7 +337,12 @@ func (o *installOptions) entry() ([]byte, error) {
 		return nil, fmt.Errorf("--entry: %w", err)
 	}
 	b = bytes.TrimSpace(b)
-	if err := validate(b, "network", "1.0.0"); err != nil {
+	err = validate(b, "network", "1.0.0")
+	// One that is there already is for ADD and doctor to tell: the plugin is to be kept all the same.
+	if unknown := config.Unknown(b); err == nil && unknown != nil {
+		err = fmt.Errorf("it has unknown keys %q: known are %s", unknown, strings.Join(config.Keys(), ", "))
+	}
+	if err != nil {
 		return nil, fmt.Errorf("--entry %q: %w", o.entryFile, err)
 	}
 	return b, nil
@@ -367,9 +372,6 @@ func validate(entry []byte, network, version string) error {
 	}
 	if !slices.Contains(cniversion.VersionsStartingFrom("0.3.1").SupportedVersions(), version) {
 		return fmt.Errorf("the conflist has cniVersion %q, and podmark speaks 0.3.1 to %s", version, cniversion.Current())
-	}
-	if unknown := config.Unknown(entry); unknown != nil {
-		return fmt.Errorf("it has unknown keys %q: known are %s", unknown, strings.Join(config.Keys(), ", "))
 	}
 	keys := map[string]any{}
 	if err := json.Unmarshal(entry, &keys); err != nil {

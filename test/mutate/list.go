@@ -16,7 +16,7 @@ var mutants = []mutant{
 	{applying, "attach.go", "open = n.kernel().open\n\t\tif err := n.kernel().close(r.Endpoint); err != nil {", "open = n.kernel().open\n\t\tif err := error(nil); err != nil {", "an ADD does not close the port"},
 	{applying, "attach.go", "left = errors.Join(left, n.kernel().shut(r.Endpoint))", "left = errors.Join(left, nil)", "a DEL leaves the bridge port open"},
 	{applying, "attach.go", "r.Committed = true\n", "", "an ADD does not say that it has ended"},
-	{applying, "attach.go", "if err := n.kernel().forget(r.Addresses); err != nil {", "if err := error(nil); err != nil {", "the flows of a pod outlive it"},
+	{applying, "attach.go", "if err := n.kernel().forget(r.Addresses); errors.Is(err, unix.EBUSY) {", "if err := error(nil); errors.Is(err, unix.EBUSY) {", "the flows of a pod outlive it"},
 	{applying, "attach.go", "return errors.Join(left, err), nil // with its record, so that a collection does it", "left = errors.Join(left, err)", "flows that a DEL could not forget are forgotten by nobody"},
 	{applying, "attach.go", "owner.Network != r.Network && owner.Committed", "false && owner.Committed", "two networks may have one address"},
 	{applying, "attach.go", "both && other.Key != r.Key {", "both && false {", "two pods behind one interface may have one prefix"},
@@ -73,7 +73,7 @@ var mutants = []mutant{
 	{deciding, "state.go", "n.Key != e.Key || !containsAll(n.Sources", "n.Key != e.Key || containsAll(n.Sources", "a prefix that is taken away goes on in live flows"},
 	{deciding, "members.go", "if own || !set.Own {", "if true {", "a port's name of ingress is that of pods elsewhere"},
 
-	{keeping, "store.go", "err == nil || lost[next]", "err == nil || lost[next] && next == 0", "an ID whose file is lost becomes another's"},
+	{keeping, "store.go", "err != nil || ids == records {", "err != nil || ids <= records {", "an ID whose file is lost becomes another's"},
 	{keeping, "store.go", "case r.ID < mark.First:", "case false:", "a record gives an endpoint the ID of the node itself"},
 	{keeping, "store.go", "case r.Hash() != name:", "case false:", "a record counts that is another attachment's"},
 	{keeping, "store.go", "if s.holds(r.ID, hash) {", "if true {", "a late DEL frees the ID of another endpoint"},

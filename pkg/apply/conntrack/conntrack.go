@@ -68,7 +68,8 @@ const (
 
 // Forget deletes every flow that one of addrs started or answers: for addresses
 // whose endpoint is gone. A flow of a live endpoint must not be deleted: the next
-// packet might be a reply, which would begin a flow in the other direction.
+// packet might be a reply, which would begin a flow in the other direction. The error is
+// unix.EBUSY where a flow stays that a flowtable carries, see [TakeBack].
 func Forget(addrs []netip.Addr) error {
 	return eachOf(addrs, func(c *netlink.Conn, f flow) error { return f.delete(c) })
 }
@@ -91,13 +92,14 @@ func Unjudge(addrs []netip.Addr, mask uint32) error {
 	})
 }
 
-// eachOf calls do for every flow that one of addrs started or answers.
+// eachOf calls do for every flow that one of addrs started or answers, also after an error.
 func eachOf(addrs []netip.Addr, do func(*netlink.Conn, flow) error) error {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return fmt.Errorf("connecting to conntrack: %w", err)
 	}
 	defer c.Close()
+	var errs []error
 	for _, q := range queriesFor(addrs, flowCount()) {
 		// A filter only saves work: a kernel before 5.8 ignores it.
 		flows, err := dump(c, q.family, q.filter, func(f flow) bool {
@@ -108,11 +110,11 @@ func eachOf(addrs []netip.Addr, do func(*netlink.Conn, flow) error) error {
 		}
 		for _, f := range flows {
 			if err := do(c, f); err != nil {
-				return fmt.Errorf("changing a flow of %v: %w", addrs, err)
+				errs = append(errs, fmt.Errorf("changing a flow of %v: %w", addrs, err))
 			}
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // fewFlows is up to how many flows reading them all costs less than the filtered
