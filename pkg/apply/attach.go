@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -308,9 +309,9 @@ func (n Node) Delete(ctx context.Context, key ident.Key) (left, err error) {
 	n.step("detached")
 	// Without the lock, because it reads the whole conntrack table. Nobody else
 	// has the address yet: the plugin that assigned it is deleted after us.
-	if err := n.kernel().forget(r.Addresses); errors.Is(err, unix.EBUSY) {
-		left = errors.Join(left, err) // for as long as the kernel lets a flowtable have them
-	} else if err != nil {
+	busy, err := n.forget(r.Addresses)
+	left = errors.Join(left, busy)
+	if err != nil {
 		return errors.Join(left, err), nil // with its record, so that a collection does it
 	}
 	n.step("forgotten")
@@ -330,6 +331,16 @@ func (n Node) Delete(ctx context.Context, key ident.Key) (left, err error) {
 	}
 	n.step("released")
 	return left, nil
+}
+
+// forget drops the flows of addresses. Busy is about those that the kernel leaves to a
+// flowtable for as long as they live.
+func (n Node) forget(addrs []netip.Addr) (busy, err error) {
+	err = n.kernel().forget(addrs)
+	if errors.Is(err, unix.EBUSY) {
+		return err, nil
+	}
+	return nil, err
 }
 
 // detach removes the attachment from the kernel and leaves an uncommitted

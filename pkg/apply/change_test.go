@@ -150,6 +150,28 @@ func TestFlows(t *testing.T) {
 	}
 }
 
+// A kernel that leaves a flow to its flowtable keeps no ID: neither a DEL nor a collection ends
+// for it, and both tell.
+func TestFlowsOfAFlowtable(t *testing.T) {
+	for name, call := range map[string]func(n Node) (left, err error){
+		"DEL": func(n Node) (left, err error) { return n.Delete(context.Background(), web.Key) },
+		"collection": func(n Node) (left, err error) {
+			c, err := n.Collect(context.Background(), func(r ident.Record) bool { return r.Key == web.Key }, false)
+			return c.Left, err
+		},
+	} {
+		m := on(t, adds(web), adds(other))
+		m.judge()
+		m.busy = true
+		if left, err := call(m.node()); err != nil || !errors.Is(left, unix.EBUSY) {
+			t.Errorf("%s: left %v, error %v", name, left, err)
+		}
+		if records, err := m.store.List(); err != nil || len(records) != 1 || records[0].Key != other.Key {
+			t.Errorf("%s leaves records %v, %v", name, records, err)
+		}
+	}
+}
+
 // What an ADD is refused for changes nothing.
 func TestRefusals(t *testing.T) {
 	again := func(r ident.Record, change func(*ident.Record)) ident.Record { change(&r); return r }

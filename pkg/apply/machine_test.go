@@ -43,6 +43,8 @@ type machine struct {
 	ports map[int]*hostPort
 	// flows are the conntrack marks of the flows that addresses began.
 	flows map[netip.Addr]uint32
+	// busy is set where the kernel leaves flows to a flowtable.
+	busy bool
 	// unfilterable are families whose frames bridges keep to themselves.
 	unfilterable map[bool]bool
 	tunnelPorts  []uint16
@@ -469,6 +471,9 @@ func (m *machine) unjudge(addrs []netip.Addr, mask uint32) error {
 }
 
 func (m *machine) forget(addrs []netip.Addr) error {
+	if m.busy {
+		return fmt.Errorf("a flow of %v: %w", addrs, unix.EBUSY)
+	}
 	return m.does("forget", func() {
 		for _, a := range addrs {
 			delete(m.flows, a)

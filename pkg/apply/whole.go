@@ -103,7 +103,8 @@ func (n Node) Preview(settings Settings, policies *desired.Policies) (desired.St
 type Collected struct {
 	Attachments []ident.Record `json:"attachments"`
 	Files       []string       `json:"files"`
-	// Left is what stays in the state folder for want of room, until the next collection.
+	// Left is what stays: in the state folder for want of room, until the next collection, and
+	// flows in a flowtable.
 	Left error `json:"-"`
 }
 
@@ -137,8 +138,10 @@ func (n Node) Collect(ctx context.Context, dead func(ident.Record) bool, dryRun 
 		if err := n.unsynced(); err != nil {
 			return c, err
 		}
-		err := errors.Join(n.kernel().shut(r.Endpoint), n.kernel().forget(n.freed(r).Addresses))
-		if err == nil {
+		err := n.kernel().shut(r.Endpoint)
+		busy, unforgotten := n.forget(n.freed(r).Addresses)
+		c.Left = errors.Join(c.Left, busy)
+		if err = errors.Join(err, unforgotten); err == nil {
 			err = n.Store.Release(r)
 		}
 		if errors.Is(err, ident.ErrNoRoom) {

@@ -24,7 +24,7 @@ func newGC(o *options) *cobra.Command {
 				return err
 			}
 			if done.Left != nil {
-				fmt.Fprintf(cmd.ErrOrStderr(), "podmarkctl: the kernel has nothing of these any more, and for want of room files stay until the next gc: %v\n", done.Left)
+				fmt.Fprintf(cmd.ErrOrStderr(), "podmarkctl: something of these stays until the next gc: %v\n", done.Left)
 			}
 			if done.Attachments == nil {
 				done.Attachments = []ident.Record{}

@@ -16,7 +16,7 @@ var mutants = []mutant{
 	{applying, "attach.go", "open = n.kernel().open\n\t\tif err := n.kernel().close(r.Endpoint); err != nil {", "open = n.kernel().open\n\t\tif err := error(nil); err != nil {", "an ADD does not close the port"},
 	{applying, "attach.go", "left = errors.Join(left, n.kernel().shut(r.Endpoint))", "left = errors.Join(left, nil)", "a DEL leaves the bridge port open"},
 	{applying, "attach.go", "r.Committed = true\n", "", "an ADD does not say that it has ended"},
-	{applying, "attach.go", "if err := n.kernel().forget(r.Addresses); errors.Is(err, unix.EBUSY) {", "if err := error(nil); errors.Is(err, unix.EBUSY) {", "the flows of a pod outlive it"},
+	{applying, "attach.go", "busy, err := n.forget(r.Addresses)\n", "busy, err := error(nil), error(nil)\n", "the flows of a pod outlive it"},
 	{applying, "attach.go", "return errors.Join(left, err), nil // with its record, so that a collection does it", "left = errors.Join(left, err)", "flows that a DEL could not forget are forgotten by nobody"},
 	{applying, "attach.go", "owner.Network != r.Network && owner.Committed", "false && owner.Committed", "two networks may have one address"},
 	{applying, "attach.go", "both && other.Key != r.Key {", "both && false {", "two pods behind one interface may have one prefix"},
