@@ -29,6 +29,21 @@ func newStore(t testing.TB) ident.Store {
 	return s
 }
 
+// newStoreIn is one below a folder of a file system that matters.
+func newStoreIn(t testing.TB, parent string) ident.Store {
+	t.Helper()
+	dir, err := os.MkdirTemp(parent, "ident")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	s := ident.At(dir)
+	if err := s.Init(); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
 func layout(t testing.TB, mask uint32) mark.Layout {
 	t.Helper()
 	l, err := mark.NewLayout(mask)
@@ -420,20 +435,12 @@ func TestLostID(t *testing.T) {
 // Thirty have lost all their IDs, and the cursor: the next gets another, and at once.
 func TestAllIDsAreLost(t *testing.T) {
 	for _, cursor := range []string{"", "32", "64", "2"} {
-		dir, err := os.MkdirTemp("/dev/shm", "ident")
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { os.RemoveAll(dir) })
-		s, l := ident.At(dir), layout(t, 0xffff0000)
-		if err := s.Init(); err != nil {
-			t.Fatal(err)
-		}
+		s, l := newStoreIn(t, "/dev/shm"), layout(t, 0xffff0000)
 		has := map[mark.ID]bool{}
 		for i := range 30 {
 			has[reserve(t, s, l, record(fmt.Sprint(i))).ID] = true
 		}
-		err = errors.Join(os.RemoveAll(filepath.Join(dir, "ids")), os.WriteFile(filepath.Join(dir, "next"), []byte(cursor), 0o600), s.Init())
+		err := errors.Join(os.RemoveAll(s.Path("ids")), os.WriteFile(s.Path("next"), []byte(cursor), 0o600), s.Init())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -452,15 +459,7 @@ func TestAllIDsAreLost(t *testing.T) {
 func TestLostIDIsNotGivenOut(t *testing.T) {
 	for _, parent := range []string{"/dev/shm", "/var/tmp"} {
 		for lost := range 8 { // of three files, one bit each
-			dir, err := os.MkdirTemp(parent, "ident")
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { os.RemoveAll(dir) })
-			s, l := ident.At(dir), layout(t, 0xf0000)
-			if err := s.Init(); err != nil {
-				t.Fatal(err)
-			}
+			s, l := newStoreIn(t, parent), layout(t, 0xf0000)
 			has := map[mark.ID]string{}
 			give := func(name string) {
 				t.Helper()
@@ -478,13 +477,13 @@ func TestLostIDIsNotGivenOut(t *testing.T) {
 			}
 			for i, id := range slices.Sorted(maps.Keys(has)) {
 				if lost&(1<<i) != 0 {
-					if err := os.Remove(filepath.Join(dir, "ids", fmt.Sprint(id))); err != nil {
+					if err := os.Remove(s.Path("ids/" + fmt.Sprint(id))); err != nil {
 						t.Fatal(err)
 					}
 				}
 			}
 			for _, name := range []string{"d", "a", "e"} {
-				if err := os.RemoveAll(filepath.Join(dir, "next")); err != nil {
+				if err := os.RemoveAll(s.Path("next")); err != nil {
 					t.Fatal(err)
 				}
 				give(name)

@@ -221,7 +221,7 @@ func cmdDel(ctx context.Context, c *call) error {
 		// An error would keep the runtime from deleting the plugins before us, and
 		// with them the pod's address; the next change removes what is left.
 		c.log.Warn("left for the next change", "error", left)
-		fmt.Fprintf(os.Stderr, "podmark: DEL of %s left something for the next change: %v\n", c.key(), left)
+		fmt.Fprintf(os.Stderr, "podmark: DEL of %s left something for the next change or 'podmarkctl gc': %v\n", c.key(), left)
 	}
 	return err
 }
@@ -260,7 +260,7 @@ func cmdGC(ctx context.Context, c *call) error {
 	}, false)
 	if done.Left != nil {
 		c.log.Warn("left for the next change", "error", done.Left)
-		fmt.Fprintf(os.Stderr, "podmark: GC left something for the next change: %v\n", done.Left)
+		fmt.Fprintf(os.Stderr, "podmark: GC left something for the next change or 'podmarkctl gc': %v\n", done.Left)
 	}
 	return err
 }

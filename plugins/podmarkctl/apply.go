@@ -25,7 +25,8 @@ namespaces their labels.
 The policy is in force on every endpoint whose conflist says "policy": "files"
 when the command returns, and on a new one before its ADD returns. Live
 connections that it forbids stop at their next packet; no other is touched. One
-invalid document, and nothing changes.`,
+invalid document, or a source without any, and nothing changes: a list without
+items, or --delete, says that there is no policy.`,
 		Example: `  podmarkctl apply -f policies/
   podmarkctl apply -f web.yaml -f db.yaml
   kubectl get networkpolicies,namespaces -A -o yaml | podmarkctl apply -f -

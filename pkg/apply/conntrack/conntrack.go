@@ -69,7 +69,7 @@ const (
 // Forget deletes every flow that one of addrs started or answers: for addresses
 // whose endpoint is gone. A flow of a live endpoint must not be deleted: the next
 // packet might be a reply, which would begin a flow in the other direction. The error is
-// unix.EBUSY where a flow stays that a flowtable carries, see [TakeBack].
+// unix.EBUSY where nothing stays but flows that a flowtable carries, see [TakeBack].
 func Forget(addrs []netip.Addr) error {
 	return eachOf(addrs, func(c *netlink.Conn, f flow) error { return f.delete(c) })
 }
@@ -99,7 +99,7 @@ func eachOf(addrs []netip.Addr, do func(*netlink.Conn, flow) error) error {
 		return fmt.Errorf("connecting to conntrack: %w", err)
 	}
 	defer c.Close()
-	var errs []error
+	var failed failures
 	for _, q := range queriesFor(addrs, flowCount()) {
 		// A filter only saves work: a kernel before 5.8 ignores it.
 		flows, err := dump(c, q.family, q.filter, func(f flow) bool {
@@ -109,12 +109,29 @@ func eachOf(addrs []netip.Addr, do func(*netlink.Conn, flow) error) error {
 			return fmt.Errorf("listing flows of %v: %w", addrs, err)
 		}
 		for _, f := range flows {
-			if err := do(c, f); err != nil {
-				errs = append(errs, fmt.Errorf("changing a flow of %v: %w", addrs, err))
-			}
+			failed.add(do(c, f))
 		}
 	}
-	return errors.Join(errs...)
+	if failed.err != nil {
+		return fmt.Errorf("changing flows of %v, %d of them: %w", addrs, failed.count, failed.err)
+	}
+	return nil
+}
+
+// failures are those of one thing done with many flows. One error stands for all, and it is
+// unix.EBUSY only where all are.
+type failures struct {
+	count int
+	err   error
+}
+
+func (f *failures) add(err error) {
+	if err == nil {
+		return
+	}
+	if f.count++; f.err == nil || errors.Is(f.err, unix.EBUSY) {
+		f.err = err
+	}
 }
 
 // fewFlows is up to how many flows reading them all costs less than the filtered

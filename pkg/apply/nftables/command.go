@@ -166,7 +166,7 @@ func deleteSet(s set) command {
 // elementsAtOnce bounds a message: the list of its elements has 64 KiB.
 const elementsAtOnce = 500
 
-// sizeOfElement is how many bytes of attributes one has in a set of addresses, at most.
+// sizeOfElement is how many bytes of attributes an address has in a set. Others have more.
 const sizeOfElement = 4*unix.SizeofNlAttr + 16
 
 // changeElements adds or deletes elements, as many at once as a message holds. The

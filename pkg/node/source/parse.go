@@ -29,7 +29,7 @@ type Config struct {
 }
 
 // ParseConfig reads a configuration file, YAML or JSON: nodePortRanges, a list of
-// numbers and ranges, and nodePortMode. Other keys are left to others.
+// numbers and ranges, and nodePortMode. Another key is an error: it may be one of these, misspelt.
 func ParseConfig(data []byte) (Config, error) {
 	// Numbers are read as text: a float would turn 30000.5 into a port.
 	var in struct {
