@@ -6,7 +6,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -35,6 +37,50 @@ func settled(t *testing.T, name string) (Node, file) {
 		t.Fatal(err)
 	}
 	return n, f
+}
+
+// Who reads without the lock gets the policies before a change or those after it, and never
+// takes them for lost.
+func TestReadDuringChanges(t *testing.T) {
+	n, f := settled(t, "0")
+	const changes = 300
+	var wait sync.WaitGroup
+	done := make(chan struct{})
+	for _, cache := range []*Cache{nil, {}} {
+		reader := n
+		reader.Cache = cache
+		wait.Go(func() {
+			last := 0
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				f, err := reader.load()
+				if err != nil {
+					t.Errorf("after %d: %v", last, err)
+					return
+				}
+				now, err := strconv.Atoi(f.Policies.Policies[0].Name)
+				if err != nil || now < last {
+					t.Errorf("read %q after %d", f.Policies.Policies[0].Name, last)
+				}
+				last = now
+			}
+		})
+	}
+	for i := range changes {
+		policies := named(strconv.Itoa(i))
+		f.Policies = policies
+		var err error
+		if f, err = n.note(f, Revision{Policies: &policies}); err != nil {
+			t.Error(err)
+			break
+		}
+	}
+	close(done)
+	wait.Wait()
 }
 
 // Policies count only where they are those that node.json names, and they are never taken for

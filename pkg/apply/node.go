@@ -196,6 +196,20 @@ func (n Node) load() (file, error) {
 
 // loadLost is load for who can do without the policies that there were.
 func (n Node) loadLost() (file, error) {
+	path := n.Store.Path(ident.NodeFile)
+	for {
+		now := stamp(path)
+		f, err := n.readWhole()
+		// Who reads without the lock may have read node.json before a change and policies.json
+		// after it. They are lost only where node.json is still the one that was read.
+		if f.lost == nil || now.same(stamp(path)) {
+			return f, err
+		}
+	}
+}
+
+// readWhole reads node.json and the policies that it names.
+func (n Node) readWhole() (file, error) {
 	f, err := n.readFile()
 	if err == nil && f.Leaving {
 		return file{}, errLeaving
