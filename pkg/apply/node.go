@@ -230,7 +230,7 @@ func (n Node) readWhole() (file, error) {
 
 // startOver is what to do without node.json: it holds the policy, and going on
 // without one would open every pod.
-const startOver = "run 'podmarkctl uninstall', apply the policy again and restart the node's pods"
+const startOver = "run 'podmarkctl uninstall --yes', apply the policy again and restart the node's pods"
 
 func (n Node) save(f file) error {
 	f.header = header{format, reads}

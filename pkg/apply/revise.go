@@ -18,9 +18,8 @@ var ErrSource = errors.New("the node's policies come from the Kubernetes API")
 
 // Applied says what a policy change did.
 type Applied struct {
-	Policies  int    `json:"policies"`
-	Endpoints int    `json:"endpoints"`
-	Epoch     uint32 `json:"epoch"`
+	Policies int    `json:"policies"`
+	Epoch    uint32 `json:"epoch"`
 	// Narrowed is whether live connections are judged again.
 	Narrowed bool `json:"narrowed"`
 	// Changed is whether there was anything to do.
@@ -117,7 +116,7 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 		return Applied{}, err
 	}
 	rev.Unknown = rev.Unknown || f.lost != nil
-	applied := Applied{Policies: len(was.Policies.Policies), Endpoints: len(before), Epoch: was.Epoch}
+	applied := Applied{Policies: len(was.Policies.Policies), Epoch: was.Epoch}
 	whole := rev.Unknown || n.lacking(was)
 	if rev.empty() && !whole {
 		if f.Kubernetes {

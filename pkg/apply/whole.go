@@ -33,6 +33,24 @@ func (n Node) State() (desired.State, error) {
 	return n.state(f)
 }
 
+// Coverage says who of the node's pods is policed; fs.ErrNotExist when podmark has never run
+// here.
+func (n Node) Coverage() (desired.Coverage, error) {
+	f, err := n.load()
+	if err != nil {
+		return desired.Coverage{}, err
+	}
+	records, err := n.records()
+	if err != nil {
+		return desired.Coverage{}, err
+	}
+	c := desired.Cover(records)
+	if !f.Kubernetes {
+		c.Idle = f.Policies.Idle(records)
+	}
+	return c, nil
+}
+
 // Members adds to the peer and tuple sets of s those of the addresses, with each of the ports,
 // that the kernel's sets hold: pods elsewhere are known there, and to podmarkd.
 func (n Node) Members(ctx context.Context, s desired.State, addrs []netip.Addr, ports []uint16) (desired.State, error) {

@@ -21,3 +21,10 @@ func ParseEntry(entry []byte, network, version string) (Config, error) {
 	}
 	return Parse(whole)
 }
+
+// SaysPolicy reports whether an entry says where its policies come from: one that does not is
+// not policed.
+func SaysPolicy(entry []byte) bool {
+	var in raw
+	return json.Unmarshal(entry, &in) == nil && in.Policy != nil
+}

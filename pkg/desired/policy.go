@@ -254,6 +254,26 @@ func (s Selector) matches(labels labeled) bool {
 	return true
 }
 
+// String is the selector as kubectl -l takes it: "app=web,tier in (a,b),!old".
+func (s Selector) String() string {
+	parts := make([]string, len(s))
+	for i, r := range s {
+		switch values := strings.Join(r.Values, ","); {
+		case r.Op == Exists:
+			parts[i] = r.Key
+		case r.Op == DoesNotExist:
+			parts[i] = "!" + r.Key
+		case r.Op == NotIn:
+			parts[i] = fmt.Sprintf("%s notin (%s)", r.Key, values)
+		case len(r.Values) == 1:
+			parts[i] = r.Key + "=" + values
+		default:
+			parts[i] = fmt.Sprintf("%s in (%s)", r.Key, values)
+		}
+	}
+	return strings.Join(parts, ",")
+}
+
 // byName reports whether the selector of a namespace asks for no label but its name.
 func (s Selector) byName() bool {
 	return !slices.ContainsFunc(s, func(r Requirement) bool { return r.Key != MetadataName })

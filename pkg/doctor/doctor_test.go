@@ -28,7 +28,7 @@ func healthy(t *testing.T, mask uint32) doctor.Facts {
 	if err != nil {
 		t.Fatal(err)
 	}
-	entry := fmt.Appendf(nil, `{"type": "podmark", "iptablesMarkMask": "%#x"}`, mask)
+	entry := fmt.Appendf(nil, `{"type": "podmark", "iptablesMarkMask": "%#x", "policy": "files"}`, mask)
 	list := fmt.Appendf(nil, `{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "ptp"}, %s]}`, entry)
 	parsed, err := conflist.Parse(list)
 	if err != nil {
@@ -44,7 +44,7 @@ func healthy(t *testing.T, mask uint32) doctor.Facts {
 		State: doctor.State{
 			Ran: true, Layout: layout, Kind: apply.NFTables,
 			NodePorts: []desired.PortRange{{First: 30000, Last: 32767}},
-			Records:   []ident.Record{{Key: ident.Key{Network: "net", ContainerID: "one", IfName: "eth0"}, ID: mark.First, Committed: true}},
+			Records:   []ident.Record{{Key: ident.Key{Network: "net", ContainerID: "one", IfName: "eth0"}, ID: mark.First, Policed: true, Committed: true}},
 			IDs:       1,
 		},
 		Networks: []doctor.Network{{File: doctor.DefaultConfDir + "/10-net.conflist", Network: parsed, Content: list, Entry: entry, Config: c}},

@@ -29,5 +29,5 @@ COMMIT
 	}
 	// Output:
 	// error: mark-rules
-	// printf '%s\n' '{"iptablesMarkMask":"0xfffc1800","type":"podmark"}' | podmarkd install --entry /proc/self/fd/0
+	// printf '%s\n' '{"iptablesMarkMask":"0xfffc1800","type":"podmark"}' | podmarkd install --policy files --entry /proc/self/fd/0
 }

@@ -85,6 +85,8 @@ type State struct {
 	Kind      apply.Kind
 	NodePorts []desired.PortRange
 	Records   []ident.Record
+	// Idle are the policies that select none of the Records.
+	Idle []desired.IdlePolicy
 	// Kubernetes is set where the node has followed the Kubernetes API.
 	Kubernetes bool
 	IDs        int

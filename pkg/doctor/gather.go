@@ -103,6 +103,10 @@ func (f *Facts) readState(ctx context.Context, n apply.Node) {
 	if s.Kubernetes = err == nil; !errors.Is(err, fs.ErrNotExist) {
 		f.note(PartState, err, asRoot)
 	}
+	covers, err := n.Coverage()
+	if s.Idle = covers.Idle; !errors.Is(err, ident.ErrDamaged) { // that is said of what is damaged
+		f.note(PartState, err, asRoot)
+	}
 	s.Kind, err = n.Kind()
 	f.note(PartState, err, asRoot)
 	s.Unlogged, err = n.Unlogged()

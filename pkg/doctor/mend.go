@@ -38,6 +38,8 @@ func installer(f Facts) string {
 	}
 	if n, ok := f.active(); ok && n.DropIn != "" {
 		command += " --drop-in"
+	} else if !ok {
+		command += " --policy " + string(f.source())
 	}
 	return withState(f, command)
 }

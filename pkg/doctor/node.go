@@ -24,7 +24,7 @@ func checkState(f Facts) []Finding {
 		out = append(out, Finding{
 			Severity: Error, What: err.Error(),
 			Why:  "nobody knows any more which bits the endpoints have, or which policy: no pod starts, and nothing is kept current. Apply the policies again afterwards, and restart the node's pods, which are unpoliced until then",
-			Mend: ctl(f, "uninstall"),
+			Mend: ctl(f, "uninstall --yes"),
 		})
 	}
 	if err := f.State.Damaged; err != nil {
@@ -39,7 +39,7 @@ func checkState(f Facts) []Finding {
 			Severity: Error,
 			What:     fmt.Sprintf("there is no state in %q, and %s is podmark's", f.StateDir, left),
 			Why:      "the state folder was lost, or is another one: the rules that are there judge by IDs that will be given out again. Apply the policies again afterwards, and restart the node's pods, which are unpoliced until then",
-			Mend:     ctl(f, "uninstall"),
+			Mend:     ctl(f, "uninstall --yes"),
 		})
 	}
 	return out

@@ -2,10 +2,12 @@ package doctor
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/node"
 )
@@ -138,28 +140,110 @@ func troubled(p node.PolicyStatus) []Finding {
 	}}
 }
 
+// checkOpen is about pods that are not policed.
 func checkOpen(f Facts) []Finding {
-	var open []ident.Record
+	covers := desired.Cover(f.State.Records)
+	if f.Daemon != nil && f.DaemonRuns && !f.Daemon.Stale(f.Now) {
+		covers = covers.Joined(f.Daemon.Coverage, desired.Unmarked)
+	}
+	var out []Finding
+	for _, u := range covers.Unpoliced {
+		found := Finding{Severity: Error, What: covers.Only(u.Reason).String()}
+		switch u.Reason {
+		case desired.Unasked:
+			found.Why = "nothing is denied to these pods, whatever the policies say"
+			found.Mend = f.restart(u.Reason) + "  # once their network says \"policy\": podmarkd install --policy kubernetes, or files"
+			if f.unpolicedByChoice() {
+				found.Severity = Warning
+			}
+		case desired.Unanswered:
+			found.Why = "these pods are marked, and nothing is denied to them. podmarkd polices each as soon as the API shows it; one that stays so has another UID there"
+			found.Mend = f.restart(u.Reason)
+		case desired.Unmarked:
+			found.Why = "they are from before podmark and could not be adopted, or the runtime reads another folder than " + quote(f.ConfDir) + ": no policy holds for them"
+			found.Mend = "crictl info | grep -i -E 'confDir|binDir'  # if these are the folders that podmark is in, delete the pods: they start with it"
+		}
+		out = append(out, found)
+	}
+	return out
+}
+
+// unpolicedByChoice reports whether pods are not policed because their networks say that they
+// want no policy, and none is there for them.
+func (f Facts) unpolicedByChoice() bool {
+	chosen := map[string]bool{}
+	for _, n := range f.Networks {
+		chosen[n.Name] = n.Entry != nil && n.Err == nil && n.Config.Policy == config.PolicyNone && config.SaysPolicy(n.Entry)
+	}
+	return !slices.ContainsFunc(f.State.Records, func(r ident.Record) bool { return desired.GapOf(r) == desired.Unasked && !chosen[r.Network] }) &&
+		!slices.ContainsFunc(f.State.Idle, func(p desired.IdlePolicy) bool { return p.Reason == desired.IdleUnpoliced })
+}
+
+// restart is the command that starts anew the pods that are open for a reason.
+func (f Facts) restart(reason desired.Gap) string {
+	var commands []string
 	for _, r := range f.State.Records {
-		if r.Kubernetes && !r.Policed {
-			open = append(open, r)
+		if desired.GapOf(r) == reason && r.Pod != "" {
+			commands = append(commands, fmt.Sprintf("kubectl -n %s delete pod %s", quote(r.Namespace), quote(r.Pod)))
 		}
 	}
-	if len(open) == 0 {
-		return nil
+	if len(commands) == 0 {
+		return ctl(f, "list")
 	}
-	what := fmt.Sprintf("pod %s/%s (ID %d) runs without its policy", open[0].Namespace, open[0].Pod, open[0].ID)
-	if n := len(open) - 1; n > 0 {
-		what += fmt.Sprintf(", and %d more do", n)
+	return strings.Join(commands, " && ")
+}
+
+// checkIdle is about policies that hold for no pod, as far as that is a mistake.
+func checkIdle(f Facts) []Finding {
+	var out []Finding
+	for _, reason := range []desired.Idleness{desired.IdleLabels, desired.IdleNamespace, desired.IdleSelector} {
+		idle := slices.DeleteFunc(slices.Clone(f.State.Idle), func(p desired.IdlePolicy) bool { return p.Reason != reason })
+		if len(idle) == 0 || len(f.State.Records) == 0 {
+			continue
+		}
+		found := Finding{
+			Severity: Warning,
+			What:     idle[0].String(),
+			Why:      "who wrote the policy believes that it isolates pods; on this node it isolates none",
+			Mend:     ctl(f, "list -o json") + "  # the pods that there are, with namespaces and labels; mend the policy and apply it again",
+		}
+		if len(idle) > 1 {
+			found.What += fmt.Sprintf("; and so do %d more", len(idle)-1)
+		}
+		if reason == desired.IdleLabels {
+			found.Severity = Error
+			found.Why = "podmark knows no labels of these pods but those that their network gives all of them, so the policy can select none"
+			if n, ok := f.active(); ok {
+				found.Mend = "vi " + quote(n.where()) + "  # \"args\": {\"cni\": {\"labels\": {...}}}, or \"policy\": \"kubernetes\": podmarkd asks the API server for the labels"
+			}
+		}
+		out = append(out, found)
 	}
-	var commands []string
-	for _, r := range open {
-		commands = append(commands, fmt.Sprintf("kubectl -n %s delete pod %s", quote(r.Namespace), quote(r.Pod)))
+	return out
+}
+
+// checkSilent is about networks of which nobody said where their policies come from.
+func checkSilent(f Facts) []Finding {
+	var out []Finding
+	for _, n := range f.Networks {
+		if n.Entry == nil || n.Err != nil || config.SaysPolicy(n.Entry) || config.Unknown(n.Entry) != nil {
+			continue // a key that is misspelt is said
+		}
+		out = append(out, Finding{
+			Severity: Error,
+			What:     fmt.Sprintf("podmark's entry in %q does not say where policies come from", n.where()),
+			Why:      "no pod of the network is policed, as with \"policy\": \"none\"",
+			Mend:     n.edit(f, map[string]any{"policy": string(f.source())}),
+		})
 	}
-	return []Finding{{
-		Severity: Error,
-		What:     what,
-		Why:      "failOpen let it in while podmarkd could not be asked, or it is from before podmark: it is marked, and nothing is denied to it. podmarkd polices it as soon as the API shows it; one that stays so has another UID there",
-		Mend:     strings.Join(commands, " && "),
-	}}
+	return out
+}
+
+// source is where a network of the node is to take its policies from that does not say so.
+func (f Facts) source() config.Policy {
+	following := f.State.Kubernetes || len(f.following()) > 0
+	if following || f.Daemon != nil && f.DaemonRuns && f.Daemon.Policies.Source == node.FromKubernetes {
+		return config.PolicyKubernetes
+	}
+	return config.PolicyFiles
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/conflist"
+	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/doctor"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/node"
@@ -42,6 +43,37 @@ func networked(t *testing.T, keys ...string) doctor.Facts {
 	f.Sockets = map[string]error{}
 	f.Daemon.Policies = node.PolicyStatus{Source: node.FromKubernetes, Socket: socket, Synced: true, Watches: 3, Since: f.Now.Add(-time.Hour)}
 	return f
+}
+
+// shop are pods of namespace shop, of which only the one called policed is.
+func shop(kubernetes bool, names ...string) (out []ident.Record) {
+	for _, name := range names {
+		r := ident.Record{Key: ident.Key{Network: "net0", ContainerID: name}, Kubernetes: kubernetes, Policed: name == "policed", Committed: true}
+		r.Namespace, r.Pod = "shop", name
+		out = append(out, r)
+	}
+	return out
+}
+
+// What is not policed by choice is told, and is no error; what policies hold for nobody is.
+func TestUnpolicedByChoice(t *testing.T) {
+	f := networked(t, `"policy": "none"`)
+	f.State.Records = shop(false, "web")
+	if x := only(t, f, "policy-open", "0 of 1 pods policed", "asked for no policy"); x.Severity != doctor.Warning {
+		t.Errorf("%+v", x)
+	}
+	f.State.Idle = []desired.IdlePolicy{{Namespace: "shop", Name: "p", Reason: desired.IdleUnpoliced, Text: "no pod is policed"}}
+	if x := only(t, f, "policy-open"); x.Severity != doctor.Error {
+		t.Errorf("although there is a policy for them: %+v", x)
+	}
+	f = networked(t, `"policy": "files"`)
+	f.State.Idle = []desired.IdlePolicy{
+		{Namespace: "shop", Name: "p", Reason: desired.IdleSelector, Text: "no label matches app=wbe"},
+		{Namespace: "shop", Name: "q", Reason: desired.IdleSelector, Text: "no label matches app=wbe"},
+	}
+	if x := only(t, f, "policy-idle", "shop/p", "app=wbe", "1 more"); x.Severity != doctor.Warning {
+		t.Errorf("%+v", x)
+	}
 }
 
 // What is wrong with where policies come from is found, each by one check.
@@ -117,13 +149,37 @@ func TestPolicies(t *testing.T) {
 			f.Daemon.Policies.Source = node.FromFolder
 		}},
 		{
-			name: "let in", networks: []string{kubernetes}, check: "policy-open", words: []string{"shop/web", "1 more", "kubectl -n shop delete pod web && kubectl -n shop delete pod db"},
+			name: "let in", networks: []string{kubernetes}, check: "policy-open", words: []string{"2 of 4 pods policed, 2 unpoliced", "shop/web", "kubectl -n shop delete pod web && kubectl -n shop delete pod db"},
 			do: func(f *doctor.Facts) {
-				for _, name := range []string{"web", "db", "policed"} {
-					r := ident.Record{Kubernetes: true, Policed: name == "policed", Committed: true}
-					r.Namespace, r.Pod = "shop", name
-					f.State.Records = append(f.State.Records, r)
-				}
+				f.State.Records = append(f.State.Records, shop(true, "policed", "web", "db")...)
+			},
+		},
+		{
+			name: "nobody asked", networks: []string{kubernetes}, check: "policy-open", words: []string{"1 of 4 pods policed, 3 unpoliced", "kubectl -n shop delete pod policed && "},
+			do: func(f *doctor.Facts) {
+				f.State.Records = append(f.State.Records, shop(false, "policed", "web", "db")...)
+				f.State.Records[1].Policed = false
+			},
+		},
+		{
+			name: "started without podmark", networks: []string{kubernetes}, check: "policy-open", words: []string{"1 of 3 pods policed, 2 unpoliced", "shop/old", "confDir"},
+			do: func(f *doctor.Facts) {
+				f.Daemon.Coverage = desired.Coverage{}.With(desired.Unmarked, []string{"shop/old", "shop/older"})
+			},
+		},
+		{
+			name: "no policy is said", networks: []string{`"backend": "auto"`}, check: "policy-unsaid", words: []string{"net0", `"policy": "kubernetes"`},
+		},
+		{
+			name: "no labels", networks: []string{files}, check: "policy-idle", words: []string{"shop/p", "have no labels", "vi ", "args"},
+			do: func(f *doctor.Facts) {
+				f.State.Idle = []desired.IdlePolicy{{Namespace: "shop", Name: "p", Reason: desired.IdleLabels, Text: "they have no labels"}}
+			},
+		},
+		{
+			name: "of a namespace with other pods", networks: []string{files},
+			do: func(f *doctor.Facts) {
+				f.State.Idle = []desired.IdlePolicy{{Namespace: "shop", Name: "p", Reason: desired.IdleElsewhere, Text: "none here"}}
 			},
 		},
 	} {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
@@ -30,6 +32,9 @@ type adopter struct {
 	next time.Time
 	// failed are those that could not be adopted, and why, so that it is said once.
 	failed map[ident.Key]string
+	// unmarked are the pods of which no interface has an ID, as of the last reading: sorted
+	// "namespace/name".
+	unmarked []string
 }
 
 // soon is how long after the first sight of a pod the cache is read again.
@@ -38,7 +43,7 @@ const soon = 400 * time.Millisecond
 // adopt adds the pods of networks that are not known yet. An error about one does
 // not keep from adopting others, and is told once.
 func (a *adopter) adopt(ctx context.Context, n apply.Node, networks map[string]network, now time.Time) (adopted []ident.Record, err error) {
-	if a.cache == "" || len(networks) == 0 || now.Before(a.next) {
+	if a.cache == "" || now.Before(a.next) {
 		return nil, nil
 	}
 	a.next = now.Add(a.every)
@@ -48,14 +53,15 @@ func (a *adopter) adopt(ctx context.Context, n apply.Node, networks map[string]n
 		return nil, fmt.Errorf("reading the cache of the runtime: %w", err)
 	}
 	seen, failed := map[ident.Key]bool{}, map[ident.Key]string{}
+	marked, unmarked := map[string]bool{}, map[string]string{} // by container
 	var errs []error
 	for _, c := range cached {
 		key := ident.Key{Network: c.Network, ContainerID: c.ContainerID, IfName: c.IfName}
-		network, ours := networks[c.Network]
-		if !ours || c.NetNS == "" {
+		if c.NetNS == "" {
 			continue
 		}
 		if old, err := n.Store.Get(key); err == nil && old.Committed {
+			marked[c.ContainerID] = true
 			continue
 		}
 		if _, err := os.Stat(c.NetNS); err != nil {
@@ -64,6 +70,13 @@ func (a *adopter) adopt(ctx context.Context, n apply.Node, networks map[string]n
 		seen[key] = true
 		if !a.seen[key] {
 			a.next = now.Add(min(soon, a.every))
+			continue
+		}
+		if pod := podOf(c); pod.name != "" {
+			unmarked[c.ContainerID] = pod.namespace + "/" + pod.name
+		}
+		network, ours := networks[c.Network]
+		if !ours {
 			continue
 		}
 		r, did, err := a.one(ctx, cni, n, network, key, c)
@@ -75,10 +88,29 @@ func (a *adopter) adopt(ctx context.Context, n apply.Node, networks map[string]n
 			}
 		case did:
 			adopted = append(adopted, r)
+			marked[c.ContainerID] = true
 		}
 	}
-	a.seen, a.failed = seen, failed
+	maps.DeleteFunc(unmarked, func(container, _ string) bool { return marked[container] })
+	a.seen, a.failed, a.unmarked = seen, failed, slices.Sorted(maps.Values(unmarked))
 	return adopted, errors.Join(errs...)
+}
+
+// pod is what the runtime told the plugins of a pod; empty for something else.
+type pod struct{ namespace, name, uid string }
+
+func podOf(c *libcni.NetworkAttachment) (p pod) {
+	for _, arg := range c.CniArgs {
+		switch arg[0] {
+		case "K8S_POD_NAMESPACE":
+			p.namespace = arg[1]
+		case "K8S_POD_NAME":
+			p.name = arg[1]
+		case "K8S_POD_UID":
+			p.uid = arg[1]
+		}
+	}
+	return p
 }
 
 // one adopts one pod.
@@ -99,23 +131,14 @@ func (a *adopter) one(ctx context.Context, cni *libcni.CNIConfig, n apply.Node, 
 	if err != nil {
 		return r, false, err
 	}
-	uid := ""
-	for _, arg := range c.CniArgs {
-		switch arg[0] {
-		case "K8S_POD_NAMESPACE":
-			e.Namespace = arg[1]
-		case "K8S_POD_NAME":
-			e.Pod = arg[1]
-		case "K8S_POD_UID":
-			uid = arg[1]
-		}
-	}
+	pod := podOf(c)
+	e.Namespace, e.Pod = pod.namespace, pod.name
 	e.Labels = network.Labels
 	if network.Policy != config.PolicyKubernetes {
 		e.Sources = network.Sources
 	}
 	return n.Adopt(ctx, apply.SettingsOf(network.Config), ident.Record{
-		Key: key, Endpoint: e, Netns: c.NetNS, UID: uid, SourceBound: network.Sources,
+		Key: key, Endpoint: e, Netns: c.NetNS, UID: pod.uid, SourceBound: network.Sources,
 		// That of the Kubernetes API comes as soon as the pod is known there.
 		Policed: network.Policy == config.PolicyFiles, Kubernetes: network.Policy == config.PolicyKubernetes,
 	})

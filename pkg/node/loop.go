@@ -9,6 +9,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"sync"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/pkg/ident"
 )
@@ -67,6 +69,10 @@ type Look struct {
 	// why others have none, told once for each.
 	Adopted   []ident.Record
 	Unadopted error
+	// Coverage is who of the node's pods is policed, those without podmark among them.
+	Coverage desired.Coverage
+	// Asked is whether a network asks for policy.
+	Asked bool
 	// FelixMask is Calico's mask where it is not the node's, whose mask is Mask.
 	FelixMask *uint32
 	Mask      uint32
@@ -88,6 +94,14 @@ type Look struct {
 	// mode is how services are done, where it could be read.
 	mode Mode
 	read bool
+}
+
+// Unready is why the node is not as its configuration asks; nil where it is.
+func (l Look) Unready() error {
+	if l.Asked && l.Coverage.Open() > 0 {
+		return errors.Join(l.Err, errors.New(l.Coverage.String()))
+	}
+	return l.Err
 }
 
 // Between two looks a pause leaves room for others: notifications come in bursts,
@@ -221,6 +235,14 @@ func (k Keeper) look(ctx context.Context, reason Reason, a *adopter, params *sys
 	l.Unseen = report.Error()
 	l.Err = errors.Join(unread, k.keep(ctx, &l, networks, params, report))
 	l.Adopted, l.Unadopted = a.adopt(ctx, k.Node, networks, l.Time)
+	covers, err := k.Node.Coverage()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		l.Err = errors.Join(l.Err, fmt.Errorf("who is policed is not known: %w", err))
+	}
+	l.Coverage = covers.With(desired.Unmarked, a.unmarked)
+	for _, n := range networks {
+		l.Asked = l.Asked || n.Policy != config.PolicyNone
+	}
 	return l
 }
 

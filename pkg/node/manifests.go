@@ -122,7 +122,7 @@ func (f PolicyFolder) Run(ctx context.Context) {
 		switch {
 		case err == nil:
 			if said = ""; done.Changed {
-				f.Log.Info("policies of the folder are in force", "folder", f.Dir, "policies", done.Policies, "endpoints", done.Endpoints, "narrowed", done.Narrowed)
+				f.Log.Info("policies of the folder are in force", "folder", f.Dir, "policies", done.Policies, "narrowed", done.Narrowed)
 			}
 		case err.Error() != said && ctx.Err() == nil:
 			said = err.Error()

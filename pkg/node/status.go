@@ -8,6 +8,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/missing"
+	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
 )
 
@@ -39,6 +40,8 @@ type Status struct {
 	// Sysctls are what the node needs of kernel parameters.
 	Sysctls  []Sysctl     `json:"sysctls,omitempty"`
 	Policies PolicyStatus `json:"policies"`
+	// Coverage is who of the node's pods was policed at the last look.
+	Coverage desired.Coverage `json:"coverage"`
 	// Drift is what others have done to links of endpoints and not undone.
 	Drift []apply.Drift `json:"drift,omitempty"`
 	// Alterable is what is lacking to keep what has been judged as it is.
@@ -130,6 +133,7 @@ func (s Status) After(l Look) Status {
 	if l.ApplyErr == nil {
 		s.Alterable = l.Kept.Alterable
 	}
+	s.Coverage = l.Coverage
 	s.Collisions = nil
 	for _, c := range l.Collisions {
 		s.Collisions = append(s.Collisions, c.String())

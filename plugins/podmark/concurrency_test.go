@@ -118,7 +118,7 @@ func TestUninstallWhileOthersWait(t *testing.T) {
 		})
 		defer all.Wait()
 		for range times {
-			n.ctl("uninstall")
+			n.ctl("uninstall", "--yes")
 		}
 		all.Wait()
 		for _, p := range pods {

@@ -31,12 +31,12 @@ var crashes = []struct {
 }{
 	{
 		name: "first ADD ever", verb: "ADD", in: backends, node: true,
-		before: func(_ *testing.T, n *node, _ *pod) { n.ctl("uninstall") },
+		before: func(_ *testing.T, n *node, _ *pod) { n.ctl("uninstall", "--yes") },
 	},
 	{
 		name: "first ADD ever, which chooses the mask", verb: "ADD", in: backends[:1], node: true,
 		keys:   conf{"iptablesMarkMask": "auto"},
-		before: func(_ *testing.T, n *node, _ *pod) { n.ctl("uninstall") },
+		before: func(_ *testing.T, n *node, _ *pod) { n.ctl("uninstall", "--yes") },
 	},
 	{
 		name: "ADD on a flushed node", verb: "ADD", in: backends, policed: true, node: true,

@@ -48,7 +48,7 @@ func TestTaken(t *testing.T) {
 			}
 			p.check().ok(t)
 			p.del().ok(t)
-			n.ctl("uninstall")
+			n.ctl("uninstall", "--yes")
 		}
 		if n.backend.key == "nftables" || n.backend.variant == "" {
 			said(p.add())
@@ -64,7 +64,7 @@ func TestTaken(t *testing.T) {
 				t.Errorf("%s: %q", mask, r.stderr)
 			}
 			p.del().ok(t)
-			n.ctl("uninstall")
+			n.ctl("uninstall", "--yes")
 		}
 	})
 }

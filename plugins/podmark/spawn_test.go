@@ -131,7 +131,7 @@ func TestNoCommands(t *testing.T) {
 		}},
 		{"apply --delete", func(_ *testing.T, n *node, _, _ *pod) { n.ctl("apply", "--delete") }},
 		{"gc", func(_ *testing.T, n *node, _, _ *pod) { n.ctl("gc") }},
-		{"uninstall", func(_ *testing.T, n *node, _, _ *pod) { n.ctl("uninstall") }},
+		{"uninstall", func(_ *testing.T, n *node, _, _ *pod) { n.ctl("uninstall", "--yes") }},
 		{"DEL after uninstall", func(t *testing.T, _ *node, a, _ *pod) { a.del().ok(t) }},
 	}
 	for _, key := range []string{"auto", "nftables"} {

@@ -54,7 +54,7 @@ func TestNothingIsNotedWithoutState(t *testing.T) {
 	}
 	p := n.addPod()
 	p.add().ok(t)
-	n.ctl("uninstall")
+	n.ctl("uninstall", "--yes")
 	p.del().ok(t)
 	if _, err := os.Stat(filepath.Join(n.dir, ident.SpoolFile)); err == nil {
 		t.Error("it is there after podmarkctl uninstall")

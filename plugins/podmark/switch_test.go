@@ -67,7 +67,7 @@ func TestBackend(t *testing.T) {
 				t.Errorf("that it was decided is noted is %t: %s", got, n.files()["node.json"])
 			}
 			p.del(keys).ok(t)
-			n.ctl("uninstall")
+			n.ctl("uninstall", "--yes")
 			if got := n.present(); got != "" {
 				t.Errorf("%s is left after uninstall", got)
 			}
@@ -187,7 +187,7 @@ func (n *node) lose(t *testing.T) {
 func TestPlainCommands(t *testing.T) {
 	ends := map[string]func(t *testing.T, n *node, p *pod) (left string){
 		"uninstall": func(_ *testing.T, n *node, _ *pod) string {
-			n.ctl("uninstall")
+			n.ctl("uninstall", "--yes")
 			return ""
 		},
 		"ADD": func(t *testing.T, n *node, p *pod) string {

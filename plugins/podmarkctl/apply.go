@@ -7,9 +7,16 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/node"
 )
+
+// applied is what 'apply -o json' shows.
+type applied struct {
+	apply.Applied
+	Coverage desired.Coverage `json:"coverage"`
+}
 
 func newApply(o *options) *cobra.Command {
 	var files []string
@@ -51,7 +58,11 @@ items, or --delete, says that there is no policy.`,
 			if trouble := done.Trouble(); trouble != "" {
 				fmt.Fprintln(cmd.ErrOrStderr(), "podmarkctl: "+trouble+"; 'podmarkctl doctor' says what to do")
 			}
-			return o.print(cmd.OutOrStdout(), done, func(w io.Writer) error {
+			covers, err := o.node().Coverage()
+			if err != nil {
+				return fmt.Errorf("the policies are in force, and for whom is not known: %w", err)
+			}
+			return o.print(cmd.OutOrStdout(), applied{done, covers}, func(w io.Writer) error {
 				live := "no live connection is touched"
 				if done.Narrowed {
 					live = "live connections are judged again"
@@ -59,7 +70,10 @@ items, or --delete, says that there is no policy.`,
 				if done.TakenBack > 0 {
 					live += fmt.Sprintf(", %d of them taken out of flowtables", done.TakenBack)
 				}
-				_, err := fmt.Fprintf(w, "%d policies in force on %d endpoints, epoch %d: %s\n", done.Policies, done.Endpoints, done.Epoch, live)
+				_, err := fmt.Fprintf(w, "%d policies in force, epoch %d: %s\n%s\n", done.Policies, done.Epoch, live, covers)
+				for _, idle := range covers.Idle {
+					fmt.Fprintln(w, idle)
+				}
 				return err
 			})
 		},

@@ -84,17 +84,18 @@ func TestApply(t *testing.T) {
 		dir := manifests(t, map[string]string{"web.yaml": webPolicy, "README.md": "# not a manifest"})
 		other := strings.Replace(webPolicy, "port: 80", "port: 81", 1)
 		others := manifests(t, map[string]string{"port.yaml": other, "more.yaml": other + "  - ports: [{protocol: UDP, port: 53}]\n"})
+		all := map[string]any{"pods": 2., "policed": 2.}
 		steps := []struct {
 			name string
 			args []string
 			want map[string]any
 		}{
-			{"first", []string{"-f", dir}, map[string]any{"policies": 1., "endpoints": 2., "epoch": 2., "narrowed": true}},
-			{"the same", []string{"-f", filepath.Join(dir, "web.yaml")}, map[string]any{"policies": 1., "endpoints": 2., "epoch": 2., "narrowed": false}},
-			{"another port", []string{"-f", filepath.Join(others, "port.yaml")}, map[string]any{"policies": 1., "endpoints": 2., "epoch": 3., "narrowed": true}},
-			{"a rule more", []string{"-f", filepath.Join(others, "more.yaml")}, map[string]any{"policies": 1., "endpoints": 2., "epoch": 3., "narrowed": false}},
-			{"the rule goes", []string{"-f", filepath.Join(others, "port.yaml")}, map[string]any{"policies": 1., "endpoints": 2., "epoch": 4., "narrowed": true}},
-			{"delete", []string{"--delete"}, map[string]any{"policies": 0., "endpoints": 2., "epoch": 4., "narrowed": false}},
+			{"first", []string{"-f", dir}, map[string]any{"policies": 1., "coverage": all, "epoch": 2., "narrowed": true}},
+			{"the same", []string{"-f", filepath.Join(dir, "web.yaml")}, map[string]any{"policies": 1., "coverage": all, "epoch": 2., "narrowed": false}},
+			{"another port", []string{"-f", filepath.Join(others, "port.yaml")}, map[string]any{"policies": 1., "coverage": all, "epoch": 3., "narrowed": true}},
+			{"a rule more", []string{"-f", filepath.Join(others, "more.yaml")}, map[string]any{"policies": 1., "coverage": all, "epoch": 3., "narrowed": false}},
+			{"the rule goes", []string{"-f", filepath.Join(others, "port.yaml")}, map[string]any{"policies": 1., "coverage": all, "epoch": 4., "narrowed": true}},
+			{"delete", []string{"--delete"}, map[string]any{"policies": 0., "coverage": all, "epoch": 4., "narrowed": false}},
 		}
 		for _, s := range steps {
 			if diff := cmp.Diff(s.want, apply(s.args...)); diff != "" {
@@ -105,7 +106,7 @@ func TestApply(t *testing.T) {
 			}
 		}
 		table := n.ctl("apply", "-f", dir).ok(t).stdout
-		if table != "1 policies in force on 2 endpoints, epoch 5: live connections are judged again\n" {
+		if table != "1 policies in force, epoch 5: live connections are judged again\n2 of 2 pods policed\n" {
 			t.Errorf("it says %q", table)
 		}
 	})
@@ -180,12 +181,58 @@ func TestApplyLocked(t *testing.T) {
 	release := hold(t, filepath.Join(n.dir, "lock"))
 	defer release()
 	files := n.files()
-	for _, args := range [][]string{{"apply", "--delete"}, {"gc"}, {"uninstall"}} {
+	for _, args := range [][]string{{"apply", "--delete"}, {"gc"}, {"uninstall", "--yes"}} {
 		n.ctl(append(args, "--lock-timeout", "50ms")...).fails(t, "50ms", "lock")
 	}
 	n.ctl("list").ok(t)
 	n.ctl("render").ok(t)
 	if diff := cmp.Diff(files, n.files()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// Who has policies that hold for nobody, or pods for which none holds, is told so by whatever
+// he asks.
+func TestCoverage(t *testing.T) {
+	n := newNode(t, nftables)
+	n.addPod(nil)
+	n.keys = map[string]any{"policy": "none"}
+	n.addPod(map[string]string{"app": "web"})
+	const open = `1 of 2 pods policed, 1 unpoliced because its network asked for no policy (default/web-2)`
+	const idle = `policy default/web selects no endpoint: 1 of 1 endpoints of namespace "default" have no labels`
+	typo := strings.Replace(webPolicy, "namespace: default", "namespace: defualt", 1)
+	for name, tt := range map[string]struct{ manifest, says string }{
+		"no labels":      {webPolicy, idle},
+		"namespace":      {typo, `policy defualt/web selects no endpoint: no pod of this node is in namespace "defualt", and no manifest declares it; they are in ["default"]`},
+		"somewhere else": {typo + "---\n{apiVersion: v1, kind: Namespace, metadata: {name: defualt}}\n", `policy defualt/web selects no endpoint: namespace "defualt" has no pod on this node`},
+	} {
+		for verb, said := range map[string]string{
+			"apply":  n.ctlIn(tt.manifest, "apply", "-f", "-").ok(t).stdout,
+			"status": n.ctl("status").ok(t).stdout,
+		} {
+			if !strings.Contains(said, open) || !strings.Contains(said, tt.says) || strings.Contains(said, "endpoints, epoch") {
+				t.Errorf("%s, %s: %s", name, verb, said)
+			}
+		}
+	}
+	list := n.ctl("list").ok(t).stdout
+	if !strings.HasSuffix(list, open+"\n") || strings.Count(list, " unpoliced  unpoliced\n") != 1 {
+		t.Errorf("%s", list)
+	}
+	n.ctlIn(strings.Replace(webPolicy, "app: web", "app: wbe", 1), "apply", "-f", "-").ok(t)
+	n.keys = nil
+	n.addPod(map[string]string{"app": "db"})
+	var s struct {
+		Coverage struct {
+			Pods, Policed int
+			Unpoliced     []struct{ Reason string }
+			Idle          []struct{ Reason string }
+		}
+	}
+	if err := json.Unmarshal([]byte(n.ctl("status", "-o", "json").ok(t).stdout), &s); err != nil {
+		t.Fatal(err)
+	}
+	if c := s.Coverage; c.Pods != 3 || c.Policed != 2 || len(c.Unpoliced) != 1 || c.Unpoliced[0].Reason != "none" || len(c.Idle) != 1 || c.Idle[0].Reason != "labels" {
+		t.Errorf("%+v", s)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -116,6 +117,7 @@ func TestList(t *testing.T) {
 		{"ID", "MARK", "POD", "INTERFACE", "ADDRESSES", "SOURCES", "INGRESS", "EGRESS"},
 		{"2", "0x20000/0xffff0000", "default/web-1", "veth1", "10.1.0.2,fd00:10::2", "-", "default/web", "default/web"},
 		{"3", "0x30000/0xffff0000", "default/web-2", "veth2", "10.1.0.3,fd00:10::3", "-", "-", "-"},
+		{"2", "of", "2", "pods", "policed"},
 	}
 	if diff := cmp.Diff(wantTable, table); diff != "" {
 		t.Error(diff)
@@ -220,7 +222,7 @@ func testUninstall(t *testing.T, n *node, harm func(n *node)) {
 	n.exec("", "ip", "link", "add", "other", "type", "bridge")
 	n.exec("", "ip", "link", "set", "other", "group", "7")
 	before := n.kernel()
-	n.ctl("uninstall").ok(t) // nothing there
+	n.ctl("uninstall", "--yes").ok(t) // nothing there
 	n.ctlIn(webPolicy, "apply", "-f", "-").ok(t)
 	n.addPod(map[string]string{"app": "web"})
 	n.addPod(nil)
@@ -231,7 +233,7 @@ func testUninstall(t *testing.T, n *node, harm func(n *node)) {
 	if err := csum.Check(); err != nil && needs.Checksums() == nil {
 		t.Errorf("before it is uninstalled: %v", err)
 	}
-	n.ctl("uninstall").ok(t)
+	n.ctl("uninstall", "--yes").ok(t)
 	if err := csum.Check(); err == nil {
 		t.Error("it looks where checksums go, and is uninstalled")
 	}
@@ -251,6 +253,26 @@ func testUninstall(t *testing.T, n *node, harm func(n *node)) {
 	if _, err := lstat(n.dir); err == nil {
 		t.Errorf("state folder is left: %v", n.files())
 	}
-	n.ctl("uninstall").ok(t)
+	n.ctl("uninstall", "--yes").ok(t)
 	n.addPod(nil) // comes back by itself
+}
+
+// Nobody opens pods without having said so.
+func TestUninstallAsks(t *testing.T) {
+	n := newNode(t, nftables)
+	n.addPod(nil)
+	before, kernel := n.files(), n.kernel()
+	n.ctl("uninstall").fails(t, "1 pods are policed, and will be open", "--yes", "podmarkd uninstall")
+	if said := n.ctl("uninstall", "--dry-run").ok(t).stdout; !strings.Contains(said, "would remove") || !strings.Contains(said, "1 pods are policed") {
+		t.Errorf("%s", said)
+	}
+	if diff := cmp.Diff(before, n.files()) + cmp.Diff(kernel, n.kernel()); diff != "" {
+		t.Errorf("something is gone:\n%s", diff)
+	}
+	write(t, filepath.Join(n.dir, "node.json"), "{")
+	n.ctl("uninstall").fails(t, "who is policed cannot be read", "--yes")
+	n.ctl("uninstall", "--yes").ok(t)
+	n.keys = map[string]any{"policy": "none"}
+	n.addPod(nil)
+	n.ctl("uninstall").ok(t) // opens nobody
 }

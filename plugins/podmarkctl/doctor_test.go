@@ -36,6 +36,15 @@ func newPatient(t *testing.T, b backend, pods int) *patient {
 	return p
 }
 
+// addPod adds a pod that the policy selects, unless it has labels of its own.
+func (p *patient) addPod(labels map[string]string) string {
+	p.t.Helper()
+	if labels == nil {
+		labels = map[string]string{"app": "web"}
+	}
+	return p.node.addPod(labels)
+}
+
 // entry is podmark's, with other keys.
 func (p *patient) entry(keys map[string]any) map[string]any {
 	entry := map[string]any{"type": "podmark", "stateDir": p.dir, "policy": "files", "backend": p.backend.key}
@@ -216,7 +225,7 @@ func TestDoctorVariant(t *testing.T) {
 // IDs that are all taken are found, with or without pods that are gone.
 func TestDoctorIDs(t *testing.T) {
 	p := newPatient(t, nftables, 0)
-	p.exec("", filepath.Join(programs, "podmarkctl"), "--state-dir", p.dir, "uninstall")
+	p.exec("", filepath.Join(programs, "podmarkctl"), "--state-dir", p.dir, "uninstall", "--yes")
 	p.mask = "0x30000"
 	p.list("10-net.conflist", "net", map[string]any{"iptablesMarkMask": p.mask})
 	p.addPod(nil)

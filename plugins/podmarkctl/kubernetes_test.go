@@ -95,7 +95,7 @@ func TestKubernetes(t *testing.T) {
 	if got := unpoliced(); len(got) != 1 || got[0] != "web-2" {
 		t.Errorf("unpoliced are %q", got)
 	}
-	if table := p.ctl("list").ok(t).stdout; strings.Count(table, "unpoliced") != 2 {
+	if table := p.ctl("list").ok(t).stdout; strings.Count(table, "unpoliced") != 3 || !strings.Contains(table, "1 of 2 pods policed, 1 unpoliced because failOpen") {
 		t.Errorf("%s", table)
 	}
 

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 )
 
@@ -29,12 +30,12 @@ type listed struct {
 	Labels  map[string]string `json:"labels,omitempty"`
 	Ingress *listedProfile    `json:"ingress"`
 	Egress  *listedProfile    `json:"egress"`
-	// Unpoliced is set where failOpen let the pod in without its policy, or podmarkd has
-	// adopted it and has not seen it in the API yet.
-	Unpoliced   bool   `json:"unpoliced,omitempty"`
-	Network     string `json:"network"`
-	ContainerID string `json:"containerID"`
-	IfName      string `json:"ifName"`
+	// Unpoliced is set where no policy holds for the endpoint, and Because says why.
+	Unpoliced   bool        `json:"unpoliced,omitempty"`
+	Because     desired.Gap `json:"unpolicedBecause,omitempty"`
+	Network     string      `json:"network"`
+	ContainerID string      `json:"containerID"`
+	IfName      string      `json:"ifName"`
 }
 
 // listedProfile is null for a direction in which the endpoint is not isolated.
@@ -61,18 +62,26 @@ func newList(o *options) *cobra.Command {
 				return err
 			}
 			list := make([]listed, 0, len(state.Endpoints))
+			records := make([]ident.Record, 0, len(state.Endpoints))
 			for _, e := range state.Endpoints {
+				records = append(records, e.Record)
 				list = append(list, listed{
 					ID: e.ID, Mark: state.Layout.ID(e.ID).String(),
 					Namespace: e.Namespace, Pod: e.Pod,
 					Interface: e.Interface, Port: e.Port, Addresses: e.Addresses, Sources: e.Sources, Labels: e.Labels,
 					Ingress:   profileOf(state, e.Profiles[desired.Ingress]),
 					Egress:    profileOf(state, e.Profiles[desired.Egress]),
-					Unpoliced: e.Kubernetes && !e.Policed,
-					Network:   e.Network, ContainerID: e.ContainerID, IfName: e.IfName,
+					Unpoliced: !e.Policed, Because: desired.GapOf(e.Record),
+					Network: e.Network, ContainerID: e.ContainerID, IfName: e.IfName,
 				})
 			}
-			return o.print(cmd.OutOrStdout(), list, func(w io.Writer) error { return listTable(w, list) })
+			return o.print(cmd.OutOrStdout(), list, func(w io.Writer) error {
+				if err := listTable(w, list); err != nil || len(list) == 0 {
+					return err
+				}
+				_, err := fmt.Fprintln(w, desired.Cover(records))
+				return err
+			})
 		},
 	}
 }
@@ -84,7 +93,7 @@ func profileOf(s desired.State, id desired.ProfileID) *listedProfile {
 	return &listedProfile{ID: id, Policies: s.Profiles[id].Policies, Audit: s.Profiles[id].Audit}
 }
 
-// unpoliced is what the table says of a pod whose policy is not known.
+// unpoliced is what the table says where no policy holds.
 const unpoliced = "unpoliced"
 
 func listTable(w io.Writer, list []listed) error {

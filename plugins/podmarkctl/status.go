@@ -25,6 +25,8 @@ type status struct {
 	Epoch     uint32     `json:"epoch"`
 	Endpoints int        `json:"endpoints"`
 	Capacity  int        `json:"capacity"`
+	// Coverage is who of the node's pods is policed.
+	Coverage desired.Coverage `json:"coverage"`
 	// Tunnels are what pods may not wrap packets in.
 	Tunnels desired.Tunnels `json:"tunnels"`
 	// Flowtables are those of the node, by nft's names, and Unjudged is how many flows they
@@ -65,6 +67,9 @@ func readStatus(o *options) (status, error) {
 		s.Tunnels = state.Tunnels
 		s.Endpoints, s.Capacity = len(state.Endpoints), state.Layout.Capacity()
 		if s.Backend, err = o.node().Kind(); err != nil {
+			return s, err
+		}
+		if s.Coverage, err = o.node().Coverage(); err != nil {
 			return s, err
 		}
 		tables, unjudged, err := o.node().Offloaded()
@@ -134,6 +139,10 @@ func (s status) table(w io.Writer) error {
 		row("backend", "%s", s.Backend)
 		row("mask", "%s, epoch %d", s.Mask, s.Epoch)
 		row("endpoints", "%d of %d", s.Endpoints, s.Capacity)
+		row("policed", "%s", s.Coverage)
+		for _, idle := range s.Coverage.Idle {
+			row("idle", "%s", idle)
+		}
 		row("tunnels", "%s", s.tunnels())
 		if len(s.Flowtables) > 0 {
 			row("flowtables", "%s: %d live connections there are not judged by the policy in force", strings.Join(s.Flowtables, ", "), s.Unjudged)

@@ -1,28 +1,56 @@
 package main
 
 import (
+	"bufio"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
+	"os"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/podmark/podmark/pkg/desired"
 )
 
 func newUninstall(o *options) *cobra.Command {
-	return &cobra.Command{
+	var yes, dryRun bool
+	cmd := &cobra.Command{
 		Use:   "uninstall",
 		Short: "Remove every trace of podmark: rules, sets, device groups, state",
 		Long: `Uninstall removes every chain, set, hook, device group and file of podmark. Pods
-keep running, unmarked and unpoliced. End podmarkd first: it would bring all of it
-back. Take podmark out of the conflist, or the next pod does. Leave the plugin binary where it is while pods live
-that were added with it: the runtime still calls it to delete them.`,
-		Example: `  podmarkctl uninstall`,
-		Args:    cobra.NoArgs,
+keep running, unmarked and unpoliced: where some are policed it asks first, and
+where there is no terminal to ask at it wants --yes. 'podmarkd uninstall' waits for
+these pods instead.
+
+End podmarkd first: it would bring all of it back. Take podmark out of the conflist,
+or the next pod does. Leave the plugin binary where it is while pods live that were
+added with it: the runtime still calls it to delete them.`,
+		Example: `  podmarkctl uninstall --dry-run
+  podmarkctl uninstall --yes`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			n := o.node()
-			release, err := n.Store.Claim()
-			if err != nil {
-				return fmt.Errorf("%w; end it first: it would adopt the pods again", err)
+			opens, err := n.Coverage()
+			if errors.Is(err, fs.ErrNotExist) {
+				err = nil
+			}
+			what := opened(opens, err)
+			if dryRun {
+				_, err := fmt.Fprintf(cmd.OutOrStdout(), "would remove every rule, set and device group of podmark, and %s: %s\n", o.stateDir, what)
+				return err
+			}
+			release, errClaim := n.Store.Claim()
+			if errClaim != nil {
+				return fmt.Errorf("%w; end it first: it would adopt the pods again", errClaim)
 			}
 			defer release()
+			if (opens.Policed > 0 || err != nil) && !yes {
+				if err := ask(cmd.InOrStdin(), cmd.ErrOrStderr(), what); err != nil {
+					return err
+				}
+			}
 			if err := n.Uninstall(cmd.Context()); err != nil {
 				return err
 			}
@@ -30,4 +58,31 @@ that were added with it: the runtime still calls it to delete them.`,
 			return err
 		},
 	}
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask, although pods are policed that will not be")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be removed and which pods would be open, and change nothing")
+	return cmd
+}
+
+// opened says which pods are policed only as long as podmark is there.
+func opened(c desired.Coverage, err error) string {
+	switch {
+	case err != nil:
+		return fmt.Sprintf("who is policed cannot be read (%v): each of these pods is open then", err)
+	case c.Policed == 0:
+		return "no pod is policed"
+	}
+	return fmt.Sprintf("%d pods are policed, and will be open", c.Policed)
+}
+
+// ask wants a yes at the terminal.
+func ask(in io.Reader, out io.Writer, what string) error {
+	if f, ok := in.(*os.File); !ok || !term.IsTerminal(int(f.Fd())) {
+		return fmt.Errorf("%s: give --yes if that is meant, or let 'podmarkd uninstall --wait' wait for them", what)
+	}
+	fmt.Fprintf(out, "%s. Remove podmark all the same? (yes/no) ", what)
+	answer := bufio.NewScanner(in)
+	if answer.Scan(); answer.Text() != "yes" {
+		return errors.New("nothing was removed: the answer was not yes")
+	}
+	return nil
 }

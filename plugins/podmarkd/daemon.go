@@ -81,6 +81,7 @@ SIGINT, 2 wrong usage or failure.`,
 			if o.interval < leastInterval {
 				return fmt.Errorf("--interval %s: want %s or more", o.interval, leastInterval)
 			}
+			o.install.hasAPI = ports.API != nil
 			if _, err := o.install.entry(); err != nil {
 				return err
 			}
@@ -102,7 +103,7 @@ SIGINT, 2 wrong usage or failure.`,
 	flags.BoolVar(&o.setSysctls, "set-sysctls", false, "set net.ipv4.vs.conntrack and net.bridge.bridge-nf-call-iptables and -ip6tables to 1 where they are needed and are not, and net.ipv4.conf.all.accept_source_route to 0; without it podmarkd only warns")
 	flags.StringVar(&o.proxy, "kube-proxy-metrics", "127.0.0.1:10249", "where kube-proxy on this node serves its metrics, and says its mode, which is shown; empty for nowhere")
 	flags.StringVar(&o.listen, "listen", "127.0.0.1:9469", "address for /metrics, /healthz and /readyz; empty for none")
-	flags.BoolVar(&o.keepInstalled, "keep-installed", false, "do what 'podmarkd install' does, and again whenever others undo it; --cni-conf-dir, --cni-bin-dir, --source, --entry and --drop-in are for it")
+	flags.BoolVar(&o.keepInstalled, "keep-installed", false, "do what 'podmarkd install' does, and again whenever others undo it; --cni-conf-dir, --cni-bin-dir, --source, --entry, --policy and --drop-in are for it")
 	o.install.addFlags(flags)
 	flags.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")

@@ -429,8 +429,8 @@ func TestProbes(t *testing.T) {
 	h.addPod()
 	d := h.start()
 	for _, path := range []string{"/healthz", "/readyz"} {
-		if code, body := d.get(path); code != 200 || body != "" {
-			t.Errorf("%s: %d %s", path, code, body)
+		if code, body := d.get(path); code != 200 || body != "1 of 1 pods policed\n" {
+			t.Errorf("%s: %d %q", path, code, body)
 		}
 	}
 	if got := d.metric("podmark_ids_in_use"); got != "1" {

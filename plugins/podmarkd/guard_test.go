@@ -23,7 +23,7 @@ func guarded(t *testing.T, args ...string) (*place, *host, *daemon) {
 	p := newPlace(t)
 	h := newHost(t, nftables)
 	p.state = h.dir
-	d := h.start(append([]string{"--keep-installed", "--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin}, args...)...)
+	d := h.start(append([]string{"--keep-installed", "--policy", "none", "--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin}, args...)...)
 	return p, h, d
 }
 
@@ -105,7 +105,7 @@ func (p *place) left() []string {
 
 // What the operator set in the entry survives an agent that writes its own conflist.
 func TestGuardKeepsEntry(t *testing.T) {
-	p, h, d := guarded(t)
+	p, h, d := guarded(t, "--policy", "files")
 	const name = "10-a.conflist"
 	p.write(name, chain("net", "ptp", fmt.Sprintf(`{"type": "podmark", "policy": "files", "stateDir": %q}`, p.state)))
 	h.eventually("the plugin is there", func() error {
@@ -199,7 +199,9 @@ func (p *place) reader(name string) (stop func()) {
 			}
 		}
 	})
-	return func() { close(end); done.Wait() }
+	stop = sync.OnceFunc(func() { close(end); done.Wait() })
+	p.t.Cleanup(stop)
+	return stop
 }
 
 // withEntry says whether a conflist is what an agent wrote and the entry.

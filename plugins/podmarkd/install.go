@@ -17,6 +17,7 @@ import (
 	cniversion "github.com/containernetworking/cni/pkg/version"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"k8s.io/client-go/rest"
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/config"
@@ -33,6 +34,9 @@ type installOptions struct {
 	entryFile       string
 	source          string
 	dropIn          bool
+	policy          string
+	// hasAPI is whether podmarkd has an API server to ask.
+	hasAPI bool
 }
 
 func (o *installOptions) addFolders(flags *pflag.FlagSet) {
@@ -42,7 +46,8 @@ func (o *installOptions) addFolders(flags *pflag.FlagSet) {
 
 func (o *installOptions) addFlags(flags *pflag.FlagSet) {
 	o.addFolders(flags)
-	flags.StringVar(&o.entryFile, "entry", "", `file with the entry for the conflist (default the entry that is there, else {"type":"podmark"})`)
+	flags.StringVar(&o.entryFile, "entry", "", `file with the entry for the conflist (default the entry that is there, else one of the defaults and --policy)`)
+	flags.StringVar(&o.policy, "policy", "", "where the entry takes policies from: kubernetes, files or none (default what it says; kubernetes for a new one, where podmarkd has an API server)")
 	flags.StringVar(&o.source, "source", "", "folder with the plugin podmark (default that of podmarkd)")
 	flags.BoolVar(&o.dropIn, "drop-in", false, "put the entry into a file of its own; needs containerd 2.1 or CRI-O 1.33, older ones ignore it")
 }
@@ -85,15 +90,20 @@ func newInstall(common *options) *cobra.Command {
 end of the conflist that runtimes take: the first by name. Everything else in the
 conflist stays byte for byte. When nothing differs, nothing is written.
 
+A new entry says where policies come from. In a pod that is the Kubernetes API; elsewhere
+you choose with --policy: with "none" pods are marked and not policed.
+
 Each file is replaced in one step, the plugin first, so pods start whenever the
 command is ended; run it again to finish.`,
-		Example: `  podmarkd install --dry-run
+		Example: `  podmarkd install --policy kubernetes --dry-run
   podmarkd install --entry /etc/podmark/entry.json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "table" && output != "json" {
 				return fmt.Errorf("--output %q: want table or json", output)
 			}
+			_, err := rest.InClusterConfig()
+			o.hasAPI = err == nil
 			done, err := o.install(cmd.Context(), nil, o.marks, dryRun)
 			if err != nil {
 				return err
@@ -191,7 +201,7 @@ func (o *installOptions) install(ctx context.Context, known []byte, judge func(c
 			return installed{}, err
 		}
 		var done installed
-		if done, err = f.plan(s, given, known, o.dropIn); err != nil {
+		if done, err = f.plan(s, given, known, o.policy, o.dropIn); err != nil {
 			return installed{}, err
 		}
 		if judge != nil {
@@ -220,7 +230,7 @@ func (o *installOptions) install(ctx context.Context, known []byte, judge func(c
 }
 
 // plan says what is to be changed in a folder, in an order that may end anywhere.
-func (f folder) plan(s site, given, known []byte, dropIn bool) (installed, error) {
+func (f folder) plan(s site, given, known []byte, policy string, dropIn bool) (installed, error) {
 	active, n, skipped, err := f.active(s.conf)
 	if err != nil {
 		return installed{}, err
@@ -230,6 +240,9 @@ func (f folder) plan(s site, given, known []byte, dropIn bool) (installed, error
 	}
 	if done.Entry, err = f.entry(active, n, given, known); err != nil {
 		return installed{}, err
+	}
+	if policy != "" {
+		done.Entry = withPolicy(done.Entry, policy)
 	}
 	if err := validate(done.Entry, n.Name, n.CNIVersion); err != nil {
 		return installed{}, fmt.Errorf("the entry for %q: %w", done.Conflist, err)
@@ -313,7 +326,11 @@ func reasons(skipped []conflist.Skipped) error {
 	return errors.Join(errs...)
 }
 
-// entry is the entry for the active conflist.
+// errNoPolicy: nobody said where the policies of a new entry come from.
+var errNoPolicy = errors.New(`nothing says where policies come from: give --policy kubernetes (podmarkd asks the API server), files (podmarkctl apply) or none (pods are marked and not policed), or the key "policy" in --entry`)
+
+// entry is the entry for the active conflist. Errors: errNoPolicy where it would be new, and
+// known is nil.
 func (f folder) entry(active conflist.File, n conflist.Network, given, known []byte) (json.RawMessage, error) {
 	if given != nil {
 		return given, nil
@@ -324,11 +341,17 @@ func (f folder) entry(active conflist.File, n conflist.Network, given, known []b
 	if e := f.networks[n.Name].dropIn; e != nil {
 		return bytes.TrimSpace(e), nil
 	}
+	if known == nil {
+		return nil, errNoPolicy
+	}
 	return known, nil
 }
 
 // entry reads --entry and refuses one that is wrong for every network; nil without.
 func (o *installOptions) entry() ([]byte, error) {
+	if all := []config.Policy{"", config.PolicyKubernetes, config.PolicyFiles, config.PolicyNone}; !slices.Contains(all, config.Policy(o.policy)) {
+		return nil, fmt.Errorf("--policy %q: want %s, %s or %s", o.policy, all[1], all[2], all[3])
+	}
 	if o.entryFile == "" {
 		return nil, nil
 	}
@@ -342,21 +365,50 @@ func (o *installOptions) entry() ([]byte, error) {
 	if unknown := config.Unknown(b); err == nil && unknown != nil {
 		err = fmt.Errorf("it has unknown keys %q: known are %s", unknown, strings.Join(config.Keys(), ", "))
 	}
+	if err == nil && o.policy == "" && !config.SaysPolicy(b) {
+		err = errNoPolicy
+	}
 	if err != nil {
 		return nil, fmt.Errorf("--entry %q: %w", o.entryFile, err)
 	}
 	return b, nil
 }
 
+// byDefault is a new entry; nil where nobody said where its policies come from.
 func (o *installOptions) byDefault() []byte {
 	entry := struct {
 		Type     string `json:"type"`
 		StateDir string `json:"stateDir,omitempty"`
-	}{Type: pluginFile}
+		Policy   string `json:"policy"`
+	}{Type: pluginFile, Policy: o.policy}
 	if o.stateDir != config.DefaultStateDir {
 		entry.StateDir = o.stateDir
 	}
+	if entry.Policy == "" && o.hasAPI {
+		entry.Policy = string(config.PolicyKubernetes)
+	}
+	if entry.Policy == "" {
+		return nil
+	}
 	b, _ := json.Marshal(entry)
+	return b
+}
+
+// withPolicy is an entry that takes its policies from there. What it says of it besides stays:
+// it is refused where it does not go together.
+func withPolicy(entry json.RawMessage, policy string) json.RawMessage {
+	keys := map[string]json.RawMessage{}
+	var now struct{ Policy string }
+	if json.Unmarshal(entry, &keys) != nil || json.Unmarshal(entry, &now) == nil && now.Policy == policy {
+		return entry
+	}
+	for key := range keys {
+		if strings.EqualFold(key, "policy") { // so does encoding/json
+			delete(keys, key)
+		}
+	}
+	keys["policy"], _ = json.Marshal(policy)
+	b, _ := json.Marshal(keys) // it came from JSON
 	return b
 }
 

@@ -46,7 +46,7 @@ func TestInstall(t *testing.T) {
 			if s := info.Sys().(*syscall.Stat_t); info.Mode() != mode || s.Uid != 1234 || s.Gid != 2345 {
 				t.Errorf("the conflist is now %v of %d:%d", info.Mode(), s.Uid, s.Gid)
 			}
-			entry := fmt.Sprintf(",\n    {\n      \"type\": \"podmark\",\n      \"stateDir\": %q\n    }", p.state)
+			entry := fmt.Sprintf(",\n    {\n      \"type\": \"podmark\",\n      \"stateDir\": %q,\n      \"policy\": \"none\"\n    }", p.state)
 			if b, _ := os.ReadFile(path); strings.Replace(string(b), entry, "", 1) != list {
 				t.Errorf("more than the entry changed:\n%s", b)
 			}
@@ -61,6 +61,7 @@ func TestInstall(t *testing.T) {
 
 func TestInstallEntry(t *testing.T) {
 	p := newPlace(t)
+	p.policy = ""
 	p.write("10-a.conflist", chain("net", "ptp"))
 	entry := filepath.Join(t.TempDir(), "entry.json")
 	for _, policy := range []string{"files", "none"} {
@@ -79,6 +80,7 @@ func TestInstallEntry(t *testing.T) {
 		entry string
 		words []string
 	}{
+		{`{"type": "podmark"}`, []string{"--policy", "kubernetes", "files", "none"}},
 		{`{"type": "podmark", "policy": "all"}`, []string{"policy", `"all"`, `"files"`}},
 		{`{"type": "podmark", "iptablesMarkMask": "0x4000"}`, []string{"iptablesMarkMask", "0x4000"}},
 		{`{"type": "podmark", "polcy": "files"}`, []string{"polcy", "known are", "policy"}},

@@ -17,6 +17,7 @@ import (
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/missing"
 	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/pkg/node"
 )
@@ -119,6 +120,9 @@ func (m *metrics) looked(l node.Look) {
 
 // The gauges, which are read off the last look and the node's files.
 var (
+	pods         = gauge("podmark_pods", "Pods that are known on the node, those without podmark among them; hostNetwork pods have no endpoint and do not count.")
+	podsPoliced  = gauge("podmark_pods_policed", "Those of them that are policed.")
+	podsOpen     = gauge("podmark_pods_unpoliced", "Those that are not, by reason: none (their network asks for no policy), unanswered (failOpen, or from before podmark), unmarked (started without podmark).", "reason")
 	idsInUse     = gauge("podmark_ids_in_use", "IDs that endpoints have.")
 	idsCapacity  = gauge("podmark_ids_capacity", "Endpoints that iptablesMarkMask has IDs for; 0 before the first ADD.")
 	proxyIPVS    = gauge("podmark_proxy_ipvs", "1 where kube-proxy uses IPVS: there are services, and kube-ipvs0.")
@@ -144,7 +148,7 @@ func gauge(name, help string, labels ...string) *prometheus.Desc {
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		idsInUse, idsCapacity, proxyIPVS, ipvsServices, portsInfo, portsOutside, felixDiffers, collisions, sysctlOK,
+		pods, podsPoliced, podsOpen, idsInUse, idsCapacity, proxyIPVS, ipvsServices, portsInfo, portsOutside, felixDiffers, collisions, sysctlOK,
 		lookTime, lookSeconds, lookOK, applySeconds, driftedLinks, applyError, unjudged,
 	} {
 		out <- d
@@ -175,6 +179,11 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	l := m.last.Load()
 	if l == nil {
 		return
+	}
+	set(pods, float64(l.Coverage.Pods))
+	set(podsPoliced, float64(l.Coverage.Policed))
+	for _, reason := range desired.Gaps() {
+		set(podsOpen, float64(l.Coverage.Of(reason)), string(reason))
 	}
 	if !l.Idle {
 		set(portsInfo, 1, l.Ports.Source, string(l.Ports.Mode))
@@ -223,29 +232,30 @@ func number(b bool) float64 {
 }
 
 // handler serves the metrics and what probes ask: /healthz is well while looks
-// come, /readyz while they end without an error.
+// come, /readyz while they end without an error and leave no pod open that should be policed.
 func (m *metrics) handler(interval time.Duration) http.Handler {
 	mux := http.NewServeMux()
 	// To compress them takes more memory than they have, each time.
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{DisableCompression: true}))
-	answer := func(well func(*node.Look) bool) http.HandlerFunc {
-		return func(w http.ResponseWriter, _ *http.Request) {
+	answer := func(path string, ill func(*node.Look) error) {
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
 			l := m.last.Load()
-			if l == nil || !well(l) {
-				w.WriteHeader(http.StatusServiceUnavailable)
+			if l == nil {
+				http.Error(w, "the node has not been looked at yet", http.StatusServiceUnavailable)
+			} else if err := ill(l); err != nil {
+				http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			} else {
+				fmt.Fprintln(w, l.Coverage)
 			}
-			switch {
-			case l == nil:
-				fmt.Fprintln(w, "the node has not been looked at yet")
-			case l.Err != nil:
-				fmt.Fprintln(w, l.Err)
-			case !well(l):
-				fmt.Fprintln(w, "the node was last looked at", l.Time.Format(time.RFC3339))
-			}
-		}
+		})
 	}
-	fresh := func(l *node.Look) bool { return time.Since(l.Time) < 3*interval+30*time.Second }
-	mux.Handle("GET /healthz", answer(fresh))
-	mux.Handle("GET /readyz", answer(func(l *node.Look) bool { return fresh(l) && l.Err == nil }))
+	stale := func(l *node.Look) error {
+		if time.Since(l.Time) < 3*interval+30*time.Second {
+			return nil
+		}
+		return fmt.Errorf("the node was last looked at %s", l.Time.Format(time.RFC3339))
+	}
+	answer("/healthz", stale)
+	answer("/readyz", func(l *node.Look) error { return errors.Join(stale(l), l.Unready()) })
 	return mux
 }

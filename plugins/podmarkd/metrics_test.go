@@ -313,7 +313,7 @@ func TestNotReady(t *testing.T) {
 	}
 	d := h.startIn([]string{"PATH=" + dir})
 	d.become("all is well", map[string]float64{"podmark_last_apply_error": 0, "podmark_last_look_ok": 1})
-	if code, body := d.get("/readyz"); code != 200 || body != "" {
+	if code, body := d.get("/readyz"); code != 200 || body != "1 of 1 pods policed\n" {
 		t.Errorf("/readyz: %d %s", code, body)
 	}
 	hidden := filepath.Join(dir, "iptables-nft-save")

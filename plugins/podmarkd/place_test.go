@@ -37,6 +37,8 @@ type place struct {
 	conf, bin, state string
 	program          string
 	env              []string
+	// policy is what --policy says; empty for nothing.
+	policy string
 }
 
 func newPlace(t *testing.T) *place {
@@ -45,6 +47,7 @@ func newPlace(t *testing.T) *place {
 	p := &place{
 		t: t, conf: filepath.Join(dir, "net.d"), bin: filepath.Join(dir, "bin"), state: filepath.Join(dir, "state"),
 		program: filepath.Join(programs, "podmarkd"),
+		policy:  "none",
 	}
 	for _, d := range []string{p.conf, p.bin} {
 		if err := os.Mkdir(d, 0o755); err != nil {
@@ -75,7 +78,7 @@ func (p *place) spawn(args ...string) (process *os.Process, wait func() outcome)
 	p.t.Helper()
 	cmd := exec.Command(p.program, slices.Concat(args[:1], p.flags(), args[1:])...)
 	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr, cmd.Env = &stdout, &stderr, append(os.Environ(), p.env...)
+	cmd.Stdout, cmd.Stderr, cmd.Env = &stdout, &stderr, slices.Concat(os.Environ(), []string{"PODMARKD_POLICY=" + p.policy}, p.env)
 	if err := cmd.Start(); err != nil {
 		p.t.Fatal(err)
 	}

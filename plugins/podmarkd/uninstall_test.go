@@ -128,7 +128,7 @@ func TestUninstallWhileItRuns(t *testing.T) {
 		return nil
 	})
 	p.fails([]string{"podmarkd is running", "end it"}, "uninstall")
-	out, err := exec.Command(filepath.Join(programs, "podmarkctl"), "--state-dir", p.state, "uninstall").CombinedOutput()
+	out, err := exec.Command(filepath.Join(programs, "podmarkctl"), "--state-dir", p.state, "uninstall", "--yes").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "end it first") {
 		t.Errorf("podmarkctl uninstall: %v, %s", err, out)
 	}

@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"math/rand/v2"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"helm.sh/helm/v4/pkg/chart/common"
@@ -75,18 +78,7 @@ func mustRender(t *testing.T, values string) objects {
 // built builds conf/kustomize as kubectl apply -k does.
 func built(t *testing.T) objects {
 	t.Helper()
-	return builtOf(t, "conf/kustomize")
-}
-
-// following is what has podmarkd follow the API's policies.
-func following(t *testing.T) objects {
-	t.Helper()
-	return builtOf(t, "conf/kustomize-kubernetes")
-}
-
-func builtOf(t *testing.T, folder string) objects {
-	t.Helper()
-	m, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), filepath.Join(root, folder))
+	m, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), filepath.Join(root, "conf/kustomize"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,9 +142,6 @@ func container(t *testing.T, o objects) corev1.Container {
 func TestChartIsBase(t *testing.T) {
 	if diff := cmp.Diff(built(t), mustRender(t, "")); diff != "" {
 		t.Errorf("kustomize (-) and chart (+):\n%s", diff)
-	}
-	if diff := cmp.Diff(following(t), mustRender(t, "policy: kubernetes")); diff != "" {
-		t.Errorf("with policies of the API, kustomize (-) and chart (+):\n%s", diff)
 	}
 }
 
@@ -285,22 +274,53 @@ func TestNamespace(t *testing.T) {
 // Wrong values are refused, by name.
 func TestWrongValues(t *testing.T) {
 	for values, word := range map[string]string{
-		"iptablesMarkMask: 16711680":  "iptablesMarkMask", // YAML numbers lose digits
-		"iptablesMarkMask: ffff0000":  "iptablesMarkMask",
-		"iptablesMarkMask: automatic": "iptablesMarkMask",
-		"markCollision: ignore":       "markCollision",
-		"backend: ebpf":               "backend",
-		"policy: api":                 "policy",
-		"failOpen: true":              "policy",
-		"kubeNodePortRanges: all":     "kubeNodePortRanges",
-		"image: {name: podmark}":      "name",
-		"metrics: {port: 0}":          "port",
-		"args: [node-port-mode]":      "args",
-		"tolerations: all":            "tolerations",
-		"backends: auto":              "backends",
+		"iptablesMarkMask: 16711680":      "iptablesMarkMask", // YAML numbers lose digits
+		"iptablesMarkMask: ffff0000":      "iptablesMarkMask",
+		"iptablesMarkMask: automatic":     "iptablesMarkMask",
+		"markCollision: ignore":           "markCollision",
+		"backend: ebpf":                   "backend",
+		"policy: api":                     "policy",
+		"{failOpen: true, policy: files}": "policy",
+		"kubeNodePortRanges: all":         "kubeNodePortRanges",
+		"image: {name: podmark}":          "name",
+		"metrics: {port: 0}":              "port",
+		"args: [node-port-mode]":          "args",
+		"tolerations: all":                "tolerations",
+		"args: ['--interval=0']":          "args",
+		"args: ['--interval=50ms']":       "args",
+		"args: ['--collect-after=-5m']":   "args",
+		"args: [interval]":                "args",
+		"backends: auto":                  "backends",
 	} {
 		if _, err := render(t, "kube-system", values); err == nil || !strings.Contains(err.Error(), word) {
 			t.Errorf("%s: %v, want an error with %s", values, err, word)
+		}
+	}
+}
+
+// The chart refuses what the plugin would refuse, before there is a pod that cannot start.
+func TestChartJudgesAsPlugin(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	port := func() string {
+		return strconv.Itoa(random.IntN([]int{12, 1000, 70000}[random.IntN(3)]))
+	}
+	for range 150 {
+		mask := fmt.Sprintf("0x%x", []uint32{random.Uint32(), random.Uint32() &^ 0xc000, 1 << random.IntN(32), 0, random.Uint32() & 0xfff}[random.IntN(5)])
+		ports := port()
+		if random.IntN(2) == 0 {
+			ports += []string{":", "-"}[random.IntN(2)] + port()
+		}
+		for key, value := range map[string]any{"iptablesMarkMask": mask, "kubeNodePortRanges": []any{ports}} {
+			values, err := json.Marshal(map[string]any{key: value})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, refused := config.ParseEntry(values, "net", "1.0.0")
+			if _, err := render(t, "kube-system", string(values)); (err != nil) != (refused != nil) {
+				t.Errorf("%s: the chart says %v, and the plugin %v", values, err, refused)
+			}
 		}
 	}
 }
@@ -348,7 +368,7 @@ func entryOf(t *testing.T, o objects) map[string]any {
 	return entry
 }
 
-// The entry says the plugin's defaults.
+// The entry says the plugin's defaults, and polices: nobody gets podmark and no policy unasked.
 func TestEntry(t *testing.T) {
 	entry := entryOf(t, built(t))
 	entry["name"] = "net"
@@ -360,7 +380,7 @@ func TestEntry(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want, err := config.Parse([]byte(`{"name": "net", "type": "podmark"}`))
+	want, err := config.Parse([]byte(`{"name": "net", "type": "podmark", "policy": "kubernetes"}`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -372,7 +392,7 @@ func TestEntry(t *testing.T) {
 // Nothing in conf goes unread: each of its files is one that some test knows.
 func TestEveryFileIsRead(t *testing.T) {
 	known := []string{
-		"Dockerfile", "podmarkd.service", "podmarkd-iptables.conf", "*.conflist", "policies/*", "dashboards/*", "alerts/*", "kustomize/*", "kustomize-kubernetes/*",
+		"Dockerfile", "podmarkd.service", "podmarkd-iptables.conf", "*.conflist", "policies/*", "dashboards/*", "alerts/*", "kustomize/*",
 		"helm/podmark/*", "helm/podmark/templates/*",
 	}
 	dir := filepath.Join(root, "conf")

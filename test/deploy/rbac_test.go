@@ -118,7 +118,7 @@ func covering(rights map[right]bool, need right) (right, bool) {
 func TestRights(t *testing.T) {
 	for name, o := range map[string]objects{
 		"kustomize": built(t), "chart": mustRender(t, ""),
-		"kustomize, policies": following(t), "chart, policies": mustRender(t, "policy: kubernetes"),
+		"chart, without policies of the API": mustRender(t, "policy: files"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			asked := map[right]bool{}

@@ -319,7 +319,7 @@ func TestUninstall(t *testing.T) {
 		if got, want := traces(c.Node), tracesOf(c.Backend()); !slices.Equal(got, want) {
 			t.Errorf("the backend is %s, and podmark has something in %q, want %q", c.Backend(), got, want)
 		}
-		podmarkctl(t, c.Node, "uninstall")
+		podmarkctl(t, c.Node, "uninstall", "--yes")
 		if got := traces(c.Node); got != nil {
 			t.Errorf("something is left in %q", got)
 		}

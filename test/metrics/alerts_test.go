@@ -1,9 +1,11 @@
 package metrics_test
 
 import (
+	"math"
 	"testing"
 
 	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/model/value"
 )
 
 // steady stays what it is; from begins there and grows by a step a scrape.
@@ -18,6 +20,11 @@ func of(name string, value func(int) float64, more ...string) series {
 	return series{labels.FromStrings(append(more, "__name__", name, "instance", "node-1", "job", "podmark")...), value}
 }
 
+// elsewhere is a series of node-2, which is well.
+func elsewhere(name string) series {
+	return series{labels.FromStrings("__name__", name, "instance", "node-2", "job", "podmark"), steady(1)}
+}
+
 // once grows by n a few minutes before the end.
 func once(n float64) func(int) float64 {
 	return func(i int) float64 {
@@ -25,6 +32,16 @@ func once(n float64) func(int) float64 {
 			return n
 		}
 		return 0
+	}
+}
+
+// gone ends a few minutes before the end, as that of a target that is no more scraped.
+func gone(v float64) func(int) float64 {
+	return func(i int) float64 {
+		if i > int(spent/every)-16 {
+			return math.Float64frombits(value.StaleNaN)
+		}
+		return v
 	}
 }
 
@@ -44,6 +61,22 @@ func TestAlerts(t *testing.T) {
 		"PodmarkStale": {
 			[]store{{of("podmark_last_look_timestamp_seconds", steady(now-301))}},
 			[]store{{of("podmark_last_look_timestamp_seconds", steady(now-60))}},
+		},
+		"PodmarkDown": {
+			[]store{
+				{},
+				{of("podmark_last_look_ok", gone(1)), of("up", steady(0)), elsewhere("podmark_last_look_ok"), elsewhere("up")},
+				{of("podmark_last_look_ok", gone(1)), of("up", gone(1)), elsewhere("podmark_last_look_ok"), elsewhere("up")},
+				{of("up", steady(0)), elsewhere("podmark_last_look_ok"), elsewhere("up")}, // never well
+			},
+			[]store{
+				{of("podmark_last_look_ok", steady(0)), of("up", steady(1))},
+				{of("podmark_last_look_ok", steady(1)), of("up", steady(1)), {labels.FromStrings("__name__", "up", "job", "another", "instance", "node-1"), steady(0)}},
+			},
+		},
+		"PodmarkPodsUnpoliced": {
+			[]store{{of("podmark_pods_unpoliced", steady(2), "reason", "unmarked"), of("podmark_pods_unpoliced", steady(0), "reason", "unanswered")}},
+			[]store{{of("podmark_pods_unpoliced", steady(2), "reason", "none"), of("podmark_pods_unpoliced", steady(0), "reason", "unmarked")}},
 		},
 		"PodmarkPoliciesTroubled": {
 			[]store{{of("podmark_policies_troubled", steady(2), "reason", "Forbidden")}},

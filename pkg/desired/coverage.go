@@ -1,0 +1,238 @@
+package desired
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/podmark/podmark/pkg/ident"
+)
+
+// Coverage is how many of a node's pods are policed, why others are not, and which policies
+// select none of them.
+type Coverage struct {
+	// Pods counts those that are known, hostNetwork pods excluded: they have no endpoint.
+	Pods    int `json:"pods"`
+	Policed int `json:"policed"`
+	// Unpoliced has a reason once, and no reason without pods.
+	Unpoliced []Unpoliced `json:"unpoliced,omitempty"`
+	// Idle are policies that select no endpoint of the node. Where they come from the
+	// Kubernetes API there are none: most select pods of other nodes.
+	Idle []IdlePolicy `json:"idle,omitempty"`
+}
+
+// Unpoliced are the pods that are not policed for one reason.
+type Unpoliced struct {
+	Reason Gap `json:"reason"`
+	Pods   int `json:"pods"`
+	// Some are a few of them: "namespace/name", or the container's ID without a pod.
+	Some []string `json:"some"`
+}
+
+// Gap is why a pod is not policed.
+type Gap string
+
+// The gaps.
+const (
+	// Unasked: its network does not ask for policy.
+	Unasked Gap = "none"
+	// Unanswered: failOpen let it in, or it is from before podmark, and podmarkd has not
+	// policed it since.
+	Unanswered Gap = "unanswered"
+	// Unmarked: it started without podmark. Only podmarkd sees that.
+	Unmarked Gap = "unmarked"
+)
+
+// Gaps lists them all.
+func Gaps() []Gap { return []Gap{Unasked, Unanswered, Unmarked} }
+
+func (g Gap) String() string {
+	return map[Gap]string{
+		Unasked:    "because its network asked for no policy",
+		Unanswered: "because failOpen let it in or it is from before podmark, and podmarkd does not know its policy",
+		Unmarked:   "because it started without podmark",
+	}[g]
+}
+
+// IdlePolicy is a policy that selects no endpoint.
+type IdlePolicy struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	// Reason is one of the Idle ones, and Text says it with its values.
+	Reason Idleness `json:"reason"`
+	Text   string   `json:"text"`
+}
+
+// Idleness is why a policy selects no endpoint.
+type Idleness string
+
+// The reasons for which policies select no endpoint.
+const (
+	// IdleNamespace: nothing is known of its namespace.
+	IdleNamespace Idleness = "namespace"
+	// IdleElsewhere: its namespace is declared, and has no pod here.
+	IdleElsewhere Idleness = "elsewhere"
+	// IdleUnpoliced: no pod of its namespace is policed.
+	IdleUnpoliced Idleness = "unpoliced"
+	// IdleLabels: pods of its namespace have no labels.
+	IdleLabels Idleness = "labels"
+	// IdleSelector: no pod of its namespace has labels that it selects.
+	IdleSelector Idleness = "selector"
+)
+
+// someOf is how many pods are named.
+const someOf = 3
+
+// Cover says who of the records is policed. A pod with several endpoints is where all of
+// them are.
+func Cover(records []ident.Record) Coverage {
+	pods, gaps := map[string]string{}, map[string]Gap{}
+	for _, r := range records {
+		pods[r.ContainerID] = NameOf(r)
+		if gap := GapOf(r); gap != "" {
+			gaps[r.ContainerID] = max(gap, gaps[r.ContainerID]) // of none and unanswered, that nobody wanted
+		}
+	}
+	c := Coverage{Pods: len(pods), Policed: len(pods)}
+	for _, gap := range Gaps() {
+		var names []string
+		for id, name := range pods {
+			if gaps[id] == gap {
+				names = append(names, name)
+			}
+		}
+		c = c.Without(gap, names)
+	}
+	return c
+}
+
+// GapOf is why an endpoint is not policed; empty where it is.
+func GapOf(r ident.Record) Gap {
+	switch {
+	case r.Policed:
+		return ""
+	case r.Kubernetes:
+		return Unanswered
+	}
+	return Unasked
+}
+
+// NameOf is "namespace/name" of the pod, or the container's ID where there is no pod.
+func NameOf(r ident.Record) string {
+	if r.Pod == "" {
+		return r.ContainerID
+	}
+	return r.Namespace + "/" + r.Pod
+}
+
+// Without is c where pods of its Policed are not, after all.
+func (c Coverage) Without(reason Gap, pods []string) Coverage {
+	if len(pods) == 0 {
+		return c
+	}
+	c.Policed -= len(pods)
+	slices.Sort(pods)
+	c.Unpoliced = append(slices.Clone(c.Unpoliced), Unpoliced{reason, len(pods), pods[:min(someOf, len(pods))]})
+	return c
+}
+
+// With is c with pods that are not among its own, and are not policed.
+func (c Coverage) With(reason Gap, pods []string) Coverage {
+	c.Pods, c.Policed = c.Pods+len(pods), c.Policed+len(pods)
+	return c.Without(reason, pods)
+}
+
+// Joined is c with the pods of other that are not policed for that reason.
+func (c Coverage) Joined(other Coverage, reason Gap) Coverage {
+	other = other.Only(reason)
+	c.Pods += other.Of(reason)
+	c.Unpoliced = append(slices.Clone(c.Unpoliced), other.Unpoliced...)
+	return c
+}
+
+// Only is c where of the gaps only that one is shown.
+func (c Coverage) Only(reason Gap) Coverage {
+	c.Unpoliced = slices.DeleteFunc(slices.Clone(c.Unpoliced), func(u Unpoliced) bool { return u.Reason != reason })
+	return c
+}
+
+// Of counts the pods that are not policed for that reason.
+func (c Coverage) Of(reason Gap) (pods int) {
+	for _, u := range c.Unpoliced {
+		if u.Reason == reason {
+			pods += u.Pods
+		}
+	}
+	return pods
+}
+
+// Open counts the pods that are not policed although nobody said so.
+func (c Coverage) Open() int { return c.Of(Unanswered) + c.Of(Unmarked) }
+
+// String is a line for people: "2 of 3 pods policed, 1 unpoliced because ... (shop/web)".
+func (c Coverage) String() string {
+	if c.Pods == 0 {
+		return "no pod of this node is known"
+	}
+	text := fmt.Sprintf("%d of %d pods policed", c.Policed, c.Pods)
+	for _, u := range c.Unpoliced {
+		more := ""
+		if u.Pods > len(u.Some) {
+			more = ", ..."
+		}
+		text += fmt.Sprintf(", %d unpoliced %s (%s%s)", u.Pods, u.Reason, strings.Join(u.Some, ", "), more)
+	}
+	return text
+}
+
+func (p IdlePolicy) String() string {
+	return fmt.Sprintf("policy %s/%s selects no endpoint: %s", p.Namespace, p.Name, p.Text)
+}
+
+// Idle are the policies that select none of the records, sorted as they are; none without
+// a record.
+func (p Policies) Idle(records []ident.Record) (out []IdlePolicy) {
+	if len(records) == 0 {
+		return nil
+	}
+	of := map[string][]ident.Record{}
+	for _, r := range records {
+		of[r.Namespace] = append(of[r.Namespace], r)
+	}
+	for _, policy := range p.Policies {
+		if reason, text := p.idleness(policy, of); reason != "" {
+			out = append(out, IdlePolicy{policy.Namespace, policy.Name, reason, text})
+		}
+	}
+	return out
+}
+
+// idleness is why a policy selects none of the records, which are by namespace; empty
+// where it selects one.
+func (p Policies) idleness(policy Policy, of map[string][]ident.Record) (Idleness, string) {
+	here := of[policy.Namespace]
+	if _, declared := p.Namespaces[policy.Namespace]; len(here) == 0 && declared {
+		return IdleElsewhere, fmt.Sprintf("namespace %q has no pod on this node", policy.Namespace)
+	}
+	if len(here) == 0 {
+		return IdleNamespace, fmt.Sprintf("no pod of this node is in namespace %q, and no manifest declares it; they are in %q", policy.Namespace, slices.Sorted(maps.Keys(of)))
+	}
+	policed := slices.DeleteFunc(slices.Clone(here), func(r ident.Record) bool { return !r.Policed })
+	if len(policed) == 0 {
+		return IdleUnpoliced, fmt.Sprintf("no pod of namespace %q is policed", policy.Namespace)
+	}
+	unlabelled := 0
+	for _, r := range policed {
+		if policy.Pods.Matches(r.Labels) {
+			return "", ""
+		}
+		if len(r.Labels) == 0 {
+			unlabelled++
+		}
+	}
+	if unlabelled > 0 {
+		return IdleLabels, fmt.Sprintf("%d of %d endpoints of namespace %q have no labels, which with \"policy\": \"files\" are those of args.cni.labels of the network", unlabelled, len(policed), policy.Namespace)
+	}
+	return IdleSelector, fmt.Sprintf("no endpoint of namespace %q has labels that match its podSelector %s", policy.Namespace, policy.Pods)
+}

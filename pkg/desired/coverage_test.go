@@ -1,0 +1,101 @@
+package desired
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/podmark/podmark/pkg/endpoint"
+	"github.com/podmark/podmark/pkg/ident"
+)
+
+// attached is an endpoint of a pod of namespace shop.
+func attached(container, pod string, policed, kubernetes bool, labels map[string]string) ident.Record {
+	return ident.Record{
+		Key:     ident.Key{Network: "net", ContainerID: container, IfName: "eth0"},
+		Policed: policed, Kubernetes: kubernetes,
+		Endpoint: endpoint.Endpoint{Namespace: "shop", Pod: pod, Labels: labels},
+	}
+}
+
+func TestCover(t *testing.T) {
+	second := attached("a", "web", false, false, nil)
+	second.IfName = "net1"
+	for name, tt := range map[string]struct {
+		records []ident.Record
+		text    string
+		open    int
+	}{
+		"no pod":           {nil, "no pod of this node is known", 0},
+		"all":              {[]ident.Record{attached("a", "web", true, false, nil), attached("b", "db", true, true, nil)}, "2 of 2 pods policed", 0},
+		"none is asked":    {[]ident.Record{attached("a", "web", false, false, nil)}, `0 of 1 pods policed, 1 unpoliced because its network asked for no policy (shop/web)`, 0},
+		"let in":           {[]ident.Record{attached("a", "web", false, true, nil), attached("b", "db", true, true, nil)}, "1 of 2 pods policed, 1 unpoliced because failOpen let it in or it is from before podmark, and podmarkd does not know its policy (shop/web)", 1},
+		"a second network": {[]ident.Record{attached("a", "web", true, false, nil), second}, `0 of 1 pods policed, 1 unpoliced because its network asked for no policy (shop/web)`, 0},
+		"no pod's name":    {[]ident.Record{attached("a", "", false, false, nil)}, `0 of 1 pods policed, 1 unpoliced because its network asked for no policy (a)`, 0},
+		"many": {
+			[]ident.Record{attached("a", "1", false, false, nil), attached("b", "2", false, false, nil), attached("c", "3", false, false, nil), attached("d", "4", false, false, nil)},
+			`0 of 4 pods policed, 4 unpoliced because its network asked for no policy (shop/1, shop/2, shop/3, ...)`, 0,
+		},
+	} {
+		c := Cover(tt.records)
+		if got := c.String(); got != tt.text || c.Open() != tt.open {
+			t.Errorf("%s: %d open, %s", name, c.Open(), got)
+		}
+		sum := c.Policed
+		for _, gap := range Gaps() {
+			sum += c.Of(gap)
+		}
+		if sum != c.Pods {
+			t.Errorf("%s: %d of %d are counted", name, sum, c.Pods)
+		}
+	}
+	c := Cover([]ident.Record{attached("a", "web", true, false, nil)}).With(Unmarked, []string{"shop/old"})
+	if got := c.String(); got != "1 of 2 pods policed, 1 unpoliced because it started without podmark (shop/old)" || c.Open() != 1 {
+		t.Errorf("%d open, %s", c.Open(), got)
+	}
+}
+
+// A policy that selects no endpoint is named with what keeps it from that.
+func TestIdle(t *testing.T) {
+	app := func(value string) Selector { return Selector{{Key: "app", Op: In, Values: []string{value}}} }
+	policy := func(namespace string, pods Selector) Policies {
+		return Policies{Policies: []Policy{{Namespace: namespace, Name: "p", Pods: pods}}, Namespaces: map[string]map[string]string{"empty": nil}}
+	}
+	web := attached("a", "web", true, false, map[string]string{"app": "web"})
+	for name, tt := range map[string]struct {
+		policies Policies
+		records  []ident.Record
+		reason   Idleness
+		says     string
+	}{
+		"selects one":       {policy("shop", app("web")), []ident.Record{web}, "", ""},
+		"selects all":       {policy("shop", nil), []ident.Record{attached("a", "web", true, false, nil)}, "", ""},
+		"lacks a label":     {policy("shop", Selector{{Key: "app", Op: DoesNotExist}}), []ident.Record{attached("a", "web", true, false, nil)}, "", ""},
+		"typo of the label": {policy("shop", app("wbe")), []ident.Record{web}, IdleSelector, `podSelector app=wbe`},
+		"no labels":         {policy("shop", app("web")), []ident.Record{attached("a", "web", true, false, nil)}, IdleLabels, `1 of 1 endpoints of namespace "shop" have no labels`},
+		"some labels":       {policy("shop", app("db")), []ident.Record{web, attached("b", "db", true, false, nil)}, IdleLabels, "1 of 2"},
+		"typo of namespace": {policy("shpo", nil), []ident.Record{web}, IdleNamespace, `they are in ["shop"]`},
+		"no pods":           {policy("shop", nil), nil, "", ""},
+		"elsewhere":         {policy("empty", nil), []ident.Record{web}, IdleElsewhere, "no pod on this node"},
+		"unpoliced":         {policy("shop", nil), []ident.Record{attached("a", "web", false, false, nil)}, IdleUnpoliced, "is policed"},
+	} {
+		idle := tt.policies.Idle(tt.records)
+		if tt.reason == "" {
+			if idle != nil {
+				t.Errorf("%s: %v", name, idle)
+			}
+			continue
+		}
+		if len(idle) != 1 || idle[0].Reason != tt.reason || !strings.Contains(idle[0].String(), tt.says) {
+			t.Errorf("%s: %v", name, idle)
+		}
+	}
+}
+
+func TestSelectorString(t *testing.T) {
+	s := Selector{{"app", In, []string{"web"}}, {"tier", In, []string{"a", "b"}}, {"x", NotIn, []string{"y"}}, {"there", Exists, nil}, {"old", DoesNotExist, nil}}
+	if diff := cmp.Diff("app=web,tier in (a,b),x notin (y),there,!old", s.String()); diff != "" {
+		t.Error(diff)
+	}
+}
