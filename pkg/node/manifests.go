@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/podmark/podmark/pkg/apply"
@@ -16,29 +18,34 @@ import (
 	"github.com/podmark/podmark/pkg/policy"
 )
 
-// ReadPolicies reads and compiles the manifests that paths name: files, folders, and "-"
-// for stdin.
-func ReadPolicies(paths []string, stdin io.Reader) (desired.Policies, error) {
-	var sources []policy.Source
-	for _, path := range paths {
-		more, err := readSources(path, stdin)
-		if err != nil {
-			return desired.Policies{}, err
-		}
-		sources = append(sources, more...)
-	}
-	policies, err := policy.Compile(sources...)
+// CompilePolicies compiles manifests, with notes of what counts otherwise than it is written.
+func CompilePolicies(o policy.Options, sources ...policy.Source) (desired.Policies, []string, error) {
+	policies, notes, err := o.Compile(sources...)
 	if errors.Is(err, policy.ErrEmpty) {
 		err = fmt.Errorf("%w: %s", err, noPolicy)
 	}
-	return policies, err
+	return policies, notes, err
 }
 
 // noPolicy is why nothing to read is not read as no policy: that opens every endpoint, and
 // what writes to a pipe may have failed.
 const noPolicy = "to remove the node's policy, say 'podmarkctl apply --delete'"
 
-func readSources(path string, stdin io.Reader) ([]policy.Source, error) {
+// ReadManifests reads the manifests that paths name: files, folders, and "-" for stdin. What
+// is in subfolders is read where recursive says so.
+func ReadManifests(paths []string, recursive bool, stdin io.Reader) ([]policy.Source, error) {
+	var sources []policy.Source
+	for _, path := range paths {
+		more, err := readSources(path, recursive, stdin)
+		if err != nil {
+			return nil, err
+		}
+		sources = append(sources, more...)
+	}
+	return sources, nil
+}
+
+func readSources(path string, recursive bool, stdin io.Reader) ([]policy.Source, error) {
 	if path == "-" {
 		data, err := io.ReadAll(stdin)
 		return []policy.Source{{Name: "stdin", Data: data}}, err
@@ -49,7 +56,7 @@ func readSources(path string, stdin io.Reader) ([]policy.Source, error) {
 	}
 	names := []string{path}
 	if info.IsDir() {
-		if names, err = manifests(path); err != nil {
+		if names, err = manifests(path, recursive); err != nil {
 			return nil, err
 		}
 	}
@@ -64,21 +71,34 @@ func readSources(path string, stdin io.Reader) ([]policy.Source, error) {
 	return sources, nil
 }
 
-// manifests lists a folder's manifests, not those of its subfolders. A folder
-// without any is refused.
-func manifests(dir string) ([]string, error) {
+// manifests lists a folder's manifests. A folder without any is refused.
+//
+// Hidden subfolders are not read: the kubelet keeps what a ConfigMap says in one, and links to it.
+func manifests(dir string, recursive bool) ([]string, error) {
 	var names []string
-	for _, pattern := range []string{"*.yaml", "*.yml", "*.json"} {
-		found, err := filepath.Glob(filepath.Join(dir, pattern))
-		if err != nil {
-			return nil, err
+	err := fs.WalkDir(os.DirFS(dir), ".", func(path string, d fs.DirEntry, err error) error {
+		name := filepath.Join(dir, path)
+		switch {
+		case err != nil:
+			return fmt.Errorf("reading folder %q: %w", dir, err)
+		case path == ".":
+		case d.IsDir() && (!recursive || strings.HasPrefix(d.Name(), ".")):
+			return fs.SkipDir
+		case slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(path)) && !d.IsDir():
+			names = append(names, name)
+		case recursive && d.Type() == fs.ModeSymlink && !strings.HasPrefix(d.Name(), "."):
+			if to, err := os.Stat(name); err == nil && to.IsDir() {
+				return fmt.Errorf("%q is a link to a folder, and such are not followed: name what it leads to, or remove it", name)
+			}
 		}
-		names = append(names, found...)
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	if len(names) == 0 {
 		return nil, fmt.Errorf("folder %q has no *.yaml, *.yml or *.json: %s", dir, noPolicy)
 	}
-	slices.Sort(names)
 	return names, nil
 }
 
@@ -92,8 +112,8 @@ type PolicyFolder struct {
 	// Every is how often it is read without a notification.
 	Every time.Duration
 	Log   *slog.Logger
-	// Done, if set, is told how each reading went.
-	Done func(apply.Applied, error)
+	// Done, if set, is told how each reading went, with the notes of what was read.
+	Done func(apply.Applied, []string, error)
 }
 
 // settled is how long a folder is left alone after a notification: an editor writes,
@@ -110,14 +130,17 @@ func (f PolicyFolder) Run(ctx context.Context) {
 		}
 	})
 	said := ""
+	var noted []string
 	for ctx.Err() == nil {
-		policies, err := ReadPolicies([]string{f.Dir}, nil)
-		var done apply.Applied
-		if err == nil {
-			done, err = f.Node.SetPolicies(ctx, f.Settings, policies)
-		}
+		done, notes, err := f.read(ctx)
 		if f.Done != nil && ctx.Err() == nil {
-			f.Done(done, err)
+			f.Done(done, notes, err)
+		}
+		if err == nil && !slices.Equal(notes, noted) {
+			noted = notes
+			for _, note := range notes {
+				f.Log.Warn("not all in the folder counts as it is written", "folder", f.Dir, "note", note)
+			}
 		}
 		switch {
 		case err == nil:
@@ -135,4 +158,18 @@ func (f PolicyFolder) Run(ctx context.Context) {
 		case <-time.After(f.Every):
 		}
 	}
+}
+
+// read makes what the folder holds now the node's policy.
+func (f PolicyFolder) read(ctx context.Context) (apply.Applied, []string, error) {
+	sources, err := ReadManifests([]string{f.Dir}, false, nil)
+	if err != nil {
+		return apply.Applied{}, nil, err
+	}
+	policies, notes, err := CompilePolicies(policy.Options{}, sources...)
+	if err != nil {
+		return apply.Applied{}, nil, err
+	}
+	done, err := f.Node.SetPolicies(ctx, f.Settings, policies)
+	return done, notes, err
 }

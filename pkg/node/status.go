@@ -76,6 +76,10 @@ type PolicyStatus struct {
 	Policies int `json:"policies"`
 	Watches  int `json:"watches"`
 	Pods     int `json:"pods"`
+	// Noted is how many manifests of the folder count otherwise than they are written, and
+	// Notes are the first of them.
+	Noted int      `json:"noted,omitempty"`
+	Notes []string `json:"notes,omitempty"`
 	// Troubled policies are not in force as the API has them, and Troubles are some of them.
 	Troubled int             `json:"troubled,omitempty"`
 	Troubles []PolicyTrouble `json:"troubles,omitempty"`

@@ -24,7 +24,7 @@ func TestAuditAnnotation(t *testing.T) {
 		{`, annotations: {podmark.dev/audit: ""}`, false, `metadata.annotations[podmark.dev/audit]: Unsupported value: ""`},
 	}
 	for _, tt := range tests {
-		compiled, err := policy.Compile(policy.Source{Name: "test.yaml", Data: []byte(begin + tt.annotations + end)})
+		compiled, _, err := policy.Options{}.Compile(policy.Source{Name: "test.yaml", Data: []byte(begin + tt.annotations + end)})
 		switch {
 		case tt.err != "":
 			if err == nil || !strings.Contains(err.Error(), tt.err) {

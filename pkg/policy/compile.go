@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	networkingv1 "k8s.io/api/networking/v1"
+	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/podmark/podmark/pkg/desired"
@@ -16,6 +17,18 @@ import (
 
 // ErrEmpty: there is no manifest to be read.
 var ErrEmpty = errors.New("no manifest in it")
+
+// errPassedOver is the note of an object of another kind.
+var errPassedOver = errors.New("passed over, as it is neither a NetworkPolicy nor a Namespace")
+
+// Options say how manifests are read.
+type Options struct {
+	// Namespace is that of the policies which name none; those that name another are refused.
+	// Where it is empty, policies which name none are of "default".
+	Namespace string
+	// Strict refuses what else is a note.
+	Strict bool
+}
 
 // Compile turns manifests into the policy of a node.
 //
@@ -30,47 +43,70 @@ var ErrEmpty = errors.New("no manifest in it")
 // with as much of it as is known, and "items[N]" after the document for an
 // entry of a list. Documents count from 1, without those that hold only
 // comments; a field is spelled as the API server spells it. A source that is blank is
-// ErrEmpty, and so are all where none has an object: a list without items says that there is
-// no policy, an empty file says nothing.
-func Compile(sources ...Source) (desired.Policies, error) {
+// ErrEmpty, and so are all where none has an object of an accepted kind: a list without items
+// says that there is no policy, an empty file says nothing.
+//
+// The notes read as errors do, and there are none beside an error. They are of what counts otherwise than its
+// author may think: an object of another kind, which is passed over, a CIDR of an old spelling,
+// and a policy that names no namespace.
+func (o Options) Compile(sources ...Source) (desired.Policies, []string, error) {
+	if o.Namespace != "" {
+		for _, wrong := range apivalidation.ValidateNamespaceName(o.Namespace, false) {
+			return desired.Policies{}, nil, fmt.Errorf("namespace %q: %s", o.Namespace, wrong)
+		}
+	}
 	var (
 		compiled desired.Policies
+		notes    []string
 		errs     []error
 		places   = map[string]string{}
+		others   = map[string]int{} // by source
+		found    = false
 	)
-	found := false
 	for _, source := range sources {
 		if len(bytes.TrimSpace(source.Data)) == 0 {
 			errs = append(errs, fmt.Errorf("%s: %w", source.Name, ErrEmpty))
 		}
-		for _, o := range decode(source) {
-			found = true
-			problems := o.errs
-			if id := o.id(); id != "" {
-				if first, taken := places[id]; taken {
-					problems = append(problems, fmt.Errorf("declared before, in %s", first))
-				} else {
-					places[id] = o.place
-				}
+		for _, is := range o.decode(source) {
+			problems := is.errs
+			switch id := is.id(); {
+			case is.other != "":
+				others[source.Name]++
+			case places[id] != "":
+				problems = append(problems, fmt.Errorf("declared before, in %s", places[id]))
+			case id != "":
+				places[id] = is.place
 			}
-			problems = append(problems, include(&compiled, o)...)
+			found = found || is.other == ""
+			problems = append(problems, include(&compiled, is)...)
+			for _, note := range is.notes {
+				if o.Strict {
+					problems = append(problems, fmt.Errorf("%w, which strict reading refuses", note))
+					continue
+				}
+				notes = append(notes, is.problem(note).Error())
+			}
 			for _, err := range problems {
-				errs = append(errs, o.problem(err))
+				errs = append(errs, is.problem(err))
 			}
 		}
 	}
 	if !found && errs == nil {
 		for _, source := range sources {
-			errs = append(errs, fmt.Errorf("%s: %w", source.Name, ErrEmpty))
+			err := fmt.Errorf("%s: %w", source.Name, ErrEmpty)
+			if n := others[source.Name]; n > 0 {
+				err = fmt.Errorf("%w but %d of other kinds", err, n)
+			}
+			errs = append(errs, err)
 		}
 	}
 	if len(errs) > 0 {
-		return desired.Policies{}, errors.Join(errs...)
+		return desired.Policies{}, nil, errors.Join(errs...)
 	}
 	slices.SortFunc(compiled.Policies, func(a, b desired.Policy) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
-	return compiled, nil
+	return compiled, notes, nil
 }
 
 // include defaults, validates and compiles one object into compiled.

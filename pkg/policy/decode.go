@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path"
 	"reflect"
 	"slices"
 	"strconv"
@@ -35,15 +36,19 @@ type Source struct {
 type object struct {
 	// place is "policies.yaml: document 2", then "items[0]" in a list.
 	place string
-	// At most one of the two is set; neither is for a list, and for what is no
+	// At most one of the three is set; neither is for a list, and for what is no
 	// object of an accepted kind.
 	policy    *networkingv1.NetworkPolicy
 	namespace *corev1.Namespace
+	// other names an object of another kind, "apps/v1 Deployment shop/web", of which nothing
+	// else is read.
+	other string
 	// partial is set where decoding stopped half-way: to judge such an object
 	// would blame its author for what was not read.
 	partial bool
-	// errs is what is wrong with the form of the object.
-	errs []error
+	// errs is what is wrong with the form of the object, and notes are what is taken otherwise
+	// than it is written.
+	errs, notes []error
 }
 
 // id names an object that has a name, "NetworkPolicy web/allow", or is empty.
@@ -55,7 +60,7 @@ func (o object) id() string {
 	case o.namespace != nil && o.namespace.Name != "":
 		return "Namespace " + o.namespace.Name
 	default:
-		return ""
+		return o.other
 	}
 }
 
@@ -69,12 +74,16 @@ func (o object) problem(err error) error {
 
 // decode reads every object of a source. Documents are numbered from 1; those
 // that hold nothing but comments do not count.
-func decode(source Source) []object {
+func (o Options) decode(source Source) []object {
 	if !utf8.Valid(source.Data) {
 		return []object{{place: source.Name, errs: []error{errors.New("not UTF-8 text")}}}
 	}
 	var objects []object
-	d := newDecoder()
+	d := newDecoder(o.Namespace)
+	var implied schema.GroupVersionKind
+	if strings.TrimSuffix(path.Base(source.Name), path.Ext(source.Name)) == "kustomization" {
+		implied = kustomization
+	}
 	reader := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(source.Data)))
 	for n := 1; ; {
 		chunk, err := reader.Read()
@@ -86,14 +95,20 @@ func decode(source Source) []object {
 			// The reader cannot tell where the next document starts.
 			return append(objects, object{place: place(), errs: []error{err}})
 		}
-		documents, errs := toJSON(chunk)
-		if len(errs) > 0 {
-			objects = append(objects, object{place: place(), errs: errs})
-		}
+		documents, keys, errs := toJSON(chunk)
+		at := place()
+		var found []object
 		for _, document := range documents {
-			objects = append(objects, d.read(place(), document, schema.GroupVersionKind{})...)
+			found = append(found, d.read(place(), document, implied)...)
 			n++
 		}
+		if slices.ContainsFunc(found, func(o object) bool { return o.other == "" }) {
+			errs = append(errs, keys...)
+		}
+		if len(errs) > 0 {
+			objects = append(objects, object{place: at, errs: errs})
+		}
+		objects = append(objects, found...)
 		if len(documents) == 0 && len(errs) > 0 {
 			n++
 		}
@@ -103,11 +118,14 @@ func decode(source Source) []object {
 // decoder decodes JSON strictly. With nothing registered in its scheme, the
 // serializer decodes into the type it is handed, and it does so as the API
 // server does: case-sensitive, reporting every unknown and duplicate field.
-type decoder struct{ strict runtime.Decoder }
+type decoder struct {
+	strict    runtime.Decoder
+	namespace string // of Options
+}
 
-func newDecoder() decoder {
+func newDecoder(namespace string) decoder {
 	scheme := runtime.NewScheme()
-	return decoder{k8sjson.NewSerializerWithOptions(k8sjson.DefaultMetaFactory, scheme, scheme, k8sjson.SerializerOptions{Strict: true})}
+	return decoder{namespace: namespace, strict: k8sjson.NewSerializerWithOptions(k8sjson.DefaultMetaFactory, scheme, scheme, k8sjson.SerializerOptions{Strict: true})}
 }
 
 const accepted = "accepted are networking.k8s.io/v1 NetworkPolicy, v1 Namespace, " +
@@ -137,8 +155,9 @@ func (d decoder) read(place string, data []byte, implied schema.GroupVersionKind
 	case policies:
 		o.policy = &networkingv1.NetworkPolicy{}
 		o.partial, o.errs = d.into(o.policy, data)
-		if o.policy.Namespace == "" && !o.partial {
-			o.policy.Namespace = metav1.NamespaceDefault
+		if !o.partial {
+			o.notes = spelled(o.policy)
+			d.locate(&o)
 		}
 	case namespaces:
 		o.namespace = &corev1.Namespace{}
@@ -150,9 +169,23 @@ func (d decoder) read(place string, data []byte, implied schema.GroupVersionKind
 	case corev1.SchemeGroupVersion.WithKind("NamespaceList"):
 		return d.list(place, data, namespaces)
 	default:
-		o.errs = []error{unaccepted(*kind)}
+		o.errs = d.other(*kind, data, &o)
 	}
 	return []object{o}
+}
+
+// locate gives a policy that names no namespace the one that was asked for, or "default".
+func (d decoder) locate(o *object) {
+	at := field.NewPath("metadata", "namespace")
+	switch named := o.policy.Namespace; {
+	case named == "" && d.namespace == "":
+		o.policy.Namespace = metav1.NamespaceDefault
+		o.notes = append(o.notes, fmt.Errorf("%s: not set, and counts as %q", at, metav1.NamespaceDefault))
+	case named == "":
+		o.policy.Namespace = d.namespace
+	case d.namespace != "" && named != d.namespace:
+		o.errs = append(o.errs, field.Invalid(at, named, fmt.Sprintf("the namespace from the provided object does not match %q, which is asked for", d.namespace)))
+	}
 }
 
 // list decodes the items of a list, which are what item says unless they say
@@ -160,23 +193,14 @@ func (d decoder) read(place string, data []byte, implied schema.GroupVersionKind
 func (d decoder) list(place string, data []byte, item schema.GroupVersionKind) []object {
 	list := &metav1.List{}
 	_, errs := d.into(list, data)
-	objects := []object{{place: place, errs: errs}}
+	var objects []object
+	if len(errs) > 0 || len(list.Items) == 0 {
+		objects = append(objects, object{place: place, errs: errs})
+	}
 	for i, entry := range list.Items {
 		objects = append(objects, d.read(fmt.Sprintf("%s: items[%d]", place, i), entry.Raw, item)...)
 	}
 	return objects
-}
-
-// unaccepted says what is wrong with the kind of a document.
-func unaccepted(kind schema.GroupVersionKind) error {
-	switch {
-	case kind.Kind == "":
-		return field.Required(field.NewPath("kind"), accepted)
-	case kind.Version == "":
-		return field.Required(field.NewPath("apiVersion"), accepted)
-	default:
-		return fmt.Errorf("%s %s is not accepted: %s", kind.GroupVersion(), kind.Kind, accepted)
-	}
 }
 
 // status is a field that API servers before 1.28 print of a NetworkPolicy, and that nobody

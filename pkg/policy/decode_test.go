@@ -55,7 +55,7 @@ func TestForms(t *testing.T) {
 			for i, s := range test.sources {
 				sources = append(sources, policy.Source{Name: fmt.Sprintf("%d.yaml", i), Data: []byte(s)})
 			}
-			got, err := policy.Compile(sources...)
+			got, _, err := policy.Options{}.Compile(sources...)
 			if err != nil {
 				t.Fatalf("Compile: %v", err)
 			}
@@ -67,7 +67,7 @@ func TestForms(t *testing.T) {
 }
 
 func TestNamespaces(t *testing.T) {
-	got, err := policy.Compile(policy.Source{Name: "ns.yaml", Data: []byte(`
+	got, _, err := policy.Options{}.Compile(policy.Source{Name: "ns.yaml", Data: []byte(`
 apiVersion: v1
 kind: NamespaceList
 items:
@@ -100,11 +100,11 @@ func TestOrderDoesNotMatter(t *testing.T) {
 			ingress: [{ports: [{port: 444, endPort: 445}, {protocol: UDP, port: 53}, {port: 443}, {port: 80}, {port: 80, protocol: TCP}],
 				from: [{ipBlock: {cidr: 11.0.0.0/8}}, {namespaceSelector: {}}, {podSelector: {}}, {podSelector: {}}, {ipBlock: {except: [10.2.0.0/16, 10.1.0.0/16], cidr: 10.0.0.0/8}}]}],
 			podSelector: {matchExpressions: [{key: w, operator: Exists}, {key: z, operator: In, values: [a, b]}, {key: v, operator: In, values: ["2"]}], matchLabels: {x: "1", v: "2"}}}`)
-	a, err := policy.Compile(policy.Source{Name: "forward.yaml", Data: []byte(forward)})
+	a, _, err := policy.Options{}.Compile(policy.Source{Name: "forward.yaml", Data: []byte(forward)})
 	if err != nil {
 		t.Fatalf("forward: %v", err)
 	}
-	b, err := policy.Compile(policy.Source{Name: "backward.yaml", Data: []byte(backward)})
+	b, _, err := policy.Options{}.Compile(policy.Source{Name: "backward.yaml", Data: []byte(backward)})
 	if err != nil {
 		t.Fatalf("backward: %v", err)
 	}

@@ -7,11 +7,11 @@
 // author denied: a port without protocol would match nothing, a policy without
 // policyTypes would isolate nobody.
 //
-// Four stages, each a function on values, make up [Compile]:
+// Four stages, each a function on values, make up [Options.Compile]:
 //
 //	decode    files -> networking.k8s.io/v1 NetworkPolicy and v1 Namespace
 //	Default   protocol and policyTypes, as k8s.io/kubernetes pkg/apis/networking/v1
-//	Validate  as k8s.io/kubernetes pkg/apis/networking/validation, for new objects
+//	Validate  as k8s.io/kubernetes pkg/apis/networking/validation, for new objects before 1.36
 //	compile   selectors, peers, ipBlocks and ports in the words of package desired
 //
 // [Object] does the same with a policy that an API server has judged and stored, and

@@ -17,11 +17,11 @@ import (
 
 // toJSON converts what stands between two separators to JSON objects: none for
 // comments only, several for a stream of JSON. Duplicate keys are reported, yet
-// do not keep the rest from being read.
-func toJSON(chunk []byte) (documents []json.RawMessage, errs []error) {
+// do not keep the rest from being read; keys are those that are no strings.
+func toJSON(chunk []byte) (documents []json.RawMessage, keys, errs []error) {
 	if utilyaml.IsJSONBuffer(chunk) {
 		if stream, ok := jsonStream(chunk); ok {
-			return stream, nil
+			return stream, nil, nil
 		}
 	}
 	var value any
@@ -30,28 +30,28 @@ func toJSON(chunk []byte) (documents []json.RawMessage, errs []error) {
 	var duplicates *yamlv2.TypeError
 	switch err := parser.Decode(&value); {
 	case errors.Is(err, io.EOF):
-		return nil, nil
+		return nil, nil, nil
 	case errors.As(err, &duplicates):
 		for _, what := range duplicates.Errors {
 			errs = append(errs, fmt.Errorf("yaml: %s", what))
 		}
 	case err != nil:
-		return nil, []error{err}
+		return nil, nil, []error{err}
 	}
-	errs = append(errs, keysNotStrings(nil, value)...)
+	keys = keysNotStrings(nil, value)
 	// YAML knows ends of documents that the reader does not, such as "..." and
 	// old line breaks. The conversion below would drop what follows them.
 	if err := parser.Decode(&value); !errors.Is(err, io.EOF) {
-		return nil, append(errs, errors.New(`text follows the end of the document: start every document with a line "---"`))
+		return nil, keys, append(errs, errors.New(`text follows the end of the document: start every document with a line "---"`))
 	}
 	document, err := yaml.YAMLToJSON(chunk)
 	switch {
 	case err != nil:
-		return nil, append(errs, err)
+		return nil, keys, append(errs, err)
 	case string(document) == "null":
-		return nil, errs
+		return nil, keys, errs
 	default:
-		return []json.RawMessage{document}, errs
+		return []json.RawMessage{document}, keys, errs
 	}
 }
 

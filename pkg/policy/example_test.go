@@ -15,11 +15,11 @@ spec:
   podSelector: {matchLabels: {app: server}}
   ingress:
   - from:
-    - ipBlock: {cidr: 10.0.0.0/8, except: [10.0.0.0/9]}
+    - ipBlock: {cidr: 10.0.0.7/8, except: [10.0.0.0/9]}
     ports:
     - {port: 80, endPort: 89}
 `)}
-	policies, err := policy.Compile(manifest)
+	policies, notes, err := policy.Options{}.Compile(manifest)
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -30,15 +30,19 @@ spec:
 		fmt.Println("ingress", r.Blocks, r.Ports[0].Protocol, r.Ports[0])
 	}
 	fmt.Println("egress isolated:", p.Egress != nil)
+	for _, note := range notes {
+		fmt.Println(note)
+	}
 	// Output:
 	// web allow [{app In [server]}]
 	// ingress [10.128.0.0/9] tcp 80:89
 	// egress isolated: false
+	// web.yaml: document 1: NetworkPolicy web/allow: spec.ingress[0].from[0].ipBlock.cidr: "10.0.0.7/8" counts as 10.0.0.0/8: must not have bits set beyond the prefix length
 }
 
 // Every problem in every file is reported, and nothing is compiled.
-func ExampleCompile_invalid() {
-	_, err := policy.Compile(policy.Source{Name: "policies.yaml", Data: []byte(`
+func ExampleOptions_Compile_invalid() {
+	_, _, err := policy.Options{}.Compile(policy.Source{Name: "policies.yaml", Data: []byte(`
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: allow, namespace: web}
@@ -49,13 +53,13 @@ spec:
     ports:
     - {port: 80, endPort: 79}
 ---
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
+apiVersion: projectcalico.org/v3
+kind: NetworkPolicy
+metadata: {name: deny, namespace: web}
 `)})
 	fmt.Println(err)
 	// Output:
 	// policies.yaml: document 1: NetworkPolicy web/allow: spec.ingress[0].ports[0].endPort: Invalid value: 79: must be 80, the port, or higher
 	// policies.yaml: document 1: NetworkPolicy web/allow: spec.ingress[0].from[0]: Required value: a peer needs a podSelector, a namespaceSelector or an ipBlock
-	// policies.yaml: document 2: apps/v1 Deployment is not accepted: accepted are networking.k8s.io/v1 NetworkPolicy, v1 Namespace, and their lists: v1 List, networking.k8s.io/v1 NetworkPolicyList, v1 NamespaceList
+	// policies.yaml: document 2: projectcalico.org/v3 NetworkPolicy is not enforced, and passing it over would leave open what it denies: accepted are networking.k8s.io/v1 NetworkPolicy, v1 Namespace, and their lists: v1 List, networking.k8s.io/v1 NetworkPolicyList, v1 NamespaceList
 }

@@ -22,7 +22,12 @@ func FuzzCompile(f *testing.F) {
 	f.Add([]byte("a: &a [*a, {<<: {? [b] : c}}]\n--- # d\n{}{\n...\n\u2028%YAML 1.1\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		const name = "fuzz.yaml"
-		policies, err := policy.Compile(policy.Source{Name: name, Data: data})
+		policies, notes, err := policy.Options{}.Compile(policy.Source{Name: name, Data: data})
+		for _, note := range notes {
+			if !strings.HasPrefix(note, name+": ") {
+				t.Errorf("note does not name its source: %s", note)
+			}
+		}
 		if err != nil {
 			if diff := cmp.Diff(desired.Policies{}, policies, comparePolicies); diff != "" {
 				t.Errorf("policies beside an error:\n%s", diff)
@@ -61,7 +66,7 @@ func FuzzCompile(f *testing.F) {
 		if diff := cmp.Diff(policies, stored, comparePolicies); diff != "" {
 			t.Errorf("stored (-compiled +stored):\n%s", diff)
 		}
-		again, err := policy.Compile(policy.Source{Name: name, Data: data})
+		again, _, err := policy.Options{}.Compile(policy.Source{Name: name, Data: data})
 		if diff := cmp.Diff(policies, again, comparePolicies); err != nil || diff != "" {
 			t.Errorf("compiled again: %v\n%s", err, diff)
 		}

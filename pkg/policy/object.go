@@ -22,7 +22,7 @@ import (
 //   - an unknown entry of policyTypes isolates both directions.
 //
 // The policy is to be enforced beside the error, which joins one error per thing that was
-// not understood, in the words of [Compile]: "NetworkPolicy NAMESPACE/NAME: FIELD: what is
+// not understood, in the words of [Options.Compile]: "NetworkPolicy NAMESPACE/NAME: FIELD: what is
 // wrong". A field that the API types of this program lack cannot be seen, only that a peer
 // seems to be empty without it.
 func Object(p *networkingv1.NetworkPolicy) (desired.Policy, error) {

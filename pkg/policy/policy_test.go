@@ -60,7 +60,7 @@ func records() []ident.Record {
 // compile compiles one source and builds the state of a node that runs the cast.
 func compile(t *testing.T, manifest string) desired.State {
 	t.Helper()
-	policies, err := policy.Compile(policy.Source{Name: "test.yaml", Data: []byte(manifest)})
+	policies, _, err := policy.Options{}.Compile(policy.Source{Name: "test.yaml", Data: []byte(manifest)})
 	if err != nil {
 		t.Fatalf("Compile: %v", err)
 	}
@@ -148,7 +148,7 @@ func np(name, spec string) string {
 // prefixes returns the blocks of the first ingress rule of the first policy.
 func prefixes(t *testing.T, manifest string) []string {
 	t.Helper()
-	policies, err := policy.Compile(policy.Source{Name: "test.yaml", Data: []byte(manifest)})
+	policies, _, err := policy.Options{}.Compile(policy.Source{Name: "test.yaml", Data: []byte(manifest)})
 	if err != nil {
 		t.Fatalf("Compile: %v", err)
 	}

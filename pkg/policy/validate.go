@@ -22,9 +22,9 @@ import (
 // at fault in the same way, in words of our own. It returns every problem, nil
 // for none.
 //
-// As Kubernetes does since 1.36, it refuses CIDRs that older API servers
-// stored: leading zeros, bits beyond the prefix length, IPv4-mapped IPv6
-// (KEP-4858).
+// CIDRs may be spelled as API servers before 1.36 took them, with leading zeros, bits beyond
+// the prefix length, or as IPv4-mapped IPv6 (KEP-4858): they count as [Object] reads
+// them, and [Options.Compile] has a note of each.
 func Validate(p *networkingv1.NetworkPolicy) field.ErrorList {
 	errs := validateMeta(&p.ObjectMeta, true, apivalidation.NameIsDNSSubdomain)
 
@@ -160,8 +160,6 @@ func validateBlock(block networkingv1.IPBlock, path *field.Path) field.ErrorList
 		return field.ErrorList{field.Required(path.Child("cidr"), "")}
 	}
 	errs := validateCIDR(block.CIDR, path.Child("cidr"))
-	// The lenient parser judges subsets even where a spelling is refused, so
-	// that both mistakes are reported at once.
 	_, outer, err := netutils.ParseCIDRSloppy(block.CIDR)
 	if err != nil {
 		return errs
@@ -183,7 +181,39 @@ func validateBlock(block networkingv1.IPBlock, path *field.Path) field.ErrorList
 }
 
 func validateCIDR(cidr string, path *field.Path) field.ErrorList {
-	return validation.IsValidCIDRForLegacyField(path, cidr, true, nil)
+	return validation.IsValidCIDRForLegacyField(path, cidr, false, nil)
+}
+
+// spelled has a note of each CIDR that an API server of 1.36 or later refuses in a new policy,
+// and says what it counts as.
+func spelled(p *networkingv1.NetworkPolicy) []error {
+	var notes []error
+	look := func(text string, path *field.Path) {
+		counts, err := parseCIDR(text)
+		if refused := validation.IsValidCIDRForLegacyField(path, text, true, nil); err == nil && len(refused) > 0 {
+			notes = append(notes, fmt.Errorf("%s: %q counts as %s: %s", path, text, counts, refused[0].Detail))
+		}
+	}
+	peers := func(peers []networkingv1.NetworkPolicyPeer, path *field.Path) {
+		for i, peer := range peers {
+			if peer.IPBlock == nil {
+				continue
+			}
+			at := path.Index(i).Child("ipBlock")
+			look(peer.IPBlock.CIDR, at.Child("cidr"))
+			for i, except := range peer.IPBlock.Except {
+				look(except, at.Child("except").Index(i))
+			}
+		}
+	}
+	spec := field.NewPath("spec")
+	for i, rule := range p.Spec.Ingress {
+		peers(rule.From, spec.Child("ingress").Index(i).Child("from"))
+	}
+	for i, rule := range p.Spec.Egress {
+		peers(rule.To, spec.Child("egress").Index(i).Child("to"))
+	}
+	return notes
 }
 
 func validateTypes(types []networkingv1.PolicyType, path *field.Path) field.ErrorList {

@@ -9,7 +9,6 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/node"
 )
 
 // applied is what 'apply -o json' shows.
@@ -19,10 +18,10 @@ type applied struct {
 }
 
 func newApply(o *options) *cobra.Command {
-	var files []string
+	var from manifests
 	var del bool
 	cmd := &cobra.Command{
-		Use:   "apply -f FILE|DIR|-",
+		Use:   "apply -f FILE|DIR|- | -k DIR | --delete",
 		Short: "Make NetworkPolicy manifests the policy of this node",
 		Long: `Apply reads networking.k8s.io/v1 NetworkPolicy manifests, defaults and validates
 them as the API server does, and makes them the whole policy of this node: what
@@ -33,25 +32,32 @@ The policy is in force on every endpoint whose conflist says "policy": "files"
 when the command returns, and on a new one before its ADD returns. Live
 connections that it forbids stop at their next packet; no other is touched. One
 invalid document, or a source without any, and nothing changes: a list without
-items, or --delete, says that there is no policy.`,
+items, or --delete, says that there is no policy.
+
+Notes on stderr name what counts otherwise than its author may think, and --strict
+refuses it: objects of other kinds, which are passed over; CIDRs of an old spelling, as
+10.0.0.7/8, which count as API servers take them; policies that name no namespace, which
+are of "default" without -n. Network policies of other APIs are always refused.`,
 		Example: `  podmarkctl apply -f policies/
-  podmarkctl apply -f web.yaml -f db.yaml
+  podmarkctl apply -R -f policies/ -n shop
+  podmarkctl apply -k overlays/production
+  podmarkctl apply --strict -f web.yaml -f db.yaml
   kubectl get networkpolicies,namespaces -A -o yaml | podmarkctl apply -f -
   podmarkctl apply --delete`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if del == (len(files) > 0) {
-				return errors.New("apply wants either -f FILE|DIR or --delete")
+			if del == from.named() {
+				return errors.New("apply wants one of -f FILE|DIR|-, -k DIR and --delete")
 			}
-			var policies desired.Policies
-			if !del {
-				var err error
-				if policies, err = node.ReadPolicies(files, cmd.InOrStdin()); err != nil {
-					return err
-				}
+			policies, err := from.read(cmd)
+			if err != nil {
+				return err
+			}
+			if del {
+				policies = &desired.Policies{}
 			}
 			settings := defaults()
-			done, err := o.node().SetPolicies(cmd.Context(), settings, policies)
+			done, err := o.node().SetPolicies(cmd.Context(), settings, *policies)
 			if err != nil {
 				return err
 			}
@@ -78,7 +84,7 @@ items, or --delete, says that there is no policy.`,
 			})
 		},
 	}
-	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "a manifest, a folder of them (*.yaml, *.yml, *.json), or - for stdin; may be repeated")
+	from.addFlags(cmd, "filename", "f", "a manifest, a folder of them (*.yaml, *.yml, *.json), or - for stdin; may be repeated")
 	cmd.Flags().BoolVar(&del, "delete", false, "remove the node's policy: every endpoint is open")
 	return cmd
 }

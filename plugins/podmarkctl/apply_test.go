@@ -32,7 +32,7 @@ metadata: {name: prod, labels: {tier: one}}
 ---
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
-metadata: {name: a-name-of-sixty-three-characters-which-is-all-that-a-label-may-have}
+metadata: {name: a-name-of-sixty-three-characters-which-is-all-that-a-label-may-have, namespace: default}
 spec:
   podSelector: {}
   policyTypes: [Ingress, Egress]
@@ -125,7 +125,9 @@ func TestApplyInvalid(t *testing.T) {
 		words []string
 	}{
 		{"one field", map[string]string{"a.yaml": webPolicy, "b.yaml": manyRules + "\n---" + invalid}, []string{"b.yaml", "document 4", "spec.ingress[0].ports[0].port", "65536"}},
-		{"another kind", map[string]string{"a.yaml": webPolicy, "b.yml": "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\n"}, []string{"b.yml", "document 1", "Pod"}},
+		{"a policy of another API", map[string]string{"a.yaml": webPolicy, "b.yml": "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: x}\n"}, []string{"b.yml", "document 1", "CiliumNetworkPolicy", "not enforced"}},
+		{"a kind that is misspelt", map[string]string{"a.yaml": webPolicy, "b.yml": "apiVersion: networking.k8s.io/v1\nkind: NetworkPolcy\nmetadata: {name: x}\n"}, []string{"b.yml", "document 1", "NetworkPolcy", "not enforced"}},
+		{"nothing but other kinds", map[string]string{"a.yaml": deployment + "---" + deployment}, []string{"a.yaml: no manifest in it but 2 of other kinds", "--delete"}},
 		{"not YAML", map[string]string{"a.yaml": webPolicy, "b.json": "{"}, []string{"b.json"}},
 		{"twice the same", map[string]string{"a.yaml": webPolicy, "b.yaml": webPolicy}, []string{"b.yaml", "default/web"}},
 		{"empty folder", nil, []string{"--delete"}},
@@ -234,5 +236,174 @@ func TestCoverage(t *testing.T) {
 	}
 	if c := s.Coverage; c.Pods != 3 || c.Policed != 2 || len(c.Unpoliced) != 1 || c.Unpoliced[0].Reason != "none" || len(c.Idle) != 1 || c.Idle[0].Reason != "labels" {
 		t.Errorf("%+v", s)
+	}
+}
+
+const deployment = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: shop, namespace: default}
+`
+
+// What counts otherwise than it is written is in force, is told on stderr by all that read
+// manifests, and is refused with --strict.
+func TestNotes(t *testing.T) {
+	n := newNode(t, nftables)
+	n.addPod(map[string]string{"app": "web"})
+	nameless := strings.Replace(webPolicy, ", namespace: default", "", 1)
+	tests := []struct {
+		name  string
+		files map[string]string
+		notes [][]string // words of each
+	}{
+		{"nothing", map[string]string{"a.yaml": webPolicy}, nil},
+		{"other kinds", map[string]string{
+			"a.yaml": webPolicy + "---" + deployment, "kustomization.yaml": "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [a.yaml]\n",
+		}, [][]string{
+			{"a.yaml: document 2: apps/v1 Deployment default/shop: ", "passed over"},
+			{"kustomization.yaml: document 1: kustomize.config.k8s.io/v1beta1 Kustomization: ", "passed over"},
+		}},
+		{"no namespace", map[string]string{"a.yaml": nameless}, [][]string{{"a.yaml: document 1: NetworkPolicy default/web: ", `counts as "default"`}}},
+		{"host bits", map[string]string{"a.yaml": strings.Replace(webPolicy, "from: [", "from: [{ipBlock: {cidr: 10.10.1.12/24}}, ", 1)}, [][]string{{"a.yaml: document 1: NetworkPolicy default/web: ", "10.10.1.12/24", "10.10.1.0/24"}}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			n.t = t
+			dir := manifests(t, tt.files)
+			for _, args := range [][]string{{"render", "-f", dir}, {"explain", "outside", "default/web-1", "--policy", dir}, {"apply", "-f", dir}} {
+				o := n.ctl(args...)
+				if o.exit == 2 || o.stdout == "" {
+					t.Fatalf("%s: exit %d, %s", args[0], o.exit, o.stderr)
+				}
+				lines := strings.Split(strings.TrimSuffix(o.stderr, "\n"), "\n")
+				if o.stderr == "" {
+					lines = nil
+				}
+				if len(lines) != len(tt.notes) {
+					t.Fatalf("%s says %q, want %d notes", args[0], o.stderr, len(tt.notes))
+				}
+				for i, line := range lines {
+					for _, word := range append(tt.notes[i], "podmarkctl: note: "+dir) {
+						if !strings.Contains(line, word) {
+							t.Errorf("%s: note %q does not say %q", args[0], line, word)
+						}
+					}
+				}
+				kernel, files := n.kernel(), n.files()
+				o = n.ctl(append(args, "--strict")...)
+				if len(tt.notes) == 0 {
+					if o.exit == 2 {
+						t.Errorf("%s --strict: %s", args[0], o.stderr)
+					}
+					continue
+				}
+				o.fails(t, tt.notes[0]...)
+				if diff := cmp.Diff(files, n.files()) + cmp.Diff(kernel, n.kernel()); diff != "" {
+					t.Fatalf("%s --strict changed something:\n%s", args[0], diff)
+				}
+			}
+		})
+	}
+	if !strings.Contains(n.ctl("render").ok(t).stdout, "10.10.1.0/24") {
+		t.Error("the policy with host bits is not in force")
+	}
+}
+
+// -n is what kubectl's is.
+func TestApplyNamespace(t *testing.T) {
+	n := newNode(t, nftables)
+	n.addPod(map[string]string{"app": "web"})
+	nameless := strings.Replace(webPolicy, ", namespace: default", "", 1)
+	isolated := func() bool { return strings.HasSuffix(strings.TrimSpace(n.ctl("list").ok(t).stdout), " default/web") }
+	n.ctlIn(nameless, "apply", "-f", "-", "-n", "shop").ok(t)
+	if isolated() {
+		t.Error("a policy of shop isolates a pod of default")
+	}
+	n.ctlIn(nameless, "apply", "-f", "-", "--namespace", "default").ok(t)
+	if !isolated() {
+		t.Error("the pod is not isolated")
+	}
+	before := n.files()
+	n.ctlIn(webPolicy, "apply", "-f", "-", "-n", "shop").fails(t, "default/web", `the namespace from the provided object does not match "shop"`)
+	n.ctlIn(nameless, "apply", "-f", "-", "-n", "Shop").fails(t, `"Shop"`)
+	if diff := cmp.Diff(before, n.files()); diff != "" {
+		t.Errorf("it changed something:\n%s", diff)
+	}
+}
+
+// With -R folders are read as deep as they go, but for those that are hidden, as the kubelet's of
+// a ConfigMap.
+func TestApplyRecursive(t *testing.T) {
+	n := newNode(t, nftables)
+	named := func(name string) string { return strings.Replace(webPolicy, "name: web", "name: "+name, 1) }
+	dir := manifests(t, map[string]string{"a.yaml": named("a"), "README.md": "x"})
+	for folder, name := range map[string]string{"sub": "b", "sub/sub": "c", ".hidden": "a", "..data/x": "a"} {
+		if err := os.MkdirAll(filepath.Join(dir, folder), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(dir, folder, "p.json"), named(name))
+	}
+	if err := os.Symlink(filepath.Join(dir, "a.yaml"), filepath.Join(dir, "sub", "README")); err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(t.TempDir(), "link[1]")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"-f", dir}, "1 policies"},
+		{[]string{"-f", link}, "1 policies"},
+		{[]string{"-R", "-f", dir}, "3 policies"},
+		{[]string{"--recursive", "-f", link}, "3 policies"},
+		{[]string{"-R", "-f", filepath.Join(dir, "sub"), "-f", filepath.Join(dir, "a.yaml")}, "3 policies"},
+	} {
+		if got := n.ctl(append([]string{"apply"}, tt.args...)...).ok(t).stdout; !strings.HasPrefix(got, tt.want) {
+			t.Errorf("%q: it says %q, want %s", tt.args, got, tt.want)
+		}
+	}
+	if err := os.Symlink(t.TempDir(), filepath.Join(dir, "sub", "elsewhere")); err != nil {
+		t.Fatal(err)
+	}
+	n.ctl("apply", "-R", "-f", dir).fails(t, "sub/elsewhere", "link to a folder")
+	n.ctl("apply", "-f", dir).ok(t)
+}
+
+// -k reads what kustomize, or else kubectl, makes of a folder, and is nothing where neither is or
+// it fails.
+func TestApplyKustomize(t *testing.T) {
+	n := newNode(t, nftables)
+	path := t.TempDir()
+	n.vars = []string{"PATH=" + path}
+	apply := func() output { return n.ctl("apply", "-k", "overlay") }
+	program := func(name, text string) {
+		write(t, filepath.Join(path, name), "#!/bin/sh\n"+text+"\n")
+		if err := os.Chmod(filepath.Join(path, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	apply().fails(t, "neither kustomize nor kubectl", "overlay", "-f")
+	file := filepath.Join(path, "built.yaml")
+	write(t, file, webPolicy+"---"+deployment)
+	cat := "while IFS= read -r line; do printf '%s\\n' \"$line\"; done <" + file
+	program("kubectl", `[ "$*" = "kustomize -- overlay" ] || exit 3; `+cat)
+	for range 2 {
+		o := apply()
+		if o.exit != 0 || !strings.HasPrefix(o.stdout, "1 policies") || !strings.Contains(o.stderr, "note: overlay: document 2: apps/v1 Deployment") {
+			t.Errorf("exit %d, stdout %q, stderr %q", o.exit, o.stdout, o.stderr)
+		}
+		// kustomize goes before kubectl.
+		program("kustomize", `[ "$*" = "build -- overlay" ] || exit 3; `+cat)
+		program("kubectl", "exit 4")
+	}
+	before := n.files()
+	program("kustomize", cat+"; echo no such resource >&2; exit 1")
+	apply().fails(t, "overlay", "no such resource", "exit status 1")
+	program("kustomize", ":")
+	apply().fails(t, "overlay: no manifest", "--delete")
+	if diff := cmp.Diff(before, n.files()); diff != "" {
+		t.Errorf("it changed something:\n%s", diff)
 	}
 }

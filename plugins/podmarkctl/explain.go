@@ -22,7 +22,7 @@ import (
 )
 
 func newExplain(o *options) *cobra.Command {
-	var files []string
+	var from manifests
 	cmd := &cobra.Command{
 		Use:   "explain SRC DST[:PORT][/PROTO]",
 		Short: "Show where a packet is judged, by which policy and rule, and the verdict",
@@ -52,13 +52,9 @@ Exit status: 0 allowed, 1 denied to one backend at least, 2 wrong usage or failu
 			if err != nil {
 				return err
 			}
-			var policies *desired.Policies
-			if len(files) > 0 {
-				p, err := node.ReadPolicies(files, cmd.InOrStdin())
-				if err != nil {
-					return err
-				}
-				policies = &p
+			policies, err := from.read(cmd)
+			if err != nil {
+				return err
 			}
 			a, err := o.explain(cmd.Context(), q, policies)
 			if err != nil {
@@ -74,7 +70,7 @@ Exit status: 0 allowed, 1 denied to one backend at least, 2 wrong usage or failu
 			return err
 		},
 	}
-	cmd.Flags().StringArrayVar(&files, "policy", nil, "ask about a policy instead of the node's: a manifest, a folder, or - for stdin; may be repeated")
+	from.addFlags(cmd, "policy", "", "ask about a policy instead of the node's: a manifest, a folder, or - for stdin; may be repeated")
 	return cmd
 }
 

@@ -132,6 +132,13 @@ func TestStatusOfFolder(t *testing.T) {
 		return func() bool { return strings.Contains(p.ctl("status").ok(t).stdout, words) }
 	}
 	p.eventually("it is in force", says("from the folder, 1 in force, as it says since "))
+	write(t, filepath.Join(dir, "shop.yaml"), deployment)
+	p.eventually("what is passed over is said", says("shop.yaml: document 1: apps/v1 Deployment default/shop: "))
+	if s := p.ctl("status").ok(t).stdout; !strings.Contains(s, "from the folder, 1 in force, as it says since ") {
+		t.Errorf("it is not in force: %s", s)
+	}
+	write(t, filepath.Join(dir, "shop.yaml"), strings.Repeat("---"+deployment, 12))
+	p.eventually("and that there are more", says("and 2 more"))
 	write(t, filepath.Join(dir, "web.yaml"), "kind: NetworkPolicy")
 	p.eventually("what is wrong is said", says("not as it says since "))
 	p.eventually("and why", says("web.yaml"))

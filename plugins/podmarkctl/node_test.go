@@ -95,6 +95,8 @@ type node struct {
 	mask string
 	// keys of the entry that pods are added with, besides.
 	keys map[string]any
+	// vars are set for programs, besides.
+	vars []string
 }
 
 func newNode(t *testing.T, b backend) *node {
@@ -115,7 +117,7 @@ func (n *node) start(stdin, name string, args ...string) output {
 	n.t.Helper()
 	cmd := exec.Command(name, args...)
 	cmd.Stdin = strings.NewReader(stdin)
-	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	cmd.Env = append(append(os.Environ(), "LC_ALL=C"), n.vars...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	var exit *exec.ExitError

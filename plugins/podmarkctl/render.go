@@ -10,8 +10,6 @@ import (
 	"github.com/podmark/podmark/pkg/apply/iptables"
 	"github.com/podmark/podmark/pkg/apply/nftables"
 	"github.com/podmark/podmark/pkg/config"
-	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/node"
 )
 
 // rendered is what 'render -o json' shows: a ruleset for nftables, families for
@@ -23,7 +21,7 @@ type rendered struct {
 }
 
 func newRender(o *options) *cobra.Command {
-	var files []string
+	var from manifests
 	var backend string
 	cmd := &cobra.Command{
 		Use:   "render",
@@ -44,13 +42,9 @@ peers, are not among them.`,
 			if err != nil {
 				return err
 			}
-			var policies *desired.Policies
-			if len(files) > 0 {
-				p, err := node.ReadPolicies(files, cmd.InOrStdin())
-				if err != nil {
-					return err
-				}
-				policies = &p
+			policies, err := from.read(cmd)
+			if err != nil {
+				return err
 			}
 			settings := defaults()
 			state, err := o.node().Preview(settings, policies)
@@ -66,7 +60,7 @@ peers, are not among them.`,
 			return o.print(cmd.OutOrStdout(), r, r.print)
 		},
 	}
-	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "a policy to render instead of the node's: a manifest, a folder, or - for stdin")
+	from.addFlags(cmd, "filename", "f", "a policy to render instead of the node's: a manifest, a folder, or - for stdin")
 	cmd.Flags().StringVar(&backend, "backend", string(config.BackendAuto), "auto, nftables or iptables")
 	return cmd
 }

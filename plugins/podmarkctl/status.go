@@ -112,6 +112,12 @@ func policiesRow(row func(name, format string, args ...any), p node.PolicyStatus
 	if p.Error != "" {
 		row("trouble", "%s", p.Error)
 	}
+	for _, note := range p.Notes {
+		row("note", "%s", note)
+	}
+	if more := p.Noted - len(p.Notes); more > 0 {
+		row("note", "and %d more, which are in podmarkd's log", more)
+	}
 	for _, t := range p.Troubles {
 		row("policy", "%s: %s since %s: %s", t.Of(), t.Reason, t.Since.Format(time.RFC3339), t.Text)
 	}

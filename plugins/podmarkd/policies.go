@@ -135,8 +135,11 @@ func (p *policies) troubles() []view.Trouble {
 	return p.cluster.Troubles()
 }
 
+// mostNotes is how many notes the status has.
+const mostNotes = 10
+
 // folderRead takes over how the folder was read.
-func (p *policies) folderRead(done apply.Applied, err error) {
+func (p *policies) folderRead(done apply.Applied, notes []string, err error) {
 	p.reclaimed(done.Reclaimed)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -145,6 +148,7 @@ func (p *policies) folderRead(done apply.Applied, err error) {
 		return
 	}
 	p.read.Policies = done.Policies
+	p.read.Noted, p.read.Notes = len(notes), notes[:min(len(notes), mostNotes)]
 }
 
 // status is how it goes with what is followed; since when is for others to say.

@@ -79,12 +79,12 @@ func compileExamples(t *testing.T) desired.Policies {
 		}
 		// Each is valid by itself too.
 		source := policy.Source{Name: filepath.Base(f), Data: b}
-		if _, err := policy.Compile(source); err != nil {
+		if _, _, err := (policy.Options{}).Compile(source); err != nil {
 			t.Error(err)
 		}
 		sources = append(sources, source)
 	}
-	policies, err := policy.Compile(sources...)
+	policies, _, err := policy.Options{}.Compile(sources...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -70,7 +70,7 @@ func example(t *testing.T) desired.State {
 
 func exampleOf(t *testing.T, manifests string) desired.State {
 	t.Helper()
-	policies, err := policy.Compile(policy.Source{Name: "example", Data: []byte(manifests)})
+	policies, _, err := policy.Options{}.Compile(policy.Source{Name: "example", Data: []byte(manifests)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -205,7 +205,7 @@ func TestPodmarkctl(t *testing.T) {
 		}
 	}
 	shown := map[string]bool{}
-	flag := regexp.MustCompile(`(?m)^ +(-[a-z])?,? +(--[a-z-]+)`)
+	flag := regexp.MustCompile(`(?m)^ +(-[a-zA-Z])?,? +(--[a-z-]+)`)
 	flags := func(command string) []string {
 		var out []string
 		for _, m := range flag.FindAllStringSubmatch(help[command], -1) {

@@ -110,7 +110,7 @@ func TestExplainMixedService(t *testing.T) {
 			if err := os.WriteFile(file, []byte(policies), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			before := explained(t, c.Node, "a", to.String()+"/udp", "--policy", file)
+			before := explained(t, c.Node, "a", to.String()+"/udp", "--policy", file, "-n", "default")
 			apply(t, c.Node, policies)
 			a := explained(t, c.Node, "a", to.String()+"/udp")
 			if diff := cmp.Diff(a, before, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {

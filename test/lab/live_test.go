@@ -67,7 +67,7 @@ func applyJSON(t *testing.T, n *lab.Node, manifests string) (done struct {
 	if err := os.WriteFile(file, []byte(manifests), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := json.Unmarshal([]byte(podmarkctl(t, n, "apply", "-f", file, "-o", "json")), &done); err != nil {
+	if err := json.Unmarshal([]byte(podmarkctl(t, n, "apply", "-n", "default", "-f", file, "-o", "json")), &done); err != nil {
 		t.Fatal(err)
 	}
 	return done

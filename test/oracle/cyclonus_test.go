@@ -197,7 +197,7 @@ func (s *suite) compile(t *testing.T) desired.Policies {
 		p.APIVersion, p.Kind = "networking.k8s.io/v1", "NetworkPolicy"
 		add(p)
 	}
-	compiled, err := policy.Compile(sources...)
+	compiled, _, err := policy.Options{}.Compile(sources...)
 	if err != nil {
 		t.Fatal(err)
 	}
