@@ -70,15 +70,16 @@ func colliding(c foreign.Collision, mend string) Finding {
 func checkCompares(f Facts) []Finding {
 	var out []Finding
 	backend, mask := f.backend(), f.mask().Mask()
+	theirs := fmt.Sprintf("# have whoever wrote it compare with a mask, %#x or less of it", ^mask)
 	note := func(severity Severity, what string, compared uint32, elsewhere bool) {
 		found := Finding{Severity: severity, What: what, Why: whySeen}
 		switch {
 		case elsewhere && backend == config.BackendIPTables:
-			found.Mend = install(f, map[string]any{"backend": "nftables"})
+			found.Mend = toNFTables(f, theirs)
 		case compared != foreign.All:
 			found.Mend = otherMask(f)
 		default:
-			found.Mend = fmt.Sprintf("# have whoever wrote it compare with a mask, %#x or less of it", ^mask)
+			found.Mend = theirs
 		}
 		out = append(out, found)
 	}
