@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -8,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/manifest"
 )
 
 func newApply(o *options) *cobra.Command {
@@ -39,7 +41,7 @@ items, or --delete, says that there is no policy.`,
 			var policies desired.Policies
 			if !del {
 				var err error
-				if policies, err = node.ReadPolicies(files, cmd.InOrStdin()); err != nil {
+				if policies, err = manifest.Read(files, cmd.InOrStdin()); err != nil {
 					return err
 				}
 			}

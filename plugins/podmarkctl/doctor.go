@@ -1,7 +1,8 @@
+//go:build linux
+
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -12,9 +13,6 @@ import (
 	"github.com/podmark/podmark/pkg/doctor"
 	"github.com/podmark/podmark/pkg/foreign"
 )
-
-// errFound ends a command that worked, and found something wrong and said so.
-var errFound = errors.New("something is wrong on this node")
 
 func newDoctor(o *options) *cobra.Command {
 	var confDir, binDir string

@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -17,6 +19,7 @@ import (
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/explain"
+	"github.com/podmark/podmark/pkg/manifest"
 	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/whois"
 )
@@ -54,7 +57,7 @@ Exit status: 0 allowed, 1 denied to one backend at least, 2 wrong usage or failu
 			}
 			var policies *desired.Policies
 			if len(files) > 0 {
-				p, err := node.ReadPolicies(files, cmd.InOrStdin())
+				p, err := manifest.Read(files, cmd.InOrStdin())
 				if err != nil {
 					return err
 				}

@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -11,7 +13,7 @@ import (
 	"github.com/podmark/podmark/pkg/apply/nftables"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/manifest"
 )
 
 // rendered is what 'render -o json' shows: a ruleset for nftables, families for
@@ -46,7 +48,7 @@ peers, are not among them.`,
 			}
 			var policies *desired.Policies
 			if len(files) > 0 {
-				p, err := node.ReadPolicies(files, cmd.InOrStdin())
+				p, err := manifest.Read(files, cmd.InOrStdin())
 				if err != nil {
 					return err
 				}
