@@ -1,6 +1,6 @@
 # Each verb is a script below scripts/; the scripts run from any folder.
 .DEFAULT_GOAL := help
-.PHONY: help demo bench scale build test lab lint verdict mutants mutate view startup chaos conformance fuzz vuln tools clean
+.PHONY: help demo bench scale build release test lab lint verdict mutants mutate view startup chaos conformance fuzz vuln tools clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\): ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -10,6 +10,9 @@ demo: ## play the main job on a real IPVS kernel and print who reaches what
 
 build: ## build the programs into bin/
 	@scripts/build.sh
+
+release: ## build for nodes of amd64 and arm64, and podmarkctl for macOS, into folders of bin/
+	@scripts/build.sh linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
 
 test: ## run the tests: on this machine's kernel, then a share in the lab
 	@scripts/test.sh

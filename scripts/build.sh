@@ -2,11 +2,27 @@
 # Builds every program below plugins/ into bin/, static and stripped, and holds
 # the CNI plugin to its limits: it is started for every pod, so it stays small
 # and free of the Kubernetes libraries.
+#   build.sh linux/amd64 linux/arm64 darwin/arm64
+# builds for other platforms, each into a folder of bin/ of its name, as bin/linux-arm64; for
+# those without a Linux kernel podmarkctl alone.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/env.sh
 
 max_plugin_bytes=$((31 << 18)) # 7.75 MiB
+
+for platform; do
+  [[ $platform =~ ^([a-z]+)/([a-z0-9]+)$ ]] || {
+    echo "build: platform \"$platform\": want OS/ARCH, as linux/arm64" >&2
+    exit 2
+  }
+  dir=bin/${platform/\//-} programs=(./plugins/podmarkctl)
+  [[ $platform == linux/* ]] && programs=(./plugins/...)
+  mkdir -p "$dir"
+  GOOS=${BASH_REMATCH[1]} GOARCH=${BASH_REMATCH[2]} go build -ldflags '-s -w' -o "$dir/" "${programs[@]}"
+  echo "built $dir:" "$(cd "$dir" && echo *)"
+done
+(($# == 0)) || exit 0
 
 mkdir -p bin
 for dir in plugins/*/; do

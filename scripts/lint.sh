@@ -32,11 +32,16 @@ everywhere() { # COMMAND...: in each module that has Go code
   return "$status"
 }
 
+elsewhere() { # nodes of another architecture, and podmarkctl on macOS
+  GOOS=linux GOARCH=arm64 go build ./plugins/... && GOOS=darwin GOARCH=arm64 go build -o /dev/null ./plugins/podmarkctl
+}
+
 check gofumpt formatted
 check vet everywhere go vet ./...
 check staticcheck everywhere "$PWD/bin/tools/staticcheck" ./...
 check shellcheck shellcheck scripts/*.sh scripts/lab/* .ci/run
 check arrows scripts/check-arrows.sh
+check platforms elsewhere
 
 if ((${#failed[@]})); then
   echo "lint: failed: ${failed[*]}" >&2

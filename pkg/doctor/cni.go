@@ -22,13 +22,18 @@ func checkConflist(f Facts) []Finding {
 	var out []Finding
 	for _, s := range f.Skipped {
 		path := filepath.Join(f.ConfDir, s.Name)
+		mend := fmt.Sprintf("mv %s %s", quote(path), quote(path+".off"))
+		if errors.Is(f.ActiveErr, conflist.ErrNone) {
+			mend = fmt.Sprintf("# there is no other: mend %s, or have the agent of the main plugin write it anew", quote(path))
+		}
 		out = append(out, Finding{
 			Severity: Error,
 			What:     fmt.Sprintf("%q comes first by name, and no runtime can read it: %v", path, s.Reason),
 			Why:      "containerd has no network until it is mended, and CRI-O takes the next file, which may be without podmark",
-			Mend:     fmt.Sprintf("mv %s %s", quote(path), quote(path+".off")),
+			Mend:     mend,
 		})
 	}
+	out = append(out, checkMultus(f)...)
 	switch {
 	case errors.Is(f.ActiveErr, conflist.ErrPlain):
 		out = append(out, Finding{
@@ -49,25 +54,49 @@ func checkConflist(f Facts) []Finding {
 			Severity: Error,
 			What:     fmt.Sprintf("%q, the conflist that the node uses, has no entry of type %q", f.Networks[0].File, plugin),
 			Why:      "pods start without podmark: unmarked, and with no policy. If another agent wrote the conflist anew, 'podmarkd --keep-installed' puts the entry back each time",
-			Mend:     installer(f),
+			Mend:     chained(f, f.Networks[0]),
 		})
 	}
 	return out
 }
 
+// ofMultus is what there is to say where Multus calls a network that is not known here.
+const ofMultus = "# put podmark's entry at the end of the conflist of the network that Multus calls first, and restart Multus' pod: Multus' own file is its daemon's"
+
+// chained is the command that puts podmark's entry into a list without.
+func chained(f Facts, n Network) string {
+	if f.Multus != "" {
+		return n.edit(f, nil)
+	}
+	if _, is := multusOf(n.Content); is {
+		return ofMultus
+	}
+	if version, ok := spoken(n.CNIVersion); !ok {
+		return respoken(n, version) + " && " + installer(f)
+	}
+	return installer(f)
+}
+
 // chainable is the command that makes a list of a configuration of one plugin.
 func chainable(f Facts) string {
 	object := map[string]any{}
+	if _, is := multusOf(f.PlainPlugin); is {
+		return ofMultus
+	}
 	if json.Unmarshal(f.PlainPlugin, &object) != nil {
 		return installer(f)
+	}
+	old, _ := object["cniVersion"].(string)
+	if version, ok := spoken(old); !ok {
+		object["cniVersion"] = version
 	}
 	list := map[string]any{"name": object["name"], "cniVersion": object["cniVersion"], "plugins": []any{object}}
 	delete(object, "name")
 	delete(object, "cniVersion")
 	b, _ := json.Marshal(list) // it came from JSON
-	old := filepath.Join(f.ConfDir, f.PlainPluginFile)
-	return fmt.Sprintf("%s && mv %s %s && %s",
-		write(strings.TrimSuffix(old, filepath.Ext(old))+".conflist", b), quote(old), quote(old+".off"), installer(f))
+	path := filepath.Join(f.ConfDir, f.PlainPluginFile)
+	// By this name it comes where the other came, and it takes nobody's place.
+	return fmt.Sprintf("%s && mv %s %s && %s", write(path+".conflist", b), quote(path), quote(path+".off"), installer(f))
 }
 
 func checkOrder(f Facts) []Finding {
@@ -88,6 +117,7 @@ func checkOrder(f Facts) []Finding {
 			found.What = fmt.Sprintf("in %q podmark comes first, with no main plugin before it", n.File)
 			found.Why = "podmark needs the prevResult of the plugin that makes the interface: every ADD fails with error 7"
 		}
+		found.Mend = fmt.Sprintf("# put the plugin that makes the interface before podmark in %s", quote(n.File))
 		if without, err := conflist.Remove(n.Content, plugin); err == nil {
 			if content, err := conflist.Insert(without, n.Entry); err == nil {
 				found.Mend = write(n.File, content)
@@ -104,17 +134,12 @@ func checkConfiguration(f Facts) []Finding {
 		if n.Entry == nil {
 			continue
 		}
-		speaks := version.VersionsStartingFrom("0.3.1").SupportedVersions()
-		if !slices.Contains(speaks, n.CNIVersion) {
-			edit := `s/("cniVersion"[[:space:]]*:[[:space:]]*)"[^"]*"/\1"1.0.0"/`
-			if n.CNIVersion == "" || !strings.Contains(string(n.Content), `"cniVersion"`) {
-				edit = `0,/[{]/s//{"cniVersion": "1.0.0",/`
-			}
+		if other, ok := spoken(n.CNIVersion); !ok {
 			out = append(out, Finding{
 				Severity: Error,
-				What:     fmt.Sprintf("%q has cniVersion %q, and podmark speaks %s to %s", n.File, n.CNIVersion, speaks[0], version.Current()),
+				What:     fmt.Sprintf("%q has cniVersion %q, and podmark speaks %s to %s", n.File, n.CNIVersion, oldest, version.Current()),
 				Why:      "every ADD fails with error 1, so no pod starts",
-				Mend:     "sed -i -E " + quote(edit) + " " + quote(n.File),
+				Mend:     respoken(n, other),
 			})
 		}
 		if unknown := config.Unknown(n.Entry); unknown != nil {
@@ -132,10 +157,34 @@ func checkConfiguration(f Facts) []Finding {
 			Severity: Error,
 			What:     fmt.Sprintf("podmark's entry in %q is refused: %v", n.where(), n.Err),
 			Why:      "every ADD fails with error 6 or 7, so no pod starts. Without the keys that are wrong, their defaults hold",
-			Mend:     n.edit(f, wrongKeys(n.Entry)),
+			Mend:     n.repaired(f),
 		})
 	}
 	return out
+}
+
+// oldest is the first version of CNI that podmark speaks.
+const oldest = "0.3.1"
+
+// spoken reports whether podmark speaks that version of CNI, and which one is nearest: of
+// others a plugin of the list may know nothing.
+func spoken(v string) (nearest string, ok bool) {
+	if slices.Contains(version.VersionsStartingFrom(oldest).SupportedVersions(), v) {
+		return v, true
+	}
+	if newer, err := version.GreaterThanOrEqualTo(v, version.Current()); err == nil && newer {
+		return version.Current(), false
+	}
+	return oldest, false
+}
+
+// respoken is the command that gives a list that version.
+func respoken(n Network, version string) string {
+	edit := `s/("cniVersion"[[:space:]]*:[[:space:]]*)"[^"]*"/\1"` + version + `"/`
+	if n.CNIVersion == "" || !strings.Contains(string(n.Content), `"cniVersion"`) {
+		edit = `0,/[{]/s//{"cniVersion": "` + version + `",/`
+	}
+	return "sed -i -E " + quote(edit) + " " + quote(n.File)
 }
 
 // where is the file that has the entry.
@@ -148,30 +197,74 @@ func (n Network) where() string {
 
 // edit is the command that changes keys of the network's entry.
 func (n Network) edit(f Facts, keys map[string]any) string {
-	entry := changed(f, n.Entry, keys)
-	if n.DropIn != "" {
-		return write(n.DropIn, append(entry, '\n'))
-	}
-	content, err := conflist.Insert(n.Content, entry)
-	if err != nil {
-		return installer(f)
-	}
-	return write(n.File, content)
+	return n.edited(f, keys, func(entry []byte) string {
+		if n.DropIn != "" {
+			return write(n.DropIn, append(entry, '\n'))
+		}
+		content, err := conflist.Insert(n.Content, entry)
+		if err != nil {
+			return installer(f)
+		}
+		return write(n.File, content)
+	})
 }
 
-// wrongKeys are the keys of an entry that are refused on their own, to be taken away.
-func wrongKeys(entry json.RawMessage) map[string]any {
-	object, out := map[string]json.RawMessage{}, map[string]any{}
-	if json.Unmarshal(entry, &object) != nil {
-		return out
-	}
-	for key, value := range object {
-		alone, _ := json.Marshal(map[string]json.RawMessage{key: value}) // it came from JSON
-		if _, err := config.ParseEntry(alone, "network", "1.0.0"); err != nil {
-			out[key] = nil
+// repaired is the command that gives the keys that are refused the values that the node has, or
+// their defaults where these are as strict. Without a word on where policies come from pods
+// would start with none, and without labels no policy would select them: that is for somebody
+// who knows.
+func (n Network) repaired(f Facts) string {
+	keys := map[string]any{}
+	for _, key := range wrongKeys(n.Err) {
+		switch mask, free := f.State.Layout, true; key {
+		case "policy":
+			policy, known := f.policySource()
+			if !known {
+				return n.advice(n.Err)
+			}
+			keys[key] = string(policy)
+		case "iptablesMarkMask":
+			if len(f.State.Records) == 0 {
+				mask, free = f.Free()
+			}
+			if !free {
+				return n.advice(n.Err)
+			}
+			keys[key] = fmt.Sprintf("%#x", mask.Mask())
+		case "backend":
+			if keys[key] = nil; f.State.Kind != "" {
+				keys[key] = string(f.State.Kind.Backend())
+			}
+		case "stateDir":
+			keys[key] = f.StateDir
+		case "failOpen", "allowTunnels", "markCollision", "kubeNodePortRanges", "daemonSocket", "lockTimeoutSeconds", "logFile", "allowedSourcePrefixes":
+			keys[key] = nil
+		default:
+			return n.advice(n.Err)
 		}
 	}
-	return out
+	return n.edit(f, keys)
+}
+
+// advice is what there is to say where an entry is for somebody who knows what it is to say.
+func (n Network) advice(err error) string {
+	return fmt.Sprintf("# mend podmark's entry in %s: %s", quote(n.where()), strings.Join(strings.Fields(err.Error()), " "))
+}
+
+// wrongKeys are the keys that an error of package config names.
+func wrongKeys(err error) []string {
+	var one *config.Error
+	if all, ok := err.(interface{ Unwrap() []error }); ok {
+		var out []string
+		for _, e := range all.Unwrap() {
+			out = append(out, wrongKeys(e)...)
+		}
+		return out
+	}
+	if errors.As(err, &one) {
+		return []string{one.Key}
+	}
+	return []string{""}
 }
 
 func checkSettings(f Facts) []Finding {
@@ -256,7 +349,10 @@ func checkPlugin(f Facts) []Finding {
 		Why:      "no pod starts: containerd fails each ADD, CRI-O passes the network over",
 		Mend:     "chmod 0755 " + quote(filepath.Join(f.BinDir, plugin)),
 	}
-	if f.PluginMissing {
+	switch {
+	case f.PluginMissing && f.Multus != "": // whose file podmarkd install refuses
+		found.Mend = fmt.Sprintf("# copy the plugin %s to %s, with mode 0755", plugin, quote(f.BinDir))
+	case f.PluginMissing:
 		found.Mend = installer(f)
 	}
 	return []Finding{found}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/apply/csum"
 	"github.com/podmark/podmark/pkg/apply/flowtable"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/conflist"
@@ -88,6 +89,15 @@ func TestDropLog(t *testing.T) {
 		if found := only(t, f, "drop-log", "no such target", module, "gc"); found.Severity != doctor.Warning {
 			t.Errorf("severity %s", found.Severity)
 		}
+	}
+}
+
+// A kernel that cannot is not mended by what mends others.
+func TestChecksumsOfOldKernel(t *testing.T) {
+	f := healthy(t, 0xffff0000)
+	f.State.Alterable = "loading the program: no such member (" + csum.Kernel + " can)"
+	if x := only(t, f, "checksums", "CAP_NET_RAW"); !strings.HasPrefix(x.Mend, "# ") {
+		t.Errorf("%s", x.Mend)
 	}
 }
 
@@ -224,12 +234,14 @@ func TestRare(t *testing.T) {
 	}
 	f = healthy(t, 0xffff0000)
 	f.Daemon.Looked = f.Now.Add(-61 * time.Second)
-	only(t, f, "podmarkd", "kill -KILL 1", "every 10s")
+	only(t, f, "podmarkd", "fuser -k -KILL /run/podmark/daemon.lock", "every 10s")
 	f = healthy(t, 0xffff0000)
 	f.PortsInUse = append(f.PortsInUse, 40000)
 	only(t, f, "node-ports", "40000", `"kubeNodePortRanges":["30000-32767","40000-40000"]`)
 	f.Daemon.Ports = node.Decision{Source: "--node-port-ranges", Configured: []desired.PortRange{{First: 30000, Last: 32767}}}
-	only(t, f, "node-ports", "podmarkd --node-port-ranges 30000-32767,40000-40000")
+	if x := only(t, f, "node-ports", "# have --node-port-ranges say 30000-32767,40000-40000"); !strings.HasPrefix(x.Mend, "# ") {
+		t.Errorf("a second podmarkd does not start beside one that runs: %s", x.Mend)
+	}
 	f = healthy(t, 0xffff0000)
 	f.Sysctls[0].Value = ""
 	only(t, f, "ipvs-conntrack", "modprobe ip_vs && sysctl -w net.ipv4.vs.conntrack=1")
@@ -256,7 +268,8 @@ func TestReflects(t *testing.T) {
 		var got []string
 		for _, x := range doctor.Examine(f) {
 			if name, ok := strings.CutPrefix(x.Mend, "sysctl -w "); ok && x.Check == "mark-sysctls" && x.Severity == doctor.Warning {
-				got = append(got, strings.TrimSuffix(name, "=0"))
+				name, _, _ = strings.Cut(name, "=0")
+				got = append(got, name)
 			}
 		}
 		if !slices.Equal(got, tt.want) {
@@ -312,4 +325,103 @@ func TestOffload(t *testing.T) {
 	}
 	f.Flowtables = f.Flowtables[3:]
 	only(t, f, "flowtable", "inet lan f", "nft list table inet lan")
+}
+
+// No mend opens the node, takes something of another program away, or is for a kernel that
+// cannot: each finding whose plain mend would, with what must be in its mend, and what must not.
+func TestNoHarm(t *testing.T) {
+	kernel := errors.New("no nf_tables here")
+	wrong := func(f *doctor.Facts, entry string) {
+		n := &f.Networks[0]
+		n.Entry = []byte(entry)
+		n.Content = fmt.Appendf(nil, `{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "ptp"}, %s]}`, entry)
+		n.Config, n.Err = config.ParseEntry(n.Entry, "net", "1.0.0")
+	}
+	theirs := foreign.Rule{
+		Chain:    foreign.Chain{Origin: foreign.NFTables, Family: "ip", Table: "filter", Name: "INPUT"},
+		Places:   []foreign.Place{{Hook: foreign.Input}},
+		Compares: []foreign.Compare{{Field: foreign.PacketMark, Mask: foreign.All, Value: 100}},
+	}
+	for name, tt := range map[string]struct {
+		do    func(*doctor.Facts)
+		check string
+		has   string
+		not   string
+	}{
+		"node.json is damaged": {func(f *doctor.Facts) { f.State.NodeDamaged = kernel }, "state", "kubectl drain", ""},
+		"the state is lost": {func(f *doctor.Facts) {
+			f.State = doctor.State{}
+			f.Chains = []foreign.Chain{{Origin: foreign.NFTables, Family: "inet", Table: "podmark", Name: "forward"}}
+		}, "state", "kubectl drain", ""},
+		"the only conflist cannot be read": {func(f *doctor.Facts) {
+			f.Networks, f.ActiveErr = nil, conflist.ErrNone
+			f.Skipped = []conflist.Skipped{{Name: "10-net.conflist", Reason: kernel}}
+		}, "conflist", "# there is no other", "mv "},
+		"another one can": {func(f *doctor.Facts) { f.Skipped = []conflist.Skipped{{Name: "00-x.conflist", Reason: kernel}} }, "conflist", "mv ", ""},
+		"Multus, whose network is not known": {func(f *doctor.Facts) {
+			f.Networks, f.ActiveErr = nil, conflist.ErrPlain
+			f.PlainPlugin, f.PlainPluginFile = []byte(`{"type": "multus", "name": "m", "clusterNetwork": "x"}`), "00-multus.conf"
+		}, "conflist", "# put podmark's entry", "mv "},
+		"policy is wrong": {func(f *doctor.Facts) {
+			f.State.Records = nil
+			wrong(f, `{"type": "podmark", "policy": "kubernets"}`)
+		}, "configuration", "# mend", "printf"},
+		"policy is wrong where the API was followed": {func(f *doctor.Facts) {
+			f.State.Kubernetes = true
+			wrong(f, `{"type": "podmark", "policy": "kubernets", "failOpen": true}`)
+		}, "configuration", `{"failOpen": true, "policy": "kubernetes", "type": "podmark"}`, ""},
+		"policy is wrong where pods are policed by files": {func(f *doctor.Facts) {
+			f.State.Records[0].Policed = true
+			wrong(f, `{"type": "podmark", "policy": "file"}`)
+		}, "configuration", `"policy": "files"`, ""},
+		"labels are wrong": {func(f *doctor.Facts) { wrong(f, `{"type": "podmark", "args": {"cni": {"labels": 7}}}`) }, "configuration", "# mend", "printf"},
+		"the mask is wrong": {func(f *doctor.Facts) {
+			f.State.Records[0].Policed = true
+			wrong(f, `{"type": "podmark", "iptablesMarkMask": 1}`)
+		}, "configuration", `"iptablesMarkMask": "0xffff0000"`, ""},
+		"nftables cannot, the variant": {func(f *doctor.Facts) {
+			f.State.Kind, f.State.NFTables = apply.IPTablesLegacy, kernel
+			f.Chains = []foreign.Chain{{Origin: foreign.NFTables, Family: "ip", Table: "mangle", Name: "KUBE-IPTABLES-HINT"}}
+		}, "iptables-variant", "# drain", "printf"},
+		"nftables can, the variant": {func(f *doctor.Facts) {
+			f.State.Kind = apply.IPTablesLegacy
+			f.Chains = []foreign.Chain{{Origin: foreign.NFTables, Family: "ip", Table: "mangle", Name: "KUBE-IPTABLES-HINT"}}
+		}, "iptables-variant", `"backend":"nftables"`, ""},
+		"nftables cannot, a comparison": {func(f *doctor.Facts) {
+			f.State.Kind, f.State.NFTables = apply.IPTablesNFT, kernel
+			f.Rules = []foreign.Rule{theirs}
+		}, "mark-compares", "# have whoever wrote it", "printf"},
+		"nftables can, a comparison": {func(f *doctor.Facts) {
+			f.State.Kind = apply.IPTablesNFT
+			f.Rules = []foreign.Rule{theirs}
+		}, "mark-compares", `"backend":"nftables"`, ""},
+		"more IDs than others leave": {func(f *doctor.Facts) {
+			f.State.IDs, f.Reserved = 65534, 0xf0000000
+		}, "ids", "# no mask", "printf"},
+	} {
+		f := healthy(t, 0xffff0000)
+		tt.do(&f)
+		if names := found(f); !slices.Equal(names, []string{tt.check}) {
+			t.Errorf("%s: found by %q", name, names)
+			continue
+		}
+		if mend := doctor.Examine(f)[0].Mend; !strings.Contains(mend, tt.has) || tt.not != "" && strings.Contains(mend, tt.not) {
+			t.Errorf("%s: %s", name, mend)
+		}
+	}
+}
+
+// The mask that is proposed has no bits that Calico or a plugin is configured to have, nor
+// those that a program has by default whose rules have said less so far.
+func TestProposedMaskOfConfigured(t *testing.T) {
+	f := healthy(t, 0xff0000)
+	f.State.Records = nil
+	f.Links, f.Reserved = []foreign.Link{{Name: "tailscale0"}}, 0xf0000000
+	m := regexp.MustCompile(`"iptablesMarkMask":"(0x[0-9a-f]+)"`).FindStringSubmatch(only(t, f, "mark-users", "Tailscale").Mend)
+	if m == nil {
+		t.Fatal("no mask is proposed")
+	}
+	if mask, err := mark.ParseMask(m[1]); err != nil || mask&0xf0ff0000 != 0 {
+		t.Errorf("%#x, %v", mask, err)
+	}
 }

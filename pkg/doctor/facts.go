@@ -75,6 +75,13 @@ type Facts struct {
 	// list, and PlainPluginFile its name.
 	PlainPlugin     []byte
 	PlainPluginFile string
+	// configured are bits that plugins of the runtime's folder will use.
+	configured uint32
+	// Multus is the file by which runtimes call it, where the list of the pods' own network is
+	// known: that is Active then. MultusLacks is set where it has a copy of that list without
+	// podmark.
+	Multus      string
+	MultusLacks bool
 }
 
 // State is what is in the state folder, and what follows from it.
@@ -95,8 +102,9 @@ type State struct {
 	Leaked               apply.Collected
 	// Drifts is what others did to links of endpoints.
 	Drifts []apply.Drift
-	// Missing is what the kernel lacks, Backend why nothing can enforce.
-	Missing, Backend error
+	// Missing is what the kernel lacks, Backend why nothing can enforce, NFTables why nftables
+	// could not where iptables does.
+	Missing, Backend, NFTables error
 	// Unlogged is why what is dropped is not logged; empty where it is.
 	Unlogged string
 	// Alterable is why checksums are written where a pod likes; empty where they are not.
@@ -113,6 +121,17 @@ type Network struct {
 	Entry  json.RawMessage
 	Config config.Config
 	Err    error
+}
+
+// reserved are bits that are not seen in use, and are configured to be.
+func (f Facts) reserved() uint32 {
+	bits := f.configured
+	if f.Daemon != nil {
+		if calico, err := mark.ParseMask(f.Daemon.FelixMask); err == nil {
+			bits |= calico
+		}
+	}
+	return bits
 }
 
 // mask is the mask in force, or the one that the next endpoint will have: without

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/apply/nftables"
 	"github.com/podmark/podmark/pkg/apply/port"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/foreign"
@@ -49,10 +50,11 @@ func Gather(ctx context.Context, o Options) Facts {
 	f.Reflects, err = readReflects()
 	f.note(PartSysctls, err, asRoot)
 	f.Report = foreign.Read(ctx).With(fwmark.Services())
+	f.Reserved = f.reserved()
 	for _, p := range foreign.Parts() {
 		mend := asRoot
 		if p == foreign.PartLegacy {
-			mend = "apt-get install iptables"
+			mend = withIPTables
 		}
 		f.note(Part(p), f.Report.Unread[p], mend)
 	}
@@ -64,12 +66,21 @@ func Gather(ctx context.Context, o Options) Facts {
 	return f
 }
 
-// asRoot is what mends most that cannot be read.
-const asRoot = "sudo podmarkctl doctor"
+const (
+	// asRoot is what mends most that cannot be read.
+	asRoot = "sudo podmarkctl doctor"
+	// withCapabilities is that for what root itself is not allowed to do.
+	withCapabilities = "# root lacks a capability here: run podmarkctl doctor on the node, outside of a container"
+	// withIPTables is that for what needs its programs.
+	withIPTables = "# install iptables with both variants: package iptables of Debian, iptables-nft and iptables-legacy of Fedora and its like"
+)
 
 func (f *Facts) note(p Part, err error, mend string) {
 	if errors.Is(err, fs.ErrPermission) {
 		mend = asRoot
+		if os.Geteuid() == 0 {
+			mend = withCapabilities
+		}
 	}
 	if err != nil {
 		f.Unread = append(f.Unread, Unread{p, err, mend})
@@ -109,6 +120,9 @@ func (f *Facts) readState(ctx context.Context, n apply.Node) {
 	}
 	s.Kind, err = n.Kind()
 	f.note(PartState, err, asRoot)
+	if s.Kind.Backend() == config.BackendIPTables {
+		s.NFTables = nftables.Probe()
+	}
 	s.Unlogged, err = n.Unlogged()
 	f.note(PartState, err, asRoot)
 	s.Alterable, err = n.Alterable()

@@ -11,6 +11,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/conflist"
+	"github.com/podmark/podmark/pkg/foreign"
 )
 
 const (
@@ -32,10 +33,16 @@ func (f *Facts) readCNI() error {
 		return err
 	}
 	f.Active, f.Skipped, f.ActiveErr = conflist.Active(files)
+	called := f.Active
 	if errors.Is(f.ActiveErr, conflist.ErrPlain) {
 		f.readPlain(files)
+		called = conflist.File{Name: f.PlainPluginFile, Content: f.PlainPlugin}
+	}
+	if file, lacks, ok := delegate(called.Content, files); ok {
+		f.Active, f.ActiveErr, f.Multus, f.MultusLacks = file, nil, called.Name, lacks
 	}
 	for _, file := range files {
+		f.configured |= foreign.Configured(file.Content)
 		if filepath.Ext(file.Name) != ".conflist" {
 			continue
 		}

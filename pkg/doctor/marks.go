@@ -70,15 +70,16 @@ func colliding(c foreign.Collision, mend string) Finding {
 func checkCompares(f Facts) []Finding {
 	var out []Finding
 	backend, mask := f.backend(), f.mask().Mask()
+	theirs := fmt.Sprintf("# have whoever wrote it compare with a mask, %#x or less of it", ^mask)
 	note := func(severity Severity, what string, compared uint32, elsewhere bool) {
 		found := Finding{Severity: severity, What: what, Why: whySeen}
 		switch {
 		case elsewhere && backend == config.BackendIPTables:
-			found.Mend = install(f, map[string]any{"backend": "nftables"})
+			found.Mend = toNFTables(f, theirs)
 		case compared != foreign.All:
 			found.Mend = otherMask(f)
 		default:
-			found.Mend = fmt.Sprintf("# have whoever wrote it compare with a mask, %#x or less of it", ^mask)
+			found.Mend = theirs
 		}
 		out = append(out, found)
 	}
@@ -128,7 +129,7 @@ func checkReflects(f Facts) []Finding {
 			Severity: Warning,
 			What:     fmt.Sprintf("sysctl %s is on", name),
 			Why:      what + ", to pods and by way of the node, have a pod's ID in the packet mark. Verdicts stay right, since the node is not judged. But a routing rule, route or rule of somebody else's that goes by marks may take them for what they are not. If a program of the node has turned it on, a VPN for one, have it do without",
-			Mend:     fmt.Sprintf("sysctl -w %s=0", name),
+			Mend:     fmt.Sprintf("sysctl -w %s=0  # unless another program needs it", name),
 		})
 	}
 	return out

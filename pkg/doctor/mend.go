@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/ident"
 )
 
 // Defaults of the flags that a command need not repeat; they are podmarkd's.
@@ -47,8 +48,17 @@ func installer(f Facts) string {
 // install is the command that changes keys of podmark's entry in the conflist that
 // the node uses. A nil value takes the key away.
 func install(f Facts, keys map[string]any) string {
-	n, _ := f.active()
-	return fmt.Sprintf("printf '%%s\\n' %s | %s --entry /proc/self/fd/0", quote(string(changed(f, n.Entry, keys))), installer(f))
+	n, ok := f.active()
+	command := func(entry []byte) string {
+		return fmt.Sprintf("printf '%%s\\n' %s | %s --entry /proc/self/fd/0", quote(string(entry)), installer(f))
+	}
+	switch {
+	case !ok:
+		return command(changed(f, nil, keys))
+	case f.Multus != "":
+		return n.edit(f, keys)
+	}
+	return n.edited(f, keys, command)
 }
 
 // changed is podmark's entry with other values.
@@ -78,7 +88,42 @@ func remasked(f Facts, command string) string {
 	if len(f.State.Records) == 0 || f.DaemonRuns {
 		return command
 	}
+	return drained(command)
+}
+
+// drained is a command that is run when the node's pods are gone.
+func drained(command string) string {
 	return `kubectl drain "$(hostname)" --ignore-daemonsets && ` + command
+}
+
+// afresh takes podmark's state and rules away, which polices nobody any more: so no pod may be
+// there, and none comes before the policies are back.
+func afresh(f Facts) string {
+	return drained(ctl(f, "uninstall --yes")) + `  # then apply the policies again, and kubectl uncordon "$(hostname)"`
+}
+
+// end is the command that ends podmarkd by the lock that it holds: the process number that it
+// knows of itself is another one outside of its container, and may be anybody's there.
+func end(f Facts, signal string) string {
+	return fmt.Sprintf("fuser -k -%s %s", signal, quote(filepath.Join(f.StateDir, ident.DaemonLock)))
+}
+
+// edited is the command that changes keys of podmark's entry; a line of advice where the entry
+// would be refused.
+func (n Network) edited(f Facts, keys map[string]any, command func(entry []byte) string) string {
+	entry := changed(f, n.Entry, keys)
+	if _, err := config.ParseEntry(entry, n.Name, n.CNIVersion); err != nil {
+		return n.advice(err)
+	}
+	return command(entry)
+}
+
+// toNFTables is the command that has nftables enforce, where the kernel can.
+func toNFTables(f Facts, otherwise string) string {
+	if f.State.NFTables != nil {
+		return otherwise
+	}
+	return install(f, map[string]any{"backend": "nftables"})
 }
 
 // write is the command that replaces a configuration as runtimes want it: by a

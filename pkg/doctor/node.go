@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/apply/csum"
 	"github.com/podmark/podmark/pkg/apply/port"
 	"github.com/podmark/podmark/pkg/desired"
 )
@@ -23,8 +24,8 @@ func checkState(f Facts) []Finding {
 	} else if err != nil {
 		out = append(out, Finding{
 			Severity: Error, What: err.Error(),
-			Why:  "nobody knows any more which bits the endpoints have, or which policy: no pod starts, and nothing is kept current. Apply the policies again afterwards, and restart the node's pods, which are unpoliced until then",
-			Mend: ctl(f, "uninstall --yes"),
+			Why:  "nobody knows any more which bits the endpoints have, or which policy: no pod starts, and nothing is kept current. Pods that run are policed until podmark is uninstalled, so they go first",
+			Mend: afresh(f),
 		})
 	}
 	if err := f.State.Damaged; err != nil {
@@ -38,8 +39,8 @@ func checkState(f Facts) []Finding {
 		out = append(out, Finding{
 			Severity: Error,
 			What:     fmt.Sprintf("there is no state in %q, and %s is podmark's", f.StateDir, left),
-			Why:      "the state folder was lost, or is another one: the rules that are there judge by IDs that will be given out again. Apply the policies again afterwards, and restart the node's pods, which are unpoliced until then",
-			Mend:     ctl(f, "uninstall --yes"),
+			Why:      "the state folder was lost, or is another one, which --state-dir names: the rules that are there judge by IDs that will be given out again. Pods that run are policed until podmark is uninstalled, so they go first",
+			Mend:     afresh(f),
 		})
 	}
 	return out
@@ -64,9 +65,9 @@ func checkBackend(f Facts) []Finding {
 	if f.State.Backend == nil {
 		return nil
 	}
-	mend := "modprobe -a nf_tables nft_ct nft_fib_inet nft_meta_bridge"
+	mend := "modprobe -a nf_tables nft_ct nft_fib_inet nft_meta_bridge  # of Linux 5.6 or later; else \"backend\": \"iptables\""
 	if f.State.Kind != apply.NFTables {
-		mend = "apt-get install iptables && modprobe -a ip_set xt_set ip_set_hash_netiface ip_set_hash_net ip_set_hash_ip ip_set_bitmap_port"
+		mend = "modprobe -a ip_set xt_set ip_set_hash_netiface ip_set_hash_net ip_set_hash_ip ip_set_bitmap_port  " + withIPTables
 	}
 	return []Finding{{
 		Severity: Error, What: f.State.Backend.Error(),
@@ -107,11 +108,15 @@ func checkChecksums(f Facts) []Finding {
 	if f.State.Alterable == "" {
 		return nil
 	}
+	mend := "mountpoint -q " + csum.Mount + " || mount -t bpf bpffs " + csum.Mount + "; " + ctl(f, "gc")
+	if strings.Contains(f.State.Alterable, csum.Kernel) {
+		mend = "# run " + csum.Kernel + ", or drop CAP_NET_RAW from pods"
+	}
 	return []Finding{{
 		Severity: Warning,
 		What:     "nobody looks where packets leave their checksums: " + f.State.Alterable,
 		Why:      "a pod with CAP_NET_RAW can have the kernel write a checksum over the port or a part of the address by which its packet was allowed, where the packet is fragmented or leaves by a link that writes none itself. It takes Linux 6.4 and a bpffs at /sys/fs/bpf, for podmarkd too where it runs in a container; without them drop CAP_NET_RAW from pods",
-		Mend:     "mountpoint -q /sys/fs/bpf || mount -t bpf bpffs /sys/fs/bpf; " + ctl(f, "gc"),
+		Mend:     mend,
 	}}
 }
 
@@ -179,7 +184,8 @@ func checkNodePorts(f Facts) []Finding {
 		Mend:     install(f, map[string]any{"kubeNodePortRanges": ranges}),
 	}
 	if told {
-		found.Mend = withState(f, "podmarkd --node-port-ranges "+strings.Join(ranges, ","))
+		// One that runs does not let another one start.
+		found.Mend = fmt.Sprintf("# have %s say %s, as podmarkd --node-port-ranges does, and restart podmarkd", by, strings.Join(ranges, ","))
 	}
 	return []Finding{found}
 }
@@ -201,8 +207,11 @@ func checkIDs(f Facts) []Finding {
 	if f.State.IDs >= capacity {
 		found.Severity = Error
 	}
-	if wider, ok := f.State.Layout.Wider(); ok && len(f.State.Leaked.Attachments) == 0 {
-		found.Mend = remasked(f, install(f, map[string]any{"iptablesMarkMask": fmt.Sprintf("%#x", wider.Mask())}))
+	if len(f.State.Leaked.Attachments) == 0 {
+		found.Mend = "# no mask of bits that nobody else uses is wider: give the other programs other bits, or have fewer pods on this node"
+		if free, ok := f.Free(); ok && free.Capacity() > capacity {
+			found.Mend = otherMask(f)
+		}
 	}
 	return []Finding{found}
 }
@@ -251,7 +260,7 @@ func checkDaemon(f Facts) []Finding {
 			Severity: Warning,
 			What:     fmt.Sprintf("podmarkd, process %d, has not looked at the node since %s, and should every %vs", d.PID, d.Looked.Format(time.RFC3339), d.Interval),
 			Why:      "it hangs, so nothing is put back or kept current. Its service manager starts it again when it ends",
-			Mend:     fmt.Sprintf("kill -KILL %d", d.PID),
+			Mend:     end(f, "KILL"),
 		}}
 	case d.Error != "" && d.Error != d.Policies.Error: // see checkBehind
 		return []Finding{{

@@ -20,7 +20,10 @@ func checkOffload(f Facts) []Finding {
 	for _, t := range f.ofPods() {
 		names = append(names, t.String())
 		m, known := withoutOffload(t)
-		if !known {
+		switch {
+		case known && t.Table == firewalld && last == "":
+			last = "  # firewalld forgets rules that are not permanent"
+		case !known:
 			last = "  # turn flow offloading off in the program that this belongs to"
 		}
 		if !slices.Contains(mends, m) {
@@ -53,12 +56,15 @@ func (f Facts) ofPods() []flowtable.Flowtable {
 	return f.Flowtables
 }
 
+// firewalld is the table of that name's program.
+const firewalld = "firewalld"
+
 // withoutOffload is how the owner of a flowtable is told to have none, where the owner is known;
 // else a look at what it belongs to. The flowtable itself is its owner's: it would come back,
 // and while rules lead to it, it cannot be deleted.
 func withoutOffload(t flowtable.Flowtable) (command string, known bool) {
 	switch t.Table {
-	case "firewalld":
+	case firewalld:
 		return "sed -i 's/^#*NftablesFlowtable=.*/NftablesFlowtable=off/' /etc/firewalld/firewalld.conf && firewall-cmd --reload", true
 	case "calico":
 		return `kubectl patch felixconfiguration default --type merge -p '{"spec":{"nftablesFlowTableOffload":"Disabled"}}'`, true

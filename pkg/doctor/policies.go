@@ -23,6 +23,25 @@ func (f Facts) following() []Network {
 	return out
 }
 
+// policySource is where the policies of the node come from, as far as the node tells; false
+// where it does not.
+func (f Facts) policySource() (config.Policy, bool) {
+	if f.State.Kubernetes {
+		return config.PolicyKubernetes, true
+	}
+	for _, n := range f.Networks {
+		if n.Entry != nil && n.Err == nil && n.Config.Policy != config.PolicyNone {
+			return n.Config.Policy, true
+		}
+	}
+	for _, r := range f.State.Records {
+		if r.Policed {
+			return config.PolicyFiles, true
+		}
+	}
+	return "", false
+}
+
 // checkSource wants all networks to take their policies from where the node does, or the
 // first of them.
 func checkSource(f Facts) []Finding {
@@ -41,15 +60,15 @@ func checkSource(f Facts) []Finding {
 		if n.Config.Policy == want {
 			continue
 		}
-		keys := map[string]any{"policy": string(want)}
-		if want != config.PolicyKubernetes {
-			keys["failOpen"] = nil // only that has it
+		mend := fmt.Sprintf("# decide: \"policy\": %q in all networks, as in %s, or %q there too", config.PolicyKubernetes, quote(n.where()), want)
+		if want == config.PolicyKubernetes {
+			mend = n.edit(f, map[string]any{"policy": string(want)})
 		}
 		out = append(out, Finding{
 			Severity: Error,
 			What:     fmt.Sprintf("%q has \"policy\": %q, and %s", n.where(), n.Config.Policy, by),
 			Why:      "a node has its policies from one place: podmarkd follows the API for no network as long as another has files, and on a node that has followed it, every ADD with files fails with error 7. The way back to files is podmarkctl uninstall, and pods that start anew",
-			Mend:     n.edit(f, keys),
+			Mend:     mend,
 		})
 	}
 	return out
@@ -77,7 +96,7 @@ func checkSocket(f Facts) []Finding {
 			found.Mend = n.edit(f, map[string]any{"daemonSocket": f.Daemon.Policies.Socket})
 		default:
 			found.Why += ". Its service manager starts it again, and it makes the socket anew"
-			found.Mend = fmt.Sprintf("kill %d", f.Daemon.PID)
+			found.Mend = end(f, "TERM")
 		}
 		out = append(out, found)
 	}
@@ -158,7 +177,10 @@ func checkOpen(f Facts) []Finding {
 			}
 		case desired.Unanswered:
 			found.Why = "these pods are marked, and nothing is denied to them. podmarkd polices each as soon as the API shows it; one that stays so has another UID there"
-			found.Mend = f.restart(u.Reason)
+			found.Mend = "# see the findings about podmarkd first: once it runs and has the API it polices them; until then a pod that is started anew is let in again"
+			if f.DaemonRuns {
+				found.Mend = f.restart(u.Reason) + "  # if they stay so; a pod without a controller does not come back by itself"
+			}
 		case desired.Unmarked:
 			found.Why = "they are from before podmark and could not be adopted, or the runtime reads another folder than " + quote(f.ConfDir) + ": no policy holds for them"
 			found.Mend = "crictl info | grep -i -E 'confDir|binDir'  # if these are the folders that podmark is in, delete the pods: they start with it"

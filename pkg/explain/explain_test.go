@@ -57,7 +57,7 @@ func from(name, block string) *desired.Isolation {
 }
 
 var (
-	hosts = []netip.Addr{addr("192.168.50.1"), addr("10.1.0.1"), addr("fd00:50::1")}
+	hosts = []netip.Addr{addr("192.168.50.1"), addr("10.1.0.1"), addr("fd00:50::1"), addr("169.254.20.10")}
 	// web takes TCP 8000 to 8999 from client and 192.168.50.0/24, db nothing.
 	policies = desired.Policies{Policies: []desired.Policy{
 		{Namespace: "shop", Name: "db", Pods: app("db"), Ingress: &desired.Isolation{}},
@@ -102,7 +102,8 @@ func facts(t testing.TB, backend config.Backend, policies desired.Policies) expl
 		Routes: map[netip.Addr]explain.Route{
 			addr("10.96.0.10"): {Interface: "lo", Local: true}, addr("fd00:96::10"): {Interface: "lo", Local: true},
 			addr("10.2.0.9"): {Interface: "eth0"}, addr("10.2.0.4"): {Interface: "eth0"}, addr("192.168.50.7"): {Interface: "eth0"},
-			addr("198.51.100.9"): {Error: "network is unreachable"}, addr("224.0.0.9"): {Interface: "eth0", Many: true},
+			addr("169.254.169.254"): {Interface: "eth0"},
+			addr("198.51.100.9"):    {Error: "network is unreachable"}, addr("224.0.0.9"): {Interface: "eth0", Many: true},
 			addr("10.1.0.99"): {Interface: "veth-web"}, addr("172.30.0.5"): {Interface: "veth-mute"}, addr("172.30.0.6"): {Interface: "eth0"},
 		},
 	}
@@ -184,6 +185,13 @@ func TestWalks(t *testing.T) {
 		{"pod to host, denied port", "mute", "host:22", "-host 192.168.50.1:22 INPUT", ""},
 		{"pod to host, port in the ranges", "mute", "host:30001", "-host 192.168.50.1:30001 INPUT", "+host 192.168.50.1:30001"},
 		{"pod to host, echo", "mute", "192.168.50.1/icmp", "-host 192.168.50.1 INPUT", ""},
+		{"pod to a cloud's metadata", "client", "169.254.169.254:80", "+169.254.169.254:80 FORWARD", ""},
+		{"pod to a cloud's metadata, denied", "mute", "169.254.169.254:80", "-169.254.169.254:80 FORWARD", ""},
+		{"pod to a node-local DNS cache", "client", "169.254.20.10:53/udp", "+host 169.254.20.10:53 INPUT", ""},
+		{"pod to a node-local DNS cache, denied", "mute", "169.254.20.10:53/udp", "-host 169.254.20.10:53 INPUT", ""},
+		{"from a link-local address outside", "169.254.169.254", "10.1.0.4:1", "+shop/client 10.1.0.4:1 FORWARD", ""},
+		{"from the node's link-local address", "169.254.20.10", "db:1", "+shop/db 10.1.0.3:1", ""},
+		{"from the host to a cloud's metadata", "host", "169.254.169.254:80", "+169.254.169.254:80", ""},
 		{"pod to multicast", "mute", "224.0.0.9:8080", "-224.0.0.9:8080 INPUT", ""},
 		{
 			"VIP, mixed", "client", "10.96.0.10:80",

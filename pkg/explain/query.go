@@ -107,7 +107,9 @@ func side(s string) (Side, error) {
 		return Side{Name: s}, nil
 	}
 	addr = addr.Unmap()
-	if addr.IsLoopback() || addr.IsUnspecified() || addr.IsLinkLocalUnicast() {
+	// IPv4 link-local addresses are routed as others are, and the node may have one: those of a
+	// cloud's metadata and of a node-local DNS cache. IPv6's are one to each link.
+	if addr.IsLoopback() || addr.IsUnspecified() || addr.Is6() && addr.IsLinkLocalUnicast() {
 		return Side{}, fmt.Errorf("%s means another machine on each: name one that can be routed", addr)
 	}
 	return Side{Address: addr}, nil

@@ -23,6 +23,9 @@ func (w walker) note(walks []Walk) {
 	}
 	w.noteSource(w.src)
 	w.noteService(w.dst)
+	if w.dst.Is4() && w.dst.IsLinkLocalUnicast() && w.endpoint(w.dst) == nil && !w.route(w.dst).Local {
+		w.unsure("Rules of others were not read: agents that answer for a cloud's metadata give what is for %s another destination, often the node, and then it is judged by that.", w.dst)
+	}
 	for _, walk := range walks {
 		if walk.Allowed {
 			w.noteDestination(walk.To.Address)

@@ -95,6 +95,8 @@ func TestParse(t *testing.T) {
 		{"::ffff:10.1.0.2", "[fd00::3]:53/udp", "10.1.0.2 > [fd00::3]:53/udp"},
 		{"host", "outside:443", "host > outside:443/tcp"},
 		{"outside", "web/icmp", "outside > web/icmp"},
+		{"169.254.169.254", "169.254.20.10:53/udp", "169.254.169.254 > 169.254.20.10:53/udp"},
+		{"::ffff:169.254.169.254", "web", "169.254.169.254 > web/tcp"},
 	} {
 		q, err := explain.Parse(tt.src, tt.dst)
 		if err != nil {
@@ -116,6 +118,9 @@ func TestParse(t *testing.T) {
 		{"client", "web:80/icmp", "icmp has no ports"},
 		{"client", "127.0.0.1:80", "127.0.0.1"},
 		{"fe80::1", "web", "fe80::1"},
+		{"client", "[fe80::a9fe:a9fe]:80", "fe80::a9fe:a9fe"},
+		{"client", "::1", "::1"},
+		{"client", "0.0.0.0:80", "0.0.0.0"},
 		{"client", "[10.1.0.2:80", "DST"},
 		{"outside", "outside:1", "nothing of this node"},
 	} {

@@ -188,6 +188,12 @@ func TestFree(t *testing.T) {
 			t.Errorf("%+v: %#x, want %#x", tt.report, got.Mask(), tt.want)
 		}
 	}
+	// Its rules say one of its bits so far.
+	calico := foreign.Chain{Origin: foreign.NFTables, Family: "ip", Table: "mangle", Name: "cali-PREROUTING"}
+	some := foreign.Report{Chains: []foreign.Chain{calico}, Rules: []foreign.Rule{{Chain: calico, Writes: []foreign.Write{{Bits: 0x10000}}}}}
+	if got, ok := some.Free(); !ok || got.Mask() != 0x1fff {
+		t.Errorf("beside Calico: %#x", got.Mask())
+	}
 	all := foreign.Report{Rules: []foreign.Rule{{Writes: []foreign.Write{{Bits: ^(mark.KubeProxy | 1)}}}}}
 	if got, ok := all.Free(); ok {
 		t.Errorf("one bit is left: %#x", got.Mask())
@@ -289,5 +295,5 @@ COMMIT
 	fmt.Printf("%#x\n", free.Mask())
 	// Output:
 	// kube-router misled
-	// 0xfffd1000
+	// 0xfffc1800
 }

@@ -211,9 +211,12 @@ func (r *Rule) matches(e expression) {
 	})
 }
 
+// mapsMark is the flag of a SET target that takes the packet mark from the set
+// (IPSET_FLAG_MAP_SKBMARK of include/uapi/linux/netfilter/ipset/ip_set.h).
+const mapsMark = 1 << 8
+
 // target reads a target of iptables-nft that is one in the kernel too: structs of
-// include/uapi/linux/netfilter/xt_mark.h, xt_connmark.h and xt_CT.h. One that maps
-// marks by a set (SET --map-mark) is not recognised.
+// include/uapi/linux/netfilter/xt_mark.h, xt_connmark.h, xt_CT.h, xt_set.h and xt_TPROXY.h.
 func (r *Rule) target(e expression) {
 	name, rev, info := e.text(unix.NFTA_TARGET_NAME), e.number(unix.NFTA_TARGET_REV), e.attributes[unix.NFTA_TARGET_INFO]
 	word := func(i int) uint32 { return binary.NativeEndian.Uint32(info[4*i:]) }
@@ -234,5 +237,11 @@ func (r *Rule) target(e expression) {
 		r.Writes = append(r.Writes, connmark(word(0), word(1), word(2), info[14], shift))
 	case name == "CONNMARK":
 		r.Writes = append(r.Writes, Write{Field: ConntrackMark, Bits: All, Text: "CONNMARK ..."})
+	case name == "SET" && rev == 3 && len(info) >= 16 && word(3)&mapsMark != 0: // three sets of 4 bytes, and flags
+		r.Writes = append(r.Writes, setMark)
+	case name == "TPROXY" && len(info) >= 8: // mask and value come first in all revisions
+		r.Writes = append(r.Writes, tproxy(word(1), word(0)))
+	case slices.Contains(computed, name):
+		r.Writes = append(r.Writes, Write{Field: PacketMark, Bits: All, Text: name + " ..."})
 	}
 }

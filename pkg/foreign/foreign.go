@@ -45,7 +45,10 @@ type Report struct {
 	Rules   []Rule // those of others that do something that matters here
 	Links   []Link
 	Lookups []Lookup
-	Unread  map[Part]error
+	// Reserved are bits that are configured to be used, whether or not they are; see
+	// [Configured]. Read does not know them.
+	Reserved uint32
+	Unread   map[Part]error
 }
 
 // Link is a link of the node.

@@ -22,8 +22,8 @@ func readLegacy(ctx context.Context) ([]Chain, []Rule, error) {
 	var chains []Chain
 	var rules []Rule
 	for _, f := range []struct{ family, command, tables string }{
-		{"ip", "iptables", "/proc/net/ip_tables_names"},
-		{"ip6", "ip6tables", "/proc/net/ip6_tables_names"},
+		{"ip", "iptables", "/proc/thread-self/net/ip_tables_names"},
+		{"ip6", "ip6tables", "/proc/thread-self/net/ip6_tables_names"},
 	} {
 		names, err := os.ReadFile(f.tables)
 		if errors.Is(err, fs.ErrNotExist) || err == nil && len(bytes.TrimSpace(names)) == 0 {
@@ -200,7 +200,14 @@ func (r *Rule) read() {
 		value, mask := r.xmark()
 		r.Writes = append(r.Writes, connmark(value, mask, 0, connmarkSet, shift))
 	case target == "SET" && has("--map-mark"):
-		r.Writes = append(r.Writes, Write{Field: PacketMark, Bits: All, Text: "SET --map-mark"})
+		r.Writes = append(r.Writes, setMark)
+	case target == "TPROXY":
+		text, there := r.option("--tproxy-mark")
+		if value, mask, _ := masked(text); there {
+			r.Writes = append(r.Writes, tproxy(value, mask))
+		}
+	case slices.Contains(computed, target):
+		r.Writes = append(r.Writes, Write{Field: PacketMark, Bits: All, Text: target + " ..."})
 	}
 }
 

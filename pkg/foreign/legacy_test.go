@@ -38,6 +38,10 @@ func TestParseLegacyMarks(t *testing.T) {
 		"-j CONNMARK --restore-mark --nfmask 0xf0 --ctmask 0xf0":                                {packet, 0xf0},
 		"-j SET --map-set x src --map-mark":                                                     {packet, 0xffffffff},
 		"-j MARK --set-xmark nonsense":                                                          {packet, 0xffffffff},
+		"-p tcp -j TPROXY --on-port 80 --on-ip 0.0.0.0 --tproxy-mark 0x10000/0x30000":           {packet, 0x30000},
+		"-p tcp -j TPROXY --on-port 80 --on-ip 0.0.0.0 --tproxy-mark nonsense":                  {packet, 0xffffffff},
+		"-j HMARK --hmark-src-prefix 32 --hmark-rnd 0x5 --hmark-mod 10 --hmark-offset 100":      {packet, 0xffffffff},
+		"-j IPMARK --addr src --and-mask 0xff --or-mask 0x10000 --shift 0":                      {packet, 0xffffffff},
 	} {
 		chains, rules := foreign.ParseLegacy("ip", saved("mangle", "-A PREROUTING "+rule))
 		if len(rules) != 1 || len(rules[0].Writes) != 1 || rules[0].Writes[0].Field != want.field || rules[0].Writes[0].Bits != want.bits {
@@ -54,6 +58,8 @@ func TestParseLegacyOthers(t *testing.T) {
 	for rule, count := range map[string]int{
 		"-A PREROUTING -m comment --comment \"-j MARK\" -j RETURN": 1,
 		"-A PREROUTING -j CT --zone 1":                             1,
+		"-A PREROUTING -j SET --add-set x src":                     1,
+		"-A PREROUTING -p tcp -j TPROXY --on-port 80":              1,
 		"-A PREROUTING -j PODMARK-FORWARD":                         0,
 		"-A PODMARK-MARK -j MARK --set-xmark 0x10000/0xffff0000":   0,
 		"-A UNKNOWN -j MARK --set-xmark 0x1/0xffffffff":            0,

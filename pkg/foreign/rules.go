@@ -140,6 +140,18 @@ func setXmark(field Field, value, mask uint32) Write {
 	return Write{Field: field, Bits: value | mask, Text: fmt.Sprintf("%s --set-xmark %#x/%#x", target, value, mask)}
 }
 
+// setMark is SET --map-mark: the set says what the mark becomes.
+var setMark = Write{Field: PacketMark, Bits: All, Text: "SET --map-mark"}
+
+// tproxy is TPROXY --tproxy-mark, which sets as MARK --set-xmark does.
+func tproxy(value, mask uint32) Write {
+	return Write{Field: PacketMark, Bits: value | mask, Text: fmt.Sprintf("TPROXY --tproxy-mark %#x/%#x", value, mask)}
+}
+
+// computed are targets that make the whole packet mark of the packet's header; IPMARK is of
+// xtables-addons.
+var computed = []string{"HMARK", "IPMARK"}
+
 // Modes of CONNMARK, as the kernel numbers them (XT_CONNMARK_SET and on).
 const (
 	connmarkSet = iota

@@ -19,6 +19,9 @@ type User struct {
 	// By these it is seen on the node: beginnings of names of chains, names of tables
 	// of nf_tables, and of links. In its chains its rules say which bits it uses.
 	Chains, Tables, Links []string
+	// Plugins are its CNI plugins: where a network is configured to have one, its bits will be
+	// in use.
+	Plugins []string
 	// Unseen is set where other than rules write its bits too: eBPF, routing, sockets.
 	Unseen bool
 	// Input is set where its rules write them in the table filter of INPUT.
@@ -36,17 +39,17 @@ func Users() []User {
 	return []User{
 		// Its bits are refused as a mask; --iptables-masquerade-bit moves the first.
 		{Name: "kube-proxy", Bits: mark.KubeProxy, Chains: []string{"KUBE-SERVICES", "KUBE-POSTROUTING", "KUBE-MARK-"}, Tables: []string{"kube-proxy"}, Move: "kube-proxy --iptables-masquerade-bit"},
-		{Name: "portmap", Bits: portmapBit, Chains: []string{"CNI-HOSTPORT-"}, Tables: []string{"cni_hostport"}, Move: "markMasqBit of portmap's entry in the conflist"},
-		{Name: "Calico", Bits: 0xffff0000, Input: true, Chains: []string{"cali-"}, Tables: []string{"calico"}, Move: "iptablesMarkMask of the FelixConfiguration"},
+		{Name: "portmap", Bits: portmapBit, Chains: []string{"CNI-HOSTPORT-"}, Tables: []string{"cni_hostport"}, Plugins: []string{"portmap"}, Move: "markMasqBit of portmap's entry in the conflist"},
+		{Name: "Calico", Bits: 0xffff0000, Input: true, Chains: []string{"cali-"}, Tables: []string{"calico"}, Plugins: []string{"calico"}, Move: "iptablesMarkMask or nftablesMarkMask of the FelixConfiguration"},
 		// An identity of 24 bits is split: 16 above, 8 below (bpf/lib/common.h).
-		{Name: "Cilium", Bits: 0xffff0fff, Chains: []string{"CILIUM_", "OLD_CILIUM_"}, Links: []string{"cilium_host", "cilium_net"}, Unseen: true},
+		{Name: "Cilium", Bits: 0xffff0fff, Chains: []string{"CILIUM_", "OLD_CILIUM_"}, Links: []string{"cilium_host", "cilium_net"}, Plugins: []string{"cilium-cni"}, Unseen: true},
 		{Name: "kube-router", Bits: 0x30000, Input: true, Chains: []string{"KUBE-ROUTER-", "KUBE-NWPLCY-", "KUBE-POD-FW-"}},
-		{Name: "Weave", Bits: 0x60000, Input: true, Chains: []string{"WEAVE"}, Links: []string{"weave"}},
+		{Name: "Weave", Bits: 0x60000, Input: true, Chains: []string{"WEAVE"}, Links: []string{"weave"}, Plugins: []string{"weave-net"}},
 		{Name: "Tailscale", Bits: 0xff0000, Chains: []string{"ts-input", "ts-forward", "ts-postrouting"}, Links: []string{"tailscale0"}, Unseen: true},
 		{Name: "NetBird", Bits: 0x1bdff, Chains: []string{"NETBIRD-"}, Tables: []string{"netbird"}, Links: []string{"wt0"}, Unseen: true},
 		{Name: "Talos KubeSpan", Bits: 0x60, Tables: []string{"talos_kubespan"}, Links: []string{"kubespan"}, Unseen: true},
-		{Name: "AWS VPC CNI", Bits: 0x80, Chains: []string{"AWS-SNAT-CHAIN-", "AWS-CONNMARK-CHAIN-"}, Unseen: true, Move: "AWS_VPC_K8S_CNI_CONNMARK of the daemon set aws-node"},
-		{Name: "Istio", Bits: 0xfff, Chains: []string{"ISTIO_"}, Unseen: true},
+		{Name: "AWS VPC CNI", Bits: 0x80, Chains: []string{"AWS-SNAT-CHAIN-", "AWS-CONNMARK-CHAIN-"}, Plugins: []string{"aws-cni"}, Unseen: true, Move: "AWS_VPC_K8S_CNI_CONNMARK of the daemon set aws-node"},
+		{Name: "Istio", Bits: 0xfff, Chains: []string{"ISTIO_"}, Plugins: []string{"istio-cni"}, Unseen: true},
 	}
 }
 
@@ -193,13 +196,15 @@ func (r Rule) savesOnly(w Write, mask uint32) bool {
 const maxFree = 16
 
 // Free is a mask of the highest bits that nobody who was seen uses, 16 at most; false when
-// fewer than two are left. Bits are in use that somebody writes, compares or looks up, and
-// portmap's are: it is not seen before the first pod that has a port of the node.
+// fewer than two are left. Bits are in use that somebody writes, compares or looks up, those
+// that a program has by default, since its rules may come with the first pod, and those that
+// are configured to be. portmap's are: it is not seen before the first pod that has a port of
+// the node.
 func (r Report) Free() (mark.Layout, bool) {
-	used := mark.KubeProxy | portmapBit
+	used := mark.KubeProxy | portmapBit | r.Reserved
 	for _, u := range Users() {
 		if c, ok := r.seen(u); ok {
-			used |= c.Bits
+			used |= c.Bits | u.Bits
 		}
 	}
 	compared := func(value, mask uint32) {

@@ -1,3 +1,5 @@
+//go:build linux
+
 package ident
 
 import (
@@ -16,7 +18,7 @@ import (
 // each of its attachments.
 func limit(path string) int64 {
 	switch filepath.Base(path) {
-	case lockFile, daemonLock, nextFile:
+	case lockFile, DaemonLock, nextFile:
 		return 64
 	case SpoolFile:
 		return SpoolLimit + 64<<10 // of those who write at the same time

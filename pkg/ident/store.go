@@ -1,3 +1,5 @@
+//go:build linux
+
 package ident
 
 import (
@@ -49,9 +51,9 @@ const (
 	NodeFile = "node.json"
 	// PoliciesFile is where it keeps the node's compiled policies.
 	PoliciesFile = "policies.json"
-	// DaemonFile is where the daemon keeps its status, and daemonLock what it holds.
+	// DaemonFile is where the daemon keeps its status, and DaemonLock what it holds.
 	DaemonFile = "daemon.json"
-	daemonLock = "daemon.lock"
+	DaemonLock = "daemon.lock"
 	socketFile = "podmarkd.sock"
 	temporary  = ".tmp"
 )
@@ -160,12 +162,12 @@ func leadsTo(path string, f *os.File) bool {
 // Claim makes the caller the node's daemon until release, or until the process
 // dies; ErrClaimed when there is one.
 func (s Store) Claim() (release func(), err error) {
-	f, err := s.hold(daemonLock)
+	f, err := s.hold(DaemonLock)
 	if err != nil {
 		return nil, fmt.Errorf("claiming the node: %w", err)
 	}
 	if f == nil {
-		return nil, fmt.Errorf("%w: it holds %q; 'podmarkctl status' says which", ErrClaimed, s.path(daemonLock))
+		return nil, fmt.Errorf("%w: it holds %q; 'podmarkctl status' says which", ErrClaimed, s.path(DaemonLock))
 	}
 	return func() { f.Close() }, nil
 }
@@ -646,7 +648,7 @@ func (s Store) RemoveAll() error {
 	if err := s.Clear(); err != nil {
 		return err
 	}
-	if err := s.removeAll(DaemonFile, DaemonFile+temporary, daemonLock, socketFile, SpoolFile); err != nil {
+	if err := s.removeAll(DaemonFile, DaemonFile+temporary, DaemonLock, socketFile, SpoolFile); err != nil {
 		return err
 	}
 	if err := s.Remove(lockFile); err != nil {

@@ -30,7 +30,7 @@ type Status struct {
 	// Mode is current, whenever Looked was.
 	Mode  Mode     `json:"mode"`
 	Ports Decision `json:"ports"`
-	// FelixMask is the iptablesMarkMask of FelixConfiguration, in hexadecimal, where it
+	// FelixMask is the mask of FelixConfiguration, in hexadecimal, where it
 	// is not the node's.
 	FelixMask string `json:"felixMask,omitempty"`
 	// Collisions are those who write bits of the mask.

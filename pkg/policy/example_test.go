@@ -34,7 +34,7 @@ spec:
 		fmt.Println(note)
 	}
 	// Output:
-	// web allow [{app In [server]}]
+	// web allow app=server
 	// ingress [10.128.0.0/9] tcp 80:89
 	// egress isolated: false
 	// web.yaml: document 1: NetworkPolicy web/allow: spec.ingress[0].from[0].ipBlock.cidr: "10.0.0.7/8" counts as 10.0.0.0/8: must not have bits set beyond the prefix length

@@ -407,3 +407,30 @@ func TestApplyKustomize(t *testing.T) {
 		t.Errorf("it changed something:\n%s", diff)
 	}
 }
+
+// What apply would refuse, check refuses, for the same reason; it changes nothing, and needs
+// neither root nor a node.
+func TestCheck(t *testing.T) {
+	n := newNode(t, nftables)
+	empty := t.TempDir()
+	for _, tt := range []struct{ name, stdin, file string }{
+		{"a policy", webPolicy, "-"},
+		{"a wrong one", strings.Replace(webPolicy, "podSelector", "podSelectro", 1), "-"},
+		{"nothing", "", "-"},
+		{"an empty folder", "", empty},
+		{"no file", "", "/does/not/exist"},
+	} {
+		files := n.files()
+		checked := n.ctlIn(tt.stdin, "check", "-f", tt.file)
+		if diff := cmp.Diff(files, n.files()); diff != "" {
+			t.Errorf("%s: it changed something:\n%s", tt.name, diff)
+		}
+		applied := n.ctlIn(tt.stdin, "apply", "-f", tt.file)
+		if checked.exit != applied.exit || checked.stderr != applied.stderr || (checked.exit == 0) != (tt.name == "a policy") {
+			t.Errorf("%s: check ends with %d, %q, and apply with %d, %q", tt.name, checked.exit, checked.stderr, applied.exit, applied.stderr)
+		}
+	}
+	if o := n.ctlIn(webPolicy, "check", "-f", "-", "-o", "json").ok(t); !strings.Contains(o.stdout, `"policies": 1`) {
+		t.Errorf("%s", o.stdout)
+	}
+}

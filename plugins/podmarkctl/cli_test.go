@@ -51,6 +51,8 @@ func TestUsage(t *testing.T) {
 			{[]string{"explain", "nobody", "db:80"}, []string{"nobody", "podmarkctl list"}},
 			{[]string{"explain", "host", "outside", "--policy", "/does/not/exist"}, []string{"/does/not/exist"}},
 			{[]string{"gc", "now"}, []string{"now"}},
+			{[]string{"check"}, []string{"-f"}},
+			{[]string{"check", "-f", "/does/not/exist"}, []string{"/does/not/exist"}},
 			{[]string{"drops", "now"}, []string{"now"}},
 			{[]string{"doctor", "all"}, []string{"all"}},
 			{[]string{"uninstall", "-f"}, []string{"-f"}},
@@ -60,7 +62,7 @@ func TestUsage(t *testing.T) {
 		}
 	})
 	n.t = t
-	for _, command := range []string{"list", "apply", "drops", "doctor", "explain", "render", "gc", "uninstall"} {
+	for _, command := range []string{"list", "apply", "check", "drops", "doctor", "explain", "render", "gc", "uninstall"} {
 		help := n.ctl(command, "--help").ok(t).stdout
 		for _, want := range []string{"Examples:\n  podmarkctl " + command, "Usage:", "--state-dir", "/run/podmark", "--output", "--lock-timeout"} {
 			if !strings.Contains(help, want) {

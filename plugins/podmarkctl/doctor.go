@@ -1,18 +1,18 @@
+//go:build linux
+
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/podmark/podmark/pkg/doctor"
+	"github.com/podmark/podmark/pkg/foreign"
 )
-
-// errFound ends a command that worked, and found something wrong and said so.
-var errFound = errors.New("something is wrong on this node")
 
 func newDoctor(o *options) *cobra.Command {
 	var confDir, binDir string
@@ -24,8 +24,12 @@ conflist, kernel parameters, the rules and marks of others, podmark's own rules 
 state, and podmarkd. For each thing that is wrong it says what, why it matters, and
 the command that mends it. It changes nothing.
 
-What it cannot look at, it says too. It sees rules and links, not what eBPF programs
-or sockets do to marks: of those it knows the programs that are known for it.
+What it cannot look at, it says too. Of what writes marks it reads rules, and knows the
+programs that are known for it by their chains, tables, links and plugins. It does not
+look at
+` + "  - " + strings.Join(foreign.NotLookedAt(), "\n  - ") + `
+
+It must be root.
 
 Exit status: 0 nothing is wrong, 1 something is, or could not be looked at, 2 wrong
 usage or failure.`,
@@ -34,6 +38,9 @@ usage or failure.`,
   podmarkctl doctor --cni-conf-dir /var/lib/rancher/k3s/agent/etc/cni/net.d`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if id := os.Geteuid(); id != 0 {
+				return fmt.Errorf("this is not root, but user %d: doctor reads the kernel's rules and the state folder, which root alone may; run 'sudo podmarkctl doctor'", id)
+			}
 			facts := doctor.Gather(cmd.Context(), doctor.Options{Node: o.node(), ConfDir: confDir, BinDir: binDir})
 			found := doctor.Examine(facts)
 			err := o.print(cmd.OutOrStdout(), found, func(w io.Writer) error { return doctorTable(w, found) })
@@ -54,6 +61,7 @@ func doctorTable(w io.Writer, found []doctor.Finding) error {
 		// A command is printed as it is: it may hold a file.
 		fmt.Fprintf(w, "%s: %s\n  what  %s\n  why   %s\n  mend  %s\n\n", f.Severity, f.Check, oneLine(f.What), oneLine(f.Why), f.Mend)
 	}
-	_, err := fmt.Fprintf(w, "checks: %d, findings: %d\n", len(doctor.Checks()), len(found))
+	_, err := fmt.Fprintf(w, "checks: %d, findings: %d\nnot looked at, which may write marks: %s\n",
+		len(doctor.Checks()), len(found), strings.Join(foreign.NotLookedAt(), "; "))
 	return err
 }

@@ -61,6 +61,17 @@ func harms() []harmed {
 		{name: "another conflist comes first", check: "conflist", words: "05-other", also: []string{"settings"}, backends: one, do: func(p *patient) {
 			p.plugins("05-other.conflist", "other", "1.0.0", map[string]any{"type": "bridge"})
 		}},
+		{name: "nothing but an unreadable conflist", check: "conflist", words: "00-broken", backends: one, noMend: true, do: func(p *patient) {
+			p.exec("", "rm", file(p, "10-net.conflist"))
+			write(p.t, file(p, "00-broken.conflist"), "{")
+		}},
+		{name: "no entry, old version", check: "conflist", words: "has no entry", backends: one, do: func(p *patient) {
+			p.plugins("10-net.conflist", "net", "0.3.0", map[string]any{"type": "ptp"})
+		}},
+		{name: "plugin without a list first, and a list of its name", check: "conflist", words: "single plugin", also: []string{"settings"}, backends: one, do: func(p *patient) {
+			p.exec("", "mv", file(p, "10-net.conflist"), file(p, "00-net.conflist"))
+			write(p.t, file(p, "00-net.conf"), `{"cniVersion": "0.2.0", "name": "plain", "type": "ptp"}`)
+		}},
 		{name: "unreadable conflist first", check: "conflist", words: "00-broken", backends: one, do: func(p *patient) { write(p.t, file(p, "00-broken.conflist"), "{") }},
 		{name: "plugin without a list first", check: "conflist", words: "single plugin", also: []string{"settings"}, backends: one, do: func(p *patient) {
 			write(p.t, file(p, "00-it's.conf"), `{"cniVersion": "1.0.0", "name": "plain", "type": "ptp"}`)
@@ -68,11 +79,20 @@ func harms() []harmed {
 		{name: "podmark first", check: "conflist-order", words: "comes first", backends: one, do: func(p *patient) {
 			p.plugins("10-net.conflist", "net", "1.0.0", p.entry(nil), map[string]any{"type": "ptp"})
 		}},
+		{name: "podmark alone", check: "conflist-order", words: "comes first", backends: one, noMend: true, do: func(p *patient) {
+			p.plugins("10-net.conflist", "net", "1.0.0", p.entry(nil))
+		}},
 		{name: "podmark before portmap", check: "conflist-order", words: "portmap", backends: one, do: func(p *patient) {
 			p.plugins("10-net.conflist", "net", "1.0.0", map[string]any{"type": "ptp"}, p.entry(nil), map[string]any{"type": "portmap", "x": "a 'b' \"c\" $(d)"})
 		}},
-		{name: "wrong key", check: "configuration", words: "iptablesMarkMask", backends: one, do: func(p *patient) {
+		{name: "wrong key", check: "configuration", words: "iptablesMarkMask", pods: 1, backends: one, do: func(p *patient) {
 			p.list("10-net.conflist", "net", map[string]any{"iptablesMarkMask": "0xc000", "policy": 7})
+		}},
+		{name: "wrong labels", check: "configuration", words: "args.cni.labels", pods: 1, backends: one, noMend: true, do: func(p *patient) {
+			p.list("10-net.conflist", "net", map[string]any{"args": map[string]any{"cni": map[string]any{"labels": 7}}})
+		}},
+		{name: "version to come", check: "configuration", words: "7.0.0", backends: one, do: func(p *patient) {
+			p.plugins("10-net.conflist", "net", "7.0.0", map[string]any{"type": "ptp"}, p.entry(nil))
 		}},
 		{name: "wrong key in a drop-in", check: "configuration", words: "50-podmark.conf", backends: one, do: func(p *patient) {
 			p.dropIn(map[string]any{"iptablesMarkMask": "0xc000"})

@@ -149,6 +149,11 @@ func TestDoctorRulesIPTables(t *testing.T) {
 		{"mangle", "PREROUTING", "-j MARK --set-xmark 0x10000/0x10000", "mark-rules", green},
 		{"mangle", "INPUT", "-j MARK --set-xmark 0x10000/0x10000", "mark-rules", red},
 		{"filter", "INPUT", "-j MARK --set-xmark 0x10000/0x10000", "mark-rules", red},
+		{"mangle", "INPUT", "-j SET --map-set marks src --map-mark", "mark-rules", advice},
+		{"mangle", "POSTROUTING", "-j SET --map-set marks src --map-prio", "mark-rules", green},
+		{"mangle", "PREROUTING", "-j SET --map-set marks src --map-mark", "mark-rules", green},
+		{"mangle", "INPUT", "-j HMARK --hmark-tuple src --hmark-mod 10 --hmark-offset 100 --hmark-rnd 5", "mark-rules", advice},
+		{"mangle", "PREROUTING", "-p tcp -j TPROXY --on-port 80 --tproxy-mark 0x10000/0x10000", "mark-rules", green},
 		{"nat", "INPUT", "-j MARK --set-xmark 0x10000/0x10000", "mark-rules", green},
 		{"filter", "FORWARD", "-j MARK --set-xmark 0x40000/0xff0000", "mark-rules", green},
 		{"raw", "OUTPUT", "-j MARK --set-xmark 0x10000/0x10000", "mark-rules", red},
@@ -163,6 +168,7 @@ func TestDoctorRulesIPTables(t *testing.T) {
 		t.Run(tt.table+" "+tt.chain+" "+tt.rule, func(t *testing.T) {
 			t.Parallel()
 			p := newPatient(t, iptablesNFT, 1)
+			p.exec("", "ipset", "create", "marks", "hash:ip", "skbinfo")
 			p.exec("", "iptables-nft", append([]string{"-t", tt.table, "-A", tt.chain}, strings.Fields(tt.rule)...)...)
 			if tt.check == "mark-compares" && tt.want == red {
 				p.shell(p.finds(tt.check, "chain ip "+tt.table+" "+tt.chain).Mend)

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/doctor"
+	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/test/needs"
 )
 
@@ -193,7 +194,7 @@ func (p *patient) kubectl() {
 	for pod := 1; pod <= p.pods; pod++ {
 		script += fmt.Sprintf("ip link del %s\n", p.veth(pod))
 	}
-	script += fmt.Sprintf("podmarkctl gc --state-dir %s\n", p.dir)
+	script += fmt.Sprintf("podmarkctl gc --state-dir %s || true\n", p.dir) // where the state is damaged, a DEL does what it can
 	write(p.t, dir+"/kubectl", script)
 	p.exec("", "chmod", "0755", dir+"/kubectl")
 	p.path = dir + ":" + p.path
@@ -287,14 +288,68 @@ func TestDoctorTable(t *testing.T) {
 	p := newPatient(t, nftables, 0)
 	run := func() output { return p.ctl("doctor", "--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin) }
 	checks := fmt.Sprintf("checks: %d, findings: ", len(doctor.Checks()))
-	if o := run().ok(t); o.stdout != checks+"0\n" {
+	rest := "\nnot looked at, which may write marks: " + strings.Join(foreign.NotLookedAt(), "; ") + "\n"
+	if o := run().ok(t); o.stdout != checks+"0"+rest {
 		t.Errorf("%q", o.stdout)
 	}
 	p.exec("", "rm", p.bin+"/podmark")
 	f := p.finds("plugin", "podmark")
 	o := run()
-	want := fmt.Sprintf("%s: %s\n  what  %s\n  why   %s\n  mend  %s\n\n%s1\n", f.Severity, f.Check, f.What, f.Why, f.Mend, checks)
+	want := fmt.Sprintf("%s: %s\n  what  %s\n  why   %s\n  mend  %s\n\n%s1%s", f.Severity, f.Check, f.What, f.Why, f.Mend, checks, rest)
 	if o.exit != 1 || o.stderr != "" || o.stdout != want {
 		t.Errorf("exit %d, stderr %q, want:\n%sgot:\n%s", o.exit, o.stderr, want, o.stdout)
+	}
+}
+
+// Who is not root is told that, and nothing else.
+func TestDoctorNotRoot(t *testing.T) {
+	p := newPatient(t, nftables, 1)
+	program := filepath.Join(t.TempDir(), "podmarkctl") // where others may run it
+	p.exec("", "install", "-m", "0755", filepath.Join(programs, "podmarkctl"), program)
+	o := p.start("", "setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", program, "--state-dir", p.dir, "doctor")
+	if o.exit != 2 || o.stdout != "" || !strings.Contains(o.stderr, "not root") || !strings.Contains(o.stderr, "sudo podmarkctl doctor") {
+		t.Errorf("exit %d, %q, %q", o.exit, o.stdout, o.stderr)
+	}
+}
+
+// Where runtimes call Multus, podmark's entry goes into the list of the network that Multus calls
+// first: Multus' own file is its daemon's, which copies the list when it starts.
+func TestDoctorMultus(t *testing.T) {
+	p := newPatient(t, nftables, 1)
+	ptp := map[string]any{"type": "ptp"}
+	multus := func(file string, delegate map[string]any) {
+		t.Helper()
+		m := map[string]any{"cniVersion": "1.0.0", "name": "multus-cni-network", "type": "multus", "delegates": []any{delegate}}
+		if filepath.Ext(file) == ".conflist" {
+			m = map[string]any{"cniVersion": "1.0.0", "name": "multus-cni-network", "plugins": []any{m}}
+		}
+		b, err := json.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(p.conf, file), string(b))
+	}
+	list := func(plugins ...any) map[string]any {
+		return map[string]any{"cniVersion": "1.0.0", "name": "net", "plugins": plugins}
+	}
+	for _, file := range []string{"00-multus.conf", "00-multus.conflist"} {
+		p.plugins("10-net.conflist", "net", "1.0.0", ptp)
+		multus(file, list(ptp))
+		f := p.finds("conflist", "10-net.conflist")
+		if strings.Contains(f.Mend, "multus") || strings.Contains(f.Mend, ".off") {
+			t.Errorf("mend: %s", f.Mend)
+		}
+		p.shell(f.Mend)
+		if f := p.finds("conflist", file); !strings.HasPrefix(f.Mend, "# ") {
+			t.Errorf("its copy is older: %s", f.Mend)
+		}
+		multus(file, list(ptp, p.entry(nil)))
+		p.list("10-net.conflist", "net", nil)
+		p.well()
+		multus(file, map[string]any{"name": "elsewhere", "type": "macvlan"})
+		if f := p.finds("conflist", file, "settings"); !strings.HasPrefix(f.Mend, "# ") {
+			t.Errorf("with a network that is not known: %s", f.Mend)
+		}
+		p.exec("", "rm", filepath.Join(p.conf, file))
 	}
 }

@@ -83,6 +83,45 @@ func TestExplain(t *testing.T) {
 	})
 }
 
+// The node is asked about IPv4 link-local addresses as about any: what it has and what it
+// routes gives a walk and a verdict.
+func TestExplainLinkLocal(t *testing.T) {
+	eachBackend(t, func(t *testing.T, n *node) {
+		n.addPod(map[string]string{"app": "web"})
+		n.route()
+		n.exec("", "ip", "address", "add", "169.254.20.10/32", "dev", "lo")
+		n.exec("", "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0-far")
+		n.exec("", "ip", "link", "set", "eth0", "up")
+		n.exec("", "ip", "route", "add", "169.254.169.254/32", "dev", "eth0")
+		dns, cloud := "169.254.20.10:53/udp", "169.254.169.254:80"
+		for _, dst := range []string{dns, cloud} {
+			if a := n.explain("web-1", dst); !a.Allowed || len(a.Walks[0].Steps) == 0 {
+				t.Errorf("to %s without a policy: %+v", dst, a)
+			}
+		}
+		n.ctl("apply", "-f", manifests(t, map[string]string{"dns.yaml": `
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: dns, namespace: default}
+spec:
+  podSelector: {}
+  policyTypes: [Egress]
+  egress:
+  - to: [{ipBlock: {cidr: 169.254.20.10/32}}]
+    ports: [{protocol: UDP, port: 53}]
+`})).ok(t)
+		if a := n.explain("web-1", dns); !a.Allowed || a.Walks[0].To.Name != explain.Host {
+			t.Errorf("to %s, which is allowed: %+v", dns, a)
+		}
+		if a := n.explain("web-1", cloud); a.Allowed || !strings.Contains(a.Walks[0].By, "default/dns") {
+			t.Errorf("to %s, which is denied: %+v", cloud, a)
+		}
+		if o := n.ctl("explain", "web-1", "[fe80::1]:53/udp"); o.exit != 2 || !strings.Contains(o.stderr, "fe80::1") {
+			t.Errorf("to an IPv6 link-local address: exit %d, %s", o.exit, o.stderr)
+		}
+	})
+}
+
 // What a node without podmark, and a kernel without IPVS, cannot tell is said; and that
 // kernel does not get IPVS by asking.
 func TestExplainKnowsLittle(t *testing.T) {

@@ -13,10 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/config"
-	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/ident"
 )
 
 // exitFailure is the status for wrong usage and for a command that could not do
@@ -45,6 +42,9 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return 0
 }
 
+// errFound ends a command that worked, and found something wrong and said so.
+var errFound = errors.New("something is wrong on this node")
+
 // options are the flags of every command.
 type options struct {
 	stateDir    string
@@ -57,7 +57,8 @@ func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "podmarkctl",
 		Short: "Show and change what podmark enforces on this node",
-		Long: `podmarkctl shows and changes what podmark enforces on this node.
+		Long: `podmarkctl shows and changes what podmark enforces on this node. Away from a node it
+checks manifests.
 
 Exit status: 0 ok, 1 doctor found something wrong or explain says denied, 2 wrong
 usage or failure.`,
@@ -82,27 +83,22 @@ usage or failure.`,
 	flags.StringVar(&o.stateDir, "state-dir", config.DefaultStateDir, "the plugin's stateDir")
 	flags.DurationVar(&o.lockTimeout, "lock-timeout", config.DefaultLockTimeout, "how long to wait for other podmark processes")
 	flags.StringVarP(&o.output, "output", "o", "table", "table or json")
-	root.AddCommand(newList(o), newStatus(o), newDoctor(o), newExplain(o), newApply(o), newDrops(o), newRender(o), newGC(o), newUninstall(o))
+	root.AddCommand(newCheck(o))
+	for _, verb := range ofNodes {
+		root.AddCommand(onNode(o, verb))
+	}
 	root.CompletionOptions.DisableDefaultCmd = true
 	return root
 }
+
+// ofNodes are the verbs that show or change a node. They are for Linux; the rest runs anywhere.
+var ofNodes = []string{"apply", "doctor", "drops", "explain", "gc", "list", "render", "status", "uninstall"}
 
 func version() string {
 	if info, ok := debug.ReadBuildInfo(); ok {
 		return info.Main.Version
 	}
 	return "unknown"
-}
-
-func (o *options) node() apply.Node {
-	warn := func(text string) { fmt.Fprintf(os.Stderr, "podmarkctl: %s\n", text) }
-	return apply.Node{Store: ident.At(o.stateDir), LockTimeout: o.lockTimeout, Programs: true, Warn: warn}
-}
-
-// defaults are the settings of a node on which the plugin has not run yet.
-// No mask is named: the network's may be another one, and begins with its first endpoint.
-func defaults() apply.Settings {
-	return apply.Settings{NodePorts: []desired.PortRange{{First: 30000, Last: 32767}}, Backend: config.BackendAuto}
 }
 
 // print writes v as JSON, or calls table.

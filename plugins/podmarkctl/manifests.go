@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/manifest"
 	"github.com/podmark/podmark/pkg/policy"
 )
 
@@ -68,7 +68,7 @@ func (m *manifests) read(cmd *cobra.Command) (*desired.Policies, error) {
 	if err != nil {
 		return nil, err
 	}
-	policies, notes, err := node.CompilePolicies(m.options, sources...)
+	policies, notes, err := manifest.Compile(m.options, sources...)
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +81,7 @@ func (m *manifests) read(cmd *cobra.Command) (*desired.Policies, error) {
 // sources reads the files, or has the folder built.
 func (m *manifests) sources(cmd *cobra.Command) ([]policy.Source, error) {
 	if m.kustomize == "" {
-		return node.ReadManifests(m.files, m.recursive, cmd.InOrStdin())
+		return manifest.Read(m.files, m.recursive, cmd.InOrStdin())
 	}
 	data, err := kustomize(cmd.Context(), m.kustomize, cmd.ErrOrStderr())
 	return []policy.Source{{Name: m.kustomize, Data: data}}, err

@@ -97,7 +97,7 @@ SIGINT, 2 wrong usage or failure.`,
 	flags.StringVar(&o.configFile, "config", "", "YAML file with nodePortRanges and nodePortMode, read again whenever it changes")
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "how to ask the API server for node ports and for their range (default as a pod does, where it is one)")
 	flags.StringSliceVar(&o.staticPods, "static-pod-dirs", []string{"/etc/kubernetes/manifests"}, "where the manifest of a kube-apiserver may be, whose flags say the range")
-	flags.StringVar(&o.nodeName, "node-name", "", "the Node to which events are attached, where the API server is asked (default the host's name)")
+	flags.StringVar(&o.nodeName, "node-name", "", "the Node that this is, where the API server is asked (default the host's name)")
 	flags.StringVar(&o.policyDir, "policy-dir", "", "folder with NetworkPolicy manifests that are the node's policy, as with 'podmarkctl apply', and again whenever they change; for networks with \"policy\": \"files\"")
 	flags.StringVar(&o.socket, "socket", "", "where the plugin asks who a pod is, its daemonSocket (default podmarkd.sock in the state folder)")
 	flags.BoolVar(&o.setSysctls, "set-sysctls", false, "set net.ipv4.vs.conntrack and net.bridge.bridge-nf-call-iptables and -ip6tables to 1 where they are needed and are not, and net.ipv4.conf.all.accept_source_route to 0; without it podmarkd only warns")
@@ -194,7 +194,11 @@ func (o daemonOptions) sources(log *slog.Logger) (*source.Watcher, error) {
 	} else if w.API, err = rest.InClusterConfig(); err != nil && !errors.Is(err, rest.ErrNotInCluster) {
 		return nil, fmt.Errorf("asking the API server as a pod: %w", err)
 	}
-	return w, nil
+	if w.API == nil {
+		return w, nil
+	}
+	w.NodeName, err = o.nodeNamed()
+	return w, err
 }
 
 // nodeNamed is the name of the Node, by default as the kubelet has it.

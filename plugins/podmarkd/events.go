@@ -83,7 +83,7 @@ func warnings(l node.Look) []warning {
 			someOf(l.Ports.Outside), l.Ports.Configured, l.Ports.Source)
 	}
 	if l.FelixMask != nil {
-		mask.text = fmt.Sprintf("iptablesMarkMask of FelixConfiguration is %#x, and podmark's on this node is %#x.", *l.FelixMask, l.Mask)
+		mask.text = fmt.Sprintf("The mask of FelixConfiguration is %#x, and podmark's on this node is %#x.", *l.FelixMask, l.Mask)
 	}
 	drift := warning{reason: reasonDrift}
 	if n := len(l.Kept.Drifted); n > 0 {

@@ -129,7 +129,7 @@ var (
 	ipvsServices = gauge("podmark_ipvs_services", "Virtual services of IPVS.")
 	portsInfo    = gauge("podmark_node_ports_info", "1, with whose NodePort ranges are used, and how.", "source", "mode")
 	portsOutside = gauge("podmark_node_ports_outside_range", "NodePorts in use that are in no configured range.")
-	felixDiffers = gauge("podmark_felix_mask_differs", "1 where iptablesMarkMask of FelixConfiguration is not the node's.")
+	felixDiffers = gauge("podmark_felix_mask_differs", "1 where the mask of FelixConfiguration is not the node's.")
 	collisions   = gauge("podmark_mark_collision_bits", "Bits of the mask that a known program uses, or a rule of nobody known (other) writes where they matter.", "user")
 	sysctlOK     = gauge("podmark_sysctl_ok", "1 where a kernel parameter that the node needs is what it should be; one that is not needed is left out.", "name")
 	lookTime     = gauge("podmark_last_look_timestamp_seconds", "When the node was last looked at.")

@@ -101,7 +101,7 @@ func logLook(log *slog.Logger, before node.Status, l node.Look) {
 		log.Warn("removed a file that a crash left", "file", name)
 	}
 	if l.FelixMask != nil && fmt.Sprintf("%#x", *l.FelixMask) != before.FelixMask {
-		log.Warn("iptablesMarkMask of FelixConfiguration is another", "felix", fmt.Sprintf("%#x", *l.FelixMask), "podmark", fmt.Sprintf("%#x", l.Mask))
+		log.Warn("the mask of FelixConfiguration is another", "felix", fmt.Sprintf("%#x", *l.FelixMask), "podmark", fmt.Sprintf("%#x", l.Mask))
 	}
 	if t := l.Kept.Tunnels; t != nil {
 		log.Info("tunnels that pods may not send", "udpPorts", t.UDPPorts, "protocols", fmt.Sprint(t.Protocols))

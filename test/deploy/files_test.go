@@ -23,8 +23,8 @@ func read(t *testing.T, name string) []byte {
 	return b
 }
 
-// The image is built from nothing, and of the programs that 'make build' makes, which
-// are where the manifests start them.
+// The image is built from nothing, and of the programs that 'make release' makes for the
+// architecture it is built for, which are where the manifests start them.
 func TestDockerfile(t *testing.T) {
 	ast, err := parser.Parse(bytes.NewReader(read(t, "conf/Dockerfile")))
 	if err != nil {
@@ -46,11 +46,15 @@ func TestDockerfile(t *testing.T) {
 		switch c := c.(type) {
 		case *instructions.CopyCommand:
 			for _, from := range c.SourcePaths {
-				info, err := os.Stat(filepath.Join(root, "bin", from))
-				if err != nil || !info.Mode().IsRegular() {
-					t.Errorf("not there after 'make build': %v", err)
+				dir, program := filepath.Split(from)
+				if _, err := os.Stat(filepath.Join(root, "plugins", program, "main.go")); err != nil || dir != "linux-${TARGETARCH}/" {
+					t.Errorf("%q is not there after 'make release': %v", from, err)
 				}
-				there[filepath.Join(c.DestPath, from)] = true
+				there[filepath.Join(c.DestPath, program)] = true
+			}
+		case *instructions.ArgCommand:
+			if c.Args[0].Key != "TARGETARCH" || c.Args[0].Value != nil { // what BuildKit says
+				t.Errorf("%+v", c.Args)
 			}
 		case *instructions.EntrypointCommand:
 			entry = c.CmdLine

@@ -26,6 +26,11 @@ func TestDoctor(t *testing.T) {
 			t.Errorf("the code (-) and the table of docs/operations.md (+):\n%s\nthe table should be:\n%s", diff, rows(want))
 		}
 	}
+	for _, way := range foreign.NotLookedAt() {
+		if !strings.Contains(operations, "\n| "+way+" | not looked at |\n") {
+			t.Errorf("docs/operations.md does not say that doctor does not look at %s", way)
+		}
+	}
 	if !strings.Contains(operations, "`"+doctor.Unlooked+"`") {
 		t.Errorf("docs/operations.md does not name %s", doctor.Unlooked)
 	}

@@ -80,7 +80,7 @@ func Sync() error {
 		}
 		if p == nil {
 			if p, err = load(); err != nil {
-				return fmt.Errorf("%w (Linux 6.4 with NETFILTER_BPF_LINK and DEBUG_INFO_BTF can, with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN)", err)
+				return fmt.Errorf("%w (%s can, with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN)", err, Kernel)
 			}
 			defer p.Close()
 		}
@@ -183,6 +183,9 @@ func Remove() error {
 }
 
 // errNoBPFFS: links cannot outlive the process.
+// Kernel is what the program needs; errors about a kernel that may lack it name it.
+const Kernel = "Linux 6.4 with NETFILTER_BPF_LINK and DEBUG_INFO_BTF"
+
 var errNoBPFFS = errors.New("no bpffs is mounted at " + Mount)
 
 // place is the folder of the caller's network namespace.

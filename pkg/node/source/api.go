@@ -21,8 +21,12 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// felixName is the FelixConfiguration of every node.
-const felixName = "default"
+// felixName is the FelixConfiguration of every node; felixNodePrefix stands before the name of the
+// node in the name of one node's own.
+const (
+	felixName       = "default"
+	felixNodePrefix = "node."
+)
 
 // resource is something that the API may or may not show.
 type resource struct {
@@ -48,8 +52,7 @@ func (w *Watcher) resources() ([]resource, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configuring the API client: %w", err)
 	}
-	felix := custom.Resource(schema.GroupVersionResource{Group: "crd.projectcalico.org", Version: "v1", Resource: "felixconfigurations"})
-	return []resource{
+	out := []resource{
 		{
 			name: "Services",
 			// Only these two types have node ports.
@@ -62,8 +65,24 @@ func (w *Watcher) resources() ([]resource, error) {
 			take:    w.takeServices,
 		},
 		{
-			name:   string(Felix),
-			fields: "metadata.name=" + felixName,
+			name: string(Pod),
+			list: func(string) *cache.ListWatch {
+				return cache.NewFilteredListWatchFromClient(core, "pods", metav1.NamespaceSystem, func(o *metav1.ListOptions) { o.LabelSelector = "component=kube-apiserver" })
+			},
+			example: &corev1.Pod{},
+			trim:    trimPod,
+			take:    w.takePods,
+		},
+	}
+	felix := custom.Resource(schema.GroupVersionResource{Group: "crd.projectcalico.org", Version: "v1", Resource: "felixconfigurations"})
+	names := []string{felixName}
+	if w.NodeName != "" {
+		names = append(names, felixNodePrefix+w.NodeName)
+	}
+	for _, name := range names {
+		out = append(out, resource{
+			name:   string(Felix) + " " + name,
+			fields: "metadata.name=" + name,
 			list: func(fields string) *cache.ListWatch {
 				return &cache.ListWatch{
 					ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
@@ -78,18 +97,10 @@ func (w *Watcher) resources() ([]resource, error) {
 			},
 			example: &unstructured.Unstructured{},
 			trim:    trimFelix,
-			take:    w.takeFelix,
-		},
-		{
-			name: string(Pod),
-			list: func(string) *cache.ListWatch {
-				return cache.NewFilteredListWatchFromClient(core, "pods", metav1.NamespaceSystem, func(o *metav1.ListOptions) { o.LabelSelector = "component=kube-apiserver" })
-			},
-			example: &corev1.Pod{},
-			trim:    trimPod,
-			take:    w.takePods,
-		},
-	}, nil
+			take:    w.takeFelix(name),
+		})
+	}
+	return out, nil
 }
 
 // CoreClient is a client for the core objects alone.

@@ -54,10 +54,10 @@ func TestAPI(t *testing.T) {
 			a, config := serve(t, configure)
 			a.put(services, "web", service("TCP", 30081, "UDP", 30080, "", 30080))
 			a.put(felixes, "default", felix(object{"kubeNodePortRanges": []any{30000, "20000:20010"}, "iptablesMarkMask": 0xff000000}))
-			a.put(felixes, "node.a", felix(object{"kubeNodePortRanges": []any{1}}))
+			a.put(felixes, "node.b", felix(object{"kubeNodePortRanges": []any{1}}))
 			a.put(pods, "kube-apiserver-a", pod("Running", "--service-node-port-range=100-200"))
 			a.put(pods, "kube-apiserver-z", pod("Failed", "--service-node-port-range=1-2"))
-			w := start(t, &source.Watcher{API: config, Retry: time.Hour})
+			w := start(t, &source.Watcher{API: config, NodeName: "a", Retry: time.Hour})
 			mask := uint32(0xff000000)
 			want := source.Facts{
 				Ranges: []source.Stated{
@@ -71,6 +71,14 @@ func TestAPI(t *testing.T) {
 
 			a.put(services, "sctp", service("SCTP", 30090))
 			want.Services = listed(port(desired.TCP, 30080, 30081), port(desired.UDP, 30080, 30080), port(desired.SCTP, 30090, 30090))
+			w.becomes(t, want)
+
+			a.put(felixes, "node.a", felix(object{"nftablesMode": "Enabled", "nftablesMarkMask": 0xf0000000}))
+			own := uint32(0xf0000000)
+			want.FelixMask = &own
+			w.becomes(t, want)
+			a.put(felixes, "node.a", nil)
+			want.FelixMask = &mask
 			w.becomes(t, want)
 
 			a.put(services, "web", nil)
@@ -97,20 +105,20 @@ func TestAPI(t *testing.T) {
 // Only what is needed is asked for.
 func TestSelectors(t *testing.T) {
 	a, config := serve(t, func(a *api) { a.streams = true })
-	w := start(t, &source.Watcher{API: config, Retry: time.Hour})
+	w := start(t, &source.Watcher{API: config, NodeName: "a", Retry: time.Hour})
 	w.becomes(t, source.Facts{Services: source.Services{Listed: true}})
-	eventually(t, "everything is asked for", func() bool { return a.asked(services) > 0 && a.asked(pods) > 0 && a.asked(felixes) > 0 })
-	for path, selector := range map[string]url.Values{
-		services: {"fieldSelector": {"spec.type!=ClusterIP,spec.type!=ExternalName"}},
-		pods:     {"labelSelector": {"component=kube-apiserver"}},
-		felixes:  {"fieldSelector": {"metadata.name=default"}},
+	eventually(t, "everything is asked for", func() bool { return a.asked(services) > 0 && a.asked(pods) > 0 && a.asked(felixes) > 1 })
+	for path, selectors := range map[string][]url.Values{
+		services: {{"fieldSelector": {"spec.type!=ClusterIP,spec.type!=ExternalName"}}},
+		pods:     {{"labelSelector": {"component=kube-apiserver"}}},
+		felixes:  {{"fieldSelector": {"metadata.name=default"}}, {"fieldSelector": {"metadata.name=node.a"}}},
 	} {
 		a.mu.Lock()
 		queries := slices.Clone(a.queries[path])
 		a.mu.Unlock()
 		for _, query := range queries {
-			if !strings.Contains(query, selector.Encode()) {
-				t.Errorf("%s is asked for with %s, want %s", path, query, selector.Encode())
+			if !slices.ContainsFunc(selectors, func(s url.Values) bool { return strings.Contains(query, s.Encode()) }) {
+				t.Errorf("%s is asked for with %s, want one of %v", path, query, selectors)
 			}
 		}
 	}
@@ -129,7 +137,7 @@ func TestUnseen(t *testing.T) {
 		eventually(t, path+" is asked for again and again", func() bool { return a.asked(path) > 8 })
 	}
 	w.becomes(t, want)
-	for _, what := range []string{"FelixConfiguration", "Services", "kube-apiserver pod"} {
+	for _, what := range []string{"FelixConfiguration default", "Services", "kube-apiserver pod"} {
 		if n := w.log.with("source=" + what + " error=cannot be seen"); n != 1 {
 			t.Errorf("%s: logged %d times, want once", what, n)
 		}

@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strings"
 
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/node"
 )
@@ -60,7 +62,8 @@ type Facts struct {
 	// Mode is empty where the operator does not say.
 	Mode     node.PortMode `json:"mode,omitempty"`
 	Services Services      `json:"services"`
-	// FelixMask is the iptablesMarkMask of FelixConfiguration; nil where it has none.
+	// FelixMask is the mask that FelixConfiguration says for the rules which Felix writes; nil
+	// where it has none.
 	FelixMask *uint32 `json:"felixMask,omitempty"`
 }
 
@@ -78,9 +81,11 @@ type state struct {
 	config Config
 	// manifests are by path, pods by name.
 	manifests map[string]APIServer
-	felix     FelixConfiguration
-	pods      map[string]APIServer
-	services  Services
+	// felix is what the two objects say, of which either may be nil.
+	felix                     FelixConfiguration
+	felixDefault, felixOfNode *unstructured.Unstructured
+	pods                      map[string]APIServer
+	services                  Services
 }
 
 // facts puts together what the sources say. given and mode are what flags say.
@@ -93,7 +98,7 @@ func (s state) facts(given []desired.PortRange, mode node.PortMode, configFile s
 	}
 	add(Flag, "", given)
 	add(File, configFile, s.config.Ranges)
-	add(Felix, felixName, s.felix.Ranges)
+	add(Felix, s.felix.Name, s.felix.Ranges)
 	detail, ranges := servers(s.manifests)
 	add(Manifest, detail, ranges)
 	detail, ranges = servers(s.pods)

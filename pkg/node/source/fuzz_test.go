@@ -55,7 +55,7 @@ func FuzzParseFelix(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, portRanges, mask []byte) {
 		u := &unstructured.Unstructured{}
-		text := `{"apiVersion":"v1","kind":"F","spec":{"kubeNodePortRanges":` + string(portRanges) + `,"iptablesMarkMask":` + string(mask) + `}}`
+		text := `{"apiVersion":"v1","kind":"F","spec":{"kubeNodePortRanges":` + string(portRanges) + `,"nftablesMode":"Enabled","nftablesMarkMask":` + string(mask) + `}}`
 		if err := u.UnmarshalJSON([]byte(text)); err != nil {
 			t.Skip()
 		}

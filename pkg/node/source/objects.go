@@ -58,7 +58,7 @@ func trimFelix(v any) (any, error) {
 	out.SetUID(u.GetUID())
 	out.SetResourceVersion(u.GetResourceVersion())
 	spec := map[string]any{}
-	for _, key := range []string{"kubeNodePortRanges", "iptablesMarkMask"} {
+	for _, key := range felixKeys {
 		if value, found, err := unstructured.NestedFieldNoCopy(u.Object, "spec", key); err == nil && found {
 			spec[key] = value
 		}
@@ -101,17 +101,27 @@ func protocol(p corev1.Protocol) desired.Protocol {
 	}
 }
 
-func (w *Watcher) takeFelix(objects []any) {
-	var found FelixConfiguration
-	var err error
-	for _, o := range objects {
-		// A server may not have heeded the field selector.
-		if u, ok := o.(*unstructured.Unstructured); ok && u.GetName() == felixName {
-			found, err = ParseFelix(u)
+// takeFelix takes the FelixConfiguration of that name.
+func (w *Watcher) takeFelix(name string) func(objects []any) {
+	return func(objects []any) {
+		var found *unstructured.Unstructured
+		for _, o := range objects {
+			// A server may not have heeded the field selector.
+			if u, ok := o.(*unstructured.Unstructured); ok && u.GetName() == name {
+				found = u
+			}
 		}
+		var err error
+		w.update(func(s *state) {
+			if name == felixName {
+				s.felixDefault = found
+			} else {
+				s.felixOfNode = found
+			}
+			s.felix, err = ParseFelix(s.felixDefault, s.felixOfNode)
+		})
+		w.tell(slog.LevelWarn, string(Felix), err)
 	}
-	w.tell(slog.LevelWarn, string(Felix)+" "+felixName, err)
-	w.update(func(s *state) { s.felix = found })
 }
 
 func (w *Watcher) takePods(objects []any) {

@@ -47,11 +47,11 @@ func TestTrim(t *testing.T) {
 			trim: trimFelix,
 			in: &unstructured.Unstructured{Object: map[string]any{
 				"apiVersion": "g/v1", "kind": "F", "metadata": map[string]any{"name": "b", "uid": "c", "resourceVersion": "1", "labels": map[string]any{"x": "y"}},
-				"spec": map[string]any{"iptablesMarkMask": int64(1), "kubeNodePortRanges": []any{"1:2"}, "logSeverityScreen": "Info"},
+				"spec": map[string]any{"iptablesMarkMask": int64(1), "nftablesMarkMask": int64(2), "nftablesMode": "Auto", "kubeNodePortRanges": []any{"1:2"}, "logSeverityScreen": "Info"},
 			}},
 			want: &unstructured.Unstructured{Object: map[string]any{
 				"apiVersion": "g/v1", "kind": "F", "metadata": map[string]any{"name": "b", "uid": "c", "resourceVersion": "1"},
-				"spec": map[string]any{"iptablesMarkMask": int64(1), "kubeNodePortRanges": []any{"1:2"}},
+				"spec": map[string]any{"iptablesMarkMask": int64(1), "nftablesMarkMask": int64(2), "nftablesMode": "Auto", "kubeNodePortRanges": []any{"1:2"}},
 			}},
 		},
 	} {

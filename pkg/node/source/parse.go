@@ -61,37 +61,62 @@ func ParseConfig(data []byte) (Config, error) {
 	return c, nil
 }
 
-// FelixConfiguration is what Calico's FelixConfiguration says.
+// FelixConfiguration is what Calico's FelixConfigurations say for a node.
 type FelixConfiguration struct {
-	// Ranges are nil where it does not say.
+	// Ranges are nil where they do not say, and Name is the object that says them.
 	Ranges []desired.PortRange
-	Mask   *uint32
+	Name   string
+	// Mask is that of the rules which Felix writes; nil where they do not say.
+	Mask *uint32
 }
 
-// ParseFelix reads a FelixConfiguration, kubeNodePortRanges and iptablesMarkMask of
-// its spec. Of two keys, the one that is right is returned with an error of the other.
-func ParseFelix(u *unstructured.Unstructured) (FelixConfiguration, error) {
+// felixKeys are the keys of a spec that matter here.
+var felixKeys = []string{"kubeNodePortRanges", "iptablesMarkMask", "nftablesMarkMask", "nftablesMode"}
+
+// ParseFelix reads the FelixConfigurations of a node, as Felix does: a key of a later one takes
+// the place of that of an earlier one, and nil stands for one that is not there. The mask is
+// nftablesMarkMask where nftablesMode is Enabled, and else iptablesMarkMask: in mode Auto, where
+// Felix looks at its node, the object does not tell. Of two keys, the one that is right is
+// returned with an error of the other.
+func ParseFelix(objects ...*unstructured.Unstructured) (FelixConfiguration, error) {
+	spec, by := map[string]any{}, map[string]string{}
+	for _, u := range objects {
+		if u == nil {
+			continue
+		}
+		for _, key := range felixKeys {
+			if value, found, err := unstructured.NestedFieldNoCopy(u.Object, "spec", key); err == nil && found && value != nil {
+				spec[key], by[key] = value, u.GetName()
+			}
+		}
+	}
 	var f FelixConfiguration
 	var rangesErr, maskErr error
-	ranges, found, err := unstructured.NestedFieldNoCopy(u.Object, "spec", "kubeNodePortRanges")
-	if list, ok := ranges.([]any); ok {
+	switch ranges := spec["kubeNodePortRanges"].(type) {
+	case nil:
+	case []any:
 		// Calico does not say what an empty list means; it does not name a range.
-		if len(list) > 0 {
-			f.Ranges, rangesErr = parseRanges("kubeNodePortRanges", list)
+		if len(ranges) > 0 {
+			if f.Ranges, rangesErr = parseRanges("kubeNodePortRanges", ranges); rangesErr == nil {
+				f.Name = by["kubeNodePortRanges"]
+			}
 		}
-	} else if found && ranges != nil {
+	default:
 		rangesErr = fmt.Errorf("reading kubeNodePortRanges %v: want a list", ranges)
 	}
-	value, found, _ := unstructured.NestedFieldNoCopy(u.Object, "spec", "iptablesMarkMask")
-	if found && value != nil {
+	key := "iptablesMarkMask"
+	if mode, _ := spec["nftablesMode"].(string); strings.EqualFold(mode, "Enabled") {
+		key = "nftablesMarkMask"
+	}
+	if value, found := spec[key]; found {
 		mask, parseErr := mark.ParseMask(numberText(value))
 		if parseErr != nil {
-			maskErr = fmt.Errorf("reading iptablesMarkMask: %w", parseErr)
+			maskErr = fmt.Errorf("reading %s: %w", key, parseErr)
 		} else {
 			f.Mask = &mask
 		}
 	}
-	return f, errors.Join(err, rangesErr, maskErr)
+	return f, errors.Join(rangesErr, maskErr)
 }
 
 // parseRanges reads numbers and texts like "a:b" and "a-b".

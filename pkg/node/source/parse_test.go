@@ -95,19 +95,60 @@ func TestParseFelix(t *testing.T) {
 	}{
 		"no spec":               {},
 		"nothing of ours":       {data: "spec: {logSeverityScreen: Info}"},
-		"ranges":                {data: "spec: {kubeNodePortRanges: [8080, '30000:32767']}", want: source.FelixConfiguration{Ranges: ranges(8080, 8080, 30000, 32767)}},
+		"ranges":                {data: "spec: {kubeNodePortRanges: [8080, '30000:32767']}", want: source.FelixConfiguration{Ranges: ranges(8080, 8080, 30000, 32767), Name: "default"}},
 		"no range in the list":  {data: "spec: {kubeNodePortRanges: []}"},
 		"null":                  {data: "spec: {kubeNodePortRanges: null, iptablesMarkMask: null}"},
 		"mask":                  {data: "spec: {iptablesMarkMask: 0xff000000}", want: source.FelixConfiguration{Mask: mask(0xff000000)}},
 		"mask as text":          {data: "spec: {iptablesMarkMask: '0xff'}", want: source.FelixConfiguration{Mask: mask(0xff)}},
-		"mask of too many bits": {data: "spec: {iptablesMarkMask: 0x1ff000000, kubeNodePortRanges: [1]}", want: source.FelixConfiguration{Ranges: ranges(1, 1)}, err: "iptablesMarkMask"},
-		"mask below 0":          {data: "spec: {iptablesMarkMask: -1}", err: "iptablesMarkMask"},
-		"named port":            {data: "spec: {kubeNodePortRanges: [http], iptablesMarkMask: 255}", want: source.FelixConfiguration{Mask: mask(255)}, err: "kubeNodePortRanges[0]"},
-		"no list":               {data: "spec: {kubeNodePortRanges: '30000:32767'}", err: "want a list"},
-		"fraction":              {data: "spec: {kubeNodePortRanges: [1.5]}", err: "kubeNodePortRanges[0]"},
+		"mask of too many bits": {data: "spec: {iptablesMarkMask: 0x1ff000000, kubeNodePortRanges: [1]}", want: source.FelixConfiguration{Ranges: ranges(1, 1), Name: "default"}, err: "iptablesMarkMask"},
+		"nftables": {
+			data: "spec: {nftablesMode: Enabled, nftablesMarkMask: 4294901760, iptablesMarkMask: 0xff}",
+			want: source.FelixConfiguration{Mask: mask(0xffff0000)},
+		},
+		"nftables, whatever the case": {data: "spec: {nftablesMode: enabled, nftablesMarkMask: 0xff}", want: source.FelixConfiguration{Mask: mask(0xff)}},
+		"nftables, another mask":      {data: "spec: {nftablesMode: Enabled, iptablesMarkMask: 0xff}"},
+		"nftables is off":             {data: "spec: {nftablesMode: Disabled, nftablesMarkMask: 0xff, iptablesMarkMask: 0xff00}", want: source.FelixConfiguration{Mask: mask(0xff00)}},
+		"nftables, not told":          {data: "spec: {nftablesMode: Auto, nftablesMarkMask: 0xff, iptablesMarkMask: 0xff00}", want: source.FelixConfiguration{Mask: mask(0xff00)}},
+		"nftables by default":         {data: "spec: {nftablesMarkMask: 0xff}"},
+		"nftables, wrong":             {data: "spec: {nftablesMode: Enabled, nftablesMarkMask: x, iptablesMarkMask: 0xff}", err: "nftablesMarkMask"},
+		"mode of another kind":        {data: "spec: {nftablesMode: 7, iptablesMarkMask: 0xff}", want: source.FelixConfiguration{Mask: mask(0xff)}},
+		"mask below 0":                {data: "spec: {iptablesMarkMask: -1}", err: "iptablesMarkMask"},
+		"named port":                  {data: "spec: {kubeNodePortRanges: [http], iptablesMarkMask: 255}", want: source.FelixConfiguration{Mask: mask(255)}, err: "kubeNodePortRanges[0]"},
+		"no list":                     {data: "spec: {kubeNodePortRanges: '30000:32767'}", err: "want a list"},
+		"fraction":                    {data: "spec: {kubeNodePortRanges: [1.5]}", err: "kubeNodePortRanges[0]"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := source.ParseFelix(felixObject(t, tt.data))
+			compare(t, tt.want, got, tt.err, err)
+		})
+	}
+}
+
+// What a node's own object says takes the place of what holds for all, key by key.
+func TestParseFelixOfNode(t *testing.T) {
+	mask := func(m uint32) *uint32 { return &m }
+	const all = "spec: {kubeNodePortRanges: [1], iptablesMarkMask: 0xff, nftablesMarkMask: 0xff00}"
+	for name, tt := range map[string]struct {
+		all, own string
+		want     source.FelixConfiguration
+		err      string
+	}{
+		"nothing of its own": {all: all, own: "spec: {logSeverityScreen: Info}", want: source.FelixConfiguration{Ranges: ranges(1, 1), Name: "default", Mask: mask(0xff)}},
+		"null":               {all: all, own: "spec: {iptablesMarkMask: null}", want: source.FelixConfiguration{Ranges: ranges(1, 1), Name: "default", Mask: mask(0xff)}},
+		"a mask":             {all: all, own: "spec: {iptablesMarkMask: 0xf0}", want: source.FelixConfiguration{Ranges: ranges(1, 1), Name: "default", Mask: mask(0xf0)}},
+		"ranges":             {all: all, own: "spec: {kubeNodePortRanges: [2]}", want: source.FelixConfiguration{Ranges: ranges(2, 2), Name: "node.a", Mask: mask(0xff)}},
+		"the mode":           {all: all, own: "spec: {nftablesMode: Enabled}", want: source.FelixConfiguration{Ranges: ranges(1, 1), Name: "default", Mask: mask(0xff00)}},
+		"all of its own":     {own: "spec: {nftablesMode: Enabled, nftablesMarkMask: 0xf}", want: source.FelixConfiguration{Mask: mask(0xf)}},
+		"a wrong one":        {all: all, own: "spec: {iptablesMarkMask: x}", want: source.FelixConfiguration{Ranges: ranges(1, 1), Name: "default"}, err: "iptablesMarkMask"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			own := felixObject(t, tt.own)
+			own.SetName("node.a")
+			var whole *unstructured.Unstructured
+			if tt.all != "" {
+				whole = felixObject(t, tt.all)
+			}
+			got, err := source.ParseFelix(whole, own)
 			compare(t, tt.want, got, tt.err, err)
 		})
 	}

@@ -24,8 +24,10 @@ type Watcher struct {
 	ConfigFile string
 	// ManifestDirs are where the kubelet looks for static pods.
 	ManifestDirs []string
-	// API is how the API server is asked; nil where it is not.
-	API *rest.Config
+	// API is how the API server is asked; nil where it is not. NodeName is the node that it is
+	// asked about; empty for what holds for all.
+	API      *rest.Config
+	NodeName string
 	// Poll is how often files are read when nothing is notified: 30 s for 0.
 	Poll time.Duration
 	// Retry is the longest time until the API is asked again for what it does not show:
