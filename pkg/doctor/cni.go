@@ -9,8 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/containernetworking/cni/pkg/version"
-
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/conflist"
 )
@@ -37,6 +35,13 @@ func checkConflist(f Facts) []Finding {
 			Why:      "pods start without podmark: unmarked, and with no policy",
 			Mend:     chainable(f),
 		})
+	case errors.Is(f.ActiveErr, conflist.ErrMultus):
+		out = append(out, Finding{
+			Severity: Error,
+			What:     fmt.Sprintf("in %q: %v", f.ConfDir, f.ActiveErr),
+			Why:      "whether pods start with podmark is not known, and 'podmarkd install' does not know where to put its entry",
+			Mend:     "podmarkctl doctor --cni-conf-name FILE  # the conflist of Multus' default network",
+		})
 	case f.ActiveErr != nil:
 		out = append(out, Finding{
 			Severity: Error,
@@ -51,6 +56,14 @@ func checkConflist(f Facts) []Finding {
 			Why:      "pods start without podmark: unmarked, and with no policy. If another agent wrote the conflist anew, 'podmarkd --keep-installed' puts the entry back each time",
 			Mend:     installer(f),
 		})
+	case f.Active.Copied:
+		path := filepath.Join(f.ConfDir, f.Active.Multus)
+		out = append(out, Finding{
+			Severity: Error,
+			What:     fmt.Sprintf("%q, by which Multus calls the default network, has a copy of %q without podmark", path, f.Active.Name),
+			Why:      "pods start without podmark, unmarked and with no policy, until Multus writes its file anew",
+			Mend:     "# restart Multus' pod on this node, which writes " + path + " anew; or take the copy away and name the network by \"clusterNetwork\"",
+		})
 	}
 	return out
 }
@@ -58,14 +71,14 @@ func checkConflist(f Facts) []Finding {
 // chainable is the command that makes a list of a configuration of one plugin.
 func chainable(f Facts) string {
 	object := map[string]any{}
-	if json.Unmarshal(f.PlainPlugin, &object) != nil {
+	if json.Unmarshal(f.Active.Content, &object) != nil {
 		return installer(f)
 	}
 	list := map[string]any{"name": object["name"], "cniVersion": object["cniVersion"], "plugins": []any{object}}
 	delete(object, "name")
 	delete(object, "cniVersion")
 	b, _ := json.Marshal(list) // it came from JSON
-	old := filepath.Join(f.ConfDir, f.PlainPluginFile)
+	old := filepath.Join(f.ConfDir, f.Active.Name)
 	return fmt.Sprintf("%s && mv %s %s && %s",
 		write(strings.TrimSuffix(old, filepath.Ext(old))+".conflist", b), quote(old), quote(old+".off"), installer(f))
 }
@@ -74,7 +87,7 @@ func checkOrder(f Facts) []Finding {
 	var out []Finding
 	for _, n := range f.Networks {
 		at := slices.Index(n.Types, plugin)
-		if n.Entry == nil || n.DropIn != "" || at < 0 || at == len(n.Types)-1 && at > 0 {
+		if n.Entry == nil || n.DropIn != "" || at < 0 || at > 0 && !slices.ContainsFunc(n.Types[at+1:], func(p string) bool { return !conflist.AddsNoAddress(p) }) {
 			continue
 		}
 		found := Finding{
@@ -104,7 +117,7 @@ func checkConfiguration(f Facts) []Finding {
 		if n.Entry == nil {
 			continue
 		}
-		speaks := version.VersionsStartingFrom("0.3.1").SupportedVersions()
+		speaks := config.Versions.SupportedVersions()
 		if !slices.Contains(speaks, n.CNIVersion) {
 			edit := `s/("cniVersion"[[:space:]]*:[[:space:]]*)"[^"]*"/\1"1.0.0"/`
 			if n.CNIVersion == "" || !strings.Contains(string(n.Content), `"cniVersion"`) {
@@ -112,7 +125,7 @@ func checkConfiguration(f Facts) []Finding {
 			}
 			out = append(out, Finding{
 				Severity: Error,
-				What:     fmt.Sprintf("%q has cniVersion %q, and podmark speaks %s to %s", n.File, n.CNIVersion, speaks[0], version.Current()),
+				What:     fmt.Sprintf("%q has cniVersion %q, and podmark speaks %s", n.File, n.CNIVersion, strings.Join(speaks, ", ")),
 				Why:      "every ADD fails with error 1, so no pod starts",
 				Mend:     "sed -i -E " + quote(edit) + " " + quote(n.File),
 			})

@@ -313,3 +313,27 @@ func TestOffload(t *testing.T) {
 	f.Flowtables = f.Flowtables[3:]
 	only(t, f, "flowtable", "inet lan f", "nft list table inet lan")
 }
+
+// Plugins of service meshes want to be last, and may: they give no address.
+func TestOrder(t *testing.T) {
+	for _, tt := range []struct {
+		behind string
+		found  bool
+	}{
+		{`{"type": "istio-cni"}`, false},
+		{`{"type": "linkerd-cni"}, {"type": "istio-cni"}`, false},
+		{`{"type": "portmap"}`, true},
+		{`{"type": "istio-cni"}, {"type": "portmap"}`, true},
+	} {
+		f := healthy(t, 0xffff0000)
+		n := &f.Networks[0]
+		n.Content = fmt.Appendf(nil, `{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "ptp"}, %s, %s]}`, n.Entry, tt.behind)
+		var err error
+		if n.Network, err = conflist.Parse(n.Content); err != nil {
+			t.Fatal(err)
+		}
+		if got := found(f); slices.Contains(got, "conflist-order") != tt.found || len(got) > 1 {
+			t.Errorf("behind podmark %s: %q", tt.behind, got)
+		}
+	}
+}

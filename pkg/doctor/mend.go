@@ -36,6 +36,9 @@ func installer(f Facts) string {
 	if f.BinDir != DefaultBinDir {
 		command += " --cni-bin-dir " + quote(f.BinDir)
 	}
+	if f.ConfName != "" {
+		command += " --cni-conf-name " + quote(f.ConfName)
+	}
 	if n, ok := f.active(); ok && n.DropIn != "" {
 		command += " --drop-in"
 	}

@@ -30,6 +30,7 @@ import (
 type installOptions struct {
 	*options
 	confDir, binDir string
+	confName        string
 	entryFile       string
 	source          string
 	dropIn          bool
@@ -42,13 +43,14 @@ func (o *installOptions) addFolders(flags *pflag.FlagSet) {
 
 func (o *installOptions) addFlags(flags *pflag.FlagSet) {
 	o.addFolders(flags)
+	flags.StringVar(&o.confName, "cni-conf-name", "", "the file of the conflist that gets the entry (default the first by name; behind Multus, that of its default network)")
 	flags.StringVar(&o.entryFile, "entry", "", `file with the entry for the conflist (default the entry that is there, else {"type":"podmark"})`)
 	flags.StringVar(&o.source, "source", "", "folder with the plugin podmark (default that of podmarkd)")
 	flags.BoolVar(&o.dropIn, "drop-in", false, "put the entry into a file of its own; needs containerd 2.1 or CRI-O 1.33, older ones ignore it")
 }
 
 func (o *installOptions) site() site {
-	return site{conf: o.confDir, bin: o.binDir, step: stepHook(), swap: swapHook()}
+	return site{conf: o.confDir, bin: o.binDir, name: o.confName, step: stepHook(), swap: swapHook()}
 }
 
 // change is something that differs from what is wanted.
@@ -82,8 +84,12 @@ func newInstall(common *options) *cobra.Command {
 		Use:   "install",
 		Short: "Install the plugin and its entry in the active conflist",
 		Long: `Install puts the plugin podmark into the runtime's folder, then its entry at the
-end of the conflist that runtimes take: the first by name. Everything else in the
-conflist stays byte for byte. When nothing differs, nothing is written.
+end of the conflist that runtimes take: the first by name. Where that is Multus', it
+is the conflist that Multus calls. Everything else in the conflist stays byte for
+byte. When nothing differs, nothing is written.
+
+Before it writes anything it asks whether pods could start then: the main plugin, the
+plugins in the runtime's folder, the version of CNI, the kernel.
 
 Each file is replaced in one step, the plugin first, so pods start whenever the
 command is ended; run it again to finish.`,
@@ -94,7 +100,7 @@ command is ended; run it again to finish.`,
 			if output != "table" && output != "json" {
 				return fmt.Errorf("--output %q: want table or json", output)
 			}
-			done, err := o.install(cmd.Context(), nil, o.marks, dryRun)
+			done, err := o.install(cmd.Context(), nil, o.asks, dryRun)
 			if err != nil {
 				return err
 			}
@@ -112,16 +118,21 @@ command is ended; run it again to finish.`,
 	return cmd
 }
 
-// marks asks who else uses the bits that the entry would give podmark. What the first ADD would refuse is refused; where pods have their IDs already, it
-// is a note. A podmarkd that keeps podmark installed does not ask here: a node without
-// podmark runs its pods unpoliced, and one with it refuses them, and its podmarkd warns.
-func (o *installOptions) marks(ctx context.Context, planned installed) ([]string, error) {
+// asks is what the first ADD asks of the node: whether the kernel can enforce, and who else
+// uses the bits that the entry would give podmark. What an ADD would refuse is refused; where
+// pods have their IDs already, the bits are a note. A podmarkd that keeps podmark installed does
+// not ask here: a node without podmark runs its pods unpoliced, and one with it refuses them,
+// and its podmarkd warns.
+func (o *installOptions) asks(ctx context.Context, planned installed) ([]string, error) {
 	c, err := config.ParseEntry(planned.Entry, planned.Network, cniversion.Current())
 	if err != nil {
 		return nil, err
 	}
 	n := apply.Node{Store: ident.At(c.StateDir), LockTimeout: o.lockTimeout}
 	settings := apply.SettingsOf(c)
+	if err := n.Status(ctx, settings); errors.Is(err, apply.ErrBackend) {
+		return nil, fmt.Errorf("every ADD would fail with code 102: %w", err)
+	}
 	if now, err := n.Configured(); err == nil {
 		if empty, err := n.Store.Empty(); err == nil && !empty {
 			settings.Layout, settings.MarkCollision = now.Layout, config.CollisionWarn
@@ -221,14 +232,24 @@ func (o *installOptions) install(ctx context.Context, known []byte, judge func(c
 
 // plan says what is to be changed in a folder, in an order that may end anywhere.
 func (f folder) plan(s site, given, known []byte, dropIn bool) (installed, error) {
-	active, n, skipped, err := f.active(s.conf)
+	active, n, skipped, err := f.active(s)
+	if err != nil {
+		return installed{}, err
+	}
+	warning, err := f.works(s, active)
 	if err != nil {
 		return installed{}, err
 	}
 	done := installed{
 		Binary: filepath.Join(s.bin, pluginFile), Conflist: filepath.Join(s.conf, active.Name), Network: n.Name, Notes: []string{},
 	}
-	if done.Entry, err = f.entry(active, n, given, known); err != nil {
+	if warning != "" {
+		done.Notes = append(done.Notes, warning)
+	}
+	if active.Copied {
+		done.Notes = append(done.Notes, fmt.Sprintf("%q has a copy of %q without podmark, and Multus calls that until it writes the file anew: its daemon does when the conflist changes; restart it otherwise", filepath.Join(s.conf, active.Multus), done.Conflist))
+	}
+	if done.Entry, err = f.entry(active.File, n, given, known); err != nil {
 		return installed{}, err
 	}
 	if err := validate(done.Entry, n.Name, n.CNIVersion); err != nil {
@@ -246,7 +267,7 @@ func (f folder) plan(s site, given, known []byte, dropIn bool) (installed, error
 	if dropIn {
 		done.DropIn = file
 		wanted, err = conflist.Remove(active.Content, pluginFile)
-	} else if wanted, err = conflist.Insert(active.Content, done.Entry); errors.Is(err, conflist.ErrNoPlugins) {
+	} else if wanted, err = inserted(active.Content, n, done.Entry); errors.Is(err, conflist.ErrNoPlugins) {
 		err = fmt.Errorf("%w: use --drop-in", err)
 	}
 	if err != nil {
@@ -265,15 +286,46 @@ func (f folder) plan(s site, given, known []byte, dropIn bool) (installed, error
 	case done.DropIn == "" && sub.dropIn != nil:
 		done.Changes = append(done.Changes, change{Verb: "remove", Path: file, Why: "the entry stands in the conflist"})
 	}
-	if c, ok := f.rewrite(s, active, wanted, len(done.Changes) > len(f.left)); ok {
+	if c, ok := f.rewrite(s, active.File, wanted, len(done.Changes) > len(f.left)); ok {
 		done.Changes = append(done.Changes, c)
 	}
 	return done, nil
 }
 
-// active is the conflist that runtimes take, what it says, and what comes before it.
-func (f folder) active(dir string) (conflist.File, conflist.Network, []conflist.Skipped, error) {
-	active, skipped, err := conflist.Active(f.files)
+// inserted is the list with the entry. One that comes first has no main plugin before it,
+// and is put to the end; where it stands otherwise, it stays.
+func inserted(list []byte, n conflist.Network, entry []byte) ([]byte, error) {
+	if n.Types != nil && n.Types[0] == pluginFile {
+		var err error
+		if list, err = conflist.Remove(list, pluginFile); err != nil {
+			return nil, err
+		}
+	}
+	return conflist.Insert(list, entry)
+}
+
+// works asks whether an ADD behind the conflist's main plugin could work, and whether the
+// runtime finds the conflist's plugins where podmark's goes: it is another folder else, or a
+// plugin is missing without which no pod starts.
+func (f folder) works(s site, active conflist.Choice) (warning string, err error) {
+	path := filepath.Join(s.conf, active.Name)
+	if warning, err = conflist.Behind(active.Content); err != nil {
+		return "", fmt.Errorf("%q: %w", path, err)
+	}
+	programs, err := conflist.Programs(active.Content, pluginFile)
+	if err != nil {
+		return "", fmt.Errorf("%q: %w", path, err)
+	}
+	missing := slices.DeleteFunc(programs, func(p string) bool { return f.programs[p] })
+	if len(missing) > 0 {
+		return "", fmt.Errorf("%q calls the plugins %q, which are not in %q: the runtime looks into another folder, which --cni-bin-dir names, or they are not installed yet", path, missing, s.bin)
+	}
+	return warning, nil
+}
+
+// active is the conflist that gets the entry, what it says, and what comes before it.
+func (f folder) active(s site) (conflist.Choice, conflist.Network, []conflist.Skipped, error) {
+	active, skipped, err := conflist.Choose(f.files, s.name)
 	if errors.Is(err, conflist.ErrNone) {
 		err = fmt.Errorf("%w; the agent of the main plugin has not written it yet, or --cni-conf-dir is another folder", err)
 	}
@@ -281,7 +333,7 @@ func (f folder) active(dir string) (conflist.File, conflist.Network, []conflist.
 		err = fmt.Errorf("%q is a symbolic link, and runtimes do not notice when what it leads to changes: make it a file", active.Name)
 	}
 	if err != nil {
-		return conflist.File{}, conflist.Network{}, nil, errors.Join(fmt.Errorf("looking for the conflist in %q: %w", dir, err), reasons(skipped))
+		return conflist.Choice{}, conflist.Network{}, nil, errors.Join(fmt.Errorf("looking for the conflist in %q: %w", s.conf, err), reasons(skipped))
 	}
 	n, err := conflist.Parse(active.Content)
 	return active, n, skipped, err
@@ -370,8 +422,8 @@ func validate(entry []byte, network, version string) error {
 	if plugin != pluginFile {
 		return fmt.Errorf("it has type %q, want %q", plugin, pluginFile)
 	}
-	if !slices.Contains(cniversion.VersionsStartingFrom("0.3.1").SupportedVersions(), version) {
-		return fmt.Errorf("the conflist has cniVersion %q, and podmark speaks 0.3.1 to %s", version, cniversion.Current())
+	if speaks := config.Versions.SupportedVersions(); !slices.Contains(speaks, version) {
+		return fmt.Errorf("the conflist has cniVersion %q, and podmark speaks %s", version, strings.Join(speaks, ", "))
 	}
 	keys := map[string]any{}
 	if err := json.Unmarshal(entry, &keys); err != nil {

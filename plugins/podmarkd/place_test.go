@@ -24,7 +24,7 @@ func chain(network string, plugins ...string) string {
 	var entries []string
 	for _, p := range plugins {
 		if !strings.HasPrefix(p, "{") {
-			p = fmt.Sprintf("{\n      \"type\": %q,\n      \"unknown\": {\"b\": 1.0, \"a\": []}\n    }", p)
+			p = fmt.Sprintf("{\n      \"type\": %q,\n      \"ipam\": {\"type\": \"host-local\"},\n      \"unknown\": {\"b\": 1.0, \"a\": []}\n    }", p)
 		}
 		entries = append(entries, p)
 	}
@@ -51,7 +51,18 @@ func newPlace(t *testing.T) *place {
 			t.Fatal(err)
 		}
 	}
+	p.plugins("ptp", "bridge", "host-local", "portmap", "bandwidth", "calico")
 	return p
+}
+
+// plugins puts programs of these names into the runtime's folder.
+func (p *place) plugins(names ...string) {
+	p.t.Helper()
+	for _, name := range names {
+		if err := os.WriteFile(filepath.Join(p.bin, name), nil, 0o755); err != nil {
+			p.t.Fatal(err)
+		}
+	}
 }
 
 // outcome is how a run of podmarkd ended.
