@@ -9,7 +9,7 @@ import (
 	"github.com/podmark/podmark/pkg/config"
 )
 
-// Defaults of the flags that a command need not repeat; they are podmarkd's.
+// Defaults of the flags, which a command of podmarkd need not repeat: it finds the folders by itself.
 const (
 	DefaultConfDir = "/etc/cni/net.d"
 	DefaultBinDir  = "/opt/cni/bin"

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	cniversion "github.com/containernetworking/cni/pkg/version"
 	"github.com/spf13/cobra"
@@ -24,12 +25,16 @@ import (
 	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/pkg/foreign/fwmark"
 	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/runtimes"
 )
 
 // installOptions are the flags of everything that installs.
 type installOptions struct {
 	*options
+	// confDir and binDir are as given, found the place that was found last.
 	confDir, binDir string
+	endpoint        string
+	found           atomic.Pointer[runtimes.Place]
 	confName        string
 	entryFile       string
 	source          string
@@ -37,8 +42,9 @@ type installOptions struct {
 }
 
 func (o *installOptions) addFolders(flags *pflag.FlagSet) {
-	flags.StringVar(&o.confDir, "cni-conf-dir", "/etc/cni/net.d", "the runtime's folder of network configurations")
-	flags.StringVar(&o.binDir, "cni-bin-dir", "/opt/cni/bin", "the runtime's folder of plugins")
+	flags.StringVar(&o.confDir, "cni-conf-dir", auto, "the runtime's folder of network configurations; auto is what the runtime says, else what a known distribution has")
+	flags.StringVar(&o.binDir, "cni-bin-dir", auto, "the runtime's folder of plugins; auto as above")
+	flags.StringVar(&o.endpoint, "runtime-endpoint", auto, "socket of the runtime that is asked for its folders; auto is those of containerd, CRI-O, k3s and MicroK8s, empty is none")
 }
 
 func (o *installOptions) addFlags(flags *pflag.FlagSet) {
@@ -50,7 +56,8 @@ func (o *installOptions) addFlags(flags *pflag.FlagSet) {
 }
 
 func (o *installOptions) site() site {
-	return site{conf: o.confDir, bin: o.binDir, name: o.confName, step: stepHook(), swap: swapHook()}
+	place := o.found.Load()
+	return site{conf: place.Conf, bin: place.Bins[0], others: place.Bins[1:], name: o.confName, step: stepHook(), swap: swapHook()}
 }
 
 // change is something that differs from what is wanted.
@@ -66,6 +73,8 @@ type change struct {
 
 // installed is what 'install -o json' shows.
 type installed struct {
+	// Place is where the runtime looks, and how that is known.
+	Place    string `json:"place"`
 	Binary   string `json:"binary"`
 	Conflist string `json:"conflist"`
 	Network  string `json:"network"`
@@ -99,6 +108,9 @@ command is ended; run it again to finish.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "table" && output != "json" {
 				return fmt.Errorf("--output %q: want table or json", output)
+			}
+			if _, err := o.locate(cmd.Context()); err != nil {
+				return err
 			}
 			done, err := o.install(cmd.Context(), nil, o.asks, dryRun)
 			if err != nil {
@@ -148,6 +160,7 @@ func (o *installOptions) asks(ctx context.Context, planned installed) ([]string,
 
 func (i installed) table(w io.Writer, dryRun bool) error {
 	printChanges(w, i.Changes, dryRun)
+	fmt.Fprintf(w, "the runtime has %s\n", i.Place)
 	for _, n := range i.Notes {
 		fmt.Fprintf(w, "note: %s\n", n)
 	}
@@ -174,7 +187,7 @@ func printChanges(w io.Writer, changes []change, dryRun bool) {
 }
 
 // install brings plugin and entry to what is wanted. The entry is that of --entry,
-// else the one that is there, else known, else the default. Before anything is written,
+// else the one that is there, else known, else the default. It goes where the runtime was located. Before anything is written,
 // judge says what there is to note of the plan, or refuses it; nil for no judge.
 func (o *installOptions) install(ctx context.Context, known []byte, judge func(context.Context, installed) ([]string, error), dryRun bool) (installed, error) {
 	given, err := o.entry()
@@ -187,14 +200,14 @@ func (o *installOptions) install(ctx context.Context, known []byte, judge func(c
 		return installed{}, err
 	}
 	defer unlock()
-	binary, err := o.binary()
+	binary, err := o.binary(s)
 	if err != nil {
 		return installed{}, err
 	}
 	if known == nil {
 		known = o.byDefault()
 	}
-	first := slices.Concat(binary, o.left())
+	first := slices.Concat(binary, s.left())
 	// Another process may write at the same time; its content is the next one's base.
 	for try := range 20 {
 		var f folder
@@ -214,6 +227,7 @@ func (o *installOptions) install(ctx context.Context, known []byte, judge func(c
 		}
 		rest := done.Changes
 		done.Changes = append(append([]change{}, first...), rest...)
+		done.Place = o.found.Load().String()
 		if dryRun {
 			return done, nil
 		}
@@ -318,7 +332,7 @@ func (f folder) works(s site, active conflist.Choice) (warning string, err error
 	}
 	missing := slices.DeleteFunc(programs, func(p string) bool { return f.programs[p] })
 	if len(missing) > 0 {
-		return "", fmt.Errorf("%q calls the plugins %q, which are not in %q: the runtime looks into another folder, which --cni-bin-dir names, or they are not installed yet", path, missing, s.bin)
+		return "", fmt.Errorf("%q calls the plugins %q, which are not in %q: the runtime looks into another folder, which --cni-bin-dir names, or they are not installed yet", path, missing, append([]string{s.bin}, s.others...))
 	}
 	return warning, nil
 }
@@ -327,7 +341,7 @@ func (f folder) works(s site, active conflist.Choice) (warning string, err error
 func (f folder) active(s site) (conflist.Choice, conflist.Network, []conflist.Skipped, error) {
 	active, skipped, err := conflist.Choose(f.files, s.name)
 	if errors.Is(err, conflist.ErrNone) {
-		err = fmt.Errorf("%w; the agent of the main plugin has not written it yet, or --cni-conf-dir is another folder", err)
+		err = fmt.Errorf("%w; the agent of the main plugin has not written it yet, or --cni-conf-dir is another folder; docs/operations.md has those of distributions", err)
 	}
 	if err == nil && f.links[active.Name] {
 		err = fmt.Errorf("%q is a symbolic link, and runtimes do not notice when what it leads to changes: make it a file", active.Name)
@@ -438,7 +452,7 @@ func validate(entry []byte, network, version string) error {
 }
 
 // binary is the change of the plugin, if there is one.
-func (o *installOptions) binary() ([]change, error) {
+func (o *installOptions) binary(s site) ([]change, error) {
 	from, err := o.plugin()
 	if err != nil {
 		return nil, err
@@ -447,7 +461,7 @@ func (o *installOptions) binary() ([]change, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the plugin: %w; --source names the folder it is in", err)
 	}
-	c := change{Verb: "write", Path: filepath.Join(o.binDir, pluginFile), Why: "the plugin is not there", content: content}
+	c := change{Verb: "write", Path: filepath.Join(s.bin, pluginFile), Why: "the plugin is not there", content: content}
 	info, err := os.Stat(c.Path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return []change{c}, nil
@@ -478,9 +492,9 @@ func (o *installOptions) plugin() (string, error) {
 }
 
 // left are the temporary files of crashes in the folder of plugins.
-func (o *installOptions) left() []change {
+func (s site) left() []change {
 	var out []change
-	paths, _ := filepath.Glob(filepath.Join(o.binDir, temporaryPrefix+"*"+temporarySuffix))
+	paths, _ := filepath.Glob(filepath.Join(s.bin, temporaryPrefix+"*"+temporarySuffix))
 	for _, path := range paths {
 		out = append(out, change{Verb: "remove", Path: path, Why: "left by a crash"})
 	}

@@ -37,6 +37,8 @@ type place struct {
 	conf, bin, state string
 	program          string
 	env              []string
+	// folders are flags that take the place of those that say where the runtime looks.
+	folders []string
 }
 
 func newPlace(t *testing.T) *place {
@@ -72,6 +74,9 @@ type outcome struct {
 }
 
 func (p *place) flags() []string {
+	if p.folders != nil {
+		return append([]string{"--state-dir", p.state}, p.folders...)
+	}
 	return []string{"--state-dir", p.state, "--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin}
 }
 

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/conflist"
+	"github.com/podmark/podmark/pkg/runtimes"
 )
 
 const (
@@ -34,6 +35,8 @@ var errChanged = errors.New("somebody else keeps writing the file")
 // site is where CNI configurations and plugins are on this node.
 type site struct {
 	conf, bin string
+	// others are further folders of plugins, which podmark only looks into.
+	others []string
 	// name is the file of the conflist that was asked for; empty for the one that runtimes take.
 	name string
 	// step is called after each change with its name: tests end the process there.
@@ -111,10 +114,10 @@ func (s site) read() (folder, error) {
 // programs are the names of files that can be executed.
 func (s site) programs() map[string]bool {
 	out := map[string]bool{}
-	entries, _ := os.ReadDir(s.bin) // what is not there is missing
-	for _, e := range entries {
-		if info, err := os.Stat(filepath.Join(s.bin, e.Name())); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o111 != 0 {
-			out[e.Name()] = true
+	for _, dir := range append([]string{s.bin}, s.others...) {
+		entries, _ := os.ReadDir(dir) // what is not there is missing
+		for _, e := range entries {
+			out[e.Name()] = out[e.Name()] || runtimes.Executable(filepath.Join(dir, e.Name()))
 		}
 	}
 	return out
