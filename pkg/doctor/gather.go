@@ -81,8 +81,8 @@ func (f *Facts) note(p Part, err error, mend string) {
 // needs are the node's, as podmarkd sees them.
 func (f *Facts) needs() node.Needs {
 	n, ok := f.active()
-	bridged := ok && n.Err == nil && n.Config.Policy != config.PolicyNone && len(n.Types) > 0 && node.OnBridge(n.Types[0])
-	return node.NeedsOf(f.Mode, f.State.Records, bridged)
+	policed := ok && n.Err == nil && n.Config.Policy != config.PolicyNone
+	return node.NeedsOf(f.Mode, f.State.Records, policed, policed && len(n.Types) > 0 && node.OnBridge(n.Types[0]))
 }
 
 func (f *Facts) readState(ctx context.Context, n apply.Node) {

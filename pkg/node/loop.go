@@ -193,11 +193,13 @@ func (k Keeper) rest(ctx context.Context, pause time.Duration, before Reason, to
 // reported by whoever keeps the rules.
 func (k Keeper) needs(mode Mode, networks map[string]network) Needs {
 	records, _ := k.Node.Records()
-	bridged := false
+	policed, bridged := false, false
 	for _, n := range networks {
-		bridged = bridged || n.onBridge
+		if n.Policy != config.PolicyNone {
+			policed, bridged = true, bridged || n.onBridge
+		}
 	}
-	return NeedsOf(mode, records, bridged)
+	return NeedsOf(mode, records, policed, bridged)
 }
 
 func wait(ctx context.Context, d time.Duration) {
@@ -238,6 +240,9 @@ func (k Keeper) keep(ctx context.Context, l *Look, networks map[string]network, 
 	if errors.Is(err, fs.ErrNotExist) {
 		l.Idle = true
 		l.Collisions = awaited(k.Node, networks, report)
+		if l.read && len(networks) > 0 { // ahead of the first pod
+			l.Sysctls = params.look(k.needs(l.mode, networks), time.Now())
+		}
 		return nil
 	}
 	if err != nil {
