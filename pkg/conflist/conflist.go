@@ -4,8 +4,8 @@
 // inserts, replaces or cuts that one entry and leaves every other byte as it is. It
 // is pure: it opens no file, and it understands a list exactly as libcni does.
 //
-//	active, _, err := conflist.Active(files)
-//	content, err := conflist.Insert(active.Content, []byte(`{"type": "podmark"}`))
+//	chosen, _, err := conflist.Choose(files, "")
+//	content, err := conflist.Insert(chosen.Content, []byte(`{"type": "podmark"}`))
 package conflist
 
 import (

@@ -268,8 +268,15 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-func TestActive(t *testing.T) {
+func TestChoose(t *testing.T) {
 	const list, single = `{"name": "net", "plugins": [{"type": "a"}]}`, `{"name": "net", "type": "a"}`
+	const other = `{"name": "other", "plugins": [{"type": "b"}]}`
+	multus := func(keys string) string {
+		if keys != "" {
+			keys = ", " + keys
+		}
+		return `{"name": "multus", "type": "multus-shim"` + keys + `}`
+	}
 	file := func(name, content string) conflist.File {
 		return conflist.File{Name: name, Content: []byte(content)}
 	}
@@ -279,19 +286,38 @@ func TestActive(t *testing.T) {
 		want    string
 		skipped []string
 		err     error
+		asked   string
 	}{
-		{"none", nil, "", nil, conflist.ErrNone},
-		{"nothing of use", []conflist.File{file("README", "x"), file("10-a.conflist.cilium_bak", list), file(".x.tmp", list)}, "", nil, conflist.ErrNone},
-		{"first by name", []conflist.File{file("20-b.conflist", list), file("10-a.conflist", list)}, "10-a.conflist", nil, nil},
-		{"broken ones before it", []conflist.File{file("10-a.conflist", ""), file("15-b.conf", list), file("20-b.conflist", list)}, "20-b.conflist", []string{"10-a.conflist", "15-b.conf"}, nil},
-		{"broken one behind it", []conflist.File{file("10-a.conflist", list), file("20-b.conflist", "")}, "10-a.conflist", nil, nil},
-		{"plain", []conflist.File{file("10-a.conf", single), file("20-b.conflist", list)}, "", nil, conflist.ErrPlain},
-		{"plain .json", []conflist.File{file("00-a.json", single)}, "", nil, conflist.ErrPlain},
-		{"plain behind it", []conflist.File{file("10-a.conf", single), file("05-b.conflist", list)}, "05-b.conflist", nil, nil},
-		{"all plugins in files", []conflist.File{file("05-b.conflist", `{"name": "net"}`)}, "05-b.conflist", nil, nil},
+		{"none", nil, "", nil, conflist.ErrNone, ""},
+		{"nothing of use", []conflist.File{file("README", "x"), file("10-a.conflist.cilium_bak", list), file(".x.tmp", list)}, "", nil, conflist.ErrNone, ""},
+		{"first by name", []conflist.File{file("20-b.conflist", list), file("10-a.conflist", list)}, "10-a.conflist", nil, nil, ""},
+		{"broken ones before it", []conflist.File{file("10-a.conflist", ""), file("15-b.conf", list), file("20-b.conflist", list)}, "20-b.conflist", []string{"10-a.conflist", "15-b.conf"}, nil, ""},
+		{"broken one behind it", []conflist.File{file("10-a.conflist", list), file("20-b.conflist", "")}, "10-a.conflist", nil, nil, ""},
+		{"plain", []conflist.File{file("10-a.conf", single), file("20-b.conflist", list)}, "10-a.conf", nil, conflist.ErrPlain, ""},
+		{"plain .json", []conflist.File{file("00-a.json", single)}, "00-a.json", nil, conflist.ErrPlain, ""},
+		{"plain behind it", []conflist.File{file("10-a.conf", single), file("05-b.conflist", list)}, "05-b.conflist", nil, nil, ""},
+		{"all plugins in files", []conflist.File{file("05-b.conflist", `{"name": "net"}`)}, "05-b.conflist", nil, nil, ""},
+		{"named", []conflist.File{file("10-a.conflist", list), file("20-b.conflist", list)}, "20-b.conflist", nil, nil, "20-b.conflist"},
+		{"named behind a plain one", []conflist.File{file("00-a.conf", single), file("20-b.conflist", list)}, "20-b.conflist", nil, nil, "20-b.conflist"},
+		{"named and not there", []conflist.File{file("10-a.conflist", list)}, "", nil, conflist.ErrNone, "20-b.conflist"},
+		{"named and plain", []conflist.File{file("10-a.conf", single)}, "10-a.conf", nil, conflist.ErrPlain, "10-a.conf"},
+		{"named and broken", []conflist.File{file("10-a.conflist", "{")}, "", nil, conflist.ErrSyntax, "10-a.conflist"},
+		{"named and Multus'", []conflist.File{file("00-m.conf", multus("")), file("10-a.conflist", list)}, "", nil, conflist.ErrMultus, "00-m.conf"},
+		{"Multus that names nothing", []conflist.File{file("00-m.conf", multus("")), file("20-b.conflist", list), file("10-a.conflist", list)}, "10-a.conflist", nil, nil, ""},
+		{"Multus alone", []conflist.File{file("00-m.conf", multus(""))}, "", nil, conflist.ErrNone, ""},
+		{"Multus' network", []conflist.File{file("00-m.conf", multus(`"clusterNetwork": "other"`)), file("10-a.conflist", list), file("20-b.conflist", other)}, "20-b.conflist", nil, nil, ""},
+		{"Multus' file", []conflist.File{file("00-m.conf", multus(`"clusterNetwork": "20-b"`)), file("10-a.conflist", list), file("20-b.conflist", other)}, "20-b.conflist", nil, nil, ""},
+		{"Multus' path", []conflist.File{file("00-m.conf", multus(`"clusterNetwork": "/host/etc/cni/net.d/20-b.conflist"`)), file("10-a.conflist", list), file("20-b.conflist", other)}, "20-b.conflist", nil, nil, ""},
+		{"Multus' network elsewhere", []conflist.File{file("00-m.conf", multus(`"clusterNetwork": "crd"`)), file("10-a.conflist", list)}, "", nil, conflist.ErrMultus, ""},
+		{"Multus' network is plain", []conflist.File{file("00-m.conf", multus(`"clusterNetwork": "10-a.conf"`)), file("10-a.conf", single)}, "10-a.conf", nil, conflist.ErrPlain, ""},
+		{"Multus' delegate", []conflist.File{file("00-m.conf", multus(`"delegates": [`+other+`]`)), file("10-a.conflist", list), file("20-b.conflist", other)}, "20-b.conflist", nil, nil, ""},
+		{"Multus' delegate without a name", []conflist.File{file("00-m.conf", multus(`"delegates": [{"type": "a"}]`)), file("10-a.conflist", list)}, "", nil, conflist.ErrMultus, ""},
+		{"Multus in a list", []conflist.File{file("00-m.conflist", `{"name": "m", "plugins": [`+multus(`"clusterNetwork": "other"`)+`]}`), file("20-b.conflist", other)}, "20-b.conflist", nil, nil, ""},
+		{"broken one before Multus", []conflist.File{file("00-a.conf", ""), file("05-m.conf", multus("")), file("10-a.conflist", list)}, "10-a.conflist", []string{"00-a.conf"}, nil, ""},
+		{"Multus behind it", []conflist.File{file("00-a.conflist", list), file("05-m.conf", multus("")), file("10-a.conflist", other)}, "00-a.conflist", nil, nil, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got, skipped, err := conflist.Active(tt.files)
+			got, skipped, err := conflist.Choose(tt.files, tt.asked)
 			if got.Name != tt.want || !errors.Is(err, tt.err) {
 				t.Errorf("%q, %v; want %q, %v", got.Name, err, tt.want, tt.err)
 			}

@@ -11,17 +11,17 @@ func Example() {
 		{Name: "87-podman.conflist", Content: []byte(`{"name": "podman", "plugins": [{"type": "bridge"}]}`)},
 		{Name: "10-net.conflist", Content: []byte(`{"name": "net", "plugins": [{"type": "ptp"}, {"type": "portmap"}]}`)},
 	}
-	active, _, err := conflist.Active(files)
+	chosen, _, err := conflist.Choose(files, "")
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
-	content, err := conflist.Insert(active.Content, []byte(`{"type": "podmark"}`))
+	content, err := conflist.Insert(chosen.Content, []byte(`{"type": "podmark"}`))
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
-	fmt.Printf("%s: %s\n", active.Name, content)
+	fmt.Printf("%s: %s\n", chosen.Name, content)
 	// Output:
 	// 10-net.conflist: {"name": "net", "plugins": [{"type": "ptp"}, {"type": "portmap"}, {"type": "podmark"}]}
 }

@@ -33,7 +33,6 @@ func checkConflist(f Facts) []Finding {
 			Mend:     mend,
 		})
 	}
-	out = append(out, checkMultus(f)...)
 	switch {
 	case errors.Is(f.ActiveErr, conflist.ErrPlain):
 		out = append(out, Finding{
@@ -41,6 +40,13 @@ func checkConflist(f Facts) []Finding {
 			What:     fmt.Sprintf("in %q: %v", f.ConfDir, f.ActiveErr),
 			Why:      "pods start without podmark: unmarked, and with no policy",
 			Mend:     chainable(f),
+		})
+	case errors.Is(f.ActiveErr, conflist.ErrMultus):
+		out = append(out, Finding{
+			Severity: Error,
+			What:     fmt.Sprintf("in %q: %v", f.ConfDir, f.ActiveErr),
+			Why:      "whether pods start with podmark is not known, and 'podmarkd install' does not know where to put its entry",
+			Mend:     "podmarkctl doctor --cni-conf-name FILE  # the conflist of Multus' default network",
 		})
 	case f.ActiveErr != nil:
 		out = append(out, Finding{
@@ -56,21 +62,20 @@ func checkConflist(f Facts) []Finding {
 			Why:      "pods start without podmark: unmarked, and with no policy. If another agent wrote the conflist anew, 'podmarkd --keep-installed' puts the entry back each time",
 			Mend:     chained(f, f.Networks[0]),
 		})
+	case f.Active.Copied:
+		path := filepath.Join(f.ConfDir, f.Active.Multus)
+		out = append(out, Finding{
+			Severity: Error,
+			What:     fmt.Sprintf("%q, by which Multus calls the default network, has a copy of %q without podmark", path, f.Active.Name),
+			Why:      "pods start without podmark, unmarked and with no policy, until Multus writes its file anew",
+			Mend:     "# restart Multus' pod on this node, which writes " + path + " anew; or take the copy away and name the network by \"clusterNetwork\"",
+		})
 	}
 	return out
 }
 
-// ofMultus is what there is to say where Multus calls a network that is not known here.
-const ofMultus = "# put podmark's entry at the end of the conflist of the network that Multus calls first, and restart Multus' pod: Multus' own file is its daemon's"
-
 // chained is the command that puts podmark's entry into a list without.
 func chained(f Facts, n Network) string {
-	if f.Multus != "" {
-		return n.edit(f, nil)
-	}
-	if _, is := multusOf(n.Content); is {
-		return ofMultus
-	}
 	if version, ok := spoken(n.CNIVersion); !ok {
 		return respoken(n, version) + " && " + installer(f)
 	}
@@ -80,10 +85,7 @@ func chained(f Facts, n Network) string {
 // chainable is the command that makes a list of a configuration of one plugin.
 func chainable(f Facts) string {
 	object := map[string]any{}
-	if _, is := multusOf(f.PlainPlugin); is {
-		return ofMultus
-	}
-	if json.Unmarshal(f.PlainPlugin, &object) != nil {
+	if json.Unmarshal(f.Active.Content, &object) != nil {
 		return installer(f)
 	}
 	old, _ := object["cniVersion"].(string)
@@ -94,7 +96,7 @@ func chainable(f Facts) string {
 	delete(object, "name")
 	delete(object, "cniVersion")
 	b, _ := json.Marshal(list) // it came from JSON
-	path := filepath.Join(f.ConfDir, f.PlainPluginFile)
+	path := filepath.Join(f.ConfDir, f.Active.Name)
 	// By this name it comes where the other came, and it takes nobody's place.
 	return fmt.Sprintf("%s && mv %s %s && %s", write(path+".conflist", b), quote(path), quote(path+".off"), installer(f))
 }
@@ -103,7 +105,7 @@ func checkOrder(f Facts) []Finding {
 	var out []Finding
 	for _, n := range f.Networks {
 		at := slices.Index(n.Types, plugin)
-		if n.Entry == nil || n.DropIn != "" || at < 0 || at == len(n.Types)-1 && at > 0 {
+		if n.Entry == nil || n.DropIn != "" || at < 0 || at > 0 && !slices.ContainsFunc(n.Types[at+1:], func(p string) bool { return !conflist.AddsNoAddress(p) }) {
 			continue
 		}
 		found := Finding{
@@ -137,7 +139,7 @@ func checkConfiguration(f Facts) []Finding {
 		if other, ok := spoken(n.CNIVersion); !ok {
 			out = append(out, Finding{
 				Severity: Error,
-				What:     fmt.Sprintf("%q has cniVersion %q, and podmark speaks %s to %s", n.File, n.CNIVersion, oldest, version.Current()),
+				What:     fmt.Sprintf("%q has cniVersion %q, and podmark speaks %s", n.File, n.CNIVersion, strings.Join(config.Versions.SupportedVersions(), ", ")),
 				Why:      "every ADD fails with error 1, so no pod starts",
 				Mend:     respoken(n, other),
 			})
@@ -163,19 +165,16 @@ func checkConfiguration(f Facts) []Finding {
 	return out
 }
 
-// oldest is the first version of CNI that podmark speaks.
-const oldest = "0.3.1"
-
 // spoken reports whether podmark speaks that version of CNI, and which one is nearest: of
 // others a plugin of the list may know nothing.
 func spoken(v string) (nearest string, ok bool) {
-	if slices.Contains(version.VersionsStartingFrom(oldest).SupportedVersions(), v) {
+	if slices.Contains(config.Versions.SupportedVersions(), v) {
 		return v, true
 	}
 	if newer, err := version.GreaterThanOrEqualTo(v, version.Current()); err == nil && newer {
 		return version.Current(), false
 	}
-	return oldest, false
+	return config.Versions.SupportedVersions()[0], false
 }
 
 // respoken is the command that gives a list that version.
@@ -349,10 +348,7 @@ func checkPlugin(f Facts) []Finding {
 		Why:      "no pod starts: containerd fails each ADD, CRI-O passes the network over",
 		Mend:     "chmod 0755 " + quote(filepath.Join(f.BinDir, plugin)),
 	}
-	switch {
-	case f.PluginMissing && f.Multus != "": // whose file podmarkd install refuses
-		found.Mend = fmt.Sprintf("# copy the plugin %s to %s, with mode 0755", plugin, quote(f.BinDir))
-	case f.PluginMissing:
+	if f.PluginMissing {
 		found.Mend = installer(f)
 	}
 	return []Finding{found}

@@ -359,9 +359,8 @@ func TestNoHarm(t *testing.T) {
 		}, "conflist", "# there is no other", "mv "},
 		"another one can": {func(f *doctor.Facts) { f.Skipped = []conflist.Skipped{{Name: "00-x.conflist", Reason: kernel}} }, "conflist", "mv ", ""},
 		"Multus, whose network is not known": {func(f *doctor.Facts) {
-			f.Networks, f.ActiveErr = nil, conflist.ErrPlain
-			f.PlainPlugin, f.PlainPluginFile = []byte(`{"type": "multus", "name": "m", "clusterNetwork": "x"}`), "00-multus.conf"
-		}, "conflist", "# put podmark's entry", "mv "},
+			f.Networks, f.ActiveErr = nil, conflist.ErrMultus
+		}, "conflist", "--cni-conf-name", "mv "},
 		"policy is wrong": {func(f *doctor.Facts) {
 			f.State.Records = nil
 			wrong(f, `{"type": "podmark", "policy": "kubernets"}`)
@@ -423,5 +422,29 @@ func TestProposedMaskOfConfigured(t *testing.T) {
 	}
 	if mask, err := mark.ParseMask(m[1]); err != nil || mask&0xf0ff0000 != 0 {
 		t.Errorf("%#x, %v", mask, err)
+	}
+}
+
+// Plugins of service meshes want to be last, and may: they give no address.
+func TestOrder(t *testing.T) {
+	for _, tt := range []struct {
+		behind string
+		found  bool
+	}{
+		{`{"type": "istio-cni"}`, false},
+		{`{"type": "linkerd-cni"}, {"type": "istio-cni"}`, false},
+		{`{"type": "portmap"}`, true},
+		{`{"type": "istio-cni"}, {"type": "portmap"}`, true},
+	} {
+		f := healthy(t, 0xffff0000)
+		n := &f.Networks[0]
+		n.Content = fmt.Appendf(nil, `{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "ptp"}, %s, %s]}`, n.Entry, tt.behind)
+		var err error
+		if n.Network, err = conflist.Parse(n.Content); err != nil {
+			t.Fatal(err)
+		}
+		if got := found(f); slices.Contains(got, "conflist-order") != tt.found || len(got) > 1 {
+			t.Errorf("behind podmark %s: %q", tt.behind, got)
+		}
 	}
 }

@@ -49,6 +49,7 @@ type Facts struct {
 	Now             time.Time
 	StateDir        string
 	ConfDir, BinDir string
+	ConfName        string // the conflist that was asked for; empty for the one that runtimes take
 	Unread          []Unread
 	State           State
 	Daemon          *node.Status // nil where none has ever run
@@ -57,9 +58,9 @@ type Facts struct {
 	Mode            node.Mode
 	PortsInUse      []uint16
 	Sysctls         []node.Sysctl
-	Reflects        []string      // those of the marks of what the node sends that are on
-	Active          conflist.File // the conflist that the node uses
-	ActiveErr       error         // why there is none
+	Reflects        []string        // those of the marks of what the node sends that are on
+	Active          conflist.Choice // the conflist that the node uses; with ErrPlain what it uses instead
+	ActiveErr       error           // why there is none
 	Skipped         []conflist.Skipped
 	Networks        []Network // those with podmark, the active one first
 	Plugin          error     // why the plugin's file cannot be executed
@@ -71,17 +72,8 @@ type Facts struct {
 	// hooks of which the policy in force may forbid some.
 	Flowtables []flowtable.Flowtable
 	Unjudged   int
-	// PlainPlugin is the configuration of one plugin that runtimes take instead of a
-	// list, and PlainPluginFile its name.
-	PlainPlugin     []byte
-	PlainPluginFile string
 	// configured are bits that plugins of the runtime's folder will use.
 	configured uint32
-	// Multus is the file by which runtimes call it, where the list of the pods' own network is
-	// known: that is Active then. MultusLacks is set where it has a copy of that list without
-	// podmark.
-	Multus      string
-	MultusLacks bool
 }
 
 // State is what is in the state folder, and what follows from it.

@@ -28,12 +28,14 @@ type Options struct {
 	// ConfDir and BinDir are the runtime's folders of network configurations and
 	// of plugins.
 	ConfDir, BinDir string
+	// ConfName is the file of the conflist; empty for the one that runtimes take.
+	ConfName string
 }
 
 // Gather reads the node, and changes nothing but that it waits for the node's lock.
 // What cannot be read is in Unread.
 func Gather(ctx context.Context, o Options) Facts {
-	f := Facts{Now: time.Now(), StateDir: o.Node.Store.Dir(), ConfDir: o.ConfDir, BinDir: o.BinDir}
+	f := Facts{Now: time.Now(), StateDir: o.Node.Store.Dir(), ConfDir: o.ConfDir, BinDir: o.BinDir, ConfName: o.ConfName}
 	f.note(PartConflists, f.readCNI(), "podmarkctl doctor --cni-conf-dir DIR --cni-bin-dir DIR  # the runtime's folders")
 	f.readState(ctx, o.Node)
 	f.readDaemon(o.Node)
@@ -90,8 +92,8 @@ func (f *Facts) note(p Part, err error, mend string) {
 // needs are the node's, as podmarkd sees them.
 func (f *Facts) needs() node.Needs {
 	n, ok := f.active()
-	bridged := ok && n.Err == nil && n.Config.Policy != config.PolicyNone && len(n.Types) > 0 && node.OnBridge(n.Types[0])
-	return node.NeedsOf(f.Mode, f.State.Records, bridged)
+	policed := ok && n.Err == nil && n.Config.Policy != config.PolicyNone
+	return node.NeedsOf(f.Mode, f.State.Records, policed, policed && len(n.Types) > 0 && node.OnBridge(n.Types[0]))
 }
 
 func (f *Facts) readState(ctx context.Context, n apply.Node) {

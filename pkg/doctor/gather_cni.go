@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/conflist"
@@ -32,15 +31,7 @@ func (f *Facts) readCNI() error {
 		}
 		return err
 	}
-	f.Active, f.Skipped, f.ActiveErr = conflist.Active(files)
-	called := f.Active
-	if errors.Is(f.ActiveErr, conflist.ErrPlain) {
-		f.readPlain(files)
-		called = conflist.File{Name: f.PlainPluginFile, Content: f.PlainPlugin}
-	}
-	if file, lacks, ok := delegate(called.Content, files); ok {
-		f.Active, f.ActiveErr, f.Multus, f.MultusLacks = file, nil, called.Name, lacks
-	}
+	f.Active, f.Skipped, f.ActiveErr = conflist.Choose(files, f.ConfName)
 	for _, file := range files {
 		f.configured |= foreign.Configured(file.Content)
 		if filepath.Ext(file.Name) != ".conflist" {
@@ -96,17 +87,6 @@ func readFiles(dir string) ([]conflist.File, error) {
 		files = append(files, conflist.File{Name: e.Name(), Content: b})
 	}
 	return files, nil
-}
-
-// readPlain finds the configuration of one plugin that runtimes take: the first by
-// name that is none of the skipped.
-func (f *Facts) readPlain(files []conflist.File) { // sorted, as os.ReadDir has them
-	for _, file := range files {
-		if !slices.ContainsFunc(f.Skipped, func(s conflist.Skipped) bool { return s.Name == file.Name }) {
-			f.PlainPlugin, f.PlainPluginFile = file.Content, file.Name
-			return
-		}
-	}
 }
 
 // network reads what podmark is told for a network.

@@ -10,7 +10,7 @@ import (
 	"github.com/podmark/podmark/pkg/ident"
 )
 
-// Defaults of the flags that a command need not repeat; they are podmarkd's.
+// Defaults of the flags, which a command of podmarkd need not repeat: it finds the folders by itself.
 const (
 	DefaultConfDir = "/etc/cni/net.d"
 	DefaultBinDir  = "/opt/cni/bin"
@@ -37,6 +37,9 @@ func installer(f Facts) string {
 	if f.BinDir != DefaultBinDir {
 		command += " --cni-bin-dir " + quote(f.BinDir)
 	}
+	if f.ConfName != "" {
+		command += " --cni-conf-name " + quote(f.ConfName)
+	}
 	if n, ok := f.active(); ok && n.DropIn != "" {
 		command += " --drop-in"
 	} else if !ok {
@@ -52,11 +55,8 @@ func install(f Facts, keys map[string]any) string {
 	command := func(entry []byte) string {
 		return fmt.Sprintf("printf '%%s\\n' %s | %s --entry /proc/self/fd/0", quote(string(entry)), installer(f))
 	}
-	switch {
-	case !ok:
+	if !ok {
 		return command(changed(f, nil, keys))
-	case f.Multus != "":
-		return n.edit(f, keys)
 	}
 	return n.edited(f, keys, command)
 }

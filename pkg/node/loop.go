@@ -31,8 +31,9 @@ type Keeper struct {
 	Changed <-chan struct{}
 	// ConfDir is the runtime's folder of network configurations, and Cache libcni's:
 	// from them a changed mask is known, and pods that were there before podmark.
-	// Without them, empty, that is not done.
-	ConfDir, Cache string
+	// Without them, nil or empty, that is not done.
+	ConfDir func() string
+	Cache   string
 	// Policies, if set, is told at each look where each network takes its policies from,
 	// and says what is wrong with that.
 	Policies func(networks map[string]config.Policy) error
@@ -133,7 +134,7 @@ func (k Keeper) Run(ctx context.Context) error {
 	if err := watch(ctx, k.Log, tell); err != nil {
 		return err
 	}
-	if k.ConfDir != "" {
+	if k.ConfDir != nil {
 		go watchFolder(ctx, k.ConfDir, k.Interval, func() { tell(Configured) })
 	}
 	mode := modeWatch{every: k.Interval, proxy: k.Proxy, tell: k.ModeIs}
@@ -206,11 +207,13 @@ func (k Keeper) rest(ctx context.Context, pause time.Duration, before Reason, to
 // reported by whoever keeps the rules.
 func (k Keeper) needs(mode Mode, networks map[string]network) Needs {
 	records, _ := k.Node.Records()
-	bridged := false
+	policed, bridged := false, false
 	for _, n := range networks {
-		bridged = bridged || n.onBridge
+		if n.Policy != config.PolicyNone {
+			policed, bridged = true, bridged || n.onBridge
+		}
 	}
-	return NeedsOf(mode, records, bridged)
+	return NeedsOf(mode, records, policed, bridged)
 }
 
 func wait(ctx context.Context, d time.Duration) {
@@ -223,7 +226,11 @@ func wait(ctx context.Context, d time.Duration) {
 // look finds out what is so, and has what follows from it carried out.
 func (k Keeper) look(ctx context.Context, reason Reason, a *adopter, params *sysctls, others *others) (l Look) {
 	l = Look{Time: time.Now(), Reason: reason}
-	networks, unread := networks(k.ConfDir, k.Node.Store.Dir())
+	dir := ""
+	if k.ConfDir != nil {
+		dir = k.ConfDir()
+	}
+	networks, unread := networks(dir, k.Node.Store.Dir())
 	if k.Policies != nil {
 		from := map[string]config.Policy{}
 		for name, n := range networks {
@@ -255,6 +262,9 @@ func (k Keeper) keep(ctx context.Context, l *Look, networks map[string]network, 
 	if errors.Is(err, fs.ErrNotExist) {
 		l.Idle = true
 		l.Collisions = awaited(k.Node, networks, report)
+		if l.read && len(networks) > 0 { // ahead of the first pod
+			l.Sysctls = params.look(k.needs(l.mode, networks), time.Now())
+		}
 		return nil
 	}
 	if err != nil {

@@ -32,7 +32,7 @@ const settled = 100 * time.Millisecond
 // Run follows the folder until ctx is done.
 func (f PolicyFolder) Run(ctx context.Context) {
 	changed := make(chan struct{}, 1)
-	go watchFolder(ctx, f.Dir, f.Every, func() {
+	go watchFolder(ctx, func() string { return f.Dir }, f.Every, func() {
 		select {
 		case changed <- struct{}{}:
 		default:

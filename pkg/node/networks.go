@@ -16,7 +16,7 @@ const pluginType = "podmark"
 // network is a network that chains podmark.
 type network struct {
 	config.Config
-	// onBridge is set where pods of the network are policed, on a bridge.
+	// onBridge is set where pods of the network are on a bridge.
 	onBridge bool
 }
 
@@ -46,7 +46,7 @@ func networks(dir, stateDir string) (map[string]network, error) {
 			if err != nil {
 				errs = append(errs, fmt.Errorf("%q: %w", file, err))
 			} else if _, twice := out[list.Name]; !twice && c.StateDir == stateDir {
-				out[list.Name] = network{c, c.Policy != config.PolicyNone && OnBridge(list.Plugins[0].Network.Type)}
+				out[list.Name] = network{c, OnBridge(list.Plugins[0].Network.Type)}
 			}
 		}
 	}

@@ -17,7 +17,7 @@ import (
 type Needs struct {
 	// IPVS is set where services are done by it; see [Mode].
 	IPVS bool
-	// Policed4 is set where a policed endpoint has an IPv4 address.
+	// Policed4 is set where a policed endpoint has an IPv4 address, or is about to.
 	Policed4 bool
 	// Bridge4 and Bridge6 are set where policed endpoints of that family sit on a
 	// bridge, or are about to.
@@ -25,10 +25,10 @@ type Needs struct {
 }
 
 // NeedsOf tells the needs of a node that does its services like mode and has these
-// attachments. bridged says that the network makes its pods' links ports of a
-// bridge, and polices them: the first such pod cannot start before its need is met.
-func NeedsOf(mode Mode, records []ident.Record, bridged bool) Needs {
-	n := Needs{IPVS: mode.IPVS, Bridge4: bridged, Bridge6: bridged}
+// attachments. policed says that a network polices its pods, and bridged that it makes
+// their links ports of a bridge: what they need has to be there before the first of them.
+func NeedsOf(mode Mode, records []ident.Record, policed, bridged bool) Needs {
+	n := Needs{IPVS: mode.IPVS, Policed4: policed, Bridge4: policed && bridged, Bridge6: policed && bridged}
 	for _, r := range records {
 		if !r.Policed {
 			continue

@@ -25,6 +25,7 @@ func TestNeeds(t *testing.T) {
 	for name, tt := range map[string]struct {
 		mode    Mode
 		records []ident.Record
+		policed bool
 		bridged bool
 		want    []string
 	}{
@@ -36,10 +37,12 @@ func TestNeeds(t *testing.T) {
 		"a bridged pod, IPv4":      {records: []ident.Record{pod("veth1", true, "10.1.0.2")}, want: []string{four, source}},
 		"a bridged pod, IPv6":      {records: []ident.Record{pod("veth1", true, "fd00::2")}, want: []string{six}},
 		"both":                     {records: []ident.Record{pod("veth1", true, "10.1.0.2"), pod("veth2", true, "fd00::2")}, want: []string{four, six, source}},
-		"no bridged pod yet":       {mode: Mode{IPVS: true}, bridged: true, want: []string{conntrack, four, six}},
+		"no bridged pod yet":       {mode: Mode{IPVS: true}, policed: true, bridged: true, want: []string{conntrack, four, six, source}},
+		"no routed pod yet":        {policed: true, want: []string{source}},
+		"a bridge, unpoliced":      {bridged: true},
 	} {
 		var got []string
-		for _, s := range NeedsOf(tt.mode, tt.records, tt.bridged).Sysctls() {
+		for _, s := range NeedsOf(tt.mode, tt.records, tt.policed, tt.bridged).Sysctls() {
 			got = append(got, s.Name)
 			if off := s.Name == source; (s.Want == "0") != off || s.Value != "" || s.OK() || (s.Module == "") != off {
 				t.Errorf("%s: %+v", name, s)

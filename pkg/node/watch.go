@@ -140,15 +140,15 @@ func watch(ctx context.Context, log *slog.Logger, tell func(Reason)) error {
 }
 
 // watchFolder calls tell when something in a folder changes, until ctx is done. The
-// folder may come and go: it is looked for every so often.
-func watchFolder(ctx context.Context, dir string, every time.Duration, tell func()) {
+// folder may come and go, and become another: it is looked for every so often.
+func watchFolder(ctx context.Context, dir func() string, every time.Duration, tell func()) {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
 		return // the folder is read now and then anyway
 	}
 	defer w.Close()
 	for ctx.Err() == nil {
-		_ = w.Add(dir)
+		_ = w.Add(dir())
 		select {
 		case <-ctx.Done():
 		case <-w.Events:

@@ -11,7 +11,7 @@ import (
 )
 
 // versions are the spec versions a runtime may call with.
-var versions = []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}
+var versions = []string{"0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"}
 
 // What a runtime may send with the DEL of one and the same pod.
 var delCalls = []struct {

@@ -20,7 +20,6 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/containernetworking/cni/pkg/version"
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/config"
@@ -39,10 +38,6 @@ const (
 	statusDeadline = time.Second // containerd holds a lock that ADDs wait for
 )
 
-// supported are the spec versions from the first that chains plugins with a
-// prevResult at DEL or before, to the one that has GC and STATUS.
-var supported = version.VersionsStartingFrom("0.3.1")
-
 func main() {
 	skel.PluginMainFuncs(skel.CNIFuncs{
 		Add:    verb("ADD", addDeadline, cmdAdd),
@@ -50,7 +45,7 @@ func main() {
 		Check:  verb("CHECK", delDeadline, cmdCheck),
 		GC:     verb("GC", delDeadline, cmdGC),
 		Status: verb("STATUS", statusDeadline, cmdStatus),
-	}, supported, about())
+	}, config.Versions, about())
 }
 
 func about() string {

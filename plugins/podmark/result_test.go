@@ -48,7 +48,7 @@ func normal(t *testing.T, v any) any {
 
 func TestPrevResultIsReturned(t *testing.T) {
 	n := newNode(t, nftables)
-	for _, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
+	for _, version := range versions {
 		n.run(t, version, func(t *testing.T) {
 			p := n.addPod()
 			keys := conf{
@@ -101,12 +101,12 @@ func TestVersion(t *testing.T) {
 	n := newNode(t, undecided)
 	t.Run("listed", func(t *testing.T) {
 		got := normal(t, n.call("VERSION", conf{"cniVersion": "1.1.0"}).ok(t).stdout)
-		want := normal(t, conf{"cniVersion": "1.1.0", "supportedVersions": []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}})
+		want := normal(t, conf{"cniVersion": "1.1.0", "supportedVersions": versions})
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Error(diff)
 		}
 	})
-	for _, version := range []string{"0.1.0", "0.2.0", "0.3.0", "2.0.0", ""} {
+	for _, version := range []string{"0.1.0", "0.2.0", "2.0.0", ""} {
 		n.run(t, "refused "+version, func(t *testing.T) {
 			p := n.addPod()
 			for _, verb := range []string{"ADD", "DEL"} {
@@ -116,7 +116,7 @@ func TestVersion(t *testing.T) {
 	}
 	t.Run("about", func(t *testing.T) {
 		r := n.call("", "").ok(t)
-		if r.stdout != "" || !strings.HasPrefix(r.stderr, "CNI podmark plugin ") || !strings.Contains(r.stderr, "0.3.1, 0.4.0, 1.0.0, 1.1.0") {
+		if r.stdout != "" || !strings.HasPrefix(r.stderr, "CNI podmark plugin ") || !strings.Contains(r.stderr, "0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0") {
 			t.Errorf("stdout %q, stderr %q", r.stdout, r.stderr)
 		}
 	})
@@ -126,7 +126,7 @@ func TestVerbsOfLaterVersions(t *testing.T) {
 	n := newNode(t, nftables)
 	p := n.addPod()
 	for verb, since := range map[string]string{"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"} {
-		for _, version := range []string{"0.3.1", "0.4.0", "1.0.0"} {
+		for _, version := range versions[:len(versions)-1] {
 			if version < since {
 				n.call(verb, p.conf(conf{"cniVersion": version, "prevResult": p.result(version)}), p.env()...).fails(t, 1, fmt.Sprintf("does not allow %s", verb))
 			}

@@ -15,7 +15,7 @@ import (
 )
 
 func newDoctor(o *options) *cobra.Command {
-	var confDir, binDir string
+	var confDir, binDir, confName string
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Find what is wrong on this node, why it matters and what mends it",
@@ -41,7 +41,7 @@ usage or failure.`,
 			if id := os.Geteuid(); id != 0 {
 				return fmt.Errorf("this is not root, but user %d: doctor reads the kernel's rules and the state folder, which root alone may; run 'sudo podmarkctl doctor'", id)
 			}
-			facts := doctor.Gather(cmd.Context(), doctor.Options{Node: o.node(), ConfDir: confDir, BinDir: binDir})
+			facts := doctor.Gather(cmd.Context(), doctor.Options{Node: o.node(), ConfDir: confDir, BinDir: binDir, ConfName: confName})
 			found := doctor.Examine(facts)
 			err := o.print(cmd.OutOrStdout(), found, func(w io.Writer) error { return doctorTable(w, found) })
 			if err == nil && len(found) > 0 {
@@ -51,6 +51,7 @@ usage or failure.`,
 		},
 	}
 	cmd.Flags().StringVar(&confDir, "cni-conf-dir", doctor.DefaultConfDir, "the runtime's folder of network configurations")
+	cmd.Flags().StringVar(&confName, "cni-conf-name", "", "the file of the conflist that has podmark (default the first by name; behind Multus, that of its default network)")
 	cmd.Flags().StringVar(&binDir, "cni-bin-dir", doctor.DefaultBinDir, "the runtime's folder of plugins")
 	return cmd
 }

@@ -56,10 +56,10 @@ func harms() []harmed {
 			p.exec("", "rm", file(p, "10-net.conflist"))
 		}},
 		{name: "no entry", check: "conflist", words: "has no entry", backends: one, do: func(p *patient) {
-			p.plugins("10-net.conflist", "net", "1.0.0", map[string]any{"type": "ptp"})
+			p.plugins("10-net.conflist", "net", "1.0.0", mainPlugin("ptp"))
 		}},
 		{name: "another conflist comes first", check: "conflist", words: "05-other", also: []string{"settings"}, backends: one, do: func(p *patient) {
-			p.plugins("05-other.conflist", "other", "1.0.0", map[string]any{"type": "bridge"})
+			p.plugins("05-other.conflist", "other", "1.0.0", mainPlugin("bridge"))
 		}},
 		{name: "nothing but an unreadable conflist", check: "conflist", words: "00-broken", backends: one, noMend: true, do: func(p *patient) {
 			p.exec("", "rm", file(p, "10-net.conflist"))
@@ -74,16 +74,22 @@ func harms() []harmed {
 		}},
 		{name: "unreadable conflist first", check: "conflist", words: "00-broken", backends: one, do: func(p *patient) { write(p.t, file(p, "00-broken.conflist"), "{") }},
 		{name: "plugin without a list first", check: "conflist", words: "single plugin", also: []string{"settings"}, backends: one, do: func(p *patient) {
-			write(p.t, file(p, "00-it's.conf"), `{"cniVersion": "1.0.0", "name": "plain", "type": "ptp"}`)
+			write(p.t, file(p, "00-it's.conf"), `{"cniVersion": "1.0.0", "name": "plain", "type": "ptp", "ipam": {"type": "host-local"}}`)
+		}},
+		{name: "Multus has a copy", check: "conflist", words: "copy", backends: one, noMend: true, do: func(p *patient) {
+			write(p.t, file(p, "00-multus.conf"), `{"cniVersion": "1.0.0", "name": "multus", "type": "multus", "delegates": [{"name": "net", "plugins": [{"type": "ptp"}]}]}`)
+		}},
+		{name: "Multus calls another network", check: "conflist", words: "crd", backends: one, also: []string{"settings"}, noMend: true, do: func(p *patient) {
+			write(p.t, file(p, "00-multus.conf"), `{"cniVersion": "1.0.0", "name": "multus", "type": "multus", "clusterNetwork": "crd"}`)
 		}},
 		{name: "podmark first", check: "conflist-order", words: "comes first", backends: one, do: func(p *patient) {
-			p.plugins("10-net.conflist", "net", "1.0.0", p.entry(nil), map[string]any{"type": "ptp"})
+			p.plugins("10-net.conflist", "net", "1.0.0", p.entry(nil), mainPlugin("ptp"))
 		}},
 		{name: "podmark alone", check: "conflist-order", words: "comes first", backends: one, noMend: true, do: func(p *patient) {
 			p.plugins("10-net.conflist", "net", "1.0.0", p.entry(nil))
 		}},
 		{name: "podmark before portmap", check: "conflist-order", words: "portmap", backends: one, do: func(p *patient) {
-			p.plugins("10-net.conflist", "net", "1.0.0", map[string]any{"type": "ptp"}, p.entry(nil), map[string]any{"type": "portmap", "x": "a 'b' \"c\" $(d)"})
+			p.plugins("10-net.conflist", "net", "1.0.0", mainPlugin("ptp"), p.entry(nil), map[string]any{"type": "portmap", "x": "a 'b' \"c\" $(d)"})
 		}},
 		{name: "wrong key", check: "configuration", words: "iptablesMarkMask", pods: 1, backends: one, do: func(p *patient) {
 			p.list("10-net.conflist", "net", map[string]any{"iptablesMarkMask": "0xc000", "policy": 7})
@@ -98,7 +104,7 @@ func harms() []harmed {
 			p.dropIn(map[string]any{"iptablesMarkMask": "0xc000"})
 		}},
 		{name: "old version", check: "configuration", words: "0.2.0", backends: one, do: func(p *patient) {
-			p.plugins("10-net.conflist", "net", "0.2.0", map[string]any{"type": "ptp"}, p.entry(nil))
+			p.plugins("10-net.conflist", "net", "0.2.0", mainPlugin("ptp"), p.entry(nil))
 		}},
 		{name: "another mask", check: "settings", words: "0xff0000", pods: 1, backends: one, do: func(p *patient) {
 			p.list("10-net.conflist", "net", map[string]any{"iptablesMarkMask": "0xff0000"})
@@ -113,7 +119,7 @@ func harms() []harmed {
 		{name: "plugin not executable", check: "plugin", words: "executable", backends: one, do: func(p *patient) { p.exec("", "chmod", "0644", p.bin+"/podmark") }},
 		{name: "bridge not filtered", check: "bridge-netfilter", words: "bridge-nf-call-ip", backends: one, do: func(p *patient) {
 			needs.All(p.t, needs.BridgeNetfilter)
-			p.plugins("10-net.conflist", "net", "1.0.0", map[string]any{"type": "bridge"}, p.entry(nil))
+			p.plugins("10-net.conflist", "net", "1.0.0", mainPlugin("bridge"), p.entry(nil))
 			p.well()
 			p.exec("", "sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=0", "net.bridge.bridge-nf-call-ip6tables=0")
 		}},

@@ -48,14 +48,14 @@ type daemonOptions struct {
 	setSysctls        bool
 	// keepInstalled runs the guard, with install's flags.
 	keepInstalled bool
-	install       installOptions
+	install       *installOptions
 }
 
 // leastInterval leaves the node's lock to others.
 const leastInterval = 100 * time.Millisecond
 
 func newDaemon(common *options) *cobra.Command {
-	o := daemonOptions{options: common, install: installOptions{options: common}}
+	o := daemonOptions{options: common, install: &installOptions{options: common}}
 	cmd := &cobra.Command{
 		Use:   "podmarkd",
 		Short: "Keep a node that podmark runs on current",
@@ -103,7 +103,7 @@ SIGINT, 2 wrong usage or failure.`,
 	flags.BoolVar(&o.setSysctls, "set-sysctls", false, "set net.ipv4.vs.conntrack and net.bridge.bridge-nf-call-iptables and -ip6tables to 1 where they are needed and are not, and net.ipv4.conf.all.accept_source_route to 0; without it podmarkd only warns")
 	flags.StringVar(&o.proxy, "kube-proxy-metrics", "127.0.0.1:10249", "where kube-proxy on this node serves its metrics, and says its mode, which is shown; empty for nowhere")
 	flags.StringVar(&o.listen, "listen", "127.0.0.1:9469", "address for /metrics, /healthz and /readyz; empty for none")
-	flags.BoolVar(&o.keepInstalled, "keep-installed", false, "do what 'podmarkd install' does, and again whenever others undo it; --cni-conf-dir, --cni-bin-dir, --source, --entry, --policy and --drop-in are for it")
+	flags.BoolVar(&o.keepInstalled, "keep-installed", false, "do what 'podmarkd install' does, and again whenever others undo it; --cni-conf-dir, --cni-bin-dir, --cni-conf-name, --source, --entry, --policy and --drop-in are for it")
 	o.install.addFlags(flags)
 	flags.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -258,7 +258,7 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 	changed := make(chan struct{}, 1)
 	k := node.Keeper{
 		Node: n, Interval: o.interval, CollectAfter: o.collect, Log: log, Changed: changed,
-		ConfDir: o.install.confDir, Cache: o.cache, Proxy: o.proxy, SetSysctls: o.setSysctls,
+		ConfDir: func() string { return o.install.configurations(ctx) }, Cache: o.cache, Proxy: o.proxy, SetSysctls: o.setSysctls,
 		Ports:     func() node.PortOptions { return ports.Current().Options() },
 		FelixMask: func() *uint32 { return ports.Current().FelixMask },
 		Looked:    r.looked, ModeIs: r.modeIs, Policies: policies.seen,
@@ -277,7 +277,7 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 	var running sync.WaitGroup
 	if o.keepInstalled {
 		running.Go(func() {
-			if err := guard(ctx, &o.install, log); err != nil {
+			if err := guard(ctx, o.install, log); err != nil {
 				log.Error("podmark is not kept installed", "error", err)
 			}
 		})

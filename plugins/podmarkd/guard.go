@@ -12,6 +12,7 @@ import (
 	"github.com/fsnotify/fsnotify"
 
 	"github.com/podmark/podmark/pkg/conflist"
+	"github.com/podmark/podmark/pkg/runtimes"
 )
 
 const (
@@ -43,8 +44,12 @@ func guard(ctx context.Context, o *installOptions, log *slog.Logger) error {
 	g := guardian{options: o, log: log}
 	for ctx.Err() == nil {
 		// Armed first: what happens while it looks is an event.
-		armed := errors.Join(watch(w, o.confDir), watch(w, o.binDir)) == nil
-		pause := g.look(ctx)
+		place, err := g.locate(ctx)
+		armed := err == nil && errors.Join(watch(w, place.Conf), watch(w, place.Bins[0])) == nil
+		var pause time.Duration
+		if err == nil {
+			pause = g.look(ctx)
+		}
 		next := again
 		if !armed || g.problem != "" {
 			next = retry
@@ -72,6 +77,34 @@ type guardian struct {
 	installed bool
 	problem   string
 	pace      pace
+	// place is what was said of where the runtime looks.
+	place string
+}
+
+// locate finds where to install, and says when that is another place.
+func (g *guardian) locate(ctx context.Context) (runtimes.Place, error) {
+	place, err := g.options.locate(ctx)
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		g.failed(ctx, err)
+	case g.place != place.String():
+		g.place = place.String()
+		g.log.Info("found the folders of the runtime", "configurations", place.Conf, "plugins", place.Bins, "how", place.How)
+	}
+	return place, err
+}
+
+// failed says why nothing can be installed, once.
+func (g *guardian) failed(ctx context.Context, err error) {
+	if err.Error() != g.problem {
+		level := slog.LevelError
+		if errors.Is(err, conflist.ErrNone) {
+			level = slog.LevelInfo
+		}
+		g.log.Log(ctx, level, "podmark cannot be installed yet", "error", err)
+	}
+	g.problem = err.Error()
 }
 
 // look installs what is missing and returns how long to leave the node alone.
@@ -81,14 +114,7 @@ func (g *guardian) look(ctx context.Context) time.Duration {
 	case ctx.Err() != nil:
 		return 0
 	case err != nil:
-		if err.Error() != g.problem {
-			level := slog.LevelError
-			if errors.Is(err, conflist.ErrNone) {
-				level = slog.LevelInfo
-			}
-			g.log.Log(ctx, level, "podmark cannot be installed yet", "error", err)
-		}
-		g.problem = err.Error()
+		g.failed(ctx, err)
 		if errors.Is(err, errChanged) {
 			return g.repaired()
 		}

@@ -73,7 +73,7 @@ func TestGuard(t *testing.T) {
 			p.write(name, list)
 			return err
 		}, name, []string{"ptp", "portmap", "podmark"}},
-		{"another one comes first", func() error { p.write("05-b.conflist", chain("b", "cilium-cni")); return nil }, "05-b.conflist", []string{"cilium-cni", "podmark"}},
+		{"another one comes first", func() error { p.write("05-b.conflist", chain("b", "calico")); return nil }, "05-b.conflist", []string{"calico", "podmark"}},
 	} {
 		if err := tt.do(); err != nil {
 			t.Fatal(err)
@@ -85,7 +85,7 @@ func TestGuard(t *testing.T) {
 		t.Errorf("it ended with %d", code)
 	}
 	// It fails static.
-	p.hasTypes("05-b.conflist", "cilium-cni", "podmark")
+	p.hasTypes("05-b.conflist", "calico", "podmark")
 	p.hasPlugin()
 	if left := p.left(); left != nil {
 		t.Errorf("left behind: %q", left)
@@ -145,9 +145,10 @@ func TestGuardFolders(t *testing.T) {
 	}
 	p.write(name, chain("net", "ptp"))
 	back("folder moved away")
-	if err := os.RemoveAll(p.bin); err != nil {
+	if err := errors.Join(os.RemoveAll(p.bin), os.Mkdir(p.bin, 0o755)); err != nil {
 		t.Fatal(err)
 	}
+	p.plugins("ptp", "host-local")
 	h.eventually("the plugin is back", func() error {
 		_, err := os.Stat(filepath.Join(p.bin, "podmark"))
 		return err

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	cniversion "github.com/containernetworking/cni/pkg/version"
 	"github.com/spf13/cobra"
@@ -25,12 +26,17 @@ import (
 	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/pkg/foreign/fwmark"
 	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/runtimes"
 )
 
 // installOptions are the flags of everything that installs.
 type installOptions struct {
 	*options
+	// confDir and binDir are as given, found the place that was found last.
 	confDir, binDir string
+	endpoint        string
+	found           atomic.Pointer[runtimes.Place]
+	confName        string
 	entryFile       string
 	source          string
 	dropIn          bool
@@ -40,12 +46,14 @@ type installOptions struct {
 }
 
 func (o *installOptions) addFolders(flags *pflag.FlagSet) {
-	flags.StringVar(&o.confDir, "cni-conf-dir", "/etc/cni/net.d", "the runtime's folder of network configurations")
-	flags.StringVar(&o.binDir, "cni-bin-dir", "/opt/cni/bin", "the runtime's folder of plugins")
+	flags.StringVar(&o.confDir, "cni-conf-dir", auto, "the runtime's folder of network configurations; auto is what the runtime says, else what a known distribution has")
+	flags.StringVar(&o.binDir, "cni-bin-dir", auto, "the runtime's folder of plugins; auto as above")
+	flags.StringVar(&o.endpoint, "runtime-endpoint", auto, "socket of the runtime that is asked for its folders; auto is those of containerd, CRI-O, k3s and MicroK8s, empty is none")
 }
 
 func (o *installOptions) addFlags(flags *pflag.FlagSet) {
 	o.addFolders(flags)
+	flags.StringVar(&o.confName, "cni-conf-name", "", "the file of the conflist that gets the entry (default the first by name; behind Multus, that of its default network)")
 	flags.StringVar(&o.entryFile, "entry", "", `file with the entry for the conflist (default the entry that is there, else one of the defaults and --policy)`)
 	flags.StringVar(&o.policy, "policy", "", "where the entry takes policies from: kubernetes, files or none (default what it says; kubernetes for a new one, where podmarkd has an API server)")
 	flags.StringVar(&o.source, "source", "", "folder with the plugin podmark (default that of podmarkd)")
@@ -53,7 +61,8 @@ func (o *installOptions) addFlags(flags *pflag.FlagSet) {
 }
 
 func (o *installOptions) site() site {
-	return site{conf: o.confDir, bin: o.binDir, step: stepHook(), swap: swapHook()}
+	place := o.found.Load()
+	return site{conf: place.Conf, bin: place.Bins[0], others: place.Bins[1:], name: o.confName, step: stepHook(), swap: swapHook()}
 }
 
 // change is something that differs from what is wanted.
@@ -69,6 +78,8 @@ type change struct {
 
 // installed is what 'install -o json' shows.
 type installed struct {
+	// Place is where the runtime looks, and how that is known.
+	Place    string `json:"place"`
 	Binary   string `json:"binary"`
 	Conflist string `json:"conflist"`
 	Network  string `json:"network"`
@@ -87,8 +98,12 @@ func newInstall(common *options) *cobra.Command {
 		Use:   "install",
 		Short: "Install the plugin and its entry in the active conflist",
 		Long: `Install puts the plugin podmark into the runtime's folder, then its entry at the
-end of the conflist that runtimes take: the first by name. Everything else in the
-conflist stays byte for byte. When nothing differs, nothing is written.
+end of the conflist that runtimes take: the first by name. Where that is Multus', it
+is the conflist that Multus calls. Everything else in the conflist stays byte for
+byte. When nothing differs, nothing is written.
+
+Before it writes anything it asks whether pods could start then: the main plugin, the
+plugins in the runtime's folder, the version of CNI, the kernel.
 
 A new entry says where policies come from. In a pod that is the Kubernetes API; elsewhere
 you choose with --policy: with "none" pods are marked and not policed.
@@ -104,7 +119,10 @@ command is ended; run it again to finish.`,
 			}
 			_, err := rest.InClusterConfig()
 			o.hasAPI = err == nil
-			done, err := o.install(cmd.Context(), nil, o.marks, dryRun)
+			if _, err := o.locate(cmd.Context()); err != nil {
+				return err
+			}
+			done, err := o.install(cmd.Context(), nil, o.asks, dryRun)
 			if err != nil {
 				return err
 			}
@@ -122,16 +140,21 @@ command is ended; run it again to finish.`,
 	return cmd
 }
 
-// marks asks who else uses the bits that the entry would give podmark. What the first ADD would refuse is refused; where pods have their IDs already, it
-// is a note. A podmarkd that keeps podmark installed does not ask here: a node without
-// podmark runs its pods unpoliced, and one with it refuses them, and its podmarkd warns.
-func (o *installOptions) marks(ctx context.Context, planned installed) ([]string, error) {
+// asks is what the first ADD asks of the node: whether the kernel can enforce, and who else
+// uses the bits that the entry would give podmark. What an ADD would refuse is refused; where
+// pods have their IDs already, the bits are a note. A podmarkd that keeps podmark installed does
+// not ask here: a node without podmark runs its pods unpoliced, and one with it refuses them,
+// and its podmarkd warns.
+func (o *installOptions) asks(ctx context.Context, planned installed) ([]string, error) {
 	c, err := config.ParseEntry(planned.Entry, planned.Network, cniversion.Current())
 	if err != nil {
 		return nil, err
 	}
 	n := apply.Node{Store: ident.At(c.StateDir), LockTimeout: o.lockTimeout}
 	settings := apply.SettingsOf(c)
+	if err := n.Status(ctx, settings); errors.Is(err, apply.ErrBackend) {
+		return nil, fmt.Errorf("every ADD would fail with code 102: %w", err)
+	}
 	if now, err := n.Configured(); err == nil {
 		if empty, err := n.Store.Empty(); err == nil && !empty {
 			settings.Layout, settings.MarkCollision = now.Layout, config.CollisionWarn
@@ -147,6 +170,7 @@ func (o *installOptions) marks(ctx context.Context, planned installed) ([]string
 
 func (i installed) table(w io.Writer, dryRun bool) error {
 	printChanges(w, i.Changes, dryRun)
+	fmt.Fprintf(w, "the runtime has %s\n", i.Place)
 	for _, n := range i.Notes {
 		fmt.Fprintf(w, "note: %s\n", n)
 	}
@@ -173,7 +197,7 @@ func printChanges(w io.Writer, changes []change, dryRun bool) {
 }
 
 // install brings plugin and entry to what is wanted. The entry is that of --entry,
-// else the one that is there, else known, else the default. Before anything is written,
+// else the one that is there, else known, else the default. It goes where the runtime was located. Before anything is written,
 // judge says what there is to note of the plan, or refuses it; nil for no judge.
 func (o *installOptions) install(ctx context.Context, known []byte, judge func(context.Context, installed) ([]string, error), dryRun bool) (installed, error) {
 	given, err := o.entry()
@@ -186,14 +210,14 @@ func (o *installOptions) install(ctx context.Context, known []byte, judge func(c
 		return installed{}, err
 	}
 	defer unlock()
-	binary, err := o.binary()
+	binary, err := o.binary(s)
 	if err != nil {
 		return installed{}, err
 	}
 	if known == nil {
 		known = o.byDefault()
 	}
-	first := slices.Concat(binary, o.left())
+	first := slices.Concat(binary, s.left())
 	// Another process may write at the same time; its content is the next one's base.
 	for try := range 20 {
 		var f folder
@@ -213,6 +237,7 @@ func (o *installOptions) install(ctx context.Context, known []byte, judge func(c
 		}
 		rest := done.Changes
 		done.Changes = append(append([]change{}, first...), rest...)
+		done.Place = o.found.Load().String()
 		if dryRun {
 			return done, nil
 		}
@@ -231,14 +256,24 @@ func (o *installOptions) install(ctx context.Context, known []byte, judge func(c
 
 // plan says what is to be changed in a folder, in an order that may end anywhere.
 func (f folder) plan(s site, given, known []byte, policy string, dropIn bool) (installed, error) {
-	active, n, skipped, err := f.active(s.conf)
+	active, n, skipped, err := f.active(s)
+	if err != nil {
+		return installed{}, err
+	}
+	warning, err := f.works(s, active)
 	if err != nil {
 		return installed{}, err
 	}
 	done := installed{
 		Binary: filepath.Join(s.bin, pluginFile), Conflist: filepath.Join(s.conf, active.Name), Network: n.Name, Notes: []string{},
 	}
-	if done.Entry, err = f.entry(active, n, given, known); err != nil {
+	if warning != "" {
+		done.Notes = append(done.Notes, warning)
+	}
+	if active.Copied {
+		done.Notes = append(done.Notes, fmt.Sprintf("%q has a copy of %q without podmark, and Multus calls that until it writes the file anew: its daemon does when the conflist changes; restart it otherwise", filepath.Join(s.conf, active.Multus), done.Conflist))
+	}
+	if done.Entry, err = f.entry(active.File, n, given, known); err != nil {
 		return installed{}, err
 	}
 	if policy != "" {
@@ -259,7 +294,7 @@ func (f folder) plan(s site, given, known []byte, policy string, dropIn bool) (i
 	if dropIn {
 		done.DropIn = file
 		wanted, err = conflist.Remove(active.Content, pluginFile)
-	} else if wanted, err = conflist.Insert(active.Content, done.Entry); errors.Is(err, conflist.ErrNoPlugins) {
+	} else if wanted, err = inserted(active.Content, n, done.Entry); errors.Is(err, conflist.ErrNoPlugins) {
 		err = fmt.Errorf("%w: use --drop-in", err)
 	}
 	if err != nil {
@@ -278,23 +313,54 @@ func (f folder) plan(s site, given, known []byte, policy string, dropIn bool) (i
 	case done.DropIn == "" && sub.dropIn != nil:
 		done.Changes = append(done.Changes, change{Verb: "remove", Path: file, Why: "the entry stands in the conflist"})
 	}
-	if c, ok := f.rewrite(s, active, wanted, len(done.Changes) > len(f.left)); ok {
+	if c, ok := f.rewrite(s, active.File, wanted, len(done.Changes) > len(f.left)); ok {
 		done.Changes = append(done.Changes, c)
 	}
 	return done, nil
 }
 
-// active is the conflist that runtimes take, what it says, and what comes before it.
-func (f folder) active(dir string) (conflist.File, conflist.Network, []conflist.Skipped, error) {
-	active, skipped, err := conflist.Active(f.files)
+// inserted is the list with the entry. One that comes first has no main plugin before it,
+// and is put to the end; where it stands otherwise, it stays.
+func inserted(list []byte, n conflist.Network, entry []byte) ([]byte, error) {
+	if n.Types != nil && n.Types[0] == pluginFile {
+		var err error
+		if list, err = conflist.Remove(list, pluginFile); err != nil {
+			return nil, err
+		}
+	}
+	return conflist.Insert(list, entry)
+}
+
+// works asks whether an ADD behind the conflist's main plugin could work, and whether the
+// runtime finds the conflist's plugins where podmark's goes: it is another folder else, or a
+// plugin is missing without which no pod starts.
+func (f folder) works(s site, active conflist.Choice) (warning string, err error) {
+	path := filepath.Join(s.conf, active.Name)
+	if warning, err = conflist.Behind(active.Content); err != nil {
+		return "", fmt.Errorf("%q: %w", path, err)
+	}
+	programs, err := conflist.Programs(active.Content, pluginFile)
+	if err != nil {
+		return "", fmt.Errorf("%q: %w", path, err)
+	}
+	missing := slices.DeleteFunc(programs, func(p string) bool { return f.programs[p] })
+	if len(missing) > 0 {
+		return "", fmt.Errorf("%q calls the plugins %q, which are not in %q: the runtime looks into another folder, which --cni-bin-dir names, or they are not installed yet", path, missing, append([]string{s.bin}, s.others...))
+	}
+	return warning, nil
+}
+
+// active is the conflist that gets the entry, what it says, and what comes before it.
+func (f folder) active(s site) (conflist.Choice, conflist.Network, []conflist.Skipped, error) {
+	active, skipped, err := conflist.Choose(f.files, s.name)
 	if errors.Is(err, conflist.ErrNone) {
-		err = fmt.Errorf("%w; the agent of the main plugin has not written it yet, or --cni-conf-dir is another folder", err)
+		err = fmt.Errorf("%w; the agent of the main plugin has not written it yet, or --cni-conf-dir is another folder; docs/operations.md has those of distributions", err)
 	}
 	if err == nil && f.links[active.Name] {
 		err = fmt.Errorf("%q is a symbolic link, and runtimes do not notice when what it leads to changes: make it a file", active.Name)
 	}
 	if err != nil {
-		return conflist.File{}, conflist.Network{}, nil, errors.Join(fmt.Errorf("looking for the conflist in %q: %w", dir, err), reasons(skipped))
+		return conflist.Choice{}, conflist.Network{}, nil, errors.Join(fmt.Errorf("looking for the conflist in %q: %w", s.conf, err), reasons(skipped))
 	}
 	n, err := conflist.Parse(active.Content)
 	return active, n, skipped, err
@@ -422,8 +488,8 @@ func validate(entry []byte, network, version string) error {
 	if plugin != pluginFile {
 		return fmt.Errorf("it has type %q, want %q", plugin, pluginFile)
 	}
-	if !slices.Contains(cniversion.VersionsStartingFrom("0.3.1").SupportedVersions(), version) {
-		return fmt.Errorf("the conflist has cniVersion %q, and podmark speaks 0.3.1 to %s", version, cniversion.Current())
+	if speaks := config.Versions.SupportedVersions(); !slices.Contains(speaks, version) {
+		return fmt.Errorf("the conflist has cniVersion %q, and podmark speaks %s", version, strings.Join(speaks, ", "))
 	}
 	keys := map[string]any{}
 	if err := json.Unmarshal(entry, &keys); err != nil {
@@ -438,7 +504,7 @@ func validate(entry []byte, network, version string) error {
 }
 
 // binary is the change of the plugin, if there is one.
-func (o *installOptions) binary() ([]change, error) {
+func (o *installOptions) binary(s site) ([]change, error) {
 	from, err := o.plugin()
 	if err != nil {
 		return nil, err
@@ -447,7 +513,7 @@ func (o *installOptions) binary() ([]change, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the plugin: %w; --source names the folder it is in", err)
 	}
-	c := change{Verb: "write", Path: filepath.Join(o.binDir, pluginFile), Why: "the plugin is not there", content: content}
+	c := change{Verb: "write", Path: filepath.Join(s.bin, pluginFile), Why: "the plugin is not there", content: content}
 	info, err := os.Stat(c.Path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return []change{c}, nil
@@ -478,9 +544,9 @@ func (o *installOptions) plugin() (string, error) {
 }
 
 // left are the temporary files of crashes in the folder of plugins.
-func (o *installOptions) left() []change {
+func (s site) left() []change {
 	var out []change
-	paths, _ := filepath.Glob(filepath.Join(o.binDir, temporaryPrefix+"*"+temporarySuffix))
+	paths, _ := filepath.Glob(filepath.Join(s.bin, temporaryPrefix+"*"+temporarySuffix))
 	for _, path := range paths {
 		out = append(out, change{Verb: "remove", Path: path, Why: "left by a crash"})
 	}

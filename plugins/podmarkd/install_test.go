@@ -139,7 +139,7 @@ func TestInstallRefused(t *testing.T) {
 		{"plain configuration", map[string]string{"10-a.conf": `{"name": "net", "type": "bridge"}`, "20-b.conflist": chain("net", "ptp")}, nil, []string{"10-a.conf", "bridge", ".conflist"}},
 		{"only a broken conflist", map[string]string{"10-a.conflist": `{"name": "net"`}, nil, []string{"10-a.conflist", "agent"}},
 		{"no plugins in it", map[string]string{"10-a.conflist": `{"name": "net", "cniVersion": "1.0.0"}`}, nil, []string{"10-a.conflist", "--drop-in"}},
-		{"version of before chains", map[string]string{"10-a.conflist": strings.Replace(chain("net", "ptp"), "0.3.1", "0.2.0", 1)}, nil, []string{"0.2.0", "0.3.1"}},
+		{"version of before chains", map[string]string{"10-a.conflist": strings.Replace(chain("net", "ptp"), "0.3.1", "0.2.0", 1)}, nil, []string{"0.2.0", "0.3.0"}},
 		{"name that leads elsewhere", map[string]string{"10-a.conflist": chain("../net", "ptp")}, []string{"--drop-in"}, []string{"name", "../net"}},
 		{"wrong value in the conflist", map[string]string{"10-a.conflist": chain("net", "ptp", `{"type": "podmark", "backend": "x"}`)}, nil, []string{"backend", `"x"`}},
 		{"no plugin", map[string]string{"10-a.conflist": chain("net", "ptp")}, []string{"--source", "/does/not/exist"}, []string{"/does/not/exist", "--source"}},
@@ -153,6 +153,12 @@ func TestInstallRefused(t *testing.T) {
 			p.fails(tt.words, append([]string{"install"}, tt.args...)...)
 		})
 	}
+	t.Run("nothing to enforce with", func(t *testing.T) {
+		p := newPlace(t)
+		p.env = []string{"PATH=" + t.TempDir()}
+		p.write("10-a.conflist", chain("net", "ptp", `{"type": "podmark", "backend": "iptables"}`))
+		p.fails([]string{"iptables", "102"}, "install")
+	})
 	t.Run("symbolic link", func(t *testing.T) {
 		p := newPlace(t)
 		p.write("list", chain("net", "ptp"))

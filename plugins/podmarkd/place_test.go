@@ -24,7 +24,7 @@ func chain(network string, plugins ...string) string {
 	var entries []string
 	for _, p := range plugins {
 		if !strings.HasPrefix(p, "{") {
-			p = fmt.Sprintf("{\n      \"type\": %q,\n      \"unknown\": {\"b\": 1.0, \"a\": []}\n    }", p)
+			p = fmt.Sprintf("{\n      \"type\": %q,\n      \"ipam\": {\"type\": \"host-local\"},\n      \"unknown\": {\"b\": 1.0, \"a\": []}\n    }", p)
 		}
 		entries = append(entries, p)
 	}
@@ -39,6 +39,8 @@ type place struct {
 	env              []string
 	// policy is what --policy says; empty for nothing.
 	policy string
+	// folders are flags that take the place of those that say where the runtime looks.
+	folders []string
 }
 
 func newPlace(t *testing.T) *place {
@@ -54,7 +56,18 @@ func newPlace(t *testing.T) *place {
 			t.Fatal(err)
 		}
 	}
+	p.plugins("ptp", "bridge", "host-local", "portmap", "bandwidth", "calico")
 	return p
+}
+
+// plugins puts programs of these names into the runtime's folder.
+func (p *place) plugins(names ...string) {
+	p.t.Helper()
+	for _, name := range names {
+		if err := os.WriteFile(filepath.Join(p.bin, name), nil, 0o755); err != nil {
+			p.t.Fatal(err)
+		}
+	}
 }
 
 // outcome is how a run of podmarkd ended.
@@ -64,6 +77,9 @@ type outcome struct {
 }
 
 func (p *place) flags() []string {
+	if p.folders != nil {
+		return append([]string{"--state-dir", p.state}, p.folders...)
+	}
 	return []string{"--state-dir", p.state, "--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin}
 }
 

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/conflist"
+	"github.com/podmark/podmark/pkg/runtimes"
 )
 
 const (
@@ -34,6 +35,10 @@ var errChanged = errors.New("somebody else keeps writing the file")
 // site is where CNI configurations and plugins are on this node.
 type site struct {
 	conf, bin string
+	// others are further folders of plugins, which podmark only looks into.
+	others []string
+	// name is the file of the conflist that was asked for; empty for the one that runtimes take.
+	name string
 	// step is called after each change with its name: tests end the process there.
 	step func(string)
 	// swap exchanges two files; EINVAL or ENOSYS where the file system cannot.
@@ -48,6 +53,8 @@ type folder struct {
 	// links are those of files that are symbolic links.
 	links    map[string]bool
 	networks map[string]network
+	// programs are the plugins that can be called.
+	programs map[string]bool
 	// left are the paths of what crashes left.
 	left []string
 }
@@ -65,9 +72,9 @@ func isTemporary(name string) bool {
 	return strings.HasPrefix(name, temporaryPrefix) && strings.HasSuffix(name, temporarySuffix)
 }
 
-// read reads the folder of configurations. What disappears meanwhile is left out.
+// read reads the folder of configurations, and which plugins there are. What disappears meanwhile is left out.
 func (s site) read() (folder, error) {
-	f := folder{modified: map[string]time.Time{}, links: map[string]bool{}, networks: map[string]network{}}
+	f := folder{modified: map[string]time.Time{}, links: map[string]bool{}, networks: map[string]network{}, programs: s.programs()}
 	entries, err := os.ReadDir(s.conf)
 	if err != nil {
 		return f, fmt.Errorf("reading network configurations: %w", err)
@@ -102,6 +109,18 @@ func (s site) read() (folder, error) {
 		}
 	}
 	return f, nil
+}
+
+// programs are the names of files that can be executed.
+func (s site) programs() map[string]bool {
+	out := map[string]bool{}
+	for _, dir := range append([]string{s.bin}, s.others...) {
+		entries, _ := os.ReadDir(dir) // what is not there is missing
+		for _, e := range entries {
+			out[e.Name()] = out[e.Name()] || runtimes.Executable(filepath.Join(dir, e.Name()))
+		}
+	}
+	return out
 }
 
 func (f *folder) readNetwork(path string, modified time.Time) error {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/test/needs"
 )
 
@@ -54,10 +55,11 @@ func (d *daemon) is(value string) {
 	d.h.t.Helper()
 	d.h.eventually("both parameters are "+value, func() error {
 		s, err := d.status()
-		if err != nil || len(s.Sysctls) != 2 {
+		ours := slices.DeleteFunc(s.Sysctls, func(p node.Sysctl) bool { return p.Name != bridgeFour && p.Name != bridgeSix })
+		if err != nil || len(ours) != 2 {
 			return fmt.Errorf("%+v, %w", s.Sysctls, err)
 		}
-		for _, p := range s.Sysctls {
+		for _, p := range ours {
 			if p.Value != value {
 				return fmt.Errorf("%+v", p)
 			}
@@ -127,8 +129,23 @@ func TestSysctlsAreSet(t *testing.T) {
 	})
 }
 
-// What the node does not need is not touched, nor is a node that podmark has never
-// run on.
+// They are set ahead of the first pod, on a node that podmark has never run on.
+func TestSysctlsBeforeTheFirstPod(t *testing.T) {
+	t.Parallel()
+	needs.All(t, needs.BridgeNetfilter)
+	h := newHost(t, nftables)
+	h.off(bridgeFour, bridgeSix)
+	h.exec("", "sysctl", "-qw", sourceRoute+"=1")
+	d := h.start("--cni-conf-dir", h.bridgeList(), "--set-sysctls")
+	d.is("1")
+	if s := h.sysctl(sourceRoute); s != "0" {
+		t.Errorf("%s is %s", sourceRoute, s)
+	}
+}
+
+const sourceRoute = "net.ipv4.conf.all.accept_source_route"
+
+// What the node does not need is not touched.
 func TestSysctlsThatAreNotNeeded(t *testing.T) {
 	t.Parallel()
 	h, conf := onBridge(t)
@@ -141,10 +158,10 @@ func TestSysctlsThatAreNotNeeded(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := h.start("--cni-conf-dir", conf, "--set-sysctls")
-	if s, err := d.status(); err != nil || len(s.Sysctls) != 0 || h.sysctl(bridgeFour) != "0" {
+	if s, err := d.status(); err != nil || len(s.Sysctls) != 1 || s.Sysctls[0].Name != sourceRoute || h.sysctl(bridgeFour) != "0" {
 		t.Errorf("%+v, %v", s.Sysctls, err)
 	}
-	if _, body := d.get("/metrics"); strings.Contains(body, "podmark_sysctl_ok{") {
+	if _, body := d.get("/metrics"); strings.Contains(body, `podmark_sysctl_ok{name="net.bridge`) {
 		t.Error("there is a metric of what is not needed")
 	}
 }

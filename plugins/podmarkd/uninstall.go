@@ -51,6 +51,9 @@ them gone, rules, state and plugin go too; run the command again then, or let it
 }
 
 func (o *uninstallOptions) run(ctx context.Context, out io.Writer) error {
+	if _, err := o.locate(ctx); err != nil {
+		return err
+	}
 	n, s := o.node(), o.site()
 	if !o.dryRun {
 		// A daemon would put back what is taken out here.
@@ -67,7 +70,7 @@ func (o *uninstallOptions) run(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	binary := filepath.Join(o.binDir, pluginFile)
+	binary := filepath.Join(s.bin, pluginFile)
 	if live > 0 {
 		_, err := fmt.Fprintf(out, `attachments that were made with podmark: %d
 %s and the rules stay for them. Run 'podmarkd uninstall' again when these pods are
@@ -90,7 +93,7 @@ gone; 'podmarkctl list' shows them, 'podmarkctl gc' forgets those that lost thei
 	if live > 0 {
 		return fmt.Errorf("%d pods were started meanwhile, so %q stays: run 'podmarkd uninstall' again", live, binary)
 	}
-	for _, c := range o.left() {
+	for _, c := range s.left() {
 		if err := s.remove(c.Path); err != nil {
 			return err
 		}

@@ -90,7 +90,7 @@ func TestUninstallEverywhere(t *testing.T) {
 	p := at(t, h)
 	kernel := h.kernel()
 	lists := map[string]string{
-		"05-cilium.conflist":         chain("cilium", "cilium-cni"),
+		"05-cilium.conflist":         chain("cilium", "calico"),
 		"10-a.conflist.cilium_bak":   chain("net", "ptp", "portmap"),
 		"20-b.conflist":              chain("b", "bridge"),
 		"30-untouched.conf":          `{"name": "c", "type": "podmark"}`,

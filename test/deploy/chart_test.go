@@ -226,6 +226,12 @@ func TestValues(t *testing.T) {
 		t.Errorf("%+v", pod.ImagePullSecrets)
 	}
 
+	c = container(t, mustRender(t, "{runtimeSocket: /run/k3s/containerd/containerd.sock, cniConfName: 10-a.conflist}"))
+	socket := slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.MountPath == "/run/k3s/containerd" && m.ReadOnly })
+	if !socket || !slices.Contains(c.Args, "--runtime-endpoint=/run/k3s/containerd/containerd.sock") || !slices.Contains(c.Args, "--cni-conf-name=10-a.conflist") {
+		t.Errorf("the socket is mounted: %t, args %q", socket, c.Args)
+	}
+
 	pod = of[*appsv1.DaemonSet](t, mustRender(t, "{uninstall: true, cniConfDir: /etc/c, cniBinDir: /opt/b, nodeSelector: {a: b}, tolerations: [], priorityClassName: p, resources: {limits: {memory: 1Gi}}}"), "DaemonSet podmarkd").Spec.Template.Spec
 	var paths []string
 	for _, v := range pod.Volumes {
@@ -238,6 +244,15 @@ func TestValues(t *testing.T) {
 	}
 	if pod.NodeSelector["a"] != "b" || len(pod.Tolerations) != 0 || pod.PriorityClassName != "p" || pod.Containers[0].Resources.Limits.Memory().String() != "1Gi" {
 		t.Errorf("%+v", pod)
+	}
+	folders := []string{"--cni-conf-dir=/etc/c", "--cni-bin-dir=/opt/b", "--runtime-endpoint="}
+	for _, c := range []corev1.Container{pod.InitContainers[0], pod.Containers[0]} {
+		at := func(name string) string {
+			return c.VolumeMounts[slices.IndexFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == name })].MountPath
+		}
+		if at("cni-conf") != "/etc/c" || at("cni-bin") != "/opt/b" || slices.ContainsFunc(folders, func(f string) bool { return !slices.Contains(c.Args, f) }) {
+			t.Errorf("%s: folders at %s and %s, args %q", c.Name, at("cni-conf"), at("cni-bin"), c.Args)
+		}
 	}
 	// The same container, but for what it runs: first it uninstalls, then nothing installs.
 	first, then := pod.InitContainers[0], pod.Containers[0]

@@ -1,0 +1,134 @@
+package main_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"google.golang.org/grpc"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// criServer is a runtime that says which folders it reads.
+type criServer struct {
+	runtimeapi.UnimplementedRuntimeServiceServer
+	t      *testing.T
+	socket string
+	config atomic.Value
+	server *grpc.Server
+}
+
+func (r *criServer) Status(context.Context, *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
+	return &runtimeapi.StatusResponse{Info: map[string]string{"config": r.config.Load().(string)}}, nil
+}
+
+// newRuntime serves until the test ends.
+func newRuntime(t *testing.T, conf string, bins ...string) *criServer {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "cri") // the path of a socket is short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	r := &criServer{t: t, socket: filepath.Join(dir, "sock")}
+	r.reads(conf, bins...)
+	r.begin()
+	return r
+}
+
+func (r *criServer) reads(conf string, bins ...string) {
+	b, err := json.Marshal(map[string]any{"cni": map[string]any{"confDir": conf, "binDirs": bins}})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.config.Store(string(b))
+}
+
+func (r *criServer) begin() {
+	l, err := net.Listen("unix", r.socket)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.server = grpc.NewServer()
+	runtimeapi.RegisterRuntimeServiceServer(r.server, r)
+	go func() { _ = r.server.Serve(l) }()
+	r.t.Cleanup(r.server.Stop)
+}
+
+// The folders are those that the runtime says. What is given has to be among them.
+func TestInstallAsks(t *testing.T) {
+	const name = "10-a.conflist"
+	for _, tt := range []struct {
+		name  string
+		given func(p *place) []string
+		says  func(p *place) (conf string, bins []string)
+		words []string
+	}{
+		{"nothing given", func(*place) []string { return []string{} }, func(p *place) (string, []string) { return p.conf, []string{p.bin} }, nil},
+		{"several folders of plugins", func(*place) []string { return []string{} }, func(p *place) (string, []string) { return p.conf, []string{p.state, p.bin} }, nil},
+		{"given as it says", func(p *place) []string { return []string{"--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin} }, func(p *place) (string, []string) { return p.conf, []string{p.bin} }, nil},
+		{"configurations elsewhere", func(p *place) []string { return []string{"--cni-conf-dir", p.conf} }, func(p *place) (string, []string) { return "/var/lib/k3s/net.d", []string{p.bin} }, []string{"/var/lib/k3s/net.d", "cniConfDir"}},
+		{"plugins elsewhere", func(p *place) []string { return []string{"--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin} }, func(p *place) (string, []string) { return p.conf, []string{"/var/lib/k3s/bin"} }, []string{"/var/lib/k3s/bin", "cniBinDir"}},
+		{"not a path", func(*place) []string { return []string{"--cni-bin-dir", "bin"} }, func(p *place) (string, []string) { return p.conf, []string{p.bin} }, []string{"--cni-bin-dir", `"bin"`, "absolute"}},
+		{"it does not say", func(*place) []string { return []string{} }, func(*place) (string, []string) { return "", nil }, []string{"--runtime-endpoint", "--cni-conf-dir"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := newPlace(t)
+			p.write(name, chain("net", "ptp", "portmap"))
+			p.folders = tt.given(p)
+			conf, bins := tt.says(p)
+			r := newRuntime(t, conf, bins...)
+			args := []string{"install", "--runtime-endpoint", "unix://" + r.socket}
+			if tt.words != nil {
+				p.fails(tt.words, args...)
+				return
+			}
+			if out := p.run(args...); !strings.Contains(out, p.conf) || !strings.Contains(out, r.socket) {
+				t.Errorf("it does not say where, and how it knows: %s", out)
+			}
+			p.hasTypes(name, "ptp", "portmap", "podmark")
+			p.hasPlugin()
+		})
+	}
+	t.Run("nobody there", func(t *testing.T) {
+		p := newPlace(t)
+		p.write(name, chain("net", "ptp"))
+		p.fails([]string{"/does/not/exist"}, "install", "--runtime-endpoint", "/does/not/exist")
+	})
+}
+
+// podmarkd follows a runtime that reads other folders after a restart, and holds to what it
+// said while it is away.
+func TestGuardAsks(t *testing.T) {
+	t.Parallel()
+	const name = "10-a.conflist"
+	p, other := newPlace(t), newPlace(t)
+	h := newHost(t, nftables)
+	p.state, other.state = h.dir, h.dir
+	p.write(name, chain("net", "ptp"))
+	r := newRuntime(t, p.conf, p.bin)
+	d := h.start("--keep-installed", "--runtime-endpoint", r.socket)
+	h.eventually("installed where the runtime says", func() error { return p.has(name, "ptp", "podmark") })
+	r.server.Stop()
+	p.write(name, chain("net", "bridge"))
+	h.eventually("put back while it is away", func() error { return p.has(name, "bridge", "podmark") })
+	other.write(name, chain("net", "ptp"))
+	r.reads(other.conf, other.bin)
+	r.begin()
+	p.write(name, chain("net", "ptp")) // something to look at
+	h.eventually("installed where it says now", func() error { return other.has(name, "ptp", "podmark") })
+	other.hasPlugin()
+	h.eventually("it says so", func() error {
+		if !strings.Contains(d.log.String(), fmt.Sprintf("configurations=%s", other.conf)) {
+			return errors.New("it does not")
+		}
+		return nil
+	})
+}
