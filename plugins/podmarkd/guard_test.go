@@ -14,6 +14,8 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/fsnotify/fsnotify"
+
+	"github.com/podmark/podmark/test/wait"
 )
 
 // guarded is a place that a running podmarkd keeps installed.
@@ -283,7 +285,8 @@ func TestWriteWar(t *testing.T) {
 	}
 	p.write(name, list)
 	temporary := 0
-	for end := time.After(6 * time.Second); ; {
+	// Five at once, the sixth begins the pauses of 2 and 4 seconds.
+	for !strings.Contains(d.log.String(), "pause=4s") {
 		select {
 		case e := <-w.Events:
 			base := filepath.Base(e.Name)
@@ -295,17 +298,15 @@ func TestWriteWar(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			continue
 		case err := <-w.Errors:
 			t.Fatal(err)
-		case <-end:
+		case <-time.After(wait.Still):
+			t.Fatalf("after %d renames it does not pause:\n%s", temporary, d.log.String())
 		}
-		break
 	}
-	// An exchange renames its temporary file there and back: two each. Five at once,
-	// the sixth begins the pauses of 2 and 4 seconds.
+	// An exchange renames its temporary file there and back: two each.
 	if temporary < 5 || temporary > 2*8 {
-		t.Errorf("%d renames in 6 seconds", temporary)
+		t.Errorf("%d renames before the pause of 4 seconds", temporary)
 	}
 	if said := d.log.String(); !strings.Contains(said, "cni.exclusive=false") || !strings.Contains(said, "pause=2s") {
 		t.Errorf("it does not say what to do:\n%s", said)
