@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/podmark/podmark/test/needs"
 	"github.com/podmark/podmark/test/wait"
 )
 
@@ -167,6 +168,7 @@ func TestUninstallDamaged(t *testing.T) {
 // next one finishes.
 func TestUninstallKilled(t *testing.T) {
 	t.Parallel()
+	needs.All(t, needs.Time)
 	const name = "10-a.conflist"
 	program := faulty(t)
 	for _, args := range [][]string{{"install"}, {"install", "--drop-in"}} {
