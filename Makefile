@@ -1,9 +1,9 @@
 # Each verb is a script below scripts/; the scripts run from any folder.
 .DEFAULT_GOAL := help
-.PHONY: help demo bench scale build release test lab lint verdict mutants mutate view startup chaos conformance fuzz vuln tools clean
+.PHONY: help demo bench scale build release unit test soak-tests exhaustive lab lint verdict mutants mutate view startup chaos conformance fuzz vuln tools clean
 
 help: ## list the verbs
-	@sed -n 's/^\([a-z]*\): ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\): ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: ## play the main job on a real IPVS kernel and print who reaches what
 	@scripts/demo.sh
@@ -13,6 +13,15 @@ build: ## build the programs into bin/
 
 release: ## build for nodes of amd64 and arm64, and podmarkctl for macOS, into folders of bin/
 	@scripts/build.sh linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
+
+unit: ## run what needs no root and no kernel feature, within a minute (PKG=./pkg/desired RUN=regexp)
+	@scripts/unit.sh
+
+soak-tests: ## run 'make test' three times beside four busy loops (TIMES= LOOPS= PKG=./pkg/node/...)
+	@scripts/soak-tests.sh
+
+exhaustive: ## run all of which 'make test' does a share on this machine's kernel (PKG=./plugins/podmark RUN=regexp)
+	@scripts/exhaustive.sh
 
 test: ## run the tests: on this machine's kernel, then a share in the lab
 	@scripts/test.sh

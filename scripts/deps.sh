@@ -54,4 +54,17 @@ fi
 echo "deps: installing ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
+# Tests start what they need themselves, so no service of these packages is started: packages ask
+# this file of the administrator's first. One that is there already is not ours to change.
+policy=/usr/sbin/policy-rc.d
+if [[ ! -e $policy ]]; then
+  trap 'rm -f "$policy"' EXIT
+  printf '#!/bin/sh\nexit 101\n' >"$policy"
+  chmod +x "$policy"
+fi
 apt-get install -y -qq --no-install-recommends "${missing[@]}"
+# Nor with the machine's next start.
+if [[ " ${missing[*]} " == *" containerd "* ]]; then
+  systemctl disable containerd 2>/dev/null || true
+  echo "deps: containerd is installed, and its service disabled: tests run their own"
+fi

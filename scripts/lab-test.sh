@@ -23,11 +23,14 @@ in_lab() { # MODULE PACKAGE ARGUMENTS...
   shift 2
   go -C "$module" test -exec "'$PWD/scripts/lab-exec.sh'" -count=1 -timeout $((LAB_TIMEOUT - 30))s "$@" ${V:+-v} "$package"
 }
+LAB_LOSSES=$(mktemp)
+export LAB_LOSSES
+trap 'rm -f "$LAB_LOSSES"' EXIT
 failed=0
 if [[ -z ${RUN:-} ]]; then # it takes one lab, and leaves a processor idle where it is alone
   said=$(mktemp)
   set -m # so that it can be ended with all that it has started
-  trap 'kill -- -"${conformance:-none}" 2>/dev/null || true; rm -f "$said"' EXIT
+  trap 'kill -- -"${conformance:-none}" 2>/dev/null || true; rm -f "$said" "$LAB_LOSSES"' EXIT
   in_lab test/conformance . -run "^TestServiceIP\$${LAB_SHARE:+/nftables}" >"$said" 2>&1 &
   conformance=$!
 fi
@@ -41,4 +44,5 @@ if [[ -n ${conformance:-} ]]; then
   wait "$conformance" || failed=1
   cat "$said"
 fi
+cat "$LAB_LOSSES"
 exit $failed

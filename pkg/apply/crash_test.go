@@ -15,6 +15,7 @@ import (
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
+	"github.com/podmark/podmark/test/needs"
 )
 
 func layoutOf(mask uint32) mark.Layout {
@@ -289,6 +290,7 @@ func (m *machine) whole() {
 // A call that ends, or fails, anywhere on the way opens nobody. Whatever comes behind it ends
 // as if it had not.
 func TestFaults(t *testing.T) {
+	needs.All(t, needs.Time)
 	for _, v := range verbs {
 		t.Run(v.name, func(t *testing.T) {
 			next := map[string]func(Node) error{"the same": v.call, "uninstall": uninstalls}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/test/needs"
 )
 
 func named(name string) desired.Policies {
@@ -42,6 +43,7 @@ func settled(t *testing.T, name string) (Node, file) {
 // Who reads without the lock gets the policies before a change or those after it, and never
 // takes them for lost.
 func TestReadDuringChanges(t *testing.T) {
+	needs.All(t, needs.Time)
 	n, f := settled(t, "0")
 	const changes = 300
 	var wait sync.WaitGroup

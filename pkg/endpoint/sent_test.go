@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"os"
 	"testing"
-	"time"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/test/netns"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // settled is a container whose interface is up and has said all that the kernel
@@ -29,7 +29,7 @@ func settled(t *testing.T) *container {
 		return errors.Join(linkUp("lo"), linkUp("eth0"), add("eth0", "10.0.0.2/24", 0), add("eth0", "fd00::2/64", unix.IFA_F_NODAD))
 	})
 	// The link-local address is usable when its detection is over.
-	for deadline := time.Now().Add(10 * time.Second); ; {
+	wait.For(t, "there is a link-local address", func() bool {
 		var ready bool
 		c.do(t, func() error {
 			link, err := netlink.LinkByName("eth0")
@@ -42,14 +42,9 @@ func settled(t *testing.T) *container {
 			}
 			return err
 		})
-		if ready {
-			return c
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("no link-local address")
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+		return ready
+	})
+	return c
 }
 
 func linkUp(name string) error {

@@ -13,6 +13,8 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/podmark/podmark/test/wait"
 )
 
 // Pods that the runtime made before podmark was in its conflist get an ID and their
@@ -66,17 +68,20 @@ func TestAdopt(t *testing.T) {
 		if chain.Plugins[1], err = libcni.InjectConf(chain.Plugins[1], map[string]any{"allowedSourcePrefixes": allow}); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "both pods are adopted", func() bool {
+		wait.For(t, "both pods are adopted", func() bool {
 			list := n.ctl("list")
 			return strings.Contains(list, "default/web-first") && strings.Contains(list, "default/web-second") && strings.Count(list, allow[0]) == 2
 		})
 		sent := stop()
-		eventually(t, fmt.Sprintf("all of %d datagrams that are allowed have arrived", sent), func() bool { return n.outside.allowed.count() == sent && sent > 0 })
+		wait.For(t, fmt.Sprintf("all of %d datagrams that are allowed have arrived", sent), func() bool { return n.outside.allowed.count() == sent && sent > 0 })
+		heard := forbidden.answers.Load()
 		if err := allowed.ping(); err != nil {
 			t.Errorf("a connection that is allowed broke: %v", err)
 		}
+		more := allowed.answers.Load() + 20 // the other one has as much time
+		wait.For(t, "what is allowed goes on", func() bool { return allowed.answers.Load() >= more })
 		allowed.close(t)
-		if err := forbidden.ping(); err == nil {
+		if forbidden.answers.Load() != heard {
 			t.Error("a connection that is not allowed goes on")
 		}
 		for _, p := range pods {
@@ -154,7 +159,7 @@ func TestNotAdopted(t *testing.T) {
 	n.configure(nil)
 	kernel, records := n.kernel(), n.ctl("list")
 	k := n.keeper("podmarkd")
-	eventually(t, "podmarkd says why", func() bool {
+	wait.For(t, "podmarkd says why", func() bool {
 		return strings.Contains(k.said(), "net/seen-last/eth0") && strings.Contains(k.said(), "net/of-no-version/eth0")
 	})
 	if diff := cmp.Diff(kernel, n.kernel()); diff != "" {

@@ -7,11 +7,11 @@ import (
 	"net/netip"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/whois"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // While podmarkd is asked who a pod is, which may take long, nothing passes to or from it,
@@ -62,11 +62,8 @@ func TestClosedWhilePodmarkdIsAsked(t *testing.T) {
 			}
 			return n
 		}
-		for nonce, start := rand.Text(), time.Now(); arrivals(nonce) < len(before); time.Sleep(time.Millisecond) {
-			if time.Since(start) > arrival {
-				t.Fatal("flows do not begin before the ADD")
-			}
-		}
+		first := rand.Text()
+		wait.For(t, "flows begin before the ADD", func() bool { return arrivals(first) == len(before) })
 		added := make(chan reply, 1)
 		go func() {
 			if err := n.enter(); err != nil {

@@ -7,8 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"testing"
-	"time"
 )
 
 // configure writes the node's conflist, as it is found by podmarkd.
@@ -99,16 +97,6 @@ func (k *keeper) gone() bool {
 		return true
 	default:
 		return false
-	}
-}
-
-// eventually waits until check holds.
-func eventually(t *testing.T, what string, check func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !check(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within a minute: %s", what)
-		}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/test/rules"
+	"github.com/podmark/podmark/test/wait"
 )
 
 func (n *node) kubeRouter() {
@@ -146,12 +147,12 @@ func TestAutoMoves(t *testing.T) {
 		n.configure(conf{"iptablesMarkMask": first})
 		k := n.keeper("podmarkd")
 		n.kubeRouter()
-		eventually(t, "podmarkd has warned", func() bool { return strings.Contains(k.said(), "user=kube-router") })
+		wait.For(t, "podmarkd has warned", func() bool { return strings.Contains(k.said(), "user=kube-router") })
 		if now := n.mask(t); now != first {
 			t.Errorf("it moved to %#x from %#x, which the network names", now, first)
 		}
 		n.configure(auto)
-		eventually(t, "the node has moved", func() bool { return n.mask(t) != first && n.settledOn(n.mask(t)) })
+		wait.For(t, "the node has moved", func() bool { return n.mask(t) != first && n.settledOn(n.mask(t)) })
 		now := n.mask(t)
 		if now&0x30000 != 0 {
 			t.Errorf("mask %#x", now)
@@ -159,7 +160,7 @@ func TestAutoMoves(t *testing.T) {
 		p.check(auto).ok(t)
 		p.is(t, policed)
 		n.addPod().add(auto).ok(t)
-		eventually(t, "podmarkd is content", func() bool { return strings.Contains(k.said(), "nobody else uses bits") })
+		wait.For(t, "podmarkd is content", func() bool { return strings.Contains(k.said(), "nobody else uses bits") })
 		if n.mask(t) != now || strings.Count(k.said(), "user=kube-router") != 1 {
 			t.Errorf("mask %#x, and was %#x", n.mask(t), now)
 		}

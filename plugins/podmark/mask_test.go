@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/podmark/podmark/pkg/mark"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // use makes the next ADD get this ID, if it is free.
@@ -72,8 +73,8 @@ func TestMask(t *testing.T) {
 			n.run(t, fmt.Sprintf("%d %#x", i, mask), func(t *testing.T) {
 				before := tries.count()
 				n.configure(keys)
-				eventually(t, "the endpoints have moved", func() bool { return n.settledOn(mask) })
-				eventually(t, "something was tried meanwhile", func() bool { return tries.count() > before })
+				wait.For(t, "the endpoints have moved", func() bool { return n.settledOn(mask) })
+				wait.For(t, "something was tried meanwhile", func() bool { return tries.count() > before })
 				got, want := n.marks(t, mask, p, q, plain)
 				for _, w := range want {
 					if !strings.Contains(strings.Join(got, "\n"), w) {
@@ -112,13 +113,13 @@ func TestMaskRefused(t *testing.T) {
 	k := n.keeper("podmarkd")
 	n.configure(conf{"iptablesMarkMask": "0x30000"})
 	status := func() string { return n.ctl("status") }
-	eventually(t, "podmarkd says that it is too narrow", func() bool { return strings.Contains(status(), "holds 2 endpoints, and the node has 3") })
+	wait.For(t, "podmarkd says that it is too narrow", func() bool { return strings.Contains(status(), "holds 2 endpoints, and the node has 3") })
 	pods[0].add(conf{"iptablesMarkMask": "0x30000"}).fails(t, 7, "podmarkd")
 	other := strings.NewReplacer(`"net"`, `"other"`, "0x30000", "0xff0000").Replace(n.conflist())
 	if err := os.WriteFile(filepath.Join(filepath.Dir(n.dir), "net.d", "20-other.conflist"), []byte(other), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "podmarkd says that they differ", func() bool { return strings.Contains(status(), "make them the same") })
+	wait.For(t, "podmarkd says that they differ", func() bool { return strings.Contains(status(), "make them the same") })
 	k.end()
 	if diff := cmp.Diff(kernel, n.kernel()); diff != "" {
 		t.Errorf("the kernel has changed:\n%s", diff)
@@ -159,7 +160,7 @@ func TestMaskKilled(t *testing.T) {
 		next := map[string]func(t *testing.T, i int){
 			"podmarkd": func(t *testing.T, i int) {
 				k := n.keeper("podmarkd")
-				eventually(t, "it arrives", func() bool { return n.settledOn(masks[i%2]) })
+				wait.For(t, "it arrives", func() bool { return n.settledOn(masks[i%2]) })
 				k.end()
 			},
 			"ADD":    func(t *testing.T, i int) { p.add(keys(i)).ok(t) },
@@ -171,7 +172,7 @@ func TestMaskKilled(t *testing.T) {
 			n.configure(keys(i))
 			steps := filepath.Join(t.TempDir(), "steps")
 			k := n.keeper("fault/podmarkd", "PODMARK_STEPS="+steps, fmt.Sprint("PODMARK_KILL_AFTER=", i))
-			eventually(t, "it is killed or arrives", func() bool { return begun(steps, "renumbered") && n.settledOn(masks[i%2]) || k.gone() })
+			wait.For(t, "it is killed or arrives", func() bool { return begun(steps, "renumbered") && n.settledOn(masks[i%2]) || k.gone() })
 			arrived := !k.gone()
 			k.end()
 			if !arrived {

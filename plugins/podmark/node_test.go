@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netns"
@@ -23,6 +22,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/ident"
 	testns "github.com/podmark/podmark/test/netns"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // conf is a network configuration, or some keys of one.
@@ -229,7 +229,7 @@ func (n *node) call(verb string, stdin any, env ...string) reply {
 		}
 		in = string(b)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), wait.Still)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, n.program)
 	cmd.Stdin = strings.NewReader(in)

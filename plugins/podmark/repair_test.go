@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/podmark/podmark/test/wait"
 )
 
 // Killed at any step of a repair, podmarkd leaves nothing that another cannot finish:
@@ -22,11 +24,11 @@ func TestRepairKilled(t *testing.T) {
 		for i := 1; ; i++ {
 			n.wipe()
 			k := n.keeper("fault/podmarkd", fmt.Sprint("PODMARK_KILL_AFTER=", i))
-			eventually(t, "it is killed or has repaired", func() bool { return k.gone() || back() })
+			wait.For(t, "it is killed or has repaired", func() bool { return k.gone() || back() })
 			killed := k.gone()
 			k.end()
 			other := n.keeper("podmarkd")
-			eventually(t, fmt.Sprintf("after step %d another has repaired", i), back)
+			wait.For(t, fmt.Sprintf("after step %d another has repaired", i), back)
 			other.end()
 			p.check().ok(t)
 			p.is(t, policed)
@@ -46,7 +48,7 @@ func TestRepairKilled(t *testing.T) {
 func (n *node) kept() string {
 	n.t.Helper()
 	k := n.keeper("podmarkd")
-	eventually(n.t, "podmarkd has looked", func() bool { _, err := os.Stat(filepath.Join(n.dir, "daemon.json")); return err == nil })
+	wait.For(n.t, "podmarkd has looked", func() bool { _, err := os.Stat(filepath.Join(n.dir, "daemon.json")); return err == nil })
 	k.end()
 	n.ctl("gc")
 	return n.kernel()
@@ -70,7 +72,7 @@ func TestReplacedRule(t *testing.T) {
 			t.Fatal("nothing has changed")
 		}
 		k := n.keeper("podmarkd")
-		eventually(t, "podmarkd has written the rule again", func() bool { return cmp.Equal(want, n.kernel()) })
+		wait.For(t, "podmarkd has written the rule again", func() bool { return cmp.Equal(want, n.kernel()) })
 		k.end()
 		p.check().ok(t)
 		p.is(t, policed)

@@ -15,6 +15,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/test/wait"
 )
 
 // space is a network namespace beside the node's: a pod, or a host outside. It
@@ -191,7 +193,7 @@ type flow struct {
 }
 
 const (
-	arrival = 5 * time.Second       // how long to wait for what should get through
+	arrival = wait.Still            // how long to wait for what should get through
 	silence = 80 * time.Millisecond // how long to wait for what should not
 )
 

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/podmark/podmark/pkg/mark"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // With nftables nothing ever starts a process. With iptables, a pod whose profiles
@@ -81,7 +82,7 @@ func TestOneFamilyLeaves(t *testing.T) {
 			t.Errorf("left in the kernel:\n%s", diff)
 		}
 		k := n.keeper("podmarkd")
-		eventually(t, "podmarkd has looked", func() bool { _, err := os.Stat(filepath.Join(n.dir, "daemon.json")); return err == nil })
+		wait.For(t, "podmarkd has looked", func() bool { _, err := os.Stat(filepath.Join(n.dir, "daemon.json")); return err == nil })
 		k.end()
 		if said := k.said(); strings.Contains(said, "repaired") {
 			t.Errorf("podmarkd has repaired something: %s", said)

@@ -3,7 +3,6 @@ package main_test
 import (
 	"os"
 	"testing"
-	"time"
 )
 
 func TestStatus(t *testing.T) {
@@ -57,12 +56,8 @@ func TestStatus(t *testing.T) {
 		n := newNode(t, nftables)
 		n.addPod().add().ok(t)
 		defer n.holdLock()()
-		start := time.Now()
-		n.status().ok(t)
-		// Its own deadline, with room for a machine that is busy with other things.
-		if took := time.Since(start); took > 3*time.Second {
-			t.Errorf("STATUS took %v", took)
-		}
+		// Its own deadline: for as long as the entry says, nobody waits here.
+		n.status(conf{"lockTimeoutSeconds": 600}).ok(t)
 	})
 }
 

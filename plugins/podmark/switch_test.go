@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -486,10 +487,11 @@ func (s *space) echo(t *testing.T, port int) {
 // line is a connection that lives long, and is used all the while.
 type line struct {
 	net.Conn
-	name string
-	mu   sync.Mutex
-	end  chan struct{}
-	done chan error
+	name    string
+	answers atomic.Int64
+	mu      sync.Mutex
+	end     chan struct{}
+	done    chan error
 }
 
 func (s *space) dial(t *testing.T, address string) *line {
@@ -535,6 +537,7 @@ func (l *line) ping() error {
 		}
 		got += n
 	}
+	l.answers.Add(1)
 	return nil
 }
 

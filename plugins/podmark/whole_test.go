@@ -10,6 +10,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // Without the policies in force nobody comes, and whoever is there is policed as before, whatever
@@ -34,7 +35,7 @@ func TestLostPolicies(t *testing.T) {
 				p.check().fails(t, 103, "policies.json")
 				_ = os.Remove(filepath.Join(n.dir, "daemon.json"))
 				k := n.keeper("podmarkd")
-				eventually(t, "podmarkd has looked", func() bool { _, err := os.Stat(filepath.Join(n.dir, "daemon.json")); return err == nil })
+				wait.For(t, "podmarkd has looked", func() bool { _, err := os.Stat(filepath.Join(n.dir, "daemon.json")); return err == nil })
 				k.end()
 				if _, err := n.try("", filepath.Join(programs, "podmarkctl"), "--state-dir", n.dir, "gc"); err == nil {
 					t.Error("gc succeeds")

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/test/wait"
 )
 
 // podmarkd runs the daemon until the test ends, and returns when it has looked.
@@ -40,11 +42,12 @@ func (p *patient) podmarkd(args ...string) *exec.Cmd {
 
 func (p *patient) eventually(what string, done func() bool) {
 	p.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !done(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			p.t.Fatalf("not within 20 s: %s: %+v", what, p.doctor())
+	wait.Until(p.t, what, func() error {
+		if done() {
+			return nil
 		}
-	}
+		return fmt.Errorf("doctor says %+v", p.doctor())
+	})
 }
 
 // A daemon that has ended is found, and so is what it could not do.

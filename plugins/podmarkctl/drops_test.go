@@ -17,6 +17,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/test/wait"
 )
 
 // dropsPolicy lets the clients send UDP to port 9 of the web pods.
@@ -163,32 +165,13 @@ func (n *node) follow(args ...string) (lines <-chan string, stop func()) {
 
 func (n *node) until(what string, done func() bool) {
 	n.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !done(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			n.t.Fatalf("not within 20 s: %s", what)
-		}
-	}
-}
-
-// next reads a line.
-func next(t *testing.T, lines <-chan string) string {
-	t.Helper()
-	select {
-	case line, more := <-lines:
-		if !more {
-			t.Fatal("it ended")
-		}
-		return line
-	case <-time.After(20 * time.Second):
-		t.Fatal("no line within 20 s")
-	}
-	return ""
+	wait.For(n.t, what, done)
 }
 
 func nextJSON(t *testing.T, lines <-chan string) dropsLine {
 	t.Helper()
 	var l dropsLine
-	text := next(t, lines)
+	text := wait.Next(t, "a line", lines)
 	if err := json.Unmarshal([]byte(text), &l); err != nil {
 		t.Fatalf("%v: %s", err, text)
 	}
@@ -308,7 +291,7 @@ func (n *node) receive(pod int, at string) (arrived func()) {
 	return func() {
 		n.t.Helper()
 		defer c.Close()
-		_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+		_ = c.SetReadDeadline(time.Now().Add(wait.Still))
 		if _, _, err := c.ReadFrom(make([]byte, 100)); err != nil {
 			n.t.Errorf("nothing arrived: %v", err)
 		}
@@ -347,13 +330,13 @@ func TestDropsFollowTwice(t *testing.T) {
 	n := dropsNode(t, nftables)
 	n.ctlIn(dropsPolicy, "apply", "-f", "-").ok(t)
 	lines, stop := n.follow()
-	if header := next(t, lines); !strings.HasPrefix(header, "TIME ") {
+	if header := wait.Next(t, "a line", lines); !strings.HasPrefix(header, "TIME ") {
 		t.Errorf("it begins with %q", header)
 	}
 	n.ctl("drops", "--follow").fails(t, "somebody else listens", "process ", "podmarkctl --state-dir "+n.dir+" drops --follow", "one at a time")
 	n.send(3, "[fd00:10::4]:1234", "[fd00:10::99]:9", 1) // allowed, and nobody's
 	n.send(3, "[fd00:10::4]:1234", "[fd00:10::2]:9", 1)
-	if line := next(t, lines); !strings.HasSuffix(line, " ingress dropped udp default/web-3:1234 -> default/web-1:9 by default/web (1)") {
+	if line := wait.Next(t, "a line", lines); !strings.HasSuffix(line, " ingress dropped udp default/web-3:1234 -> default/web-1:9 by default/web (1)") {
 		t.Errorf("line %q", line)
 	}
 	table := n.ctl("drops").ok(t).stdout

@@ -20,6 +20,7 @@ import (
 	"github.com/podmark/podmark/pkg/apply/csum"
 	"github.com/podmark/podmark/test/contain"
 	"github.com/podmark/podmark/test/needs"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // inPod is a host whose podmarkd runs in the container of conf/kustomize.
@@ -337,7 +338,7 @@ func TestContainedUninstall(t *testing.T) {
 	p.eventually("it is ready", d.ready)
 	d.stop()
 	u := p.start(func(c *contain.Container) {
-		c.Args = []string{c.Args[0], "uninstall", "--wait=" + patience.String()}
+		c.Args = []string{c.Args[0], "uninstall", "--wait=" + wait.Most.String()}
 	})
 	p.eventually("the entry is out", func() error { return p.place.has("10-a.conflist", "ptp") })
 	p.hasPlugin()

@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/podmark/podmark/test/needs"
 )
 
 func TestInstall(t *testing.T) {
@@ -250,6 +252,7 @@ func TestTextFileBusy(t *testing.T) {
 // Killed after any step, install leaves a node on which pods start, and the next
 // install ends as if nothing had been.
 func TestInstallKilled(t *testing.T) {
+	needs.All(t, needs.Time)
 	const name = "10-a.conflist"
 	program := faulty(t)
 	for _, tt := range []struct {

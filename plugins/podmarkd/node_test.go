@@ -20,7 +20,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -31,6 +30,7 @@ import (
 	"github.com/podmark/podmark/test/contain"
 	"github.com/podmark/podmark/test/netns"
 	"github.com/podmark/podmark/test/saved"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // programs is a folder with podmarkd, podmarkctl and podmark, built once.
@@ -327,7 +327,7 @@ func (d *daemon) stop() int {
 // the node's network namespace.
 func (d *daemon) get(path string) (code int, body string) {
 	d.h.t.Helper()
-	conn, err := net.DialTimeout("tcp", d.address, patience)
+	conn, err := net.DialTimeout("tcp", d.address, wait.Still)
 	if err != nil {
 		d.h.t.Fatal(err)
 	}
@@ -390,17 +390,8 @@ func (d *daemon) repairs() (sum int) {
 	return sum
 }
 
-// patience is how long something may take on a busy machine.
-const patience = time.Minute
-
 // eventually waits until check returns nil.
 func (h *host) eventually(what string, check func() error) {
 	h.t.Helper()
-	var err error
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		if err = check(); err == nil {
-			return
-		}
-	}
-	h.t.Fatalf("not within %v: %s: %v", patience, what, err)
+	wait.Until(h.t, what, check)
 }

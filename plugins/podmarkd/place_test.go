@@ -12,11 +12,12 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/fsnotify/fsnotify"
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/podmark/podmark/test/wait"
 )
 
 // chain is a conflist of that network with those plugins, as an agent writes it.
@@ -254,12 +255,13 @@ func faulty(t *testing.T) string {
 func (p *place) stopped(process *os.Process) {
 	p.t.Helper()
 	stat := fmt.Sprintf("/proc/%d/stat", process.Pid)
-	deadline := time.Now().Add(patience)
-	for b, _ := os.ReadFile(stat); !strings.Contains(string(b), ") T "); b, _ = os.ReadFile(stat) {
-		if time.Now().After(deadline) {
-			p.t.Fatalf("it does not stop: %s", b)
+	wait.Until(p.t, "it stops", func() error {
+		b, err := os.ReadFile(stat)
+		if err == nil && !strings.Contains(string(b), ") T ") {
+			err = fmt.Errorf("it is %s", b)
 		}
-	}
+		return err
+	})
 }
 
 // steps are the names of those of a run.

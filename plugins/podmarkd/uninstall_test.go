@@ -12,6 +12,9 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/podmark/podmark/test/needs"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // at is a place on a node.
@@ -72,7 +75,7 @@ func TestUninstall(t *testing.T) {
 		}
 		p.deletePod(h, 1)
 		p.run("install")
-		wait := p.start("uninstall", "--wait", patience.String())
+		wait := p.start("uninstall", "--wait", wait.Most.String())
 		h.eventually("the entry is out again", func() error { return p.has("10-a.conflist", "ptp", "portmap") })
 		p.deletePod(h, 2)
 		if o := wait(); o.code != 0 || !strings.Contains(o.stdout, "podmark is removed") {
@@ -165,6 +168,7 @@ func TestUninstallDamaged(t *testing.T) {
 // next one finishes.
 func TestUninstallKilled(t *testing.T) {
 	t.Parallel()
+	needs.All(t, needs.Time)
 	const name = "10-a.conflist"
 	program := faulty(t)
 	for _, args := range [][]string{{"install"}, {"install", "--drop-in"}} {
@@ -264,7 +268,7 @@ func TestUninstallVanished(t *testing.T) {
 	if out := p.run("uninstall"); !strings.Contains(out, ": 1\n") {
 		t.Errorf("a pod whose namespace is there is taken for gone: %s", out)
 	}
-	wait := p.start("uninstall", "--wait", patience.String())
+	wait := p.start("uninstall", "--wait", wait.Most.String())
 	end()
 	if o := wait(); o.code != 0 || !strings.Contains(o.stdout, "podmark is removed") {
 		t.Errorf("it does not say that it is done: %+v", o)

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -17,6 +16,7 @@ import (
 	"github.com/podmark/podmark/test/frame"
 	"github.com/podmark/podmark/test/lab"
 	"github.com/podmark/podmark/test/mutant"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // policies are in force at the beginning of each attack.
@@ -275,11 +275,7 @@ func (c *cast) waitUp(t *testing.T, a *actor) {
 		return up(a.ns, func() (netlink.Link, error) { return netlink.LinkByName("eth0") }) &&
 			up(c.NS, func() (netlink.Link, error) { return netlink.LinkByIndex(peer) })
 	}
-	for deadline := time.Now().Add(fenceLimit); !both(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("the link of %v is not up after %v", a, fenceLimit)
-		}
-	}
+	wait.For(t, fmt.Sprintf("the link of %v is up", a), both)
 }
 
 // addNode gives the node raw sockets: they get what its netfilter lets in, whoever

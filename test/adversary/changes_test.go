@@ -13,6 +13,7 @@ import (
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/test/frame"
 	"github.com/podmark/podmark/test/lab"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // changes are what somebody does to a pod's link behind podmark's back. The pod stays under
@@ -72,7 +73,7 @@ var filtering = []attack{{name: "frames between ports kept from IP", at: onBridg
 func (s *scene) looks() {
 	s.Helper()
 	err := s.Do(func() error {
-		_, err := apply.Node{Store: ident.At(s.StateDir), LockTimeout: fenceLimit}.Keep(context.Background(), nil)
+		_, err := apply.Node{Store: ident.At(s.StateDir), LockTimeout: wait.Still}.Keep(context.Background(), nil)
 		return err
 	})
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/podmark/podmark/test/frame"
 	"github.com/podmark/podmark/test/lab"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // scene is one attack in one family.
@@ -130,9 +131,6 @@ func (c *cast) port() uint16 {
 	return c.ports
 }
 
-// fenceLimit is for the arrival of what nothing forbids.
-const fenceLimit = 30 * time.Second
-
 // settle sends what was noted, in order, and compares who got it.
 func (s *scene) settle() {
 	s.Helper()
@@ -233,13 +231,13 @@ func (s *scene) fire(got catch) error {
 		if err := s.x.write(frame.Ethernet(s.x.mac, s.x.gateway, frame.UDPPacket(at(s.x), at(s.y), key))); err != nil {
 			return fmt.Errorf("sending the last packet: %w", err)
 		}
-		for deadline := time.Now().Add(fenceLimit); ; {
+		for deadline := time.Now().Add(wait.Still); ; {
 			s.collect(got)
 			if got.has(s.y, key) {
 				break
 			}
 			if time.Now().After(deadline) {
-				return fmt.Errorf("the last packet, which nothing forbids, does not come out in %v", fenceLimit)
+				return fmt.Errorf("the last packet, which nothing forbids, does not come out in %v", wait.Still)
 			}
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/test/lab"
+	"github.com/podmark/podmark/test/wait"
 )
 
 func TestMain(m *testing.M) { os.Exit(lab.Main(m, "podmark", "podmarkd", "podmarkctl")) }
@@ -27,8 +28,8 @@ const (
 	// Every pod listens on port, and may be asked there unless it is closed; on shut none may
 	// but an open one.
 	port, shut = 8080, 8081
-	// wait is how long an answer may take that must not come.
-	wait = 50 * time.Millisecond
+	// silence is how long an answer may take that must not come.
+	silence = 50 * time.Millisecond
 )
 
 // The pods: open has no policy, served is asked on one port only, closed neither asks nor is
@@ -235,21 +236,17 @@ func (n *node) mortal(r *rand.Rand) (ctx context.Context, killed func() bool) {
 func (n *node) end(r *rand.Rand, pod *lab.Pod) {
 	n.attaching.RLock()
 	defer n.attaching.RUnlock()
-	deadline := time.Now().Add(2 * lab.ConditionLimit)
-	for {
+	err := wait.Poll(func() error {
 		ctx, killed := n.mortal(r)
 		n.dels.Add(1)
 		err := pod.DelContext(ctx)
 		if killed() {
 			n.killedDels.Add(1)
 		}
-		if err == nil {
-			break
-		}
-		if time.Now().After(deadline) {
-			n.t.Errorf("%s cannot be deleted: %v", pod.Name, err)
-			break
-		}
+		return err
+	})
+	if err != nil {
+		n.t.Errorf("%s cannot be deleted: %v", pod.Name, err)
 	}
 	n.mu.Lock()
 	delete(n.pods, pod)
@@ -280,7 +277,7 @@ func (n *node) forbidden(what string, from *lab.NS, r lab.Request) {
 	n.whole.RLock()
 	defer n.whole.RUnlock()
 	n.asked.Add(1)
-	r.Limit = wait
+	r.Limit = silence
 	if got := from.Send(r); got.Outcome == lab.OK || got.Outcome == lab.OneWay {
 		n.t.Errorf("%s: %v: %v", what, r.To, got)
 	}
@@ -290,13 +287,9 @@ func (n *node) forbidden(what string, from *lab.NS, r lab.Request) {
 func (n *node) check(pod *lab.Pod) {
 	n.whole.RLock()
 	defer n.whole.RUnlock()
-	var err error
-	for deadline := time.Now().Add(lab.ConditionLimit); time.Now().Before(deadline); {
-		if err = pod.Check(); err == nil {
-			return
-		}
+	if err := wait.Poll(pod.Check); err != nil {
+		n.t.Errorf("%s: CHECK: %v", pod.Name, err)
 	}
-	n.t.Errorf("%s: CHECK: %v", pod.Name, err)
 }
 
 // disturb harms the whole node.
@@ -356,13 +349,9 @@ func (n *node) flush() {
 }
 
 func (n *node) until(what string, f func() error) {
-	var err error
-	for deadline := time.Now().Add(2 * lab.ConditionLimit); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		if err = f(); err == nil {
-			return
-		}
+	if err := wait.Poll(f); err != nil {
+		n.t.Errorf("%s: %v", what, err)
 	}
-	n.t.Errorf("%s: %v", what, err)
 }
 
 // empty says what is left of pods, in the state folder and in the kernel.

@@ -8,9 +8,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/podmark/podmark/test/lab"
+	"github.com/podmark/podmark/test/wait"
 )
 
 const port = 8080
@@ -133,16 +133,6 @@ func TestWithoutPodmarkd(t *testing.T) {
 	})
 }
 
-func waitFor(t *testing.T, what string, check func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(lab.ConditionLimit); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		if check() {
-			return
-		}
-	}
-	t.Fatalf("not in time: %s", what)
-}
-
 // Who of other nodes is in a set that somebody empties, or that goes with all the rules,
 // is let in again.
 func TestSetsAreKept(t *testing.T) {
@@ -161,14 +151,14 @@ func TestSetsAreKept(t *testing.T) {
 			list, prefix, flush = []string{"ipset", "list", "-n"}, "podmark-p4-", []string{"ipset", "flush"}
 		}
 		// Again and again: a round that happens to fill the set mends it without a word.
-		waitFor(t, "podmarkd says that a set had been changed", func() bool {
+		wait.For(t, "podmarkd says that a set had been changed", func() bool {
 			for _, word := range strings.Fields(k.Node.Run(list[0], list[1:]...)) {
 				if strings.HasPrefix(word, prefix) {
 					k.Node.Run(flush[0], append(flush[1:], word)...)
 				}
 			}
 			return strings.Contains(k.Said(), "somebody had changed a set")
-		})
+		}, k.Progress)
 		k.Eventually("it is again", far.NS, to, lab.OK)
 
 		if k.Backend() == lab.NFTables {
@@ -178,7 +168,7 @@ func TestSetsAreKept(t *testing.T) {
 				k.Iptables(f, "-t", "mangle", "-F")
 			}
 		}
-		waitFor(t, "podmarkd repairs", func() bool { return strings.Contains(k.Said(), "msg=repaired") })
+		wait.For(t, "podmarkd repairs", func() bool { return strings.Contains(k.Said(), "msg=repaired") }, k.Progress)
 		k.Eventually("after a flush too", far.NS, to, lab.OK)
 	})
 }
@@ -194,7 +184,7 @@ func TestLostPoliciesComeBack(t *testing.T) {
 		if err := os.Remove(file); err != nil {
 			t.Fatal(err)
 		}
-		waitFor(t, "the file is back", func() bool { _, err := os.Stat(file); return err == nil })
+		wait.For(t, "the file is back", func() bool { _, err := os.Stat(file); return err == nil })
 		late := k.RunPod(lab.Manifest{Name: "late", Labels: app("web")})
 		for _, p := range []*lab.Pod{web, late} {
 			p.Listen(lab.TCP, port)

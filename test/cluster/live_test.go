@@ -140,6 +140,28 @@ func TestLiveConnections(t *testing.T) {
 	})
 }
 
+// A connection that is silent for longer than its socket has room goes on asking, and resumes.
+func TestSilentForLong(t *testing.T) {
+	t.Parallel()
+	k := lab.NewNode(t, lab.Options{Backend: lab.NFTables, Plain: true}).Kubernetes(nil)
+	k.Apply(namespace("default", ""))
+	web := k.RunPod(lab.Manifest{Name: "web", Labels: app("web")})
+	client := k.RunPod(lab.Manifest{Name: "client", Labels: app("client")})
+	client.Sysctl("net/ipv4/tcp_wmem", "4096 4096 4096")
+	listenAll(web.NS)
+	beats := k.Beats(beat)
+	startAll(beats, "client", client.NS, web.NS)
+	beats.Are("at first")
+	k.Apply(policy("web", "web", "policyTypes: [Ingress]"))
+	for range 8 {
+		beats.Are("it is forbidden", "client")
+	}
+	if err := k.API.Delete(lab.APIPolicies, "default", "web"); err != nil {
+		t.Fatal(err)
+	}
+	beats.Are("it is allowed again")
+}
+
 // The numbers of epochs come round: with two bits there are three. Whoever loses its right
 // is stopped each time, and who keeps it never misses an answer.
 func TestEpochComesRound(t *testing.T) {

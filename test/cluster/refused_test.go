@@ -9,6 +9,7 @@ import (
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/test/lab"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // refuse is what an API server answers that has no room for a long request, and refuses
@@ -50,7 +51,7 @@ func TestTooLarge(t *testing.T) {
 		k.Apply(policy("web", "web", "policyTypes: [Ingress], ingress: ["+strings.Join(rules, ", ")+"]"))
 		k.RunPod(lab.Manifest{Namespace: "other", Name: "web", Labels: app("web")})
 		k.Eventually("with a large one", far.NS, toWeb, lab.Blocked)
-		waitFor(t, "the status says why", func() bool {
+		wait.For(t, "the status says why", func() bool {
 			s, err := node.ReadStatus(ident.At(k.StateDir))
 			return err == nil && len(s.Policies.Troubles) == 1 && s.Policies.Troubles[0].Of() == "default/web" && s.Policies.Troubles[0].Reason == "TooLarge"
 		})
@@ -109,11 +110,11 @@ func TestRefused(t *testing.T) {
 			k.Eventually("its policy has changed", far.NS, toSecond, lab.OK)
 			k.Eventually("a client elsewhere, after the restart", far.NS, toWeb, tt.far)
 			if tt.reason != "" {
-				waitFor(t, "the status says why", func() bool {
+				wait.For(t, "the status says why", func() bool {
 					s, err := node.ReadStatus(ident.At(k.StateDir))
 					return err == nil && len(s.Policies.Troubles) == 1 && s.Policies.Troubles[0].Namespace == "default" && s.Policies.Troubles[0].Reason == tt.reason
 				})
-				waitFor(t, "an event is made", func() bool { return k.API.Traffic()[""]["events"].Writes > 0 })
+				wait.For(t, "an event is made", func() bool { return k.API.Traffic()[""]["events"].Writes > 0 })
 			}
 			if !tt.starts {
 				k.Put(lab.Manifest{Name: "late", Labels: app("web"), NodeName: lab.NodeName})

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/test/lab"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // starts is how many pods are started in each way on each backend. PODMARK_STARTS says
@@ -212,11 +213,13 @@ func (s *startup) String() string {
 // does. disturb, if set, is called along with each ADD.
 func (s *startup) start(t *testing.T, k *lab.Kubernetes, network lab.Network, outside *lab.Host, disturb func()) {
 	t.Helper()
-	for deadline := time.Now().Add(3 * time.Minute); !s.attempt(t, k, network, outside, disturb); s.retried++ {
-		if time.Now().After(deadline) {
-			t.Fatal("no ADD succeeds")
+	wait.For(t, "an ADD succeeds", func() bool {
+		ok := s.attempt(t, k, network, outside, disturb)
+		if !ok {
+			s.retried++
 		}
-	}
+		return ok
+	}, k.Progress)
 }
 
 func (s *startup) attempt(t *testing.T, k *lab.Kubernetes, network lab.Network, outside *lab.Host, disturb func()) bool {

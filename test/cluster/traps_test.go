@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/test/lab"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // running is what the API has of a pod that was attached.
@@ -136,7 +137,7 @@ func TestNamespaceIsDeleted(t *testing.T) {
 		if err := k.API.Delete(lab.APIPolicies, "default", "db"); err != nil {
 			t.Fatal(err)
 		}
-		waitFor(t, "podmarkd says that the policy outlives its deletion", func() bool { return strings.Contains(k.Said(), "outlives") })
+		wait.For(t, "podmarkd says that the policy outlives its deletion", func() bool { return strings.Contains(k.Said(), "outlives") })
 		for range 5 {
 			if got := other.Send(lab.Request{Protocol: lab.TCP, To: toDB.To, Limit: 200 * time.Millisecond}); got.Outcome != lab.Blocked {
 				t.Errorf("a policy that went with its namespace: %v", got)
@@ -145,7 +146,7 @@ func TestNamespaceIsDeleted(t *testing.T) {
 		// Also for a podmarkd that was not there when it went.
 		k.Stop()
 		k.Start()
-		waitFor(t, "another podmarkd says so too", func() bool { return strings.Count(k.Said(), "outlives") == 2 })
+		wait.For(t, "another podmarkd says so too", func() bool { return strings.Count(k.Said(), "outlives") == 2 })
 		k.Eventually("after a restart", other.NS, toDB, lab.Blocked)
 	})
 }

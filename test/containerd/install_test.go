@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/podmark/podmark/test/wait"
 )
 
 const (
@@ -63,7 +65,7 @@ func TestInstall(t *testing.T) {
 		t.Errorf("while a pod lives: the plugin: %v, its record: %t", err, q.marked())
 	}
 	ended := make(chan string)
-	cmd := n.podmarkd("uninstall", "--wait", patience.String())
+	cmd := n.podmarkd("uninstall", "--wait", wait.Most.String())
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out
 	start := time.Now()
@@ -72,7 +74,7 @@ func TestInstall(t *testing.T) {
 	}
 	go func() { _ = cmd.Wait(); ended <- out.String() }()
 	q.mustEnd()
-	if said := <-ended; !strings.Contains(said, "podmark is removed from this node") || time.Since(start) > patience/2 {
+	if said := <-ended; !strings.Contains(said, "podmark is removed from this node") || time.Since(start) > wait.Most/2 {
 		t.Errorf("with its last pod gone, uninstall says after %v: %s", time.Since(start), said)
 	}
 	for _, path := range []string{filepath.Join(n.bin, "podmark"), n.state} {

@@ -26,10 +26,8 @@ import (
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/test/needs"
 	"github.com/podmark/podmark/test/netns"
+	"github.com/podmark/podmark/test/wait"
 )
-
-// patience is how long something may take on a busy machine.
-const patience = time.Minute
 
 // root is the work tree; go test runs tests in their package's folder.
 const root = "../.."
@@ -259,17 +257,11 @@ func (n *node) must(args ...string) string {
 
 func (n *node) eventually(what string, check func() error) {
 	n.t.Helper()
-	var err error
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		if err = check(); err == nil {
-			return
-		}
-	}
-	n.t.Fatalf("not within %v: %s: %v", patience, what, err)
+	wait.Until(n.t, what, check)
 }
 
 func limited() (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.Background(), patience)
+	return context.WithTimeout(context.Background(), wait.Still)
 }
 
 // network is whether the runtime has one, and the plugins that it has loaded for it.

@@ -3,6 +3,7 @@ package deploy_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -26,6 +27,7 @@ import (
 	"github.com/podmark/podmark/pkg/node/source"
 	"github.com/podmark/podmark/pkg/whois"
 	"github.com/podmark/podmark/test/fakeapi"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // right is one thing that a role allows, or that a request needs.
@@ -243,7 +245,8 @@ func ask(t *testing.T, streams bool, rights map[right]bool) map[right]bool {
 		last = right{verb: "get", resource: "namespaces", name: "shop"}
 	}
 	deleted := false
-	for deadline := time.Now().Add(10 * time.Second); !g.done(last) && time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	// What was not asked for is what the test is about: the caller says so.
+	_ = wait.Poll(func() error {
 		// What has become of its namespace is asked for when a policy is gone.
 		if !deleted && g.was(right{verb: "watch", resource: "namespaces"}) {
 			deleted = true
@@ -251,7 +254,15 @@ func ask(t *testing.T, streams bool, rights map[right]bool) map[right]bool {
 				t.Fatal(err)
 			}
 		}
-	}
+		if !g.done(last) {
+			return errors.New("it asks")
+		}
+		return nil
+	}, func() any {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return len(g.asked)
+	})
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return maps.Clone(g.asked)

@@ -2,6 +2,7 @@ package deploy_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -13,11 +14,11 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/test/netns"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // boot runs systemd as process 1 of namespaces of its own, with a few targets and the
@@ -111,12 +112,13 @@ func removeGroup(t *testing.T, group string) {
 	})
 	for i := len(groups) - 1; i >= 0; i-- {
 		var err error
-		for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-			if err = unix.Rmdir(groups[i]); err != unix.EBUSY {
-				break
+		busy := wait.Poll(func() error {
+			if err = unix.Rmdir(groups[i]); err == unix.EBUSY {
+				return err
 			}
-		}
-		if err != nil {
+			return nil
+		})
+		if err := errors.Join(busy, err); err != nil {
 			t.Errorf("removing %s: %v", groups[i], err)
 		}
 	}
@@ -141,24 +143,20 @@ func (m machine) must(args ...string) string {
 	return out
 }
 
-const patience = 30 * time.Second
-
 func (m machine) eventually(what string, check func() error) {
 	m.t.Helper()
-	var err error
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		if err = check(); err == nil {
-			return
-		}
+	err := wait.Poll(check)
+	if err == nil {
+		return
 	}
 	status, _ := m.run("systemctl", "status", "--no-pager", "podmarkd")
 	said, _ := m.run("cat", "/run/podmarkd.log")
-	m.t.Fatalf("not within %v: %s: %v\n%s\n%s", patience, what, err, status, said)
+	m.t.Fatalf("%s: %v\n%s\n%s", what, err, status, said)
 }
 
 // get asks podmarkd, from the test's own thread: it is the one in the network namespace.
 func get(path string) (string, error) {
-	conn, err := net.DialTimeout("tcp", "127.0.0.1:9469", patience)
+	conn, err := net.DialTimeout("tcp", "127.0.0.1:9469", wait.Still)
 	if err != nil {
 		return "", err
 	}

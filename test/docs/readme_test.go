@@ -264,7 +264,7 @@ func TestPodmarkctl(t *testing.T) {
 // Each verb of make that the documents name is in the Makefile.
 func TestMakeVerbs(t *testing.T) {
 	makefile := read(t, "Makefile")
-	call := regexp.MustCompile(`^make ([a-z]+)`)
+	call := regexp.MustCompile(`^make ([a-z-]+)`)
 	for _, name := range documents(t) {
 		for _, line := range commands(read(t, name)) {
 			if m := call.FindStringSubmatch(line); m != nil && !strings.Contains(makefile, "\n"+m[1]+":") {

@@ -25,6 +25,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/podmark/podmark/test/fakeapi"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // client-go is the judge: what its client and its informers make of the server.
@@ -168,16 +169,7 @@ func TestSelectors(t *testing.T) {
 // next is the next event of a watch.
 func next(t *testing.T, w watch.Interface) watch.Event {
 	t.Helper()
-	select {
-	case e, ok := <-w.ResultChan():
-		if !ok {
-			t.Fatal("the watch ended")
-		}
-		return e
-	case <-time.After(10 * time.Second):
-		t.Fatal("no event for 10 s")
-	}
-	return watch.Event{}
+	return wait.Next(t, "a watch", w.ResultChan())
 }
 
 func names(e watch.Event) string {
@@ -248,15 +240,7 @@ func TestWatch(t *testing.T) {
 	}
 	// Bookmarks say how far it is, without an event that it sees.
 	apply(pod("unseen", "db"))
-	for deadline := time.Now().Add(10 * time.Second); ; {
-		e := next(t, w)
-		if versionOf(t, e) > last {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("no bookmark is newer than %d", last)
-		}
-	}
+	wait.For(t, fmt.Sprintf("a bookmark is newer than %d", last), func() bool { return versionOf(t, next(t, w)) > last })
 
 	api.Compact()
 	for _, version := range []string{list.GetResourceVersion(), "1000000"} {
@@ -272,7 +256,7 @@ func TestWatch(t *testing.T) {
 		if open {
 			t.Error("a watch without a change had an event")
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(wait.Still):
 		t.Error("a watch of 1 s does not end")
 	}
 }
@@ -294,20 +278,18 @@ func TestInformer(t *testing.T) {
 	go informer.RunWithContext(t.Context())
 	has := func(want ...string) {
 		t.Helper()
-		var got []string
-		for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-			got = informer.GetStore().ListKeys()
-			missing := 0
+		wait.Until(t, "the informer is current", func() error {
+			got, missing := informer.GetStore().ListKeys(), 0
 			for _, name := range want {
 				if _, ok, _ := informer.GetStore().GetByKey("shop/" + name); !ok {
 					missing++
 				}
 			}
 			if missing == 0 && len(got) == len(want) {
-				return
+				return nil
 			}
-		}
-		t.Fatalf("the informer has %q, want %q", got, want)
+			return fmt.Errorf("it has %q, want %q", got, want)
+		})
 	}
 	has("a")
 	if err := api.Apply(pod("b", "db")); err != nil {

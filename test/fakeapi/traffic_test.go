@@ -17,19 +17,8 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/podmark/podmark/test/fakeapi"
+	"github.com/podmark/podmark/test/wait"
 )
-
-// eventually waits until a condition holds.
-func eventually(t *testing.T, what string, f func() error) {
-	t.Helper()
-	var err error
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		if err = f(); err == nil {
-			return
-		}
-	}
-	t.Fatalf("%s: %v", what, err)
-}
 
 // What a client has asked for and was sent is said of it and of nobody else.
 func TestTraffic(t *testing.T) {
@@ -77,7 +66,7 @@ func TestTraffic(t *testing.T) {
 		t.Error(diff)
 	}
 	w.Stop()
-	eventually(t, "the watch is closed", func() error {
+	wait.Until(t, "the watch is closed", func() error {
 		if n := api.Traffic()["other"][pods].Open; n != 0 {
 			return fmt.Errorf("%d are open", n)
 		}
@@ -179,7 +168,7 @@ func TestSlowWatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer response.Body.Close()
-	eventually(t, "changes wait", func() error {
+	wait.Until(t, "changes wait", func() error {
 		waiting := api.Traffic()["slow"]["pods"].Waiting
 		if waiting > 10 {
 			t.Fatalf("%d changes wait", waiting)

@@ -8,11 +8,10 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // Beats are connections that never stop: each asks its server all the time, whether it is
@@ -31,15 +30,11 @@ type Beats struct {
 	list  []*beat
 }
 
-// Limits for beats, generous for a machine that does much else.
+// Limits for beats. Times count in the questions that are asked in them: a machine that does much
+// else asks less, as it answers less.
 const (
 	// mostGap is how long one that goes on may be without an answer.
 	mostGap = 5 * time.Second
-	// stopLimit is how long after a change one that it forbids may go on.
-	stopLimit = time.Minute
-	// resumeLimit is how long one that was silent may take until it is answered again: TCP
-	// waits longer each time before it tries.
-	resumeLimit = time.Minute
 	// stillFor is how many questions are asked while those that are silent stay so.
 	stillFor = 25
 )
@@ -51,43 +46,20 @@ func (n *Node) Beats(every time.Duration) *Beats { return &Beats{t: n.t, every: 
 func (b *Beats) Start(name string, from *NS, r Request) {
 	b.t.Helper()
 	s := from.Stream(r)
-	if err := s.roomToWait(); err != nil {
-		b.t.Fatal(err)
-	}
 	one := &beat{
 		name: name, full: fmt.Sprintf("%s %v %v", name, r.Protocol, familyOf(r.To.Addr())),
-		stream: s, id: rand.Text()[:10], last: time.Now(), stop: make(chan struct{}), heard: map[int]bool{},
+		stream: s, every: b.every, id: rand.Text()[:10], last: time.Now(), stop: make(chan struct{}), more: make(chan struct{}, 1), heard: map[int]bool{},
 	}
 	b.list = append(b.list, one)
 	var running sync.WaitGroup
-	running.Go(func() { one.ask(b.every) })
-	running.Go(func() { one.hear() })
+	running.Go(one.ask)
+	running.Go(one.send)
+	running.Go(one.hear)
 	b.t.Cleanup(func() {
 		close(one.stop)
 		s.Close()
 		running.Wait()
 	})
-}
-
-// roomToWait lets questions wait in the socket of a silent connection for as long as others
-// take: one that blocks its writer would ask nothing more.
-func (s *Stream) roomToWait() error {
-	c, ok := s.conn.(syscall.Conn)
-	if !ok {
-		return fmt.Errorf("enlarging a send buffer: %T has no socket", s.conn)
-	}
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var failed error
-	err = raw.Control(func(fd uintptr) {
-		failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 64<<20)
-	})
-	if err = errors.Join(err, failed); err != nil {
-		return fmt.Errorf("enlarging a send buffer: %w", err)
-	}
-	return nil
 }
 
 // Are waits until those of the given names get no answer any more, and those that were
@@ -170,8 +142,9 @@ func (b *Beats) each(when string, f func(*beat) error) {
 type beat struct {
 	name, full string
 	stream     *Stream
+	every      time.Duration
 	id         string
-	stop       chan struct{}
+	stop, more chan struct{}
 	// silent is what it should be; only the test's goroutine and those it waits for see it.
 	silent bool
 
@@ -180,33 +153,52 @@ type beat struct {
 	// looked at, or were asked while it was silent.
 	sent []time.Time
 	from int
-	// heard has the numbers of the answers from there on, last is when the latest came, gap
-	// the longest time between two.
-	heard   map[int]bool
-	answers int
-	last    time.Time
-	gap     time.Duration
-	failed  error
+	// heard has the numbers of the answers from there on. last is when the latest came, and
+	// unheard how many questions were asked since; gap is the most there were between two.
+	heard        map[int]bool
+	answers      int
+	last         time.Time
+	unheard, gap int
+	failed       error
 }
 
 func (b *beat) nonce(n int) string { return fmt.Sprintf("%s-%d", b.id, n) }
 
-func (b *beat) ask(every time.Duration) {
-	tick := time.NewTicker(every)
+// ask asks, whether there is room for it in the socket or not: a connection that is silent for
+// long has none.
+func (b *beat) ask() {
+	tick := time.NewTicker(b.every)
 	defer tick.Stop()
 	for {
 		b.mu.Lock()
-		n := len(b.sent)
 		b.sent = append(b.sent, time.Now())
+		b.unheard++
 		b.mu.Unlock()
-		if _, err := b.stream.conn.Write([]byte(b.nonce(n) + "\n")); err != nil {
-			b.fail(fmt.Errorf("asking: %w", err))
-			return
+		select {
+		case b.more <- struct{}{}:
+		default:
 		}
 		select {
 		case <-b.stop:
 			return
 		case <-tick.C:
+		}
+	}
+}
+
+// send gives the socket what was asked, as soon as it takes it.
+func (b *beat) send() {
+	for n := 0; ; {
+		for ; n < b.asked(); n++ {
+			if _, err := b.stream.conn.Write([]byte(b.nonce(n) + "\n")); err != nil {
+				b.fail(fmt.Errorf("asking: %w", err))
+				return
+			}
+		}
+		select {
+		case <-b.stop:
+			return
+		case <-b.more:
 		}
 	}
 }
@@ -235,10 +227,10 @@ func (b *beat) note(n int, now time.Time) {
 	defer b.mu.Unlock()
 	b.answers++
 	if n >= b.from {
-		b.gap = max(b.gap, now.Sub(b.last))
+		b.gap = max(b.gap, b.unheard)
 		b.heard[n] = true
 	}
-	b.last = now
+	b.last, b.unheard = now, 0
 }
 
 func (b *beat) fail(err error) {
@@ -246,6 +238,9 @@ func (b *beat) fail(err error) {
 	defer b.mu.Unlock()
 	b.failed = errors.Join(b.failed, err)
 }
+
+// within is how many questions are asked in a time.
+func (b *beat) within(d time.Duration) int { return int(d / b.every) }
 
 // asked is the number of the next question.
 func (b *beat) asked() int {
@@ -261,32 +256,41 @@ func (b *beat) latest() time.Time {
 	return b.last
 }
 
-// wait polls until done says so, and says what did not come in time. It holds the lock
-// for done.
-func (b *beat) wait(limit time.Duration, what string, done func() bool) error {
-	for deadline := time.Now().Add(limit); ; time.Sleep(5 * time.Millisecond) {
+// until waits until missing, which is called with the lock held, returns nil.
+func (b *beat) until(missing func() error) error {
+	var failed error
+	err := wait.Poll(func() error {
 		b.mu.Lock()
-		ok, failed := done(), b.failed
-		b.mu.Unlock()
-		switch {
-		case failed != nil:
-			return fmt.Errorf("live connection %s: %w", b.full, failed)
-		case ok:
+		defer b.mu.Unlock()
+		if failed = b.failed; failed != nil {
 			return nil
-		case time.Now().After(deadline):
-			return fmt.Errorf("live connection %s: not within %v: %s", b.full, limit, what)
 		}
+		return missing()
+	})
+	if err = errors.Join(err, failed); err != nil {
+		return fmt.Errorf("live connection %s: %w", b.full, err)
 	}
+	return nil
 }
 
 // reaches waits until a question was asked.
 func (b *beat) reaches(n int) error {
-	return b.wait(resumeLimit, "the next questions", func() bool { return len(b.sent) > n })
+	return b.until(func() error {
+		if len(b.sent) > n {
+			return nil
+		}
+		return fmt.Errorf("question %d is asked, of %d", len(b.sent), n)
+	})
 }
 
 // fallsSilent waits until no answers come.
 func (b *beat) fallsSilent() error {
-	return b.wait(stopLimit, "it is forbidden, and answered", func() bool { return time.Since(b.last) > SilenceLimit })
+	return b.until(func() error {
+		if b.unheard > b.within(SilenceLimit) {
+			return nil
+		}
+		return errors.New("it is forbidden, and answered")
+	})
 }
 
 // resumes waits for an answer, and begins to count anew.
@@ -294,13 +298,13 @@ func (b *beat) resumes() error {
 	b.mu.Lock()
 	before := b.answers
 	b.mu.Unlock()
-	return b.wait(resumeLimit, "it is allowed again, and not answered", func() bool {
+	return b.until(func() error {
 		if b.answers == before {
-			return false
+			return errors.New("it is allowed again, and not answered")
 		}
 		b.from, b.gap = len(b.sent), 0
 		clear(b.heard)
-		return true
+		return nil
 	})
 }
 
@@ -318,26 +322,29 @@ func (b *beat) stillSilent(since int) error {
 
 // steady makes sure that every question was answered, in time.
 func (b *beat) steady() error {
-	upTo, lost := b.asked(), 0
-	err := b.wait(mostGap, "an answer to every question of one that is allowed", func() bool {
-		lost = 0
+	upTo := b.asked()
+	err := b.until(func() error {
+		lost := 0
 		for i := b.from; i < upTo; i++ {
 			if !b.heard[i] {
 				lost++
 			}
 		}
-		return lost == 0
+		if lost == 0 {
+			return nil
+		}
+		return fmt.Errorf("it is allowed, and %d of its %d questions are not answered, %d in a row at most", lost, upTo-b.from, b.gap)
 	})
+	if err != nil {
+		return err
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if err != nil {
-		return fmt.Errorf("%w: %d of %d are lost, the longest gap is %v", err, lost, upTo-b.from, b.gap)
-	}
 	for ; b.from < upTo; b.from++ {
 		delete(b.heard, b.from)
 	}
-	if b.gap > mostGap {
-		return fmt.Errorf("live connection %s: %v without an answer", b.full, b.gap)
+	if b.gap > b.within(mostGap) {
+		return fmt.Errorf("live connection %s: %d questions were asked without an answer", b.full, b.gap)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/test/lab"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // On a bridge an address is where a MAC address claims to have it. A pod can claim its own
@@ -197,7 +198,7 @@ func TestGroupsOnABridge(t *testing.T) {
 func knowsMember(n *lab.Node, port string, group netip.Addr) bool {
 	poll := time.NewTicker(100 * time.Millisecond)
 	defer poll.Stop()
-	for deadline := time.Now().Add(lab.AnswerLimit); time.Now().Before(deadline); <-poll.C {
+	for deadline := time.Now().Add(wait.Still); time.Now().Before(deadline); <-poll.C {
 		if strings.Contains(n.Run("bridge", "mdb", "show"), fmt.Sprintf("port %s grp %v ", port, group)) {
 			return true
 		}

@@ -18,7 +18,7 @@ import (
 func TestMain(m *testing.M) {
 	contain.Main()
 	bpffs.Main()
-	os.Exit(m.Run())
+	os.Exit(lab.Losses(m.Run()))
 }
 
 // In the container of conf/kustomize, with its one capability, podmarkd reads IPVS and

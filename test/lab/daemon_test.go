@@ -14,6 +14,7 @@ import (
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/test/lab"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // startDaemon runs podmarkd on the node until the test ends.
@@ -38,21 +39,16 @@ func startDaemon(t *testing.T, n *lab.Node, args ...string) {
 	})
 }
 
-// patience is for what only something that hangs does not reach: an emulated processor may
-// be slow, and have much to do.
-const patience = 15 * time.Minute
-
 // becomes waits until podmarkd says that the node is as check wants it.
 func becomes(t *testing.T, n *lab.Node, what string, check func(node.Status) bool) {
 	t.Helper()
-	var s node.Status
-	var err error
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		if s, err = node.ReadStatus(ident.At(n.StateDir)); err == nil && check(s) {
-			return
+	wait.Until(t, what, func() error {
+		s, err := node.ReadStatus(ident.At(n.StateDir))
+		if err == nil && !check(s) {
+			err = fmt.Errorf("it is %+v", s)
 		}
-	}
-	t.Fatalf("%s: not within %v: %+v, %v", what, patience, s, err)
+		return err
+	})
 }
 
 // NodePorts are the ones that IPVS has, wherever they are, as they come and go, so that

@@ -3,6 +3,7 @@ package lab
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/test/fakeapi"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // The resources that a node's policies come from.
@@ -120,11 +122,7 @@ func (k *Kubernetes) serve() {
 func (k *Kubernetes) Start() {
 	k.t.Helper()
 	k.Launch()
-	for deadline := time.Now().Add(startLimit); !k.Listens(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			k.t.Fatalf("podmarkd cannot be asked after %v", startLimit)
-		}
-	}
+	wait.For(k.t, "podmarkd can be asked", k.Listens, k.Progress)
 }
 
 // Listens reports whether podmarkd can be asked.
@@ -136,8 +134,8 @@ func (k *Kubernetes) Listens() bool {
 	return err == nil
 }
 
-// startLimit is for podmarkd, on an emulated processor that does much else.
-const startLimit = 2 * time.Minute
+// Progress is what shows that podmarkd does something.
+func (k *Kubernetes) Progress() any { return len(k.Said()) }
 
 // Launch starts podmarkd, and does not wait for it.
 func (k *Kubernetes) Launch() {
@@ -231,13 +229,17 @@ func (k *Kubernetes) RunPod(m Manifest) *Pod {
 	k.Put(m)
 	spec := PodSpec{Name: m.Name, Namespace: m.Namespace, Network: k.Network}
 	p, err := k.TryAddPod(spec)
-	for deadline := time.Now().Add(startLimit); err != nil && strings.Contains(err.Error(), "podmarkd") && time.Now().Before(deadline); {
+	wait.For(k.t, "podmarkd answers", func() bool {
+		if err == nil || !strings.Contains(err.Error(), "podmarkd") {
+			return true
+		}
 		if err := p.Del(); err != nil {
 			k.t.Fatal(err)
 		}
 		p.Remove()
 		p, err = k.TryAddPod(spec)
-	}
+		return false
+	}, k.Progress)
 	if err != nil {
 		k.t.Fatalf("adding pod %q: %v", m.Name, err)
 	}
@@ -256,11 +258,17 @@ func (k *Kubernetes) Eventually(what string, ns *NS, r Request, want Outcome) {
 	if r.Limit == 0 {
 		r.Limit = 300 * time.Millisecond
 	}
-	var got Result
-	for deadline := time.Now().Add(ConditionLimit); time.Now().Before(deadline); {
-		if got = ns.Send(r); got.Outcome == want {
-			return
+	err := wait.Poll(func() error {
+		got := ns.Send(r)
+		if got.Outcome == want {
+			return nil
 		}
+		if want == OK { // where answers are slow, each question waits longer for one
+			r.Limit = min(r.Limit+r.Limit/4, AnswerLimit)
+		}
+		return fmt.Errorf("%v, want %v", got.Outcome, want)
+	}, k.Progress)
+	if err != nil {
+		k.t.Errorf("%s: %v", what, err)
 	}
-	k.t.Errorf("%s: %v, want %v", what, got, want)
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/test/lab"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // liveFlow is a connection that never stops, under a name.
@@ -30,7 +31,7 @@ func (f liveFlow) use(want lab.Outcome) lab.Result {
 		limit = lab.SilenceLimit
 	}
 	result := f.stream.Ping(limit)
-	for deadline := time.Now().Add(time.Minute); *f.cut && want == lab.OK && result.Outcome != want && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(wait.Still); *f.cut && want == lab.OK && result.Outcome != want && time.Now().Before(deadline); {
 		result = f.stream.Ping(limit)
 	}
 	*f.cut = result.Outcome != lab.OK

@@ -67,6 +67,7 @@ type NS struct {
 type site struct {
 	backend Backend
 	journal *journal
+	node    *NS
 }
 
 // newNS makes a namespace with its loopback up. It is removed when the test ends.

@@ -131,6 +131,7 @@ func NewNode(t testing.TB, o Options) *Node {
 
 		withoutKubeProxy: o.WithoutKubeProxy,
 	}
+	n.site.node = n.NS
 	n.StateDir = filepath.Join(n.Dir, "state")
 	// What podmark leaves in the bpffs would keep the namespace.
 	t.Cleanup(func() {

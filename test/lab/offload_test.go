@@ -5,10 +5,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/podmark/podmark/pkg/apply/conntrack"
 	"github.com/podmark/podmark/test/lab"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // fastpath has another tool carry every live flow past the hooks that comes in by one of
@@ -42,12 +42,14 @@ func carried(n *lab.Node) int {
 // becomeCarried uses flows until flowtables have them all.
 func becomeCarried(t *testing.T, n *lab.Node, when string, flows []liveFlow, total int) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); carried(n) < total; {
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: %d flows are in the flowtable, want %d:\n%s", when, carried(n), total, n.Run("conntrack", "-L"))
+	wait.Until(t, when, func() error {
+		there := carried(n)
+		if there >= total {
+			return nil
 		}
 		pingAll(t, when, flows, nil)
-	}
+		return fmt.Errorf("%d flows are in the flowtable, want %d", there, total)
+	})
 }
 
 // A flow that a flowtable of somebody else's carries past every hook is judged all the
@@ -163,12 +165,13 @@ func TestFlowtableAhead(t *testing.T) {
 	becomeCarried(t, p.Node, "no policy", flows, 1)
 	p.finds("node-ports")
 	applyJSON(t, p.Node, isolate("a", "Egress"))
-	for deadline := time.Now().Add(patience); carried(p.Node) == 0; {
-		if time.Now().After(deadline) {
-			t.Fatal("the flow is not in the flowtable again")
+	wait.For(t, "the flow is in the flowtable again", func() bool {
+		if carried(p.Node) > 0 {
+			return true
 		}
 		flows[0].stream.Ping(lab.SilenceLimit)
-	}
+		return false
+	})
 	if found := p.finds("flowtable", "node-ports"); !strings.Contains(found[0].What, "1 live connections") || !strings.Contains(found[0].What, "inet other fastpath") {
 		t.Errorf("%+v", found[0])
 	}

@@ -65,9 +65,7 @@ func (o Outcome) String() string {
 // slow when many tests run at once.
 const (
 	// AnswerLimit is for an answer that is expected: nothing is lost by waiting.
-	AnswerLimit = 10 * time.Second
-	// ConditionLimit is for what podmarkd brings about, whose rounds may be seconds apart.
-	ConditionLimit = time.Minute
+	AnswerLimit = 30 * time.Second
 	// SilenceLimit is for silence that is expected: each time costs this long.
 	SilenceLimit = 1500 * time.Millisecond
 )

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/test/lab"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // client makes one request after the other, each a flow of its own, and never stops.
@@ -126,11 +127,12 @@ func (c *clients) goOn(t *testing.T, n int) {
 		want[i] = cl.made() + n + 1 // one is under way
 	}
 	for i, cl := range c.all {
-		for deadline := time.Now().Add(2 * time.Minute); cl.made() < want[i]; time.Sleep(20 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatalf("client %q makes no attempts any more", cl.Name)
+		wait.Until(t, "attempts of client "+cl.Name, func() error {
+			if made := cl.made(); made < want[i] {
+				return fmt.Errorf("%d of %d", made, want[i])
 			}
-		}
+			return nil
+		})
 	}
 }
 

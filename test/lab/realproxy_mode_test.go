@@ -2,6 +2,7 @@ package lab_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/test/lab"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // Whether IPVS is used is noticed at once, also while another process holds the node's
@@ -104,19 +106,17 @@ func watchMode(t *testing.T, n *lab.Node) *modeWatch {
 // is not. podmarkd looks by itself once a minute: in half of that it was told.
 func (w *modeWatch) becomes(want bool, why string) {
 	w.t.Helper()
-	for deadline := time.Now().Add(patience); ; time.Sleep(every) {
+	wait.Until(w.t, why, func() error {
 		w.mu.Lock()
 		kernel, said, lag := w.kernel, w.said, w.lag
 		w.mu.Unlock()
-		if kernel == want && said == want {
-			w.t.Logf("%s: podmarkd noticed within %v", why, lag.Round(time.Millisecond))
-			if lag >= 30*time.Second {
-				w.t.Errorf("%s: podmarkd noticed after %v, and nobody told it", why, lag)
-			}
-			return
+		if kernel != want || said != want {
+			return fmt.Errorf("IPVS is used: %v, podmarkd says %v, want %v", kernel, said, want)
 		}
-		if time.Now().After(deadline) {
-			w.t.Fatalf("%s: not within %v; IPVS is used: %v, podmarkd says %v, want %v", why, patience, kernel, said, want)
+		w.t.Logf("%s: podmarkd noticed within %v", why, lag.Round(time.Millisecond))
+		if lag >= 30*time.Second {
+			w.t.Errorf("%s: podmarkd noticed after %v, and nobody told it", why, lag)
 		}
-	}
+		return nil
+	})
 }

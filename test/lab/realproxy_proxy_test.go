@@ -1,7 +1,6 @@
 package lab_test
 
 import (
-	"bytes"
 	"fmt"
 	"net/netip"
 	"os"
@@ -14,6 +13,7 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/test/lab"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // proxy is a kube-proxy that runs.
@@ -22,6 +22,7 @@ type proxy struct {
 	mode    string
 	started time.Time
 	ended   chan struct{} // closed then
+	log     *lab.Output
 }
 
 // kubeProxy is a command of kube-proxy, with the node's iptables.
@@ -55,13 +56,13 @@ conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeou
 // startProxy starts kube-proxy, which ends with the test at the latest.
 func (n *realNode) startProxy(mode string) {
 	n.t.Helper()
-	var log bytes.Buffer
+	log := &lab.Output{}
 	cmd := n.kubeProxy(mode)
-	cmd.Stdout, cmd.Stderr = &log, &log
+	cmd.Stdout, cmd.Stderr = log, log
 	if err := n.Do(cmd.Start); err != nil {
 		n.t.Fatal(err)
 	}
-	p := &proxy{Cmd: cmd, mode: mode, started: time.Now(), ended: make(chan struct{})}
+	p := &proxy{Cmd: cmd, log: log, mode: mode, started: time.Now(), ended: make(chan struct{})}
 	go func() {
 		_ = p.Wait() // it is ended by a signal
 		close(p.ended)
@@ -76,19 +77,20 @@ func (n *realNode) startProxy(mode string) {
 	})
 }
 
-// await polls until something is so, with patience, while kube-proxy runs.
+// await polls until something is so, while kube-proxy runs.
 func (n *realNode) await(what string, is func() bool) {
 	n.t.Helper()
-	for deadline := time.Now().Add(patience); !is(); time.Sleep(proxyPoll) {
+	wait.Until(n.t, what, func() error {
+		if is() {
+			return nil
+		}
 		select {
 		case <-n.proxy.ended:
 			n.t.Fatalf("kube-proxy ended by itself: %v", n.proxy.ProcessState)
-		default:
+		case <-time.After(proxyPoll):
 		}
-		if time.Now().After(deadline) {
-			n.t.Fatalf("%s: not within %v; IPVS has\n%s", what, patience, n.Run("ipvsadm", "-Sn"))
-		}
-	}
+		return fmt.Errorf("IPVS has\n%s", n.Run("ipvsadm", "-Sn"))
+	}, func() any { return len(n.proxy.log.String()) })
 }
 
 // proxyPoll is how often kube-proxy is asked how far it is: its metrics are long, and
@@ -171,8 +173,8 @@ func (n *realNode) stopProxy() {
 	}
 	select {
 	case <-n.proxy.ended:
-	case <-time.After(time.Minute):
-		n.t.Fatal("kube-proxy goes on for a minute after SIGTERM")
+	case <-time.After(wait.Still):
+		n.t.Fatalf("kube-proxy goes on for %v after SIGTERM", wait.Still)
 	}
 }
 

@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
@@ -23,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/test/netns"
+	"github.com/podmark/podmark/test/wait"
 )
 
 const root = "../.."
@@ -51,9 +51,6 @@ func (n node) run(stdin, name string, args ...string) string {
 	return string(out)
 }
 
-// patience is how long something may take on a busy machine.
-const patience = 30 * time.Second
-
 // scrape runs podmarkd on a node with a policed pod, on which a set was replaced, and
 // returns what it exports of podmark's.
 func scrape(t *testing.T) map[string]*dto.MetricFamily {
@@ -80,14 +77,12 @@ func scrape(t *testing.T) map[string]*dto.MetricFamily {
 // until waits until a scrape has these metrics.
 func (n node) until(address, what string, names ...string) map[string]*dto.MetricFamily {
 	n.t.Helper()
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		families := n.get(address)
-		if !slices.ContainsFunc(names, func(name string) bool { return families[name] == nil }) {
-			return families
-		}
-	}
-	n.t.Fatalf("not within %v: %s", patience, what)
-	return nil
+	var families map[string]*dto.MetricFamily
+	wait.For(n.t, what, func() bool {
+		families = n.get(address)
+		return !slices.ContainsFunc(names, func(name string) bool { return families[name] == nil })
+	})
+	return families
 }
 
 // addPod adds a pod with a veth, in a network namespace that lives until the test ends, and
@@ -169,19 +164,18 @@ func (n node) startDaemon() (address string) {
 		}
 		log.Close()
 	})
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		if m := regexp.MustCompile(`address=(\S+)`).FindStringSubmatch(said()); m != nil {
-			return m[1]
-		}
-	}
-	n.t.Fatalf("podmarkd does not serve:\n%s", said())
-	return ""
+	var serves []string
+	wait.For(n.t, "podmarkd serves", func() bool {
+		serves = regexp.MustCompile(`address=(\S+)`).FindStringSubmatch(said())
+		return serves != nil
+	})
+	return serves[1]
 }
 
 // get reads /metrics on the test's own thread, which is in the node's namespace.
 func (n node) get(address string) map[string]*dto.MetricFamily {
 	n.t.Helper()
-	conn, err := net.DialTimeout("tcp", address, patience)
+	conn, err := net.DialTimeout("tcp", address, wait.Still)
 	if err != nil {
 		n.t.Fatal(err)
 	}

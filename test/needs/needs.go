@@ -2,7 +2,8 @@
 //
 // A test names its needs first. Where one is missing, the test is skipped with
 // the reason on a developer's machine and fails where everything is supposed to
-// be there: in continuous integration (CI=true) and in the lab (PODMARK_LAB=1).
+// be there: in continuous integration (CI=true) and in the lab (PODMARK_LAB=1). Whatever
+// names a need is no unit test, and 'make unit' (PODMARK_UNIT=1) leaves it out.
 //
 //	func TestRender(t *testing.T) {
 //		needs.All(t, needs.Netns, needs.Command("nft", "list", "ruleset"))
@@ -32,6 +33,9 @@ type Feature func() error
 // feature is there.
 func All(t testing.TB, features ...Feature) {
 	t.Helper()
+	if Unit() {
+		t.Skip("it needs root or a kernel feature, and only unit tests are run")
+	}
 	var missing []error
 	for _, feature := range features {
 		if err := feature(); err != nil {
@@ -46,6 +50,16 @@ func All(t testing.TB, features ...Feature) {
 		t.Skipf("this machine lacks:\n%v", err)
 	}
 }
+
+// Unit reports whether only tests without needs are run.
+func Unit() bool { return os.Getenv("PODMARK_UNIT") == "1" }
+
+// Whole reports whether a test does all of what is exhaustive: 'make test' does a share, which
+// leaves out no kind, and 'make exhaustive' (PODMARK_WHOLE=1) all.
+func Whole() bool { return os.Getenv("PODMARK_WHOLE") == "1" }
+
+// Time is what a test needs that takes half a minute. It is there, but 'make unit' has none.
+func Time() error { return nil }
 
 // Root is the right to change the network.
 func Root() error {

@@ -3,14 +3,13 @@ package saved
 
 import (
 	"bytes"
+	"fmt"
 	"os/exec"
 	"strings"
 	"testing"
-	"time"
-)
 
-// patience is how long sets may come and go.
-const patience = time.Minute
+	"github.com/podmark/podmark/test/wait"
+)
 
 // Rules is what tables mangle and security hold, as a variant's command, "iptables-nft" or
 // "ip6tables-legacy", saves it in the calling thread's network namespace. The program reads
@@ -23,16 +22,21 @@ func Rules(t testing.TB, command string) string {
 
 func table(t testing.TB, command, name string) string {
 	t.Helper()
-	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+	var saved string
+	wait.Until(t, command, func() error {
 		cmd := exec.Command(command+"-save", "-t", name)
 		var stdout, stderr bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &stdout, &stderr
 		err := cmd.Run()
-		if err == nil {
-			return stdout.String()
-		}
-		if !strings.Contains(stderr.String(), "doesn't exist") || time.Now().After(deadline) {
+		switch {
+		case err == nil:
+			saved = stdout.String()
+		case strings.Contains(stderr.String(), "doesn't exist"):
+			return fmt.Errorf("%w: %s", err, stderr.String())
+		default:
 			t.Fatalf("%s-save: %v: %s", command, err, stderr.String())
 		}
-	}
+		return nil
+	})
+	return saved
 }

@@ -3,15 +3,16 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http/httptest"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/podmark/podmark/test/scale/cluster"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // What the server has is the cluster, also after events, and each client is told of
@@ -60,11 +61,12 @@ func TestAPI(t *testing.T) {
 	go func() { ended <- a.goOn(ctx) }()
 	ask(ratePath+"?5000", nil)
 	var s apiState
-	for deadline := time.Now().Add(30 * time.Second); s.Events < 2000; time.Sleep(time.Millisecond) {
-		if ask(statePath, &s); time.Now().After(deadline) {
-			t.Fatalf("%d events after 30 s", s.Events)
+	wait.Until(t, "events come", func() error {
+		if ask(statePath, &s); s.Events < 2000 {
+			return fmt.Errorf("there were %d", s.Events)
 		}
-	}
+		return nil
+	})
 	stop()
 	if err := <-ended; err != nil {
 		t.Fatal(err)

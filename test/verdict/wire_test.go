@@ -17,6 +17,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/test/netns"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // wire is a link of the node with a socket at its far end.
@@ -312,7 +313,7 @@ func (b *bench) inject(list []injection) [][]string {
 	}}
 	write(&fence)
 	out := make([][]string, len(list)+1)
-	for deadline := time.Now().Add(time.Minute); out[len(list)] == nil; {
+	for deadline := time.Now().Add(wait.Still); out[len(list)] == nil; {
 		if time.Now().After(deadline) {
 			b.t.Fatal("the last packet, which nothing forbids, does not come out")
 		}

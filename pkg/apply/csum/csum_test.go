@@ -24,6 +24,7 @@ import (
 	"github.com/podmark/podmark/test/frame"
 	"github.com/podmark/podmark/test/needs"
 	"github.com/podmark/podmark/test/netns"
+	"github.com/podmark/podmark/test/wait"
 )
 
 func TestMain(m *testing.M) {
@@ -108,19 +109,14 @@ func newRouter(t *testing.T) *router {
 	}
 	r.in, r.out = r.socket(ends["pod"], unix.PACKET_VNET_HDR), r.socket(ends["outside"], unix.PACKET_IGNORE_OUTGOING)
 	// The kernel drops what comes before a link works, and says nothing.
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	wait.For(t, "the links are up", func() bool {
 		up := true
 		for name := range ends {
 			l, err := netlink.LinkByName(name)
 			up = up && err == nil && l.Attrs().OperState == netlink.OperUp
 		}
-		if up {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the links are not up")
-		}
-	}
+		return up
+	})
 	return r
 }
 
@@ -185,7 +181,7 @@ func (r *router) send(p packet) (got [][]byte) {
 	write(p, key)
 	write(packet{bytes: udp(src4, dst4).bytes}, fence)
 	buf := make([]byte, 1<<16)
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(wait.Still); time.Now().Before(deadline); {
 		n, err := unix.Read(r.out, buf)
 		if err != nil {
 			if _, err := unix.Poll([]unix.PollFd{{Fd: int32(r.out), Events: unix.POLLIN}}, 1000); err != nil && err != unix.EINTR {
@@ -590,7 +586,7 @@ func TestSockets(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer got.Close()
-			_ = got.SetDeadline(time.Now().Add(10 * time.Second))
+			_ = got.SetDeadline(time.Now().Add(wait.Still))
 			if all, err := io.ReadAll(got); err != nil || !bytes.Equal(all, data) {
 				t.Errorf("%d bytes of %d came, %v", len(all), len(data), err)
 			}
@@ -598,7 +594,7 @@ func TestSockets(t *testing.T) {
 				if _, err := datagram.Write(data[:n]); err != nil {
 					t.Fatal(err)
 				}
-				_ = datagrams.SetDeadline(time.Now().Add(10 * time.Second))
+				_ = datagrams.SetDeadline(time.Now().Add(wait.Still))
 				buf := make([]byte, 1<<16)
 				if m, _, err := datagrams.ReadFrom(buf); err != nil || !bytes.Equal(buf[:m], data[:n]) {
 					t.Errorf("a datagram of %d bytes came as %d, %v", n, m, err)

@@ -15,6 +15,7 @@ import (
 	"github.com/podmark/podmark/pkg/apply/missing"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/test/needs"
 )
 
 var update = flag.Bool("update", false, "write the golden anew")
@@ -34,6 +35,7 @@ func denies(name string, rules ...desired.Rule) desired.Policy {
 // A change that fails at any of its steps, before or after what the step does, leaves nobody
 // unjudged. A Sync then ends as if it had not, with nothing left behind.
 func TestFaults(t *testing.T) {
+	needs.All(t, needs.Time)
 	list := records(35) // more than one set of host veths
 	deny := []desired.Policy{denies("deny")}
 	blocks := desired.Rule{Blocks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")}}

@@ -17,6 +17,7 @@ import (
 	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/test/netns"
 	"github.com/podmark/podmark/test/saved"
+	"github.com/podmark/podmark/test/wait"
 )
 
 var variants = []Variant{NFT, Legacy}
@@ -218,9 +219,7 @@ func TestEveryChainCounts(t *testing.T) {
 				t.Fatal(err)
 			}
 			var err error
-			for deadline := time.Now().Add(10 * time.Second); err == nil && time.Now().Before(deadline); { // the kernel frees rules later
-				err = b.Check(ctx, s)
-			}
+			wait.For(t, "the rules are missed", func() bool { err = b.Check(ctx, s); return err != nil }) // the kernel frees them later
 			if missing.KindOf(err) != missing.Chain {
 				t.Errorf("IPv%s: without the rules of %s: %v", f.digit, c.name, err)
 			}

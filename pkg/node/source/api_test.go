@@ -13,6 +13,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/node/source"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // service is a Service with node ports, each "TCP", 30080.
@@ -93,7 +94,7 @@ func TestAPI(t *testing.T) {
 			mask = 1
 			want.Ranges = want.Ranges[1:]
 			w.becomes(t, want)
-			eventually(t, "a wrong FelixConfiguration is logged", func() bool { return w.log.with("kubeNodePortRanges[0]") == 1 })
+			wait.For(t, "a wrong FelixConfiguration is logged", func() bool { return w.log.with("kubeNodePortRanges[0]") == 1 })
 
 			a.put(felixes, "default", nil)
 			want.FelixMask = nil
@@ -107,7 +108,7 @@ func TestSelectors(t *testing.T) {
 	a, config := serve(t, func(a *api) { a.streams = true })
 	w := start(t, &source.Watcher{API: config, NodeName: "a", Retry: time.Hour})
 	w.becomes(t, source.Facts{Services: source.Services{Listed: true}})
-	eventually(t, "everything is asked for", func() bool { return a.asked(services) > 0 && a.asked(pods) > 0 && a.asked(felixes) > 1 })
+	wait.For(t, "everything is asked for", func() bool { return a.asked(services) > 0 && a.asked(pods) > 0 && a.asked(felixes) > 1 })
 	for path, selectors := range map[string][]url.Values{
 		services: {{"fieldSelector": {"spec.type!=ClusterIP,spec.type!=ExternalName"}}},
 		pods:     {{"labelSelector": {"component=kube-apiserver"}}},
@@ -134,7 +135,7 @@ func TestUnseen(t *testing.T) {
 	w := start(t, &source.Watcher{API: config, ConfigFile: name, Retry: 10 * time.Millisecond})
 	want := source.Facts{Ranges: []source.Stated{stated(source.File, name, 1, 1)}}
 	for _, path := range []string{felixes, services, pods} {
-		eventually(t, path+" is asked for again and again", func() bool { return a.asked(path) > 8 })
+		wait.For(t, path+" is asked for again and again", func() bool { return a.asked(path) > 8 })
 	}
 	w.becomes(t, want)
 	for _, what := range []string{"FelixConfiguration default", "Services", "kube-apiserver pod"} {
@@ -159,7 +160,7 @@ func TestUnseen(t *testing.T) {
 	want.Ranges = slices.Delete(want.Ranges, 1, 2)
 	want.Services = source.Services{}
 	w.becomes(t, want)
-	eventually(t, "it is logged again", func() bool { return w.log.with("source=Services error=cannot be seen") == 2 })
+	wait.For(t, "it is logged again", func() bool { return w.log.with("source=Services error=cannot be seen") == 2 })
 }
 
 // A fault passes, so what was known goes on to count.
@@ -171,7 +172,7 @@ func TestFault(t *testing.T) {
 	w.becomes(t, want)
 	before := a.asked(services)
 	a.refuse(services, http.StatusInternalServerError)
-	eventually(t, "it is asked for again", func() bool { return a.asked(services) > before+1 })
+	wait.For(t, "it is asked for again", func() bool { return a.asked(services) > before+1 })
 	w.becomes(t, want)
 	a.put(services, "more", service("TCP", 30081))
 	a.refuse(services, 0)
@@ -185,7 +186,7 @@ func TestUnreachable(t *testing.T) {
 	write(t, filepath.Join(dir, "a"), kubeadm)
 	w := start(t, &source.Watcher{API: &rest.Config{Host: "http://127.0.0.1:1"}, ManifestDirs: []string{dir}})
 	w.becomes(t, source.Facts{Ranges: []source.Stated{stated(source.Manifest, filepath.Join(dir, "a")+" (by default)", 30000, 32767)}})
-	eventually(t, "it is logged", func() bool { return w.log.with("source=Services error=") == 1 })
+	wait.For(t, "it is logged", func() bool { return w.log.with("source=Services error=") == 1 })
 }
 
 func TestWrongAPIConfig(t *testing.T) {

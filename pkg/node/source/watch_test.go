@@ -17,11 +17,8 @@ import (
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/node/source"
+	"github.com/podmark/podmark/test/wait"
 )
-
-// patience is how long something that must happen may take; it is never waited for
-// to its end where it does.
-const patience = 20 * time.Second
 
 // records is a log that can be waited on.
 type records struct {
@@ -86,7 +83,7 @@ func start(t *testing.T, w *source.Watcher) *running {
 		select {
 		case err := <-ended:
 			return err
-		case <-time.After(patience):
+		case <-time.After(wait.Still):
 			return fmt.Errorf("the watcher did not end")
 		}
 	})
@@ -104,7 +101,6 @@ func start(t *testing.T, w *source.Watcher) *running {
 // becomes waits for Current to be as wanted, and wakes only when told of a change.
 func (r *running) becomes(t *testing.T, want source.Facts) {
 	t.Helper()
-	deadline := time.After(patience)
 	for {
 		diff := cmp.Diff(want, r.Current())
 		if diff == "" {
@@ -112,18 +108,8 @@ func (r *running) becomes(t *testing.T, want source.Facts) {
 		}
 		select {
 		case <-r.changed:
-		case <-deadline:
+		case <-time.After(wait.Still):
 			t.Fatalf("(-want +got):\n%s", diff)
-		}
-	}
-}
-
-// eventually waits for something that nobody tells of.
-func eventually(t *testing.T, what string, holds func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !holds(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("never: %s", what)
 		}
 	}
 }
@@ -167,7 +153,7 @@ func TestConfigFile(t *testing.T) {
 	w.becomes(t, want)
 
 	replace(t, name, "nodePortRanges: [70000]\n")
-	eventually(t, "a wrong file is logged", func() bool { return w.log.with("nodePortRanges[0]") == 1 })
+	wait.For(t, "a wrong file is logged", func() bool { return w.log.with("nodePortRanges[0]") == 1 })
 	w.becomes(t, want)
 
 	replace(t, name, "nodePortRanges: []\n")
@@ -245,7 +231,7 @@ func TestManifests(t *testing.T) {
 
 	// The kubelet, too, goes on with what it had.
 	replace(t, name, withFlag("5-4"))
-	eventually(t, "a wrong manifest is logged", func() bool { return w.log.with(name) == 1 })
+	wait.For(t, "a wrong manifest is logged", func() bool { return w.log.with(name) == 1 })
 	w.becomes(t, says(name, 20000, 22767))
 
 	// It ignores hidden files, and it reads the others whatever their name is.
