@@ -37,6 +37,8 @@ type Keeper struct {
 	// Policies, if set, is told at each look where each network takes its policies from,
 	// and says what is wrong with that.
 	Policies func(networks map[string]config.Policy) error
+	// Present, if set, says at each look why the next pod would start without podmark, or not at all.
+	Present func() error
 	// FelixMask is the iptablesMarkMask that Calico was told; nil where nobody says.
 	FelixMask func() *uint32
 	// CollectAfter is how long a pod must have been gone until what its DEL should
@@ -72,8 +74,10 @@ type Look struct {
 	Unadopted error
 	// Coverage is who of the node's pods is policed, those without podmark among them.
 	Coverage desired.Coverage
-	// Asked is whether a network asks for policy.
-	Asked bool
+	// Asked is whether a network asks for policy, and Absent is why the next pod would start
+	// without podmark, or not at all.
+	Asked  bool
+	Absent error
 	// FelixMask is Calico's mask where it is not the node's, whose mask is Mask.
 	FelixMask *uint32
 	Mask      uint32
@@ -99,10 +103,11 @@ type Look struct {
 
 // Unready is why the node is not as its configuration asks; nil where it is.
 func (l Look) Unready() error {
+	err := errors.Join(l.Err, l.Absent)
 	if l.Asked && l.Coverage.Open() > 0 {
-		return errors.Join(l.Err, errors.New(l.Coverage.String()))
+		err = errors.Join(err, errors.New(l.Coverage.String()))
 	}
-	return l.Err
+	return err
 }
 
 // Between two looks a pause leaves room for others: notifications come in bursts,
@@ -247,6 +252,9 @@ func (k Keeper) look(ctx context.Context, reason Reason, a *adopter, params *sys
 		l.Err = errors.Join(l.Err, fmt.Errorf("who is policed is not known: %w", err))
 	}
 	l.Coverage = covers.With(desired.Unmarked, a.unmarked)
+	if k.Present != nil {
+		l.Absent = k.Present()
+	}
 	for _, n := range networks {
 		l.Asked = l.Asked || n.Policy != config.PolicyNone
 	}

@@ -40,6 +40,8 @@ type Status struct {
 	// Sysctls are what the node needs of kernel parameters.
 	Sysctls  []Sysctl     `json:"sysctls,omitempty"`
 	Policies PolicyStatus `json:"policies"`
+	// Absent is why the next pod starts without podmark, or not at all; empty where it does not.
+	Absent string `json:"absent,omitempty"`
 	// Coverage is who of the node's pods was policed at the last look.
 	Coverage desired.Coverage `json:"coverage"`
 	// Drift is what others have done to links of endpoints and not undone.
@@ -137,7 +139,9 @@ func (s Status) After(l Look) Status {
 	if l.ApplyErr == nil {
 		s.Alterable = l.Kept.Alterable
 	}
-	s.Coverage = l.Coverage
+	if s.Coverage, s.Absent = l.Coverage, ""; l.Absent != nil {
+		s.Absent = l.Absent.Error()
+	}
 	s.Collisions = nil
 	for _, c := range l.Collisions {
 		s.Collisions = append(s.Collisions, c.String())

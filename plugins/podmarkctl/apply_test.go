@@ -314,7 +314,7 @@ func TestApplyNamespace(t *testing.T) {
 	n := newNode(t, nftables)
 	n.addPod(map[string]string{"app": "web"})
 	nameless := strings.Replace(webPolicy, ", namespace: default", "", 1)
-	isolated := func() bool { return strings.HasSuffix(strings.TrimSpace(n.ctl("list").ok(t).stdout), " default/web") }
+	isolated := func() bool { return strings.Contains(n.ctl("list").ok(t).stdout, " default/web\n") }
 	n.ctlIn(nameless, "apply", "-f", "-", "-n", "shop").ok(t)
 	if isolated() {
 		t.Error("a policy of shop isolates a pod of default")

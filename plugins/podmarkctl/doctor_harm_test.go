@@ -66,11 +66,11 @@ func harms() []harmed {
 			write(p.t, file(p, "00-broken.conflist"), "{")
 		}},
 		{name: "no entry, old version", check: "conflist", words: "has no entry", backends: one, do: func(p *patient) {
-			p.plugins("10-net.conflist", "net", "0.3.0", map[string]any{"type": "ptp"})
+			p.plugins("10-net.conflist", "net", "0.2.0", map[string]any{"type": "ptp", "ipam": map[string]any{"type": "host-local"}})
 		}},
 		{name: "plugin without a list first, and a list of its name", check: "conflist", words: "single plugin", also: []string{"settings"}, backends: one, do: func(p *patient) {
 			p.exec("", "mv", file(p, "10-net.conflist"), file(p, "00-net.conflist"))
-			write(p.t, file(p, "00-net.conf"), `{"cniVersion": "0.2.0", "name": "plain", "type": "ptp"}`)
+			write(p.t, file(p, "00-net.conf"), `{"cniVersion": "0.2.0", "name": "plain", "type": "ptp", "ipam": {"type": "host-local"}}`)
 		}},
 		{name: "unreadable conflist first", check: "conflist", words: "00-broken", backends: one, do: func(p *patient) { write(p.t, file(p, "00-broken.conflist"), "{") }},
 		{name: "plugin without a list first", check: "conflist", words: "single plugin", also: []string{"settings"}, backends: one, do: func(p *patient) {

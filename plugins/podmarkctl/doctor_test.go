@@ -324,7 +324,7 @@ func TestDoctorNotRoot(t *testing.T) {
 // first: Multus' own file is its daemon's, which copies the list when it starts.
 func TestDoctorMultus(t *testing.T) {
 	p := newPatient(t, nftables, 1)
-	ptp := map[string]any{"type": "ptp"}
+	ptp := map[string]any{"type": "ptp", "ipam": map[string]any{"type": "host-local"}}
 	multus := func(file string, delegate map[string]any) {
 		t.Helper()
 		m := map[string]any{"cniVersion": "1.0.0", "name": "multus-cni-network", "type": "multus", "delegates": []any{delegate}}

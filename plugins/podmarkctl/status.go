@@ -170,6 +170,9 @@ func (s status) table(w io.Writer) error {
 		if d.Error != "" {
 			row("error", "%s", d.Error)
 		}
+		if d.Absent != "" {
+			row("installed", "no: %s", d.Absent)
+		}
 		says := ""
 		if d.Mode.Proxy != "" {
 			says = ", kube-proxy says " + d.Mode.Proxy

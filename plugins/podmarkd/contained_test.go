@@ -93,6 +93,8 @@ func newInPod(t *testing.T, b backend) *inPod {
 		t.Fatal(err)
 	}
 	p.container.Env = append(p.container.Env, "PODMARKD_INTERVAL=300ms")
+	// Without one podmarkd is not ready.
+	p.write("10-a.conflist", chain("net", "ptp"))
 	return p
 }
 

@@ -261,6 +261,7 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 		ConfDir: func() string { return o.install.configurations(ctx) }, Cache: o.cache, Proxy: o.proxy, SetSysctls: o.setSysctls,
 		Ports:     func() node.PortOptions { return ports.Current().Options() },
 		FelixMask: func() *uint32 { return ports.Current().FelixMask },
+		Present:   func() error { return o.install.present(ctx) },
 		Looked:    r.looked, ModeIs: r.modeIs, Policies: policies.seen,
 	}
 	if o.listen != "" {

@@ -114,7 +114,7 @@ func TestGuardAsks(t *testing.T) {
 	p.state, other.state = h.dir, h.dir
 	p.write(name, chain("net", "ptp"))
 	r := newRuntime(t, p.conf, p.bin)
-	d := h.start("--keep-installed", "--runtime-endpoint", r.socket)
+	d := h.start("--keep-installed", "--policy", "none", "--cni-conf-dir", "auto", "--runtime-endpoint", r.socket)
 	h.eventually("installed where the runtime says", func() error { return p.has(name, "ptp", "podmark") })
 	r.server.Stop()
 	p.write(name, chain("net", "bridge"))

@@ -123,6 +123,7 @@ var (
 	pods         = gauge("podmark_pods", "Pods that are known on the node, those without podmark among them; hostNetwork pods have no endpoint and do not count.")
 	podsPoliced  = gauge("podmark_pods_policed", "Those of them that are policed.")
 	podsOpen     = gauge("podmark_pods_unpoliced", "Those that are not, by reason: none (their network asks for no policy), unanswered (failOpen, or from before podmark), unmarked (started without podmark).", "reason")
+	installedAt  = gauge("podmark_installed", "0 where podmark is not in the conflist that the runtime takes, or something that the list calls is missing: the next pod starts without it, or not at all.")
 	idsInUse     = gauge("podmark_ids_in_use", "IDs that endpoints have.")
 	idsCapacity  = gauge("podmark_ids_capacity", "Endpoints that iptablesMarkMask has IDs for; 0 before the first ADD.")
 	proxyIPVS    = gauge("podmark_proxy_ipvs", "1 where kube-proxy uses IPVS: there are services, and kube-ipvs0.")
@@ -148,7 +149,7 @@ func gauge(name, help string, labels ...string) *prometheus.Desc {
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		pods, podsPoliced, podsOpen, idsInUse, idsCapacity, proxyIPVS, ipvsServices, portsInfo, portsOutside, felixDiffers, collisions, sysctlOK,
+		pods, podsPoliced, podsOpen, installedAt, idsInUse, idsCapacity, proxyIPVS, ipvsServices, portsInfo, portsOutside, felixDiffers, collisions, sysctlOK,
 		lookTime, lookSeconds, lookOK, applySeconds, driftedLinks, applyError, unjudged,
 	} {
 		out <- d
@@ -182,6 +183,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	}
 	set(pods, float64(l.Coverage.Pods))
 	set(podsPoliced, float64(l.Coverage.Policed))
+	set(installedAt, number(l.Absent == nil))
 	for _, reason := range desired.Gaps() {
 		set(podsOpen, float64(l.Coverage.Of(reason)), string(reason))
 	}

@@ -285,7 +285,7 @@ func (h *host) start(args ...string) *daemon { h.t.Helper(); return h.startIn(ni
 func (h *host) startIn(env []string, args ...string) *daemon {
 	h.t.Helper()
 	d := &daemon{h: h, log: &logBuffer{}}
-	d.cmd = exec.Command(filepath.Join(programs, "podmarkd"), append([]string{"--state-dir", h.dir, "--listen", "127.0.0.1:0", "--interval", "300ms"}, args...)...)
+	d.cmd = exec.Command(filepath.Join(programs, "podmarkd"), append([]string{"--state-dir", h.dir, "--listen", "127.0.0.1:0", "--interval", "300ms", "--cni-conf-dir", ""}, args...)...)
 	d.cmd.Stderr, d.cmd.Env = d.log, append(os.Environ(), env...)
 	if err := d.cmd.Start(); err != nil {
 		h.t.Fatal(err)

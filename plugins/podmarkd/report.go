@@ -78,6 +78,12 @@ func logLook(log *slog.Logger, before node.Status, l node.Look) {
 	case l.Err == nil && before.Error != "":
 		log.Info("the node can be kept current again")
 	}
+	switch now := before.After(l).Absent; {
+	case now != "" && now != before.Absent:
+		log.Error("not installed", "reason", now)
+	case now == "" && before.Absent != "":
+		log.Info("installed again")
+	}
 	if l.Kept.Missing != nil {
 		log.Warn("repaired", "missing", l.Kept.Missing, "kind", string(missing.KindOf(l.Kept.Missing)), "reason", l.Reason)
 	}

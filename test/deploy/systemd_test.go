@@ -44,6 +44,8 @@ mount -o bind /proc/sys /proc/sys
 mount -o remount,bind,ro /proc/sys
 mkdir -p /etc/cni/net.d
 cp "$CONFLIST" /etc/cni/net.d/
+mkdir -p /opt/cni/bin
+for plugin in ptp host-local portmap bandwidth; do cp /bin/true /opt/cni/bin/$plugin; done
 exec env -i PATH="$PATH" container=test SYSTEMD_UNIT_PATH=/run/units /lib/systemd/systemd --system --unit=multi-user.target --show-status=0`
 
 // machine is a systemd that runs until the test ends, in the test's network namespace.
@@ -203,7 +205,7 @@ func TestUnitRuns(t *testing.T) {
 				}
 			}
 			write("podmarkd.service", string(read(t, "conf/podmarkd.service")))
-			write("podmarkd.service.d/log.conf", "[Service]\nStandardError=append:/run/podmarkd.log\nEnvironment=PODMARKD_INTERVAL=300ms\n")
+			write("podmarkd.service.d/log.conf", "[Service]\nStandardError=append:/run/podmarkd.log\nEnvironment=PODMARKD_INTERVAL=300ms PODMARKD_POLICY=files\n")
 			if tt.dropIn != "" {
 				write("podmarkd.service.d/iptables.conf", string(read(t, tt.dropIn)))
 			}

@@ -78,6 +78,7 @@ func TestAlerts(t *testing.T) {
 			[]store{{of("podmark_pods_unpoliced", steady(2), "reason", "unmarked"), of("podmark_pods_unpoliced", steady(0), "reason", "unanswered")}},
 			[]store{{of("podmark_pods_unpoliced", steady(2), "reason", "none"), of("podmark_pods_unpoliced", steady(0), "reason", "unmarked")}},
 		},
+		"PodmarkNotInstalled": {[]store{{of("podmark_installed", steady(0))}}, []store{{of("podmark_installed", steady(1))}}},
 		"PodmarkPoliciesTroubled": {
 			[]store{{of("podmark_policies_troubled", steady(2), "reason", "Forbidden")}},
 			[]store{{of("podmark_policies_troubled", steady(0), "reason", "Forbidden")}},

@@ -130,8 +130,12 @@ func (n node) addPod() {
 func (n node) bridgeList() string {
 	n.t.Helper()
 	dir := n.t.TempDir()
-	list := fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "bridge"}, {"type": "podmark", "policy": "files", "stateDir": %q}]}`, n.dir)
-	if err := os.WriteFile(filepath.Join(dir, "10-net.conflist"), []byte(list), 0o600); err != nil {
+	list := fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "bridge", "ipam": {"type": "bridge"}}, {"type": "podmark", "policy": "files", "stateDir": %q}]}`, n.dir)
+	err := os.WriteFile(filepath.Join(dir, "10-net.conflist"), []byte(list), 0o600)
+	if err == nil { // it is never called
+		err = os.WriteFile(filepath.Join(n.bin, "bridge"), nil, 0o700)
+	}
+	if err != nil {
 		n.t.Fatal(err)
 	}
 	return dir
@@ -144,7 +148,7 @@ func (n node) startDaemon() (address string) {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	cmd := exec.Command(filepath.Join(n.bin, "podmarkd"), "--state-dir", n.dir, "--listen", "127.0.0.1:0", "--interval", "300ms", "--cni-conf-dir", n.bridgeList())
+	cmd := exec.Command(filepath.Join(n.bin, "podmarkd"), "--state-dir", n.dir, "--listen", "127.0.0.1:0", "--interval", "300ms", "--cni-conf-dir", n.bridgeList(), "--cni-bin-dir", n.bin)
 	cmd.Stderr = log
 	if err := cmd.Start(); err != nil {
 		n.t.Fatal(err)

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/conflist"
+)
+
+// errAbsent: pods would start without podmark, or not at all.
+var errAbsent = errors.New("podmark is not installed where the runtime looks, so the next pod starts without it, or not at all")
+
+// present says why the next pod would start without podmark, or not at all; nil where it is
+// installed, or no folder is to be looked at.
+func (o *installOptions) present(ctx context.Context) error {
+	if o.confDir == "" {
+		return nil
+	}
+	if o.found.Load() == nil {
+		if _, err := o.locate(ctx); err != nil {
+			return fmt.Errorf("%w: %w", errAbsent, err)
+		}
+	}
+	s := o.site()
+	f, err := s.read()
+	if err == nil {
+		err = f.present(s, o.stateDir)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", errAbsent, err)
+	}
+	return nil
+}
+
+// present looks for podmark in the conflist that runtimes take, and for all that the list calls.
+func (f folder) present(s site, stateDir string) error {
+	active, _, err := conflist.Choose(f.files, s.name)
+	if err != nil {
+		return fmt.Errorf("looking for the conflist in %q: %w", s.conf, err)
+	}
+	path := filepath.Join(s.conf, active.Name)
+	n, err := conflist.Parse(active.Content)
+	if err != nil {
+		return fmt.Errorf("%q: %w", path, err)
+	}
+	entry, err := conflist.Entry(active.Content, pluginFile)
+	if err != nil {
+		return fmt.Errorf("%q: %w", path, err)
+	}
+	if entry == nil && !n.OnlyInlined {
+		entry = f.networks[n.Name].dropIn
+	}
+	switch {
+	case entry == nil:
+		return fmt.Errorf("%q has no entry of type %q", path, pluginFile)
+	case active.Copied:
+		return fmt.Errorf("%q has a copy of %q without podmark, and Multus calls that: restart Multus' pod on this node", filepath.Join(s.conf, active.Multus), path)
+	case !f.programs[pluginFile]:
+		return fmt.Errorf("there is no plugin %q that can be executed in %q", pluginFile, s.bin)
+	}
+	if _, err := f.works(s, active); err != nil {
+		return err
+	}
+	c, err := config.ParseEntry(entry, n.Name, n.CNIVersion)
+	if err != nil {
+		return fmt.Errorf("podmark's entry for %q: %w", path, err)
+	}
+	if c.StateDir != stateDir {
+		return fmt.Errorf("podmark's entry for %q has stateDir %q, and podmarkd looks after %q", path, c.StateDir, stateDir)
+	}
+	return nil
+}
