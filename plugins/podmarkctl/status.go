@@ -90,6 +90,9 @@ func readStatus(o *options) (status, error) {
 		return s, err
 	default:
 		s.Daemon, s.Running = &d, unix.Kill(d.PID, 0) == nil
+		if s.Running { // pods without podmark are seen by podmarkd alone
+			s.Coverage = s.Coverage.Joined(d.Coverage, desired.Unmarked)
+		}
 	}
 	return s, nil
 }
@@ -147,14 +150,14 @@ func (s status) table(w io.Writer) error {
 		row("backend", "%s", s.Backend)
 		row("mask", "%s, epoch %d", s.Mask, s.Epoch)
 		row("endpoints", "%d of %d", s.Endpoints, s.Capacity)
-		row("policed", "%s", s.Coverage)
-		for _, idle := range s.Coverage.Idle {
-			row("idle", "%s", idle)
-		}
 		row("tunnels", "%s", s.tunnels())
 		if len(s.Flowtables) > 0 {
 			row("flowtables", "%s: %d live connections there are not judged by the policy in force", strings.Join(s.Flowtables, ", "), s.Unjudged)
 		}
+	}
+	row("policed", "%s", s.Coverage)
+	for _, idle := range s.Coverage.Idle {
+		row("idle", "%s", idle)
 	}
 	d := s.Daemon
 	switch {
