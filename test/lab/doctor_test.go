@@ -23,6 +23,8 @@ type patient struct {
 	*cluster
 	t         *testing.T
 	bin, conf string
+	// plugins is the runtime's folder of plugins.
+	plugins string
 }
 
 func newPatient(t *testing.T, c *cluster, mainPlugin string) *patient {
@@ -31,8 +33,14 @@ func newPatient(t *testing.T, c *cluster, mainPlugin string) *patient {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &patient{cluster: c, t: t, bin: bin, conf: t.TempDir()}
-	list := fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": %q}, {"type": "podmark", "policy": "files", "backend": %q, "stateDir": %q}]}`,
+	p := &patient{cluster: c, t: t, bin: bin, conf: t.TempDir(), plugins: t.TempDir()}
+	// Nothing calls them: install asks whether the list's plugins are there.
+	for _, plugin := range []string{mainPlugin, "host-local", "podmark"} {
+		if err := os.Symlink(filepath.Join(bin, "podmark"), filepath.Join(p.plugins, plugin)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list := fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": %q, "ipam": {"type": "host-local"}}, {"type": "podmark", "policy": "files", "backend": %q, "stateDir": %q}]}`,
 		mainPlugin, c.Backend().Key(), c.StateDir)
 	if err := os.WriteFile(filepath.Join(p.conf, "10-net.conflist"), []byte(list), 0o600); err != nil {
 		t.Fatal(err)
@@ -43,7 +51,7 @@ func newPatient(t *testing.T, c *cluster, mainPlugin string) *patient {
 // finds fails the test unless exactly these checks find something.
 func (p *patient) finds(checks ...string) []doctor.Finding {
 	p.t.Helper()
-	out, err := p.Try(filepath.Join(p.bin, "podmarkctl"), "--state-dir", p.StateDir, "--lock-timeout", "2m", "doctor", "-o", "json", "--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin)
+	out, err := p.Try(filepath.Join(p.bin, "podmarkctl"), "--state-dir", p.StateDir, "--lock-timeout", "2m", "doctor", "-o", "json", "--cni-conf-dir", p.conf, "--cni-bin-dir", p.plugins)
 	var exit *exec.ExitError
 	if err != nil && (!errors.As(err, &exit) || exit.ExitCode() != 1) {
 		p.t.Fatal(err)
