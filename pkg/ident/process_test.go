@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -223,5 +225,16 @@ func TestReserveWithoutLock(t *testing.T) {
 	}
 	if len(seen) == 0 {
 		t.Error("nobody has an ID")
+	}
+}
+
+// A link that leads nowhere is no folder, and is told.
+func TestLockBehindLink(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	if err := os.Symlink(dir+".gone", dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ident.At(dir).Lock(t.Context(), time.Minute); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("Lock = %v", err)
 	}
 }

@@ -75,11 +75,27 @@ func (s Store) path(elem ...string) string {
 	return filepath.Join(append([]string{s.dir}, elem...)...)
 }
 
+// create makes the state folder if need be. [os.MkdirAll] says that it exists where an uninstall
+// has removed it in the moment after.
+func (s Store) create() error {
+	for {
+		err := os.MkdirAll(s.dir, 0o700)
+		if err == nil {
+			return nil
+		}
+		info, errThere := os.Lstat(s.dir)
+		folder := errThere == nil && info.IsDir()
+		if !errors.Is(err, fs.ErrExist) || !folder && !errors.Is(errThere, fs.ErrNotExist) {
+			return fmt.Errorf("creating state folder: %w", err)
+		}
+	}
+}
+
 // Init creates the folders that are missing, 0700. ErrDamaged where others may write to one
 // that is there.
 func (s Store) Init() error {
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
-		return fmt.Errorf("creating state folder: %w", err)
+	if err := s.create(); err != nil {
+		return err
 	}
 	for _, sub := range []string{"", attachmentsDir, idsDir, addressesDir} {
 		if err := os.Mkdir(s.path(sub), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -123,8 +139,8 @@ func (s Store) Lock(ctx context.Context, timeout time.Duration) (unlock func(), 
 // nobody out: then the file there is now is locked instead.
 func (s Store) hold(name string) (*os.File, error) {
 	for {
-		if err := os.MkdirAll(s.dir, 0o700); err != nil {
-			return nil, fmt.Errorf("creating state folder: %w", err)
+		if err := s.create(); err != nil {
+			return nil, err
 		}
 		f, err := open(s.path(name), os.O_CREATE|os.O_RDWR)
 		if errors.Is(err, unix.EROFS) {
