@@ -8,6 +8,7 @@ package runtimes
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -131,9 +132,15 @@ func read(dir string) []conflist.File {
 	return out
 }
 
-// Executable reports whether path is a program, or a link to one.
+// Executable reports whether path is a program, or a link to one. So is a link that leads to
+// nothing: k3s has its plugins in another folder, which a container does not see, and where a
+// plugin really is missing no pod starts.
 func Executable(path string) bool {
 	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		info, err = os.Lstat(path)
+		return err == nil && info.Mode()&fs.ModeSymlink != 0
+	}
 	return err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o111 != 0
 }
 

@@ -134,3 +134,22 @@ func TestSorted(t *testing.T) {
 		t.Errorf("without a conflist: %q", got.Bins)
 	}
 }
+
+// What a link leads to may be outside of what a container sees: k3s has its plugins so.
+func TestExecutable(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	for _, err := range []error{
+		os.WriteFile(path("program"), nil, 0o755), os.WriteFile(path("text"), nil, 0o644), os.Mkdir(path("folder"), 0o755),
+		os.Symlink("program", path("link")), os.Symlink("text", path("link to text")), os.Symlink("../elsewhere/bin/cni", path("link out")),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, want := range map[string]bool{"program": true, "text": false, "folder": false, "link": true, "link to text": false, "link out": true, "none": false} {
+		if got := runtimes.Executable(path(name)); got != want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+}

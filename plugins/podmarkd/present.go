@@ -8,6 +8,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/conflist"
+	"github.com/podmark/podmark/pkg/runtimes"
 )
 
 // errAbsent: pods would start without podmark, or not at all.
@@ -19,7 +20,7 @@ func (o *installOptions) present(ctx context.Context) error {
 	if o.confDir == "" {
 		return nil
 	}
-	if o.found.Load() == nil {
+	if place := o.found.Load(); place == nil || place.From == runtimes.Assumed {
 		if _, err := o.locate(ctx); err != nil {
 			return fmt.Errorf("%w: %w", errAbsent, err)
 		}
