@@ -171,7 +171,9 @@ func checkOpen(f Facts) []Finding {
 		switch u.Reason {
 		case desired.Unasked:
 			found.Why = "nothing is denied to these pods, whatever the policies say"
-			found.Mend = f.restart(u.Reason) + "  # once their network says \"policy\": podmarkd install --policy kubernetes, or files"
+			if found.Mend = f.restart(u.Reason); !f.polices() {
+				found.Mend = "# a pod that starts anew is as open as long as its network says so: podmarkd install --policy kubernetes, or files; then " + found.Mend
+			}
 			if f.unpolicedByChoice() {
 				found.Severity = Warning
 			}
@@ -188,6 +190,12 @@ func checkOpen(f Facts) []Finding {
 		out = append(out, found)
 	}
 	return out
+}
+
+// polices reports whether the network that a pod which starts now comes to asks for policy.
+func (f Facts) polices() bool {
+	n, ok := f.active()
+	return ok && n.Err == nil && n.Config.Policy != config.PolicyNone
 }
 
 // unpolicedByChoice reports whether pods are not policed because their networks say that they

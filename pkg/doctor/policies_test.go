@@ -59,6 +59,9 @@ func shop(kubernetes bool, names ...string) (out []ident.Record) {
 func TestUnpolicedByChoice(t *testing.T) {
 	f := networked(t, `"policy": "none"`)
 	f.State.Records = shop(false, "web")
+	if x := only(t, f, "policy-open"); !strings.HasPrefix(x.Mend, "# ") {
+		t.Errorf("to start a pod anew opens it again: %s", x.Mend)
+	}
 	if x := only(t, f, "policy-open", "0 of 1 pods policed", "asked for no policy"); x.Severity != doctor.Warning {
 		t.Errorf("%+v", x)
 	}
