@@ -2,14 +2,19 @@ package verdict_test
 
 import (
 	"context"
+	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/apply/conntrack"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/test/frame"
 )
 
 // A packet in flight while an isolated endpoint comes, gets other policies and goes, each
@@ -67,6 +72,88 @@ func TestPacketsInFlight(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A flow that began before an endpoint had its address, or the veth, goes on in neither
+// direction: what its other end still answers makes nobody take it for allowed.
+func TestFlowsOlderThanTheirEndpoint(t *testing.T) {
+	for name, backend := range backends() {
+		t.Run(name, func(t *testing.T) { olderFlows(t, newBench(t, podCount), backend) })
+	}
+}
+
+func olderFlows(t *testing.T, b *bench, backend apply.Backend) {
+	ctx := context.Background()
+	node := nodeOf(t, b)
+	pod, other := b.wires[0], b.wire("eth0")
+	whole := records(b)[0]
+	part := whole
+	part.Addresses = slices.DeleteFunc(slices.Clone(whole.Addresses), netip.Addr.Is6)
+	for _, tt := range []struct {
+		when   string
+		is     ident.Record
+		closed bool // by its device group, as in an ADD
+	}{
+		{"the port closed", whole, true},
+		{"with one of two addresses", part, false},
+	} {
+		nobody := desired.Build(node, desired.Policies{}, nil)
+		isolated := desired.Build(node, desired.Policies{Policies: []desired.Policy{{
+			Namespace: tt.is.Namespace, Name: "nothing", Ingress: &desired.Isolation{}, Egress: &desired.Isolation{},
+		}}}, []ident.Record{tt.is})
+		group(b, nil)
+		if err := backend.Sync(ctx, nobody); err != nil {
+			t.Fatal(err)
+		}
+		flows := flowsBetween(t, b, pod, other)
+		none := func(when string) {
+			t.Helper()
+			for i, places := range b.inject(flows) {
+				if len(places) != 0 {
+					t.Errorf("%s, %s, %+v came out at %q", tt.when, when, flows[i].packet, places)
+				}
+			}
+		}
+		if tt.closed {
+			group(b, []ident.Record{tt.is})
+		}
+		if err := conntrack.Unjudge(pod.addrs, node.Layout.Mask()); err != nil {
+			t.Fatal(err)
+		}
+		if tt.closed {
+			none("before its elements are there")
+		}
+		if err := backend.Update(ctx, nobody, isolated); err != nil {
+			t.Fatal(err)
+		}
+		none("behind its ADD")
+	}
+}
+
+// flowsBetween opens flows from either end, has them answered, and returns a further packet of
+// each in each direction.
+func flowsBetween(t *testing.T, b *bench, one, other *wire) (further []injection) {
+	t.Helper()
+	var opening, answers []injection
+	for _, ends := range [][2]*wire{{one, other}, {other, one}} {
+		for f := range 2 {
+			for _, protocol := range []desired.Protocol{desired.TCP, desired.UDP} {
+				b.port++
+				p := desired.Packet{Src: ends[0].addrs[f], Dst: ends[1].addrs[f], Protocol: protocol, SrcPort: b.port, DstPort: 80}
+				opening = append(opening, injection{wire: ends[0], packet: p})
+				answers = append(answers, injection{wire: ends[1], packet: turned(p), flags: frame.SYN | frame.ACK})
+				further = append(further, injection{wire: ends[0], packet: p, flags: frame.ACK}, injection{wire: ends[1], packet: turned(p), flags: frame.ACK})
+			}
+		}
+	}
+	for _, some := range [][]injection{opening, answers, further} {
+		for i, places := range b.inject(some) {
+			if len(places) != 1 {
+				t.Fatalf("%+v, which nothing forbids, came out at %q", some[i].packet, places)
+			}
+		}
+	}
+	return further
 }
 
 // flood sends one UDP packet over and over until stop is closed, and counts.

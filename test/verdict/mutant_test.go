@@ -80,7 +80,9 @@ func TestMutant(t *testing.T) {
 		driveAlone(t, r, broken{legacy, without})
 		return
 	}
-	drive(t, r, newBench(t, podCount), name, broken{backends()[name], without})
+	b := newBench(t, podCount)
+	drive(t, r, b, name, broken{backends()[name], without})
+	olderFlows(t, b, broken{backends()[name], without})
 }
 
 // broken takes the rule away after each change of the whole node.

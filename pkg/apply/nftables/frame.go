@@ -55,7 +55,7 @@ var frameUses = []frameUse{
 	{chain{table: inet, name: chainOpening}, 7, 0, 1, 0, 0, 0},
 	{chain{table: inet, name: chainRelated}, 13, 0, 0, 0, 0, 0},
 	{chain{table: inet, name: chainAnswer}, 12, 0, 0, 0, 0, 0},
-	{chain{table: inet, name: chainClient}, 5, 0, 0, 0, 0, 0},
+	{chain{table: inet, name: chainClient}, 7, 0, 0, 0, 0, 0},
 	{chain{table: inet, name: chainServer}, 5, 0, 0, 0, 0, 0},
 	{chain{table: inet, name: chainUnusual}, 9, 0, 0, 1, 0, 0},
 	{chain{table: inet, name: chainTunnel}, 5, 0, 2, 1, 0, 0},
@@ -64,7 +64,7 @@ var frameUses = []frameUse{
 	{chain{table: inet, name: chainEgress}, 4, 0, 0, 0, 0, 0},
 	{chain{table: inet, name: chainIngress}, 10, 0, 0, 0, 0, 0},
 	{chain{table: inet, name: chainSpoofed}, 19, 1, 0, 0, 9, 0},
-	{chain{table: inet, name: chainUnclassified}, 7, 1, 0, 0, 0, 0},
+	{chain{table: inet, name: chainUnclassified}, 9, 1, 0, 0, 0, 0},
 	{chain{table: inet, name: chainEncapsulated}, 7, 1, 2, 0, 0, 0},
 	{chain{table: inet, name: chainInput}, 8, 0, 1, 0, 0, 0},
 	{chain{table: inet, name: chainRemark}, 0, 0, 0, 0, 2, 0},
@@ -218,15 +218,22 @@ func inetFrame(s desired.State) []chain {
 			turned(),
 			rules(on(setEpoch(epoch)), on(accept())),
 		)},
+		// A client behind an endpoint's veth that is not complete yet gets nothing: its
+		// flow is older than it is, and would be taken for allowed.
+		//
 		//	ip saddr map @sources4 vmap @egress-profiles
 		//	ip6 saddr map @sources6 vmap @egress-profiles
 		//	oif . ip saddr map @further4 vmap @egress-profiles
 		//	oif . ip6 saddr map @further6 vmap @egress-profiles
+		//	oif @veths goto unclassified
+		//	oifgroup 1886 goto unclassified
 		{table: inet, name: chainClient, rules: []rule{
 			toProfile(desired.Egress)(v4.source(keyReg), sources(v4)),
 			toProfile(desired.Egress)(v6.source(keyReg), sources(v6)),
 			toProfile(desired.Egress)(v4.outputAndSource(further(v4), keyReg), further(v4)),
 			toProfile(desired.Egress)(v6.outputAndSource(further(v6), keyReg), further(v6)),
+			{parts: on(in(output(), veths()), goTo(chainUnclassified))},
+			{parts: on(deviceGroup("oifgroup", expr.MetaKeyOIFGROUP, port.Group), goTo(chainUnclassified))},
 		}},
 		//	iif . ip daddr map @ingress4 vmap @ingress-profiles
 		//	iif . ip6 daddr map @ingress6 vmap @ingress-profiles
