@@ -5,7 +5,7 @@
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\): ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
-demo: ## play the main job on a real IPVS kernel and print who reaches what
+demo: ## play four acts on a real IPVS kernel: a leak, a policy, live connections, and why
 	@scripts/demo.sh
 
 build: ## build the programs into bin/

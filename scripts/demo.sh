@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Plays podmark's main job on a real IPVS kernel: two pods, a client outside, IPVS
-# services, a policy; who reaches what before and after. It boots the lab, builds a
-# node there out of namespaces (below, in "node"), and leaves nothing behind.
+# Plays podmark's main job on a real IPVS kernel, in four acts: what a firewall by source
+# addresses lets through, who reaches what under a policy, what becomes of live connections, and
+# what explain and drops say of it. It boots the lab, builds a node there out of namespaces
+# (below), leaves nothing behind, and fails where anything is not as it says.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if [[ ${1:-} != node ]]; then
-  scripts/deps.sh
+  scripts/deps.sh lab
   scripts/build.sh
   scripts/tools.sh cni
   echo "booting a kernel with IPVS ..."
@@ -18,13 +19,28 @@ export CNI_PATH=$PWD/bin:$PWD/bin/cni
 demo=/run/demo
 mkdir -p "$demo"
 
-step() { printf '\n== %s\n' "$*"; }
+act() { printf '\n==== %s\n' "$*"; }
+step() { printf '\n-- %s\n' "$*"; }
+wrong() { echo "demo: $*" >&2; exit 1; }
 
-# serve NETNS ADDRESS:PORT starts a web server there; it listens when this returns.
-serve() { ip netns exec "$1" busybox httpd -p "$2" -h "$demo"; }
+# run shows a command and what it says on the node. Its exit status is in $status.
+run() {
+  printf '$ %s\n' "$*"
+  status=0
+  $node "bin/$1" "${@:2}" >"$demo/said" 2>&1 || status=$?
+  cat "$demo/said"
+}
+# said asks whether what run has shown contains a text.
+said() { grep -qF -- "$1" "$demo/said" || wrong "it does not say: $1"; }
+
+# serve NETNS ADDRESS PORT starts a server that sends back what it gets.
+serve() {
+  ip netns exec "$1" busybox nc -ll -p "$3" -e cat &
+  until ip netns exec "$1" bash -c ": <>/dev/tcp/$2/$3" 2>/dev/null; do sleep 0.1; done
+}
 
 # connect NETNS ADDRESS:PORT opens a TCP connection, or does not: an emulated machine may be slow.
-connect() { ip netns exec "$1" timeout 15 bash -c ": <>/dev/tcp/${2%:*}/${2#*:}" 2>/dev/null; }
+connect() { ip netns exec "$1" timeout 10 bash -c ": <>/dev/tcp/${2%:*}/${2#*:}" 2>/dev/null; }
 
 # service ADDRESS:PORT BACKEND is what kube-proxy does in IPVS mode.
 service() {
@@ -32,11 +48,56 @@ service() {
   $node ipvsadm --add-server --tcp-service "$1" --real-server "$2" --masquerading
 }
 
-step "a node in IPVS mode (10.0.0.1) and a machine outside (10.0.0.9)"
+# pod NAME attaches a pod labelled app=NAME as a runtime would, with cnitool, and prints its address.
+pod() {
+  mkdir -p "$demo/net.d/$1"
+  sed "s/@APP@/$1/" test/demo/ptp.conflist >"$demo/net.d/$1/10-demo.conflist"
+  ip netns add "$1"
+  ip -n "$1" link set lo up
+  CAP_ARGS=${2:-} NETCONFPATH=$demo/net.d/$1 CNI_ARGS="IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=$1" \
+    $node bin/cni/cnitool add demo "/run/netns/$1" >"$demo/$1.json"
+  ip -n "$1" -4 -oneline address show dev eth0 | awk '{split($4, a, "/"); print a[1]}'
+}
+
+# try runs every flow at once and prints yes or no for each, in order.
+try() {
+  local i from to
+  for i in "${!flows[@]}"; do
+    IFS='|' read -r from to _ <<<"${flows[i]}"
+    {
+      if connect "$from" "$to"; then echo yes; else echo no; fi >"$demo/flow-$i"
+    } &
+    tries[i]=$!
+  done
+  wait "${tries[@]}"
+  for i in "${!flows[@]}"; do cat "$demo/flow-$i"; done
+}
+
+# table COLUMN... shows what was found of each flow, in arrays of the columns' names.
+table() {
+  local i from to what column line
+  printf -v line '%-8s %-18s %-28s' FROM TO "WHICH IS"
+  for column; do printf -v line '%s %-10s' "$line" "$column"; done
+  echo "${line%"${line##*[! ]}"}"
+  for i in "${!flows[@]}"; do
+    IFS='|' read -r from to what <<<"${flows[i]}"
+    printf -v line '%-8s %-18s %-28s' "$from" "$to" "$what"
+    for column; do
+      local -n found=$column
+      printf -v line '%s %-10s' "$line" "${found[i]}"
+    done
+    echo "${line%"${line##*[! ]}"}"
+  done
+}
+
+# expect WHAT IS WANT compares two lists of answers.
+expect() { [[ $2 == "$3" ]] || wrong "$1: $2, want $3"; }
+
+step "a node in IPVS mode (10.0.0.1), a machine outside (10.0.0.9), and three pods by cnitool: ptp, portmap, podmark"
 ip netns add node
 ip netns add outside
 node="ip netns exec node"
-ip -n node link set lo up
+for each in node outside; do ip -n "$each" link set lo up; done
 ip -n node link add eth0 type veth peer name eth0 netns outside
 ip -n node link set eth0 up
 ip -n outside link set eth0 up
@@ -48,30 +109,19 @@ ip -n node address add 10.96.0.10/32 dev kube-ipvs0
 ip -n node address add 203.0.113.7/32 dev kube-ipvs0
 $node sysctl -q net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.vs.conntrack=1
 $node iptables -t mangle -N KUBE-IPTABLES-HINT # what kubelet leaves
-
-# pod NAME attaches a pod labelled app=NAME as a runtime would, with cnitool.
-pod() {
-  mkdir -p "$demo/net.d/$1"
-  sed "s/@APP@/$1/" test/demo/ptp.conflist >"$demo/net.d/$1/10-demo.conflist"
-  ip netns add "$1"
-  ip -n "$1" link set lo up
-  CAP_ARGS=$2 NETCONFPATH=$demo/net.d/$1 CNI_ARGS="IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=$1" \
-    $node bin/cni/cnitool add demo "/run/netns/$1" >"$demo/$1.json"
-}
-step "two pods through ptp + host-local + portmap + podmark, by cnitool"
-pod web '{"portMappings": [{"hostPort": 8088, "containerPort": 8080, "protocol": "tcp"}]}'
-pod client '{}'
-web=$(ip -n web -4 -oneline address show dev eth0 | awk '{split($4, a, "/"); print a[1]}')
-$node bin/podmarkctl list
+web=$(pod web '{"portMappings": [{"hostPort": 8088, "containerPort": 8080, "protocol": "tcp"}]}')
+client=$(pod client)
+pod guest >/dev/null
+run podmarkctl list
 
 step "services of the web pod: ClusterIP, external IP, NodePorts in and out of the range"
 for address in 10.96.0.10:80 203.0.113.7:80 10.0.0.1:30080 10.0.0.1:40080; do
   service $address "$web:8080"
 done
 $node ipvsadm -Ln
-serve web "$web:8080"
-serve node 10.0.0.1:9090
-serve outside 10.0.0.9:80
+serve web "$web" 8080
+serve node 10.0.0.1 9090
+serve outside 10.0.0.9 80
 
 flows=(
   "client|$web:8080|the web pod"
@@ -80,6 +130,10 @@ flows=(
   "client|10.0.0.1:30080|its NodePort"
   "client|10.0.0.1:9090|a process on the node"
   "client|10.0.0.9:80|a machine outside"
+  "guest|$web:8080|the web pod"
+  "guest|10.96.0.10:80|its ClusterIP"
+  "guest|203.0.113.7:80|its external IP"
+  "guest|10.0.0.1:30080|its NodePort"
   "outside|$web:8080|the web pod"
   "outside|10.96.0.10:80|its ClusterIP"
   "outside|203.0.113.7:80|its external IP"
@@ -90,35 +144,61 @@ flows=(
   "node|10.96.0.10:80|its ClusterIP"
 )
 
-# try runs every flow at once and prints yes or no for each, in order.
-try() {
-  local i from to
-  for i in "${!flows[@]}"; do
-    IFS='|' read -r from to _ <<<"${flows[i]}"
-    {
-      if connect "$from" "$to"; then echo yes; else echo no; fi >"$demo/flow-$i"
-    } &
-  done
-  wait
-  for i in "${!flows[@]}"; do cat "$demo/flow-$i"; done
-}
+act "1. The web pod is for the client alone. A firewall by source addresses is to see to it:"
+mapfile -t NOTHING < <(try)
+expect "with nothing" "${NOTHING[*]}" "yes yes yes yes yes yes yes yes yes yes yes yes yes yes yes yes yes yes"
+firewall=(FORWARD -p tcp -d "$web" --dport 8080 ! -s "$client" -j DROP)
+echo "$ iptables -A ${firewall[*]}"
+$node iptables -A "${firewall[@]}"
+mapfile -t FIREWALL < <(try)
+$node iptables -D "${firewall[@]}"
+table NOTHING FIREWALL
+expect "with the firewall" "${FIREWALL[*]}" "yes yes yes yes yes yes no yes yes yes no yes yes yes yes no yes yes"
+echo "IPVS takes what is for a service out of FORWARD: the guest and the machine outside reach the pod"
+echo "by each of its services. The rule is gone again now."
 
-mapfile -t before < <(try)
-step "policy"
+act "2. podmark with a NetworkPolicy for the web pod, and one for the client"
 cat test/demo/policies.yaml
-$node bin/podmarkctl apply -f test/demo/policies.yaml
-mapfile -t after < <(try)
+step "first a live connection of the client, and one of the guest, to 10.96.0.10:80"
+# live NETNS opens a connection that sends what is written to one pipe, and what comes back to another.
+live() {
+  mkfifo "$demo/$1.say" "$demo/$1.hear"
+  ip netns exec "$1" bash -c 'exec 3<>/dev/tcp/10.96.0.10/80; cat <&3 & exec cat >&3' <"$demo/$1.say" >"$demo/$1.hear" &
+}
+# ask FD-TO-SAY FD-TO-HEAR WORD says a word in a connection and asks whether it comes back.
+ask() {
+  local heard
+  echo "$3" >&"$1"
+  if read -r -t 10 -u "$2" heard && [[ $heard == "$3" ]]; then echo answered; else echo silent; fi
+}
+live client
+live guest
+exec 4>"$demo/client.say" 5<"$demo/client.hear" 6>"$demo/guest.say" 7<"$demo/guest.hear"
+of_client=$(ask 4 5 before) of_guest=$(ask 6 7 before)
+echo "client: $of_client, guest: $of_guest"
+expect "live connections without a policy" "$of_client $of_guest" "answered answered"
+step "then the policies"
+run podmarkctl apply -f test/demo/policies.yaml
+said "2 policies in force"
+said "3 of 3 pods policed"
+after_client=$(ask 4 5 after) after_guest=$(ask 6 7 after)
+mapfile -t PODMARK < <(try)
+table NOTHING FIREWALL PODMARK
+expect "with podmark" "${PODMARK[*]}" "yes yes yes yes no no no no no no no no no no no no yes yes"
 
-step "who reaches what"
-printf '%-8s %-18s %-30s %-7s %s\n' FROM TO "WHICH IS" BEFORE AFTER
-for i in "${!flows[@]}"; do
-  IFS='|' read -r from to what <<<"${flows[i]}"
-  printf '%-8s %-18s %-30s %-7s %s\n' "$from" "$to" "$what" "${before[i]}" "${after[i]}"
-done
-step "podmarkctl list"
-$node bin/podmarkctl list
+act "3. The two live connections, asked behind the apply"
+echo "client: $after_client, guest: $after_guest"
+expect "live connections with the policy" "$after_client $after_guest" "answered silent"
+echo "What the policies forbid has ended with the apply, and what they allow goes on."
 
-# The demo is a promise too: it fails when a line is not as the policy says.
-expected="yes yes yes yes no no no no no no no no yes yes"
-[[ ${before[*]} != *no* ]] || { echo "demo: without a policy something is not reached" >&2; exit 1; }
-[[ ${after[*]} == "$expected" ]] || { echo "demo: with the policy, want: $expected" >&2; exit 1; }
+act "4. Why?"
+run podmarkctl explain guest 10.96.0.10:80
+expect "explain's exit status" "$status" 1
+said "shop/web"
+said "denied"
+run podmarkctl explain client 10.96.0.10:80
+expect "explain's exit status" "$status" 0
+said "allowed"
+run podmarkctl drops
+said "shop/web"
+said "shop/client"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs, with apt, what building and testing need and this machine lacks.
 # Does nothing, quickly, when nothing is missing.
+#   deps.sh lab    only what building and the lab need
 set -euo pipefail
 export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
@@ -22,16 +23,18 @@ need ipset ipset
 need ipvsadm ipvsadm
 need iproute2 ip
 need conntrack conntrack
-# Its unit is run, not only read.
-need systemd systemd-analyze systemctl
-# A container runtime, for the tests to start: nothing else uses it.
-need containerd containerd ctr
-need runc runc
-need shellcheck shellcheck
 need make make
-# The race detector links with C.
-need gcc gcc
-[[ -e /usr/include/stdlib.h ]] || missing+=(libc6-dev)
+if [[ ${1:-} != lab ]]; then
+  # Its unit is run, not only read.
+  need systemd systemd-analyze systemctl
+  # A container runtime, for the tests to start: nothing else uses it.
+  need containerd containerd ctr
+  need runc runc
+  need shellcheck shellcheck
+  # The race detector links with C.
+  need gcc gcc
+  [[ -e /usr/include/stdlib.h ]] || missing+=(libc6-dev)
+fi
 # The lab's first program runs where no library is: ldd accepts only dynamic ones.
 if ! busybox=$(command -v busybox) || ldd "$busybox" >/dev/null 2>&1; then
   missing+=(busybox-static)
