@@ -5,9 +5,8 @@
 # The whole suite is run in two labs at once, one for each variant of iptables: an
 # emulated machine keeps one processor busy. Each has half of what is for nftables. A
 # test that does not come in backends runs in both. With -run, there is one lab.
-# TestRealKubeProxy takes minutes for each backend: without -run it leaves out one. With
-# LAB_SHARE=1 a test runs in one of the labs only: with nftables, and with that lab's variant of
-# iptables, but for TestRealKubeProxy.
+# TestRealKubeProxy takes minutes for each backend: without -run it leaves out one. Of a
+# share, see PODMARK_SHARE in scripts/lab-test.sh, each lab has half of the tests.
 set -euo pipefail
 binary=$1
 shift
@@ -24,15 +23,14 @@ lab() { # what it says of lost questions goes to the file LAB_LOSSES too: go tes
     tee >(grep '^asked once more' >>"${LAB_LOSSES:-/dev/null}")
 }
 
-if [[ " $*" == *" -test.run="* ]] || (($(nproc) == 1)); then
+if [[ " $* " == *" -test.run="* ]] || (($(nproc) == 1)); then
   lab "$@"
   exit
 fi
 legacy='.*/^iptables-nft$|^TestRealKubeProxy$/^iptables-legacy$|^Test[A-L]/^nftables$'
 nft='.*/^iptables-legacy$|^Test[M-Z]/^nftables$'
-if [[ -n ${LAB_SHARE:-} ]]; then
-  legacy='.*/^iptables-nft$|^TestRealKubeProxy$/^iptables-legacy$|^Test[A-L]'
-  nft='.*/^iptables-legacy$|^Test[M-Z]'
+if [[ -n ${PODMARK_SHARE:-} ]]; then
+  legacy='^Test[A-L]' nft='^Test[M-Z]'
 fi
 status=0
 lab "$@" "-test.skip=$legacy" >"$copy.out" 2>&1 &

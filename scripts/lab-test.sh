@@ -2,7 +2,7 @@
 # Runs test/lab on the lab's kernel, and what test/adversary and, unless RUN picks some of it,
 # test/conformance have for that kernel.
 #   RUN=regexp    only these tests     V=1   as they go     LAB_TIMEOUT=seconds
-#   LAB_SHARE=1   of test/lab each with nftables and one variant of iptables
+#   PODMARK_SHARE=number   of each test one backend: another with the next test, and with the next number
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/env.sh
@@ -31,13 +31,11 @@ if [[ -z ${RUN:-} ]]; then # it takes one lab, and leaves a processor idle where
   said=$(mktemp)
   set -m # so that it can be ended with all that it has started
   trap 'kill -- -"${conformance:-none}" 2>/dev/null || true; rm -f "$said" "$LAB_LOSSES"' EXIT
-  in_lab test/conformance . -run "^TestServiceIP\$${LAB_SHARE:+/nftables}" >"$said" 2>&1 &
+  in_lab test/conformance . -run "^TestServiceIP\$" >"$said" 2>&1 &
   conformance=$!
 fi
 for package in ./test/lab ./test/adversary; do
   go test -list "${run%%/*}" "$package" | grep '^Test' >/dev/null || continue
-  # Attacks are few there: none is left out.
-  [[ $package == ./test/adversary ]] && unset LAB_SHARE
   in_lab . "$package" -parallel "${LAB_PARALLEL:-4}" ${RUN:+-run "$RUN"} || failed=1
 done
 if [[ -n ${conformance:-} ]]; then

@@ -62,7 +62,7 @@ func (a attack) runs(at attachment, inLab bool) bool {
 // TestAttacks is for every kernel.
 func TestAttacks(t *testing.T) {
 	t.Parallel()
-	if inLab() {
+	if needs.Lab() {
 		t.Skip("this takes any kernel: go test runs it out of the lab")
 	}
 	needs.All(t, needs.Root, needs.Netns, needs.BridgeNetfilter, needs.Command("nft", "list", "ruleset"), needs.VXLAN)
@@ -83,11 +83,9 @@ func TestVRFInLab(t *testing.T) {
 	onNodes(t, vrf)
 }
 
-func inLab() bool { return os.Getenv("PODMARK_LAB") != "" }
-
 func needLab(t *testing.T) {
 	t.Helper()
-	if !inLab() {
+	if !needs.Lab() {
 		t.Skip("this takes the lab's kernel: scripts/lab-test.sh has it")
 	}
 	needs.All(t, needs.VRF, needs.VLANFiltering, needs.VXLAN)
@@ -97,7 +95,7 @@ func needLab(t *testing.T) {
 func onNodes(t *testing.T, attachments ...attachment) {
 	lab.Backends(t, func(t *testing.T, backend lab.Backend) {
 		for _, at := range attachments {
-			these := slices.DeleteFunc(slices.Clone(attacks), func(a attack) bool { return !a.runs(at, inLab()) })
+			these := slices.DeleteFunc(slices.Clone(attacks), func(a attack) bool { return !a.runs(at, needs.Lab()) })
 			if len(these) == 0 {
 				continue
 			}

@@ -16,6 +16,7 @@ import (
 	"github.com/podmark/podmark/test/frame"
 	"github.com/podmark/podmark/test/lab"
 	"github.com/podmark/podmark/test/mutant"
+	"github.com/podmark/podmark/test/needs"
 	"github.com/podmark/podmark/test/wait"
 )
 
@@ -80,7 +81,7 @@ func (a *actor) String() string { return a.name }
 // newCast makes the node and everybody around it.
 func newCast(t *testing.T, backend lab.Backend, at attachment) *cast {
 	t.Helper()
-	c := &cast{Node: lab.NewNode(t, lab.Options{Backend: backend, Plain: !inLab()}), at: at, whole: t, ports: 10000, buf: make([]byte, 1<<16)}
+	c := &cast{Node: lab.NewNode(t, lab.Options{Backend: backend, Plain: !needs.Lab()}), at: at, whole: t, ports: 10000, buf: make([]byte, 1<<16)}
 	for _, path := range []string{"all", "default"} {
 		c.Sysctl("net/ipv4/conf/"+path+"/rp_filter", "0")
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/podmark/podmark/test/frame"
 	"github.com/podmark/podmark/test/lab"
+	"github.com/podmark/podmark/test/needs"
 )
 
 // marks are set by others than podmark: they change no verdict, and podmark changes none of
@@ -26,7 +27,7 @@ var marks = []attack{
 		s.finally(func() { s.nft("delete table inet watch") })
 		var want []string
 		for i, value := range values {
-			if inLab() && value&0x4000 != 0 {
+			if needs.Lab() && value&0x4000 != 0 {
 				continue // kube-proxy is there, and takes its own bit for its own
 			}
 			for j, to := range []*actor{s.x, s.denied, s.server, s.other} {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/podmark/podmark/test/frame"
 	"github.com/podmark/podmark/test/lab"
+	"github.com/podmark/podmark/test/needs"
 )
 
 // services are attacks by way of a service, which sends them on to a pod, another machine or
@@ -38,7 +39,7 @@ var services = throughServices(
 				s.deny("as the service in another's flow", by, s.udp(vip, src))
 			}
 		}
-		if !inLab() {
+		if !needs.Lab() {
 			return // only IPVS knows what an error is about
 		}
 		about := func() []byte { return s.udp(vip, src) }
@@ -122,7 +123,7 @@ var services = throughServices(
 			}
 			own := s.serviceOf(port+2000, s.to(s.node, port))
 			for _, inner := range lab.Families {
-				if !inLab() && s.f == lab.V6 && inner == lab.V6 {
+				if !needs.Lab() && s.f == lab.V6 && inner == lab.V6 {
 					continue // nf_tables forgets what the kernel has summed up of a long packet
 				}
 				what := fmt.Sprintf("to port %d, with %v", port, inner)
@@ -160,7 +161,7 @@ func (s *scene) service() netip.AddrPort { s.Helper(); return s.serviceOf(80, s.
 func (s *scene) serviceOf(port uint16, backend netip.AddrPort) netip.AddrPort {
 	s.Helper()
 	vip := netip.AddrPortFrom(s.pick("10.96.0.10", "fd00:96::a"), port)
-	if !inLab() {
+	if !needs.Lab() {
 		family, then := pick(s.f, "ip", "ip6"), fmt.Sprintf("dup to %v drop", backend.Addr())
 		if backend.Addr() == s.addr(s.node) {
 			then = "accept"

@@ -11,6 +11,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/podmark/podmark/pkg/apply/csum"
 	"github.com/podmark/podmark/test/needs"
+	"github.com/podmark/podmark/test/share"
 	"github.com/vishvananda/netlink"
 )
 
@@ -62,9 +63,16 @@ func (b Backend) Key() string {
 	return "iptables"
 }
 
-// Backends runs test once for each backend, all at once.
+// Backends runs test once for each backend, all at once. A share has one backend in the lab, and
+// nftables and a variant of iptables on other kernels.
 func Backends(t *testing.T, test func(t *testing.T, backend Backend)) {
-	for _, b := range []Backend{NFTables, IPTablesNFT, IPTablesLegacy} {
+	list := []Backend{NFTables, IPTablesNFT, IPTablesLegacy}
+	if needs.Lab() {
+		list = share.OneOf(t, list)
+	} else {
+		list = share.FirstAnd(t, list)
+	}
+	for _, b := range list {
 		t.Run(string(b), func(t *testing.T) {
 			t.Parallel()
 			test(t, b)

@@ -44,7 +44,7 @@ func All(t testing.TB, features ...Feature) {
 	}
 	switch err := errors.Join(missing...); {
 	case err == nil:
-	case os.Getenv("CI") == "true" || os.Getenv("PODMARK_LAB") == "1":
+	case os.Getenv("CI") == "true" || Lab():
 		t.Fatalf("this machine lacks:\n%v", err)
 	default:
 		t.Skipf("this machine lacks:\n%v", err)
@@ -53,6 +53,9 @@ func All(t testing.TB, features ...Feature) {
 
 // Unit reports whether only tests without needs are run.
 func Unit() bool { return os.Getenv("PODMARK_UNIT") == "1" }
+
+// Lab reports whether the kernel is the lab's.
+func Lab() bool { return os.Getenv("PODMARK_LAB") == "1" }
 
 // Whole reports whether a test does all of what is exhaustive: 'make test' does a share, which
 // leaves out no kind, and 'make exhaustive' (PODMARK_WHOLE=1) all.
