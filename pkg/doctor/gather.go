@@ -10,8 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/nftables"
 	"github.com/podmark/podmark/pkg/apply/port"
@@ -192,8 +190,9 @@ func (f *Facts) readDaemon(n apply.Node) {
 		f.note(PartDaemon, err, asRoot)
 		return
 	}
-	err = unix.Kill(d.PID, 0)
-	f.Daemon, f.DaemonRuns = &d, err == nil || errors.Is(err, unix.EPERM)
+	f.Daemon = &d
+	f.DaemonRuns, err = n.Store.DaemonLives()
+	f.note(PartDaemon, err, asRoot)
 }
 
 // readSockets goes to where the plugin would ask podmarkd, and asks nothing.
