@@ -13,10 +13,31 @@ import (
 
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/conflist"
+	"github.com/podmark/podmark/pkg/runtimes"
 )
 
 // plugin is the type of podmark's entry and the name of its file.
 const plugin = "podmark"
+
+func checkRuntime(f Facts) []Finding {
+	if f.PlaceErr == nil {
+		return nil
+	}
+	found := Finding{
+		Severity: Error, What: f.PlaceErr.Error(),
+		Why:  "which network configuration pods start by is not known, so none was looked at, and podmarkd installs nothing",
+		Mend: ctl(f, "doctor --cni-conf-dir DIR --cni-bin-dir DIR") + "  # those of the runtime that the kubelet uses; podmarkd has the same flags",
+	}
+	if errors.Is(f.PlaceErr, runtimes.ErrElsewhere) {
+		command := "doctor"
+		if f.Endpoint != runtimes.Auto {
+			command += " --runtime-endpoint " + quote(f.Endpoint)
+		}
+		found.Why = "what is in the folders that were given no pod starts by, so nothing there was looked at. A podmarkd that is given them installs nothing"
+		found.Mend = ctl(f, command) + "  # it finds the folders that the runtime reads, and so does podmarkd without the two flags"
+	}
+	return []Finding{found}
+}
 
 func checkConflist(f Facts) []Finding {
 	var out []Finding
@@ -46,15 +67,20 @@ func checkConflist(f Facts) []Finding {
 			Severity: Error,
 			What:     fmt.Sprintf("in %q: %v", f.ConfDir, f.ActiveErr),
 			Why:      "whether pods start with podmark is not known, and 'podmarkd install' does not know where to put its entry",
-			Mend:     "podmarkctl doctor --cni-conf-name FILE  # the conflist of Multus' default network",
+			Mend:     ctl(f, "doctor"+located(f)+" --cni-conf-name FILE") + "  # the conflist of Multus' default network",
 		})
 	case f.ActiveErr != nil:
-		out = append(out, Finding{
+		found := Finding{
 			Severity: Error,
-			What:     fmt.Sprintf("in %q: %v: the agent of the main plugin has not written it yet, or the runtime reads another folder", f.ConfDir, f.ActiveErr),
+			What:     fmt.Sprintf("in %q (%s): %v: the agent of the main plugin has not written it yet, or the runtime reads another folder", f.ConfDir, f.Place.How, f.ActiveErr),
 			Why:      "pods start without podmark, or not at all",
-			Mend:     "podmarkctl doctor --cni-conf-dir DIR  # the runtime's folder",
-		})
+			Mend:     ctl(f, "doctor --cni-conf-dir DIR --cni-bin-dir DIR") + "  # the runtime's folders",
+		}
+		if f.Place.From == runtimes.Said {
+			found.What = fmt.Sprintf("in %q (%s): %v: the agent of the main plugin has not written it yet", f.ConfDir, f.Place.How, f.ActiveErr)
+			found.Mend = "# have the agent of the main plugin run on this node, which writes it; look at why it does not"
+		}
+		out = append(out, found)
 	case len(f.Networks) > 0 && f.Networks[0].Entry == nil:
 		out = append(out, Finding{
 			Severity: Error,

@@ -54,13 +54,14 @@ type Check struct {
 // Checks are all checks, in the order in which their findings come: what keeps pods
 // from being policed first.
 func Checks() []Check {
-	cni, rules := []Part{PartConflists}, []Part{PartNFTables, PartLegacy, PartLinks, PartLookups}
+	cni, rules := []Part{PartRuntime, PartConflists}, []Part{PartNFTables, PartLegacy, PartLinks, PartLookups}
 	return []Check{
 		{"state", "a file of the state folder is damaged, or the state of what is in the kernel is gone", []Part{PartState, PartNFTables, PartLegacy, PartLinks}, checkState},
 		{"backend", "the kernel or the node lacks what the backend needs", []Part{PartKernel}, checkBackend},
 		{"kernel", "a rule, hook, set or element is missing in the kernel", []Part{PartKernel}, checkKernel},
 		{"drop-log", "the kernel or the node cannot log what is dropped", []Part{PartState}, checkDropLog},
 		{"checksums", "the kernel or the node cannot look where packets leave their checksums", []Part{PartState}, checkChecksums},
+		{"runtime", "where the runtime looks is not known, or it is elsewhere than the flags say", []Part{PartRuntime}, checkRuntime},
 		{"conflist", "podmark is not in the conflist that the node uses, or no runtime can read it", cni, checkConflist},
 		{"conflist-order", "podmark does not come last in a conflist, or has no main plugin before it", cni, checkOrder},
 		{"configuration", "the plugin refuses its entry or the version of the conflist", cni, checkConfiguration},

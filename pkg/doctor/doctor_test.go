@@ -20,6 +20,7 @@ import (
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/runtimes"
 )
 
 // healthy are the facts of a node on which nothing is wrong, with this mask.
@@ -41,14 +42,14 @@ func healthy(t *testing.T, mask uint32) doctor.Facts {
 	}
 	now := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 	return doctor.Facts{
-		Now: now, StateDir: config.DefaultStateDir, ConfDir: doctor.DefaultConfDir, BinDir: doctor.DefaultBinDir,
+		Now: now, StateDir: config.DefaultStateDir, Endpoint: runtimes.Auto, ConfDir: runtimes.Default().Conf, BinDir: runtimes.Default().Bins[0],
 		State: doctor.State{
 			Ran: true, Layout: layout, Kind: apply.NFTables,
 			NodePorts: []desired.PortRange{{First: 30000, Last: 32767}},
 			Records:   []ident.Record{{Key: ident.Key{Network: "net", ContainerID: "one", IfName: "eth0"}, ID: mark.First, Policed: true, Committed: true}},
 			IDs:       1,
 		},
-		Networks: []doctor.Network{{File: doctor.DefaultConfDir + "/10-net.conflist", Network: parsed, Content: list, Entry: entry, Config: c}},
+		Networks: []doctor.Network{{File: runtimes.Default().Conf + "/10-net.conflist", Network: parsed, Content: list, Entry: entry, Config: c}},
 		Daemon:   &node.Status{PID: 1, Interval: 10, Looked: now.Add(-5 * time.Second)}, DaemonRuns: true,
 		Mode: node.Mode{IPVS: true, Link: true, Services: 3}, PortsInUse: []uint16{30000, 32767},
 		Sysctls: []node.Sysctl{{Name: "net.ipv4.vs.conntrack", Want: "1", Value: "1", Module: "ip_vs"}},

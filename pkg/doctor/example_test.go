@@ -7,6 +7,7 @@ import (
 	"github.com/podmark/podmark/pkg/doctor"
 	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/pkg/mark"
+	"github.com/podmark/podmark/pkg/runtimes"
 )
 
 func Example() {
@@ -16,7 +17,7 @@ func Example() {
 		return
 	}
 	// Gather reads these off a node.
-	facts := doctor.Facts{StateDir: config.DefaultStateDir, ConfDir: doctor.DefaultConfDir, BinDir: doctor.DefaultBinDir, State: doctor.State{Ran: true, Layout: layout}}
+	facts := doctor.Facts{StateDir: config.DefaultStateDir, Endpoint: runtimes.Auto, ConfDir: runtimes.Default().Conf, BinDir: runtimes.Default().Bins[0], State: doctor.State{Ran: true, Layout: layout}}
 	facts.Chains, facts.Rules = foreign.ParseLegacy("ip", `*mangle
 :PREROUTING ACCEPT [0:0]
 :POSTROUTING ACCEPT [0:0]

@@ -13,6 +13,7 @@ import (
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/runtimes"
 )
 
 // Part is something that is read as a whole, or not.
@@ -24,6 +25,7 @@ const (
 	PartLeaked    Part = "what pods have left"
 	PartKernel    Part = "podmark's share of the kernel"
 	PartDaemon    Part = "podmarkd's status"
+	PartRuntime   Part = "which folders the runtime reads"
 	PartConflists Part = "the network configurations"
 	PartServices  Part = "IPVS and the node's addresses"
 	PartSysctls   Part = "kernel parameters"
@@ -46,8 +48,16 @@ type Unread struct {
 // Facts are what was read of a node. Where a part is in Unread, what it gives is
 // zero or incomplete.
 type Facts struct {
-	Now             time.Time
-	StateDir        string
+	Now      time.Time
+	StateDir string
+	// Given are the folders that were asked for, Endpoint the runtime: see cri.Said.
+	Given    runtimes.Folders
+	Endpoint string
+	// Place is where the runtime looks, or PlaceErr why that is not known. Of it are ConfDir,
+	// and BinDir, in which podmark's plugin is or would be; without it they are those that
+	// were given.
+	Place           runtimes.Place
+	PlaceErr        error
 	ConfDir, BinDir string
 	ConfName        string // the conflist that was asked for; empty for the one that runtimes take
 	Unread          []Unread

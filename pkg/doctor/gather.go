@@ -10,8 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/nftables"
 	"github.com/podmark/podmark/pkg/apply/port"
@@ -20,14 +18,16 @@ import (
 	"github.com/podmark/podmark/pkg/foreign/fwmark"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/runtimes"
 )
 
 // Options say which node is looked at: the one of the process's network namespace.
 type Options struct {
 	Node apply.Node
-	// ConfDir and BinDir are the runtime's folders of network configurations and
-	// of plugins.
-	ConfDir, BinDir string
+	// Given are the runtime's folders as far as they are not to be found, and Endpoint says
+	// which runtime is asked for them: see cri.Said.
+	Given    runtimes.Folders
+	Endpoint string
 	// ConfName is the file of the conflist; empty for the one that runtimes take.
 	ConfName string
 }
@@ -35,8 +35,12 @@ type Options struct {
 // Gather reads the node, and changes nothing but that it waits for the node's lock.
 // What cannot be read is in Unread.
 func Gather(ctx context.Context, o Options) Facts {
-	f := Facts{Now: time.Now(), StateDir: o.Node.Store.Dir(), ConfDir: o.ConfDir, BinDir: o.BinDir, ConfName: o.ConfName}
-	f.note(PartConflists, f.readCNI(), "podmarkctl doctor --cni-conf-dir DIR --cni-bin-dir DIR  # the runtime's folders")
+	f := Facts{Now: time.Now(), StateDir: o.Node.Store.Dir(), Given: o.Given, Endpoint: o.Endpoint, ConfName: o.ConfName}
+	anew := ctl(f, "doctor --cni-conf-dir DIR --cni-bin-dir DIR --runtime-endpoint ''") + "  # the runtime's folders; or --runtime-endpoint SOCKET"
+	f.note(PartRuntime, f.locate(ctx), anew)
+	if f.PlaceErr == nil {
+		f.note(PartConflists, f.readCNI(), anew)
+	}
 	f.readState(ctx, o.Node)
 	f.readDaemon(o.Node)
 	f.readSockets(ctx)
@@ -186,8 +190,9 @@ func (f *Facts) readDaemon(n apply.Node) {
 		f.note(PartDaemon, err, asRoot)
 		return
 	}
-	err = unix.Kill(d.PID, 0)
-	f.Daemon, f.DaemonRuns = &d, err == nil || errors.Is(err, unix.EPERM)
+	f.Daemon = &d
+	f.DaemonRuns, err = n.Store.DaemonLives()
+	f.note(PartDaemon, err, asRoot)
 }
 
 // readSockets goes to where the plugin would ask podmarkd, and asks nothing.

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +12,8 @@ import (
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/conflist"
 	"github.com/podmark/podmark/pkg/foreign"
+	"github.com/podmark/podmark/pkg/runtimes"
+	"github.com/podmark/podmark/pkg/runtimes/cri"
 )
 
 const (
@@ -20,6 +23,28 @@ const (
 	// maxConfiguration is far above any network configuration, in bytes.
 	maxConfiguration = 1 << 20
 )
+
+// locate finds the runtime's folders, as podmarkd does. Where a runtime cannot be asked, which
+// is the error, what is known of the node counts.
+func (f *Facts) locate(ctx context.Context) error {
+	f.ConfDir, f.BinDir = f.Given.Conf, f.Given.Bin
+	said, err := cri.Said(ctx, f.Endpoint)
+	if f.Place, f.PlaceErr = runtimes.Decide(f.Given, said, runtimes.OnNode("/")); f.PlaceErr != nil {
+		return err
+	}
+	f.ConfDir, f.BinDir = f.Place.Conf, f.Place.Bins[0]
+	if f.Given.Bin == "" {
+		f.BinDir = f.Place.Sorted().Bins[0]
+	}
+	// A runtime takes the first that it comes to.
+	for _, bin := range f.Place.Bins {
+		if info, err := os.Stat(filepath.Join(bin, plugin)); err == nil && info.Mode().IsRegular() {
+			f.BinDir = bin
+			break
+		}
+	}
+	return err
+}
 
 // readCNI reads the runtime's folders.
 func (f *Facts) readCNI() error {

@@ -8,12 +8,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/ident"
-)
-
-// Defaults of the flags, which a command of podmarkd need not repeat: it finds the folders by itself.
-const (
-	DefaultConfDir = "/etc/cni/net.d"
-	DefaultBinDir  = "/opt/cni/bin"
+	"github.com/podmark/podmark/pkg/runtimes"
 )
 
 // ctl is a podmarkctl command for the node's state folder.
@@ -28,15 +23,25 @@ func withState(f Facts, command string) string {
 	return command
 }
 
+// located are the flags by which a command of podmarkd or podmarkctl looks where doctor did. What
+// was found, and is where most look, it finds by itself.
+func located(f Facts) (flags string) {
+	usual := runtimes.Default()
+	if f.ConfDir != usual.Conf && f.ConfDir != "" || f.Given.Conf != "" {
+		flags += " --cni-conf-dir " + quote(f.ConfDir)
+	}
+	if f.BinDir != usual.Bins[0] && f.BinDir != "" || f.Given.Bin != "" {
+		flags += " --cni-bin-dir " + quote(f.BinDir)
+	}
+	if f.Endpoint != runtimes.Auto {
+		flags += " --runtime-endpoint " + quote(f.Endpoint)
+	}
+	return flags
+}
+
 // installer is podmarkd install for the node's folders.
 func installer(f Facts) string {
-	command := "podmarkd install"
-	if f.ConfDir != DefaultConfDir {
-		command += " --cni-conf-dir " + quote(f.ConfDir)
-	}
-	if f.BinDir != DefaultBinDir {
-		command += " --cni-bin-dir " + quote(f.BinDir)
-	}
+	command := "podmarkd install" + located(f)
 	if f.ConfName != "" {
 		command += " --cni-conf-name " + quote(f.ConfName)
 	}

@@ -251,14 +251,14 @@ func checkDaemon(f Facts) []Finding {
 		}
 		return []Finding{{
 			Severity: severity,
-			What:     fmt.Sprintf("podmarkd, process %d, does not run any more; it last looked at %s", d.PID, d.Looked.Format(time.RFC3339)),
+			What:     fmt.Sprintf("podmarkd does not run any more; it last looked at %s", d.Looked.Format(time.RFC3339)),
 			Why:      "what others take out of the kernel is not put back, new NodePorts are not known to iptables, and pods without a DEL are not collected" + why + ". Have a service manager start it again",
 			Mend:     withState(f, "podmarkd"),
 		}}
 	case d.Stale(f.Now):
 		return []Finding{{
 			Severity: Warning,
-			What:     fmt.Sprintf("podmarkd, process %d, has not looked at the node since %s, and should every %vs", d.PID, d.Looked.Format(time.RFC3339), d.Interval),
+			What:     fmt.Sprintf("podmarkd has not looked at the node since %s, and should every %vs", d.Looked.Format(time.RFC3339), d.Interval),
 			Why:      "it hangs, so nothing is put back or kept current. Its service manager starts it again when it ends",
 			Mend:     end(f, "KILL"),
 		}}

@@ -184,7 +184,10 @@ func checkOpen(f Facts) []Finding {
 				found.Mend = f.restart(u.Reason) + "  # if they stay so; a pod without a controller does not come back by itself"
 			}
 		case desired.Unmarked:
-			found.Why = "they are from before podmark and could not be adopted, or the runtime reads another folder than " + quote(f.ConfDir) + ": no policy holds for them"
+			found.Why = "they are from before podmark and could not be adopted, or the runtime reads another folder than podmark is in: no policy holds for them"
+			if f.ConfDir != "" {
+				found.Why = "they are from before podmark and could not be adopted, or the runtime reads another folder than " + quote(f.ConfDir) + ": no policy holds for them"
+			}
 			found.Mend = "crictl info | grep -i -E 'confDir|binDir'  # if these are the folders that podmark is in, delete the pods: they start with it"
 		}
 		out = append(out, found)

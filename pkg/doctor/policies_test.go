@@ -13,6 +13,7 @@ import (
 	"github.com/podmark/podmark/pkg/doctor"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/runtimes"
 )
 
 const (
@@ -34,7 +35,7 @@ func networked(t *testing.T, keys ...string) doctor.Facts {
 		if err != nil {
 			t.Fatal(err)
 		}
-		n := doctor.Network{File: doctor.DefaultConfDir + "/" + name + ".conflist", Network: list, Content: content, Entry: entry}
+		n := doctor.Network{File: runtimes.Default().Conf + "/" + name + ".conflist", Network: list, Content: content, Entry: entry}
 		if n.Config, n.Err = config.ParseEntry(entry, name, "1.0.0"); n.Err != nil {
 			t.Fatal(n.Err)
 		}

@@ -73,8 +73,9 @@ func TestWhateverAFileIs(t *testing.T) {
 			}
 			return err
 		},
-		"Note": func(s ident.Store) error { return s.Note(ident.Call{Verb: "ADD"}) },
-		"Take": func(s ident.Store) error { _, _, _, err := s.Take(); return err },
+		"DaemonLives": func(s ident.Store) error { _, err := s.DaemonLives(); return err },
+		"Note":        func(s ident.Store) error { return s.Note(ident.Call{Verb: "ADD"}) },
+		"Take":        func(s ident.Store) error { _, _, _, err := s.Take(); return err },
 		"Reserve": func(s ident.Store) error {
 			_, err := s.Reserve(layout(t, 0xff0000), record("a", "10.0.0.1"))
 			return err
@@ -93,7 +94,7 @@ func TestWhateverAFileIs(t *testing.T) {
 		"ids/2":                              nil,
 		"next":                               nil,
 		"lock":                               {"Lock"},
-		"daemon.lock":                        {"Claim"},
+		"daemon.lock":                        {"Claim", "DaemonLives"},
 		"calls":                              {"Note"},
 		"attachments":                        {"List", "Lock"},
 		"ids":                                {"Lock"},

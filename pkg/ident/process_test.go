@@ -23,7 +23,7 @@ import (
 // The test binary is also the other process: see TestMain.
 const (
 	envDir  = "PODMARK_TEST_DIR"
-	envRole = "PODMARK_TEST_ROLE" // holder or worker
+	envRole = "PODMARK_TEST_ROLE" // holder, daemon or worker
 )
 
 func TestMain(m *testing.M) {
@@ -36,6 +36,10 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	case "holder":
 		hold()
+	case "daemon":
+		_, err := ident.At(os.Getenv(envDir)).ClaimAsDaemon()
+		fmt.Println(err)
+		bufio.NewReader(os.Stdin).ReadString('\n') //nolint:errcheck // the end is what it waits for
 	default:
 		if err := work(role); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -143,6 +147,89 @@ func TestLock(t *testing.T) {
 	} else {
 		unlock()
 	}
+}
+
+// A daemon lives until it is gone, however it ends. Who keeps daemons away is none, and neither
+// is who asks.
+func TestDaemonLives(t *testing.T) {
+	s := newStore(t)
+	lives := func(want bool, when string) {
+		t.Helper()
+		if got, err := s.DaemonLives(); got != want || err != nil {
+			t.Errorf("%s: %t, %v", when, got, err)
+		}
+	}
+	lives(false, "nobody was ever there")
+	if _, err := os.Stat(s.Path(ident.DaemonLock)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("to ask made something: %v", err)
+	}
+	daemon := process(s, "daemon")
+	stdin, errIn := daemon.StdinPipe()
+	stdout, errOut := daemon.StdoutPipe()
+	if err := errors.Join(errIn, errOut, daemon.Start()); err != nil {
+		t.Fatal(err)
+	}
+	defer stdin.Close()
+	t.Cleanup(func() { daemon.Process.Kill(); daemon.Wait() }) //nolint:errcheck // it may be gone
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil || line != "<nil>\n" {
+		t.Fatalf("the daemon says %q, %v", line, err)
+	}
+	lives(true, "it runs")
+	for _, claim := range []func() (func(), error){s.Claim, s.ClaimAsDaemon} {
+		if _, err := claim(); !errors.Is(err, ident.ErrClaimed) {
+			t.Errorf("a second one: %v", err)
+		}
+	}
+	lives(true, "another has tried")
+	if err := daemon.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = daemon.Wait()
+	lives(false, "it was killed")
+	release, err := s.Claim()
+	if err != nil {
+		t.Fatal(err)
+	}
+	lives(false, "an uninstall is under way")
+	release()
+	if release, err = s.ClaimAsDaemon(); err != nil {
+		t.Fatal(err)
+	}
+	lives(true, "it is this process")
+	release()
+	lives(false, "it has ended")
+}
+
+// To ask whether there is a daemon keeps none from starting.
+func TestDaemonLivesTakesNothing(t *testing.T) {
+	s := newStore(t)
+	done := make(chan struct{})
+	var asking sync.WaitGroup
+	for range 4 {
+		asking.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+					if _, err := s.DaemonLives(); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			}
+		})
+	}
+	for range 500 {
+		release, err := s.ClaimAsDaemon()
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		release()
+	}
+	close(done)
+	asking.Wait()
 }
 
 // An uninstall removes the folder with the lock in it, under those who wait for it: each of

@@ -175,17 +175,57 @@ func leadsTo(path string, f *os.File) bool {
 	return errors.Join(errThere, errOpen) == nil && os.SameFile(there, open)
 }
 
-// Claim makes the caller the node's daemon until release, or until the process
-// dies; ErrClaimed when there is one.
+// Claim keeps every daemon off the node until release, or until the process dies;
+// ErrClaimed when there is one.
 func (s Store) Claim() (release func(), err error) {
-	f, err := s.hold(DaemonLock)
+	f, err := s.claim()
 	if err != nil {
 		return nil, fmt.Errorf("claiming the node: %w", err)
 	}
-	if f == nil {
-		return nil, fmt.Errorf("%w: it holds %q; 'podmarkctl status' says which", ErrClaimed, s.path(DaemonLock))
+	return func() { f.Close() }, nil
+}
+
+// ClaimAsDaemon is Claim for the node's daemon, which [Store.DaemonLives] sees until release, or
+// until the process dies.
+func (s Store) ClaimAsDaemon() (release func(), err error) {
+	f, err := s.claim()
+	if err != nil {
+		return nil, fmt.Errorf("claiming the node: %w", err)
+	}
+	// A lock of the open file (Linux 3.15), beside flock's, which it has nothing to do with: to
+	// ask for flock's is to take it, and a daemon that starts meanwhile would find it taken.
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_RDLCK}); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("claiming the node: %q: %w", f.Name(), err)
 	}
 	return func() { f.Close() }, nil
+}
+
+func (s Store) claim() (*os.File, error) {
+	f, err := s.hold(DaemonLock)
+	if err == nil && f == nil {
+		err = fmt.Errorf("%w: it holds %q; 'fuser -v' of that says which process", ErrClaimed, s.path(DaemonLock))
+	}
+	return f, err
+}
+
+// DaemonLives reports whether the node has a daemon now, whatever PID namespace that is in. It
+// asks the kernel for the daemon's lock, which no number of a process can tell: that is another
+// one outside of the daemon's container, and somebody else's when the daemon was killed.
+func (s Store) DaemonLives() (bool, error) {
+	f, err := open(s.path(DaemonLock), os.O_RDONLY)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("asking whether podmarkd runs: %w", err)
+	}
+	defer f.Close()
+	held := unix.Flock_t{Type: unix.F_WRLCK}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &held); err != nil {
+		return false, fmt.Errorf("asking whether podmarkd runs: %q: %w", f.Name(), err)
+	}
+	return held.Type != unix.F_UNLCK, nil
 }
 
 // Get reads the record of key. The error is fs.ErrNotExist when there is none,

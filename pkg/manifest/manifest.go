@@ -22,7 +22,7 @@ import (
 // Compile compiles manifests, with notes of what counts otherwise than it is written.
 func Compile(o policy.Options, sources ...policy.Source) (desired.Policies, []string, error) {
 	policies, notes, err := o.Compile(sources...)
-	if errors.Is(err, policy.ErrEmpty) {
+	if errors.Is(err, policy.ErrEmpty) || errors.Is(err, policy.ErrNoPolicy) {
 		err = fmt.Errorf("%w: %s", err, noPolicy)
 	}
 	return policies, notes, err
@@ -30,7 +30,7 @@ func Compile(o policy.Options, sources ...policy.Source) (desired.Policies, []st
 
 // noPolicy is why nothing to read is not read as no policy: that opens every endpoint, and
 // what writes to a pipe may have failed.
-const noPolicy = "to remove the node's policy, say 'podmarkctl apply --delete'"
+const noPolicy = "to remove the node's policy, say 'podmarkctl apply --delete', or give a NetworkPolicyList with 'items: []'"
 
 // Read reads the manifests that paths name: files, folders, and "-" for stdin. What
 // is in subfolders is read where recursive says so.

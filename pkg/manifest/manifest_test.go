@@ -51,13 +51,15 @@ func TestRead(t *testing.T) {
 		"no file":              {paths: []string{filepath.Join(dir, "none")}, err: "none"},
 		"nothing on stdin":     {paths: []string{"-"}, err: "--delete"},
 		"comments":             {paths: []string{comments}, err: "--delete"},
+		"namespaces alone":     {paths: []string{"-"}, stdin: "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}", err: "--delete"},
+		"an empty list":        {paths: []string{"-"}, stdin: "{apiVersion: v1, kind: List, items: []}"},
 		"a folder without any": {paths: []string{empty}, err: "--delete"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			sources, err := manifest.Read(tt.paths, false, strings.NewReader(tt.stdin))
 			var got desired.Policies
 			if err == nil {
-				got, _, err = manifest.Compile(policy.Options{}, sources...)
+				got, _, err = manifest.Compile(policy.Options{Whole: true}, sources...)
 			}
 			var names []string
 			for _, p := range got.Policies {

@@ -75,7 +75,7 @@ func (f PolicyFolder) read(ctx context.Context) (apply.Applied, []string, error)
 	if err != nil {
 		return apply.Applied{}, nil, err
 	}
-	policies, notes, err := manifest.Compile(policy.Options{}, sources...)
+	policies, notes, err := manifest.Compile(policy.Options{Whole: true}, sources...)
 	if err != nil {
 		return apply.Applied{}, nil, err
 	}

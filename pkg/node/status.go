@@ -15,6 +15,8 @@ import (
 // Status is what the daemon has to say about itself and the node, in daemon.json of
 // the state folder.
 type Status struct {
+	// PID is the process in podmarkd's own PID namespace, and no sign that it lives: that is
+	// ident.Store.DaemonLives.
 	PID     int       `json:"pid"`
 	Version string    `json:"version"`
 	Started time.Time `json:"started"`

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	networkingv1 "k8s.io/api/networking/v1"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
@@ -15,8 +16,12 @@ import (
 	"github.com/podmark/podmark/pkg/desired"
 )
 
-// ErrEmpty: there is no manifest to be read.
-var ErrEmpty = errors.New("no manifest in it")
+var (
+	// ErrEmpty: there is no manifest to be read.
+	ErrEmpty = errors.New("no manifest in it")
+	// ErrNoPolicy: there is no policy, and nothing says that there is to be none.
+	ErrNoPolicy = errors.New("no NetworkPolicy in it")
+)
 
 // errPassedOver is the note of an object of another kind.
 var errPassedOver = errors.New("passed over, as it is neither a NetworkPolicy nor a Namespace")
@@ -28,6 +33,9 @@ type Options struct {
 	Namespace string
 	// Strict refuses what else is a note.
 	Strict bool
+	// Whole is for what becomes the whole policy of a node: namespaces alone open every
+	// endpoint, so where there is no policy, a list of policies has to say "items: []".
+	Whole bool
 }
 
 // Compile turns manifests into the policy of a node.
@@ -44,7 +52,8 @@ type Options struct {
 // entry of a list. Documents count from 1, without those that hold only
 // comments; a field is spelled as the API server spells it. A source that is blank is
 // ErrEmpty, and so are all where none has an object of an accepted kind: a list without items
-// says that there is no policy, an empty file says nothing.
+// says that there is no policy, an empty file says nothing. With Whole, namespaces say nothing
+// either, which is ErrNoPolicy.
 //
 // The notes read as errors do, and there are none beside an error. They are of what counts otherwise than its
 // author may think: an object of another kind, which is passed over, a CIDR of an old spelling,
@@ -60,8 +69,10 @@ func (o Options) Compile(sources ...Source) (desired.Policies, []string, error) 
 		notes    []string
 		errs     []error
 		places   = map[string]string{}
-		others   = map[string]int{} // by source
-		found    = false
+		// By source.
+		others, namespaces = map[string]int{}, map[string]int{}
+		// found is an object of an accepted kind, and said a policy, or that there is none.
+		found, said = false, false
 	)
 	for _, source := range sources {
 		if len(bytes.TrimSpace(source.Data)) == 0 {
@@ -78,6 +89,10 @@ func (o Options) Compile(sources ...Source) (desired.Policies, []string, error) 
 				places[id] = is.place
 			}
 			found = found || is.other == ""
+			said = said || is.policy != nil || is.none
+			if is.namespace != nil {
+				namespaces[source.Name]++
+			}
 			problems = append(problems, include(&compiled, is)...)
 			for _, note := range is.notes {
 				if o.Strict {
@@ -91,11 +106,14 @@ func (o Options) Compile(sources ...Source) (desired.Policies, []string, error) 
 			}
 		}
 	}
-	if !found && errs == nil {
+	if lacks := ErrNoPolicy; errs == nil && (!found || o.Whole && !said) {
+		if !found {
+			lacks = ErrEmpty
+		}
 		for _, source := range sources {
-			err := fmt.Errorf("%s: %w", source.Name, ErrEmpty)
-			if n := others[source.Name]; n > 0 {
-				err = fmt.Errorf("%w but %d of other kinds", err, n)
+			err := fmt.Errorf("%s: %w", source.Name, lacks)
+			if has := count(namespaces[source.Name], others[source.Name]); has != "" {
+				err = fmt.Errorf("%w but %s", err, has)
 			}
 			errs = append(errs, err)
 		}
@@ -107,6 +125,21 @@ func (o Options) Compile(sources ...Source) (desired.Policies, []string, error) 
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
 	return compiled, notes, nil
+}
+
+// count says how many objects there are that are no policies.
+func count(namespaces, others int) string {
+	var has []string
+	switch {
+	case namespaces == 1:
+		has = append(has, "1 namespace")
+	case namespaces > 1:
+		has = append(has, fmt.Sprintf("%d namespaces", namespaces))
+	}
+	if others > 0 {
+		has = append(has, fmt.Sprintf("%d of other kinds", others))
+	}
+	return strings.Join(has, " and ")
 }
 
 // include defaults, validates and compiles one object into compiled.

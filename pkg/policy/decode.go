@@ -43,6 +43,8 @@ type object struct {
 	// other names an object of another kind, "apps/v1 Deployment shop/web", of which nothing
 	// else is read.
 	other string
+	// none is set for a list of policies that says it has none.
+	none bool
 	// partial is set where decoding stopped half-way: to judge such an object
 	// would blame its author for what was not read.
 	partial bool
@@ -195,7 +197,8 @@ func (d decoder) list(place string, data []byte, item schema.GroupVersionKind) [
 	_, errs := d.into(list, data)
 	var objects []object
 	if len(errs) > 0 || len(list.Items) == 0 {
-		objects = append(objects, object{place: place, errs: errs})
+		none := list.Items != nil && len(list.Items) == 0 && item.Kind != "Namespace"
+		objects = append(objects, object{place: place, errs: errs, none: none})
 	}
 	for i, entry := range list.Items {
 		objects = append(objects, d.read(fmt.Sprintf("%s: items[%d]", place, i), entry.Raw, item)...)

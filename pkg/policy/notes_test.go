@@ -201,6 +201,53 @@ func TestNothingButOtherKinds(t *testing.T) {
 	}
 }
 
+// What is to be the whole policy of a node has a policy, or a list that says there is none. To
+// ask a question of, namespaces alone will do.
+func TestWhole(t *testing.T) {
+	const (
+		namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: web}\n---\n"
+		list      = "apiVersion: v1\nkind: List\n"
+		policies  = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicyList\n"
+		spaces    = "apiVersion: v1\nkind: NamespaceList\n"
+		none      = "0.yaml: no NetworkPolicy in it"
+	)
+	for _, test := range []struct {
+		name      string
+		manifests []string
+		want      string // of the error
+		empty     bool   // it is ErrEmpty too to whoever asks a question
+	}{
+		{"a policy", []string{policyA}, "", false},
+		{"a policy and a namespace", []string{namespace, policyA}, "", false},
+		{"a namespace", []string{namespace}, none + " but 1 namespace", false},
+		{"of several files", []string{namespace + deployment, deployment, strings.Replace(namespace, "web", "db", 1)}, none + " but 1 namespace and 1 of other kinds\n1.yaml: no NetworkPolicy in it but 1 of other kinds\n2.yaml: ", false},
+		{"namespaces in a List", []string{list + "items:\n- {apiVersion: v1, kind: Namespace, metadata: {name: a}}\n- {apiVersion: v1, kind: Namespace, metadata: {name: b}}\n"}, none + " but 2 namespaces", false},
+		{"an empty list of namespaces", []string{spaces + "items: []\n"}, none, false},
+		{"an empty List", []string{list + "items: []\n"}, "", false},
+		{"an empty List and a namespace", []string{namespace + list + "items: []\n"}, "", false},
+		{"an empty list of policies", []string{policies + "items: []\n"}, "", false},
+		{"one in a List", []string{list + "items: [{apiVersion: networking.k8s.io/v1, kind: NetworkPolicyList, items: []}]\n"}, "", false},
+		{"a List that does not say of what", []string{list}, none, false},
+		{"a list of policies that does not", []string{policies + "items:\n"}, none, false},
+		{"other kinds", []string{deployment}, "0.yaml: no manifest in it but 1 of other kinds", true},
+		{"nothing", []string{"# nothing\n"}, "0.yaml: no manifest in it", true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var sources []policy.Source
+			for i, manifest := range test.manifests {
+				sources = append(sources, policy.Source{Name: string(rune('0'+i)) + ".yaml", Data: []byte(manifest)})
+			}
+			_, _, err := policy.Options{Whole: true}.Compile(sources...)
+			if (err != nil) != (test.want != "") || err != nil && (!strings.HasPrefix(err.Error(), test.want) || errors.Is(err, policy.ErrEmpty) != test.empty || errors.Is(err, policy.ErrNoPolicy) == test.empty) {
+				t.Errorf("error %v, want %q", err, test.want)
+			}
+			if _, _, err := (policy.Options{}).Compile(sources...); (err != nil) != test.empty {
+				t.Errorf("for a question: %v", err)
+			}
+		})
+	}
+}
+
 // kustomize does not ask its file for a kind.
 func TestKustomizationWithoutKind(t *testing.T) {
 	a := policy.Source{Name: "web.yaml", Data: []byte(policyA)}

@@ -144,8 +144,29 @@ func Executable(path string) bool {
 	return err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o111 != 0
 }
 
+// Auto is the value of flags for what is to be found.
+const Auto = "auto"
+
 // Folders are those that were given; empty for one that is to be found.
 type Folders struct{ Conf, Bin string }
+
+// GivenBy are the folders by the values of --cni-conf-dir and --cni-bin-dir.
+func GivenBy(confDir, binDir string) (Folders, error) {
+	given := Folders{}
+	for _, f := range []struct {
+		flag, value string
+		to          *string
+	}{{"cni-conf-dir", confDir, &given.Conf}, {"cni-bin-dir", binDir, &given.Bin}} {
+		if f.value == Auto {
+			continue
+		}
+		if !filepath.IsAbs(f.value) {
+			return Folders{}, fmt.Errorf("--%s %q: want an absolute path or %s", f.flag, f.value, Auto)
+		}
+		*f.to = f.value
+	}
+	return given, nil
+}
 
 // Decide picks the place: what the runtimes say comes before what is known of distributions,
 // and neither before what was given, but that has to be where a runtime looks, if any says

@@ -109,6 +109,25 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+func TestGivenBy(t *testing.T) {
+	for _, tt := range []struct {
+		conf, bin string
+		want      runtimes.Folders
+		words     string // of an error
+	}{
+		{runtimes.Auto, runtimes.Auto, runtimes.Folders{}, ""},
+		{"/c", runtimes.Auto, runtimes.Folders{Conf: "/c"}, ""},
+		{runtimes.Auto, "/b", runtimes.Folders{Bin: "/b"}, ""},
+		{"net.d", "/b", runtimes.Folders{}, "--cni-conf-dir"},
+		{"/c", "", runtimes.Folders{}, "--cni-bin-dir"},
+	} {
+		got, err := runtimes.GivenBy(tt.conf, tt.bin)
+		if got != tt.want || (err != nil) != (tt.words != "") || err != nil && !strings.Contains(err.Error(), tt.words) {
+			t.Errorf("%q and %q: %+v, %v", tt.conf, tt.bin, got, err)
+		}
+	}
+}
+
 // A folder may be given by another path to it.
 func TestSameFolder(t *testing.T) {
 	dir := t.TempDir()

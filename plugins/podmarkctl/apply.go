@@ -11,6 +11,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/policy"
 )
 
 // applied is what 'apply -o json' shows.
@@ -20,7 +21,7 @@ type applied struct {
 }
 
 func newApply(o *options) *cobra.Command {
-	var from manifests
+	from := manifests{options: policy.Options{Whole: true}}
 	var del bool
 	cmd := &cobra.Command{
 		Use:   "apply -f FILE|DIR|- | -k DIR | --delete",
@@ -33,8 +34,8 @@ namespaces their labels.
 The policy is in force on every endpoint whose conflist says "policy": "files"
 when the command returns, and on a new one before its ADD returns. Live
 connections that it forbids stop at their next packet; no other is touched. One
-invalid document, or a source without any, and nothing changes: a list without
-items, or --delete, says that there is no policy.
+invalid document, or a source without any, or no NetworkPolicy at all, and nothing
+changes: a list of policies with "items: []", or --delete, says that there is none.
 
 Notes on stderr name what counts otherwise than its author may think, and --strict
 refuses it: objects of other kinds, which are passed over; CIDRs of an old spelling, as

@@ -128,6 +128,7 @@ func TestApplyInvalid(t *testing.T) {
 		{"a policy of another API", map[string]string{"a.yaml": webPolicy, "b.yml": "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: x}\n"}, []string{"b.yml", "document 1", "CiliumNetworkPolicy", "not enforced"}},
 		{"a kind that is misspelt", map[string]string{"a.yaml": webPolicy, "b.yml": "apiVersion: networking.k8s.io/v1\nkind: NetworkPolcy\nmetadata: {name: x}\n"}, []string{"b.yml", "document 1", "NetworkPolcy", "not enforced"}},
 		{"nothing but other kinds", map[string]string{"a.yaml": deployment + "---" + deployment}, []string{"a.yaml: no manifest in it but 2 of other kinds", "--delete"}},
+		{"namespaces alone", map[string]string{"a.yaml": namespaces, "b.yaml": deployment}, []string{"a.yaml: no NetworkPolicy in it but 2 namespaces", "b.yaml: no NetworkPolicy in it but 1 of other kinds", "--delete", "items: []"}},
 		{"not YAML", map[string]string{"a.yaml": webPolicy, "b.json": "{"}, []string{"b.json"}},
 		{"twice the same", map[string]string{"a.yaml": webPolicy, "b.yaml": webPolicy}, []string{"b.yaml", "default/web"}},
 		{"empty folder", nil, []string{"--delete"}},
@@ -144,6 +145,15 @@ func TestApplyInvalid(t *testing.T) {
 	}
 }
 
+// namespaces is what 'kubectl get networkpolicies,namespaces -o yaml' prints where there is no
+// policy, or where it may not list them.
+const namespaces = `apiVersion: v1
+items:
+- {apiVersion: v1, kind: Namespace, metadata: {name: default}}
+- {apiVersion: v1, kind: Namespace, metadata: {name: shop}}
+kind: List
+`
+
 // What 'kubectl get networkpolicies -o yaml | podmarkctl apply -f -' is where kubectl fails
 // changes nothing; a list without items says that there are no policies.
 func TestApplyNothing(t *testing.T) {
@@ -157,8 +167,23 @@ func TestApplyNothing(t *testing.T) {
 			t.Fatalf("%q: it changed something:\n%s", nothing, diff)
 		}
 	}
-	if got := n.ctlIn("apiVersion: v1\nkind: List\nitems: []\n", "apply", "-f", "-").ok(t).stdout; !strings.HasPrefix(got, "0 policies") {
-		t.Errorf("it says %q", got)
+	n.ctlIn(namespaces, "apply", "-f", "-").fails(t, "stdin: no NetworkPolicy in it but 2 namespaces", "apply --delete", "items: []")
+	n.ctlIn(namespaces, "check", "-f", "-").fails(t, "stdin: no NetworkPolicy", "apply --delete")
+	if diff := cmp.Diff(files, n.files()) + cmp.Diff(kernel, n.kernel()); diff != "" {
+		t.Fatalf("without a policy: it changed something:\n%s", diff)
+	}
+	// To ask what would be without a policy is no change.
+	n.route()
+	if denied := n.ctl("explain", "outside", "default/web-1:81"); denied.exit != 1 {
+		t.Errorf("by the policy in force: exit %d, %s", denied.exit, denied.stdout)
+	}
+	n.ctlIn(namespaces, "explain", "outside", "default/web-1:81", "--policy", "-").ok(t)
+	n.ctlIn(namespaces, "render", "-f", "-").ok(t)
+	for _, list := range []string{"apiVersion: v1\nkind: List\nitems: []\n", "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicyList\nitems: []\n---\n" + namespaces} {
+		n.ctlIn(webPolicy, "apply", "-f", "-").ok(t)
+		if got := n.ctlIn(list, "apply", "-f", "-").ok(t).stdout; !strings.HasPrefix(got, "0 policies") {
+			t.Errorf("%s: it says %q", list, got)
+		}
 	}
 }
 
@@ -417,6 +442,7 @@ func TestCheck(t *testing.T) {
 		{"a policy", webPolicy, "-"},
 		{"a wrong one", strings.Replace(webPolicy, "podSelector", "podSelectro", 1), "-"},
 		{"nothing", "", "-"},
+		{"no policy", namespaces, "-"},
 		{"an empty folder", "", empty},
 		{"no file", "", "/does/not/exist"},
 	} {

@@ -6,6 +6,8 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
+
+	"github.com/podmark/podmark/pkg/policy"
 )
 
 // checked is what 'check -o json' shows.
@@ -15,7 +17,7 @@ type checked struct {
 }
 
 func newCheck(o *options) *cobra.Command {
-	var from manifests
+	from := manifests{options: policy.Options{Whole: true}}
 	cmd := &cobra.Command{
 		Use:   "check -f FILE|DIR|- | -k DIR",
 		Short: "Say whether apply would take manifests, without a node",

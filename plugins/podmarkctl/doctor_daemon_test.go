@@ -8,22 +8,27 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/test/wait"
 )
 
 // podmarkd runs the daemon until the test ends, and returns when it has looked.
-func (p *patient) podmarkd(args ...string) *exec.Cmd {
+func (p *patient) podmarkd(args ...string) *exec.Cmd { p.t.Helper(); return p.podmarkdIn(0, args...) }
+
+// podmarkdIn has it begin namespaces, by their flags of clone.
+func (p *patient) podmarkdIn(namespaces uintptr, args ...string) *exec.Cmd {
 	p.t.Helper()
 	var log bytes.Buffer
 	cmd := exec.Command(filepath.Join(programs, "podmarkd"), append([]string{
 		"--state-dir", p.dir, "--listen", "", "--interval", "200ms", "--cni-conf-dir", p.conf, "--cni-cache-dir", "",
 	}, args...)...)
-	cmd.Stderr = &log
+	cmd.Stderr, cmd.SysProcAttr = &log, &syscall.SysProcAttr{Cloneflags: namespaces}
 	if err := cmd.Start(); err != nil {
 		p.t.Fatal(err)
 	}
@@ -34,8 +39,12 @@ func (p *patient) podmarkd(args ...string) *exec.Cmd {
 			p.t.Logf("podmarkd said:\n%s", log.String())
 		}
 	})
+	pid := cmd.Process.Pid
+	if namespaces&unix.CLONE_NEWPID != 0 {
+		pid = 1
+	}
 	p.eventually("podmarkd has looked", func() bool {
-		return strings.Contains(p.files()["daemon.json"], fmt.Sprintf(`"pid":%d,`, cmd.Process.Pid))
+		return strings.Contains(p.files()["daemon.json"], fmt.Sprintf(`"pid":%d,`, pid))
 	})
 	return cmd
 }
@@ -92,4 +101,64 @@ func TestDoctorDaemon(t *testing.T) {
 	p.shell(p.finds("podmarkd", "has not looked").Mend)
 	_ = second.Wait()
 	p.finds("podmarkd", "does not run")
+}
+
+// runs fails the test unless status, doctor and explain take podmarkd for one that runs, or does not.
+func (p *patient) runs(want bool) {
+	p.t.Helper()
+	var status struct{ Running bool }
+	if err := json.Unmarshal([]byte(p.ctl("status", "-o", "json").ok(p.t).stdout), &status); err != nil || status.Running != want {
+		p.t.Errorf("status says running %t, %v", status.Running, err)
+	}
+	if ended := len(of(p.doctor(), "podmarkd")) > 0; ended == want {
+		p.t.Errorf("doctor: podmarkd has ended %t", ended)
+	}
+	const unwatched = "podmarkd does not run"
+	if said := p.ctl("explain", "default/web-1", "192.0.2.9:22").stdout; strings.Contains(said, unwatched) == want {
+		p.t.Errorf("explain: %s", said)
+	}
+}
+
+// Whether podmarkd runs does not depend on its number, which is another one outside of its
+// container, and may be anybody's when it has ended.
+func TestDaemonRuns(t *testing.T) {
+	p := newPatient(t, iptablesNFT, 1)
+	d := p.podmarkdIn(unix.CLONE_NEWPID)
+	p.route()
+	// Process 1 of this namespace is another, and process 4194305 is none anywhere.
+	renumber := func(pid int) {
+		t.Helper()
+		var status map[string]any
+		if err := json.Unmarshal([]byte(p.files()["daemon.json"]), &status); err != nil {
+			t.Fatal(err)
+		}
+		status["pid"] = pid
+		b, err := json.Marshal(status)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, p.dir+"/daemon.json", string(b))
+	}
+	p.runs(true)
+	if err := d.Process.Signal(unix.SIGSTOP); err != nil { // else it writes its status anew
+		t.Fatal(err)
+	}
+	renumber(1<<22 + 1)
+	p.runs(true)
+	if err := d.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = d.Wait()
+	p.runs(false)
+	renumber(os.Getpid())
+	p.runs(false)
+	// Who uninstalls keeps podmarkd away, and is none.
+	release, err := ident.At(p.dir).Claim()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.runs(false)
+	release()
+	p.podmarkd()
+	p.runs(true)
 }

@@ -20,6 +20,8 @@ import (
 type patient struct {
 	*node
 	conf, bin string
+	// folders are flags that say where the runtime looks.
+	folders []string
 	// path is where its shell looks for commands.
 	path string
 }
@@ -28,6 +30,7 @@ func newPatient(t *testing.T, b backend, pods int) *patient {
 	t.Helper()
 	p := &patient{node: newNode(t, b), conf: t.TempDir(), bin: t.TempDir()}
 	p.path = programs + ":" + os.Getenv("PATH")
+	p.folders = []string{"--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin, "--runtime-endpoint", ""}
 	p.list("10-net.conflist", "net", nil)
 	p.exec("", "cp", filepath.Join(programs, "podmark"), p.bin)
 	for _, plugin := range []string{"ptp", "bridge", "host-local", "portmap"} {
@@ -82,7 +85,7 @@ func (p *patient) plugins(file, network, version string, plugins ...any) {
 // whether that is anything.
 func (p *patient) doctor(args ...string) []doctor.Finding {
 	p.t.Helper()
-	args = append([]string{"doctor", "-o", "json", "--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin}, args...)
+	args = slices.Concat([]string{"doctor", "-o", "json"}, p.folders, args)
 	o := p.start("", "env", append([]string{"PATH=" + p.path, filepath.Join(programs, "podmarkctl"), "--state-dir", p.dir}, args...)...)
 	var found []doctor.Finding
 	if err := json.Unmarshal([]byte(o.stdout), &found); err != nil || o.stderr != "" || o.exit != min(len(found), 1) {
@@ -280,7 +283,8 @@ func TestDoctorChangesNothing(t *testing.T) {
 	if kernel != p.kernel() || fmt.Sprint(files) != fmt.Sprint(p.files()) {
 		t.Error("it changed something")
 	}
-	virgin := &patient{node: newNode(t, nftables), conf: filepath.Join(t.TempDir(), "none"), bin: "/nonexistent", path: p.path}
+	virgin := &patient{node: newNode(t, nftables), path: p.path}
+	virgin.folders = []string{"--cni-conf-dir", filepath.Join(t.TempDir(), "none"), "--cni-bin-dir", "/nonexistent", "--runtime-endpoint", ""}
 	kernel = virgin.kernel()
 	virgin.finds("conflist", "no such file")
 	if kernel != virgin.kernel() || len(virgin.files()) > 0 {
@@ -294,8 +298,8 @@ func TestDoctorTable(t *testing.T) {
 		t.Skipf("there is a finding on every node of this kernel: %v", err)
 	}
 	p := newPatient(t, nftables, 0)
-	run := func() output { return p.ctl("doctor", "--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin) }
-	checks := fmt.Sprintf("checks: %d, findings: ", len(doctor.Checks()))
+	run := func() output { return p.ctl(append([]string{"doctor"}, p.folders...)...) }
+	checks := fmt.Sprintf("the runtime has network configurations in %q and plugins in [%q] (given)\nchecks: %d, findings: ", p.conf, p.bin, len(doctor.Checks()))
 	rest := "\nnot looked at, which may write marks: " + strings.Join(foreign.NotLookedAt(), "; ") + "\n"
 	if o := run().ok(t); o.stdout != checks+"0"+rest {
 		t.Errorf("%q", o.stdout)

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/config"
@@ -117,7 +116,8 @@ func (o *options) explain(ctx context.Context, q explain.Query, policies *desire
 		f.Backend = config.BackendNFTables
 	}
 	f.Elsewhere = o.locate(q)
-	daemon, err := node.ReadStatus(o.node().Store)
-	f.Watched = err == nil && unix.Kill(daemon.PID, 0) == nil
+	if f.Watched, err = o.node().Store.DaemonLives(); err != nil {
+		return explain.Answer{}, err
+	}
 	return node.Explain(ctx, o.node(), q, f)
 }

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/desired"
@@ -89,7 +88,10 @@ func readStatus(o *options) (status, error) {
 	case err != nil:
 		return s, err
 	default:
-		s.Daemon, s.Running = &d, unix.Kill(d.PID, 0) == nil
+		s.Daemon = &d
+		if s.Running, err = o.node().Store.DaemonLives(); err != nil {
+			return s, err
+		}
 		if s.Running { // pods without podmark are seen by podmarkd alone
 			s.Coverage = s.Coverage.Joined(d.Coverage, desired.Unmarked)
 		}
@@ -166,7 +168,7 @@ func (s status) table(w io.Writer) error {
 	case !s.Running:
 		row("podmarkd", "does not run; what follows is what it said last")
 	default:
-		row("podmarkd", "process %d, since %s", d.PID, d.Started.Format(time.RFC3339))
+		row("podmarkd", "runs since %s", d.Started.Format(time.RFC3339))
 	}
 	if d != nil {
 		row("looked", "%s, because of: %s", d.Looked.Format(time.RFC3339), d.Reason)

@@ -219,7 +219,7 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 	defer stop()
 	n := o.node()
 	n.Warn = func(text string) { log.Warn(text) }
-	release, err := n.Store.Claim()
+	release, err := n.Store.ClaimAsDaemon()
 	if err != nil {
 		return err
 	}

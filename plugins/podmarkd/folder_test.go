@@ -51,3 +51,35 @@ func TestFolderNotes(t *testing.T) {
 		t.Errorf("shop is logged %d times, store %d times", logged("shop"), logged("store"))
 	}
 }
+
+// Where no policy is left in the folder, those of before are in force, and that is told, until
+// a list says that there are none.
+func TestFolderWithoutPolicy(t *testing.T) {
+	h := newHost(t, nftables)
+	dir := t.TempDir()
+	put := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("web.yaml", policy)
+	put("shop.yaml", "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}")
+	d := h.start("--policy-dir", dir)
+	status := func(what string, policies int, trouble string) {
+		t.Helper()
+		h.eventually(what, func() error {
+			if s, err := d.status(); err != nil || s.Policies.Policies != policies || s.Policies.Synced != (trouble == "") || !strings.Contains(s.Policies.Error, trouble) {
+				return fmt.Errorf("%+v: %w", s.Policies, err)
+			}
+			return nil
+		})
+	}
+	status("the policy is in force", 1, "")
+	if err := os.Remove(filepath.Join(dir, "web.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	status("it still is", 1, "shop.yaml: no NetworkPolicy in it")
+	put("none.yaml", "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicyList, items: []}")
+	status("there is none", 0, "")
+}

@@ -46,9 +46,9 @@ type installOptions struct {
 }
 
 func (o *installOptions) addFolders(flags *pflag.FlagSet) {
-	flags.StringVar(&o.confDir, "cni-conf-dir", auto, "the runtime's folder of network configurations; auto is what the runtime says, else what a known distribution has")
-	flags.StringVar(&o.binDir, "cni-bin-dir", auto, "the runtime's folder of plugins; auto as above")
-	flags.StringVar(&o.endpoint, "runtime-endpoint", auto, "socket of the runtime that is asked for its folders; auto is those of containerd, CRI-O, k3s and MicroK8s, empty is none")
+	flags.StringVar(&o.confDir, "cni-conf-dir", runtimes.Auto, "the runtime's folder of network configurations; auto is what the runtime says, else what a known distribution has")
+	flags.StringVar(&o.binDir, "cni-bin-dir", runtimes.Auto, "the runtime's folder of plugins; auto as above")
+	flags.StringVar(&o.endpoint, "runtime-endpoint", runtimes.Auto, "socket of the runtime that is asked for its folders; auto is those of containerd, CRI-O, k3s and MicroK8s, empty is none")
 }
 
 func (o *installOptions) addFlags(flags *pflag.FlagSet) {

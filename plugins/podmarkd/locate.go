@@ -2,38 +2,21 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"path/filepath"
-	"strings"
-	"syscall"
 
 	"github.com/podmark/podmark/pkg/runtimes"
 	"github.com/podmark/podmark/pkg/runtimes/cri"
 )
 
-// auto is the value of flags for what is to be found.
-const auto = "auto"
-
 // locate finds where the runtime looks. What it said last holds while it does not answer,
 // and what was found on the node while nothing is there: runtimes restart, and agents write
 // their conflists anew.
 func (o *installOptions) locate(ctx context.Context) (runtimes.Place, error) {
-	given := runtimes.Folders{}
-	for _, f := range []struct {
-		flag, value string
-		to          *string
-	}{{"cni-conf-dir", o.confDir, &given.Conf}, {"cni-bin-dir", o.binDir, &given.Bin}} {
-		if f.value == auto {
-			continue
-		}
-		if !filepath.IsAbs(f.value) {
-			return runtimes.Place{}, fmt.Errorf("--%s %q: want an absolute path or %s", f.flag, f.value, auto)
-		}
-		*f.to = f.value
+	given, err := runtimes.GivenBy(o.confDir, o.binDir)
+	if err != nil {
+		return runtimes.Place{}, err
 	}
 	last := o.found.Load()
-	said, err := o.ask(ctx)
+	said, err := cri.Said(ctx, o.endpoint)
 	if err != nil {
 		if last != nil && last.From == runtimes.Said && ctx.Err() == nil {
 			return *last, nil
@@ -54,41 +37,13 @@ func (o *installOptions) locate(ctx context.Context) (runtimes.Place, error) {
 	return place, nil
 }
 
-// ask lists what the runtimes say. Of the usual sockets those count that somebody
-// listens at; one that was named must answer.
-func (o *installOptions) ask(ctx context.Context) ([]runtimes.Place, error) {
-	if o.endpoint == "" {
-		return nil, nil
-	}
-	if o.endpoint != auto {
-		socket := strings.TrimPrefix(o.endpoint, "unix://")
-		place, err := cri.Ask(ctx, socket)
-		if errors.Is(err, cri.ErrSilent) {
-			err = fmt.Errorf("%w: leave --runtime-endpoint empty, and give --cni-conf-dir and --cni-bin-dir", err)
-		}
-		return []runtimes.Place{place}, err
-	}
-	var said []runtimes.Place
-	for _, socket := range runtimes.Sockets {
-		place, err := cri.Ask(ctx, socket)
-		switch {
-		case errors.Is(err, cri.ErrSilent), errors.Is(err, syscall.ECONNREFUSED):
-		case err != nil:
-			return nil, fmt.Errorf("%w; --runtime-endpoint names another runtime, or none", err)
-		default:
-			said = append(said, place)
-		}
-	}
-	return said, nil
-}
-
 // configurations is the folder of network configurations, empty where none was given. It is
 // looked for until it is found.
 func (o *installOptions) configurations(ctx context.Context) string {
 	if o.confDir == "" {
 		return ""
 	}
-	if o.confDir != auto {
+	if o.confDir != runtimes.Auto {
 		return o.confDir
 	}
 	if place := o.found.Load(); place != nil && place.From > runtimes.Assumed {

@@ -1,66 +1,13 @@
 package main_test
 
 import (
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
-	"os"
-	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
 
-	"google.golang.org/grpc"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"github.com/podmark/podmark/test/fakecri"
 )
-
-// criServer is a runtime that says which folders it reads.
-type criServer struct {
-	runtimeapi.UnimplementedRuntimeServiceServer
-	t      *testing.T
-	socket string
-	config atomic.Value
-	server *grpc.Server
-}
-
-func (r *criServer) Status(context.Context, *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
-	return &runtimeapi.StatusResponse{Info: map[string]string{"config": r.config.Load().(string)}}, nil
-}
-
-// newRuntime serves until the test ends.
-func newRuntime(t *testing.T, conf string, bins ...string) *criServer {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "cri") // the path of a socket is short
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	r := &criServer{t: t, socket: filepath.Join(dir, "sock")}
-	r.reads(conf, bins...)
-	r.begin()
-	return r
-}
-
-func (r *criServer) reads(conf string, bins ...string) {
-	b, err := json.Marshal(map[string]any{"cni": map[string]any{"confDir": conf, "binDirs": bins}})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	r.config.Store(string(b))
-}
-
-func (r *criServer) begin() {
-	l, err := net.Listen("unix", r.socket)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	r.server = grpc.NewServer()
-	runtimeapi.RegisterRuntimeServiceServer(r.server, r)
-	go func() { _ = r.server.Serve(l) }()
-	r.t.Cleanup(r.server.Stop)
-}
 
 // The folders are those that the runtime says. What is given has to be among them.
 func TestInstallAsks(t *testing.T) {
@@ -84,13 +31,13 @@ func TestInstallAsks(t *testing.T) {
 			p.write(name, chain("net", "ptp", "portmap"))
 			p.folders = tt.given(p)
 			conf, bins := tt.says(p)
-			r := newRuntime(t, conf, bins...)
-			args := []string{"install", "--runtime-endpoint", "unix://" + r.socket}
+			r := fakecri.New(t, conf, bins...)
+			args := []string{"install", "--runtime-endpoint", "unix://" + r.Socket}
 			if tt.words != nil {
 				p.fails(tt.words, args...)
 				return
 			}
-			if out := p.run(args...); !strings.Contains(out, p.conf) || !strings.Contains(out, r.socket) {
+			if out := p.run(args...); !strings.Contains(out, p.conf) || !strings.Contains(out, r.Socket) {
 				t.Errorf("it does not say where, and how it knows: %s", out)
 			}
 			p.hasTypes(name, "ptp", "portmap", "podmark")
@@ -113,15 +60,15 @@ func TestGuardAsks(t *testing.T) {
 	h := newHost(t, nftables)
 	p.state, other.state = h.dir, h.dir
 	p.write(name, chain("net", "ptp"))
-	r := newRuntime(t, p.conf, p.bin)
-	d := h.start("--keep-installed", "--policy", "none", "--cni-conf-dir", "auto", "--runtime-endpoint", r.socket)
+	r := fakecri.New(t, p.conf, p.bin)
+	d := h.start("--keep-installed", "--policy", "none", "--cni-conf-dir", "auto", "--runtime-endpoint", r.Socket)
 	h.eventually("installed where the runtime says", func() error { return p.has(name, "ptp", "podmark") })
-	r.server.Stop()
+	r.Stop()
 	p.write(name, chain("net", "bridge"))
 	h.eventually("put back while it is away", func() error { return p.has(name, "bridge", "podmark") })
 	other.write(name, chain("net", "ptp"))
-	r.reads(other.conf, other.bin)
-	r.begin()
+	r.Reads(other.conf, other.bin)
+	r.Listen()
 	p.write(name, chain("net", "ptp")) // something to look at
 	h.eventually("installed where it says now", func() error { return other.has(name, "ptp", "podmark") })
 	other.hasPlugin()

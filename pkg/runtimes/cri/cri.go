@@ -17,6 +17,8 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
+	"syscall"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -35,6 +37,37 @@ const (
 	// unimplemented is gRPC's code of a service that is not there.
 	unimplemented = "12"
 )
+
+// Said lists what runtimes say, by the value of --runtime-endpoint: one socket, which must
+// answer; nobody where it is empty; or runtimes.Auto. Of the usual sockets those count that
+// somebody listens at.
+func Said(ctx context.Context, endpoint string) ([]runtimes.Place, error) {
+	if endpoint == "" {
+		return nil, nil
+	}
+	if endpoint != runtimes.Auto {
+		place, err := Ask(ctx, strings.TrimPrefix(endpoint, "unix://"))
+		if errors.Is(err, ErrSilent) {
+			err = fmt.Errorf("%w: leave --runtime-endpoint empty, and give --cni-conf-dir and --cni-bin-dir", err)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return []runtimes.Place{place}, nil
+	}
+	var said []runtimes.Place
+	for _, socket := range runtimes.Sockets {
+		place, err := Ask(ctx, socket)
+		switch {
+		case errors.Is(err, ErrSilent), errors.Is(err, syscall.ECONNREFUSED):
+		case err != nil:
+			return nil, fmt.Errorf("%w; --runtime-endpoint names another runtime, or none", err)
+		default:
+			said = append(said, place)
+		}
+	}
+	return said, nil
+}
 
 // Ask asks the runtime at a socket.
 func Ask(ctx context.Context, socket string) (runtimes.Place, error) {

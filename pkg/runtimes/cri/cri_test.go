@@ -128,3 +128,63 @@ func TestAskNobody(t *testing.T) {
 		t.Errorf("silence: %v", err)
 	}
 }
+
+// Nobody is asked, one that is named, or whoever listens at the usual sockets. Who answers
+// and is broken is not passed over.
+func TestSaid(t *testing.T) {
+	runtime := func(conf string) string {
+		info := map[string]string{"config": `{"cni": {"binDir": "/b", "confDir": "` + conf + `"}}`}
+		return listen(t, func(s *grpc.Server) { runtimeapi.RegisterRuntimeServiceServer(s, server{info: info}) })
+	}
+	one, other := runtime("/one"), runtime("/other")
+	silent := listen(t, func(*grpc.Server) {})
+	broken := listen(t, func(s *grpc.Server) {
+		runtimeapi.RegisterRuntimeServiceServer(s, server{err: status.Error(codes.Unavailable, "not yet")})
+	})
+	dir, err := os.MkdirTemp("", "cri")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	none := filepath.Join(dir, "none")
+	dead := filepath.Join(dir, "dead") // a socket that nobody listens at
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: dead, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	usual := runtimes.Sockets
+	t.Cleanup(func() { runtimes.Sockets = usual })
+	for _, tt := range []struct {
+		name, endpoint string
+		usual          []string
+		want           []string
+		fails          bool
+		words          string
+	}{
+		{"nobody is to be asked", "", []string{one}, nil, false, ""},
+		{"one is named", one, []string{other}, []string{"/one"}, false, ""},
+		{"by a URL", "unix://" + one, nil, []string{"/one"}, false, ""},
+		{"one is named and not there", none, []string{one}, nil, true, none},
+		{"one is named and does not tell", silent, []string{one}, nil, true, "leave --runtime-endpoint empty"},
+		{"the usual ones", runtimes.Auto, []string{none, one, dead, silent, other}, []string{"/one", "/other"}, false, ""},
+		{"nobody is there", runtimes.Auto, []string{none, dead}, nil, false, ""},
+		{"one of them is broken", runtimes.Auto, []string{one, broken}, nil, true, "--runtime-endpoint names another"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			runtimes.Sockets = tt.usual
+			said, err := cri.Said(t.Context(), tt.endpoint)
+			if (err != nil) != tt.fails || err != nil && !strings.Contains(err.Error(), tt.words) {
+				t.Errorf("%v", err)
+			}
+			var got []string
+			for _, p := range said {
+				got = append(got, p.Conf)
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}

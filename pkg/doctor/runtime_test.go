@@ -1,0 +1,78 @@
+package doctor_test
+
+import (
+	"fmt"
+	"io/fs"
+	"strings"
+	"testing"
+
+	"github.com/podmark/podmark/pkg/conflist"
+	"github.com/podmark/podmark/pkg/doctor"
+	"github.com/podmark/podmark/pkg/runtimes"
+)
+
+// Where it is not known where the runtime looks, that is the finding, and nothing is said of
+// configurations that nobody read.
+func TestRuntime(t *testing.T) {
+	at := func(conf string) runtimes.Place { return runtimes.NewPlace(conf, conf+"/bin") }
+	for _, tt := range []struct {
+		name  string
+		given runtimes.Folders
+		said  []runtimes.Place
+		mend  string
+		words []string
+	}{
+		{"several", runtimes.Folders{}, []runtimes.Place{at("/a"), at("/b")}, "podmarkctl doctor --cni-conf-dir DIR --cni-bin-dir DIR  # ", []string{"/a", "/b"}},
+		{"elsewhere", runtimes.Folders{Conf: "/x"}, []runtimes.Place{at("/a")}, "podmarkctl doctor  # ", []string{"/a", "/x"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := healthy(t, 0xffff0000)
+			f.Networks, f.Given, f.ConfDir, f.BinDir = nil, tt.given, tt.given.Conf, tt.given.Bin
+			f.Place, f.PlaceErr = runtimes.Decide(tt.given, tt.said, nil)
+			if x := only(t, f, "runtime", tt.words...); x.Severity != doctor.Error || !strings.HasPrefix(x.Mend, tt.mend) {
+				t.Errorf("%+v", x)
+			}
+		})
+	}
+}
+
+// A mend goes where doctor looked, and asks whom doctor asked.
+func TestMendsGoThere(t *testing.T) {
+	const install = "podmarkd install"
+	for _, tt := range []struct {
+		name      string
+		given     runtimes.Folders
+		conf, bin string
+		endpoint  string
+		want      string
+	}{
+		{"found where most look", runtimes.Folders{}, "/etc/cni/net.d", "/opt/cni/bin", runtimes.Auto, install},
+		{"found elsewhere", runtimes.Folders{}, "/k3s/net.d", "/k3s/bin", runtimes.Auto, install + " --cni-conf-dir /k3s/net.d --cni-bin-dir /k3s/bin"},
+		{"given, where most look", runtimes.Folders{Conf: "/etc/cni/net.d", Bin: "/opt/cni/bin"}, "/etc/cni/net.d", "/opt/cni/bin", runtimes.Auto, install + " --cni-conf-dir /etc/cni/net.d --cni-bin-dir /opt/cni/bin"},
+		{"one of them given", runtimes.Folders{Bin: "/b"}, "/etc/cni/net.d", "/b", runtimes.Auto, install + " --cni-bin-dir /b"},
+		{"another runtime", runtimes.Folders{}, "/etc/cni/net.d", "/opt/cni/bin", "/run/x.sock", install + " --runtime-endpoint /run/x.sock"},
+		{"nobody asked", runtimes.Folders{}, "/etc/cni/net.d", "/opt/cni/bin", "", install + " --runtime-endpoint ''"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := healthy(t, 0xffff0000)
+			f.Given, f.ConfDir, f.BinDir, f.Endpoint = tt.given, tt.conf, tt.bin, tt.endpoint
+			f.Plugin, f.PluginMissing = fs.ErrNotExist, true
+			if x := only(t, f, "plugin"); x.Mend != tt.want {
+				t.Errorf("%q, want %q", x.Mend, tt.want)
+			}
+		})
+	}
+}
+
+// A runtime that says which folder it reads reads no other: what is not there yet comes there.
+func TestNoConflist(t *testing.T) {
+	for from, advice := range map[runtimes.Source]bool{runtimes.Said: true, runtimes.Known: false, runtimes.Assumed: false} {
+		f := healthy(t, 0xffff0000)
+		f.Networks, f.ActiveErr = nil, fmt.Errorf("%w: it is empty", conflist.ErrNone)
+		f.Place = runtimes.Place{Conf: f.ConfDir, Bins: []string{f.BinDir}, How: "as somebody says", From: from}
+		x := only(t, f, "conflist", f.ConfDir, "as somebody says", "it is empty")
+		if strings.HasPrefix(x.Mend, "# ") != advice || strings.Contains(x.What, "another folder") == advice {
+			t.Errorf("%v: %+v", from, x)
+		}
+	}
+}
