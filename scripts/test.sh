@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests: first those that the machine's own kernel can run, podmark's own code with the
+# Runs the tests: first those that the machine's own kernel can run, what has goroutines with the
 # race detector, then the lab's. Of what comes in backends it runs a share, which is another one for
 # each commit: PODMARK_SHARE is its number, and where it is empty all is run. CI=true makes a
 # missing kernel feature fatal.
@@ -14,16 +14,36 @@ scripts/build.sh
 scripts/tools.sh cni
 
 # The limit is for what hangs: a busy machine may need more than go's ten minutes.
-# Programs with the race detector wait a second when they end: tests start thousands of them.
-GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 go test -race -timeout 30m ./pkg/... ./plugins/...
-# What these test are programs and kernels, which the race detector does not see; test/lab has
-# tests that only the lab's kernel can run.
-mapfile -t packages < <(go list ./test/... | grep -v '/test/lab$')
-go test -timeout 30m "${packages[@]}"
+limit=30m
+# The race detector finds something only where there is more than one goroutine, and is a lot for what
+# is computed. Programs with it wait a second when they end: tests start thousands of them.
+racing=() others=()
+while read -r package dir; do
+  if grep -qE '^\s*go [a-zA-Z]|\.Go\(' "$dir"/*.go; then racing+=("$package"); else others+=("$package"); fi
+done < <(go list -f '{{.ImportPath}} {{.Dir}}' ./pkg/... ./plugins/...)
+GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 go test -race -timeout "$limit" "${racing[@]}"
 # Modules of their own, for tests whose dependencies podmark must not have; two have
-# no code, but pin the programs that tests run.
-find . -mindepth 2 -name go.mod -not -path './bin/*' -not -path './test/tools/*' -not -path './test/kubeproxy/*' | sort | while read -r mod; do
-  go -C "$(dirname "$mod")" test -timeout 30m ./...
-done
+# no code, but pin the programs that tests run. Most of their time is spent waiting for packets
+# that must not come, so they run beside the others.
+modules() {
+  local failed=0 mod
+  while read -r mod; do
+    go -C "$(dirname "$mod")" test -timeout "$limit" ./... || failed=1
+  done < <(find . -mindepth 2 -name go.mod -not -path './bin/*' -not -path './test/tools/*' -not -path './test/kubeproxy/*' | sort)
+  return $failed
+}
+said=$(mktemp)
+set -m # so that it can be ended with all that it has started
+trap 'kill -- -"${beside:-none}" 2>/dev/null || true; rm -f "$said"' EXIT
+modules >"$said" 2>&1 &
+beside=$!
+# What is below test/ tests programs and kernels, which the race detector does not see; test/lab has
+# tests that only the lab's kernel can run.
+mapfile -t -O "${#others[@]}" others < <(go list ./test/... | grep -v '/test/lab$')
+go test -timeout "$limit" "${others[@]}"
+failed=0
+wait "$beside" || failed=1
+cat "$said"
+((failed == 0))
 
 scripts/lab-test.sh

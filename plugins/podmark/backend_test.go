@@ -43,7 +43,7 @@ func eachKind(t *testing.T, test func(t *testing.T, n *node)) { on(t, kinds, tes
 // on is eachBackend for what is about some of them.
 func on(t *testing.T, list []backend, test func(t *testing.T, n *node)) {
 	t.Parallel()
-	for _, b := range share.FirstAnd(t, list) {
+	for _, b := range share.OneOf(t, list) {
 		t.Run(b.name, func(t *testing.T) {
 			t.Parallel()
 			test(t, newNode(t, b))

@@ -77,7 +77,7 @@ var (
 // eachBackend runs test on a node of each backend.
 func eachBackend(t *testing.T, test func(t *testing.T, n *node)) {
 	t.Parallel()
-	for _, b := range share.FirstAnd(t, backends) {
+	for _, b := range share.OneOf(t, backends) {
 		t.Run(b.name, func(t *testing.T) {
 			t.Parallel()
 			test(t, newNode(t, b))

@@ -80,7 +80,7 @@ var (
 // eachBackend runs test on a node of each backend.
 func eachBackend(t *testing.T, test func(t *testing.T, n *host)) {
 	t.Parallel()
-	for _, b := range share.FirstAnd(t, backends) {
+	for _, b := range share.OneOf(t, backends) {
 		t.Run(b.name, func(t *testing.T) {
 			t.Parallel()
 			test(t, newHost(t, b))

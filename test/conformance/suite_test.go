@@ -64,11 +64,7 @@ func TestServiceIP(t *testing.T) {
 // onClusters runs test for each backend and family, and numbers them.
 func onClusters(t *testing.T, test func(t *testing.T, o conformance.Options, number int)) {
 	all := []lab.Backend{lab.NFTables, lab.IPTablesNFT, lab.IPTablesLegacy}
-	backends := all
-	if needs.Lab() {
-		backends = share.OneOf(t, all)
-	}
-	for _, backend := range backends {
+	for _, backend := range share.OneOf(t, all) {
 		for f, family := range lab.Families {
 			t.Run(fmt.Sprintf("%s/%v", backend, family), func(t *testing.T) {
 				t.Parallel()

@@ -27,7 +27,7 @@ const (
 // Variants runs test once for each variant, both at once: for what is the same
 // whatever podmark enforces with.
 func Variants(t *testing.T, test func(t *testing.T, variant Variant)) {
-	for _, v := range []Variant{NFT, Legacy} {
+	for _, v := range share.OneOf(t, []Variant{NFT, Legacy}) {
 		t.Run("iptables-"+string(v), func(t *testing.T) {
 			t.Parallel()
 			test(t, v)
@@ -63,16 +63,9 @@ func (b Backend) Key() string {
 	return "iptables"
 }
 
-// Backends runs test once for each backend, all at once. A share has one backend in the lab, and
-// nftables and a variant of iptables on other kernels.
+// Backends runs test once for each backend, all at once; of a share for one of them.
 func Backends(t *testing.T, test func(t *testing.T, backend Backend)) {
-	list := []Backend{NFTables, IPTablesNFT, IPTablesLegacy}
-	if needs.Lab() {
-		list = share.OneOf(t, list)
-	} else {
-		list = share.FirstAnd(t, list)
-	}
-	for _, b := range list {
+	for _, b := range share.OneOf(t, []Backend{NFTables, IPTablesNFT, IPTablesLegacy}) {
 		t.Run(string(b), func(t *testing.T) {
 			t.Parallel()
 			test(t, b)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply/conntrack"
 	"github.com/podmark/podmark/test/lab"
+	"github.com/podmark/podmark/test/share"
 	"github.com/podmark/podmark/test/wait"
 )
 
@@ -57,16 +58,17 @@ func becomeCarried(t *testing.T, n *lab.Node, when string, flows []liveFlow, tot
 // goes on, with the port that masquerading gave it, and may be carried again.
 func TestFlowtable(t *testing.T) {
 	t.Parallel()
-	for _, way := range []struct {
+	type way struct {
 		backend lab.Backend
 		network func(*lab.Node) lab.Network
 		name    string
-	}{
+	}
+	for _, way := range share.OneOf(t, []way{
 		{lab.NFTables, routed, "routed"},
 		{lab.NFTables, bridged, "bridged"},
 		{lab.IPTablesNFT, routed, "routed"},
 		{lab.IPTablesLegacy, bridged, "bridged"},
-	} {
+	}) {
 		t.Run(string(way.backend)+"/"+way.name, func(t *testing.T) {
 			t.Parallel()
 			testFlowtable(t, newCluster(t, lab.Options{Backend: way.backend}, way.network))

@@ -45,8 +45,10 @@ func gone(v float64) func(int) float64 {
 	}
 }
 
-// Each alert is due where it should be, and not where things are as they are at times.
-func TestAlerts(t *testing.T) {
+// alertCase is where an alert is due, and where things are as they are at times.
+type alertCase struct{ due, not []store }
+
+func alertCases() map[string]alertCase {
 	now := float64(end.Unix())
 	const bucket = "podmark_plugin_call_duration_seconds_bucket"
 	latency := func(le1 float64) store {
@@ -55,7 +57,7 @@ func TestAlerts(t *testing.T) {
 			of(bucket, from(0, 0), "verb", "DEL", "le", "1"), of(bucket, from(0, 9), "verb", "DEL", "le", "10"), of(bucket, from(0, 9), "verb", "DEL", "le", "+Inf"),
 		}
 	}
-	cases := map[string]struct{ due, not []store }{
+	return map[string]alertCase{
 		"PodmarkNotKept":    {[]store{{of("podmark_last_look_ok", steady(0))}}, []store{{of("podmark_last_look_ok", steady(1))}}},
 		"PodmarkApplyFails": {[]store{{of("podmark_last_apply_error", steady(1))}}, []store{{of("podmark_last_apply_error", steady(0))}}},
 		"PodmarkStale": {
@@ -135,6 +137,11 @@ func TestAlerts(t *testing.T) {
 			[]store{{of("podmark_spool_full_total", steady(1)), of("podmark_unread_total", once(2), "source", "packets")}},
 		},
 	}
+}
+
+// Each alert is due where it should be, and not where things are as they are at times.
+func TestAlerts(t *testing.T) {
+	cases := alertCases()
 	rules := alerts(t)
 	for _, r := range rules {
 		c, ok := cases[r.Alert]

@@ -22,8 +22,9 @@ const (
 	spent = time.Hour        // of scrapes, at the end of which expressions are evaluated
 )
 
-// end is when; podmark_last_look_timestamp_seconds of a scrape is made to fit.
-var end = time.Unix(1_000_000_000, 0)
+// end is when; podmark_last_look_timestamp_seconds of a scrape is made to fit. The first scrape
+// is at 0, as promtool has it.
+var end = time.Unix(int64(spent/time.Second), 0)
 
 // series is a metric with its labels, and its value at each scrape.
 type series struct {

@@ -22,11 +22,3 @@ func OneOf[T any](t testing.TB, all []T) []T {
 	i := (uint64(h.Sum32()) + n) % uint64(len(all))
 	return all[i : i+1 : i+1]
 }
-
-// FirstAnd is the first of all and one of the others.
-func FirstAnd[T any](t testing.TB, all []T) []T {
-	if len(all) == 0 {
-		return nil
-	}
-	return append(all[:1:1], OneOf(t, all[1:])...)
-}
