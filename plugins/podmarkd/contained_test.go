@@ -339,9 +339,10 @@ func TestContainedUninstall(t *testing.T) {
 	p.addPod()
 	p.eventually("it is ready", d.ready)
 	d.stop()
-	u := p.start(func(c *contain.Container) {
-		c.Args = []string{c.Args[0], "uninstall", "--wait=" + wait.Most.String()}
-	})
+	runs := func(args ...string) *daemon {
+		return p.start(func(c *contain.Container) { c.Args = append([]string{c.Args[0]}, args...) })
+	}
+	u := runs("uninstall", "--wait="+wait.Most.String())
 	p.eventually("the entry is out", func() error { return p.place.has("10-a.conflist", "ptp") })
 	p.hasPlugin()
 	p.deletePod(p.host, 1)
@@ -360,6 +361,20 @@ func TestContainedUninstall(t *testing.T) {
 	if b, err := os.ReadFile(filepath.Join(p.conf, "10-a.conflist")); err != nil || !bytes.Equal(b, []byte(list)) {
 		t.Errorf("the conflist is not as it was: %v\n%s", err, b)
 	}
+	// Then the chart has podmarkd run with no folder, and it is ready; with the folders it misses podmark.
+	d = runs("--listen=127.0.0.1:9469")
+	p.eventually("it is not ready, and says why", func() error {
+		if !strings.Contains(d.log.String(), "serving metrics") {
+			return errors.New("it does not serve")
+		}
+		if code, why := d.get("/readyz"); code != 503 || !strings.Contains(why, "no entry") {
+			return fmt.Errorf("/readyz %d %s", code, why)
+		}
+		return nil
+	})
+	d.stop()
+	d = runs("--cni-conf-dir=", "--listen=127.0.0.1:9469")
+	p.eventually("it is ready", d.ready)
 }
 
 // The image has no iptables: podmarkd says so where it is needed.

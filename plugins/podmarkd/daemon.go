@@ -105,6 +105,7 @@ SIGINT, 2 wrong usage or failure.`,
 	flags.StringVar(&o.listen, "listen", "127.0.0.1:9469", "address for /metrics, /healthz and /readyz; empty for none")
 	flags.BoolVar(&o.keepInstalled, "keep-installed", false, "do what 'podmarkd install' does, and again whenever others undo it; --cni-conf-dir, --cni-bin-dir, --cni-conf-name, --source, --entry, --policy and --drop-in are for it")
 	o.install.addFlags(flags)
+	flags.Lookup("cni-conf-dir").Usage += "; empty is none: whether podmark is installed is not looked at then, as where it is to be gone"
 	flags.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd

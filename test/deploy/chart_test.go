@@ -246,17 +246,16 @@ func TestValues(t *testing.T) {
 		t.Errorf("%+v", pod)
 	}
 	folders := []string{"--cni-conf-dir=/etc/c", "--cni-bin-dir=/opt/b", "--runtime-endpoint="}
-	for _, c := range []corev1.Container{pod.InitContainers[0], pod.Containers[0]} {
-		at := func(name string) string {
-			return c.VolumeMounts[slices.IndexFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == name })].MountPath
-		}
-		if at("cni-conf") != "/etc/c" || at("cni-bin") != "/opt/b" || slices.ContainsFunc(folders, func(f string) bool { return !slices.Contains(c.Args, f) }) {
-			t.Errorf("%s: folders at %s and %s, args %q", c.Name, at("cni-conf"), at("cni-bin"), c.Args)
-		}
-	}
-	// The same container, but for what it runs: first it uninstalls, then nothing installs.
+	// The same container, but for what it runs: first it uninstalls, then podmarkd is one to which
+	// nothing is missing. TestContainedUninstall runs both.
 	first, then := pod.InitContainers[0], pod.Containers[0]
-	if first.Command[1] != "uninstall" || slices.Contains(then.Args, "--keep-installed") {
+	at := func(name string) string {
+		return first.VolumeMounts[slices.IndexFunc(first.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == name })].MountPath
+	}
+	if at("cni-conf") != "/etc/c" || at("cni-bin") != "/opt/b" || slices.ContainsFunc(folders, func(f string) bool { return !slices.Contains(first.Args, f) }) {
+		t.Errorf("folders at %s and %s, args %q", at("cni-conf"), at("cni-bin"), first.Args)
+	}
+	if first.Command[1] != "uninstall" || !slices.Equal(then.Args, []string{"--cni-conf-dir=", "--listen=127.0.0.1:9469"}) {
 		t.Errorf("%q, then %q", first.Command, then.Args)
 	}
 	if diff := cmp.Diff(then.VolumeMounts, first.VolumeMounts) + cmp.Diff(then.SecurityContext, first.SecurityContext); diff != "" {
