@@ -25,6 +25,7 @@ import (
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/node/source"
+	"github.com/podmark/podmark/pkg/runtimes"
 )
 
 // daemonOptions are the flags of the daemon.
@@ -81,6 +82,12 @@ SIGINT, 2 wrong usage or failure.`,
 			if o.interval < leastInterval {
 				return fmt.Errorf("--interval %s: want %s or more", o.interval, leastInterval)
 			}
+			// Without folders there is nothing to be kept installed in, nor to be seen.
+			if o.keepInstalled || o.install.confDir != "" {
+				if _, err := runtimes.GivenBy(o.install.confDir, o.install.binDir); err != nil {
+					return err
+				}
+			}
 			o.install.hasAPI = ports.API != nil
 			if _, err := o.install.entry(); err != nil {
 				return err
@@ -105,7 +112,7 @@ SIGINT, 2 wrong usage or failure.`,
 	flags.StringVar(&o.listen, "listen", "127.0.0.1:9469", "address for /metrics, /healthz and /readyz; empty for none")
 	flags.BoolVar(&o.keepInstalled, "keep-installed", false, "do what 'podmarkd install' does, and again whenever others undo it; --cni-conf-dir, --cni-bin-dir, --cni-conf-name, --source, --entry, --policy and --drop-in are for it")
 	o.install.addFlags(flags)
-	flags.Lookup("cni-conf-dir").Usage += "; empty is none: whether podmark is installed is not looked at then, as where it is to be gone"
+	flags.Lookup("cni-conf-dir").Usage += "; empty is none: whether podmark is installed is not looked at then, as where it is to be gone; not with --keep-installed"
 	flags.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd

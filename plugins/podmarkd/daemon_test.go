@@ -487,6 +487,10 @@ func TestUsage(t *testing.T) {
 		{nil, []string{"--lock-timeout", "-1ns"}, []string{"--lock-timeout -1ns"}},
 		{nil, []string{"--config", "/no/such/file"}, []string{"--config", "/no/such/file"}},
 		{nil, []string{"--kubeconfig", "/no/such/file"}, []string{"--kubeconfig", "/no/such/file"}},
+		{nil, []string{"--keep-installed", "--policy", "none", "--cni-conf-dir", ""}, []string{`--cni-conf-dir ""`, "absolute path or auto"}},
+		{[]string{"PODMARKD_CNI_CONF_DIR="}, []string{"--keep-installed", "--policy", "none"}, []string{`--cni-conf-dir ""`}},
+		{[]string{"PODMARKD_CNI_BIN_DIR="}, []string{"--keep-installed", "--policy", "none"}, []string{`--cni-bin-dir ""`}},
+		{nil, []string{"--cni-conf-dir", "net.d"}, []string{`--cni-conf-dir "net.d"`}},
 		{nil, []string{"extra"}, []string{"extra"}},
 	} {
 		dir := filepath.Join(t.TempDir(), "state")

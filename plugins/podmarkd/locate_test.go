@@ -24,6 +24,7 @@ func TestInstallAsks(t *testing.T) {
 		{"configurations elsewhere", func(p *place) []string { return []string{"--cni-conf-dir", p.conf} }, func(p *place) (string, []string) { return "/var/lib/k3s/net.d", []string{p.bin} }, []string{"/var/lib/k3s/net.d", "cniConfDir"}},
 		{"plugins elsewhere", func(p *place) []string { return []string{"--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin} }, func(p *place) (string, []string) { return p.conf, []string{"/var/lib/k3s/bin"} }, []string{"/var/lib/k3s/bin", "cniBinDir"}},
 		{"not a path", func(*place) []string { return []string{"--cni-bin-dir", "bin"} }, func(p *place) (string, []string) { return p.conf, []string{p.bin} }, []string{"--cni-bin-dir", `"bin"`, "absolute"}},
+		{"empty", func(*place) []string { return []string{"--cni-conf-dir", ""} }, func(p *place) (string, []string) { return p.conf, []string{p.bin} }, []string{"--cni-conf-dir", `""`, "absolute"}},
 		{"it does not say", func(*place) []string { return []string{} }, func(*place) (string, []string) { return "", nil }, []string{"--runtime-endpoint", "--cni-conf-dir"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
