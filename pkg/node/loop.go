@@ -37,7 +37,8 @@ type Keeper struct {
 	// Policies, if set, is told at each look where each network takes its policies from,
 	// and says what is wrong with that.
 	Policies func(networks map[string]config.Policy) error
-	// Present, if set, says at each look why the next pod would start without podmark, or not at all.
+	// Present, if set, says at each look why the next pod would start without podmark, or without
+	// what was asked for, or not at all.
 	Present func() error
 	// FelixMask is the iptablesMarkMask that Calico was told; nil where nobody says.
 	FelixMask func() *uint32
@@ -74,8 +75,7 @@ type Look struct {
 	Unadopted error
 	// Coverage is who of the node's pods is policed, those without podmark among them.
 	Coverage desired.Coverage
-	// Asked is whether a network asks for policy, and Absent is why the next pod would start
-	// without podmark, or not at all.
+	// Asked is whether a network asks for policy, and Absent is what Present said.
 	Asked  bool
 	Absent error
 	// FelixMask is Calico's mask where it is not the node's, whose mask is Mask.

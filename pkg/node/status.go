@@ -42,7 +42,8 @@ type Status struct {
 	// Sysctls are what the node needs of kernel parameters.
 	Sysctls  []Sysctl     `json:"sysctls,omitempty"`
 	Policies PolicyStatus `json:"policies"`
-	// Absent is why the next pod starts without podmark, or not at all; empty where it does not.
+	// Absent is why the next pod starts without podmark, or without what was asked for, or not at
+	// all; empty where it does not.
 	Absent string `json:"absent,omitempty"`
 	// Coverage is who of the node's pods was policed at the last look.
 	Coverage desired.Coverage `json:"coverage"`

@@ -84,10 +84,12 @@ type installed struct {
 	Conflist string `json:"conflist"`
 	Network  string `json:"network"`
 	// DropIn is empty where the entry stands in the conflist.
-	DropIn  string          `json:"dropIn,omitempty"`
-	Entry   json.RawMessage `json:"entry"`
-	Changes []change        `json:"changes"`
-	Notes   []string        `json:"notes"`
+	DropIn string          `json:"dropIn,omitempty"`
+	Entry  json.RawMessage `json:"entry"`
+	// from is the file that had the entry; empty for another one than was there.
+	from    string
+	Changes []change `json:"changes"`
+	Notes   []string `json:"notes"`
 }
 
 func newInstall(common *options) *cobra.Command {
@@ -146,6 +148,10 @@ command is ended; run it again to finish.`,
 // not ask here: a node without podmark runs its pods unpoliced, and one with it refuses them,
 // and its podmarkd warns.
 func (o *installOptions) asks(ctx context.Context, planned installed) ([]string, error) {
+	// Not for a podmarkd that keeps podmark installed either: it keeps the plugin, and is not ready.
+	if unknown := config.Unknown(planned.Entry); unknown != nil {
+		return nil, fmt.Errorf("podmark's entry in %q has %w", planned.from, unknownKeys(unknown))
+	}
 	c, err := config.ParseEntry(planned.Entry, planned.Network, cniversion.Current())
 	if err != nil {
 		return nil, err
@@ -273,11 +279,14 @@ func (f folder) plan(s site, given, known []byte, policy string, dropIn bool) (i
 	if active.Copied {
 		done.Notes = append(done.Notes, fmt.Sprintf("%q has a copy of %q without podmark, and Multus calls that until it writes the file anew: its daemon does when the conflist changes; restart it otherwise", filepath.Join(s.conf, active.Multus), done.Conflist))
 	}
-	if done.Entry, err = f.entry(active.File, n, given, known); err != nil {
+	if done.Entry, done.from, err = f.entry(s, active.File, n, given, known); err != nil {
 		return installed{}, err
 	}
 	if policy != "" {
 		done.Entry = withPolicy(done.Entry, policy)
+	}
+	if !config.SaysPolicy(done.Entry) {
+		done.Notes = append(done.Notes, fmt.Sprintf("podmark's entry for %q has no \"policy\", so pods are marked and not policed: give --policy kubernetes, files or none, or write the key", done.Conflist))
 	}
 	if err := validate(done.Entry, n.Name, n.CNIVersion); err != nil {
 		return installed{}, fmt.Errorf("the entry for %q: %w", done.Conflist, err)
@@ -395,22 +404,27 @@ func reasons(skipped []conflist.Skipped) error {
 // errNoPolicy: nobody said where the policies of a new entry come from.
 var errNoPolicy = errors.New(`nothing says where policies come from: give --policy kubernetes (podmarkd asks the API server), files (podmarkctl apply) or none (pods are marked and not policed), or the key "policy" in --entry`)
 
-// entry is the entry for the active conflist. Errors: errNoPolicy where it would be new, and
-// known is nil.
-func (f folder) entry(active conflist.File, n conflist.Network, given, known []byte) (json.RawMessage, error) {
+// entry is the entry for the active conflist, and the file that it is from; empty for one that
+// is not there yet. Errors: errNoPolicy where it would be new, and known is nil.
+func (f folder) entry(s site, active conflist.File, n conflist.Network, given, known []byte) (entry json.RawMessage, from string, err error) {
 	if given != nil {
-		return given, nil
+		return given, "", nil
 	}
 	if e, err := conflist.Entry(active.Content, pluginFile); err != nil || e != nil {
-		return e, err
+		return e, filepath.Join(s.conf, active.Name), err
 	}
 	if e := f.networks[n.Name].dropIn; e != nil {
-		return bytes.TrimSpace(e), nil
+		return bytes.TrimSpace(e), filepath.Join(s.conf, n.Name, dropInFile), nil
 	}
 	if known == nil {
-		return nil, errNoPolicy
+		return nil, "", errNoPolicy
 	}
-	return known, nil
+	return known, "", nil
+}
+
+// unknownKeys is the error for keys of an entry that mean nothing.
+func unknownKeys(keys []string) error {
+	return fmt.Errorf("unknown keys %q: known are %s", keys, strings.Join(config.Keys(), ", "))
 }
 
 // entry reads --entry and refuses one that is wrong for every network; nil without.
@@ -427,9 +441,8 @@ func (o *installOptions) entry() ([]byte, error) {
 	}
 	b = bytes.TrimSpace(b)
 	err = validate(b, "network", "1.0.0")
-	// One that is there already is for ADD and doctor to tell: the plugin is to be kept all the same.
 	if unknown := config.Unknown(b); err == nil && unknown != nil {
-		err = fmt.Errorf("it has unknown keys %q: known are %s", unknown, strings.Join(config.Keys(), ", "))
+		err = fmt.Errorf("it has %w", unknownKeys(unknown))
 	}
 	if err == nil && o.policy == "" && !config.SaysPolicy(b) {
 		err = errNoPolicy

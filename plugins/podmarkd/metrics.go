@@ -123,7 +123,7 @@ var (
 	pods         = gauge("podmark_pods", "Pods that are known on the node, those without podmark among them; hostNetwork pods have no endpoint and do not count.")
 	podsPoliced  = gauge("podmark_pods_policed", "Those of them that are policed.")
 	podsOpen     = gauge("podmark_pods_unpoliced", "Those that are not, by reason: none (their network asks for no policy), unanswered (failOpen, or from before podmark), unmarked (started without podmark).", "reason")
-	installedAt  = gauge("podmark_installed", "0 where podmark is not in the conflist that the runtime takes, or something that the list calls is missing: the next pod starts without it, or not at all.")
+	installedAt  = gauge("podmark_installed", "0 where podmark is not in the conflist that the runtime takes, or something that the list calls is missing: the next pod starts without it, or not at all. 0 too where its entry has unknown keys or no policy.")
 	idsInUse     = gauge("podmark_ids_in_use", "IDs that endpoints have.")
 	idsCapacity  = gauge("podmark_ids_capacity", "Endpoints that iptablesMarkMask has IDs for; 0 before the first ADD.")
 	proxyIPVS    = gauge("podmark_proxy_ipvs", "1 where kube-proxy uses IPVS: there are services, and kube-ipvs0.")

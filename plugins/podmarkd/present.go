@@ -11,11 +11,15 @@ import (
 	"github.com/podmark/podmark/pkg/runtimes"
 )
 
-// errAbsent: pods would start without podmark, or not at all.
-var errAbsent = errors.New("podmark is not installed where the runtime looks, so the next pod starts without it, or not at all")
+var (
+	// errAbsent: pods would start without podmark, or not at all.
+	errAbsent = errors.New("podmark is not installed where the runtime looks, so the next pod starts without it, or not at all")
+	// errUnsaid: pods would start with defaults that nobody asked for, such as no policy.
+	errUnsaid = errors.New("podmark is installed, but its entry does not say what it should, so the next pod starts with defaults")
+)
 
-// present says why the next pod would start without podmark, or not at all; nil where it is
-// installed, or no folder is to be looked at.
+// present says why the next pod would start without podmark, or with another one than was asked
+// for, or not at all; nil where it is installed, or no folder is to be looked at.
 func (o *installOptions) present(ctx context.Context) error {
 	if o.confDir == "" {
 		return nil
@@ -30,10 +34,10 @@ func (o *installOptions) present(ctx context.Context) error {
 	if err == nil {
 		err = f.present(s, o.stateDir)
 	}
-	if err != nil {
-		return fmt.Errorf("%w: %w", errAbsent, err)
+	if err != nil && !errors.Is(err, errUnsaid) {
+		err = fmt.Errorf("%w: %w", errAbsent, err)
 	}
-	return nil
+	return err
 }
 
 // present looks for podmark in the conflist that runtimes take, and for all that the list calls.
@@ -71,6 +75,12 @@ func (f folder) present(s site, stateDir string) error {
 	}
 	if c.StateDir != stateDir {
 		return fmt.Errorf("podmark's entry for %q has stateDir %q, and podmarkd looks after %q", path, c.StateDir, stateDir)
+	}
+	if unknown := config.Unknown(entry); unknown != nil {
+		return fmt.Errorf("%w: the one for %q has %w", errUnsaid, path, unknownKeys(unknown))
+	}
+	if !config.SaysPolicy(entry) {
+		return fmt.Errorf("%w: the one for %q has no \"policy\", so pods are not policed: give --policy kubernetes, files or none to podmarkd install, or write the key", errUnsaid, path)
 	}
 	return nil
 }

@@ -80,9 +80,9 @@ func logLook(log *slog.Logger, before node.Status, l node.Look) {
 	}
 	switch now := before.After(l).Absent; {
 	case now != "" && now != before.Absent:
-		log.Error("not installed", "reason", now)
+		log.Error("podmark is not installed as it should be", "reason", now)
 	case now == "" && before.Absent != "":
-		log.Info("installed again")
+		log.Info("podmark is installed as it should be again")
 	}
 	if l.Kept.Missing != nil {
 		log.Warn("repaired", "missing", l.Kept.Missing, "kind", string(missing.KindOf(l.Kept.Missing)), "reason", l.Reason)

@@ -1,0 +1,117 @@
+package main_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// silent are entries that do not say what they should, each with what is said of it.
+var silent = []struct{ keys, word string }{
+	{`, "polcy": "files"`, `"polcy"`},
+	{`, "policy": "files", "iptableMarkMask": "auto"`, `"iptableMarkMask"`},
+	{``, `no "policy"`},
+}
+
+// An entry that does not say what it should is no reason to be ready, with the reason; what
+// runtimes and others put into one is.
+func TestPresentEntry(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nftables)
+	p := at(t, h)
+	p.plugins("podmark")
+	const name = "10-a.conflist"
+	write := func(keys string) {
+		t.Helper()
+		if err := p.rename(name, chain("net", "ptp", fmt.Sprintf(`{"type": "podmark", "stateDir": %q%s}`, p.state, keys))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const good = `, "policy": "files", "capabilities": {"bandwidth": true}, "example.com/x": 1, "_comment": "x"`
+	write(good)
+	d := h.start("--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin)
+	for _, tt := range silent {
+		h.eventually("it is ready", d.ready)
+		write(tt.keys)
+		h.eventually("it is not ready with "+tt.keys, func() error {
+			code, why := d.get("/readyz")
+			if code != 503 || !strings.Contains(why, tt.word) || !strings.Contains(why, name) || strings.Contains(why, "not installed") {
+				return fmt.Errorf("/readyz %d %s", code, why)
+			}
+			if !strings.Contains(d.log.String(), strings.ReplaceAll(tt.word, `"`, `\"`)) {
+				return errors.New("it is not in the log")
+			}
+			return nil
+		})
+		if got := d.metric("podmark_installed"); got != "0" {
+			t.Errorf("%s: podmark_installed %s", tt.keys, got)
+		}
+		write(good)
+	}
+	// The entry in a file of its own is judged as well.
+	if err := p.rename(name, chain("net", "ptp")); err != nil {
+		t.Fatal(err)
+	}
+	dropIn := filepath.Join(p.conf, "net", "50-podmark.conf")
+	err := os.Mkdir(filepath.Dir(dropIn), 0o755)
+	if err = errors.Join(err, os.WriteFile(dropIn, fmt.Appendf(nil, `{"type": "podmark", "stateDir": %q}`, p.state), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	h.eventually("it is not ready with a drop-in", func() error {
+		if code, why := d.get("/readyz"); code != 503 || !strings.Contains(why, `no "policy"`) {
+			return fmt.Errorf("/readyz %d %s", code, why)
+		}
+		return nil
+	})
+}
+
+// Install refuses unknown keys of the entry that is there, and notes that it has no policy, unless --policy
+// gives one. A podmarkd that keeps podmark installed does so all the same.
+func TestInstallSilentEntry(t *testing.T) {
+	const name = "10-a.conflist"
+	for _, args := range [][]string{{"install"}, {"install", "--drop-in"}} {
+		for _, tt := range silent {
+			p := newPlace(t)
+			entry := fmt.Sprintf(`{"type": "podmark", "stateDir": %q%s}`, p.state, tt.keys)
+			file := filepath.Join(p.conf, name)
+			p.write(name, chain("net", "ptp", entry))
+			if len(args) > 1 {
+				file = filepath.Join(p.conf, "net", "50-podmark.conf")
+				p.write(name, chain("net", "ptp"))
+				if err := errors.Join(os.Mkdir(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(entry), 0o600)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if tt.keys != "" {
+				p.fails([]string{file, tt.word, "known are"}, args...)
+				continue
+			}
+			p.policy = ""
+			if out := p.run(args...); !strings.Contains(out, "note: ") || !strings.Contains(out, tt.word) || !strings.Contains(out, "--policy") {
+				t.Errorf("it does not say that nothing is policed: %s", out)
+			}
+			p.policy = "files"
+			if out := p.run(args...); strings.Contains(out, "note: ") {
+				t.Errorf("with --policy it says %s", out)
+			}
+			if b, err := os.ReadFile(file); err != nil || !strings.Contains(string(b), `"policy": "files"`) {
+				t.Errorf("no policy: %v\n%s", err, b)
+			}
+		}
+	}
+	p, h, d := guarded(t)
+	p.write(name, chain("net", "ptp", fmt.Sprintf(`{"type": "podmark", "stateDir": %q, "polcy": "files"}`, p.state)))
+	h.eventually("the plugin is there", func() error {
+		_, err := os.Stat(filepath.Join(p.bin, "podmark"))
+		return err
+	})
+	h.eventually("it is not ready", func() error {
+		if code, why := d.get("/readyz"); code != 503 || !strings.Contains(why, `"polcy"`) {
+			return fmt.Errorf("/readyz %d %s", code, why)
+		}
+		return nil
+	})
+}
