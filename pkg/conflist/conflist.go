@@ -13,7 +13,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 
 	"github.com/containernetworking/cni/libcni"
 )
@@ -128,6 +130,32 @@ func Remove(conf []byte, plugin string) ([]byte, error) {
 		conf = splice(conf, l.elements[i-1].end, l.elements[i].end)
 	}
 	return conf, nil
+}
+
+// Calls reports whether whoever reads a configuration comes to call that plugin: as one of a
+// list, or of what another plugin is told to call, as Multus is in "delegates". What the
+// configuration itself is of does not count: podmark cannot work alone.
+func Calls(conf []byte, plugin string) bool {
+	var object map[string]any
+	if json.Unmarshal(conf, &object) != nil {
+		return false // nobody can read it
+	}
+	return slices.ContainsFunc(slices.Collect(maps.Values(object)), func(v any) bool { return names(v, plugin) })
+}
+
+// names reports whether a value is, or has in it, an object of that type.
+func names(value any, plugin string) bool {
+	switch v := value.(type) {
+	case map[string]any:
+		for key, inner := range v {
+			if strings.EqualFold(key, "type") && inner == plugin || names(inner, plugin) {
+				return true
+			}
+		}
+	case []any:
+		return slices.ContainsFunc(v, func(inner any) bool { return names(inner, plugin) })
+	}
+	return false
 }
 
 // EntryType returns the type of an entry; ErrEntry when it is none. Like libcni it

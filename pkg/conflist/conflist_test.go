@@ -393,3 +393,21 @@ func FuzzInsert(f *testing.F) {
 		}
 	})
 }
+
+// Who comes to call podmark by a file.
+func TestCalls(t *testing.T) {
+	for conf, want := range map[string]bool{
+		`{"name": "net", "plugins": [{"type": "ptp"}, {"type": "podmark"}]}`:                                           true,
+		`{"type": "multus", "delegates": [{"name": "net", "plugins": [{"type": "ptp"}, {"Type": "podmark"}]}]}`:        true,
+		`{"plugins": [{"type": "multus", "delegates": [{"plugins": [{"type": "podmark"}]}]}]}`:                         true,
+		`{"name": "net", "plugins": [{"type": "ptp", "x": "podmark", "podmark": {"types": ["podmark"]}}], "type": {}}`: false,
+		`{"name": "podmark", "type": "podmark"}`:                                                                       false,
+		`{"name": "podmark", "plugins": [{"type": "podmark"}`:                                                          false,
+		`[{"type": "podmark"}]`: false,
+		``:                      false,
+	} {
+		if got := conflist.Calls([]byte(conf), "podmark"); got != want {
+			t.Errorf("%s: %t", conf, got)
+		}
+	}
+}

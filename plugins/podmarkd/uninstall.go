@@ -38,7 +38,8 @@ func newUninstall(common *options) *cobra.Command {
 it any more. Rules and plugin stay while pods live that were started with it: they
 are policed on, and the runtime may need the plugin to delete them. With the last of
 them gone, rules, state and plugin go too; run the command again then, or let it
---wait. End podmarkd first.`,
+--wait. The plugin stays while a file names it that is not podmark's to change, as
+Multus' own. End podmarkd first.`,
 		Example: `  podmarkd uninstall --dry-run
   podmarkd uninstall --wait 10m`,
 		Args: cobra.NoArgs,
@@ -82,12 +83,31 @@ gone; 'podmarkctl list' shows them, 'podmarkctl gc' forgets those that lost thei
 		_, err := fmt.Fprintf(out, "would remove all rules, %s and %s\n", o.stateDir, binary)
 		return err
 	}
+	return o.finish(ctx, n, s, out)
+}
+
+// finish removes what no pod needs any more. While the last pod was waited for, others may have
+// written podmark into a file again: the plugin goes only when none names it.
+func (o *uninstallOptions) finish(ctx context.Context, n apply.Node, s site, out io.Writer) error {
+	binary := filepath.Join(s.bin, pluginFile)
+	unlock, err := o.lock(ctx, s)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := o.unnamed(s, out); err != nil {
+		return err
+	}
 	if err := n.Uninstall(ctx); err != nil {
 		return err
 	}
 	s.step("removed the rules")
-	// An ADD that had read the conflist before may have come to its end since.
-	if live, err = records(n); err != nil {
+	if err := o.unnamed(s, out); err != nil {
+		return err
+	}
+	// An ADD that had read a conflist before may have come to its end since.
+	live, err := records(n)
+	if err != nil {
 		return err
 	}
 	if live > 0 {
@@ -105,16 +125,64 @@ gone; 'podmarkctl list' shows them, 'podmarkctl gc' forgets those that lost thei
 	return err
 }
 
+// lock is the site's; nobody has to be kept out of a folder that is not there.
+func (o *uninstallOptions) lock(ctx context.Context, s site) (unlock func(), err error) {
+	if unlock, err = s.lock(ctx, o.lockTimeout); errors.Is(err, fs.ErrNotExist) {
+		return func() {}, nil
+	}
+	return unlock, err
+}
+
 // removeEntries takes podmark out of every conflist and drop-in folder.
 func (o *uninstallOptions) removeEntries(ctx context.Context, s site, out io.Writer) error {
-	if _, err := os.Stat(s.conf); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	unlock, err := s.lock(ctx, o.lockTimeout)
+	unlock, err := o.lock(ctx, s)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	return o.takeOut(s, out)
+}
+
+// unnamed takes podmark out again, and is an error where a file names it all the same.
+func (o *uninstallOptions) unnamed(s site, out io.Writer) error {
+	if err := o.takeOut(s, out); err != nil {
+		return err
+	}
+	f, err := s.read()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if naming := f.naming(s); naming != nil {
+		return fmt.Errorf("%q still name podmark, so %q stays: no pod of theirs could start or end without it; take it out there, or, where Multus wrote it, restart Multus' pod on this node, and run 'podmarkd uninstall' again",
+			naming, filepath.Join(s.bin, pluginFile))
+	}
+	return nil
+}
+
+// naming are the files that have podmark called, by whomever.
+func (f folder) naming(s site) (paths []string) {
+	for _, file := range f.files {
+		if conflist.Calls(file.Content, pluginFile) {
+			paths = append(paths, filepath.Join(s.conf, file.Name))
+		}
+	}
+	for name, n := range f.networks {
+		if n.dropIn != nil {
+			paths = append(paths, filepath.Join(s.conf, name, dropInFile))
+		}
+	}
+	slices.Sort(paths)
+	return paths
+}
+
+// takeOut is removeEntries for whoever has the lock.
+func (o *uninstallOptions) takeOut(s site, out io.Writer) (err error) {
+	if _, err := os.Stat(s.conf); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	for range 20 {
 		var f folder
 		if f, err = s.read(); err != nil {

@@ -142,6 +142,66 @@ func TestUninstallWhileItRuns(t *testing.T) {
 	p.hasTypes("10-a.conflist", "ptp")
 }
 
+// An entry that an agent writes back while the last pod is waited for is taken out again: else the
+// plugin would go that it names.
+func TestUninstallWrittenBack(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nftables)
+	kernel := h.kernel()
+	p := at(t, h)
+	const name = "10-a.conflist"
+	p.write(name, chain("net", "ptp", "portmap"))
+	files := p.tree(false)
+	p.run("install")
+	h.addPod()
+	wait := p.start("uninstall", "--wait", wait.Most.String())
+	h.eventually("the entry is out", func() error { return p.has(name, "ptp", "portmap") })
+	entry := fmt.Sprintf(`{"type": "podmark", "policy": "none", "stateDir": %q}`, p.state)
+	if err := p.rename(name, chain("net", "ptp", "portmap", entry)); err != nil {
+		t.Fatal(err)
+	}
+	p.deletePod(h, 1)
+	if o := wait(); o.code != 0 || !strings.Contains(o.stdout, "podmark is removed") {
+		t.Errorf("it does not say that it is done: %+v", o)
+	}
+	p.isGone(h, files, kernel)
+}
+
+// The copy of a conflist that Multus has keeps the plugin that it names.
+func TestUninstallDelegates(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nftables)
+	kernel := h.kernel()
+	p := at(t, h)
+	const multus = "00-multus.conf"
+	p.write("10-a.conflist", chain("net", "ptp"))
+	p.write(multus, delegating(""))
+	files := p.tree(false)
+	p.write(multus, delegating(ours))
+	p.run("install")
+	h.addPod()
+	p.deletePod(h, 1)
+	for range 2 {
+		if o := p.try("uninstall"); o.code != 2 || !strings.Contains(o.stderr, filepath.Join(p.conf, multus)) || !strings.Contains(o.stderr, "again") {
+			t.Errorf("%+v", o)
+		}
+		p.hasTypes("10-a.conflist", "ptp")
+		p.hasPlugin()
+	}
+	p.write(multus, delegating(""))
+	p.run("uninstall")
+	p.isGone(h, files, kernel)
+}
+
+// delegating is Multus' file with a copy of network net, with an entry of podmark's or without.
+func delegating(entry string) string {
+	plugins := []string{"ptp"}
+	if entry != "" {
+		plugins = append(plugins, entry)
+	}
+	return `{"cniVersion": "0.3.1", "name": "multus-cni-network", "type": "multus", "delegates": [` + chain("net", plugins...) + `]}`
+}
+
 // Nobody knows whether the pod of a damaged record lives, so the plugin stays.
 func TestUninstallDamaged(t *testing.T) {
 	t.Parallel()
@@ -249,6 +309,26 @@ func TestUninstallOvertaken(t *testing.T) {
 		t.Errorf("%d records, want that of the pod", n)
 	}
 	p.deletePod(h, h.pods)
+	p.run("uninstall")
+	p.isGone(h, files, kernel)
+
+	// The same for a file that names it again.
+	prepare()
+	p.env = []string{fmt.Sprintf("PODMARK_STOP_AFTER=%d", i+1)}
+	process, wait = p.spawn("uninstall")
+	p.env = nil
+	p.stopped(process)
+	p.write("00-multus.conf", delegating(ours))
+	if err := process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if o := wait(); o.code != 2 || !strings.Contains(o.stderr, "00-multus.conf") {
+		t.Errorf("it does not say which file names podmark: %+v", o)
+	}
+	p.hasPlugin()
+	if err := os.Remove(filepath.Join(p.conf, "00-multus.conf")); err != nil {
+		t.Fatal(err)
+	}
 	p.run("uninstall")
 	p.isGone(h, files, kernel)
 }
