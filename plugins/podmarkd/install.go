@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	cniversion "github.com/containernetworking/cni/pkg/version"
 	"github.com/spf13/cobra"
@@ -36,11 +37,13 @@ type installOptions struct {
 	confDir, binDir string
 	endpoint        string
 	found           atomic.Pointer[runtimes.Place]
-	confName        string
-	entryFile       string
-	source          string
-	dropIn          bool
-	policy          string
+	// reloaded is the site's, which install keeps from one time to the next.
+	reloaded  map[string]time.Time
+	confName  string
+	entryFile string
+	source    string
+	dropIn    bool
+	policy    string
 	// hasAPI is whether podmarkd has an API server to ask.
 	hasAPI bool
 }
@@ -211,6 +214,7 @@ func (o *installOptions) install(ctx context.Context, known []byte, judge func(c
 		return installed{}, err
 	}
 	s := o.site()
+	s.reloaded = o.reloaded
 	unlock, err := s.lock(ctx, o.lockTimeout)
 	if err != nil {
 		return installed{}, err
@@ -252,6 +256,9 @@ func (o *installOptions) install(ctx context.Context, known []byte, judge func(c
 		}
 		if err == nil {
 			err = s.act(rest)
+		}
+		if err == nil && slices.ContainsFunc(rest, func(c change) bool { return c.Path == done.Conflist }) {
+			o.reloaded = map[string]time.Time{done.Network: f.networks[done.Network].modified}
 		}
 		if !errors.Is(err, errChanged) {
 			return done, err
@@ -361,7 +368,7 @@ func (f folder) works(s site, active conflist.Choice) (warning string, err error
 
 // active is the conflist that gets the entry, what it says, and what comes before it.
 func (f folder) active(s site) (conflist.Choice, conflist.Network, []conflist.Skipped, error) {
-	active, skipped, err := conflist.Choose(f.files, s.name)
+	active, skipped, err := f.choose(s.name)
 	if errors.Is(err, conflist.ErrNone) {
 		err = fmt.Errorf("%w; the agent of the main plugin has not written it yet, or --cni-conf-dir is another folder; docs/operations.md has those of distributions", err)
 	}
@@ -372,6 +379,9 @@ func (f folder) active(s site) (conflist.Choice, conflist.Network, []conflist.Sk
 		return conflist.Choice{}, conflist.Network{}, nil, errors.Join(fmt.Errorf("looking for the conflist in %q: %w", s.conf, err), reasons(skipped))
 	}
 	n, err := conflist.Parse(active.Content)
+	if err == nil {
+		err = f.networks[n.Name].unread
+	}
 	return active, n, skipped, err
 }
 
@@ -385,7 +395,7 @@ func (f folder) rewrite(s site, list conflist.File, wanted []byte, changed bool)
 	switch {
 	case !bytes.Equal(wanted, list.Content):
 		c.Verb, c.Why = "write", "podmark's entry"
-	case changed, err == nil && ok && sub.modified.After(f.modified[list.Name]):
+	case changed, err == nil && ok && sub.modified.After(f.modified[list.Name]) && !sub.modified.Equal(s.reloaded[n.Name]):
 		c.Verb, c.Why = "reload", "so that the runtime reads the folder of the network"
 	default:
 		return change{}, false

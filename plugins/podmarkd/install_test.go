@@ -178,6 +178,36 @@ func TestInstallRefused(t *testing.T) {
 	})
 }
 
+// What cannot be read matters only where a runtime could take it for the network.
+func TestInstallBesideUnreadable(t *testing.T) {
+	const name = "10-a.conflist"
+	p := newPlace(t)
+	p.write(name, chain("net", "ptp"))
+	loop := func(name string) { // an error for root too
+		t.Helper()
+		if err := os.Symlink(name, filepath.Join(p.conf, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	loop("05-kubeconfig")
+	loop("99-z.conflist")
+	if err := os.MkdirAll(filepath.Join(p.conf, "unrelated", "50-podmark.conf"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	p.run("install")
+	p.hasTypes(name, "ptp", "podmark")
+	loop("05-b.conflist")
+	p.fails([]string{"05-b.conflist"}, "install")
+	p.fails([]string{"99-z.conflist"}, "install", "--cni-conf-name", "99-z.conflist")
+	p.write(name, chain("net", "ptp"))
+	p.run("install", "--cni-conf-name", name)
+	p.hasTypes(name, "ptp", "podmark")
+	if err := os.MkdirAll(filepath.Join(p.conf, "net", "50-podmark.conf"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	p.fails([]string{"net/50-podmark.conf"}, "install", "--cni-conf-name", name)
+}
+
 func TestDropIn(t *testing.T) {
 	const name = "10-a.conflist"
 	p := newPlace(t)

@@ -42,12 +42,15 @@ func (o *installOptions) present(ctx context.Context) error {
 
 // present looks for podmark in the conflist that runtimes take, and for all that the list calls.
 func (f folder) present(s site, stateDir string) error {
-	active, _, err := conflist.Choose(f.files, s.name)
+	active, _, err := f.choose(s.name)
 	if err != nil {
 		return fmt.Errorf("looking for the conflist in %q: %w", s.conf, err)
 	}
 	path := filepath.Join(s.conf, active.Name)
 	n, err := conflist.Parse(active.Content)
+	if err == nil {
+		err = f.networks[n.Name].unread
+	}
 	if err != nil {
 		return fmt.Errorf("%q: %w", path, err)
 	}

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -39,6 +41,12 @@ type site struct {
 	others []string
 	// name is the file of the conflist that was asked for; empty for the one that runtimes take.
 	name string
+	// setAside is whether files count, too, that agents may have put away under another name:
+	// runtimes do not read these.
+	setAside bool
+	// reloaded are the times of folders of networks for which their conflists were written, by
+	// network. A clock that was put back leaves one that is later than any conflist.
+	reloaded map[string]time.Time
 	// step is called after each change with its name: tests end the process there.
 	step func(string)
 	// swap exchanges two files; EINVAL or ENOSYS where the file system cannot.
@@ -47,8 +55,10 @@ type site struct {
 
 // folder is what the folder of configurations holds.
 type folder struct {
-	// files are all regular files that are no larger than maxConfiguration.
+	// files are the regular files that count and are no larger than maxConfiguration; unread is why
+	// others are not among them that are configurations by their names.
 	files    []conflist.File
+	unread   map[string]error
 	modified map[string]time.Time
 	// links are those of files that are symbolic links.
 	links    map[string]bool
@@ -66,6 +76,8 @@ type network struct {
 	dropIn []byte
 	// others counts what else is there.
 	others int
+	// unread is why nothing of it is known.
+	unread error
 }
 
 func isTemporary(name string) bool {
@@ -74,7 +86,7 @@ func isTemporary(name string) bool {
 
 // read reads the folder of configurations, and which plugins there are. What disappears meanwhile is left out.
 func (s site) read() (folder, error) {
-	f := folder{modified: map[string]time.Time{}, links: map[string]bool{}, networks: map[string]network{}, programs: s.programs()}
+	f := folder{unread: map[string]error{}, modified: map[string]time.Time{}, links: map[string]bool{}, networks: map[string]network{}, programs: s.programs()}
 	entries, err := os.ReadDir(s.conf)
 	if err != nil {
 		return f, fmt.Errorf("reading network configurations: %w", err)
@@ -83,32 +95,43 @@ func (s site) read() (folder, error) {
 		path := filepath.Join(s.conf, e.Name())
 		info, err := os.Stat(path)
 		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			continue
 		case err != nil:
-			return f, fmt.Errorf("reading network configurations: %w", err)
-		case info.IsDir():
-			if !e.IsDir() {
-				continue
-			}
-			if err := f.readNetwork(path, info.ModTime()); err != nil {
-				return f, err
-			}
+			f.skip(e.Name(), err)
+		case info.IsDir() && e.IsDir():
+			f.networks[e.Name()] = f.readNetwork(path, info.ModTime())
 		case isTemporary(e.Name()):
 			f.left = append(f.left, path)
-		case info.Mode().IsRegular() && info.Size() <= maxConfiguration:
+		case info.Mode().IsRegular() && info.Size() <= maxConfiguration && (s.setAside || conflist.IsConfiguration(e.Name())):
 			b, err := os.ReadFile(path)
-			if errors.Is(err, fs.ErrNotExist) {
-				continue
-			}
 			if err != nil {
-				return f, fmt.Errorf("reading network configurations: %w", err)
+				f.skip(e.Name(), err)
+				continue
 			}
 			f.files = append(f.files, conflist.File{Name: e.Name(), Content: b})
 			f.modified[e.Name()], f.links[e.Name()] = info.ModTime(), e.Type()&fs.ModeSymlink != 0
 		}
 	}
 	return f, nil
+}
+
+// skip notes a file that cannot be read, if a runtime would read it and it is still there.
+func (f *folder) skip(name string, err error) {
+	if conflist.IsConfiguration(name) && !errors.Is(err, fs.ErrNotExist) {
+		f.unread[name] = fmt.Errorf("reading network configurations: %w", err)
+	}
+}
+
+// choose picks the conflist as conflist.Choose does. A file that cannot be read is an error
+// where runtimes could take it.
+func (f folder) choose(name string) (conflist.Choice, []conflist.Skipped, error) {
+	chosen, skipped, err := conflist.Choose(f.files, name)
+	last := max(chosen.Name, chosen.Multus)
+	for _, unread := range slices.Sorted(maps.Keys(f.unread)) {
+		if unread == name || name == "" && (last == "" || unread < last) {
+			return conflist.Choice{}, skipped, f.unread[unread]
+		}
+	}
+	return chosen, skipped, err
 }
 
 // programs are the names of files that can be executed.
@@ -123,20 +146,22 @@ func (s site) programs() map[string]bool {
 	return out
 }
 
-func (f *folder) readNetwork(path string, modified time.Time) error {
-	entries, err := os.ReadDir(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("reading network configurations: %w", err)
-	}
+// readNetwork reads a folder, which may be anybody's.
+func (f *folder) readNetwork(path string, modified time.Time) network {
 	n := network{modified: modified}
+	entries, err := os.ReadDir(path)
+	failed := func(err error) {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			n.unread = fmt.Errorf("reading network configurations: %w", err)
+		}
+	}
+	failed(err)
 	for _, e := range entries {
 		switch {
 		case e.Name() == dropInFile:
-			if n.dropIn, err = os.ReadFile(filepath.Join(path, dropInFile)); err != nil {
-				return fmt.Errorf("reading network configurations: %w", err)
+			b, err := os.ReadFile(filepath.Join(path, dropInFile))
+			if failed(err); err == nil {
+				n.dropIn = b
 			}
 		case isTemporary(e.Name()):
 			f.left = append(f.left, filepath.Join(path, e.Name()))
@@ -144,8 +169,7 @@ func (f *folder) readNetwork(path string, modified time.Time) error {
 			n.others++
 		}
 	}
-	f.networks[filepath.Base(path)] = n
-	return nil
+	return n
 }
 
 // lock waits, at most for timeout, until no other podmarkd installs here.

@@ -56,6 +56,7 @@ func (o *uninstallOptions) run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	n, s := o.node(), o.site()
+	s.setAside = true
 	if !o.dryRun {
 		// A daemon would put back what is taken out here.
 		release, err := n.Store.Claim()
@@ -207,11 +208,20 @@ func (o *uninstallOptions) takeOut(s site, out io.Writer) (err error) {
 // Files that an agent has set aside under another name are among it: they may come back.
 func (f folder) without(s site, stateDir string) ([]change, error) {
 	var changes, folders []change
+	if unread := slices.Sorted(maps.Keys(f.unread)); unread != nil {
+		return nil, f.unread[unread[0]] // it may have an entry
+	}
 	for _, path := range f.left {
 		changes = append(changes, change{Verb: "remove", Path: path, Why: "left by a crash"})
 	}
 	for _, name := range slices.Sorted(maps.Keys(f.networks)) {
 		n := f.networks[name]
+		if n.unread != nil {
+			if f.hasList(name) {
+				return nil, n.unread
+			}
+			continue // somebody else's
+		}
 		if n.dropIn != nil {
 			if err := sameState(n.dropIn, stateDir); err != nil {
 				return nil, fmt.Errorf("the entry of network %q: %w", name, err)

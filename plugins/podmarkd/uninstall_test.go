@@ -104,6 +104,16 @@ func TestUninstallEverywhere(t *testing.T) {
 	for name, content := range lists {
 		p.write(name, content)
 	}
+	loop := func(name string) { // reading it is an error, for root too
+		t.Helper()
+		if err := os.Symlink(name, filepath.Join(p.conf, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	loop("token")
+	if err := os.MkdirAll(filepath.Join(p.conf, "unrelated", "50-podmark.conf"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	files := p.tree(false)
 	entry := fmt.Sprintf(`{"type": "podmark", "stateDir": %q}`, p.state)
 	p.write("10-a.conflist.cilium_bak", strings.Replace(lists["10-a.conflist.cilium_bak"], "\n  ],", ",\n    "+entry+"\n  ],", 1))
@@ -111,6 +121,11 @@ func TestUninstallEverywhere(t *testing.T) {
 	p.run("install", "--drop-in")
 	p.write(".podmark-1.tmp", "half a")
 	p.fails([]string{"stateDir", p.state, "/run/podmark"}, "uninstall", "--state-dir", "/run/podmark")
+	loop("60-a.conflist")
+	p.fails([]string{"60-a.conflist"}, "uninstall") // nobody knows whether it has an entry
+	if err := os.Remove(filepath.Join(p.conf, "60-a.conflist")); err != nil {
+		t.Fatal(err)
+	}
 	if !p.reloads(func() { p.run("uninstall") }) {
 		t.Error("the runtime would not notice")
 	}
