@@ -161,10 +161,11 @@ func troubled(p node.PolicyStatus) []Finding {
 
 // checkOpen is about pods that are not policed.
 func checkOpen(f Facts) []Finding {
-	covers := desired.Cover(f.State.Records)
+	var unmarked map[string]string
 	if f.Daemon != nil && f.DaemonRuns && !f.Daemon.Stale(f.Now) {
-		covers = covers.Joined(f.Daemon.Coverage, desired.Unmarked)
+		unmarked = f.Daemon.Unmarked
 	}
+	covers := desired.Cover(f.State.Records, unmarked)
 	var out []Finding
 	for _, u := range covers.Unpoliced {
 		found := Finding{Severity: Error, What: covers.Only(u.Reason).String()}

@@ -168,7 +168,7 @@ func TestPolicies(t *testing.T) {
 		{
 			name: "started without podmark", networks: []string{kubernetes}, check: "policy-open", words: []string{"1 of 3 pods policed, 2 unpoliced", "shop/old", "confDir"},
 			do: func(f *doctor.Facts) {
-				f.Daemon.Coverage = desired.Coverage{}.With(desired.Unmarked, []string{"shop/old", "shop/older"})
+				f.Daemon.Unmarked = map[string]string{"a": "shop/old", "b": "shop/older"}
 			},
 		},
 		{

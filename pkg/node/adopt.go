@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"slices"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
@@ -32,9 +31,9 @@ type adopter struct {
 	next time.Time
 	// failed are those that could not be adopted, and why, so that it is said once.
 	failed map[ident.Key]string
-	// unmarked are the pods of which no interface has an ID, as of the last reading: sorted
-	// "namespace/name".
-	unmarked []string
+	// unmarked are the pods of which no interface has an ID, as of the last reading:
+	// "namespace/name" by containers. nil before the first.
+	unmarked map[string]string
 }
 
 // soon is how long after the first sight of a pod the cache is read again.
@@ -92,7 +91,7 @@ func (a *adopter) adopt(ctx context.Context, n apply.Node, networks map[string]n
 		}
 	}
 	maps.DeleteFunc(unmarked, func(container, _ string) bool { return marked[container] })
-	a.seen, a.failed, a.unmarked = seen, failed, slices.Sorted(maps.Values(unmarked))
+	a.seen, a.failed, a.unmarked = seen, failed, unmarked
 	return adopted, errors.Join(errs...)
 }
 
