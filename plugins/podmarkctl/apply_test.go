@@ -325,6 +325,28 @@ func TestCoverageUnmarked(t *testing.T) {
 	says("1 of 1 pods policed; pods that started without podmark are not known: podmarkd has not read the runtime's cache\n")
 }
 
+// A pod is marked where its own interface is: not where a further one is, nor less where a further
+// one is not, by choice. Multus has that interface made by another network than the runtime calls.
+func TestCoverageFurtherNetworks(t *testing.T) {
+	p := newPatient(t, nftables, 2)
+	cache := t.TempDir()
+	p.cached(cache, "net", "container-1", "eth0", "web-1")
+	p.cached(cache, "other", "container-1", "net1", "web-1")
+	p.cached(cache, "cni-loopback", "container-1", "lo", "web-1")
+	p.cached(cache, "multus-cni-network", "container-2", "eth0", "web-2")
+	p.ifName = "net1"
+	p.addPod(nil)
+	p.cached(cache, "other", "container-3", "eth0", "web-3")
+	p.cached(cache, "net", "container-3", "net1", "web-3")
+	p.cached(cache, "cni-loopback", "container-3", "lo", "web-3")
+	p.addPod(nil)
+	p.cached(cache, "net", "container-4", "net1", "web-4")
+	p.cached(cache, "cni-loopback", "container-4", "lo", "web-4")
+	p.podmarkd("--cni-cache-dir", cache)
+	const want = "3 of 4 pods policed, 1 unpoliced because it started without podmark (default/web-3)\n"
+	p.eventually("podmarkd has seen them", func() bool { return strings.Contains(p.ctl("status").ok(t).stdout, want) })
+}
+
 const deployment = `
 apiVersion: apps/v1
 kind: Deployment
