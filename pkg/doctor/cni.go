@@ -44,8 +44,13 @@ func checkConflist(f Facts) []Finding {
 	for _, s := range f.Skipped {
 		path := filepath.Join(f.ConfDir, s.Name)
 		mend := fmt.Sprintf("mv %s %s", quote(path), quote(path+".off"))
-		if errors.Is(f.ActiveErr, conflist.ErrNone) {
+		switch _, ok := f.active(); {
+		case errors.Is(f.ActiveErr, conflist.ErrNone):
 			mend = fmt.Sprintf("# there is no other: mend %s, or have the agent of the main plugin write it anew", quote(path))
+		case s.Multus || f.multus():
+			mend = fmt.Sprintf("# mend %s, or have who wrote it write it anew: it is Multus', or Multus may call it", quote(path))
+		case !ok:
+			mend = fmt.Sprintf("# mend %s, or have who wrote it write it anew: the next by name is without podmark", quote(path))
 		}
 		out = append(out, Finding{
 			Severity: Error,
@@ -100,6 +105,12 @@ func checkConflist(f Facts) []Finding {
 	return out
 }
 
+// multus reports whether Multus is what the runtime calls: which files it calls in turn, it says
+// by their names or networks.
+func (f Facts) multus() bool {
+	return f.Active.Multus != "" || errors.Is(f.ActiveErr, conflist.ErrMultus)
+}
+
 // chained is the command that puts podmark's entry into a list without.
 func chained(f Facts, n Network) string {
 	if version, ok := spoken(n.CNIVersion); !ok {
@@ -108,8 +119,12 @@ func chained(f Facts, n Network) string {
 	return installer(f)
 }
 
-// chainable is the command that makes a list of a configuration of one plugin.
+// chainable is the command that makes a list of a configuration of one plugin. Where Multus calls
+// that it may do so by the name of the file, which stays.
 func chainable(f Facts) string {
+	if f.multus() {
+		return fmt.Sprintf("# make a .conflist of %s, name its network to Multus, and run %s", quote(filepath.Join(f.ConfDir, f.Active.Name)), installer(f))
+	}
 	object := map[string]any{}
 	if json.Unmarshal(f.Active.Content, &object) != nil {
 		return installer(f)

@@ -359,6 +359,27 @@ func TestNoHarm(t *testing.T) {
 			f.Skipped = []conflist.Skipped{{Name: "10-net.conflist", Reason: kernel}}
 		}, "conflist", "# there is no other", "mv "},
 		"another one can": {func(f *doctor.Facts) { f.Skipped = []conflist.Skipped{{Name: "00-x.conflist", Reason: kernel}} }, "conflist", "mv ", ""},
+		"another one can, without podmark": {func(f *doctor.Facts) {
+			f.Networks[0].Entry, f.Skipped = nil, []conflist.Skipped{{Name: "00-x.conflist", Reason: kernel}}
+		}, "conflist", "# mend", "mv "},
+		"the other one is of a single plugin": {func(f *doctor.Facts) {
+			f.Networks, f.ActiveErr, f.Active.Name = nil, conflist.ErrPlain, "10-a.conf"
+			f.Skipped = []conflist.Skipped{{Name: "00-x.conflist", Reason: kernel}}
+		}, "conflist", "# mend", "mv "},
+		"Multus' own cannot be read": {func(f *doctor.Facts) {
+			f.Skipped = []conflist.Skipped{{Name: "00-multus.conf", Reason: kernel, Multus: true}}
+		}, "conflist", "# mend", "mv "},
+		"what Multus may call cannot be read": {func(f *doctor.Facts) {
+			f.Active.Multus, f.Skipped = "10-multus.conf", []conflist.Skipped{{Name: "00-x.conflist", Reason: kernel}}
+		}, "conflist", "# mend", "mv "},
+		"what Multus calls cannot be read": {func(f *doctor.Facts) {
+			f.Networks, f.ActiveErr = nil, conflist.ErrMultus
+			f.Skipped = []conflist.Skipped{{Name: "00-x.conflist", Reason: kernel}}
+		}, "conflist", "# mend", "mv "},
+		"what Multus calls is of a single plugin": {func(f *doctor.Facts) {
+			f.Networks, f.ActiveErr = nil, conflist.ErrPlain
+			f.Active.Multus, f.Active.File = "00-multus.conf", conflist.File{Name: "10-a.conf", Content: []byte(`{"name": "a", "type": "ptp"}`)}
+		}, "conflist", "# make a .conflist", "mv "},
 		"Multus, whose network is not known": {func(f *doctor.Facts) {
 			f.Networks, f.ActiveErr = nil, conflist.ErrMultus
 		}, "conflist", "--cni-conf-name", "mv "},

@@ -82,6 +82,13 @@ func harms() []harmed {
 		{name: "Multus calls another network", check: "conflist", words: "crd", backends: one, also: []string{"settings"}, noMend: true, do: func(p *patient) {
 			write(p.t, file(p, "00-multus.conf"), `{"cniVersion": "1.0.0", "name": "multus", "type": "multus", "clusterNetwork": "crd"}`)
 		}},
+		{name: "Multus calls a single plugin", check: "conflist", words: "single plugin", backends: one, also: []string{"settings"}, noMend: true, do: func(p *patient) {
+			write(p.t, file(p, "00-multus.conf"), `{"cniVersion": "1.0.0", "name": "multus", "type": "multus", "clusterNetwork": "05-a.conf"}`)
+			write(p.t, file(p, "05-a.conf"), `{"cniVersion": "1.0.0", "name": "plain", "type": "ptp"}`)
+		}},
+		{name: "Multus' file cut off", check: "conflist", words: "00-multus", backends: one, noMend: true, do: func(p *patient) {
+			write(p.t, file(p, "00-multus.conf"), `{"cniVersion": "1.0.0", "name": "mult`)
+		}},
 		{name: "podmark first", check: "conflist-order", words: "comes first", backends: one, do: func(p *patient) {
 			p.plugins("10-net.conflist", "net", "1.0.0", p.entry(nil), mainPlugin("ptp"))
 		}},
