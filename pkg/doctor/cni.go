@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/version"
 
@@ -169,6 +170,44 @@ func checkOrder(f Facts) []Finding {
 		out = append(out, found)
 	}
 	return out
+}
+
+// checkWorks asks what podmarkd asks before it installs, and when it says whether it is ready:
+// whether a pod that starts by the conflists could be policed.
+func checkWorks(f Facts) []Finding {
+	var out []Finding
+	for _, n := range f.Networks {
+		if _, err := conflist.Behind(n.Content); err != nil {
+			out = append(out, Finding{
+				Severity: Error,
+				What:     fmt.Sprintf("in %q %v", n.File, err),
+				Why:      "pods of this network do not start with podmark, or no policy is in force for them. podmarkd is not ready then, and installs nothing",
+				Mend:     "# give the network a main plugin that podmark works behind: docs/operations.md has those that are known; or take podmark off the node: podmarkd uninstall",
+			})
+		}
+	}
+	if len(f.Lacking) > 0 && f.ActiveErr == nil && len(f.Networks) > 0 {
+		out = append(out, Finding{
+			Severity: Error,
+			What:     fmt.Sprintf("%q calls the plugins %q, which are not in %q, or cannot be executed there", f.Networks[0].File, f.Lacking, f.Place.Bins),
+			Why:      "no pod starts: the runtime fails each ADD. podmarkd is not ready then",
+			Mend:     "# have the agent or the package that they are of put them there; where the runtime reads another folder, doctor and podmarkd are told by --cni-bin-dir",
+		})
+	}
+	if len(out) > 0 || f.Daemon == nil || !f.DaemonRuns || f.Daemon.Stale(f.Now) || f.Daemon.Absent == "" {
+		return out
+	}
+	for _, check := range []func(Facts) []Finding{checkRuntime, checkConflist, checkOrder, checkConfiguration, checkSettings, checkPlugin} {
+		if slices.ContainsFunc(check(f), func(x Finding) bool { return x.Severity == Error }) {
+			return nil // which says it better
+		}
+	}
+	return []Finding{{
+		Severity: Error,
+		What:     fmt.Sprintf("podmarkd says since its last look, at %s: %s", f.Daemon.Looked.Format(time.RFC3339), f.Daemon.Absent),
+		Why:      fmt.Sprintf("podmarkd is not ready, and nothing of it is so in %q and %q, where doctor looked: it looks elsewhere, or in a container that has other folders", f.ConfDir, f.BinDir),
+		Mend:     "# give podmarkd the folders that the runtime reads, by --cni-conf-dir, --cni-bin-dir and --cni-conf-name, or the values of its chart",
+	}}
 }
 
 func checkConfiguration(f Facts) []Finding {

@@ -31,7 +31,7 @@ func healthy(t *testing.T, mask uint32) doctor.Facts {
 		t.Fatal(err)
 	}
 	entry := fmt.Appendf(nil, `{"type": "podmark", "iptablesMarkMask": "%#x", "policy": "files"}`, mask)
-	list := fmt.Appendf(nil, `{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "ptp"}, %s]}`, entry)
+	list := fmt.Appendf(nil, `{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "ptp", "ipam": {"type": "host-local"}}, %s]}`, entry)
 	parsed, err := conflist.Parse(list)
 	if err != nil {
 		t.Fatal(err)
@@ -335,7 +335,7 @@ func TestNoHarm(t *testing.T) {
 	wrong := func(f *doctor.Facts, entry string) {
 		n := &f.Networks[0]
 		n.Entry = []byte(entry)
-		n.Content = fmt.Appendf(nil, `{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "ptp"}, %s]}`, entry)
+		n.Content = fmt.Appendf(nil, `{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "ptp", "ipam": {"type": "host-local"}}, %s]}`, entry)
 		n.Config, n.Err = config.ParseEntry(n.Entry, "net", "1.0.0")
 	}
 	theirs := foreign.Rule{
@@ -460,7 +460,7 @@ func TestOrder(t *testing.T) {
 	} {
 		f := healthy(t, 0xffff0000)
 		n := &f.Networks[0]
-		n.Content = fmt.Appendf(nil, `{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "ptp"}, %s, %s]}`, n.Entry, tt.behind)
+		n.Content = fmt.Appendf(nil, `{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "ptp", "ipam": {"type": "host-local"}}, %s, %s]}`, n.Entry, tt.behind)
 		var err error
 		if n.Network, err = conflist.Parse(n.Content); err != nil {
 			t.Fatal(err)

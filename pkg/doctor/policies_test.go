@@ -30,7 +30,7 @@ func networked(t *testing.T, keys ...string) doctor.Facts {
 	for i, k := range keys {
 		name := fmt.Sprintf("net%d", i)
 		entry := fmt.Appendf(nil, `{"type": "podmark", %s}`, k)
-		content := fmt.Appendf(nil, `{"cniVersion": "1.0.0", "name": %q, "plugins": [{"type": "ptp"}, %s]}`, name, entry)
+		content := fmt.Appendf(nil, `{"cniVersion": "1.0.0", "name": %q, "plugins": [{"type": "ptp", "ipam": {"type": "host-local"}}, %s]}`, name, entry)
 		list, err := conflist.Parse(content)
 		if err != nil {
 			t.Fatal(err)
