@@ -33,18 +33,20 @@ func (n Node) State() (desired.State, error) {
 	return n.state(f)
 }
 
-// Coverage says who of the node's pods is policed; fs.ErrNotExist when podmark has never run
-// here.
-func (n Node) Coverage() (desired.Coverage, error) {
+// Coverage says who of the node's pods is policed, where those that started without podmark are
+// the unmarked ones, by containers; with an error these alone are counted. It is fs.ErrNotExist
+// when podmark has never run here.
+func (n Node) Coverage(unmarked map[string]string) (desired.Coverage, error) {
+	c := desired.Cover(nil, unmarked)
 	f, err := n.load()
 	if err != nil {
-		return desired.Coverage{}, err
+		return c, err
 	}
 	records, err := n.records()
 	if err != nil {
-		return desired.Coverage{}, err
+		return c, err
 	}
-	c := desired.Cover(records)
+	c = desired.Cover(records, unmarked)
 	if !f.Kubernetes {
 		c.Idle = f.Policies.Idle(records)
 	}

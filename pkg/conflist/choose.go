@@ -33,6 +33,8 @@ type File struct {
 type Skipped struct {
 	Name   string
 	Reason error
+	// Multus is set where it seems to be Multus' own: its name or what is left of it says so.
+	Multus bool
 }
 
 // IsConfiguration reports whether a runtime looks at files of that name.
@@ -44,7 +46,7 @@ func IsConfiguration(name string) bool {
 type Choice struct {
 	File
 	// Multus is the name of Multus' file that runtimes take, where it is that which calls
-	// the list.
+	// the list; with ErrPlain, the configuration.
 	Multus string
 	// Copied is set where Multus' file has a copy of the list, without podmark in it.
 	Copied bool
@@ -65,7 +67,7 @@ func Choose(files []File, name string) (chosen Choice, skipped []Skipped, err er
 		types, err := typesOf(f)
 		switch {
 		case err != nil:
-			skipped = append(skipped, Skipped{f.Name, err})
+			skipped = append(skipped, Skipped{f.Name, err, strings.Contains(strings.ToLower(f.Name+string(f.Content)), "multus")})
 		case isMultus(types):
 			chosen, err = behindMultus(f, slices.Delete(slices.Clone(files), i, i+1))
 			return chosen, skipped, err
@@ -155,7 +157,7 @@ func behindMultus(f File, others []File) (Choice, error) {
 			continue
 		}
 		if filepath.Ext(o.Name) != ".conflist" {
-			return Choice{File: o}, plain(o, types)
+			return Choice{File: o, Multus: f.Name}, plain(o, types)
 		}
 		return Choice{File: o, Multus: f.Name, Copied: copied}, nil
 	}

@@ -314,6 +314,8 @@ func TestChoose(t *testing.T) {
 		{"Multus' delegate without a name", []conflist.File{file("00-m.conf", multus(`"delegates": [{"type": "a"}]`)), file("10-a.conflist", list)}, "", nil, conflist.ErrMultus, ""},
 		{"Multus in a list", []conflist.File{file("00-m.conflist", `{"name": "m", "plugins": [`+multus(`"clusterNetwork": "other"`)+`]}`), file("20-b.conflist", other)}, "20-b.conflist", nil, nil, ""},
 		{"broken one before Multus", []conflist.File{file("00-a.conf", ""), file("05-m.conf", multus("")), file("10-a.conflist", list)}, "10-a.conflist", []string{"00-a.conf"}, nil, ""},
+		{"Multus' own is empty", []conflist.File{file("00-Multus.conf", ""), file("10-a.conflist", list)}, "10-a.conflist", []string{"00-Multus.conf"}, nil, ""},
+		{"Multus' own is cut off", []conflist.File{file("00-m.conf", multus("")[:40]), file("10-a.conflist", list)}, "10-a.conflist", []string{"00-m.conf"}, nil, ""},
 		{"Multus behind it", []conflist.File{file("00-a.conflist", list), file("05-m.conf", multus("")), file("10-a.conflist", other)}, "00-a.conflist", nil, nil, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -324,6 +326,12 @@ func TestChoose(t *testing.T) {
 			var names []string
 			for _, s := range skipped {
 				names = append(names, s.Name)
+				if s.Multus != strings.Contains(tt.name, "Multus' own") {
+					t.Errorf("%s is Multus': %t", s.Name, s.Multus)
+				}
+			}
+			if strings.HasPrefix(tt.name, "Multus' network is") && got.Multus != "00-m.conf" {
+				t.Errorf("called by %q", got.Multus)
 			}
 			if diff := cmp.Diff(tt.skipped, names); diff != "" {
 				t.Errorf("skipped: %s", diff)

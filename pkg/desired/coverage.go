@@ -20,6 +20,9 @@ type Coverage struct {
 	// Idle are policies that select no endpoint of the node. Where they come from the
 	// Kubernetes API there are none: most select pods of other nodes.
 	Idle []IdlePolicy `json:"idle,omitempty"`
+	// Unseen is why pods that started without podmark are not known, and not counted; empty
+	// where they are.
+	Unseen string `json:"unseen,omitempty"`
 }
 
 // Unpoliced are the pods that are not policed for one reason.
@@ -84,15 +87,19 @@ const (
 // someOf is how many pods are named.
 const someOf = 3
 
-// Cover says who of the records is policed. A pod with several endpoints is where all of
-// them are.
-func Cover(records []ident.Record) Coverage {
+// Cover says who of the records is policed, and counts the unmarked pods, which are
+// "namespace/name" by containers. A pod with several endpoints is policed where all of them
+// are, and an unmarked one is not, whatever else it has.
+func Cover(records []ident.Record, unmarked map[string]string) Coverage {
 	pods, gaps := map[string]string{}, map[string]Gap{}
 	for _, r := range records {
 		pods[r.ContainerID] = NameOf(r)
 		if gap := GapOf(r); gap != "" {
 			gaps[r.ContainerID] = max(gap, gaps[r.ContainerID]) // of none and unanswered, that nobody wanted
 		}
+	}
+	for container, name := range unmarked {
+		pods[container], gaps[container] = name, Unmarked
 	}
 	c := Coverage{Pods: len(pods), Policed: len(pods)}
 	for _, gap := range Gaps() {
@@ -137,20 +144,6 @@ func (c Coverage) Without(reason Gap, pods []string) Coverage {
 	return c
 }
 
-// With is c with pods that are not among its own, and are not policed.
-func (c Coverage) With(reason Gap, pods []string) Coverage {
-	c.Pods, c.Policed = c.Pods+len(pods), c.Policed+len(pods)
-	return c.Without(reason, pods)
-}
-
-// Joined is c with the pods of other that are not policed for that reason.
-func (c Coverage) Joined(other Coverage, reason Gap) Coverage {
-	other = other.Only(reason)
-	c.Pods += other.Of(reason)
-	c.Unpoliced = append(slices.Clone(c.Unpoliced), other.Unpoliced...)
-	return c
-}
-
 // Only is c where of the gaps only that one is shown.
 func (c Coverage) Only(reason Gap) Coverage {
 	c.Unpoliced = slices.DeleteFunc(slices.Clone(c.Unpoliced), func(u Unpoliced) bool { return u.Reason != reason })
@@ -172,16 +165,19 @@ func (c Coverage) Open() int { return c.Of(Unanswered) + c.Of(Unmarked) }
 
 // String is a line for people: "2 of 3 pods policed, 1 unpoliced because ... (shop/web)".
 func (c Coverage) String() string {
-	if c.Pods == 0 {
-		return "no pod of this node is known"
-	}
 	text := fmt.Sprintf("%d of %d pods policed", c.Policed, c.Pods)
+	if c.Pods == 0 {
+		text = "no pod of this node is known"
+	}
 	for _, u := range c.Unpoliced {
 		more := ""
 		if u.Pods > len(u.Some) {
 			more = ", ..."
 		}
 		text += fmt.Sprintf(", %d unpoliced %s (%s%s)", u.Pods, u.Reason, strings.Join(u.Some, ", "), more)
+	}
+	if c.Unseen != "" {
+		text += "; pods that started without podmark are not known: " + c.Unseen
 	}
 	return text
 }

@@ -38,7 +38,7 @@ func TestCover(t *testing.T) {
 			`0 of 4 pods policed, 4 unpoliced because its network asked for no policy (shop/1, shop/2, shop/3, ...)`, 0,
 		},
 	} {
-		c := Cover(tt.records)
+		c := Cover(tt.records, nil)
 		if got := c.String(); got != tt.text || c.Open() != tt.open {
 			t.Errorf("%s: %d open, %s", name, c.Open(), got)
 		}
@@ -50,9 +50,17 @@ func TestCover(t *testing.T) {
 			t.Errorf("%s: %d of %d are counted", name, sum, c.Pods)
 		}
 	}
-	c := Cover([]ident.Record{attached("a", "web", true, false, nil)}).With(Unmarked, []string{"shop/old"})
-	if got := c.String(); got != "1 of 2 pods policed, 1 unpoliced because it started without podmark (shop/old)" || c.Open() != 1 {
-		t.Errorf("%d open, %s", c.Open(), got)
+	// A pod that is unmarked is one pod, also where a further interface of it is marked.
+	for _, policed := range []bool{true, false} {
+		records := []ident.Record{attached("a", "web", true, false, nil), attached("b", "old", policed, false, nil)}
+		c := Cover(records, map[string]string{"b": "shop/old", "c": "shop/older"})
+		if got := c.String(); got != "1 of 3 pods policed, 2 unpoliced because it started without podmark (shop/old, shop/older)" || c.Open() != 2 {
+			t.Errorf("%d open, %s", c.Open(), got)
+		}
+		c.Unseen = "nobody looks"
+		if got := c.String(); !strings.HasSuffix(got, "(shop/old, shop/older); pods that started without podmark are not known: nobody looks") {
+			t.Error(got)
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/version"
 
@@ -44,8 +45,13 @@ func checkConflist(f Facts) []Finding {
 	for _, s := range f.Skipped {
 		path := filepath.Join(f.ConfDir, s.Name)
 		mend := fmt.Sprintf("mv %s %s", quote(path), quote(path+".off"))
-		if errors.Is(f.ActiveErr, conflist.ErrNone) {
+		switch _, ok := f.active(); {
+		case errors.Is(f.ActiveErr, conflist.ErrNone):
 			mend = fmt.Sprintf("# there is no other: mend %s, or have the agent of the main plugin write it anew", quote(path))
+		case s.Multus || f.multus():
+			mend = fmt.Sprintf("# mend %s, or have who wrote it write it anew: it is Multus', or Multus may call it", quote(path))
+		case !ok:
+			mend = fmt.Sprintf("# mend %s, or have who wrote it write it anew: the next by name is without podmark", quote(path))
 		}
 		out = append(out, Finding{
 			Severity: Error,
@@ -100,6 +106,12 @@ func checkConflist(f Facts) []Finding {
 	return out
 }
 
+// multus reports whether Multus is what the runtime calls: which files it calls in turn, it says
+// by their names or networks.
+func (f Facts) multus() bool {
+	return f.Active.Multus != "" || errors.Is(f.ActiveErr, conflist.ErrMultus)
+}
+
 // chained is the command that puts podmark's entry into a list without.
 func chained(f Facts, n Network) string {
 	if version, ok := spoken(n.CNIVersion); !ok {
@@ -108,8 +120,12 @@ func chained(f Facts, n Network) string {
 	return installer(f)
 }
 
-// chainable is the command that makes a list of a configuration of one plugin.
+// chainable is the command that makes a list of a configuration of one plugin. Where Multus calls
+// that it may do so by the name of the file, which stays.
 func chainable(f Facts) string {
+	if f.multus() {
+		return fmt.Sprintf("# make a .conflist of %s, name its network to Multus, and run %s", quote(filepath.Join(f.ConfDir, f.Active.Name)), installer(f))
+	}
 	object := map[string]any{}
 	if json.Unmarshal(f.Active.Content, &object) != nil {
 		return installer(f)
@@ -154,6 +170,44 @@ func checkOrder(f Facts) []Finding {
 		out = append(out, found)
 	}
 	return out
+}
+
+// checkWorks asks what podmarkd asks before it installs, and when it says whether it is ready:
+// whether a pod that starts by the conflists could be policed.
+func checkWorks(f Facts) []Finding {
+	var out []Finding
+	for _, n := range f.Networks {
+		if _, err := conflist.Behind(n.Content); err != nil {
+			out = append(out, Finding{
+				Severity: Error,
+				What:     fmt.Sprintf("in %q %v", n.File, err),
+				Why:      "pods of this network do not start with podmark, or no policy is in force for them. podmarkd is not ready then, and installs nothing",
+				Mend:     "# give the network a main plugin that podmark works behind: docs/operations.md has those that are known; or take podmark off the node: podmarkd uninstall",
+			})
+		}
+	}
+	if len(f.Lacking) > 0 && f.ActiveErr == nil && len(f.Networks) > 0 {
+		out = append(out, Finding{
+			Severity: Error,
+			What:     fmt.Sprintf("%q calls the plugins %q, which are not in %q, or cannot be executed there", f.Networks[0].File, f.Lacking, f.Place.Bins),
+			Why:      "no pod starts: the runtime fails each ADD. podmarkd is not ready then",
+			Mend:     "# have the agent or the package that they are of put them there; where the runtime reads another folder, doctor and podmarkd are told by --cni-bin-dir",
+		})
+	}
+	if len(out) > 0 || f.Daemon == nil || !f.DaemonRuns || f.Daemon.Stale(f.Now) || f.Daemon.Absent == "" {
+		return out
+	}
+	for _, check := range []func(Facts) []Finding{checkRuntime, checkConflist, checkOrder, checkConfiguration, checkSettings, checkPlugin} {
+		if slices.ContainsFunc(check(f), func(x Finding) bool { return x.Severity == Error }) {
+			return nil // which says it better
+		}
+	}
+	return []Finding{{
+		Severity: Error,
+		What:     fmt.Sprintf("podmarkd says since its last look, at %s: %s", f.Daemon.Looked.Format(time.RFC3339), f.Daemon.Absent),
+		Why:      fmt.Sprintf("podmarkd is not ready, and nothing of it is so in %q and %q, where doctor looked: it looks elsewhere, or in a container that has other folders", f.ConfDir, f.BinDir),
+		Mend:     "# give podmarkd the folders that the runtime reads, by --cni-conf-dir, --cni-bin-dir and --cni-conf-name, or the values of its chart",
+	}}
 }
 
 func checkConfiguration(f Facts) []Finding {

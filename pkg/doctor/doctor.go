@@ -12,6 +12,7 @@ package doctor
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -64,6 +65,7 @@ func Checks() []Check {
 		{"runtime", "where the runtime looks is not known, or it is elsewhere than the flags say", []Part{PartRuntime}, checkRuntime},
 		{"conflist", "podmark is not in the conflist that the node uses, or no runtime can read it", cni, checkConflist},
 		{"conflist-order", "podmark does not come last in a conflist, or has no main plugin before it", cni, checkOrder},
+		{"conflist-plugins", "podmark cannot work behind the main plugin of a conflist, or a plugin of it is missing", append(slices.Clone(cni), PartDaemon), checkWorks},
 		{"configuration", "the plugin refuses its entry or the version of the conflist", cni, checkConfiguration},
 		{"settings", "networks differ in what is the node's, or the conflist's mask is not that of the endpoints", []Part{PartConflists, PartState}, checkSettings},
 		{"policy-source", "networks of the node take their policies from different places", []Part{PartConflists, PartState}, checkSource},

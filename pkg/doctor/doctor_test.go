@@ -31,7 +31,7 @@ func healthy(t *testing.T, mask uint32) doctor.Facts {
 		t.Fatal(err)
 	}
 	entry := fmt.Appendf(nil, `{"type": "podmark", "iptablesMarkMask": "%#x", "policy": "files"}`, mask)
-	list := fmt.Appendf(nil, `{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "ptp"}, %s]}`, entry)
+	list := fmt.Appendf(nil, `{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "ptp", "ipam": {"type": "host-local"}}, %s]}`, entry)
 	parsed, err := conflist.Parse(list)
 	if err != nil {
 		t.Fatal(err)
@@ -335,7 +335,7 @@ func TestNoHarm(t *testing.T) {
 	wrong := func(f *doctor.Facts, entry string) {
 		n := &f.Networks[0]
 		n.Entry = []byte(entry)
-		n.Content = fmt.Appendf(nil, `{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "ptp"}, %s]}`, entry)
+		n.Content = fmt.Appendf(nil, `{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "ptp", "ipam": {"type": "host-local"}}, %s]}`, entry)
 		n.Config, n.Err = config.ParseEntry(n.Entry, "net", "1.0.0")
 	}
 	theirs := foreign.Rule{
@@ -359,6 +359,27 @@ func TestNoHarm(t *testing.T) {
 			f.Skipped = []conflist.Skipped{{Name: "10-net.conflist", Reason: kernel}}
 		}, "conflist", "# there is no other", "mv "},
 		"another one can": {func(f *doctor.Facts) { f.Skipped = []conflist.Skipped{{Name: "00-x.conflist", Reason: kernel}} }, "conflist", "mv ", ""},
+		"another one can, without podmark": {func(f *doctor.Facts) {
+			f.Networks[0].Entry, f.Skipped = nil, []conflist.Skipped{{Name: "00-x.conflist", Reason: kernel}}
+		}, "conflist", "# mend", "mv "},
+		"the other one is of a single plugin": {func(f *doctor.Facts) {
+			f.Networks, f.ActiveErr, f.Active.Name = nil, conflist.ErrPlain, "10-a.conf"
+			f.Skipped = []conflist.Skipped{{Name: "00-x.conflist", Reason: kernel}}
+		}, "conflist", "# mend", "mv "},
+		"Multus' own cannot be read": {func(f *doctor.Facts) {
+			f.Skipped = []conflist.Skipped{{Name: "00-multus.conf", Reason: kernel, Multus: true}}
+		}, "conflist", "# mend", "mv "},
+		"what Multus may call cannot be read": {func(f *doctor.Facts) {
+			f.Active.Multus, f.Skipped = "10-multus.conf", []conflist.Skipped{{Name: "00-x.conflist", Reason: kernel}}
+		}, "conflist", "# mend", "mv "},
+		"what Multus calls cannot be read": {func(f *doctor.Facts) {
+			f.Networks, f.ActiveErr = nil, conflist.ErrMultus
+			f.Skipped = []conflist.Skipped{{Name: "00-x.conflist", Reason: kernel}}
+		}, "conflist", "# mend", "mv "},
+		"what Multus calls is of a single plugin": {func(f *doctor.Facts) {
+			f.Networks, f.ActiveErr = nil, conflist.ErrPlain
+			f.Active.Multus, f.Active.File = "00-multus.conf", conflist.File{Name: "10-a.conf", Content: []byte(`{"name": "a", "type": "ptp"}`)}
+		}, "conflist", "# make a .conflist", "mv "},
 		"Multus, whose network is not known": {func(f *doctor.Facts) {
 			f.Networks, f.ActiveErr = nil, conflist.ErrMultus
 		}, "conflist", "--cni-conf-name", "mv "},
@@ -439,7 +460,7 @@ func TestOrder(t *testing.T) {
 	} {
 		f := healthy(t, 0xffff0000)
 		n := &f.Networks[0]
-		n.Content = fmt.Appendf(nil, `{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "ptp"}, %s, %s]}`, n.Entry, tt.behind)
+		n.Content = fmt.Appendf(nil, `{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "ptp", "ipam": {"type": "host-local"}}, %s, %s]}`, n.Entry, tt.behind)
 		var err error
 		if n.Network, err = conflist.Parse(n.Content); err != nil {
 			t.Fatal(err)

@@ -73,6 +73,7 @@ type Facts struct {
 	ActiveErr       error           // why there is none
 	Skipped         []conflist.Skipped
 	Networks        []Network // those with podmark, the active one first
+	Lacking         []string  // plugins of the active conflist that none of the runtime's folders has
 	Plugin          error     // why the plugin's file cannot be executed
 	PluginMissing   bool
 	// What others do to marks; what could not be read of it is in Unread of the facts.

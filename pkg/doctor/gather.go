@@ -120,7 +120,7 @@ func (f *Facts) readState(ctx context.Context, n apply.Node) {
 	if s.Kubernetes = err == nil; !errors.Is(err, fs.ErrNotExist) {
 		f.note(PartState, err, asRoot)
 	}
-	covers, err := n.Coverage()
+	covers, err := n.Coverage(nil)
 	if s.Idle = covers.Idle; !errors.Is(err, ident.ErrDamaged) { // that is said of what is damaged
 		f.note(PartState, err, asRoot)
 	}

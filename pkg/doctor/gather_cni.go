@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/conflist"
@@ -77,9 +78,21 @@ func (f *Facts) readCNI() error {
 			f.Networks = append(f.Networks, n)
 		}
 	}
+	if f.ActiveErr == nil {
+		programs, err := conflist.Programs(f.Active.Content, plugin)
+		if err != nil {
+			return err
+		}
+		f.Lacking = slices.DeleteFunc(programs, func(p string) bool {
+			return slices.ContainsFunc(f.Place.Bins, func(bin string) bool { return runtimes.Executable(filepath.Join(bin, p)) })
+		})
+	}
 	path := filepath.Join(f.BinDir, plugin)
 	info, err := os.Stat(path)
+	_, errLink := os.Readlink(path)
 	switch {
+	case errors.Is(err, fs.ErrNotExist) && errLink == nil:
+		f.Plugin, f.PluginMissing = fmt.Errorf("%q is a link that leads to nothing", path), true
 	case err != nil:
 		f.Plugin, f.PluginMissing = err, errors.Is(err, fs.ErrNotExist)
 	case !info.Mode().IsRegular() || info.Mode().Perm()&0o111 == 0:

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -161,18 +162,21 @@ func troubled(p node.PolicyStatus) []Finding {
 
 // checkOpen is about pods that are not policed.
 func checkOpen(f Facts) []Finding {
-	covers := desired.Cover(f.State.Records)
+	var unmarked map[string]string
 	if f.Daemon != nil && f.DaemonRuns && !f.Daemon.Stale(f.Now) {
-		covers = covers.Joined(f.Daemon.Coverage, desired.Unmarked)
+		unmarked = f.Daemon.Unmarked
 	}
+	covers := desired.Cover(f.State.Records, unmarked)
 	var out []Finding
 	for _, u := range covers.Unpoliced {
 		found := Finding{Severity: Error, What: covers.Only(u.Reason).String()}
 		switch u.Reason {
 		case desired.Unasked:
 			found.Why = "nothing is denied to these pods, whatever the policies say"
-			if found.Mend = f.restart(u.Reason); !f.polices() {
-				found.Mend = "# a pod that starts anew is as open as long as its network says so: podmarkd install --policy kubernetes, or files; then " + found.Mend
+			if found.Mend = f.restart(u.Reason); found.Mend != "" {
+				found.Mend += "  # " + alone
+			} else {
+				found.Mend = "# a pod that starts anew is as open as long as its network asks for no policy: if that is not meant, say \"policy\": \"kubernetes\" or \"files\" there, then delete the pods"
 			}
 			if f.unpolicedByChoice() {
 				found.Severity = Warning
@@ -181,7 +185,7 @@ func checkOpen(f Facts) []Finding {
 			found.Why = "these pods are marked, and nothing is denied to them. podmarkd polices each as soon as the API shows it; one that stays so has another UID there"
 			found.Mend = "# see the findings about podmarkd first: once it runs and has the API it polices them; until then a pod that is started anew is let in again"
 			if f.DaemonRuns {
-				found.Mend = f.restart(u.Reason) + "  # if they stay so; a pod without a controller does not come back by itself"
+				found.Mend = cmp.Or(f.restart(u.Reason), ctl(f, "list")) + "  # if they stay so; " + alone
 			}
 		case desired.Unmarked:
 			found.Why = "they are from before podmark and could not be adopted, or the runtime reads another folder than podmark is in: no policy holds for them"
@@ -195,10 +199,10 @@ func checkOpen(f Facts) []Finding {
 	return out
 }
 
-// polices reports whether the network that a pod which starts now comes to asks for policy.
-func (f Facts) polices() bool {
-	n, ok := f.active()
-	return ok && n.Err == nil && n.Config.Policy != config.PolicyNone
+// polices reports whether an attachment to the network that is made now gets a policy.
+func (f Facts) polices(network string) bool {
+	i := slices.IndexFunc(f.Networks, func(n Network) bool { return n.Name == network && n.Entry != nil })
+	return i >= 0 && f.Networks[i].Err == nil && f.Networks[i].Config.Policy != config.PolicyNone
 }
 
 // unpolicedByChoice reports whether pods are not policed because their networks say that they
@@ -212,16 +216,18 @@ func (f Facts) unpolicedByChoice() bool {
 		!slices.ContainsFunc(f.State.Idle, func(p desired.IdlePolicy) bool { return p.Reason == desired.IdleUnpoliced })
 }
 
-// restart is the command that starts anew the pods that are open for a reason.
+// alone is what to know before a pod is deleted.
+const alone = "a pod without a controller does not come back by itself"
+
+// restart is the command that starts anew the pods that are open for a reason, each once, as
+// far as they would not be open again; empty where there is none.
 func (f Facts) restart(reason desired.Gap) string {
 	var commands []string
 	for _, r := range f.State.Records {
-		if desired.GapOf(r) == reason && r.Pod != "" {
-			commands = append(commands, fmt.Sprintf("kubectl -n %s delete pod %s", quote(r.Namespace), quote(r.Pod)))
+		one := fmt.Sprintf("kubectl -n %s delete pod %s", quote(r.Namespace), quote(r.Pod))
+		if desired.GapOf(r) == reason && r.Pod != "" && f.polices(r.Network) && !slices.Contains(commands, one) {
+			commands = append(commands, one)
 		}
-	}
-	if len(commands) == 0 {
-		return ctl(f, "list")
 	}
 	return strings.Join(commands, " && ")
 }

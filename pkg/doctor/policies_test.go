@@ -30,7 +30,7 @@ func networked(t *testing.T, keys ...string) doctor.Facts {
 	for i, k := range keys {
 		name := fmt.Sprintf("net%d", i)
 		entry := fmt.Appendf(nil, `{"type": "podmark", %s}`, k)
-		content := fmt.Appendf(nil, `{"cniVersion": "1.0.0", "name": %q, "plugins": [{"type": "ptp"}, %s]}`, name, entry)
+		content := fmt.Appendf(nil, `{"cniVersion": "1.0.0", "name": %q, "plugins": [{"type": "ptp", "ipam": {"type": "host-local"}}, %s]}`, name, entry)
 		list, err := conflist.Parse(content)
 		if err != nil {
 			t.Fatal(err)
@@ -77,6 +77,39 @@ func TestUnpolicedByChoice(t *testing.T) {
 	}
 	if x := only(t, f, "policy-idle", "shop/p", "app=wbe", "1 more"); x.Severity != doctor.Warning {
 		t.Errorf("%+v", x)
+	}
+}
+
+// A pod is proposed to be deleted once, and only where that helps: where the network of its
+// attachment polices now. One of a network that wants no policy would be as open again.
+func TestDeletePods(t *testing.T) {
+	const web, db = "kubectl -n shop delete pod web", "kubectl -n shop delete pod db"
+	twice := func(r []ident.Record) []ident.Record {
+		second := r[0]
+		second.IfName, second.Network = "net1", "net1"
+		return append(r, second)
+	}
+	for name, tt := range map[string]struct {
+		networks []string
+		records  []ident.Record
+		want     string
+	}{
+		"a further network without":     {[]string{`"policy": "kubernetes"`, `"policy": "none"`}, twice(shop(false, "policed"))[1:], "# "},
+		"both networks would":           {[]string{`"policy": "files"`, `"policy": "files"`}, twice(shop(false, "web")), web + "  # "},
+		"one of two networks would":     {[]string{`"policy": "files"`, `"policy": "none"`}, twice(shop(false, "web", "db")), web + " && " + db + "  # "},
+		"the further one alone would":   {[]string{`"policy": "none"`, `"policy": "files"`}, twice(shop(false, "web", "db")), web + "  # "},
+		"twice unanswered":              {[]string{`"policy": "kubernetes"`, `"policy": "kubernetes"`}, twice(shop(true, "web")), web + "  # if they stay so; "},
+		"unanswered, and would be open": {[]string{`"policy": "none"`}, shop(true, "web"), "podmarkctl list  # if they stay so; "},
+	} {
+		f := networked(t, tt.networks...)
+		for i := range tt.records {
+			tt.records[i].Policed = false
+		}
+		f.State.Records = tt.records
+		x := only(t, f, "policy-open")
+		if !strings.HasPrefix(x.Mend, tt.want) || strings.Contains(x.Mend, "delete pod ") && !strings.HasSuffix(x.Mend, "without a controller does not come back by itself") {
+			t.Errorf("%s: %s, want %s", name, x.Mend, tt.want)
+		}
 	}
 }
 
@@ -168,7 +201,7 @@ func TestPolicies(t *testing.T) {
 		{
 			name: "started without podmark", networks: []string{kubernetes}, check: "policy-open", words: []string{"1 of 3 pods policed, 2 unpoliced", "shop/old", "confDir"},
 			do: func(f *doctor.Facts) {
-				f.Daemon.Coverage = desired.Coverage{}.With(desired.Unmarked, []string{"shop/old", "shop/older"})
+				f.Daemon.Unmarked = map[string]string{"a": "shop/old", "b": "shop/older"}
 			},
 		},
 		{

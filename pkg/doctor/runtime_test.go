@@ -64,6 +64,30 @@ func TestMendsGoThere(t *testing.T) {
 	}
 }
 
+// What podmarkd says of where pods start is told where doctor sees nothing of it itself.
+func TestAbsent(t *testing.T) {
+	absent := func() doctor.Facts {
+		f := healthy(t, 0xffff0000)
+		f.Daemon.Absent = "there is no plugin podmark"
+		return f
+	}
+	if x := only(t, absent(), "conflist-plugins", "there is no plugin podmark", "--cni-bin-dir"); x.Severity != doctor.Error || !strings.HasPrefix(x.Mend, "# ") {
+		t.Errorf("%+v", x)
+	}
+	for check, do := range map[string]func(*doctor.Facts){
+		"plugin":           func(f *doctor.Facts) { f.Plugin, f.PluginMissing = fs.ErrNotExist, true },
+		"conflist":         func(f *doctor.Facts) { f.Networks[0].Entry = nil },
+		"podmarkd":         func(f *doctor.Facts) { f.DaemonRuns = false },
+		"conflist-plugins": func(f *doctor.Facts) { f.Lacking = []string{"ptp"} },
+	} {
+		f := absent()
+		do(&f)
+		if x := only(t, f, check); strings.Contains(x.What, f.Daemon.Absent) {
+			t.Errorf("%s: %+v", check, x)
+		}
+	}
+}
+
 // A runtime that says which folder it reads reads no other: what is not there yet comes there.
 func TestNoConflist(t *testing.T) {
 	for from, advice := range map[runtimes.Source]bool{runtimes.Said: true, runtimes.Known: false, runtimes.Assumed: false} {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"slices"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
@@ -32,10 +31,14 @@ type adopter struct {
 	next time.Time
 	// failed are those that could not be adopted, and why, so that it is said once.
 	failed map[ident.Key]string
-	// unmarked are the pods of which no interface has an ID, as of the last reading: sorted
-	// "namespace/name".
-	unmarked []string
+	// unmarked are the pods whose own interface has no ID, as of the last reading:
+	// "namespace/name" by containers. nil before the first.
+	unmarked map[string]string
 }
+
+// own is what runtimes call a pod's own interface. Further ones may be on networks that have no
+// podmark by choice: they make no pod unmarked, nor do they mark one.
+const own = "eth0"
 
 // soon is how long after the first sight of a pod the cache is read again.
 const soon = 400 * time.Millisecond
@@ -55,13 +58,19 @@ func (a *adopter) adopt(ctx context.Context, n apply.Node, networks map[string]n
 	seen, failed := map[ident.Key]bool{}, map[ident.Key]string{}
 	marked, unmarked := map[string]bool{}, map[string]string{} // by container
 	var errs []error
+	// Of a container without its own interface in the cache any other counts.
+	has := map[string]bool{}
 	for _, c := range cached {
+		has[c.ContainerID] = has[c.ContainerID] || c.IfName == own
+	}
+	for _, c := range cached {
+		counts := c.IfName == own || !has[c.ContainerID]
 		key := ident.Key{Network: c.Network, ContainerID: c.ContainerID, IfName: c.IfName}
 		if c.NetNS == "" {
 			continue
 		}
 		if old, err := n.Store.Get(key); err == nil && old.Committed {
-			marked[c.ContainerID] = true
+			marked[c.ContainerID] = marked[c.ContainerID] || counts
 			continue
 		}
 		if _, err := os.Stat(c.NetNS); err != nil {
@@ -72,7 +81,7 @@ func (a *adopter) adopt(ctx context.Context, n apply.Node, networks map[string]n
 			a.next = now.Add(min(soon, a.every))
 			continue
 		}
-		if pod := podOf(c); pod.name != "" {
+		if pod := podOf(c); pod.name != "" && counts {
 			unmarked[c.ContainerID] = pod.namespace + "/" + pod.name
 		}
 		network, ours := networks[c.Network]
@@ -88,11 +97,20 @@ func (a *adopter) adopt(ctx context.Context, n apply.Node, networks map[string]n
 			}
 		case did:
 			adopted = append(adopted, r)
-			marked[c.ContainerID] = true
+			marked[c.ContainerID] = marked[c.ContainerID] || counts
+		}
+	}
+	if len(unmarked) > 0 {
+		// Multus has an interface made by another network than the one that the runtime called.
+		records, _ := n.Records() // what is damaged others tell
+		for _, r := range records {
+			if r.IfName == own && r.Committed {
+				marked[r.ContainerID] = true
+			}
 		}
 	}
 	maps.DeleteFunc(unmarked, func(container, _ string) bool { return marked[container] })
-	a.seen, a.failed, a.unmarked = seen, failed, slices.Sorted(maps.Values(unmarked))
+	a.seen, a.failed, a.unmarked = seen, failed, unmarked
 	return adopted, errors.Join(errs...)
 }
 

@@ -75,6 +75,9 @@ type Look struct {
 	Unadopted error
 	// Coverage is who of the node's pods is policed, those without podmark among them.
 	Coverage desired.Coverage
+	// Unmarked are those without podmark, "namespace/name" by containers, as of the last time
+	// that the runtime's cache was read; nil before.
+	Unmarked map[string]string
 	// Asked is whether a network asks for policy, and Absent is what Present said.
 	Asked  bool
 	Absent error
@@ -247,11 +250,12 @@ func (k Keeper) look(ctx context.Context, reason Reason, a *adopter, params *sys
 	l.Unseen = report.Error()
 	l.Err = errors.Join(unread, k.keep(ctx, &l, networks, params, report))
 	l.Adopted, l.Unadopted = a.adopt(ctx, k.Node, networks, l.Time)
-	covers, err := k.Node.Coverage()
+	l.Unmarked = a.unmarked
+	var err error
+	l.Coverage, err = k.Node.Coverage(a.unmarked)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		l.Err = errors.Join(l.Err, fmt.Errorf("who is policed is not known: %w", err))
 	}
-	l.Coverage = covers.With(desired.Unmarked, a.unmarked)
 	if k.Present != nil {
 		l.Absent = k.Present()
 	}

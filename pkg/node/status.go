@@ -47,6 +47,9 @@ type Status struct {
 	Absent string `json:"absent,omitempty"`
 	// Coverage is who of the node's pods was policed at the last look.
 	Coverage desired.Coverage `json:"coverage"`
+	// Unmarked are the pods that had started without podmark, "namespace/name" by containers;
+	// null where the runtime's cache has not been read.
+	Unmarked map[string]string `json:"unmarked"`
 	// Drift is what others have done to links of endpoints and not undone.
 	Drift []apply.Drift `json:"drift,omitempty"`
 	// Alterable is what is lacking to keep what has been judged as it is.
@@ -142,7 +145,8 @@ func (s Status) After(l Look) Status {
 	if l.ApplyErr == nil {
 		s.Alterable = l.Kept.Alterable
 	}
-	if s.Coverage, s.Absent = l.Coverage, ""; l.Absent != nil {
+	s.Coverage, s.Unmarked = l.Coverage, l.Unmarked
+	if s.Absent = ""; l.Absent != nil {
 		s.Absent = l.Absent.Error()
 	}
 	s.Collisions = nil

@@ -157,7 +157,8 @@ func TestNotAdopted(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.configure(nil)
-	kernel, records := n.kernel(), n.ctl("list")
+	list := func() string { return n.ctl("list", "-o", "json") }
+	kernel, records := n.kernel(), list()
 	k := n.keeper("podmarkd")
 	wait.For(t, "podmarkd says why", func() bool {
 		return strings.Contains(k.said(), "net/seen-last/eth0") && strings.Contains(k.said(), "net/of-no-version/eth0")
@@ -165,7 +166,7 @@ func TestNotAdopted(t *testing.T) {
 	if diff := cmp.Diff(kernel, n.kernel()); diff != "" {
 		t.Errorf("the kernel has changed:\n%s", diff)
 	}
-	if diff := cmp.Diff(records, n.ctl("list")); diff != "" {
+	if diff := cmp.Diff(records, list()); diff != "" {
 		t.Errorf("the attachments have changed:\n%s", diff)
 	}
 	if alike := strings.Count(k.said(), "net/seen-last/eth0"); alike != 1 {

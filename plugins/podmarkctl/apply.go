@@ -67,7 +67,7 @@ are of "default" without -n. Network policies of other APIs are always refused.`
 			if trouble := done.Trouble(); trouble != "" {
 				fmt.Fprintln(cmd.ErrOrStderr(), "podmarkctl: "+trouble+"; 'podmarkctl doctor' says what to do")
 			}
-			covers, err := o.node().Coverage()
+			covers, err := o.coverage()
 			if err != nil {
 				return fmt.Errorf("the policies are in force, and for whom is not known: %w", err)
 			}

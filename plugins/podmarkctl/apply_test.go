@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -84,7 +85,7 @@ func TestApply(t *testing.T) {
 		dir := manifests(t, map[string]string{"web.yaml": webPolicy, "README.md": "# not a manifest"})
 		other := strings.Replace(webPolicy, "port: 80", "port: 81", 1)
 		others := manifests(t, map[string]string{"port.yaml": other, "more.yaml": other + "  - ports: [{protocol: UDP, port: 53}]\n"})
-		all := map[string]any{"pods": 2., "policed": 2.}
+		all := map[string]any{"pods": 2., "policed": 2., "unseen": "podmarkd does not run"}
 		steps := []struct {
 			name string
 			args []string
@@ -106,7 +107,7 @@ func TestApply(t *testing.T) {
 			}
 		}
 		table := n.ctl("apply", "-f", dir).ok(t).stdout
-		if table != "1 policies in force, epoch 5: live connections are judged again\n2 of 2 pods policed\n" {
+		if table != "1 policies in force, epoch 5: live connections are judged again\n2 of 2 pods policed"+unseen+"\n" {
 			t.Errorf("it says %q", table)
 		}
 	})
@@ -243,7 +244,7 @@ func TestCoverage(t *testing.T) {
 		}
 	}
 	list := n.ctl("list").ok(t).stdout
-	if !strings.HasSuffix(list, open+"\n") || strings.Count(list, " unpoliced  unpoliced\n") != 1 {
+	if !strings.HasSuffix(list, open+unseen+"\n") || strings.Count(list, " unpoliced  unpoliced\n") != 1 {
 		t.Errorf("%s", list)
 	}
 	n.ctlIn(strings.Replace(webPolicy, "app: web", "app: wbe", 1), "apply", "-f", "-").ok(t)
@@ -262,6 +263,88 @@ func TestCoverage(t *testing.T) {
 	if c := s.Coverage; c.Pods != 3 || c.Policed != 2 || len(c.Unpoliced) != 1 || c.Unpoliced[0].Reason != "none" || len(c.Idle) != 1 || c.Idle[0].Reason != "labels" {
 		t.Errorf("%+v", s)
 	}
+}
+
+// unseen is what is said of unmarked pods where no podmarkd runs.
+const unseen = "; pods that started without podmark are not known: podmarkd does not run"
+
+// cached has the runtime's cache know an interface of a pod of namespace default.
+func (n *node) cached(cache, network, container, ifName, pod string) {
+	n.t.Helper()
+	text := fmt.Sprintf(`{"kind": "cniCacheV1", "containerId": %q, "ifName": %q, "networkName": %q, "netns": %q,
+		"cniArgs": [["K8S_POD_NAMESPACE", "default"], ["K8S_POD_NAME", %q]], "result": {"cniVersion": "1.0.0"}}`, container, ifName, network, n.space(), pod)
+	if err := os.MkdirAll(filepath.Join(cache, "results"), 0o700); err != nil {
+		n.t.Fatal(err)
+	}
+	write(n.t, filepath.Join(cache, "results", network+"-"+container+"-"+ifName), text)
+}
+
+// Pods that started without podmark are told by whatever is asked, while podmarkd sees them, and
+// else that nobody does.
+func TestCoverageUnmarked(t *testing.T) {
+	p := newPatient(t, nftables, 1)
+	cache := t.TempDir()
+	p.cached(cache, "net", "container-1", "eth0", "web-1")
+	p.cached(cache, "other", "old", "eth0", "old")
+	said := func() map[string]string {
+		t.Helper()
+		return map[string]string{
+			"apply": p.ctlIn(webPolicy, "apply", "-f", "-").ok(t).stdout, "list": p.ctl("list").ok(t).stdout, "status": p.ctl("status").ok(t).stdout,
+		}
+	}
+	says := func(words string) {
+		t.Helper()
+		for verb, text := range said() {
+			if !strings.Contains(text, words) {
+				t.Errorf("%s does not say %q: %s", verb, words, text)
+			}
+		}
+	}
+	says("1 of 1 pods policed" + unseen + "\n")
+	d := p.podmarkd("--cni-cache-dir", cache)
+	const open = "1 of 2 pods policed, 1 unpoliced because it started without podmark (default/old)\n"
+	p.eventually("podmarkd has seen it", func() bool { return strings.Contains(p.ctl("status").ok(t).stdout, open) })
+	says(open)
+	var list []map[string]any
+	if err := json.Unmarshal([]byte(p.ctl("list", "-o", "json").ok(t).stdout), &list); err != nil {
+		t.Fatal(err)
+	}
+	if len(list) != 2 || list[0]["id"] != 2. || list[1]["id"] != nil || list[1]["pod"] != "old" || list[1]["unpolicedBecause"] != "unmarked" {
+		t.Errorf("%v", list)
+	}
+	for _, verb := range [][]string{{"apply", "-f", "-"}, {"status"}} {
+		var got struct{ Coverage struct{ Pods, Policed int } }
+		if err := json.Unmarshal([]byte(p.ctlIn(webPolicy, append(verb, "-o", "json")...).ok(t).stdout), &got); err != nil || got.Coverage.Pods != 2 || got.Coverage.Policed != 1 {
+			t.Errorf("%s: %+v, %v", verb[0], got, err)
+		}
+	}
+	_ = d.Process.Kill()
+	_ = d.Wait()
+	says("1 of 1 pods policed" + unseen + "\n")
+	p.podmarkd() // which is told to read no cache
+	says("1 of 1 pods policed; pods that started without podmark are not known: podmarkd has not read the runtime's cache\n")
+}
+
+// A pod is marked where its own interface is: not where a further one is, nor less where a further
+// one is not, by choice. Multus has that interface made by another network than the runtime calls.
+func TestCoverageFurtherNetworks(t *testing.T) {
+	p := newPatient(t, nftables, 2)
+	cache := t.TempDir()
+	p.cached(cache, "net", "container-1", "eth0", "web-1")
+	p.cached(cache, "other", "container-1", "net1", "web-1")
+	p.cached(cache, "cni-loopback", "container-1", "lo", "web-1")
+	p.cached(cache, "multus-cni-network", "container-2", "eth0", "web-2")
+	p.ifName = "net1"
+	p.addPod(nil)
+	p.cached(cache, "other", "container-3", "eth0", "web-3")
+	p.cached(cache, "net", "container-3", "net1", "web-3")
+	p.cached(cache, "cni-loopback", "container-3", "lo", "web-3")
+	p.addPod(nil)
+	p.cached(cache, "net", "container-4", "net1", "web-4")
+	p.cached(cache, "cni-loopback", "container-4", "lo", "web-4")
+	p.podmarkd("--cni-cache-dir", cache)
+	const want = "3 of 4 pods policed, 1 unpoliced because it started without podmark (default/web-3)\n"
+	p.eventually("podmarkd has seen them", func() bool { return strings.Contains(p.ctl("status").ok(t).stdout, want) })
 }
 
 const deployment = `

@@ -26,7 +26,7 @@ func (p *patient) podmarkdIn(namespaces uintptr, args ...string) *exec.Cmd {
 	p.t.Helper()
 	var log bytes.Buffer
 	cmd := exec.Command(filepath.Join(programs, "podmarkd"), append([]string{
-		"--state-dir", p.dir, "--listen", "", "--interval", "200ms", "--cni-conf-dir", p.conf, "--cni-cache-dir", "",
+		"--state-dir", p.dir, "--listen", "", "--interval", "200ms", "--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin, "--cni-cache-dir", "",
 	}, args...)...)
 	cmd.Stderr, cmd.SysProcAttr = &log, &syscall.SysProcAttr{Cloneflags: namespaces}
 	if err := cmd.Start(); err != nil {

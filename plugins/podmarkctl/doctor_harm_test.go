@@ -82,6 +82,13 @@ func harms() []harmed {
 		{name: "Multus calls another network", check: "conflist", words: "crd", backends: one, also: []string{"settings"}, noMend: true, do: func(p *patient) {
 			write(p.t, file(p, "00-multus.conf"), `{"cniVersion": "1.0.0", "name": "multus", "type": "multus", "clusterNetwork": "crd"}`)
 		}},
+		{name: "Multus calls a single plugin", check: "conflist", words: "single plugin", backends: one, also: []string{"settings"}, noMend: true, do: func(p *patient) {
+			write(p.t, file(p, "00-multus.conf"), `{"cniVersion": "1.0.0", "name": "multus", "type": "multus", "clusterNetwork": "05-a.conf"}`)
+			write(p.t, file(p, "05-a.conf"), `{"cniVersion": "1.0.0", "name": "plain", "type": "ptp"}`)
+		}},
+		{name: "Multus' file cut off", check: "conflist", words: "00-multus", backends: one, noMend: true, do: func(p *patient) {
+			write(p.t, file(p, "00-multus.conf"), `{"cniVersion": "1.0.0", "name": "mult`)
+		}},
 		{name: "podmark first", check: "conflist-order", words: "comes first", backends: one, do: func(p *patient) {
 			p.plugins("10-net.conflist", "net", "1.0.0", p.entry(nil), mainPlugin("ptp"))
 		}},
@@ -98,7 +105,7 @@ func harms() []harmed {
 			p.list("10-net.conflist", "net", map[string]any{"args": map[string]any{"cni": map[string]any{"labels": 7}}})
 		}},
 		{name: "version to come", check: "configuration", words: "7.0.0", backends: one, do: func(p *patient) {
-			p.plugins("10-net.conflist", "net", "7.0.0", map[string]any{"type": "ptp"}, p.entry(nil))
+			p.plugins("10-net.conflist", "net", "7.0.0", mainPlugin("ptp"), p.entry(nil))
 		}},
 		{name: "wrong key in a drop-in", check: "configuration", words: "50-podmark.conf", backends: one, do: func(p *patient) {
 			p.dropIn(map[string]any{"iptablesMarkMask": "0xc000"})
@@ -116,6 +123,20 @@ func harms() []harmed {
 			p.list("10-net.conflist", "net", map[string]any{"stateDir": "/run/other"})
 		}},
 		{name: "plugin missing", check: "plugin", words: "no such file", backends: one, do: func(p *patient) { p.exec("", "rm", p.bin+"/podmark") }},
+		{name: "plugin is a link to nothing", check: "plugin", words: "leads to nothing", backends: one, do: func(p *patient) {
+			p.exec("", "ln", "-sf", "/nonexistent", p.bin+"/podmark")
+		}},
+		{name: "behind Cilium", check: "conflist-plugins", words: "cilium-cni", backends: one, noMend: true, do: func(p *patient) {
+			p.plugins("10-net.conflist", "net", "1.0.0", map[string]any{"type": "cilium-cni"}, p.entry(nil))
+			p.exec("", "cp", p.bin+"/ptp", p.bin+"/cilium-cni")
+		}},
+		{name: "a further network behind macvlan", check: "conflist-plugins", words: "20-other", backends: one, noMend: true, do: func(p *patient) {
+			p.plugins("20-other.conflist", "other", "1.0.0", mainPlugin("macvlan"), p.entry(nil))
+		}},
+		{name: "the main plugin missing", check: "conflist-plugins", words: "ptp", backends: one, noMend: true, do: func(p *patient) { p.exec("", "rm", p.bin+"/ptp") }},
+		{name: "a further plugin not executable", check: "conflist-plugins", words: "host-local", backends: one, noMend: true, do: func(p *patient) {
+			p.exec("", "chmod", "0644", p.bin+"/host-local")
+		}},
 		{name: "plugin not executable", check: "plugin", words: "executable", backends: one, do: func(p *patient) { p.exec("", "chmod", "0644", p.bin+"/podmark") }},
 		{name: "bridge not filtered", check: "bridge-netfilter", words: "bridge-nf-call-ip", backends: one, do: func(p *patient) {
 			needs.All(p.t, needs.BridgeNetfilter)

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -18,10 +20,11 @@ import (
 	"github.com/podmark/podmark/pkg/mark"
 )
 
-// listed is one endpoint as 'list -o json' shows it.
+// listed is one endpoint as 'list -o json' shows it, or a pod that started without podmark,
+// which has neither ID nor mark.
 type listed struct {
-	ID        mark.ID      `json:"id"`
-	Mark      string       `json:"mark"`
+	ID        mark.ID      `json:"id,omitempty"`
+	Mark      string       `json:"mark,omitempty"`
 	Namespace string       `json:"namespace"`
 	Pod       string       `json:"pod"`
 	Interface string       `json:"interface"`
@@ -52,6 +55,9 @@ func newList(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
 		Short: "List the endpoints: ID, mark, pod, interface, addresses, policies",
+		Long: `List shows the endpoints of the node, how many pods are policed and why others are
+not. While podmarkd runs, pods that started without podmark are listed too, without
+an ID: it alone sees them.`,
 		Example: `  podmarkctl list
   podmarkctl list -o json | jq '.[] | select(.pod == "web-0")'`,
 		Args: cobra.NoArgs,
@@ -77,11 +83,21 @@ func newList(o *options) *cobra.Command {
 					Network: e.Network, ContainerID: e.ContainerID, IfName: e.IfName,
 				})
 			}
+			unmarked, unseen := o.unmarked()
+			for _, container := range slices.Sorted(maps.Keys(unmarked)) {
+				namespace, pod, _ := strings.Cut(unmarked[container], "/")
+				list = append(list, listed{
+					Namespace: namespace, Pod: pod, Addresses: []netip.Addr{},
+					Unpoliced: true, Because: desired.Unmarked, ContainerID: container,
+				})
+			}
 			return o.print(cmd.OutOrStdout(), list, func(w io.Writer) error {
 				if err := listTable(w, list); err != nil || len(list) == 0 {
 					return err
 				}
-				_, err := fmt.Fprintln(w, desired.Cover(records))
+				covers := desired.Cover(records, unmarked)
+				covers.Unseen = unseen
+				_, err := fmt.Fprintln(w, covers)
 				return err
 			})
 		},
@@ -102,6 +118,10 @@ func listTable(w io.Writer, list []listed) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "ID\tMARK\tPOD\tINTERFACE\tADDRESSES\tSOURCES\tINGRESS\tEGRESS")
 	for _, l := range list {
+		if l.Because == desired.Unmarked {
+			fmt.Fprintf(tw, "-\t-\t%s\t-\t-\t-\t%s\t%[2]s\n", l.name(), unpoliced)
+			continue
+		}
 		addresses := make([]string, len(l.Addresses))
 		for i, a := range l.Addresses {
 			addresses[i] = a.String()

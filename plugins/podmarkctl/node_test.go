@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -97,6 +98,8 @@ type node struct {
 	mask string
 	// keys of the entry that pods are added with, besides.
 	keys map[string]any
+	// ifName of pods; eth0 when empty.
+	ifName string
 	// vars are set for programs, besides.
 	vars []string
 }
@@ -191,8 +194,9 @@ func (n *node) addPod(labels map[string]string) string {
 		n.t.Fatal(err)
 	}
 	defer ns.Close()
+	ifName := cmp.Or(n.ifName, "eth0")
 	veth := &netlink.Veth{
-		LinkAttrs: netlink.LinkAttrs{Name: n.veth(n.pods)}, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(ns.Fd())),
+		LinkAttrs: netlink.LinkAttrs{Name: n.veth(n.pods)}, PeerName: ifName, PeerNamespace: netlink.NsFd(int(ns.Fd())),
 	}
 	if err := netlink.LinkAdd(veth); err != nil {
 		n.t.Fatal(err)
@@ -213,7 +217,7 @@ func (n *node) addPod(labels map[string]string) string {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	n.exec(string(conf), "env", "CNI_COMMAND=ADD", "CNI_CONTAINERID="+id, "CNI_NETNS="+path, "CNI_IFNAME=eth0",
+	n.exec(string(conf), "env", "CNI_COMMAND=ADD", "CNI_CONTAINERID="+id, "CNI_NETNS="+path, "CNI_IFNAME="+ifName,
 		"CNI_PATH=/", "CNI_ARGS=K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-"+fmt.Sprint(n.pods), filepath.Join(programs, "podmark"))
 	return id
 }

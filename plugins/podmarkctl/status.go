@@ -70,9 +70,6 @@ func readStatus(o *options) (status, error) {
 		if s.Backend, err = o.node().Kind(); err != nil {
 			return s, err
 		}
-		if s.Coverage, err = o.node().Coverage(); err != nil {
-			return s, err
-		}
 		tables, unjudged, err := o.node().Offloaded()
 		if err != nil {
 			return s, err
@@ -81,6 +78,9 @@ func readStatus(o *options) (status, error) {
 		for _, t := range tables {
 			s.Flowtables = append(s.Flowtables, t.String())
 		}
+	}
+	if s.Coverage, err = o.coverage(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return s, err
 	}
 	d, err := node.ReadStatus(o.node().Store)
 	switch {
@@ -92,11 +92,38 @@ func readStatus(o *options) (status, error) {
 		if s.Running, err = o.node().Store.DaemonLives(); err != nil {
 			return s, err
 		}
-		if s.Running { // pods without podmark are seen by podmarkd alone
-			s.Coverage = s.Coverage.Joined(d.Coverage, desired.Unmarked)
-		}
 	}
 	return s, nil
+}
+
+// coverage is who of the node's pods is policed, those without podmark among them.
+func (o *options) coverage() (desired.Coverage, error) {
+	unmarked, unseen := o.unmarked()
+	c, err := o.node().Coverage(unmarked)
+	c.Unseen = unseen
+	return c, err
+}
+
+// unmarked are the pods that started without podmark, by containers: podmarkd alone sees them.
+// Where it does not, unseen says why.
+func (o *options) unmarked() (pods map[string]string, unseen string) {
+	store := o.node().Store
+	lives, err := store.DaemonLives()
+	if err == nil && !lives {
+		return nil, "podmarkd does not run"
+	}
+	d, errRead := node.ReadStatus(store)
+	switch err = errors.Join(err, errRead); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, "podmarkd has not looked yet"
+	case err != nil:
+		return nil, err.Error()
+	case d.Stale(time.Now()):
+		return nil, "podmarkd has not looked since " + d.Looked.Format(time.RFC3339)
+	case d.Unmarked == nil:
+		return nil, "podmarkd has not read the runtime's cache"
+	}
+	return d.Unmarked, ""
 }
 
 // policiesRow shows how it goes with the policies that podmarkd follows.

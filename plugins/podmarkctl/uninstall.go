@@ -34,7 +34,7 @@ added with it: the runtime still calls it to delete them.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			n := o.node()
-			opens, err := n.Coverage()
+			opens, err := n.Coverage(nil)
 			if errors.Is(err, fs.ErrNotExist) {
 				err = nil
 			}

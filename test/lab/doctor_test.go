@@ -141,7 +141,7 @@ func ipvsConntrack(s node.Status) (node.Sysctl, bool) {
 // and else leaves it and says so.
 func (p *patient) daemon(set bool) {
 	p.t.Helper()
-	startDaemon(p.t, p.Node, fmt.Sprintf("--set-sysctls=%v", set), "--cni-conf-dir", p.conf)
+	startDaemon(p.t, p.Node, fmt.Sprintf("--set-sysctls=%v", set), "--cni-conf-dir", p.conf, "--cni-bin-dir", p.plugins)
 	want := map[bool]string{true: "1", false: "0"}[set]
 	is := func(s node.Status) bool { c, needed := ipvsConntrack(s); return needed && c.Value == want }
 	becomes(p.t, p.Node, "it has looked", is)
