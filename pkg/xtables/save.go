@@ -4,6 +4,7 @@ package xtables
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os/exec"
 	"strings"
@@ -29,13 +30,17 @@ func Save(ctx context.Context, program string, args ...string) (string, error) {
 			return out.String(), nil
 		}
 		if left == 0 || !strings.Contains(stderr.String(), "in kernel doesn't exist") { // libxt_set.h
-			return "", Failed(program, err, stderr.String())
+			return "", Failed(ctx, program, err, stderr.String())
 		}
 	}
 }
 
-// Failed says that a program failed, and what it wrote to stderr if anything.
-func Failed(program string, err error, stderr string) error {
+// Failed says that a program failed, and what it wrote to stderr if anything. One that was killed
+// because ctx was done says nothing itself; the error is that of ctx too then.
+func Failed(ctx context.Context, program string, err error, stderr string) error {
+	if done := ctx.Err(); done != nil && !errors.Is(err, done) {
+		err = fmt.Errorf("%w: %w", done, err)
+	}
 	if said := strings.TrimSpace(stderr); said != "" {
 		return fmt.Errorf("running %s: %w: %s", program, err, said)
 	}

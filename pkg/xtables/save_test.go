@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/podmark/podmark/test/netns"
 )
@@ -85,8 +86,20 @@ func TestSaveFails(t *testing.T) {
 	if _, err := Save(t.Context(), "no-such-program"); !errors.Is(err, exec.ErrNotFound) {
 		t.Errorf("a program that is not there: %v", err)
 	}
-	path, runs := program(t, "exit 0")
+	// What is killed on the way says nothing itself.
+	path, runs := program(t, "exec sleep 1000")
 	ended, cancel := context.WithCancel(t.Context())
+	go func() {
+		for runs() == 0 && ended.Err() == nil {
+			time.Sleep(time.Millisecond)
+		}
+		cancel()
+	}()
+	if _, err := Save(ended, path); !errors.Is(err, context.Canceled) {
+		t.Errorf("ended on the way: %v", err)
+	}
+	path, runs = program(t, "exit 0")
+	ended, cancel = context.WithCancel(t.Context())
 	cancel()
 	if _, err := Save(ended, path); !errors.Is(err, context.Canceled) || runs() != 0 {
 		t.Errorf("after the end: %v, %d runs", err, runs())

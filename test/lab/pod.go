@@ -176,6 +176,14 @@ func (p *Pod) Add() error { return p.AddContext(context.Background()) }
 // AddContext is Add whose plugin is killed when ctx is done.
 func (p *Pod) AddContext(ctx context.Context) error {
 	result, err := p.node.cni.AddNetworkList(ctx, p.list, p.runtime)
+	// A kubelet that is refused a pod deletes it and tries again. So does this where podmark's own
+	// deadline has passed: a minute may be short on an emulated processor of a busy machine.
+	for try := 1; err != nil && late(err) && ctx.Err() == nil && try < 5; try++ {
+		if err := p.Del(); err != nil {
+			return fmt.Errorf("deleting after an ADD that took too long: %w", err)
+		}
+		result, err = p.node.cni.AddNetworkList(ctx, p.list, p.runtime)
+	}
 	if err != nil {
 		return err
 	}
@@ -196,6 +204,9 @@ func (p *Pod) AddContext(ctx context.Context) error {
 	}
 	return nil
 }
+
+// late reports whether an ADD ended because its deadline passed.
+func late(err error) bool { return strings.Contains(err.Error(), context.DeadlineExceeded.Error()) }
 
 // Chain runs CNI ADD of further plugins behind those that attached the pod, with what
 // they said as the prevResult: for what happens to the pod's link in between.

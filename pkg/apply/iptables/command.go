@@ -100,7 +100,7 @@ func (v Variant) restore(ctx context.Context, f family, wait time.Duration, inpu
 			return fmt.Errorf("running %s: %w: %s: our line %d is %q", cmd.Args[0], err, msg, n, lines[n-1])
 		}
 	}
-	return absent(xtables.Failed(cmd.Args[0], err, msg))
+	return absent(xtables.Failed(ctx, cmd.Args[0], err, msg))
 }
 
 // absent says what it means that a program is not there: the plugin runs on the node,
