@@ -491,8 +491,12 @@ func (n Node) state(f file, coming ...ident.Record) (desired.State, error) {
 	for i, e := range s.Endpoints {
 		s.Endpoints[i].FormerID = former[e.Key]
 	}
+	s.Applied = f.applied()
 	return s, nil
 }
+
+// applied reports whether the node was ever given policies, be it none.
+func (f file) applied() bool { return f.Kubernetes || f.PoliciesHash != noFile }
 
 // fits is ErrDamaged where the layout has no bits for the ID of a record, and names its file.
 func fits(layout mark.Layout, records ...ident.Record) error {

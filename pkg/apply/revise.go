@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"slices"
 
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
@@ -58,7 +59,7 @@ func (n Node) SetPolicies(ctx context.Context, settings Settings, policies desir
 		}
 		was, errWas := encode(f.Policies)
 		is, errIs := encode(policies)
-		if f.lost == nil && bytes.Equal(was, is) {
+		if f.lost == nil && f.applied() && bytes.Equal(was, is) {
 			return Revision{}, errors.Join(errWas, errIs)
 		}
 		return Revision{Policies: &policies}, errors.Join(errWas, errIs)
@@ -79,6 +80,38 @@ func (n Node) Revise(ctx context.Context, settings Settings, decide func([]ident
 		f.Kubernetes = true
 		return r, nil
 	})
+}
+
+// Enlist has the node's policies hold for the attachments to these networks, which take them from
+// files and did not when their pods were added, and returns those attachments. Their connections
+// are judged from their next packet on. One on a bridge that is not filtered stays as it is, with
+// the error of an Add.
+func (n Node) Enlist(ctx context.Context, networks map[string]bool) (enlisted []ident.Record, err error) {
+	asks := func(r ident.Record) bool { return r.Committed && !r.Policed && !r.Kubernetes && networks[r.Network] }
+	if records, err := n.Store.List(); err == nil && !slices.ContainsFunc(records, asks) {
+		return nil, nil
+	}
+	var refused []error
+	_, err = n.revise(ctx, Settings{}, func(f *file, records []ident.Record) (Revision, error) {
+		for _, r := range records {
+			if !asks(r) {
+				continue
+			}
+			if r.Policed = true; f.Kubernetes {
+				return Revision{}, fmt.Errorf("network %q says \"policy\": \"files\": %w", r.Network, ErrSource)
+			}
+			if err := n.bridgeFiltered(*f, r); err != nil {
+				refused = append(refused, fmt.Errorf("%s: %w", r.Key, err))
+				continue
+			}
+			enlisted = append(enlisted, r)
+		}
+		return Revision{Records: enlisted}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return enlisted, errors.Join(refused...)
 }
 
 func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, []ident.Record) (Revision, error)) (Applied, error) {

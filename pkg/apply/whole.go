@@ -37,7 +37,7 @@ func (n Node) State() (desired.State, error) {
 // the unmarked ones, by containers; with an error these alone are counted. It is fs.ErrNotExist
 // when podmark has never run here.
 func (n Node) Coverage(unmarked map[string]string) (desired.Coverage, error) {
-	c := desired.Cover(nil, unmarked)
+	c := desired.Cover(nil, unmarked, false)
 	f, err := n.load()
 	if err != nil {
 		return c, err
@@ -46,7 +46,7 @@ func (n Node) Coverage(unmarked map[string]string) (desired.Coverage, error) {
 	if err != nil {
 		return c, err
 	}
-	c = desired.Cover(records, unmarked)
+	c = desired.Cover(records, unmarked, f.applied())
 	if !f.Kubernetes {
 		c.Idle = f.Policies.Idle(records)
 	}

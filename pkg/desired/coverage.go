@@ -43,17 +43,21 @@ const (
 	// Unanswered: failOpen let it in, or it is from before podmark, and podmarkd has not
 	// policed it since.
 	Unanswered Gap = "unanswered"
+	// Unapplied: its network takes policies from files, and nobody has applied any, not even
+	// none: they may have been lost with a reboot.
+	Unapplied Gap = "unapplied"
 	// Unmarked: it started without podmark. Only podmarkd sees that.
 	Unmarked Gap = "unmarked"
 )
 
 // Gaps lists them all.
-func Gaps() []Gap { return []Gap{Unasked, Unanswered, Unmarked} }
+func Gaps() []Gap { return []Gap{Unasked, Unanswered, Unapplied, Unmarked} }
 
 func (g Gap) String() string {
 	return map[Gap]string{
 		Unasked:    "because its network asked for no policy",
 		Unanswered: "because failOpen let it in or it is from before podmark, and podmarkd does not know its policy",
+		Unapplied:  "because its network takes policies from files, and none were applied since the node started or podmark was installed",
 		Unmarked:   "because it started without podmark",
 	}[g]
 }
@@ -88,14 +92,15 @@ const (
 const someOf = 3
 
 // Cover says who of the records is policed, and counts the unmarked pods, which are
-// "namespace/name" by containers. A pod with several endpoints is policed where all of them
-// are, and an unmarked one is not, whatever else it has.
-func Cover(records []ident.Record, unmarked map[string]string) Coverage {
+// "namespace/name" by containers; applied is whether policies were ever given to the node, be it
+// none. A pod with several endpoints is policed where all of them are, and an unmarked one is not,
+// whatever else it has.
+func Cover(records []ident.Record, unmarked map[string]string, applied bool) Coverage {
 	pods, gaps := map[string]string{}, map[string]Gap{}
 	for _, r := range records {
 		pods[r.ContainerID] = NameOf(r)
-		if gap := GapOf(r); gap != "" {
-			gaps[r.ContainerID] = max(gap, gaps[r.ContainerID]) // of none and unanswered, that nobody wanted
+		if gap := GapOf(r, applied); gap != "" {
+			gaps[r.ContainerID] = max(gap, gaps[r.ContainerID]) // of none and another one, that nobody wanted
 		}
 	}
 	for container, name := range unmarked {
@@ -114,9 +119,11 @@ func Cover(records []ident.Record, unmarked map[string]string) Coverage {
 	return c
 }
 
-// GapOf is why an endpoint is not policed; empty where it is.
-func GapOf(r ident.Record) Gap {
+// GapOf is why an endpoint is not policed; empty where it is. What applied is, [Cover] says.
+func GapOf(r ident.Record, applied bool) Gap {
 	switch {
+	case r.Policed && !applied:
+		return Unapplied
 	case r.Policed:
 		return ""
 	case r.Kubernetes:
@@ -161,7 +168,7 @@ func (c Coverage) Of(reason Gap) (pods int) {
 }
 
 // Open counts the pods that are not policed although nobody said so.
-func (c Coverage) Open() int { return c.Of(Unanswered) + c.Of(Unmarked) }
+func (c Coverage) Open() int { return c.Of(Unanswered) + c.Of(Unapplied) + c.Of(Unmarked) }
 
 // String is a line for people: "2 of 3 pods policed, 1 unpoliced because ... (shop/web)".
 func (c Coverage) String() string {

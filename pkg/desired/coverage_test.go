@@ -33,12 +33,16 @@ func TestCover(t *testing.T) {
 		"let in":           {[]ident.Record{attached("a", "web", false, true, nil), attached("b", "db", true, true, nil)}, "1 of 2 pods policed, 1 unpoliced because failOpen let it in or it is from before podmark, and podmarkd does not know its policy (shop/web)", 1},
 		"a second network": {[]ident.Record{attached("a", "web", true, false, nil), second}, `0 of 1 pods policed, 1 unpoliced because its network asked for no policy (shop/web)`, 0},
 		"no pod's name":    {[]ident.Record{attached("a", "", false, false, nil)}, `0 of 1 pods policed, 1 unpoliced because its network asked for no policy (a)`, 0},
+		"none applied": {
+			[]ident.Record{attached("a", "web", true, false, nil), attached("b", "db", false, false, nil)},
+			"0 of 2 pods policed, 1 unpoliced because its network asked for no policy (shop/db), 1 unpoliced because its network takes policies from files, and none were applied since the node started or podmark was installed (shop/web)", 1,
+		},
 		"many": {
 			[]ident.Record{attached("a", "1", false, false, nil), attached("b", "2", false, false, nil), attached("c", "3", false, false, nil), attached("d", "4", false, false, nil)},
 			`0 of 4 pods policed, 4 unpoliced because its network asked for no policy (shop/1, shop/2, shop/3, ...)`, 0,
 		},
 	} {
-		c := Cover(tt.records, nil)
+		c := Cover(tt.records, nil, name != "none applied")
 		if got := c.String(); got != tt.text || c.Open() != tt.open {
 			t.Errorf("%s: %d open, %s", name, c.Open(), got)
 		}
@@ -53,7 +57,7 @@ func TestCover(t *testing.T) {
 	// A pod that is unmarked is one pod, also where a further interface of it is marked.
 	for _, policed := range []bool{true, false} {
 		records := []ident.Record{attached("a", "web", true, false, nil), attached("b", "old", policed, false, nil)}
-		c := Cover(records, map[string]string{"b": "shop/old", "c": "shop/older"})
+		c := Cover(records, map[string]string{"b": "shop/old", "c": "shop/older"}, true)
 		if got := c.String(); got != "1 of 3 pods policed, 2 unpoliced because it started without podmark (shop/old, shop/older)" || c.Open() != 2 {
 			t.Errorf("%d open, %s", c.Open(), got)
 		}

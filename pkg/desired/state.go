@@ -114,6 +114,8 @@ type State struct {
 	Profiles  map[ProfileID]Profile
 	PeerSets  map[PeerSetID]PeerSet
 	TupleSets map[TupleSetID]TupleSet
+	// Applied is whether policies were ever given to the node, be it none.
+	Applied bool
 }
 
 // Endpoint is one attachment with what the policies make of it.

@@ -97,6 +97,8 @@ type State struct {
 	Records   []ident.Record
 	// Idle are the policies that select none of the Records.
 	Idle []desired.IdlePolicy
+	// Unapplied is set where pods want policies of files, and nobody has applied any.
+	Unapplied bool
 	// Kubernetes is set where the node has followed the Kubernetes API.
 	Kubernetes bool
 	IDs        int

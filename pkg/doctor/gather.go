@@ -14,6 +14,7 @@ import (
 	"github.com/podmark/podmark/pkg/apply/nftables"
 	"github.com/podmark/podmark/pkg/apply/port"
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/pkg/foreign/fwmark"
 	"github.com/podmark/podmark/pkg/ident"
@@ -121,6 +122,7 @@ func (f *Facts) readState(ctx context.Context, n apply.Node) {
 		f.note(PartState, err, asRoot)
 	}
 	covers, err := n.Coverage(nil)
+	s.Unapplied = covers.Of(desired.Unapplied) > 0
 	if s.Idle = covers.Idle; !errors.Is(err, ident.ErrDamaged) { // that is said of what is damaged
 		f.note(PartState, err, asRoot)
 	}

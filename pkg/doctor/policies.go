@@ -166,7 +166,7 @@ func checkOpen(f Facts) []Finding {
 	if f.Daemon != nil && f.DaemonRuns && !f.Daemon.Stale(f.Now) {
 		unmarked = f.Daemon.Unmarked
 	}
-	covers := desired.Cover(f.State.Records, unmarked)
+	covers := desired.Cover(f.State.Records, unmarked, !f.State.Unapplied)
 	var out []Finding
 	for _, u := range covers.Unpoliced {
 		found := Finding{Severity: Error, What: covers.Only(u.Reason).String()}
@@ -187,6 +187,9 @@ func checkOpen(f Facts) []Finding {
 			if f.DaemonRuns {
 				found.Mend = cmp.Or(f.restart(u.Reason), ctl(f, "list")) + "  # if they stay so; " + alone
 			}
+		case desired.Unapplied:
+			found.Why = "the policies of files are in the state folder, which a reboot and an uninstall empty: nothing is denied to these pods"
+			found.Mend = ctl(f, "apply -f POLICIES") + "  # podmarkd --policy-dir FOLDER does it by itself whenever it starts; 'podmarkctl apply --delete' says that there are to be none"
 		case desired.Unmarked:
 			found.Why = "they are from before podmark and could not be adopted, or the runtime reads another folder than podmark is in: no policy holds for them"
 			if f.ConfDir != "" {
@@ -212,7 +215,7 @@ func (f Facts) unpolicedByChoice() bool {
 	for _, n := range f.Networks {
 		chosen[n.Name] = n.Entry != nil && n.Err == nil && n.Config.Policy == config.PolicyNone && config.SaysPolicy(n.Entry)
 	}
-	return !slices.ContainsFunc(f.State.Records, func(r ident.Record) bool { return desired.GapOf(r) == desired.Unasked && !chosen[r.Network] }) &&
+	return !slices.ContainsFunc(f.State.Records, func(r ident.Record) bool { return desired.GapOf(r, true) == desired.Unasked && !chosen[r.Network] }) &&
 		!slices.ContainsFunc(f.State.Idle, func(p desired.IdlePolicy) bool { return p.Reason == desired.IdleUnpoliced })
 }
 
@@ -225,7 +228,7 @@ func (f Facts) restart(reason desired.Gap) string {
 	var commands []string
 	for _, r := range f.State.Records {
 		one := fmt.Sprintf("kubectl -n %s delete pod %s", quote(r.Namespace), quote(r.Pod))
-		if desired.GapOf(r) == reason && r.Pod != "" && f.polices(r.Network) && !slices.Contains(commands, one) {
+		if desired.GapOf(r, true) == reason && r.Pod != "" && f.polices(r.Network) && !slices.Contains(commands, one) {
 			commands = append(commands, one)
 		}
 	}

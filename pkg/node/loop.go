@@ -73,6 +73,9 @@ type Look struct {
 	// why others have none, told once for each.
 	Adopted   []ident.Record
 	Unadopted error
+	// Enlisted are pods whose network asks for the policies of files now, and did not when they
+	// were added.
+	Enlisted []ident.Record
 	// Coverage is who of the node's pods is policed, those without podmark among them.
 	Coverage desired.Coverage
 	// Unmarked are those without podmark, "namespace/name" by containers, as of the last time
@@ -251,7 +254,14 @@ func (k Keeper) look(ctx context.Context, reason Reason, a *adopter, params *sys
 	l.Err = errors.Join(unread, k.keep(ctx, &l, networks, params, report))
 	l.Adopted, l.Unadopted = a.adopt(ctx, k.Node, networks, l.Time)
 	l.Unmarked = a.unmarked
+	files := map[string]bool{}
+	for name, n := range networks {
+		files[name] = n.Policy == config.PolicyFiles
+	}
 	var err error
+	if l.Enlisted, err = k.Node.Enlist(ctx, files); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		l.Err = errors.Join(l.Err, fmt.Errorf("policing the pods of networks that ask for it now: %w", err))
+	}
 	l.Coverage, err = k.Node.Coverage(a.unmarked)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		l.Err = errors.Join(l.Err, fmt.Errorf("who is policed is not known: %w", err))

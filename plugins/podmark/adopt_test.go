@@ -102,6 +102,41 @@ func TestAdopt(t *testing.T) {
 	})
 }
 
+// Pods of a network that wanted no policy get it when the network does, while they run.
+func TestEnlist(t *testing.T) {
+	eachBackend(t, func(t *testing.T, n *node) {
+		n.withHost().apply(switchPolicy)
+		p := n.addPod().listen()
+		n.configure(conf{"policy": "none"})
+		p.add(conf{"policy": "none"}).ok(t)
+		k := n.keeper("podmarkd")
+		n.outside.echo(t, 9001)
+		n.outside.echo(t, 9002)
+		allowed, forbidden := p.dial(t, net.JoinHostPort(n.outside.v4, "9002")), p.dial(t, net.JoinHostPort(n.outside.v6, "9001"))
+		for _, l := range []*line{allowed, forbidden} {
+			if err := l.ping(); err != nil {
+				t.Fatalf("without a policy: %v", err)
+			}
+		}
+		if said := n.ctl("status"); !strings.Contains(said, "0 of 1 pods policed") {
+			t.Errorf("status says of a pod of a network without policy:\n%s", said)
+		}
+		n.configure(nil)
+		wait.For(t, "the pod is policed", func() bool { return strings.Contains(k.said(), "policed, as its network asks for it now") })
+		if said := n.ctl("status"); !strings.Contains(said, "1 of 1 pods policed") {
+			t.Errorf("status says of the pod then:\n%s", said)
+		}
+		heard := forbidden.answers.Load()
+		more := allowed.answers.Load() + 20 // the other one has as much time
+		wait.For(t, "what is allowed goes on", func() bool { return allowed.answers.Load() >= more })
+		if forbidden.answers.Load() != heard {
+			t.Error("a connection that is not allowed goes on")
+		}
+		allowed.close(t)
+		p.is(t, policed)
+	})
+}
+
 // count sends one datagram after the other, each a number, until stop, which returns
 // how many there were.
 func (p *pod) count(t *testing.T, to string) (stop func() int) {

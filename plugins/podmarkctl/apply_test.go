@@ -265,6 +265,28 @@ func TestCoverage(t *testing.T) {
 	}
 }
 
+// Where nobody has applied policies, as after a reboot, pods that want those of files are open, and
+// that is said; that there are to be none is a policy too.
+func TestCoverageUnapplied(t *testing.T) {
+	n := newNode(t, nftables)
+	n.addPod(map[string]string{"app": "web"})
+	const open = "0 of 1 pods policed, 1 unpoliced because its network takes policies from files, and none were applied"
+	for _, verb := range []string{"status", "list"} {
+		if said := n.ctl(verb).ok(t).stdout; !strings.Contains(said, open) {
+			t.Errorf("%s: %s", verb, said)
+		}
+	}
+	if said := n.ctl("doctor"); said.exit == 0 || !strings.Contains(said.stdout, open) || !strings.Contains(said.stdout, "apply -f POLICIES") {
+		t.Errorf("doctor: %+v", said)
+	}
+	if said := n.ctl("apply", "--delete").ok(t).stdout; !strings.Contains(said, "0 policies in force") || !strings.Contains(said, "1 of 1 pods policed") {
+		t.Errorf("%s", said)
+	}
+	if said := n.ctl("list").ok(t).stdout; strings.Contains(said, "unpoliced") {
+		t.Errorf("list: %s", said)
+	}
+}
+
 // unseen is what is said of unmarked pods where no podmarkd runs.
 const unseen = "; pods that started without podmark are not known: podmarkd does not run"
 

@@ -241,6 +241,7 @@ func TestDoctorIDs(t *testing.T) {
 	p.mask = "0x30000"
 	p.list("10-net.conflist", "net", map[string]any{"iptablesMarkMask": p.mask})
 	p.addPod(nil)
+	p.ctlIn(webPolicy, "apply", "-f", "-").ok(t)
 	p.well()
 	p.addPod(nil)
 	p.kubectl()

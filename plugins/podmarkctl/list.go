@@ -72,6 +72,7 @@ an ID: it alone sees them.`,
 			list := make([]listed, 0, len(state.Endpoints))
 			records := make([]ident.Record, 0, len(state.Endpoints))
 			for _, e := range state.Endpoints {
+				gap := desired.GapOf(e.Record, state.Applied)
 				records = append(records, e.Record)
 				list = append(list, listed{
 					ID: e.ID, Mark: state.Layout.ID(e.ID).String(),
@@ -79,7 +80,7 @@ an ID: it alone sees them.`,
 					Interface: e.Interface, Port: e.Port, Addresses: e.Addresses, Sources: e.Sources, Labels: e.Labels,
 					Ingress:   profileOf(state, e.Profiles[desired.Ingress]),
 					Egress:    profileOf(state, e.Profiles[desired.Egress]),
-					Unpoliced: !e.Policed, Because: desired.GapOf(e.Record),
+					Unpoliced: gap != "", Because: gap,
 					Network: e.Network, ContainerID: e.ContainerID, IfName: e.IfName,
 				})
 			}
@@ -95,7 +96,7 @@ an ID: it alone sees them.`,
 				if err := listTable(w, list); err != nil || len(list) == 0 {
 					return err
 				}
-				covers := desired.Cover(records, unmarked)
+				covers := desired.Cover(records, unmarked, state.Applied)
 				covers.Unseen = unseen
 				_, err := fmt.Fprintln(w, covers)
 				return err

@@ -48,7 +48,7 @@ added with it: the runtime still calls it to delete them.`,
 				return fmt.Errorf("%w; end it first: it would adopt the pods again", errClaim)
 			}
 			defer release()
-			if (opens.Policed > 0 || err != nil) && !yes {
+			if (losing(opens) > 0 || err != nil) && !yes {
 				if err := ask(cmd.InOrStdin(), cmd.ErrOrStderr(), what); err != nil {
 					return err
 				}
@@ -70,11 +70,14 @@ func opened(c desired.Coverage, err error) string {
 	switch {
 	case err != nil:
 		return fmt.Sprintf("who is policed cannot be read (%v): each of these pods is open then", err)
-	case c.Policed == 0:
+	case losing(c) == 0:
 		return "no pod is policed"
 	}
-	return fmt.Sprintf("%d pods are policed, and will be open", c.Policed)
+	return fmt.Sprintf("%d pods are policed, and will be open", losing(c))
 }
+
+// losing counts the pods that no policy would hold for any more, also one that is applied later.
+func losing(c desired.Coverage) int { return c.Policed + c.Of(desired.Unapplied) }
 
 // ask wants a yes at the terminal.
 func ask(in io.Reader, out io.Writer, what string) error {

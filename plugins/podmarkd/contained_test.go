@@ -324,8 +324,10 @@ func TestContainedAdopts(t *testing.T) {
 		if list := p.records(); len(list) != 1 || list[0].Namespace != "shop" || list[0].Pod != "web-0" || list[0].Port != "veth1" || !list[0].Committed {
 			return fmt.Errorf("records %+v", list)
 		}
-		return d.ready()
+		return nil
 	})
+	p.ctl("", "apply", "--delete")
+	p.eventually("it is ready", d.ready)
 }
 
 // What the chart does with uninstall: the same rights are enough.

@@ -100,6 +100,9 @@ func logLook(log *slog.Logger, before node.Status, l node.Look) {
 	for _, r := range l.Adopted {
 		log.Info("adopted", "attachment", r.Key.String(), "pod", r.Namespace+"/"+r.Pod, "id", r.ID)
 	}
+	for _, r := range l.Enlisted {
+		log.Info("policed, as its network asks for it now", "attachment", r.Key.String(), "pod", r.Namespace+"/"+r.Pod, "id", r.ID)
+	}
 	for _, r := range l.Collected.Attachments {
 		log.Warn("collected", "attachment", r.Key.String(), "pod", r.Namespace+"/"+r.Pod, "id", r.ID)
 	}
