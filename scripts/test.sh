@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs the tests: first those that the machine's own kernel can run, what has goroutines with the
-# race detector, then the lab's. Of what comes in backends it runs a share, which is another one for
-# each commit: PODMARK_SHARE is its number, and where it is empty all is run. CI=true makes a
-# missing kernel feature fatal.
+# race detector, then the lab's. It runs a share, which is another one for each commit: of what comes in
+# backends one, and of the tests that take most time those whose turn it is. PODMARK_SHARE is its number,
+# and where it is empty all is run. CI=true makes a missing kernel feature fatal.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/env.sh
@@ -15,12 +15,14 @@ scripts/tools.sh cni
 
 # The limit is for what hangs: a busy machine may need more than go's ten minutes.
 limit=30m
-# The race detector finds something only where there is more than one goroutine, and is a lot for what
-# is computed. Programs with it wait a second when they end: tests start thousands of them.
+# These take a node for each test, and most of the time: of their tests every other one has its turn.
+halved=(./plugins/podmark ./plugins/podmarkctl ./plugins/podmarkd ./test/chaos ./test/cluster)
+# The race detector finds something only where the code has more than one goroutine, and is a lot for
+# what is computed. Programs with it wait a second when they end: tests start thousands of them.
 racing=() others=()
 while read -r package dir; do
-  if grep -qE '^\s*go [a-zA-Z]|\.Go\(' "$dir"/*.go; then racing+=("$package"); else others+=("$package"); fi
-done < <(go list -f '{{.ImportPath}} {{.Dir}}' ./pkg/... ./plugins/...)
+  if find "$dir" -maxdepth 1 -name '*.go' ! -name '*_test.go' -exec grep -qE '^\s*go [a-zA-Z]|\.Go\(' {} +; then racing+=("$package"); else others+=("$package"); fi
+done < <(go list -f '{{.ImportPath}} {{.Dir}}' ./pkg/...)
 GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 go test -race -timeout "$limit" "${racing[@]}"
 # Modules of their own, for tests whose dependencies podmark must not have; two have
 # no code, but pin the programs that tests run. Most of their time is spent waiting for packets
@@ -37,10 +39,11 @@ set -m # so that it can be ended with all that it has started
 trap 'kill -- -"${beside:-none}" 2>/dev/null || true; rm -f "$said"' EXIT
 modules >"$said" 2>&1 &
 beside=$!
-# What is below test/ tests programs and kernels, which the race detector does not see; test/lab has
-# tests that only the lab's kernel can run.
-mapfile -t -O "${#others[@]}" others < <(go list ./test/... | grep -v '/test/lab$')
+# What is below plugins/ and test/ tests programs and kernels, which the race detector does not see;
+# test/lab has tests that only the lab's kernel can run.
+mapfile -t -O "${#others[@]}" others < <(go list ./test/... | grep -v '/test/lab$' | grep -vxF "$(go list "${halved[@]}")")
 go test -timeout "$limit" "${others[@]}"
+go test -timeout "$limit" -skip "$(scripts/turn.sh 2 "${halved[@]}")" "${halved[@]}"
 failed=0
 wait "$beside" || failed=1
 cat "$said"

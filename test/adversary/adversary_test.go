@@ -10,6 +10,7 @@ import (
 	"github.com/podmark/podmark/test/bpffs"
 	"github.com/podmark/podmark/test/lab"
 	"github.com/podmark/podmark/test/needs"
+	"github.com/podmark/podmark/test/share"
 )
 
 func TestMain(m *testing.M) {
@@ -69,8 +70,7 @@ func TestAttacks(t *testing.T) {
 	onNodes(t, attachments...)
 }
 
-// TestAttacksInLab and TestVRFInLab are for what TestAttacks leaves out. They are two, so
-// that scripts/lab-exec.sh can give a half of nftables to each of its labs.
+// TestAttacksInLab and TestVRFInLab are for what TestAttacks leaves out.
 func TestAttacksInLab(t *testing.T) {
 	t.Parallel()
 	needLab(t)
@@ -108,10 +108,12 @@ func onNodes(t *testing.T, attachments ...attachment) {
 							c.play(t, lab.V4, a)
 							return
 						}
-						for _, f := range lab.Families {
-							if a.family == 0 || a.family == f {
-								t.Run(fmt.Sprint(f), func(t *testing.T) { c.play(t, f, a) })
-							}
+						families := lab.Families[:]
+						if a.family != 0 {
+							families = []lab.Family{a.family}
+						}
+						for _, f := range share.OneOf(t, families) {
+							t.Run(fmt.Sprint(f), func(t *testing.T) { c.play(t, f, a) })
 						}
 					})
 				}

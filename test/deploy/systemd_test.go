@@ -33,7 +33,7 @@ mount -t overlay -o lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work 
 mount -t tmpfs tmpfs /opt
 mount -t tmpfs tmpfs /usr/local/lib
 mkdir /usr/local/lib/podmark
-cp "$BIN"/podmark "$BIN"/podmarkd /usr/local/lib/podmark/
+cp "$BIN"/podmark "$BIN"/podmarkd "$BIN"/podmarkctl /usr/local/lib/podmark/
 cp -r "$UNITS"/. /run/units
 for target in sysinit basic shutdown network multi-user; do
   printf '[Unit]\nDefaultDependencies=no\n' >/run/units/$target.target
@@ -239,6 +239,7 @@ func TestUnitRuns(t *testing.T) {
 				}
 				return err
 			}
+			m.must("/usr/local/lib/podmark/podmarkctl", "apply", "--delete") // or the pod is open for want of a policy
 			m.eventually("it has looked", func() error { return metric("podmark_node_ports_info") })
 			m.must("sh", "-c", tt.flush)
 			m.eventually("it repairs", func() error {

@@ -45,6 +45,7 @@ func newPatient(t *testing.T, c *cluster, mainPlugin string) *patient {
 	if err := os.WriteFile(filepath.Join(p.conf, "10-net.conflist"), []byte(list), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	podmarkctl(t, c.Node, "apply", "--delete") // or its pods were open for want of a policy
 	return p
 }
 
