@@ -39,8 +39,8 @@ if [[ -n ${RUN:-} ]]; then
 fi
 
 # A lab keeps one processor busy, so there are as many at once as there are processors. What takes
-# longest comes first: the proxy's test is in a lab of its own, the others are in two. Of four tests a
-# share has one.
+# longest comes first: the proxy's test is in a lab of its own, the others are in three. Of four tests
+# a share has one.
 jobs=() # arguments of in_lab, without blanks
 out=$(scripts/turn.sh 4 ./test/lab)
 tests=$(go test -list . ./test/lab | grep '^Test' | grep -vE "$out")
@@ -48,12 +48,11 @@ if grep -q "$proxy" <<<"$tests"; then
   scripts/tools.sh kube-proxy
   jobs+=(". ./test/lab -run $proxy")
 fi
-jobs+=(". ./test/adversary")
-for half in 0 1; do
-  names=$(grep -v "$proxy" <<<"$tests" | awk -v half="$half" 'NR % 2 == half' | paste -sd '|')
+jobs+=(". ./test/adversary" "test/conformance . -run ^TestServiceIP\$")
+for third in 0 1 2; do
+  names=$(grep -v "$proxy" <<<"$tests" | awk -v third="$third" 'NR % 3 == third' | paste -sd '|')
   jobs+=(". ./test/lab -run ^($names)\$")
 done
-jobs+=("test/conformance . -run ^TestServiceIP\$")
 
 set -m # each is a process group, and is ended with all that it has started
 failed=0
