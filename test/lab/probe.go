@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -74,8 +75,8 @@ const (
 type Request struct {
 	Protocol Protocol
 	To       netip.AddrPort
-	// Source is the address, and if not 0 the port, to ask from; the kernel's
-	// choice when zero.
+	// Source is the address to ask from, the kernel's choice where it is none, and the port, which
+	// is one that no other request has where it is 0.
 	Source netip.AddrPort
 	// Limit is how long to wait for the answer; AnswerLimit when 0.
 	Limit time.Duration
@@ -224,6 +225,18 @@ func (s *Stream) ask(nonce string, deadline time.Time) (Result, error) {
 	}
 }
 
+// ports counts the requests that got a port.
+var ports atomic.Uint32
+
+// nextPort is a port to ask from, below those that the kernel gives out. The kernel gives the same
+// to two connections with different destinations. Where IPVS leads one to where the other goes,
+// both are the same to connection tracking: one gets another port there and, as it is that port's
+// answers which are translated, no answer.
+func nextPort() uint16 {
+	const first, all = 20000, 10000
+	return first + uint16(ports.Add(1)%all)
+}
+
 // dial connects from inside the namespace.
 func (n *NS) dial(r Request) (*Stream, error) {
 	var conn net.Conn
@@ -231,17 +244,22 @@ func (n *NS) dial(r Request) (*Stream, error) {
 		if r.To, err = numericZone(r.To); err != nil {
 			return err
 		}
+		if r.Source.Port() == 0 {
+			r.Source = netip.AddrPortFrom(r.Source.Addr(), nextPort())
+		}
 		if r.Protocol == SCTP {
 			conn, err = dialSCTP(r)
 			return err
 		}
+		if !r.Source.Addr().IsValid() {
+			any := map[bool]netip.Addr{true: netip.IPv6Unspecified(), false: netip.IPv4Unspecified()}
+			r.Source = netip.AddrPortFrom(any[r.To.Addr().Is6()], r.Source.Port())
+		}
 		d := net.Dialer{Timeout: r.Limit}
-		if r.Source.Addr().IsValid() {
-			if r.Protocol == TCP {
-				d.LocalAddr = net.TCPAddrFromAddrPort(r.Source)
-			} else {
-				d.LocalAddr = net.UDPAddrFromAddrPort(r.Source)
-			}
+		if r.Protocol == TCP {
+			d.LocalAddr = net.TCPAddrFromAddrPort(r.Source)
+		} else {
+			d.LocalAddr = net.UDPAddrFromAddrPort(r.Source)
 		}
 		// With a literal address the socket is made by this goroutine, on the
 		// thread that is in the namespace.

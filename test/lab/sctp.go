@@ -40,7 +40,7 @@ func dialSCTP(r Request) (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		r.Source = netip.AddrPortFrom(c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap(), 0)
+		r.Source = netip.AddrPortFrom(c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap(), r.Source.Port())
 		c.Close()
 	}
 	fd, err := socketSCTP(r.Source)
