@@ -21,7 +21,7 @@ var mutants = []mutant{
 	{applying, "attach.go", "owner.Network != r.Network && owner.Committed", "false && owner.Committed", "two networks may have one address"},
 	{applying, "attach.go", "both && other.Key != r.Key {", "both && false {", "two pods behind one interface may have one prefix"},
 	{applying, "attach.go", "is != *promised {", "false && is != *promised {", "a pod starts with other policies than podmarkd told"},
-	{applying, "attach.go", "if slices.ContainsFunc(before, func(b ident.Record) bool {", "if false && slices.ContainsFunc(before, func(b ident.Record) bool {", "an address that was taken over stays with its former pod after a crash"},
+	{applying, "attach.go", "if slices.ContainsFunc(before, func(b attachment.Record) bool {", "if false && slices.ContainsFunc(before, func(b attachment.Record) bool {", "an address that was taken over stays with its former pod after a crash"},
 	{applying, "attach.go", "again.Committed && len(n.owned(again).Addresses) > 0", "false", "a DEL takes away what was added anew meanwhile"},
 	{applying, "attach.go", "if f.Kubernetes && r.Policed && !r.Kubernetes {", "if false {", "a node takes policies from two places"},
 	{applying, "node.go", "\tcase !empty:\n", "\tcase false:\n", "the mask changes under live endpoints"},
