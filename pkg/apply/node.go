@@ -75,11 +75,7 @@ type Settings struct {
 
 // SettingsOf takes the node's part out of a network configuration.
 func SettingsOf(c config.Config) Settings {
-	s := Settings{Layout: c.Layout, MarkCollision: c.MarkCollision, Backend: c.Backend, AllowTunnels: c.AllowTunnels}
-	for _, r := range c.NodePorts {
-		s.NodePorts = append(s.NodePorts, desired.PortRange{First: r.First, Last: r.Last})
-	}
-	return s
+	return Settings{Layout: c.Layout, MarkCollision: c.MarkCollision, NodePorts: c.NodePorts, Backend: c.Backend, AllowTunnels: c.AllowTunnels}
 }
 
 // file is node.json: what the node enforces besides its attachments.

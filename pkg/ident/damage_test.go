@@ -36,23 +36,11 @@ func TestDamagedRecord(t *testing.T) {
 		return string(b)
 	}
 	for name, content := range map[string]string{
-		"empty":                "",
-		"half":                 `{"network":"net","cont`,
-		"another shape":        `[]`,
-		"another attachment":   change(func(r *attachment.Record) { r.ContainerID = "b" }),
-		"reserved ID":          change(func(r *attachment.Record) { r.ID = mark.Outside }),
-		"no ID":                change(func(r *attachment.Record) { r.ID = 0 }),
-		"no address":           change(func(r *attachment.Record) { r.Addresses = nil }),
-		"empty address":        change(func(r *attachment.Record) { r.Addresses[0] = netip.Addr{} }),
-		"unspecified address":  change(func(r *attachment.Record) { r.Addresses[0] = netip.IPv4Unspecified() }),
-		"address with zone":    change(func(r *attachment.Record) { r.Addresses[0] = netip.MustParseAddr("fe80::1%eth0") }),
-		"mapped address":       change(func(r *attachment.Record) { r.Addresses[0] = netip.MustParseAddr("::ffff:10.0.0.1") }),
-		"no interface":         change(func(r *attachment.Record) { r.Interface = "" }),
-		"no port":              change(func(r *attachment.Record) { r.Port = "" }),
-		"interface is a path":  change(func(r *attachment.Record) { r.Interface = "../x" }),
-		"interface has a line": change(func(r *attachment.Record) { r.Interface = "a\nflush" }),
-		"port has a space":     change(func(r *attachment.Record) { r.Port = "a b" }),
-		"port too long":        change(func(r *attachment.Record) { r.Port = strings.Repeat("x", 16) }),
+		"empty":              "",
+		"half":               `{"network":"net","cont`,
+		"another shape":      `[]`,
+		"another attachment": change(func(r *attachment.Record) { r.ContainerID = "b" }),
+		"no address":         change(func(r *attachment.Record) { r.Addresses = nil }),
 	} {
 		write(t, s, "attachments/"+good.Hash(), content)
 		if _, err := s.Get(good.Key); !errors.Is(err, ident.ErrDamaged) || !strings.Contains(err.Error(), good.Hash()) {

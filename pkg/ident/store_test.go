@@ -382,29 +382,6 @@ func TestRemoveAll(t *testing.T) {
 	}
 }
 
-// No two keys share a file, however they are cut.
-func TestHash(t *testing.T) {
-	seen := map[string]attachment.Key{}
-	for _, k := range []attachment.Key{
-		{Network: "a", ContainerID: "b", IfName: "c"},
-		{Network: "ab", ContainerID: "", IfName: "c"},
-		{Network: "", ContainerID: "ab", IfName: "c"},
-		{Network: "a", ContainerID: "bc", IfName: ""},
-		{Network: "a1:", ContainerID: "b", IfName: "c"},
-		{Network: "a", ContainerID: "1:b", IfName: "c"},
-		{Network: "../../etc", ContainerID: "/", IfName: "\x00"},
-	} {
-		h := k.Hash()
-		if len(h) != 32 || strings.Trim(h, "0123456789abcdef") != "" {
-			t.Errorf("hash of %q is %q", k, h)
-		}
-		if other, ok := seen[h]; ok {
-			t.Errorf("%q and %q have one hash", k, other)
-		}
-		seen[h] = k
-	}
-}
-
 // An ID whose file was lost stays its record's.
 func TestLostID(t *testing.T) {
 	s, l := newStore(t), layout(t, 0xff0000)

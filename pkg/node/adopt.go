@@ -81,8 +81,8 @@ func (a *adopter) adopt(ctx context.Context, n apply.Node, networks map[string]n
 			a.next = now.Add(min(soon, a.every))
 			continue
 		}
-		if pod := podOf(c); pod.name != "" && counts {
-			unmarked[c.ContainerID] = pod.namespace + "/" + pod.name
+		if pod := attachment.PodOf(c.CniArgs); pod.Name != "" && counts {
+			unmarked[c.ContainerID] = pod.Namespace + "/" + pod.Name
 		}
 		network, ours := networks[c.Network]
 		if !ours {
@@ -114,23 +114,6 @@ func (a *adopter) adopt(ctx context.Context, n apply.Node, networks map[string]n
 	return adopted, errors.Join(errs...)
 }
 
-// pod is what the runtime told the plugins of a pod; empty for something else.
-type pod struct{ namespace, name, uid string }
-
-func podOf(c *libcni.NetworkAttachment) (p pod) {
-	for _, arg := range c.CniArgs {
-		switch arg[0] {
-		case "K8S_POD_NAMESPACE":
-			p.namespace = arg[1]
-		case "K8S_POD_NAME":
-			p.name = arg[1]
-		case "K8S_POD_UID":
-			p.uid = arg[1]
-		}
-	}
-	return p
-}
-
 // one adopts one pod.
 func (a *adopter) one(ctx context.Context, cni *libcni.CNIConfig, n apply.Node, network network, key attachment.Key, c *libcni.NetworkAttachment) (r attachment.Record, did bool, err error) {
 	list := &libcni.NetworkConfigList{Name: c.Network, CNIVersion: types100.ImplementedSpecVersion}
@@ -149,14 +132,14 @@ func (a *adopter) one(ctx context.Context, cni *libcni.CNIConfig, n apply.Node, 
 	if err != nil {
 		return r, false, err
 	}
-	pod := podOf(c)
-	e.Namespace, e.Pod = pod.namespace, pod.name
+	pod := attachment.PodOf(c.CniArgs)
+	e.Namespace, e.Pod = pod.Namespace, pod.Name
 	e.Labels = network.Labels
 	if network.Policy != config.PolicyKubernetes {
 		e.Sources = network.Sources
 	}
 	return n.Adopt(ctx, apply.SettingsOf(network.Config), attachment.Record{
-		Key: key, Endpoint: e, Netns: c.NetNS, UID: pod.uid, SourceBound: network.Sources,
+		Key: key, Endpoint: e, Netns: c.NetNS, UID: pod.UID, SourceBound: network.Sources,
 		// That of the Kubernetes API comes as soon as the pod is known there.
 		Policed: network.Policy == config.PolicyFiles, Kubernetes: network.Policy == config.PolicyKubernetes,
 	})

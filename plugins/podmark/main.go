@@ -146,7 +146,7 @@ func cmdAdd(ctx context.Context, c *call) error {
 		c.warn(fmt.Sprintf("the entry has unknown keys %q, which mean nothing: known are %s", unknown, strings.Join(config.Keys(), ", ")))
 	}
 	r := attachment.Record{
-		Key: c.key(), Endpoint: e, Netns: c.Netns, UID: podOf(c.Args).uid,
+		Key: c.key(), Endpoint: e, Netns: c.Netns, UID: podOf(c.Args).UID,
 		Policed: c.config.Policy != config.PolicyNone, SourceBound: c.config.Sources,
 	}
 	settings := apply.SettingsOf(c.config)
@@ -285,7 +285,7 @@ func endpointOf(c *call) (result types100.Result, e attachment.Endpoint, counter
 		return result, e, counters, err
 	}
 	p := podOf(c.Args)
-	e.Namespace, e.Pod, e.Labels = p.namespace, p.name, c.config.Labels
+	e.Namespace, e.Pod, e.Labels = p.Namespace, p.Name, c.config.Labels
 	if c.config.Policy != config.PolicyKubernetes {
 		e.Sources = c.config.Sources
 	}

@@ -6,6 +6,7 @@ const (
 	nft       = "pkg/apply/nftables"
 	deciding  = "pkg/desired"
 	keeping   = "pkg/ident"
+	attaching = "pkg/attachment"
 	asking    = "pkg/whois"
 	following = "pkg/node/cluster/view"
 )
@@ -74,8 +75,8 @@ var mutants = []mutant{
 	{deciding, "members.go", "if own || !set.Own {", "if true {", "a port's name of ingress is that of pods elsewhere"},
 
 	{keeping, "store.go", "err != nil || ids == records {", "err != nil || ids <= records {", "an ID whose file is lost becomes another's"},
-	{keeping, "store.go", "case r.ID < mark.First:", "case false:", "a record gives an endpoint the ID of the node itself"},
-	{keeping, "store.go", "case r.Hash() != name:", "case false:", "a record counts that is another attachment's"},
+	{attaching, "attachment.go", "case r.ID < mark.First:", "case false:", "a record gives an endpoint the ID of the node itself"},
+	{keeping, "store.go", "r.Hash() != name {", "false {", "a record counts that is another attachment's"},
 	{keeping, "store.go", "if s.holds(r.ID, hash) {", "if true {", "a late DEL frees the ID of another endpoint"},
 	{keeping, "store.go", "if s.Owns(r.Key, a) {\n\t\t\terrs", "if true {\n\t\t\terrs", "a late DEL takes the address of another endpoint"},
 	{keeping, "store.go", "uint32(old.ID) <= layout.Max() && s.holds(old.ID, hash)", "s.holds(old.ID, hash)", "an ADD again keeps an ID that does not fit"},
