@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Checks which package imports which. Data flows one way,
 #
-#   mark | xtables | config, conflist -> foreign, runtimes -> endpoint -> ident -> desired -> apply, policy, explain -> whois, manifest -> node -> doctor
+#   mark | xtables | config, conflist -> foreign, runtimes -> attachment -> endpoint, desired -> ident, policy, explain -> apply -> whois, manifest -> node -> doctor
 #
 # and no package imports one to its right, nor a neighbour of the same place. Some are pure:
-# they import nothing that acts.
+# they import nothing that acts, nor anything of podmark's that does.
 # Test files are free.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -13,12 +13,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 module=$(go list -m)
 go list -f '{{.ImportPath}} {{join .Imports " "}}' ./... | awk -v module="$module" '
   BEGIN {
-    n = split("mark,xtables config,conflist foreign,runtimes endpoint ident desired apply,policy,explain whois,manifest node doctor", places, " ")
+    n = split("mark,xtables config,conflist foreign,runtimes attachment endpoint,desired ident,policy,explain apply whois,manifest node doctor", places, " ")
     for (i = 1; i <= n; i++) {
       m = split(places[i], names, ",")
       for (j = 1; j <= m; j++) place[names[j]] = i
     }
-    split("mark config conflist policy desired explain", names, " ")
+    split("mark config conflist attachment policy desired explain", names, " ")
     for (i in names) pure[names[i]] = 1
     view = module "/pkg/node/cluster/view"
     split("os os/exec net net/http syscall io/ioutil github.com/vishvananda/netlink", names, " ")
@@ -44,6 +44,7 @@ go list -f '{{.ImportPath}} {{join .Imports " "}}' ./... | awk -v module="$modul
       if (from != "" && index($i, module "/test/") == 1) bad("imports a test package, " $i)
       if (from in place && to in place && to != from && place[to] >= place[from]) bad("imports " to ", which is not to its left")
       if ((from in pure || $1 == view) && $i in acts) bad("is pure and imports " $i)
+      if (from in pure && to != "" && !(to in pure)) bad("is pure and imports " to ", which is not")
       if ($1 == view && $i ~ /^k8s\.io\// && $i != "k8s.io/apimachinery/pkg/util/validation") bad("is pure and imports " $i)
       if ($1 == module "/plugins/podmark" && (to == "policy" || to == "node")) bad("imports " to)
       if ($i ~ /^k8s\.io\/client-go/ && from != "node" && $1 != module "/plugins/podmarkd" && index($1, module "/test/") != 1) bad("imports " $i ": only pkg/node asks the API")
@@ -51,6 +52,11 @@ go list -f '{{.ImportPath}} {{join .Imports " "}}' ./... | awk -v module="$modul
   }
   END { exit failed }
 '
+# Of what others have written they may reach what the standard library does, and no more of the kernel.
+if reached=$(go list -deps ./pkg/{mark,config,conflist,attachment,policy,desired,explain} | grep -E '^(github\.com/vishvananda/|golang\.org/x/sys/unix$)'); then
+  echo "arrows: what is pure reaches:" $reached
+  exit 1
+fi
 if grep -n 'time\.\(Now\|Since\|Until\|After\)(' pkg/node/cluster/view/*.go | grep -v _test.go; then
   echo "arrows: pkg/node/cluster/view is pure and reads a clock"
   exit 1

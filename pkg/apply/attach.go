@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
@@ -28,10 +29,10 @@ import (
 // nobody told. It is ErrPromise where the node's policies give it others.
 //
 // Sent tells whether the endpoint has sent anything by then.
-func (n Node) Add(ctx context.Context, settings Settings, r ident.Record, promised *[2]desired.ProfileID, sent func() (bool, error)) (ident.Record, error) {
+func (n Node) Add(ctx context.Context, settings Settings, r attachment.Record, promised *[2]desired.ProfileID, sent func() (bool, error)) (attachment.Record, error) {
 	unlock, err := n.lock(ctx)
 	if err != nil {
-		return ident.Record{}, err
+		return attachment.Record{}, err
 	}
 	defer unlock()
 	return n.add(ctx, settings, r, false, promised, sent)
@@ -41,7 +42,7 @@ func (n Node) Add(ctx context.Context, settings Settings, r ident.Record, promis
 var ErrPromise = errors.New("the policies of the pod have changed meanwhile")
 
 // promise is ErrPromise where r gets other profiles than those.
-func (f file) promise(r ident.Record, promised *[2]desired.ProfileID) error {
+func (f file) promise(r attachment.Record, promised *[2]desired.ProfileID) error {
 	if promised == nil {
 		return nil
 	}
@@ -58,7 +59,7 @@ func (f file) promise(r ident.Record, promised *[2]desired.ProfileID) error {
 // Close makes the port of a new attachment pass nothing from now on, until Add has given
 // it its policy: nothing of the flows either that it began before. On a node on which
 // podmark has never run it first writes the rules by which a routed port is closed.
-func (n Node) Close(ctx context.Context, settings Settings, r ident.Record, sent func() (bool, error)) error {
+func (n Node) Close(ctx context.Context, settings Settings, r attachment.Record, sent func() (bool, error)) error {
 	f, err := n.load()
 	if errors.Is(err, fs.ErrNotExist) {
 		f, err = n.begin(ctx, settings)
@@ -93,10 +94,10 @@ func (n Node) begin(ctx context.Context, settings Settings) (file, error) {
 // Adopt is Add for an endpoint that is running already, unmarked and unpoliced: its
 // port is never closed, and its connections are judged from their next packet on.
 // It reports whether there was anything to do: an attachment that is known is none.
-func (n Node) Adopt(ctx context.Context, settings Settings, r ident.Record) (added ident.Record, adopted bool, err error) {
+func (n Node) Adopt(ctx context.Context, settings Settings, r attachment.Record) (added attachment.Record, adopted bool, err error) {
 	unlock, err := n.lock(ctx)
 	if err != nil {
-		return ident.Record{}, false, err
+		return attachment.Record{}, false, err
 	}
 	defer unlock()
 	if old, err := n.Store.Get(r.Key); err == nil && old.Committed {
@@ -107,56 +108,56 @@ func (n Node) Adopt(ctx context.Context, settings Settings, r ident.Record) (add
 }
 
 // add is Add with the lock held, or Adopt of a running endpoint.
-func (n Node) add(ctx context.Context, settings Settings, r ident.Record, running bool, promised *[2]desired.ProfileID, sent func() (bool, error)) (ident.Record, error) {
+func (n Node) add(ctx context.Context, settings Settings, r attachment.Record, running bool, promised *[2]desired.ProfileID, sent func() (bool, error)) (attachment.Record, error) {
 	f, changed, err := n.agree(ctx, settings)
 	if err != nil {
-		return ident.Record{}, err
+		return attachment.Record{}, err
 	}
 	if f.Kubernetes && r.Policed && !r.Kubernetes {
-		return ident.Record{}, fmt.Errorf("%w, and this network says \"policy\": \"files\": all networks of a node take it from one place", ErrSource)
+		return attachment.Record{}, fmt.Errorf("%w, and this network says \"policy\": \"files\": all networks of a node take it from one place", ErrSource)
 	}
 	if err := n.bridgeFiltered(f, r); err != nil {
-		return ident.Record{}, err
+		return attachment.Record{}, err
 	}
 	if err := n.uncontended(r); err != nil {
-		return ident.Record{}, err
+		return attachment.Record{}, err
 	}
 	if err := f.promise(r, promised); err != nil {
-		return ident.Record{}, err
+		return attachment.Record{}, err
 	}
 	if changed {
 		if err := n.save(f); err != nil {
-			return ident.Record{}, err
+			return attachment.Record{}, err
 		}
 	}
 	// Without the rules a port is not closed by its device group.
 	if f, err = n.ready(ctx, f, r); err != nil {
-		return ident.Record{}, err
+		return attachment.Record{}, err
 	}
 	layout, err := mark.NewLayout(f.Mask)
 	if err != nil {
-		return ident.Record{}, err
+		return attachment.Record{}, err
 	}
 	before, kept, err := n.displaced(layout, r)
 	if err != nil {
-		return ident.Record{}, err
+		return attachment.Record{}, err
 	}
 	// What others lose must not stay in the kernel where this ends on the way.
-	if slices.ContainsFunc(before, func(b ident.Record) bool { return b.Key != r.Key || !slices.Equal(b.Addresses, r.Addresses) }) {
+	if slices.ContainsFunc(before, func(b attachment.Record) bool { return b.Key != r.Key || !slices.Equal(b.Addresses, r.Addresses) }) {
 		f.Synced = false
 		if err := n.jot(f); err != nil {
-			return ident.Record{}, err
+			return attachment.Record{}, err
 		}
 	}
 	if r, err = n.Store.Reserve(layout, r); err != nil {
-		return ident.Record{}, err
+		return attachment.Record{}, err
 	}
 	n.step("reserved")
 	open := n.kernel().hold
 	if !running {
 		open = n.kernel().open
 		if err := n.kernel().close(r.Endpoint); err != nil {
-			return ident.Record{}, err
+			return attachment.Record{}, err
 		}
 		n.step("closed")
 	}
@@ -166,28 +167,28 @@ func (n Node) add(ctx context.Context, settings Settings, r ident.Record, runnin
 	closed := r.Routed() && !running
 	if closed {
 		if err := n.unjudge(r, f.Mask, before, sent); err != nil {
-			return ident.Record{}, err
+			return attachment.Record{}, err
 		}
 	}
 	if err := n.Store.Own(r); err != nil {
-		return ident.Record{}, err
+		return attachment.Record{}, err
 	}
 	n.step("owned")
 	if err := n.update(ctx, f, before, kept, r); err != nil {
-		return ident.Record{}, err
+		return attachment.Record{}, err
 	}
 	if !closed {
 		if err := n.unjudge(r, f.Mask, before, sent); err != nil {
-			return ident.Record{}, err
+			return attachment.Record{}, err
 		}
 	}
 	if err := open(r.Endpoint); err != nil {
-		return ident.Record{}, err
+		return attachment.Record{}, err
 	}
 	n.step("opened")
 	r.Committed = true
 	if err := n.Store.Put(r); err != nil {
-		return ident.Record{}, err
+		return attachment.Record{}, err
 	}
 	n.step("committed")
 	return r, nil
@@ -196,7 +197,7 @@ func (n Node) add(ctx context.Context, settings Settings, r ident.Record, runnin
 // displaced lists what r takes the place of: its own earlier self, and other
 // attachments that have an address which is r's from now on (their DEL is late, or
 // lost). Those are kept with the addresses they have besides. Damaged ones are nobody's.
-func (n Node) displaced(layout mark.Layout, r ident.Record) (before, kept []ident.Record, err error) {
+func (n Node) displaced(layout mark.Layout, r attachment.Record) (before, kept []attachment.Record, err error) {
 	switch old, err := n.Store.Get(r.Key); {
 	case err == nil && fits(layout, old) == nil:
 		if old = n.owned(old); len(old.Addresses) > 0 {
@@ -205,7 +206,7 @@ func (n Node) displaced(layout mark.Layout, r ident.Record) (before, kept []iden
 	case err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ident.ErrDamaged):
 		return nil, nil, err
 	}
-	seen := map[ident.Key]bool{r.Key: true}
+	seen := map[attachment.Key]bool{r.Key: true}
 	for _, a := range r.Addresses {
 		owner, err := n.Store.Owner(a)
 		if err != nil || seen[owner.Key] || fits(layout, owner) != nil {
@@ -225,7 +226,7 @@ func (n Node) displaced(layout mark.Layout, r ident.Record) (before, kept []iden
 // unjudge makes the flows be judged that were there before the endpoint was: its
 // own, if it sent anything before its port was closed, and those of whoever had
 // its address and was not properly deleted.
-func (n Node) unjudge(r ident.Record, mask uint32, before []ident.Record, sent func() (bool, error)) error {
+func (n Node) unjudge(r attachment.Record, mask uint32, before []attachment.Record, sent func() (bool, error)) error {
 	if len(before) == 0 {
 		if any, err := sent(); err != nil || !any {
 			return err
@@ -236,7 +237,7 @@ func (n Node) unjudge(r ident.Record, mask uint32, before []ident.Record, sent f
 
 // bridgeFiltered refuses a policed endpoint on a bridge whose frames the rules
 // would never see, or not all of them.
-func (n Node) bridgeFiltered(f file, r ident.Record) error {
+func (n Node) bridgeFiltered(f file, r attachment.Record) error {
 	if r.Routed() || !r.Policed {
 		return nil
 	}
@@ -258,7 +259,7 @@ var ErrContended = errors.New("an address or a further source prefix has two own
 // uncontended refuses r where one of its addresses is that of a live attachment of another
 // network, for packets name nothing else; or one of its further source prefixes another's. On
 // its own network, whoever gives out addresses has given it anew: see displaced.
-func (n Node) uncontended(r ident.Record) error {
+func (n Node) uncontended(r attachment.Record) error {
 	for _, a := range r.Addresses {
 		owner, err := n.Store.Owner(a)
 		if err == nil && owner.Network != r.Network && owner.Committed && n.kernel().alive(owner.Endpoint) {
@@ -289,7 +290,7 @@ func (n Node) uncontended(r ident.Record) error {
 // What cannot be removed from the kernel or, for want of room, be written down now does not
 // stop it: the next change does that, or where flows could not be forgotten, a collection. It
 // is returned in left.
-func (n Node) Delete(ctx context.Context, key ident.Key) (left, err error) {
+func (n Node) Delete(ctx context.Context, key attachment.Key) (left, err error) {
 	r, err := n.Store.Get(key)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -346,14 +347,14 @@ func (n Node) forget(addrs []netip.Addr) (busy, err error) {
 // detach removes the attachment from the kernel and leaves an uncommitted
 // record, or where there is no room for that one without addresses. It returns it with the addresses
 // that are no other's. ErrDamaged where the record's ID is none of the node's.
-func (n Node) detach(ctx context.Context, key ident.Key) (r ident.Record, left, err error) {
+func (n Node) detach(ctx context.Context, key attachment.Key) (r attachment.Record, left, err error) {
 	unlock, err := n.lock(ctx)
 	if err != nil {
-		return ident.Record{}, nil, err
+		return attachment.Record{}, nil, err
 	}
 	defer unlock()
 	if r, err = n.Store.Get(key); err != nil {
-		return ident.Record{}, nil, ignoreMissing(err)
+		return attachment.Record{}, nil, ignoreMissing(err)
 	}
 	r.Committed = false
 	err = n.Store.Put(r)
@@ -364,7 +365,7 @@ func (n Node) detach(ctx context.Context, key ident.Key) (r ident.Record, left, 
 		left, err = err, nil // not even that
 	}
 	if err != nil {
-		return ident.Record{}, nil, err
+		return attachment.Record{}, nil, err
 	}
 	n.step("uncommitted")
 	left = errors.Join(left, n.kernel().shut(r.Endpoint))
@@ -384,18 +385,18 @@ func (n Node) detach(ctx context.Context, key ident.Key) (r ident.Record, left, 
 	if err != nil {
 		return r, nil, err
 	}
-	return r, errors.Join(left, n.update(ctx, f, []ident.Record{r}, nil)), nil
+	return r, errors.Join(left, n.update(ctx, f, []attachment.Record{r}, nil)), nil
 }
 
 // deleteDamaged removes an attachment whose record cannot be read: what the
 // record would have told is found by rewriting everything else.
-func (n Node) deleteDamaged(ctx context.Context, key ident.Key, damage error) (left, err error) {
+func (n Node) deleteDamaged(ctx context.Context, key attachment.Key, damage error) (left, err error) {
 	unlock, err := n.lock(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	if err := n.Store.Release(ident.Record{Key: key}); err != nil {
+	if err := n.Store.Release(attachment.Record{Key: key}); err != nil {
 		return nil, err
 	}
 	if _, err = n.tidy(ctx, false); errors.Is(err, ErrNewer) {
@@ -406,7 +407,7 @@ func (n Node) deleteDamaged(ctx context.Context, key ident.Key, damage error) (l
 
 // Check reports what is wrong with an attachment, which is as it would be added now: its
 // record, its port, its elements and rules. It starts no process.
-func (n Node) Check(ctx context.Context, is ident.Record) error {
+func (n Node) Check(ctx context.Context, is attachment.Record) error {
 	key, e := is.Key, is.Endpoint
 	// A change of somebody else's would look like damage, half-way through.
 	unlock, err := n.lock(ctx)
@@ -448,7 +449,7 @@ func (n Node) Check(ctx context.Context, is ident.Record) error {
 }
 
 // lost says which address of r is another's by now.
-func (n Node) lost(r ident.Record) error {
+func (n Node) lost(r attachment.Record) error {
 	for _, a := range r.Addresses {
 		if n.Store.Owns(r.Key, a) {
 			continue

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
 )
@@ -19,7 +20,7 @@ type Cache struct {
 	policies desired.Policies
 	hash     hash // of policies
 	folders  [2]fileStamp
-	records  []ident.Record
+	records  []attachment.Record
 }
 
 // fileStamp tells a file, or the state of a folder, from another one.
@@ -69,13 +70,13 @@ func (n Node) cachedPolicies() (p desired.Policies, is hash, err error) {
 
 // records lists the attachments that are complete, each with the addresses that
 // are still its own, or knows them. They are not to be changed.
-func (n Node) records() ([]ident.Record, error) {
+func (n Node) records() ([]attachment.Record, error) {
 	records, err := n.allRecords()
-	return slices.DeleteFunc(records, func(r ident.Record) bool { return n.leaving[r.Key] }), err
+	return slices.DeleteFunc(records, func(r attachment.Record) bool { return n.leaving[r.Key] }), err
 }
 
 // allRecords are records with those that cannot be removed for want of room.
-func (n Node) allRecords() ([]ident.Record, error) {
+func (n Node) allRecords() ([]attachment.Record, error) {
 	if n.Cache == nil {
 		return n.readRecords()
 	}
@@ -89,12 +90,12 @@ func (n Node) allRecords() ([]ident.Record, error) {
 		same = same && c.folders[i].same(now[i])
 	}
 	if same {
-		return append([]ident.Record{}, c.records...), nil
+		return append([]attachment.Record{}, c.records...), nil
 	}
 	records, err := n.readRecords()
 	if err != nil {
 		return nil, err
 	}
 	c.folders, c.records = now, records
-	return append([]ident.Record{}, records...), nil
+	return append([]attachment.Record{}, records...), nil
 }

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
@@ -22,7 +23,7 @@ func on(t *testing.T, calls ...func(Node) error) *machine {
 	t.Helper()
 	m := newMachine(t)
 	m.policies = append(m.policies, webPolicy, otherPolicy)
-	for _, r := range []ident.Record{web, other, late} {
+	for _, r := range []attachment.Record{web, other, late} {
 		m.plug(r)
 	}
 	for i, call := range calls {
@@ -58,7 +59,7 @@ func TestEpochs(t *testing.T) {
 		{"nothing changes", []func(Node) error{adds(web), sets(webPolicy)}, sets(webPolicy), false},
 		{"a change that was not finished", []func(Node) error{adds(web), sets(webPolicy), unfinished}, sets(otherPolicy), true},
 		{"a pod elsewhere goes", []func(Node) error{adds(web), follows(webPolicy, desired.Members{})}, func(n Node) error {
-			_, err := n.Revise(context.Background(), Settings{}, func([]ident.Record) Revision {
+			_, err := n.Revise(context.Background(), Settings{}, func([]attachment.Record) Revision {
 				return Revision{Gone: peersOf(webPolicy, elsewhere)}
 			})
 			return err
@@ -156,7 +157,7 @@ func TestFlowsOfAFlowtable(t *testing.T) {
 	for name, call := range map[string]func(n Node) (left, err error){
 		"DEL": func(n Node) (left, err error) { return n.Delete(context.Background(), web.Key) },
 		"collection": func(n Node) (left, err error) {
-			c, err := n.Collect(context.Background(), func(r ident.Record) bool { return r.Key == web.Key }, false)
+			c, err := n.Collect(context.Background(), func(r attachment.Record) bool { return r.Key == web.Key }, false)
 			return c.Left, err
 		},
 	} {
@@ -174,16 +175,16 @@ func TestFlowsOfAFlowtable(t *testing.T) {
 
 // What an ADD is refused for changes nothing.
 func TestRefusals(t *testing.T) {
-	again := func(r ident.Record, change func(*ident.Record)) ident.Record { change(&r); return r }
+	again := func(r attachment.Record, change func(*attachment.Record)) attachment.Record { change(&r); return r }
 	sources := []netip.Prefix{netip.MustParsePrefix("172.30.0.0/16")}
-	withSources := func(r *ident.Record) { r.Sources = sources }
-	behindWeb := again(late, func(r *ident.Record) {
+	withSources := func(r *attachment.Record) { r.Sources = sources }
+	behindWeb := again(late, func(r *attachment.Record) {
 		r.Sources, r.Interface, r.Port, r.InterfaceIndex, r.PortIndex = sources, web.Interface, web.Port, web.InterfaceIndex, web.PortIndex
 	})
-	elsewhere := again(late, func(r *ident.Record) { r.Network, r.Addresses = "another", web.Addresses })
+	elsewhere := again(late, func(r *attachment.Record) { r.Network, r.Addresses = "another", web.Addresses })
 	promised := [2]desired.ProfileID{"0123456789abcdef", ""}
 	narrow := settingsOf(config.BackendNFTables, 0x00ff0000)
-	add := func(s Settings, r ident.Record, promised *[2]desired.ProfileID) func(Node) error {
+	add := func(s Settings, r attachment.Record, promised *[2]desired.ProfileID) func(Node) error {
 		return func(n Node) error {
 			_, err := n.Add(context.Background(), s, r, promised, sent)
 			return err
@@ -228,7 +229,7 @@ func TestRefusals(t *testing.T) {
 func TestStatusExhausted(t *testing.T) {
 	tiny := settingsOf(config.BackendNFTables, 0x00030000)
 	m := on(t)
-	for i, r := range []ident.Record{web, other, late} {
+	for i, r := range []attachment.Record{web, other, late} {
 		n := m.node()
 		full := n.Status(context.Background(), tiny)
 		err := m.call(0, "", func(n Node) error {
@@ -345,7 +346,7 @@ func TestReassign(t *testing.T) {
 	masks := []uint32{0x00070000, 0x001e0000, 0x000f0000, 0x00ff0000, 0x0ff00000, 0x03c30000, 0x70070000}
 	for range 2000 {
 		former, to := layoutOf(masks[random.IntN(len(masks))]), layoutOf(masks[random.IntN(len(masks))])
-		var records []ident.Record
+		var records []attachment.Record
 		for _, i := range random.Perm(former.Capacity())[:random.IntN(min(former.Capacity(), 10)+1)] {
 			r := routed("pod", byte(i))
 			r.ContainerID, r.ID = r.Port, mark.First+mark.ID(i)

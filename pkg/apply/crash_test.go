@@ -11,9 +11,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/test/needs"
 )
@@ -46,14 +46,14 @@ func isolates(app string, peers ...string) desired.Policies {
 
 func sent() (bool, error) { return true, nil }
 
-func adds(r ident.Record) func(Node) error {
+func adds(r attachment.Record) func(Node) error {
 	return func(n Node) error {
 		_, err := n.Add(context.Background(), onNFTables, r, nil, sent)
 		return err
 	}
 }
 
-func deletes(r ident.Record) func(Node) error {
+func deletes(r attachment.Record) func(Node) error {
 	return func(n Node) error {
 		left, err := n.Delete(context.Background(), r.Key)
 		return errors.Join(left, err)
@@ -70,9 +70,9 @@ func and(one, two func(Node) error) func(Node) error {
 	}
 }
 
-func collects(keys ...ident.Key) func(Node) error {
+func collects(keys ...attachment.Key) func(Node) error {
 	return func(n Node) error {
-		_, err := n.Collect(context.Background(), func(r ident.Record) bool { return !r.Committed || slices.Contains(keys, r.Key) }, false)
+		_, err := n.Collect(context.Background(), func(r attachment.Record) bool { return !r.Committed || slices.Contains(keys, r.Key) }, false)
 		return err
 	}
 }
@@ -91,8 +91,8 @@ var (
 	bridgedWeb  = bridged("web", 1)
 	elsewhere   = netip.MustParseAddr("10.9.0.1")
 	late        = routed("late", 4)
-	toBeWeb     = func() ident.Record { r := routed("later", 3); r.Addresses = web.Addresses[:1]; return r }()
-	relabelled  = func() ident.Record { r := web; r.Labels = map[string]string{"app": "other"}; return r }()
+	toBeWeb     = func() attachment.Record { r := routed("later", 3); r.Addresses = web.Addresses[:1]; return r }()
+	relabelled  = func() attachment.Record { r := web; r.Labels = map[string]string{"app": "other"}; return r }()
 	webPolicy   = isolates("web", "other")
 	otherPolicy = isolates("other", "web")
 )
@@ -108,7 +108,7 @@ type verb struct {
 	prepare func(*machine)
 	call    func(Node) error
 	// pod is what the call is about; nil for the whole node.
-	pod *ident.Record
+	pod *attachment.Record
 	// then is what may come next besides.
 	then map[string]func(Node) error
 	// policies are those before and after the call.
@@ -117,10 +117,10 @@ type verb struct {
 
 // follows is a round of podmarkd's, in which these pods elsewhere come, and attachments get
 // other labels.
-func follows(p desired.Policies, come desired.Members, changed ...ident.Record) func(Node) error {
+func follows(p desired.Policies, come desired.Members, changed ...attachment.Record) func(Node) error {
 	return func(n Node) error {
 		n.Complete = func(s desired.State) (desired.State, bool) { return s.With(come), true }
-		_, err := n.Revise(context.Background(), onNFTables, func(records []ident.Record) Revision {
+		_, err := n.Revise(context.Background(), onNFTables, func(records []attachment.Record) Revision {
 			r := Revision{Policies: &p, Come: come}
 			for _, is := range records {
 				for _, c := range changed {
@@ -240,7 +240,7 @@ func (v verb) machine(t *testing.T) *machine {
 	t.Helper()
 	m := newMachine(t)
 	m.policies = append(m.policies, v.policies...)
-	pods := []ident.Record{web, other, toBeWeb, late}
+	pods := []attachment.Record{web, other, toBeWeb, late}
 	if v.bridged {
 		pods[0] = bridgedWeb
 	}

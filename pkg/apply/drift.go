@@ -11,12 +11,12 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply/missing"
 	"github.com/podmark/podmark/pkg/apply/port"
-	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/attachment"
 )
 
 // Drift is what somebody else did to a link of an endpoint.
 type Drift struct {
-	Key ident.Key `json:"attachment"`
+	Key attachment.Key `json:"attachment"`
 	// Pod is its "namespace/name"; empty where there is none.
 	Pod string `json:"pod,omitempty"`
 	port.Drift
@@ -32,7 +32,7 @@ func (d Drift) String() string {
 
 // drift is that of an attachment.
 type drift struct {
-	ident.Record
+	attachment.Record
 	port.Drift
 }
 
@@ -68,7 +68,7 @@ func (n Node) Drifts() ([]Drift, error) {
 }
 
 // drifts compares records with the links of a dump.
-func (n Node) drifts(records []ident.Record, dump []netlink.Link) ([]drift, error) {
+func (n Node) drifts(records []attachment.Record, dump []netlink.Link) ([]drift, error) {
 	// Before the first change after an upgrade no record has numbers.
 	if f, err := n.load(); err != nil || !f.Indexed {
 		return nil, err

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/test/needs"
@@ -213,8 +214,8 @@ func TestNewer(t *testing.T) {
 	for name, call := range map[string]func() error{
 		"load":        func() error { _, err := n.load(); return err },
 		"State":       func() error { _, err := n.State(); return err },
-		"Add":         func() error { _, err := n.Add(t.Context(), Settings{}, ident.Record{}, nil, nil); return err },
-		"Close":       func() error { return n.Close(t.Context(), Settings{}, ident.Record{}, nil) },
+		"Add":         func() error { _, err := n.Add(t.Context(), Settings{}, attachment.Record{}, nil, nil); return err },
+		"Close":       func() error { return n.Close(t.Context(), Settings{}, attachment.Record{}, nil) },
 		"SetPolicies": func() error { _, err := n.SetPolicies(t.Context(), Settings{}, named("a")); return err },
 		"Keep":        func() error { _, err := n.Keep(t.Context(), nil); return err },
 		"Collect":     func() error { _, err := n.Collect(t.Context(), Gone, false); return err },

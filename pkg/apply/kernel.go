@@ -13,9 +13,9 @@ import (
 	"github.com/podmark/podmark/pkg/apply/flowtable"
 	"github.com/podmark/podmark/pkg/apply/port"
 	"github.com/podmark/podmark/pkg/apply/tunnel"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/pkg/mark"
 )
@@ -41,15 +41,15 @@ type kernel interface {
 	addresses() ([]netip.Addr, error)
 
 	// Of package port.
-	close(e endpoint.Endpoint) error
-	open(e endpoint.Endpoint) error
-	hold(e endpoint.Endpoint) error
-	shut(e endpoint.Endpoint) error
-	release(e endpoint.Endpoint) error
+	close(e attachment.Endpoint) error
+	open(e attachment.Endpoint) error
+	hold(e attachment.Endpoint) error
+	shut(e attachment.Endpoint) error
+	release(e attachment.Endpoint) error
 	releaseLink(l netlink.Link) error
-	regroup(e endpoint.Endpoint) error
-	check(e endpoint.Endpoint) error
-	alive(e endpoint.Endpoint) bool
+	regroup(e attachment.Endpoint) error
+	check(e attachment.Endpoint) error
+	alive(e attachment.Endpoint) bool
 	filtered(ipv6 bool) error
 
 	// Of package conntrack.
@@ -90,16 +90,16 @@ func (linux) tunnels(links []netlink.Link) (desired.Tunnels, error) {
 }
 func (linux) addresses() ([]netip.Addr, error) { return HostAddresses() }
 
-func (linux) close(e endpoint.Endpoint) error   { return port.Close(e) }
-func (linux) open(e endpoint.Endpoint) error    { return port.Open(e) }
-func (linux) hold(e endpoint.Endpoint) error    { return port.Hold(e) }
-func (linux) shut(e endpoint.Endpoint) error    { return port.Shut(e) }
-func (linux) release(e endpoint.Endpoint) error { return port.Release(e) }
-func (linux) releaseLink(l netlink.Link) error  { return port.ReleaseLink(l) }
-func (linux) regroup(e endpoint.Endpoint) error { return port.Regroup(e) }
-func (linux) check(e endpoint.Endpoint) error   { return port.Check(e) }
-func (linux) alive(e endpoint.Endpoint) bool    { return port.Alive(e) }
-func (linux) filtered(ipv6 bool) error          { return port.BridgeFiltered(ipv6) }
+func (linux) close(e attachment.Endpoint) error   { return port.Close(e) }
+func (linux) open(e attachment.Endpoint) error    { return port.Open(e) }
+func (linux) hold(e attachment.Endpoint) error    { return port.Hold(e) }
+func (linux) shut(e attachment.Endpoint) error    { return port.Shut(e) }
+func (linux) release(e attachment.Endpoint) error { return port.Release(e) }
+func (linux) releaseLink(l netlink.Link) error    { return port.ReleaseLink(l) }
+func (linux) regroup(e attachment.Endpoint) error { return port.Regroup(e) }
+func (linux) check(e attachment.Endpoint) error   { return port.Check(e) }
+func (linux) alive(e attachment.Endpoint) bool    { return port.Alive(e) }
+func (linux) filtered(ipv6 bool) error            { return port.BridgeFiltered(ipv6) }
 
 func (linux) unjudge(addrs []netip.Addr, mask uint32) error { return conntrack.Unjudge(addrs, mask) }
 func (linux) forget(addrs []netip.Addr) error               { return conntrack.Forget(addrs) }

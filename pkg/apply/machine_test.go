@@ -24,9 +24,9 @@ import (
 	"github.com/podmark/podmark/pkg/apply/counters"
 	"github.com/podmark/podmark/pkg/apply/missing"
 	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
@@ -65,8 +65,8 @@ type machine struct {
 
 // hostPort is a host veth.
 type hostPort struct {
-	endpoint.Endpoint
-	owner ident.Key
+	attachment.Endpoint
+	owner attachment.Key
 	// grouped is set in podmark's device group, and listening where a bridge port passes
 	// nothing. guarded is set from the first of both on, until somebody gives it back.
 	grouped, listening, guarded bool
@@ -237,7 +237,7 @@ func (m *machine) look() {
 		if err != nil {
 			complain("%s has rules, and node.json does not say so: %v", kind, err)
 		}
-		ids := map[mark.ID]ident.Key{}
+		ids := map[mark.ID]attachment.Key{}
 		for _, e := range s.Endpoints {
 			if other, both := ids[e.ID]; both {
 				complain("%s and %s have one ID", e.Key, other)
@@ -252,7 +252,7 @@ func (m *machine) look() {
 					complain("%s has a profile without rules", e.Key)
 				}
 				if !slices.ContainsFunc(m.policies, func(p desired.Policies) bool {
-					return desired.Build(desired.Node{}, p, []ident.Record{e.Record}).Endpoints[0].Profiles[d] == e.Profiles[d]
+					return desired.Build(desired.Node{}, p, []attachment.Record{e.Record}).Endpoints[0].Profiles[d] == e.Profiles[d]
 				}) {
 					complain("%s has profile %q for %s, of no policy", e.Key, e.Profiles[d], d)
 				}
@@ -284,7 +284,7 @@ func (m *machine) framed() bool {
 }
 
 // judged reports whether the kernel knows an attachment by its addresses.
-func (m *machine) judged(key ident.Key) bool {
+func (m *machine) judged(key attachment.Key) bool {
 	for _, s := range m.has {
 		if s != nil && slices.ContainsFunc(s.Endpoints, func(e desired.Endpoint) bool { return e.Key == key && len(e.Addresses) > 0 }) {
 			return true
@@ -294,7 +294,7 @@ func (m *machine) judged(key ident.Key) bool {
 }
 
 // plug makes the link of an attachment.
-func (m *machine) plug(r ident.Record) ident.Record {
+func (m *machine) plug(r attachment.Record) attachment.Record {
 	m.ports[r.PortIndex] = &hostPort{Endpoint: r.Endpoint, owner: r.Key}
 	return r
 }
@@ -375,7 +375,7 @@ func (m *machine) addresses() ([]netip.Addr, error) {
 }
 
 // at changes a port, if it is there.
-func (m *machine) atPort(name string, e endpoint.Endpoint, change func(*hostPort)) error {
+func (m *machine) atPort(name string, e attachment.Endpoint, change func(*hostPort)) error {
 	p := m.ports[e.PortIndex]
 	if p == nil {
 		return errors.Join(m.event(name), netlink.LinkNotFoundError{})
@@ -383,11 +383,11 @@ func (m *machine) atPort(name string, e endpoint.Endpoint, change func(*hostPort
 	return m.does(name+" "+e.Port, func() { change(p) })
 }
 
-func (m *machine) close(e endpoint.Endpoint) error {
+func (m *machine) close(e attachment.Endpoint) error {
 	return m.atPort("close", e, func(p *hostPort) { p.grouped, p.listening, p.guarded = e.Routed(), !e.Routed(), true })
 }
 
-func (m *machine) open(e endpoint.Endpoint) error {
+func (m *machine) open(e attachment.Endpoint) error {
 	if p := m.ports[e.PortIndex]; p != nil {
 		if !m.judged(p.owner) || !p.guarded {
 			m.t.Errorf("%s is opened, was closed: %t, and is known to the kernel: %t", p.owner, p.guarded, m.judged(p.owner))
@@ -398,7 +398,7 @@ func (m *machine) open(e endpoint.Endpoint) error {
 }
 
 // unjudged complains about flows of a new endpoint's addresses that go on unjudged.
-func (m *machine) unjudged(key ident.Key, addrs []netip.Addr) {
+func (m *machine) unjudged(key attachment.Key, addrs []netip.Addr) {
 	m.t.Helper()
 	for _, a := range addrs {
 		for _, s := range m.has {
@@ -409,11 +409,11 @@ func (m *machine) unjudged(key ident.Key, addrs []netip.Addr) {
 	}
 }
 
-func (m *machine) hold(e endpoint.Endpoint) error {
+func (m *machine) hold(e attachment.Endpoint) error {
 	return m.atPort("hold", e, func(p *hostPort) { p.grouped, p.guarded = e.Routed(), true })
 }
 
-func (m *machine) shut(e endpoint.Endpoint) error {
+func (m *machine) shut(e attachment.Endpoint) error {
 	if m.ports[e.PortIndex] == nil {
 		return m.event("shut")
 	}
@@ -424,7 +424,7 @@ func (m *machine) shut(e endpoint.Endpoint) error {
 	return err
 }
 
-func (m *machine) release(e endpoint.Endpoint) error {
+func (m *machine) release(e attachment.Endpoint) error {
 	if m.ports[e.PortIndex] == nil {
 		return m.event("release")
 	}
@@ -439,11 +439,11 @@ func (m *machine) releaseLink(l netlink.Link) error {
 	})
 }
 
-func (m *machine) regroup(e endpoint.Endpoint) error {
+func (m *machine) regroup(e attachment.Endpoint) error {
 	return m.atPort("regroup", e, func(p *hostPort) { p.grouped = true })
 }
 
-func (m *machine) check(e endpoint.Endpoint) error {
+func (m *machine) check(e attachment.Endpoint) error {
 	links, _ := m.links()
 	if d := port.Drifts(e, port.LinksOf(links).Find); len(d) > 0 {
 		return errors.New(d[0].String())
@@ -451,7 +451,7 @@ func (m *machine) check(e endpoint.Endpoint) error {
 	return nil
 }
 
-func (m *machine) alive(e endpoint.Endpoint) bool { return m.ports[e.PortIndex] != nil }
+func (m *machine) alive(e attachment.Endpoint) bool { return m.ports[e.PortIndex] != nil }
 
 func (m *machine) filtered(ipv6 bool) error {
 	if m.unfilterable[ipv6] {
@@ -768,11 +768,11 @@ func (m *machine) judgedFlows() map[netip.Addr]bool {
 const bridgeIndex = 5
 
 // routed is a policed attachment of a pod of namespace shop, behind a veth of its own.
-func routed(name string, number byte) ident.Record {
+func routed(name string, number byte) attachment.Record {
 	veth := fmt.Sprint("veth", number)
-	return ident.Record{
-		Key: ident.Key{Network: "net", ContainerID: name, IfName: "eth0"}, Policed: true,
-		Endpoint: endpoint.Endpoint{
+	return attachment.Record{
+		Key: attachment.Key{Network: "net", ContainerID: name, IfName: "eth0"}, Policed: true,
+		Endpoint: attachment.Endpoint{
 			Namespace: "shop", Pod: name, Labels: map[string]string{"app": name}, Interface: veth, Port: veth, MAC: fmt.Sprintf("02:00:00:00:00:%02x", number),
 			InterfaceIndex: 100 + int(number), PortIndex: 100 + int(number),
 			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, number}), netip.MustParseAddr(fmt.Sprintf("fd00::%x", number))},
@@ -781,7 +781,7 @@ func routed(name string, number byte) ident.Record {
 }
 
 // bridged is one behind a port of bridge cni0.
-func bridged(name string, number byte) ident.Record {
+func bridged(name string, number byte) attachment.Record {
 	r := routed(name, number)
 	r.Interface, r.InterfaceIndex = "cni0", bridgeIndex
 	return r

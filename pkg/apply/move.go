@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 )
@@ -69,7 +70,7 @@ func (n Node) SetMask(ctx context.Context, layout mark.Layout) (moved bool, err 
 		if err != nil {
 			return false, err
 		}
-		if step == former && !slices.ContainsFunc(records, func(r ident.Record) bool { return ids[r.Hash()].From != ids[r.Hash()].To }) {
+		if step == former && !slices.ContainsFunc(records, func(r attachment.Record) bool { return ids[r.Hash()].From != ids[r.Hash()].To }) {
 			continue
 		}
 		if f, err = n.move(ctx, f, step, ids); err != nil {
@@ -103,7 +104,7 @@ func (n Node) move(ctx context.Context, f file, to mark.Layout, ids map[string]n
 // reassign gives every attachment an ID in layout: its own if it can keep it, else
 // the lowest that is free. A mark of the one layout that is not that attachment's in
 // the other one is not given, and neither is what is to mean "outside".
-func reassign(records []ident.Record, former, layout mark.Layout, outside mark.Mark) (map[string]newID, error) {
+func reassign(records []attachment.Record, former, layout mark.Layout, outside mark.Mark) (map[string]newID, error) {
 	if len(records) > layout.Capacity() {
 		return nil, fmt.Errorf("%w: iptablesMarkMask %#x holds %d endpoints, and the node has %d; use a wider mask", ident.ErrExhausted, layout.Mask(), layout.Capacity(), len(records))
 	}
@@ -123,7 +124,7 @@ func reassign(records []ident.Record, former, layout mark.Layout, outside mark.M
 		whose, any := owner[layout.ID(id).Value]
 		return !any || whose == hash
 	}
-	give := func(r ident.Record, id mark.ID) {
+	give := func(r attachment.Record, id mark.ID) {
 		ids[r.Hash()], taken[id] = newID{r.ID, id}, true
 	}
 	for _, r := range records {

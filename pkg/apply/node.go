@@ -17,6 +17,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply/iptables"
 	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
@@ -55,7 +56,7 @@ type Node struct {
 	// be refused.
 	Warn func(string)
 	// leaving are attachments that are nobody's any more, and cannot be removed now.
-	leaving map[ident.Key]bool
+	leaving map[attachment.Key]bool
 	// fake, if set, stands in for the kernel, in tests.
 	fake kernel
 }
@@ -74,11 +75,7 @@ type Settings struct {
 
 // SettingsOf takes the node's part out of a network configuration.
 func SettingsOf(c config.Config) Settings {
-	s := Settings{Layout: c.Layout, MarkCollision: c.MarkCollision, Backend: c.Backend, AllowTunnels: c.AllowTunnels}
-	for _, r := range c.NodePorts {
-		s.NodePorts = append(s.NodePorts, desired.PortRange{First: r.First, Last: r.Last})
-	}
-	return s
+	return Settings{Layout: c.Layout, MarkCollision: c.MarkCollision, NodePorts: c.NodePorts, Backend: c.Backend, AllowTunnels: c.AllowTunnels}
 }
 
 // file is node.json: what the node enforces besides its attachments.
@@ -312,12 +309,12 @@ func (n Node) agree(ctx context.Context, settings Settings) (f file, changed boo
 
 // readRecords lists the attachments that are complete, each with the addresses that
 // are still its own.
-func (n Node) readRecords() ([]ident.Record, error) {
+func (n Node) readRecords() ([]attachment.Record, error) {
 	all, err := n.Store.List()
 	if err != nil {
 		return nil, err
 	}
-	var live []ident.Record
+	var live []attachment.Record
 	for _, r := range all {
 		if r = n.owned(r); r.Committed && len(r.Addresses) > 0 {
 			live = append(live, r)
@@ -327,7 +324,7 @@ func (n Node) readRecords() ([]ident.Record, error) {
 }
 
 // owned is r with the addresses that no later attachment has taken over.
-func (n Node) owned(r ident.Record) ident.Record {
+func (n Node) owned(r attachment.Record) attachment.Record {
 	addresses := r.Addresses
 	r.Addresses = nil
 	for _, a := range addresses {
@@ -340,14 +337,14 @@ func (n Node) owned(r ident.Record) ident.Record {
 
 // freed is r with the addresses that no other attachment has: also those that were taken from
 // it before an earlier call ended.
-func (n Node) freed(r ident.Record) ident.Record {
+func (n Node) freed(r attachment.Record) attachment.Record {
 	r.Addresses = slices.DeleteFunc(slices.Clone(r.Addresses), func(a addr) bool { return n.Store.Others(r.Key, a) })
 	return r
 }
 
 // sync brings the whole node to what f and the attachments say, with those of
 // coming among them, and notes it in f. A node that is moving arrives.
-func (n Node) sync(ctx context.Context, f file, coming ...ident.Record) (file, error) {
+func (n Node) sync(ctx context.Context, f file, coming ...attachment.Record) (file, error) {
 	f, err := n.index(f)
 	if err != nil {
 		return f, err
@@ -397,7 +394,7 @@ func (n Node) index(f file) (file, error) {
 }
 
 // rewrite makes the kernel hold what f and the attachments say, and notes that in f.
-func (n Node) rewrite(ctx context.Context, f file, coming ...ident.Record) (file, error) {
+func (n Node) rewrite(ctx context.Context, f file, coming ...attachment.Record) (file, error) {
 	if n.Programs {
 		f.syncChecksums()
 	}
@@ -463,7 +460,7 @@ func (n Node) fill(ctx context.Context, f file, state desired.State) (known bool
 
 // state derives the whole node's state, of the committed attachments and coming. Pods
 // elsewhere are not in its sets.
-func (n Node) state(f file, coming ...ident.Record) (desired.State, error) {
+func (n Node) state(f file, coming ...attachment.Record) (desired.State, error) {
 	node, err := f.node()
 	if err != nil {
 		return desired.State{}, err
@@ -475,7 +472,7 @@ func (n Node) state(f file, coming ...ident.Record) (desired.State, error) {
 	if err != nil {
 		return desired.State{}, err
 	}
-	former := map[ident.Key]mark.ID{}
+	former := map[attachment.Key]mark.ID{}
 	for i, r := range records {
 		if f.Moving == nil {
 			break
@@ -499,7 +496,7 @@ func (n Node) state(f file, coming ...ident.Record) (desired.State, error) {
 func (f file) applied() bool { return f.Kubernetes || f.PoliciesHash != noFile }
 
 // fits is ErrDamaged where the layout has no bits for the ID of a record, and names its file.
-func fits(layout mark.Layout, records ...ident.Record) error {
+func fits(layout mark.Layout, records ...attachment.Record) error {
 	for _, r := range records {
 		if uint32(r.ID) > layout.Max() {
 			return fmt.Errorf("%w: \"attachments/%s\": ID %d does not fit iptablesMarkMask %#x, which has those up to %d; run 'podmarkctl gc'", ident.ErrDamaged, r.Hash(), r.ID, layout.Mask(), layout.Max())
@@ -510,7 +507,7 @@ func fits(layout mark.Layout, records ...ident.Record) error {
 
 // share derives the part of the state that is these records', which fit. It knows the
 // epoch and the layout but not the host's addresses.
-func (f file) share(records ...ident.Record) (desired.State, error) {
+func (f file) share(records ...attachment.Record) (desired.State, error) {
 	node, err := f.node()
 	if err != nil {
 		return desired.State{}, err
@@ -524,7 +521,7 @@ func (f file) share(records ...ident.Record) (desired.State, error) {
 // ready brings a node that is unsynced, or whose frame is gone, up to date before
 // r comes. The rules that r will need are written on the way, with nobody in them, so that
 // its ADD needs no second restore.
-func (n Node) ready(ctx context.Context, f file, r ident.Record) (file, error) {
+func (n Node) ready(ctx context.Context, f file, r attachment.Record) (file, error) {
 	node, err := f.node()
 	if err != nil {
 		return f, err
@@ -549,7 +546,7 @@ func (n Node) ready(ctx context.Context, f file, r ident.Record) (file, error) {
 // update moves the node from the attachments of before to those of kept, which are
 // noted, and of coming, which are not yet. A node that is unsynced or whose frame
 // is gone is rewritten whole instead.
-func (n Node) update(ctx context.Context, f file, before, kept []ident.Record, coming ...ident.Record) error {
+func (n Node) update(ctx context.Context, f file, before, kept []attachment.Record, coming ...attachment.Record) error {
 	sharers, err := n.sharers(before, slices.Concat(before, kept, coming))
 	if err != nil {
 		return err
@@ -579,17 +576,17 @@ func (n Node) update(ctx context.Context, f file, before, kept []ident.Record, c
 // sharers are the attachments, but for those of known, that have a further source prefix of
 // one of leaving. Behind IPVS, iptables knows such a prefix by its profile alone, so it stays
 // there with the last that has it.
-func (n Node) sharers(leaving, known []ident.Record) ([]ident.Record, error) {
-	if !slices.ContainsFunc(leaving, func(r ident.Record) bool { return len(r.Sources) > 0 }) {
+func (n Node) sharers(leaving, known []attachment.Record) ([]attachment.Record, error) {
+	if !slices.ContainsFunc(leaving, func(r attachment.Record) bool { return len(r.Sources) > 0 }) {
 		return nil, nil
 	}
 	records, err := n.records()
 	if err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(slices.Clone(records), func(other ident.Record) bool {
-		return slices.ContainsFunc(known, func(r ident.Record) bool { return r.Key == other.Key }) ||
-			!slices.ContainsFunc(leaving, func(r ident.Record) bool {
+	return slices.DeleteFunc(slices.Clone(records), func(other attachment.Record) bool {
+		return slices.ContainsFunc(known, func(r attachment.Record) bool { return r.Key == other.Key }) ||
+			!slices.ContainsFunc(leaving, func(r attachment.Record) bool {
 				return slices.ContainsFunc(r.Sources, func(p netip.Prefix) bool { return slices.Contains(other.Sources, p) })
 			})
 	}), nil

@@ -4,9 +4,8 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/endpoint"
-	"github.com/podmark/podmark/pkg/ident"
 )
 
 // What a flowtable carries is asked for by all that isolated endpoints send from: a router in
@@ -15,7 +14,7 @@ func TestIsolated(t *testing.T) {
 	profiles := map[desired.ProfileID]desired.Profile{"denies": {ID: "denies"}, "audits": {ID: "audits", Audit: true}}
 	at := func(profiles [2]desired.ProfileID, address string, sources ...string) desired.Endpoint {
 		e := desired.Endpoint{
-			Record:   ident.Record{Endpoint: endpoint.Endpoint{Addresses: []netip.Addr{netip.MustParseAddr(address)}}},
+			Record:   attachment.Record{Endpoint: attachment.Endpoint{Addresses: []netip.Addr{netip.MustParseAddr(address)}}},
 			Profiles: profiles,
 		}
 		for _, s := range sources {

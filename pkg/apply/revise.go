@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
@@ -35,7 +36,7 @@ type Revision struct {
 	// Policies take the place of the node's; nil leaves those.
 	Policies *desired.Policies
 	// Records are attachments of which something else is known than was.
-	Records []ident.Record
+	Records []attachment.Record
 	// Gone and Come are what pods elsewhere take out of the sets and bring to them. From
 	// now on [Node.Complete] says so too.
 	Gone, Come desired.Members
@@ -53,7 +54,7 @@ func (r Revision) empty() bool {
 // so that what they forbid stops at its next packet. The settings count only on
 // a node that has none yet.
 func (n Node) SetPolicies(ctx context.Context, settings Settings, policies desired.Policies) (Applied, error) {
-	return n.revise(ctx, settings, func(f *file, _ []ident.Record) (Revision, error) {
+	return n.revise(ctx, settings, func(f *file, _ []attachment.Record) (Revision, error) {
 		if f.Kubernetes {
 			return Revision{}, fmt.Errorf("%w: apply them there; podmarkd follows it because a network says \"policy\": \"kubernetes\"", ErrSource)
 		}
@@ -71,8 +72,8 @@ func (n Node) SetPolicies(ctx context.Context, settings Settings, policies desir
 // node's lock. Only what differs is written. Zero settings are none: the error is then
 // fs.ErrNotExist on a node on which podmark has never run. Where something of ours is missing in the
 // kernel, everything is written anew.
-func (n Node) Revise(ctx context.Context, settings Settings, decide func([]ident.Record) Revision) (Applied, error) {
-	return n.revise(ctx, settings, func(f *file, records []ident.Record) (Revision, error) {
+func (n Node) Revise(ctx context.Context, settings Settings, decide func([]attachment.Record) Revision) (Applied, error) {
+	return n.revise(ctx, settings, func(f *file, records []attachment.Record) (Revision, error) {
 		r := decide(records)
 		if !f.Kubernetes && r.Policies == nil {
 			r.Policies = &desired.Policies{}
@@ -86,13 +87,15 @@ func (n Node) Revise(ctx context.Context, settings Settings, decide func([]ident
 // files and did not when their pods were added, and returns those attachments. Their connections
 // are judged from their next packet on. One on a bridge that is not filtered stays as it is, with
 // the error of an Add.
-func (n Node) Enlist(ctx context.Context, networks map[string]bool) (enlisted []ident.Record, err error) {
-	asks := func(r ident.Record) bool { return r.Committed && !r.Policed && !r.Kubernetes && networks[r.Network] }
+func (n Node) Enlist(ctx context.Context, networks map[string]bool) (enlisted []attachment.Record, err error) {
+	asks := func(r attachment.Record) bool {
+		return r.Committed && !r.Policed && !r.Kubernetes && networks[r.Network]
+	}
 	if records, err := n.Store.List(); err == nil && !slices.ContainsFunc(records, asks) {
 		return nil, nil
 	}
 	var refused []error
-	_, err = n.revise(ctx, Settings{}, func(f *file, records []ident.Record) (Revision, error) {
+	_, err = n.revise(ctx, Settings{}, func(f *file, records []attachment.Record) (Revision, error) {
 		for _, r := range records {
 			if !asks(r) {
 				continue
@@ -114,7 +117,7 @@ func (n Node) Enlist(ctx context.Context, networks map[string]bool) (enlisted []
 	return enlisted, errors.Join(refused...)
 }
 
-func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, []ident.Record) (Revision, error)) (Applied, error) {
+func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, []attachment.Record) (Revision, error)) (Applied, error) {
 	if _, err := n.load(); errors.Is(err, fs.ErrNotExist) && settings.Backend == "" {
 		return Applied{}, err
 	}
@@ -307,12 +310,12 @@ func (n Node) note(f file, rev Revision) (file, error) {
 }
 
 // replaced is records with those of changed in the place of their former selves.
-func replaced(records, changed []ident.Record) []ident.Record {
-	next := map[ident.Key]ident.Record{}
+func replaced(records, changed []attachment.Record) []attachment.Record {
+	next := map[attachment.Key]attachment.Record{}
 	for _, r := range changed {
 		next[r.Key] = r
 	}
-	out := make([]ident.Record, len(records))
+	out := make([]attachment.Record, len(records))
 	for i, r := range records {
 		if changed, ok := next[r.Key]; ok {
 			// The addresses that a later attachment has taken over are no more its own.

@@ -6,8 +6,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/ident"
 )
 
 // forbid finds out which tunnels endpoints may not send now, of a node with these links.
@@ -65,9 +65,9 @@ func same(a, b desired.Tunnels) bool {
 }
 
 // unfiltered is what bridges keep from IP, of the families of policed endpoints on them.
-func (n Node) unfiltered(records []ident.Record) desired.Unfiltered {
+func (n Node) unfiltered(records []attachment.Record) desired.Unfiltered {
 	on := func(is func(netip.Addr) bool) bool {
-		return slices.ContainsFunc(records, func(r ident.Record) bool {
+		return slices.ContainsFunc(records, func(r attachment.Record) bool {
 			return !r.Routed() && r.Policed && slices.ContainsFunc(r.Addresses, is)
 		})
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
@@ -121,8 +122,8 @@ func (n Node) Preview(settings Settings, policies *desired.Policies) (desired.St
 
 // Collected says what a collection removed, or would.
 type Collected struct {
-	Attachments []ident.Record `json:"attachments"`
-	Files       []string       `json:"files"`
+	Attachments []attachment.Record `json:"attachments"`
+	Files       []string            `json:"files"`
 	// Left is what stays: in the state folder for want of room, until the next collection, and
 	// flows in a flowtable.
 	Left error `json:"-"`
@@ -131,7 +132,7 @@ type Collected struct {
 // Collect removes the attachments for which dead holds, what crashes left in
 // the state folder, and what no one needs in the kernel. What it cannot do with one attachment
 // it does with the others.
-func (n Node) Collect(ctx context.Context, dead func(ident.Record) bool, dryRun bool) (Collected, error) {
+func (n Node) Collect(ctx context.Context, dead func(attachment.Record) bool, dryRun bool) (Collected, error) {
 	switch _, err := n.load(); {
 	case errors.Is(err, fs.ErrNotExist):
 		return Collected{}, nil
@@ -146,7 +147,7 @@ func (n Node) Collect(ctx context.Context, dead func(ident.Record) bool, dryRun 
 	all, _ := n.Store.List() // damaged records are collected as files
 	var c Collected
 	var errs []error
-	n.leaving = map[ident.Key]bool{}
+	n.leaving = map[attachment.Key]bool{}
 	for _, r := range all {
 		if !dead(r) {
 			continue
@@ -210,7 +211,7 @@ func (n Node) Sweep(ctx context.Context) ([]string, error) {
 
 // Gone holds for an attachment whose interface is no longer there, and for what
 // a crash left. Callers hold no lock: Collect does.
-func Gone(r ident.Record) bool { return !r.Committed || !port.Alive(r.Endpoint) }
+func Gone(r attachment.Record) bool { return !r.Committed || !port.Alive(r.Endpoint) }
 
 // tidy removes files that belong to nobody and rewrites the kernel's share.
 func (n Node) tidy(ctx context.Context, dryRun bool) ([]string, error) {
@@ -327,7 +328,7 @@ func (n Node) strip(ctx context.Context) error {
 }
 
 // Records lists the attachments; damaged ones are reported with the good ones.
-func (n Node) Records() ([]ident.Record, error) { return n.Store.List() }
+func (n Node) Records() ([]attachment.Record, error) { return n.Store.List() }
 
 // IDs counts the IDs that are in use and those there are; none before the first change.
 func (n Node) IDs() (used, capacity int, err error) {

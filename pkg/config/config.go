@@ -65,8 +65,22 @@ const (
 // MaskAuto is the value of "iptablesMarkMask" by which the node chooses.
 const MaskAuto = "auto"
 
-// PortRange is an inclusive range of ports, 1 to 65535.
-type PortRange struct{ First, Last uint16 }
+// PortRange is an inclusive range of ports, 0 to 65535; those of NodePorts begin with 1.
+type PortRange struct {
+	First uint16 `json:"first"`
+	Last  uint16 `json:"last"`
+}
+
+// Contains reports whether port lies in the range.
+func (r PortRange) Contains(port uint16) bool { return r.First <= port && port <= r.Last }
+
+// String renders "80" or "80:90", as iptables and the key "kubeNodePortRanges" have it.
+func (r PortRange) String() string {
+	if r.First == r.Last {
+		return fmt.Sprint(r.First)
+	}
+	return fmt.Sprintf("%d:%d", r.First, r.Last)
+}
 
 // Config is a validated network configuration.
 type Config struct {

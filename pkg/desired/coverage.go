@@ -6,7 +6,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/attachment"
 )
 
 // Coverage is how many of a node's pods are policed, why others are not, and which policies
@@ -95,7 +95,7 @@ const someOf = 3
 // "namespace/name" by containers; applied is whether policies were ever given to the node, be it
 // none. A pod with several endpoints is policed where all of them are, and an unmarked one is not,
 // whatever else it has.
-func Cover(records []ident.Record, unmarked map[string]string, applied bool) Coverage {
+func Cover(records []attachment.Record, unmarked map[string]string, applied bool) Coverage {
 	pods, gaps := map[string]string{}, map[string]Gap{}
 	for _, r := range records {
 		pods[r.ContainerID] = NameOf(r)
@@ -120,7 +120,7 @@ func Cover(records []ident.Record, unmarked map[string]string, applied bool) Cov
 }
 
 // GapOf is why an endpoint is not policed; empty where it is. What applied is, [Cover] says.
-func GapOf(r ident.Record, applied bool) Gap {
+func GapOf(r attachment.Record, applied bool) Gap {
 	switch {
 	case r.Policed && !applied:
 		return Unapplied
@@ -133,7 +133,7 @@ func GapOf(r ident.Record, applied bool) Gap {
 }
 
 // NameOf is "namespace/name" of the pod, or the container's ID where there is no pod.
-func NameOf(r ident.Record) string {
+func NameOf(r attachment.Record) string {
 	if r.Pod == "" {
 		return r.ContainerID
 	}
@@ -195,11 +195,11 @@ func (p IdlePolicy) String() string {
 
 // Idle are the policies that select none of the records, sorted as they are; none without
 // a record.
-func (p Policies) Idle(records []ident.Record) (out []IdlePolicy) {
+func (p Policies) Idle(records []attachment.Record) (out []IdlePolicy) {
 	if len(records) == 0 {
 		return nil
 	}
-	of := map[string][]ident.Record{}
+	of := map[string][]attachment.Record{}
 	for _, r := range records {
 		of[r.Namespace] = append(of[r.Namespace], r)
 	}
@@ -213,7 +213,7 @@ func (p Policies) Idle(records []ident.Record) (out []IdlePolicy) {
 
 // idleness is why a policy selects none of the records, which are by namespace; empty
 // where it selects one.
-func (p Policies) idleness(policy Policy, of map[string][]ident.Record) (Idleness, string) {
+func (p Policies) idleness(policy Policy, of map[string][]attachment.Record) (Idleness, string) {
 	here := of[policy.Namespace]
 	if _, declared := p.Namespaces[policy.Namespace]; len(here) == 0 && declared {
 		return IdleElsewhere, fmt.Sprintf("namespace %q has no pod on this node", policy.Namespace)
@@ -221,7 +221,7 @@ func (p Policies) idleness(policy Policy, of map[string][]ident.Record) (Idlenes
 	if len(here) == 0 {
 		return IdleNamespace, fmt.Sprintf("no pod of this node is in namespace %q, and no manifest declares it; they are in %q", policy.Namespace, slices.Sorted(maps.Keys(of)))
 	}
-	policed := slices.DeleteFunc(slices.Clone(here), func(r ident.Record) bool { return !r.Policed })
+	policed := slices.DeleteFunc(slices.Clone(here), func(r attachment.Record) bool { return !r.Policed })
 	if len(policed) == 0 {
 		return IdleUnpoliced, fmt.Sprintf("no pod of namespace %q is policed", policy.Namespace)
 	}

@@ -6,16 +6,15 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/podmark/podmark/pkg/endpoint"
-	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/attachment"
 )
 
 // attached is an endpoint of a pod of namespace shop.
-func attached(container, pod string, policed, kubernetes bool, labels map[string]string) ident.Record {
-	return ident.Record{
-		Key:     ident.Key{Network: "net", ContainerID: container, IfName: "eth0"},
+func attached(container, pod string, policed, kubernetes bool, labels map[string]string) attachment.Record {
+	return attachment.Record{
+		Key:     attachment.Key{Network: "net", ContainerID: container, IfName: "eth0"},
 		Policed: policed, Kubernetes: kubernetes,
-		Endpoint: endpoint.Endpoint{Namespace: "shop", Pod: pod, Labels: labels},
+		Endpoint: attachment.Endpoint{Namespace: "shop", Pod: pod, Labels: labels},
 	}
 }
 
@@ -23,22 +22,22 @@ func TestCover(t *testing.T) {
 	second := attached("a", "web", false, false, nil)
 	second.IfName = "net1"
 	for name, tt := range map[string]struct {
-		records []ident.Record
+		records []attachment.Record
 		text    string
 		open    int
 	}{
 		"no pod":           {nil, "no pod of this node is known", 0},
-		"all":              {[]ident.Record{attached("a", "web", true, false, nil), attached("b", "db", true, true, nil)}, "2 of 2 pods policed", 0},
-		"none is asked":    {[]ident.Record{attached("a", "web", false, false, nil)}, `0 of 1 pods policed, 1 unpoliced because its network asked for no policy (shop/web)`, 0},
-		"let in":           {[]ident.Record{attached("a", "web", false, true, nil), attached("b", "db", true, true, nil)}, "1 of 2 pods policed, 1 unpoliced because failOpen let it in or it is from before podmark, and podmarkd does not know its policy (shop/web)", 1},
-		"a second network": {[]ident.Record{attached("a", "web", true, false, nil), second}, `0 of 1 pods policed, 1 unpoliced because its network asked for no policy (shop/web)`, 0},
-		"no pod's name":    {[]ident.Record{attached("a", "", false, false, nil)}, `0 of 1 pods policed, 1 unpoliced because its network asked for no policy (a)`, 0},
+		"all":              {[]attachment.Record{attached("a", "web", true, false, nil), attached("b", "db", true, true, nil)}, "2 of 2 pods policed", 0},
+		"none is asked":    {[]attachment.Record{attached("a", "web", false, false, nil)}, `0 of 1 pods policed, 1 unpoliced because its network asked for no policy (shop/web)`, 0},
+		"let in":           {[]attachment.Record{attached("a", "web", false, true, nil), attached("b", "db", true, true, nil)}, "1 of 2 pods policed, 1 unpoliced because failOpen let it in or it is from before podmark, and podmarkd does not know its policy (shop/web)", 1},
+		"a second network": {[]attachment.Record{attached("a", "web", true, false, nil), second}, `0 of 1 pods policed, 1 unpoliced because its network asked for no policy (shop/web)`, 0},
+		"no pod's name":    {[]attachment.Record{attached("a", "", false, false, nil)}, `0 of 1 pods policed, 1 unpoliced because its network asked for no policy (a)`, 0},
 		"none applied": {
-			[]ident.Record{attached("a", "web", true, false, nil), attached("b", "db", false, false, nil)},
+			[]attachment.Record{attached("a", "web", true, false, nil), attached("b", "db", false, false, nil)},
 			"0 of 2 pods policed, 1 unpoliced because its network asked for no policy (shop/db), 1 unpoliced because its network takes policies from files, and none were applied since the node started or podmark was installed (shop/web)", 1,
 		},
 		"many": {
-			[]ident.Record{attached("a", "1", false, false, nil), attached("b", "2", false, false, nil), attached("c", "3", false, false, nil), attached("d", "4", false, false, nil)},
+			[]attachment.Record{attached("a", "1", false, false, nil), attached("b", "2", false, false, nil), attached("c", "3", false, false, nil), attached("d", "4", false, false, nil)},
 			`0 of 4 pods policed, 4 unpoliced because its network asked for no policy (shop/1, shop/2, shop/3, ...)`, 0,
 		},
 	} {
@@ -56,7 +55,7 @@ func TestCover(t *testing.T) {
 	}
 	// A pod that is unmarked is one pod, also where a further interface of it is marked.
 	for _, policed := range []bool{true, false} {
-		records := []ident.Record{attached("a", "web", true, false, nil), attached("b", "old", policed, false, nil)}
+		records := []attachment.Record{attached("a", "web", true, false, nil), attached("b", "old", policed, false, nil)}
 		c := Cover(records, map[string]string{"b": "shop/old", "c": "shop/older"}, true)
 		if got := c.String(); got != "1 of 3 pods policed, 2 unpoliced because it started without podmark (shop/old, shop/older)" || c.Open() != 2 {
 			t.Errorf("%d open, %s", c.Open(), got)
@@ -77,20 +76,20 @@ func TestIdle(t *testing.T) {
 	web := attached("a", "web", true, false, map[string]string{"app": "web"})
 	for name, tt := range map[string]struct {
 		policies Policies
-		records  []ident.Record
+		records  []attachment.Record
 		reason   Idleness
 		says     string
 	}{
-		"selects one":       {policy("shop", app("web")), []ident.Record{web}, "", ""},
-		"selects all":       {policy("shop", nil), []ident.Record{attached("a", "web", true, false, nil)}, "", ""},
-		"lacks a label":     {policy("shop", Selector{{Key: "app", Op: DoesNotExist}}), []ident.Record{attached("a", "web", true, false, nil)}, "", ""},
-		"typo of the label": {policy("shop", app("wbe")), []ident.Record{web}, IdleSelector, `podSelector app=wbe`},
-		"no labels":         {policy("shop", app("web")), []ident.Record{attached("a", "web", true, false, nil)}, IdleLabels, `1 of 1 endpoints of namespace "shop" have no labels`},
-		"some labels":       {policy("shop", app("db")), []ident.Record{web, attached("b", "db", true, false, nil)}, IdleLabels, "1 of 2"},
-		"typo of namespace": {policy("shpo", nil), []ident.Record{web}, IdleNamespace, `they are in ["shop"]`},
+		"selects one":       {policy("shop", app("web")), []attachment.Record{web}, "", ""},
+		"selects all":       {policy("shop", nil), []attachment.Record{attached("a", "web", true, false, nil)}, "", ""},
+		"lacks a label":     {policy("shop", Selector{{Key: "app", Op: DoesNotExist}}), []attachment.Record{attached("a", "web", true, false, nil)}, "", ""},
+		"typo of the label": {policy("shop", app("wbe")), []attachment.Record{web}, IdleSelector, `podSelector app=wbe`},
+		"no labels":         {policy("shop", app("web")), []attachment.Record{attached("a", "web", true, false, nil)}, IdleLabels, `1 of 1 endpoints of namespace "shop" have no labels`},
+		"some labels":       {policy("shop", app("db")), []attachment.Record{web, attached("b", "db", true, false, nil)}, IdleLabels, "1 of 2"},
+		"typo of namespace": {policy("shpo", nil), []attachment.Record{web}, IdleNamespace, `they are in ["shop"]`},
 		"no pods":           {policy("shop", nil), nil, "", ""},
-		"elsewhere":         {policy("empty", nil), []ident.Record{web}, IdleElsewhere, "no pod on this node"},
-		"unpoliced":         {policy("shop", nil), []ident.Record{attached("a", "web", false, false, nil)}, IdleUnpoliced, "is policed"},
+		"elsewhere":         {policy("empty", nil), []attachment.Record{web}, IdleElsewhere, "no pod on this node"},
+		"unpoliced":         {policy("shop", nil), []attachment.Record{attached("a", "web", false, false, nil)}, IdleUnpoliced, "is policed"},
 	} {
 		idle := tt.policies.Idle(tt.records)
 		if tt.reason == "" {

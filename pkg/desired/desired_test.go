@@ -7,9 +7,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/endpoint"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 )
 
@@ -17,11 +16,11 @@ func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 // pod is an attachment of namespace "shop" labelled app=name, routed by a veth of
 // its own name.
-func pod(id mark.ID, name string, addresses ...string) ident.Record {
-	r := ident.Record{
-		Key: ident.Key{Network: "net", ContainerID: name, IfName: "eth0"},
+func pod(id mark.ID, name string, addresses ...string) attachment.Record {
+	r := attachment.Record{
+		Key: attachment.Key{Network: "net", ContainerID: name, IfName: "eth0"},
 		ID:  id,
-		Endpoint: endpoint.Endpoint{
+		Endpoint: attachment.Endpoint{
 			Namespace: "shop", Pod: name, Labels: map[string]string{"app": name},
 			Interface: "veth-" + name, Port: "veth-" + name,
 		},
@@ -57,7 +56,7 @@ func web() desired.Policy {
 	}
 }
 
-func state(t testing.TB, policies []desired.Policy, records ...ident.Record) desired.State {
+func state(t testing.TB, policies []desired.Policy, records ...attachment.Record) desired.State {
 	return desired.Build(node(t), desired.Policies{Policies: policies}, records)
 }
 
@@ -66,7 +65,7 @@ func Example() {
 	s := desired.Build(
 		desired.Node{Layout: layout, Epoch: 1},
 		desired.Policies{Policies: []desired.Policy{web()}},
-		[]ident.Record{pod(2, "web", "10.1.0.2"), pod(3, "client", "10.1.0.3"), pod(4, "other", "10.1.0.4")},
+		[]attachment.Record{pod(2, "web", "10.1.0.2"), pod(3, "client", "10.1.0.3"), pod(4, "other", "10.1.0.4")},
 	)
 	for _, from := range []string{"client", "other"} {
 		src := map[string]string{"client": "10.1.0.3", "other": "10.1.0.4"}[from]
@@ -218,7 +217,7 @@ func TestSharing(t *testing.T) {
 
 // Building from one record yields that record's share of the whole.
 func TestShareOfOne(t *testing.T) {
-	records := []ident.Record{pod(2, "web", "10.1.0.2"), pod(3, "client", "10.1.0.3")}
+	records := []attachment.Record{pod(2, "web", "10.1.0.2"), pod(3, "client", "10.1.0.3")}
 	whole := state(t, []desired.Policy{web()}, records...)
 	for i, r := range records {
 		share := state(t, []desired.Policy{web()}, r)
@@ -229,7 +228,7 @@ func TestShareOfOne(t *testing.T) {
 }
 
 func TestNarrows(t *testing.T) {
-	records := []ident.Record{pod(2, "web", "10.1.0.2"), pod(3, "client", "10.1.0.3")}
+	records := []attachment.Record{pod(2, "web", "10.1.0.2"), pod(3, "client", "10.1.0.3")}
 	more, fewer, otherPeer := web(), web(), web()
 	more.Ingress.Rules = append(more.Ingress.Rules, desired.Rule{Blocks: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")}})
 	fewer.Ingress.Rules = nil
@@ -241,7 +240,7 @@ func TestNarrows(t *testing.T) {
 	tests := []struct {
 		name     string
 		from, to []desired.Policy
-		less     []ident.Record // of the second state; records when nil
+		less     []attachment.Record // of the second state; records when nil
 		narrows  bool
 	}{
 		{name: "nothing changes", from: []desired.Policy{web()}, to: []desired.Policy{web()}},
@@ -368,11 +367,11 @@ func TestNamedPorts(t *testing.T) {
 		}}}},
 	}
 	web, old, client := pod(2, "web", "10.1.0.2", "fd00::2"), pod(3, "old", "10.1.0.3"), pod(4, "client", "10.1.0.4")
-	web.Ports = []endpoint.NamedPort{{Name: "http", Protocol: uint8(desired.TCP), Number: 8080}, {Name: "http", Protocol: uint8(desired.UDP), Number: 9090}}
-	old.Ports = []endpoint.NamedPort{{Name: "http", Protocol: uint8(desired.TCP), Number: 80}}
+	web.Ports = []attachment.NamedPort{{Name: "http", Protocol: uint8(desired.TCP), Number: 8080}, {Name: "http", Protocol: uint8(desired.UDP), Number: 9090}}
+	old.Ports = []attachment.NamedPort{{Name: "http", Protocol: uint8(desired.TCP), Number: 80}}
 	s := state(t, policies, web, old, client)
 	tests := []struct {
-		to    ident.Record
+		to    attachment.Record
 		proto desired.Protocol
 		port  uint16
 		want  bool
@@ -406,7 +405,7 @@ func TestElsewhere(t *testing.T) {
 	far := func(name, label, address string) desired.Pod {
 		return desired.Pod{
 			Namespace: "shop", Name: name, Labels: map[string]string{"app": label}, Addresses: []netip.Addr{addr(address)},
-			Ports: []endpoint.NamedPort{{Name: "http", Protocol: uint8(desired.TCP), Number: 8080}},
+			Ports: []attachment.NamedPort{{Name: "http", Protocol: uint8(desired.TCP), Number: 8080}},
 		}
 	}
 	out := desired.Policy{Namespace: "shop", Name: "out", Pods: app("web"), Egress: &desired.Isolation{Rules: []desired.Rule{{
@@ -415,7 +414,7 @@ func TestElsewhere(t *testing.T) {
 	local := pod(2, "web", "10.1.0.2")
 	build := func(p desired.Policy, elsewhere ...desired.Pod) desired.State {
 		policies := desired.Policies{Policies: []desired.Policy{p}}
-		return desired.Build(node(t), policies, []ident.Record{local}).With(policies.Members(elsewhere...))
+		return desired.Build(node(t), policies, []attachment.Record{local}).With(policies.Members(elsewhere...))
 	}
 	in := build(web(), far("a", "client", "10.2.0.2"), far("b", "other", "10.2.0.3"))
 	for source, want := range map[string]bool{"10.2.0.2": true, "10.2.0.3": false} {
@@ -487,7 +486,7 @@ func TestNamespaceAgain(t *testing.T) {
 				if now != "" {
 					policies.NamespaceUIDs = map[string]string{namespace: now}
 				}
-				s := desired.Build(node(t), policies, []ident.Record{r})
+				s := desired.Build(node(t), policies, []attachment.Record{r})
 				if got := s.Endpoints[0].Profiles[desired.Ingress] != ""; got != same(policy, of) {
 					t.Errorf("a policy of namespace %q selects a pod of namespace %q: %v", policy, of, got)
 				}
@@ -509,7 +508,7 @@ func TestNamespaceAgain(t *testing.T) {
 	both := desired.Policies{Policies: []desired.Policy{policyOf("1"), policyOf("2")}}
 	one, two := pod(2, "web", "10.1.0.2"), pod(3, "web", "10.1.0.3")
 	one.Namespace, one.NamespaceUID, two.Namespace, two.NamespaceUID = namespace, "1", namespace, "2"
-	s := desired.Build(node(t), both, []ident.Record{one, two})
+	s := desired.Build(node(t), both, []attachment.Record{one, two})
 	if a, b := s.Endpoints[0].Profiles, s.Endpoints[1].Profiles; a == b || a[desired.Ingress] == "" || b[desired.Ingress] == "" {
 		t.Errorf("pods of two namespaces of a name have profiles %q and %q", a, b)
 	}

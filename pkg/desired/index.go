@@ -6,10 +6,10 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/podmark/podmark/pkg/endpoint"
+	"github.com/podmark/podmark/pkg/attachment"
 )
 
-type endpointPort = endpoint.NamedPort
+type endpointPort = attachment.NamedPort
 
 // IndexedPod is a pod as an [Index] keeps it: a [Pod] of whatever namespace has the name
 // now. There may be hundreds of thousands.
@@ -27,7 +27,7 @@ type Template struct {
 	Namespace string
 	Labels    *LabelSet
 	// Ports are the named ports of the containers, each once.
-	Ports []endpoint.NamedPort
+	Ports []attachment.NamedPort
 }
 
 // Addresses are those of a pod in as many bytes as they have, each behind their number.

@@ -12,9 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/endpoint"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 )
 
@@ -167,7 +166,7 @@ func turn(r *rand.Rand, x *desired.Index, c *crowd) string {
 	default:
 		p := desired.Pod{Namespace: namespace, Name: name, Labels: labels(), Addresses: addresses()}
 		for range r.IntN(3) {
-			port := endpoint.NamedPort{Name: []string{"http", "dns"}[r.IntN(2)], Protocol: []uint8{6, 17}[r.IntN(2)], Number: uint16(80 + r.IntN(2))}
+			port := attachment.NamedPort{Name: []string{"http", "dns"}[r.IntN(2)], Protocol: []uint8{6, 17}[r.IntN(2)], Number: uint16(80 + r.IntN(2))}
 			if !slices.Contains(p.Ports, port) {
 				p.Ports = append(p.Ports, port)
 			}
@@ -259,12 +258,12 @@ func drop(m desired.Members) desired.Members {
 func TestBetween(t *testing.T) {
 	policies := desired.Policies{Policies: []desired.Policy{web()}}
 	a, b := pod(2, "web", "10.1.0.2"), pod(3, "client", "10.1.0.3")
-	before := desired.Build(node(t), policies, []ident.Record{a, b})
+	before := desired.Build(node(t), policies, []attachment.Record{a, b})
 	if from, to := desired.Between(before, before); len(from.Endpoints)+len(to.Endpoints)+len(from.Profiles)+len(to.Profiles) > 0 || members(from)+members(to) > 0 {
 		t.Errorf("between a state and itself: %+v and %+v", from, to)
 	}
 	b.Labels = map[string]string{"app": "web"}
-	after := desired.Build(node(t), policies, []ident.Record{a, b})
+	after := desired.Build(node(t), policies, []attachment.Record{a, b})
 	from, to := desired.Between(before, after)
 	if len(from.Endpoints) != 1 || len(to.Endpoints) != 1 || from.Endpoints[0].ID != b.ID || to.Endpoints[0].Profiles == from.Endpoints[0].Profiles {
 		t.Errorf("the pod that has another label: %+v and %+v", from.Endpoints, to.Endpoints)
@@ -285,9 +284,9 @@ func TestBetweenSharers(t *testing.T) {
 	a, b, c := pod(2, "web", "10.1.0.2"), pod(3, "web", "10.1.0.3"), pod(4, "web", "10.1.0.4")
 	a.ContainerID, b.ContainerID, c.ContainerID = "a", "b", "c"
 	a.Sources, b.Sources, c.Sources = prefix("172.30.0.0/16"), prefix("172.30.0.0/16"), prefix("172.31.0.0/16")
-	before := desired.Build(node(t), policies, []ident.Record{a, b, c})
+	before := desired.Build(node(t), policies, []attachment.Record{a, b, c})
 	a.Sources = nil
-	from, to := desired.Between(before, desired.Build(node(t), policies, []ident.Record{a, b, c}))
+	from, to := desired.Between(before, desired.Build(node(t), policies, []attachment.Record{a, b, c}))
 	ids := func(s desired.State) (out []mark.ID) {
 		for _, e := range s.Endpoints {
 			out = append(out, e.ID)

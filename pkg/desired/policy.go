@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/podmark/podmark/pkg/config"
 )
 
 // Policies is the compiled policy of a node, in the form that is stored on
@@ -125,24 +127,10 @@ func (p Protocol) String() string {
 }
 
 // PortRange is an inclusive range of ports, 0 to 65535.
-type PortRange struct {
-	First uint16 `json:"first"`
-	Last  uint16 `json:"last"`
-}
+type PortRange = config.PortRange
 
 // AllPorts is the range of a rule that names a protocol and no port.
 var AllPorts = PortRange{First: 0, Last: 65535}
-
-// Contains reports whether port lies in the range.
-func (r PortRange) Contains(port uint16) bool { return r.First <= port && port <= r.Last }
-
-// String renders "80" or "80:90", as iptables reads it.
-func (r PortRange) String() string {
-	if r.First == r.Last {
-		return fmt.Sprint(r.First)
-	}
-	return fmt.Sprintf("%d:%d", r.First, r.Last)
-}
 
 // Port is a protocol together with a range of destination ports.
 type Port struct {

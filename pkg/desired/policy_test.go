@@ -6,9 +6,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/endpoint"
-	"github.com/podmark/podmark/pkg/ident"
 )
 
 // Ranges that overlap or touch are one, and no port comes to them that was in none.
@@ -31,8 +30,8 @@ func TestMergeRanges(t *testing.T) {
 func TestNobody(t *testing.T) {
 	for _, nobody := range []bool{false, true} {
 		p := desired.Policy{Namespace: "one", Name: "web", Ingress: &desired.Isolation{Rules: []desired.Rule{{Nobody: nobody}}}}
-		r := ident.Record{ID: 2, Policed: true, Endpoint: endpoint.Endpoint{Namespace: "one", Pod: "web", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}}
-		s := desired.Build(desired.Node{}, desired.Policies{Policies: []desired.Policy{p}}, []ident.Record{r})
+		r := attachment.Record{ID: 2, Policed: true, Endpoint: attachment.Endpoint{Namespace: "one", Pod: "web", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}}
+		s := desired.Build(desired.Node{}, desired.Policies{Policies: []desired.Policy{p}}, []attachment.Record{r})
 		profile := s.Profiles[s.Endpoints[0].Profiles[desired.Ingress]]
 		if profile.ID == "" || (len(profile.Rules) == 0) != nobody {
 			t.Errorf("nobody is %t: %+v", nobody, profile)

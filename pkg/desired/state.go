@@ -19,8 +19,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/podmark/podmark/pkg/endpoint"
-	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/mark"
 )
 
@@ -120,7 +119,7 @@ type State struct {
 
 // Endpoint is one attachment with what the policies make of it.
 type Endpoint struct {
-	ident.Record
+	attachment.Record
 	// FormerID is the endpoint's ID in the node's Former layout, if there is one.
 	FormerID mark.ID
 	// Profiles holds the endpoint's profile per Direction; empty is "not isolated".
@@ -137,12 +136,12 @@ type Pod struct {
 	// Addresses are the pod's own, IPv4 and IPv6; those of its node are none.
 	Addresses []netip.Addr `json:"addresses"`
 	// Ports are the named ports of its containers.
-	Ports []endpoint.NamedPort `json:"ports,omitempty"`
+	Ports []attachment.NamedPort `json:"ports,omitempty"`
 }
 
 // podOf is what policies see of an attachment. Something outside Kubernetes has no
 // namespace.
-func podOf(r ident.Record) Pod {
+func podOf(r attachment.Record) Pod {
 	return Pod{Namespace: r.Namespace, NamespaceUID: r.NamespaceUID, Name: r.Pod, Labels: r.Labels, Addresses: r.Addresses, Ports: r.Ports}
 }
 
@@ -198,7 +197,7 @@ type TupleSet struct {
 // Build derives the state of a node from the policies and its attachments; [State.With]
 // adds the pods elsewhere. Given a single record, it yields that endpoint's share: its
 // profiles, and of each peer or tuple set only what is the endpoint's own.
-func Build(node Node, policies Policies, records []ident.Record) State {
+func Build(node Node, policies Policies, records []attachment.Record) State {
 	s := State{Node: node, Profiles: map[ProfileID]Profile{}}
 	var pods []Pod
 	byNamespace := policies.byNamespace()
@@ -382,7 +381,7 @@ func (p Policies) byNamespace() map[string][]Policy {
 
 // profile builds the profile of a pod in direction d from the policies of its namespace;
 // its ID is empty when no policy isolates the pod.
-func profile(policies []Policy, d Direction, r ident.Record) Profile {
+func profile(policies []Policy, d Direction, r attachment.Record) Profile {
 	enforced, audited := Profile{Direction: d}, Profile{Direction: d, Audit: true}
 	names := map[bool][]string{} // with UIDs, of what is enforced and audited
 	for _, policy := range policies {
@@ -559,11 +558,11 @@ func containsAll[T any](have, want []T, compare func(T, T) int) bool {
 // members of sets. Sets themselves stay. What is left is what an update has to touch, and
 // no more enough to tell whether the one narrows to the other.
 func Between(from, to State) (State, State) {
-	was := map[ident.Key]Endpoint{}
+	was := map[attachment.Key]Endpoint{}
 	for _, e := range from.Endpoints {
 		was[e.Key] = e
 	}
-	same := map[ident.Key]bool{}
+	same := map[attachment.Key]bool{}
 	for _, e := range to.Endpoints {
 		old, ok := was[e.Key]
 		same[e.Key] = ok && old.placedAs(e) && from.Layout == to.Layout

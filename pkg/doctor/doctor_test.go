@@ -12,12 +12,12 @@ import (
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/csum"
 	"github.com/podmark/podmark/pkg/apply/flowtable"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/conflist"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/doctor"
 	"github.com/podmark/podmark/pkg/foreign"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/runtimes"
@@ -46,7 +46,7 @@ func healthy(t *testing.T, mask uint32) doctor.Facts {
 		State: doctor.State{
 			Ran: true, Layout: layout, Kind: apply.NFTables,
 			NodePorts: []desired.PortRange{{First: 30000, Last: 32767}},
-			Records:   []ident.Record{{Key: ident.Key{Network: "net", ContainerID: "one", IfName: "eth0"}, ID: mark.First, Policed: true, Committed: true}},
+			Records:   []attachment.Record{{Key: attachment.Key{Network: "net", ContainerID: "one", IfName: "eth0"}, ID: mark.First, Policed: true, Committed: true}},
 			IDs:       1,
 		},
 		Networks: []doctor.Network{{File: runtimes.Default().Conf + "/10-net.conflist", Network: parsed, Content: list, Entry: entry, Config: c}},

@@ -6,11 +6,11 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/flowtable"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/conflist"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/foreign"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/runtimes"
@@ -94,7 +94,7 @@ type State struct {
 	Layout    mark.Layout
 	Kind      apply.Kind
 	NodePorts []desired.PortRange
-	Records   []ident.Record
+	Records   []attachment.Record
 	// Idle are the policies that select none of the Records.
 	Idle []desired.IdlePolicy
 	// Unapplied is set where pods want policies of files, and nobody has applied any.

@@ -13,6 +13,7 @@ import (
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/nftables"
 	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/foreign"
@@ -162,7 +163,7 @@ func (f *Facts) readState(ctx context.Context, n apply.Node) {
 
 // gone holds for an attachment of which nothing is left but its record: one whose
 // ADD or DEL is under way still has its namespace.
-func gone(r ident.Record) bool {
+func gone(r attachment.Record) bool {
 	if port.Alive(r.Endpoint) {
 		return false
 	}

@@ -6,9 +6,9 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/foreign"
-	"github.com/podmark/podmark/pkg/ident"
 )
 
 const (
@@ -157,7 +157,7 @@ func reaches(r foreign.Rule, f Facts) bool {
 	if !r.Source.IsValid() && !r.Destination.IsValid() {
 		return true
 	}
-	return slices.ContainsFunc(f.State.Records, func(e ident.Record) bool {
+	return slices.ContainsFunc(f.State.Records, func(e attachment.Record) bool {
 		return slices.ContainsFunc(e.Addresses, func(a netip.Addr) bool { return r.Source.Contains(a) || r.Destination.Contains(a) })
 	})
 }

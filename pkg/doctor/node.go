@@ -150,10 +150,7 @@ func checkNodePorts(f Facts) []Finding {
 	configured, by := f.State.NodePorts, "kubeNodePortRanges of the conflist"
 	active, inConflist := f.active()
 	if inConflist && active.Err == nil {
-		configured = nil
-		for _, r := range active.Config.NodePorts {
-			configured = append(configured, desired.PortRange{First: r.First, Last: r.Last})
-		}
+		configured = active.Config.NodePorts
 	}
 	told := f.DaemonRuns && f.Daemon != nil && !f.Daemon.Idle && f.Daemon.Ports.Source != "" && f.Daemon.Ports.Source != by
 	if told {
@@ -165,7 +162,7 @@ func checkNodePorts(f Facts) []Finding {
 	var outside []string
 	all := slices.Clone(configured)
 	for _, p := range f.PortsInUse {
-		if !slices.ContainsFunc(configured, func(r desired.PortRange) bool { return r.First <= p && p <= r.Last }) {
+		if !slices.ContainsFunc(configured, func(r desired.PortRange) bool { return r.Contains(p) }) {
 			outside = append(outside, fmt.Sprint(p))
 			all = append(all, desired.PortRange{First: p, Last: p})
 		}

@@ -7,9 +7,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/node"
 )
 
@@ -215,7 +215,7 @@ func (f Facts) unpolicedByChoice() bool {
 	for _, n := range f.Networks {
 		chosen[n.Name] = n.Entry != nil && n.Err == nil && n.Config.Policy == config.PolicyNone && config.SaysPolicy(n.Entry)
 	}
-	return !slices.ContainsFunc(f.State.Records, func(r ident.Record) bool { return desired.GapOf(r, true) == desired.Unasked && !chosen[r.Network] }) &&
+	return !slices.ContainsFunc(f.State.Records, func(r attachment.Record) bool { return desired.GapOf(r, true) == desired.Unasked && !chosen[r.Network] }) &&
 		!slices.ContainsFunc(f.State.Idle, func(p desired.IdlePolicy) bool { return p.Reason == desired.IdleUnpoliced })
 }
 

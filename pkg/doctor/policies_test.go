@@ -7,11 +7,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/conflist"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/doctor"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/runtimes"
 )
@@ -47,9 +47,9 @@ func networked(t *testing.T, keys ...string) doctor.Facts {
 }
 
 // shop are pods of namespace shop, of which only the one called policed is.
-func shop(kubernetes bool, names ...string) (out []ident.Record) {
+func shop(kubernetes bool, names ...string) (out []attachment.Record) {
 	for _, name := range names {
-		r := ident.Record{Key: ident.Key{Network: "net0", ContainerID: name}, Kubernetes: kubernetes, Policed: name == "policed", Committed: true}
+		r := attachment.Record{Key: attachment.Key{Network: "net0", ContainerID: name}, Kubernetes: kubernetes, Policed: name == "policed", Committed: true}
 		r.Namespace, r.Pod = "shop", name
 		out = append(out, r)
 	}
@@ -84,14 +84,14 @@ func TestUnpolicedByChoice(t *testing.T) {
 // attachment polices now. One of a network that wants no policy would be as open again.
 func TestDeletePods(t *testing.T) {
 	const web, db = "kubectl -n shop delete pod web", "kubectl -n shop delete pod db"
-	twice := func(r []ident.Record) []ident.Record {
+	twice := func(r []attachment.Record) []attachment.Record {
 		second := r[0]
 		second.IfName, second.Network = "net1", "net1"
 		return append(r, second)
 	}
 	for name, tt := range map[string]struct {
 		networks []string
-		records  []ident.Record
+		records  []attachment.Record
 		want     string
 	}{
 		"a further network without":     {[]string{`"policy": "kubernetes"`, `"policy": "none"`}, twice(shop(false, "policed"))[1:], "# "},

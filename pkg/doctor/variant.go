@@ -6,6 +6,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/foreign"
+	"github.com/podmark/podmark/pkg/xtables"
 )
 
 func checkMix(f Facts) []Finding {
@@ -30,15 +31,12 @@ func checkMix(f Facts) []Finding {
 	}}
 }
 
-// hints are the chains in mangle by which the kubelet tells which variant it uses.
-var hints = []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}
-
 // kubeletVariant is the firewall that has the kubelet's chains; false when none or
 // both have.
 func kubeletVariant(f Facts) (foreign.Origin, bool) {
 	found := map[foreign.Origin]bool{}
 	for _, c := range f.Chains {
-		if c.OfIPTables() && c.Table == "mangle" && slices.Contains(hints, c.Name) {
+		if c.OfIPTables() && c.Table == "mangle" && slices.Contains(xtables.KubeletHints(), c.Name) {
 			found[c.Origin] = true
 		}
 	}

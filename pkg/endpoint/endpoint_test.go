@@ -17,6 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/test/netns"
 )
@@ -105,32 +106,32 @@ func TestFromResult(t *testing.T) {
 		name   string
 		make   func(t *testing.T, c *container) // ptp's veth when nil
 		result string
-		want   endpoint.Endpoint
+		want   attachment.Endpoint
 	}{
 		{name: "ptp", result: asPTP},
 		{name: "bridge", result: asBridge, make: func(t *testing.T, c *container) {
 			c.veth(t, "v")
 			master(t, "v", &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "cni0"}})
-		}, want: endpoint.Endpoint{Interface: "cni0"}},
+		}, want: attachment.Endpoint{Interface: "cni0"}},
 		{name: "host veth not listed", result: `{"ips": [{"address": "10.0.0.2/32", "gateway": "10.0.0.1"}]}`},
 		{name: "host veth listed wrongly", result: strings.Replace(asPTP, `"v"`, `"lo"`, 1)},
 		{name: "dual stack", result: `{"interfaces": [{"name": "eth0"}], "ips": [
-			{"address": "10.0.0.2/24", "gateway": "10.0.0.1", "interface": 0}, {"address": "fd00::2/64", "gateway": "fd00::1", "interface": 0}]}`, want: endpoint.Endpoint{
+			{"address": "10.0.0.2/24", "gateway": "10.0.0.1", "interface": 0}, {"address": "fd00::2/64", "gateway": "fd00::1", "interface": 0}]}`, want: attachment.Endpoint{
 			Addresses: addrs("10.0.0.2", "fd00::2"), Gateways: addrs("10.0.0.1", "fd00::1"),
 		}},
-		{name: "several of a family", result: `{"ips": [{"address": "10.0.0.2/24"}, {"address": "10.1.0.2/24"}, {"address": "fd00::2/64"}, {"address": "fd01::2/64"}]}`, want: endpoint.Endpoint{
+		{name: "several of a family", result: `{"ips": [{"address": "10.0.0.2/24"}, {"address": "10.1.0.2/24"}, {"address": "fd00::2/64"}, {"address": "fd01::2/64"}]}`, want: attachment.Endpoint{
 			Addresses: addrs("10.0.0.2", "10.1.0.2", "fd00::2", "fd01::2"), Gateways: addrs(),
 		}},
-		{name: "IPv6 only", result: `{"ips": [{"address": "fd00::2/64", "gateway": "fd00::1"}]}`, want: endpoint.Endpoint{
+		{name: "IPv6 only", result: `{"ips": [{"address": "fd00::2/64", "gateway": "fd00::1"}]}`, want: attachment.Endpoint{
 			Addresses: addrs("fd00::2"), Gateways: addrs("fd00::1"),
 		}},
-		{name: "mapped address", result: `{"ips": [{"address": "::ffff:10.0.0.2/128"}]}`, want: endpoint.Endpoint{Addresses: addrs("10.0.0.2"), Gateways: addrs()}},
+		{name: "mapped address", result: `{"ips": [{"address": "::ffff:10.0.0.2/128"}]}`, want: attachment.Endpoint{Addresses: addrs("10.0.0.2"), Gateways: addrs()}},
 		{name: "addresses of other interfaces", result: `{"interfaces": [{"name": "v"}, {"name": "eth0"}, {"name": "eth1"}], "ips": [
 			{"address": "10.9.0.1/24", "interface": 0}, {"address": "10.0.0.2/24", "interface": 1}, {"address": "10.9.0.2/24", "interface": 2},
-			{"address": "10.9.0.3/24", "interface": 3}, {"address": "10.9.0.4/24", "interface": -1}, {"address": "10.0.0.3/24"}]}`, want: endpoint.Endpoint{
+			{"address": "10.9.0.3/24", "interface": 3}, {"address": "10.9.0.4/24", "interface": -1}, {"address": "10.0.0.3/24"}]}`, want: attachment.Endpoint{
 			Addresses: addrs("10.0.0.2", "10.0.0.3"), Gateways: addrs(),
 		}},
-		{name: "unspecified addresses", result: `{"ips": [{"address": "0.0.0.0/0"}, {"address": "::/0"}, {"address": "10.0.0.2/24", "gateway": "0.0.0.0"}]}`, want: endpoint.Endpoint{Gateways: addrs()}},
+		{name: "unspecified addresses", result: `{"ips": [{"address": "0.0.0.0/0"}, {"address": "::/0"}, {"address": "10.0.0.2/24", "gateway": "0.0.0.0"}]}`, want: attachment.Endpoint{Gateways: addrs()}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

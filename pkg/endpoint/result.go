@@ -13,6 +13,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/pkg/attachment"
 )
 
 // ErrNoHostInterface is returned for a container interface whose packets do not
@@ -31,18 +33,18 @@ var ErrNetns = errors.New("network namespace unusable")
 // interfaces from the kernel. The host veth is found by its peer's index and not by the
 // prevResult's names, because not every main plugin lists it. Identity
 // (namespace, pod, labels) is for the caller to fill in, and Counters for it to close.
-func FromResult(result *types100.Result, netnsPath, ifName string) (e Endpoint, c Counters, err error) {
+func FromResult(result *types100.Result, netnsPath, ifName string) (e attachment.Endpoint, c Counters, err error) {
 	e.Addresses, e.Gateways = addresses(result, ifName)
 	if len(e.Addresses) == 0 {
-		return Endpoint{}, Counters{}, fmt.Errorf("%w for interface %q in prevResult: podmark belongs after a plugin that assigns one", ErrNoAddress, ifName)
+		return attachment.Endpoint{}, Counters{}, fmt.Errorf("%w for interface %q in prevResult: podmark belongs after a plugin that assigns one", ErrNoAddress, ifName)
 	}
 	inner, c, err := containerLink(netnsPath, ifName)
 	if err == nil {
-		err = e.connect(inner, ifName)
+		err = connect(&e, inner, ifName)
 	}
 	if err != nil {
 		c.Close()
-		return Endpoint{}, Counters{}, err
+		return attachment.Endpoint{}, Counters{}, err
 	}
 	return e, c, nil
 }
@@ -50,20 +52,21 @@ func FromResult(result *types100.Result, netnsPath, ifName string) (e Endpoint, 
 // FromOutside is FromResult without entering the network namespace, which takes
 // CAP_SYS_ADMIN: the host's side may ask about a link there with CAP_NET_ADMIN (Linux
 // 5.0, rtnl_get_net_ns_capable). What the namespace has sent is not known then.
-func FromOutside(result *types100.Result, netnsPath, ifName string) (e Endpoint, err error) {
+func FromOutside(result *types100.Result, netnsPath, ifName string) (e attachment.Endpoint, err error) {
 	if e.Addresses, e.Gateways = addresses(result, ifName); len(e.Addresses) == 0 {
-		return Endpoint{}, fmt.Errorf("%w for interface %q in its result", ErrNoAddress, ifName)
+		return attachment.Endpoint{}, fmt.Errorf("%w for interface %q in its result", ErrNoAddress, ifName)
 	}
 	ns, err := os.Open(netnsPath)
 	if err != nil {
-		return Endpoint{}, fmt.Errorf("%w: %w", ErrNetns, err)
+		return attachment.Endpoint{}, fmt.Errorf("%w: %w", ErrNetns, err)
 	}
 	defer ns.Close()
 	inner, err := linkIn(int(ns.Fd()), ifName)
 	if err != nil {
-		return Endpoint{}, fmt.Errorf("reading interface %q in %q: %w", ifName, netnsPath, err)
+		return attachment.Endpoint{}, fmt.Errorf("reading interface %q in %q: %w", ifName, netnsPath, err)
 	}
-	return e, e.connect(inner, ifName)
+	err = connect(&e, inner, ifName)
+	return e, err
 }
 
 // linkIn reads a link of the network namespace that is open as ns.
@@ -91,7 +94,7 @@ func linkIn(ns int, ifName string) (netlink.Link, error) {
 }
 
 // connect finds the host's side of the container's link.
-func (e *Endpoint) connect(inner netlink.Link, ifName string) error {
+func connect(e *attachment.Endpoint, inner netlink.Link, ifName string) error {
 	e.MAC = inner.Attrs().HardwareAddr.String()
 	port, err := hostVeth(inner)
 	if err != nil {
@@ -104,7 +107,7 @@ func (e *Endpoint) connect(inner netlink.Link, ifName string) error {
 		return err
 	}
 	if master.Type() != "vrf" {
-		if err := e.onto(master); err != nil {
+		if err := onto(e, master); err != nil {
 			return err
 		}
 		// A bridge may be a VRF's in its turn.
@@ -119,7 +122,7 @@ func (e *Endpoint) connect(inner netlink.Link, ifName string) error {
 }
 
 // onto takes over that the host veth is a port of master, which is the L3 interface then.
-func (e *Endpoint) onto(master netlink.Link) error {
+func onto(e *attachment.Endpoint, master netlink.Link) error {
 	if kind := master.Type(); kind == "openvswitch" {
 		return fmt.Errorf("%w: host veth %q is a port of an %s datapath, which forwards packets past the IP hooks", ErrNoHostInterface, e.Port, kind)
 	}
@@ -128,7 +131,7 @@ func (e *Endpoint) onto(master netlink.Link) error {
 	if !ok || bridge.VlanFiltering == nil || !*bridge.VlanFiltering {
 		return nil
 	}
-	facts, err := e.readVLANs(bridge)
+	facts, err := readVLANs(e, bridge)
 	if err != nil {
 		return err
 	}

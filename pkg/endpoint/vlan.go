@@ -8,6 +8,8 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/podmark/podmark/pkg/attachment"
 )
 
 // vlans are what a bridge with VLAN filtering does with what its port sends.
@@ -23,7 +25,7 @@ type vlans struct {
 
 // readVLANs asks the kernel. The bridge plugin takes vlan_filtering for "vlan" and
 // "vlanTrunk" alone, so on other nodes nothing of this is read.
-func (e *Endpoint) readVLANs(bridge *netlink.Bridge) (v vlans, err error) {
+func readVLANs(e *attachment.Endpoint, bridge *netlink.Bridge) (v vlans, err error) {
 	if bridge.VlanDefaultPVID != nil {
 		v.byDefault = *bridge.VlanDefaultPVID
 	}
@@ -67,7 +69,7 @@ func (e *Endpoint) readVLANs(bridge *netlink.Bridge) (v vlans, err error) {
 
 // plain returns why the endpoint's packets do not enter the host by the bridge itself, or
 // not all of them: nil where they do.
-func (v vlans) plain(e Endpoint) error {
+func (v vlans) plain(e attachment.Endpoint) error {
 	why := ""
 	switch {
 	case v.pvid != v.byDefault:

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"strings"
 	"testing"
+
+	"github.com/podmark/podmark/pkg/attachment"
 )
 
 // A port of a bridge with VLANs is the endpoint's only where all that it carries enters the
@@ -26,7 +28,7 @@ func TestPlainPort(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			err := tt.v.plain(Endpoint{Port: "v", Interface: "cni0"})
+			err := tt.v.plain(attachment.Endpoint{Port: "v", Interface: "cni0"})
 			if (err == nil) != (tt.word == "") {
 				t.Fatalf("plain = %v", err)
 			}

@@ -9,11 +9,10 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply/iptables"
 	"github.com/podmark/podmark/pkg/apply/nftables"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/pkg/explain"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 )
 
@@ -23,11 +22,11 @@ func addr(s string) netip.Addr   { return netip.MustParseAddr(s) }
 func at(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 
 // pod is an attachment of namespace shop labelled app=name, with a veth of its name.
-func pod(id mark.ID, name string, addresses ...string) ident.Record {
-	r := ident.Record{
+func pod(id mark.ID, name string, addresses ...string) attachment.Record {
+	r := attachment.Record{
 		ID: id, Policed: true, Committed: true,
-		Key:      ident.Key{Network: "net", ContainerID: name, IfName: "eth0"},
-		Endpoint: endpoint.Endpoint{Namespace: "shop", Pod: name, Labels: map[string]string{"app": name}, Interface: "veth-" + name, Port: "veth-" + name},
+		Key:      attachment.Key{Network: "net", ContainerID: name, IfName: "eth0"},
+		Endpoint: attachment.Endpoint{Namespace: "shop", Pod: name, Labels: map[string]string{"app": name}, Interface: "veth-" + name, Port: "veth-" + name},
 	}
 	for _, a := range addresses {
 		r.Addresses = append(r.Addresses, addr(a))
@@ -36,7 +35,7 @@ func pod(id mark.ID, name string, addresses ...string) ident.Record {
 }
 
 // routing is r with further sources.
-func routing(r ident.Record, sources ...string) ident.Record {
+func routing(r attachment.Record, sources ...string) attachment.Record {
 	for _, p := range sources {
 		r.Sources = append(r.Sources, netip.MustParsePrefix(p))
 	}
@@ -64,7 +63,7 @@ var (
 		{Namespace: "shop", Name: "mute", Pods: app("mute"), Egress: from("web", "192.168.50.1/32")},
 		{Namespace: "shop", Name: "web", Pods: app("web"), Ingress: from("client", "192.168.50.0/24")},
 	}}
-	records = []ident.Record{
+	records = []attachment.Record{
 		pod(2, "web", "10.1.0.2", "fd00:1::2"), pod(3, "db", "10.1.0.3"), pod(4, "client", "10.1.0.4", "fd00:1::4", "10.9.0.4"),
 		routing(pod(5, "mute", "10.1.0.5"), "172.30.0.0/16", "10.1.0.0/29"),
 	}

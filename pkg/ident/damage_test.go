@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 )
@@ -24,7 +25,7 @@ func TestDamagedRecord(t *testing.T) {
 	if _, err := s.Get(good.Key); err != nil {
 		t.Fatal(err)
 	}
-	change := func(f func(r *ident.Record)) string {
+	change := func(f func(r *attachment.Record)) string {
 		r := good
 		r.Addresses = append([]netip.Addr(nil), good.Addresses...)
 		f(&r)
@@ -35,23 +36,11 @@ func TestDamagedRecord(t *testing.T) {
 		return string(b)
 	}
 	for name, content := range map[string]string{
-		"empty":                "",
-		"half":                 `{"network":"net","cont`,
-		"another shape":        `[]`,
-		"another attachment":   change(func(r *ident.Record) { r.ContainerID = "b" }),
-		"reserved ID":          change(func(r *ident.Record) { r.ID = mark.Outside }),
-		"no ID":                change(func(r *ident.Record) { r.ID = 0 }),
-		"no address":           change(func(r *ident.Record) { r.Addresses = nil }),
-		"empty address":        change(func(r *ident.Record) { r.Addresses[0] = netip.Addr{} }),
-		"unspecified address":  change(func(r *ident.Record) { r.Addresses[0] = netip.IPv4Unspecified() }),
-		"address with zone":    change(func(r *ident.Record) { r.Addresses[0] = netip.MustParseAddr("fe80::1%eth0") }),
-		"mapped address":       change(func(r *ident.Record) { r.Addresses[0] = netip.MustParseAddr("::ffff:10.0.0.1") }),
-		"no interface":         change(func(r *ident.Record) { r.Interface = "" }),
-		"no port":              change(func(r *ident.Record) { r.Port = "" }),
-		"interface is a path":  change(func(r *ident.Record) { r.Interface = "../x" }),
-		"interface has a line": change(func(r *ident.Record) { r.Interface = "a\nflush" }),
-		"port has a space":     change(func(r *ident.Record) { r.Port = "a b" }),
-		"port too long":        change(func(r *ident.Record) { r.Port = strings.Repeat("x", 16) }),
+		"empty":              "",
+		"half":               `{"network":"net","cont`,
+		"another shape":      `[]`,
+		"another attachment": change(func(r *attachment.Record) { r.ContainerID = "b" }),
+		"no address":         change(func(r *attachment.Record) { r.Addresses = nil }),
 	} {
 		write(t, s, "attachments/"+good.Hash(), content)
 		if _, err := s.Get(good.Key); !errors.Is(err, ident.ErrDamaged) || !strings.Contains(err.Error(), good.Hash()) {
@@ -101,9 +90,9 @@ func FuzzRecord(f *testing.F) {
 				write(t, s, name, string(content))
 			}
 		}
-		for _, read := range []func() (ident.Record, error){
-			func() (ident.Record, error) { return s.Get(good.Key) },
-			func() (ident.Record, error) { return s.Owner(addr) },
+		for _, read := range []func() (attachment.Record, error){
+			func() (attachment.Record, error) { return s.Get(good.Key) },
+			func() (attachment.Record, error) { return s.Owner(addr) },
 		} {
 			r, err := read()
 			switch {
@@ -136,7 +125,7 @@ func FuzzRecord(f *testing.F) {
 }
 
 // safe fails the test where a part of r could leave a folder or break a line.
-func safe(t *testing.T, r ident.Record) {
+func safe(t *testing.T, r attachment.Record) {
 	t.Helper()
 	for _, name := range []string{r.Interface, r.Port} {
 		if name == "" || len(name) > 15 || name == "." || name == ".." || strings.ContainsAny(name, " \t\r\n\v\f/:\x00") {

@@ -10,7 +10,7 @@
 //	daemon.lock            held by the daemon
 //	calls                  what the plugin did, until the daemon counts it; see Call
 //	next                   the ID to try first, so that a freed ID is reused late
-//	attachments/<hash>     one Record each; <hash> is of (network, containerID, ifname)
+//	attachments/<hash>     one attachment.Record each; <hash> is of (network, containerID, ifname)
 //	ids/<n>                a link to the attachment that has the ID
 //	addresses/<address>    a link to the attachment that owns it now
 //

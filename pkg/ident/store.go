@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/mark"
 )
 
@@ -230,15 +231,19 @@ func (s Store) DaemonLives() (bool, error) {
 
 // Get reads the record of key. The error is fs.ErrNotExist when there is none,
 // ErrDamaged when the file cannot be understood.
-func (s Store) Get(key Key) (Record, error) {
+func (s Store) Get(key attachment.Key) (attachment.Record, error) {
 	return s.readRecord(s.path(attachmentsDir, key.Hash()))
 }
 
-func (s Store) readRecord(path string) (Record, error) {
-	var r Record
+func (s Store) readRecord(path string) (attachment.Record, error) {
+	var r attachment.Record
 	err := ReadJSON(path, &r)
 	if err == nil {
-		if wrong := r.validate(filepath.Base(path)); wrong != nil {
+		wrong := r.Validate()
+		if name := filepath.Base(path); r.Hash() != name {
+			wrong = fmt.Errorf("it holds attachment %s, whose file is %s", r.Key, r.Hash())
+		}
+		if wrong != nil {
 			err = fmt.Errorf("%w: %q: %w", ErrDamaged, path, wrong)
 		}
 	}
@@ -246,53 +251,19 @@ func (s Store) readRecord(path string) (Record, error) {
 		err = fmt.Errorf("%w; run 'podmarkctl gc'", err)
 	}
 	if err != nil {
-		return Record{}, err
+		return attachment.Record{}, err
 	}
 	return r, nil
 }
 
-// validate checks everything that later becomes a path, a set element or a rule.
-func (r Record) validate(name string) error {
-	switch {
-	case r.Hash() != name:
-		return fmt.Errorf("it holds attachment %s, whose file is %s", r.Key, r.Hash())
-	case r.ID < mark.First:
-		return fmt.Errorf("ID %d is reserved", r.ID)
-	case !interfaceName(r.Interface) || !interfaceName(r.Port):
-		return fmt.Errorf("interface %q or port %q is not an interface name", r.Interface, r.Port)
-	case len(r.Addresses) == 0:
-		return errors.New("it has no address")
-	}
-	for _, a := range r.Addresses {
-		if !plain(a) {
-			return fmt.Errorf("address %q is not a plain IPv4 or IPv6 address", a)
-		}
-	}
-	return nil
-}
-
-// plain reports whether a is one address in its canonical form.
-func plain(a netip.Addr) bool {
-	return a.IsValid() && a.Zone() == "" && !a.Is4In6() && !a.IsUnspecified()
-}
-
-// interfaceName accepts what the kernel does (dev_valid_name): 1 to 15 bytes
-// without space, slash or colon.
-func interfaceName(s string) bool {
-	if s == "" || len(s) > 15 || s == "." || s == ".." {
-		return false
-	}
-	return !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == '/' || r == ':' || r == 0x7f })
-}
-
 // List reads every record. Damaged ones are left out and reported together with
 // the good ones.
-func (s Store) List() ([]Record, error) {
+func (s Store) List() ([]attachment.Record, error) {
 	names, err := s.names(attachmentsDir)
 	if err != nil {
 		return nil, fmt.Errorf("listing attachments: %w", err)
 	}
-	var records []Record
+	var records []attachment.Record
 	var errs []error
 	slices.Sort(names)
 	for _, name := range names {
@@ -328,9 +299,9 @@ func (s Store) count(sub string) (int, error) {
 // Reserve writes r, uncommitted, with an ID of its own: the one it had if the
 // attachment is known, else the next free one. The record comes first: an ID
 // always leads to a record that tells whose it is.
-func (s Store) Reserve(layout mark.Layout, r Record) (Record, error) {
+func (s Store) Reserve(layout mark.Layout, r attachment.Record) (attachment.Record, error) {
 	if err := s.relink(layout); err != nil {
-		return Record{}, fmt.Errorf("looking for lost IDs: %w", err)
+		return attachment.Record{}, fmt.Errorf("looking for lost IDs: %w", err)
 	}
 	hash := r.Hash()
 	r.Committed = false
@@ -340,17 +311,17 @@ func (s Store) Reserve(layout mark.Layout, r Record) (Record, error) {
 	}
 	id, err := s.free(layout)
 	if err != nil {
-		return Record{}, err
+		return attachment.Record{}, err
 	}
 	r.ID = id
 	if err := s.Put(r); err != nil {
-		return Record{}, err
+		return attachment.Record{}, err
 	}
 	if err := os.Symlink(target(hash), s.idPath(id)); err != nil {
-		return Record{}, fmt.Errorf("reserving ID %d: %w", id, err)
+		return attachment.Record{}, fmt.Errorf("reserving ID %d: %w", id, err)
 	}
 	if err := s.setNext(id + 1); err != nil && !errors.Is(err, ErrNoRoom) {
-		return Record{}, err
+		return attachment.Record{}, err
 	}
 	return r, nil
 }
@@ -469,7 +440,7 @@ func (s Store) relink(layout mark.Layout) error {
 }
 
 // link makes the ID file of a record where there is none, or with dryRun says that it would.
-func (s Store) link(r Record, dryRun bool) (made bool, err error) {
+func (s Store) link(r attachment.Record, dryRun bool) (made bool, err error) {
 	if _, err := os.Lstat(s.idPath(r.ID)); !errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -532,7 +503,7 @@ func (s Store) holds(id mark.ID, hash string) bool {
 }
 
 // Put writes the record as it is.
-func (s Store) Put(r Record) error {
+func (s Store) Put(r attachment.Record) error {
 	b, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("encoding record of %s: %w", r.Key, err)
@@ -542,7 +513,7 @@ func (s Store) Put(r Record) error {
 
 // Disown takes its addresses from the attachment, which ends it as a record does that is not
 // committed, and needs no room. What another attachment has by now stays that one's.
-func (s Store) Disown(r Record) error {
+func (s Store) Disown(r attachment.Record) error {
 	var errs []error
 	for _, a := range r.Addresses {
 		if s.Owns(r.Key, a) {
@@ -554,7 +525,7 @@ func (s Store) Disown(r Record) error {
 
 // Release forgets the attachment: its addresses, its ID, then its record.
 // What is already gone, or another attachment's by now, is left alone.
-func (s Store) Release(r Record) error {
+func (s Store) Release(r attachment.Record) error {
 	hash := r.Hash()
 	err := s.Disown(r)
 	if s.holds(r.ID, hash) {
@@ -567,13 +538,13 @@ func (s Store) Release(r Record) error {
 }
 
 // Owner returns the record that owns addr now; fs.ErrNotExist when none does.
-func (s Store) Owner(addr netip.Addr) (Record, error) {
+func (s Store) Owner(addr netip.Addr) (attachment.Record, error) {
 	hash, err := s.linked(addressesDir, addr.String())
 	if err != nil {
-		return Record{}, err
+		return attachment.Record{}, err
 	}
 	if hash == "" {
-		return Record{}, fmt.Errorf("%w: %q", ErrDamaged, s.path(addressesDir, addr.String()))
+		return attachment.Record{}, fmt.Errorf("%w: %q", ErrDamaged, s.path(addressesDir, addr.String()))
 	}
 	return s.readRecord(s.path(attachmentsDir, hash))
 }
@@ -585,19 +556,19 @@ func hashName(name string) bool {
 
 // Owns reports whether key is the owner of addr. An address has one owner: the
 // attachment that was added last.
-func (s Store) Owns(key Key, addr netip.Addr) bool {
+func (s Store) Owns(key attachment.Key, addr netip.Addr) bool {
 	hash, err := s.linked(addressesDir, addr.String())
 	return err == nil && hash == key.Hash()
 }
 
 // Others reports whether addr is another attachment's than key's by now.
-func (s Store) Others(key Key, addr netip.Addr) bool {
+func (s Store) Others(key attachment.Key, addr netip.Addr) bool {
 	hash, err := s.linked(addressesDir, addr.String())
 	return err == nil && hash != "" && hash != key.Hash()
 }
 
 // Own makes key the owner of its addresses.
-func (s Store) Own(r Record) error {
+func (s Store) Own(r attachment.Record) error {
 	hash := r.Hash()
 	for _, a := range r.Addresses {
 		owner, err := s.linked(addressesDir, a.String())
@@ -631,7 +602,7 @@ func replaceLink(to, path string) error {
 // record lacks it makes: else another would get that ID. It returns what it removed or made, or
 // with dryRun what it would, relative to the folder, and says what it could not.
 func (s Store) Sweep(dryRun bool) (removed []string, err error) {
-	good := map[string]Record{}
+	good := map[string]attachment.Record{}
 	records, _ := s.List() // the damaged ones are what this is for
 	for _, r := range records {
 		good[r.Hash()] = r

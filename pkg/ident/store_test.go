@@ -15,7 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
-	"github.com/podmark/podmark/pkg/endpoint"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 )
@@ -54,10 +54,10 @@ func layout(t testing.TB, mask uint32) mark.Layout {
 }
 
 // record is that of a container with an address of its own.
-func record(name string, addresses ...string) ident.Record {
-	r := ident.Record{
-		Key:      ident.Key{Network: "net", ContainerID: name, IfName: "eth0"},
-		Endpoint: endpoint.Endpoint{Interface: "veth-" + name, Port: "veth-" + name},
+func record(name string, addresses ...string) attachment.Record {
+	r := attachment.Record{
+		Key:      attachment.Key{Network: "net", ContainerID: name, IfName: "eth0"},
+		Endpoint: attachment.Endpoint{Interface: "veth-" + name, Port: "veth-" + name},
 	}
 	for _, a := range addresses {
 		r.Addresses = append(r.Addresses, netip.MustParseAddr(a))
@@ -68,7 +68,7 @@ func record(name string, addresses ...string) ident.Record {
 	return r
 }
 
-func reserve(t *testing.T, s ident.Store, l mark.Layout, r ident.Record) ident.Record {
+func reserve(t *testing.T, s ident.Store, l mark.Layout, r attachment.Record) attachment.Record {
 	t.Helper()
 	got, err := s.Reserve(l, r)
 	if err != nil {
@@ -77,7 +77,7 @@ func reserve(t *testing.T, s ident.Store, l mark.Layout, r ident.Record) ident.R
 	return got
 }
 
-func release(t *testing.T, s ident.Store, r ident.Record) {
+func release(t *testing.T, s ident.Store, r attachment.Record) {
 	t.Helper()
 	if err := s.Release(r); err != nil {
 		t.Fatal(err)
@@ -104,7 +104,7 @@ func files(t *testing.T, s ident.Store) []string {
 func TestReserveInOrder(t *testing.T) {
 	s, l := newStore(t), layout(t, 0x70000) // IDs 2 to 7
 	var got []mark.ID
-	next := func(name string) ident.Record {
+	next := func(name string) attachment.Record {
 		r := reserve(t, s, l, record(name))
 		got = append(got, r.ID)
 		return r
@@ -219,7 +219,7 @@ func TestExhausted(t *testing.T) {
 		{0x70000, 6, []string{"iptablesMarkMask 0x70000", "holds 6 endpoints", "0x80070000 for 14"}},
 	} {
 		s, l := newStore(t), layout(t, tt.mask)
-		var last ident.Record
+		var last attachment.Record
 		for i := range tt.capacity {
 			last = reserve(t, s, l, record(fmt.Sprint(i)))
 		}
@@ -379,29 +379,6 @@ func TestRemoveAll(t *testing.T) {
 	}
 	if _, err := os.Stat(s.Dir()); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the folder is left: %v", err)
-	}
-}
-
-// No two keys share a file, however they are cut.
-func TestHash(t *testing.T) {
-	seen := map[string]ident.Key{}
-	for _, k := range []ident.Key{
-		{Network: "a", ContainerID: "b", IfName: "c"},
-		{Network: "ab", ContainerID: "", IfName: "c"},
-		{Network: "", ContainerID: "ab", IfName: "c"},
-		{Network: "a", ContainerID: "bc", IfName: ""},
-		{Network: "a1:", ContainerID: "b", IfName: "c"},
-		{Network: "a", ContainerID: "1:b", IfName: "c"},
-		{Network: "../../etc", ContainerID: "/", IfName: "\x00"},
-	} {
-		h := k.Hash()
-		if len(h) != 32 || strings.Trim(h, "0123456789abcdef") != "" {
-			t.Errorf("hash of %q is %q", k, h)
-		}
-		if other, ok := seen[h]; ok {
-			t.Errorf("%q and %q have one hash", k, other)
-		}
-		seen[h] = k
 	}
 }
 

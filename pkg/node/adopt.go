@@ -12,9 +12,9 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/endpoint"
-	"github.com/podmark/podmark/pkg/ident"
 )
 
 // adopter gives an ID and its policy to pods that were there before podmark. What
@@ -27,10 +27,10 @@ type adopter struct {
 	every time.Duration
 	// seen are the pods that lacked an ID at the last reading. One is taken at the
 	// second: a pod that is being deleted is in the cache for a moment longer.
-	seen map[ident.Key]bool
+	seen map[attachment.Key]bool
 	next time.Time
 	// failed are those that could not be adopted, and why, so that it is said once.
-	failed map[ident.Key]string
+	failed map[attachment.Key]string
 	// unmarked are the pods whose own interface has no ID, as of the last reading:
 	// "namespace/name" by containers. nil before the first.
 	unmarked map[string]string
@@ -45,7 +45,7 @@ const soon = 400 * time.Millisecond
 
 // adopt adds the pods of networks that are not known yet. An error about one does
 // not keep from adopting others, and is told once.
-func (a *adopter) adopt(ctx context.Context, n apply.Node, networks map[string]network, now time.Time) (adopted []ident.Record, err error) {
+func (a *adopter) adopt(ctx context.Context, n apply.Node, networks map[string]network, now time.Time) (adopted []attachment.Record, err error) {
 	if a.cache == "" || now.Before(a.next) {
 		return nil, nil
 	}
@@ -55,7 +55,7 @@ func (a *adopter) adopt(ctx context.Context, n apply.Node, networks map[string]n
 	if err != nil {
 		return nil, fmt.Errorf("reading the cache of the runtime: %w", err)
 	}
-	seen, failed := map[ident.Key]bool{}, map[ident.Key]string{}
+	seen, failed := map[attachment.Key]bool{}, map[attachment.Key]string{}
 	marked, unmarked := map[string]bool{}, map[string]string{} // by container
 	var errs []error
 	// Of a container without its own interface in the cache any other counts.
@@ -65,7 +65,7 @@ func (a *adopter) adopt(ctx context.Context, n apply.Node, networks map[string]n
 	}
 	for _, c := range cached {
 		counts := c.IfName == own || !has[c.ContainerID]
-		key := ident.Key{Network: c.Network, ContainerID: c.ContainerID, IfName: c.IfName}
+		key := attachment.Key{Network: c.Network, ContainerID: c.ContainerID, IfName: c.IfName}
 		if c.NetNS == "" {
 			continue
 		}
@@ -81,8 +81,8 @@ func (a *adopter) adopt(ctx context.Context, n apply.Node, networks map[string]n
 			a.next = now.Add(min(soon, a.every))
 			continue
 		}
-		if pod := podOf(c); pod.name != "" && counts {
-			unmarked[c.ContainerID] = pod.namespace + "/" + pod.name
+		if pod := attachment.PodOf(c.CniArgs); pod.Name != "" && counts {
+			unmarked[c.ContainerID] = pod.Namespace + "/" + pod.Name
 		}
 		network, ours := networks[c.Network]
 		if !ours {
@@ -114,25 +114,8 @@ func (a *adopter) adopt(ctx context.Context, n apply.Node, networks map[string]n
 	return adopted, errors.Join(errs...)
 }
 
-// pod is what the runtime told the plugins of a pod; empty for something else.
-type pod struct{ namespace, name, uid string }
-
-func podOf(c *libcni.NetworkAttachment) (p pod) {
-	for _, arg := range c.CniArgs {
-		switch arg[0] {
-		case "K8S_POD_NAMESPACE":
-			p.namespace = arg[1]
-		case "K8S_POD_NAME":
-			p.name = arg[1]
-		case "K8S_POD_UID":
-			p.uid = arg[1]
-		}
-	}
-	return p
-}
-
 // one adopts one pod.
-func (a *adopter) one(ctx context.Context, cni *libcni.CNIConfig, n apply.Node, network network, key ident.Key, c *libcni.NetworkAttachment) (r ident.Record, did bool, err error) {
+func (a *adopter) one(ctx context.Context, cni *libcni.CNIConfig, n apply.Node, network network, key attachment.Key, c *libcni.NetworkAttachment) (r attachment.Record, did bool, err error) {
 	list := &libcni.NetworkConfigList{Name: c.Network, CNIVersion: types100.ImplementedSpecVersion}
 	cached, err := cni.GetNetworkListCachedResult(list, &libcni.RuntimeConf{ContainerID: c.ContainerID, IfName: c.IfName})
 	if err != nil {
@@ -149,14 +132,14 @@ func (a *adopter) one(ctx context.Context, cni *libcni.CNIConfig, n apply.Node, 
 	if err != nil {
 		return r, false, err
 	}
-	pod := podOf(c)
-	e.Namespace, e.Pod = pod.namespace, pod.name
+	pod := attachment.PodOf(c.CniArgs)
+	e.Namespace, e.Pod = pod.Namespace, pod.Name
 	e.Labels = network.Labels
 	if network.Policy != config.PolicyKubernetes {
 		e.Sources = network.Sources
 	}
-	return n.Adopt(ctx, apply.SettingsOf(network.Config), ident.Record{
-		Key: key, Endpoint: e, Netns: c.NetNS, UID: pod.uid, SourceBound: network.Sources,
+	return n.Adopt(ctx, apply.SettingsOf(network.Config), attachment.Record{
+		Key: key, Endpoint: e, Netns: c.NetNS, UID: pod.UID, SourceBound: network.Sources,
 		// That of the Kubernetes API comes as soon as the pod is known there.
 		Policed: network.Policy == config.PolicyFiles, Kubernetes: network.Policy == config.PolicyKubernetes,
 	})

@@ -9,7 +9,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/port"
-	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/attachment"
 )
 
 // collector takes back what pods left that no DEL came for: containerd never calls
@@ -18,7 +18,7 @@ type collector struct {
 	// after is how long a pod must have been gone: its DEL may be on the way.
 	after time.Duration
 	// gone is since when.
-	gone map[ident.Key]time.Time
+	gone map[attachment.Key]time.Time
 	next time.Time
 	// swept is when files were looked for last that crashes left.
 	swept time.Time
@@ -33,7 +33,7 @@ func (c *collector) collect(ctx context.Context, n apply.Node, now time.Time) (a
 	}
 	c.next = now.Add(c.after / 4)
 	records, _ := n.Records() // damaged ones are for who can say what to do
-	seen := map[ident.Key]time.Time{}
+	seen := map[attachment.Key]time.Time{}
 	due := false
 	for _, r := range records {
 		if !Vanished(r) {
@@ -54,7 +54,7 @@ func (c *collector) collect(ctx context.Context, n apply.Node, now time.Time) (a
 		files, err := n.Sweep(ctx)
 		return apply.Collected{Files: files}, err
 	}
-	return n.Collect(ctx, func(r ident.Record) bool {
+	return n.Collect(ctx, func(r attachment.Record) bool {
 		since, ok := seen[r.Key]
 		return ok && now.Sub(since) >= c.after && Vanished(r)
 	}, false)
@@ -62,7 +62,7 @@ func (c *collector) collect(ctx context.Context, n apply.Node, now time.Time) (a
 
 // Vanished holds for a pod of which nothing is left on the node, neither its interface
 // nor its network namespace.
-func Vanished(r ident.Record) bool {
+func Vanished(r attachment.Record) bool {
 	if r.Netns == "" || port.Alive(r.Endpoint) {
 		return false
 	}

@@ -16,10 +16,10 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/foreign"
-	"github.com/podmark/podmark/pkg/ident"
 )
 
 // Keeper looks after one node.
@@ -71,11 +71,11 @@ type Look struct {
 	Moved uint32
 	// Adopted are the pods from before podmark that have an ID now, and Unadopted is
 	// why others have none, told once for each.
-	Adopted   []ident.Record
+	Adopted   []attachment.Record
 	Unadopted error
 	// Enlisted are pods whose network asks for the policies of files now, and did not when they
 	// were added.
-	Enlisted []ident.Record
+	Enlisted []attachment.Record
 	// Coverage is who of the node's pods is policed, those without podmark among them.
 	Coverage desired.Coverage
 	// Unmarked are those without podmark, "namespace/name" by containers, as of the last time

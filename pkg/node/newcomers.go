@@ -7,7 +7,7 @@ import (
 	"go4.org/netipx"
 
 	"github.com/podmark/podmark/pkg/apply"
-	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/mark"
 )
 
@@ -23,7 +23,7 @@ type newcomers struct {
 
 // life is one of an attachment: a runtime may add one anew.
 type life struct {
-	ident.Key
+	attachment.Key
 	id mark.ID
 }
 
@@ -52,7 +52,7 @@ func (c *newcomers) welcome(n apply.Node) error {
 
 // compare lists what the records may send from, and what of it was not known. One that is not
 // committed is not in force yet.
-func (c *newcomers) compare(records []ident.Record) (now map[life][]netip.Prefix, come []netip.Prefix) {
+func (c *newcomers) compare(records []attachment.Record) (now map[life][]netip.Prefix, come []netip.Prefix) {
 	now = map[life][]netip.Prefix{}
 	for _, r := range records {
 		if !r.Committed {

@@ -54,7 +54,7 @@ func (o PortOptions) decide(plugin []desired.PortRange, f facts) Decision {
 	d.Configured = desired.MergeRanges(d.Configured)
 	used, sctp := o.inUse(f), o.inUse(f, desired.SCTP)
 	for _, p := range used {
-		if !slices.ContainsFunc(d.Configured, func(r desired.PortRange) bool { return r.First <= p && p <= r.Last }) {
+		if !slices.ContainsFunc(d.Configured, func(r desired.PortRange) bool { return r.Contains(p) }) {
 			d.Outside = append(d.Outside, p)
 		}
 	}

@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/attachment"
 )
 
 // Needs is what on the node asks for kernel parameters.
@@ -27,7 +27,7 @@ type Needs struct {
 // NeedsOf tells the needs of a node that does its services like mode and has these
 // attachments. policed says that a network polices its pods, and bridged that it makes
 // their links ports of a bridge: what they need has to be there before the first of them.
-func NeedsOf(mode Mode, records []ident.Record, policed, bridged bool) Needs {
+func NeedsOf(mode Mode, records []attachment.Record, policed, bridged bool) Needs {
 	n := Needs{IPVS: mode.IPVS, Policed4: policed, Bridge4: policed && bridged, Bridge6: policed && bridged}
 	for _, r := range records {
 		if !r.Policed {

@@ -6,15 +6,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/podmark/podmark/pkg/endpoint"
-	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/attachment"
 )
 
 // What a node needs follows from how its services are done, and from the policed
 // pods that it has on bridges.
 func TestNeeds(t *testing.T) {
-	pod := func(port string, policed bool, addresses ...string) ident.Record {
-		r := ident.Record{Endpoint: endpoint.Endpoint{Interface: "cni0", Port: port}, Policed: policed}
+	pod := func(port string, policed bool, addresses ...string) attachment.Record {
+		r := attachment.Record{Endpoint: attachment.Endpoint{Interface: "cni0", Port: port}, Policed: policed}
 		for _, a := range addresses {
 			r.Addresses = append(r.Addresses, netip.MustParseAddr(a))
 		}
@@ -24,7 +23,7 @@ func TestNeeds(t *testing.T) {
 	const conntrack, four, six = "net.ipv4.vs.conntrack", "net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables"
 	for name, tt := range map[string]struct {
 		mode    Mode
-		records []ident.Record
+		records []attachment.Record
 		policed bool
 		bridged bool
 		want    []string
@@ -32,11 +31,11 @@ func TestNeeds(t *testing.T) {
 		"nothing":                  {},
 		"IPVS":                     {mode: Mode{IPVS: true}, want: []string{conntrack}},
 		"link or services only":    {mode: Mode{Link: true, Services: 1}},
-		"a routed pod":             {records: []ident.Record{pod("cni0", true, "10.1.0.2", "fd00::2")}, want: []string{source}},
-		"a bridged pod, unpoliced": {records: []ident.Record{pod("veth1", false, "10.1.0.2")}},
-		"a bridged pod, IPv4":      {records: []ident.Record{pod("veth1", true, "10.1.0.2")}, want: []string{four, source}},
-		"a bridged pod, IPv6":      {records: []ident.Record{pod("veth1", true, "fd00::2")}, want: []string{six}},
-		"both":                     {records: []ident.Record{pod("veth1", true, "10.1.0.2"), pod("veth2", true, "fd00::2")}, want: []string{four, six, source}},
+		"a routed pod":             {records: []attachment.Record{pod("cni0", true, "10.1.0.2", "fd00::2")}, want: []string{source}},
+		"a bridged pod, unpoliced": {records: []attachment.Record{pod("veth1", false, "10.1.0.2")}},
+		"a bridged pod, IPv4":      {records: []attachment.Record{pod("veth1", true, "10.1.0.2")}, want: []string{four, source}},
+		"a bridged pod, IPv6":      {records: []attachment.Record{pod("veth1", true, "fd00::2")}, want: []string{six}},
+		"both":                     {records: []attachment.Record{pod("veth1", true, "10.1.0.2"), pod("veth2", true, "fd00::2")}, want: []string{four, six, source}},
 		"no bridged pod yet":       {mode: Mode{IPVS: true}, policed: true, bridged: true, want: []string{conntrack, four, six, source}},
 		"no routed pod yet":        {policed: true, want: []string{source}},
 		"a bridge, unpoliced":      {bridged: true},

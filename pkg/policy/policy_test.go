@@ -11,9 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/endpoint"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/pkg/policy"
 )
@@ -35,15 +34,15 @@ var cast = []struct {
 	{"default/other", map[string]string{"role": "client"}},
 }
 
-func records() []ident.Record {
-	var records []ident.Record
+func records() []attachment.Record {
+	var records []attachment.Record
 	for i, c := range cast {
 		namespace, pod, _ := strings.Cut(c.name, "/")
 		iface := fmt.Sprintf("veth%d", i+1)
-		records = append(records, ident.Record{
-			Key: ident.Key{Network: "pods", ContainerID: c.name, IfName: "eth0"},
+		records = append(records, attachment.Record{
+			Key: attachment.Key{Network: "pods", ContainerID: c.name, IfName: "eth0"},
 			ID:  mark.First + mark.ID(i),
-			Endpoint: endpoint.Endpoint{
+			Endpoint: attachment.Endpoint{
 				Namespace: namespace, Pod: pod, Labels: c.labels, Interface: iface, Port: iface,
 				Addresses: []netip.Addr{
 					netip.MustParseAddr(fmt.Sprintf("10.0.0.%d", i+1)),

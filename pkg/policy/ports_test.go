@@ -6,7 +6,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/podmark/podmark/pkg/endpoint"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/policy"
 )
 
@@ -24,7 +24,7 @@ func TestNamedPorts(t *testing.T) {
 			container(port("web", "TCP", 8081), port("web", "TCP", 8080), port("odd", "ICMP", 1), port("zero", "TCP", 0), port("high", "TCP", 65536)),
 		},
 	}
-	want := []endpoint.NamedPort{
+	want := []attachment.NamedPort{
 		{Name: "bulk", Protocol: 132, Number: 65535},
 		{Name: "dns", Protocol: 6, Number: 53},
 		{Name: "dns", Protocol: 17, Number: 53},

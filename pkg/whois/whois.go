@@ -26,10 +26,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/endpoint"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 )
 
@@ -48,7 +47,7 @@ type Request struct {
 	// UID is what the runtime says it is; empty where it does not.
 	UID string `json:"uid,omitempty"`
 	// Attachment is what the pod is to get; zero from a plugin that does not say it yet.
-	Attachment ident.Key `json:"attachment"`
+	Attachment attachment.Key `json:"attachment"`
 	// Locate asks for no more than the addresses of a pod, on whatever node.
 	Locate bool `json:"locate,omitempty"`
 	// What the network's configuration says of the node, which nobody else may know yet.
@@ -80,8 +79,8 @@ func (r Request) With(s apply.Settings) Request {
 
 // Answer is who the pod is.
 type Answer struct {
-	Labels map[string]string    `json:"labels,omitempty"`
-	Ports  []endpoint.NamedPort `json:"ports,omitempty"`
+	Labels map[string]string      `json:"labels,omitempty"`
+	Ports  []attachment.NamedPort `json:"ports,omitempty"`
 	// Sources is what the annotation [config.SourcesAnnotation] says.
 	Sources string `json:"sources,omitempty"`
 	// UID is that of the pod, as a runtime would tell it; empty from a podmarkd that does

@@ -16,9 +16,9 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/pkg/whois"
 )
@@ -57,7 +57,7 @@ func TestAsk(t *testing.T) {
 		MarkCollision: config.CollisionRefuse, AllowTunnels: true,
 	}
 	want := whois.Answer{
-		Labels: map[string]string{"app": "web"}, Ports: []endpoint.NamedPort{{Name: "http", Protocol: 6, Number: 80}},
+		Labels: map[string]string{"app": "web"}, Ports: []attachment.NamedPort{{Name: "http", Protocol: 6, Number: 80}},
 		Sources: "10.9.0.0/24", Addresses: []netip.Addr{netip.MustParseAddr("fd00::1")},
 	}
 	var asked whois.Request

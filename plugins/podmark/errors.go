@@ -2,11 +2,11 @@ package main
 
 import (
 	"errors"
-	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/pkg/ident"
@@ -68,20 +68,5 @@ func coded(err error) error {
 	return types.NewError(types.ErrIOFailure, "podmark failed", err.Error())
 }
 
-// pod is what CNI_ARGS says of a pod. All is empty when no Kubernetes runtime calls, and
-// keys that are not asked for are ignored.
-type pod struct{ namespace, name, uid string }
-
-func podOf(cniArgs string) (p pod) {
-	for pair := range strings.SplitSeq(cniArgs, ";") {
-		switch key, value, _ := strings.Cut(pair, "="); key {
-		case "K8S_POD_NAMESPACE":
-			p.namespace = value
-		case "K8S_POD_NAME":
-			p.name = value
-		case "K8S_POD_UID":
-			p.uid = value
-		}
-	}
-	return p
-}
+// podOf is what CNI_ARGS says of the pod.
+func podOf(cniArgs string) attachment.Pod { return attachment.PodOf(attachment.ParseArgs(cniArgs)) }

@@ -22,6 +22,7 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/endpoint"
@@ -65,8 +66,8 @@ type call struct {
 }
 
 // key identifies the attachment the runtime speaks of.
-func (c call) key() ident.Key {
-	return ident.Key{Network: c.config.Network, ContainerID: c.ContainerID, IfName: c.IfName}
+func (c call) key() attachment.Key {
+	return attachment.Key{Network: c.config.Network, ContainerID: c.ContainerID, IfName: c.IfName}
 }
 
 // verb wraps a command with what all have in common: the configuration, the
@@ -136,7 +137,7 @@ func openLog(file string) (log *slog.Logger, closeLog func()) {
 }
 
 func cmdAdd(ctx context.Context, c *call) error {
-	result, e, counters, err := attachment(c)
+	result, e, counters, err := endpointOf(c)
 	if err != nil {
 		return err
 	}
@@ -144,8 +145,8 @@ func cmdAdd(ctx context.Context, c *call) error {
 	if unknown := config.Unknown(c.StdinData); unknown != nil {
 		c.warn(fmt.Sprintf("the entry has unknown keys %q, which mean nothing: known are %s", unknown, strings.Join(config.Keys(), ", ")))
 	}
-	r := ident.Record{
-		Key: c.key(), Endpoint: e, Netns: c.Netns, UID: podOf(c.Args).uid,
+	r := attachment.Record{
+		Key: c.key(), Endpoint: e, Netns: c.Netns, UID: podOf(c.Args).UID,
 		Policed: c.config.Policy != config.PolicyNone, SourceBound: c.config.Sources,
 	}
 	settings := apply.SettingsOf(c.config)
@@ -167,7 +168,7 @@ func cmdAdd(ctx context.Context, c *call) error {
 
 // addAnswered adds r as podmarkd says who it is, and asks again where that is no more so
 // by the time that the node's lock is there. The port is closed all the while.
-func addAnswered(ctx context.Context, c *call, r ident.Record, sent func() (bool, error)) (ident.Record, error) {
+func addAnswered(ctx context.Context, c *call, r attachment.Record, sent func() (bool, error)) (attachment.Record, error) {
 	asking, cancel := context.WithTimeout(ctx, askDeadline)
 	defer cancel()
 	for {
@@ -186,7 +187,7 @@ func addAnswered(ctx context.Context, c *call, r ident.Record, sent func() (bool
 // ask has podmarkd say who the pod is, and which profiles it gets; nil from one that does not
 // tell. Where it cannot and failOpen is set, the pod starts without its policy, which
 // podmarkd gives it as soon as it is back.
-func ask(ctx context.Context, c *call, r ident.Record) (told ident.Record, promised *[2]desired.ProfileID, err error) {
+func ask(ctx context.Context, c *call, r attachment.Record) (told attachment.Record, promised *[2]desired.ProfileID, err error) {
 	if r.Namespace == "" || r.Pod == "" {
 		return r, nil, types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_ARGS does not name the pod", `"policy": "kubernetes" needs K8S_POD_NAMESPACE and K8S_POD_NAME, which Kubernetes runtimes set`)
 	}
@@ -222,12 +223,12 @@ func cmdDel(ctx context.Context, c *call) error {
 }
 
 func cmdCheck(ctx context.Context, c *call) error {
-	_, e, counters, err := attachment(c)
+	_, e, counters, err := endpointOf(c)
 	if err != nil {
 		return err
 	}
 	counters.Close()
-	return c.node.Check(ctx, ident.Record{Key: c.key(), Endpoint: e, SourceBound: c.config.Sources})
+	return c.node.Check(ctx, attachment.Record{Key: c.key(), Endpoint: e, SourceBound: c.config.Sources})
 }
 
 // cmdGC collects this network's attachments that the runtime does not list.
@@ -237,11 +238,11 @@ func cmdGC(ctx context.Context, c *call) error {
 		fmt.Fprintln(os.Stderr, "podmark: GC without cni.dev/valid-attachments: nothing collected; use 'podmarkctl gc'")
 		return nil
 	}
-	keep := map[ident.Key]bool{}
+	keep := map[attachment.Key]bool{}
 	for _, a := range valid.List {
-		keep[ident.Key{Network: c.config.Network, ContainerID: a.ContainerID, IfName: a.IfName}] = true
+		keep[attachment.Key{Network: c.config.Network, ContainerID: a.ContainerID, IfName: a.IfName}] = true
 	}
-	done, err := c.node.Collect(ctx, func(r ident.Record) bool {
+	done, err := c.node.Collect(ctx, func(r attachment.Record) bool {
 		switch {
 		case r.Network != c.config.Network || keep[r.Key]:
 			return false
@@ -271,9 +272,9 @@ func cmdStatus(ctx context.Context, c *call) error {
 	return nil
 }
 
-// attachment reads the endpoint that the plugins before us made, and what they
+// endpointOf reads the endpoint that the plugins before us made, and what they
 // returned. Its fields are the same in all versions we support.
-func attachment(c *call) (result types100.Result, e endpoint.Endpoint, counters endpoint.Counters, err error) {
+func endpointOf(c *call) (result types100.Result, e attachment.Endpoint, counters endpoint.Counters, err error) {
 	if c.config.PrevResult == nil {
 		return result, e, counters, types.NewError(types.ErrInvalidNetworkConfig, "no prevResult: podmark is a chained plugin", "list it in a conflist behind the plugin that makes the interface, such as ptp or bridge")
 	}
@@ -284,7 +285,7 @@ func attachment(c *call) (result types100.Result, e endpoint.Endpoint, counters 
 		return result, e, counters, err
 	}
 	p := podOf(c.Args)
-	e.Namespace, e.Pod, e.Labels = p.namespace, p.name, c.config.Labels
+	e.Namespace, e.Pod, e.Labels = p.Namespace, p.Name, c.config.Labels
 	if c.config.Policy != config.PolicyKubernetes {
 		e.Sources = c.config.Sources
 	}

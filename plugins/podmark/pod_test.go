@@ -11,6 +11,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/ident"
 )
 
@@ -138,7 +139,7 @@ func (p *pod) unlink() {
 }
 
 // record reads what podmark knows of the pod.
-func (p *pod) record(t *testing.T) ident.Record {
+func (p *pod) record(t *testing.T) attachment.Record {
 	t.Helper()
 	r, err := ident.At(p.n.dir).Get(p.key())
 	if err != nil {
@@ -147,7 +148,9 @@ func (p *pod) record(t *testing.T) ident.Record {
 	return r
 }
 
-func (p *pod) key() ident.Key { return ident.Key{Network: "net", ContainerID: p.id, IfName: "eth0"} }
+func (p *pod) key() attachment.Key {
+	return attachment.Key{Network: "net", ContainerID: p.id, IfName: "eth0"}
+}
 
 func (p *pod) recordFile() string { return filepath.Join(p.n.dir, "attachments", p.key().Hash()) }
 

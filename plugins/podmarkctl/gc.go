@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/podmark/podmark/pkg/apply"
-	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/attachment"
 )
 
 func newGC(o *options) *cobra.Command {
@@ -29,7 +29,7 @@ func newGC(o *options) *cobra.Command {
 				fmt.Fprintf(cmd.ErrOrStderr(), "podmarkctl: something of these stays until the next gc: %v\n", done.Left)
 			}
 			if done.Attachments == nil {
-				done.Attachments = []ident.Record{}
+				done.Attachments = []attachment.Record{}
 			}
 			if done.Files == nil {
 				done.Files = []string{}

@@ -15,8 +15,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 )
 
@@ -70,7 +70,7 @@ an ID: it alone sees them.`,
 				return err
 			}
 			list := make([]listed, 0, len(state.Endpoints))
-			records := make([]ident.Record, 0, len(state.Endpoints))
+			records := make([]attachment.Record, 0, len(state.Endpoints))
 			for _, e := range state.Endpoints {
 				gap := desired.GapOf(e.Record, state.Applied)
 				records = append(records, e.Record)

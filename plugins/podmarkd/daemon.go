@@ -22,7 +22,6 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/podmark/podmark/pkg/config"
-	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/node/source"
 	"github.com/podmark/podmark/pkg/runtimes"
@@ -186,7 +185,7 @@ func (o daemonOptions) sources(log *slog.Logger) (*source.Watcher, error) {
 		if err != nil {
 			return nil, fmt.Errorf("--node-port-ranges: %w", err)
 		}
-		w.Given = append(w.Given, desired.PortRange{First: r.First, Last: r.Last})
+		w.Given = append(w.Given, r)
 	}
 	// Later it may come and go; at the start it is a mistake.
 	var err error

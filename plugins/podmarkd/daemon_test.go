@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/podmark/podmark/pkg/apply/missing"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/ident"
 )
 
@@ -412,13 +413,13 @@ func TestProxySays(t *testing.T) {
 }
 
 // records are the node's attachments, by ID.
-func (h *host) records() []ident.Record {
+func (h *host) records() []attachment.Record {
 	h.t.Helper()
 	list, err := ident.At(h.dir).List()
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	slices.SortFunc(list, func(a, b ident.Record) int { return int(a.ID) - int(b.ID) })
+	slices.SortFunc(list, func(a, b attachment.Record) int { return int(a.ID) - int(b.ID) })
 	return list
 }
 

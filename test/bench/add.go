@@ -154,7 +154,7 @@ func (r *addResult) measureOne() error {
 }
 
 func (r *addResult) measureTogether() error {
-	var list []attachment
+	var list []attached
 	for range atOnce {
 		a, err := r.attach()
 		if err != nil {

@@ -7,8 +7,8 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/ident"
 )
 
 const (
@@ -21,9 +21,9 @@ const (
 // town is a population with the pods whose packets are watched during changes.
 type town struct {
 	population
-	joiner ident.Record // is not there at first; its role is in the rules of all policies
-	free   ident.Record // has no policy
-	open   ident.Record // has no policy but the late one
+	joiner attachment.Record // is not there at first; its role is in the rules of all policies
+	free   attachment.Record // has no policy
+	open   attachment.Record // has no policy but the late one
 	late   desired.Policies
 }
 
@@ -38,7 +38,7 @@ func newTown(endpoints, profiles int) (town, error) {
 			t.records[i].Labels["batch"] = "late"
 		}
 	}
-	more := func(n int, labels map[string]string) ident.Record {
+	more := func(n int, labels map[string]string) attachment.Record {
 		r := record(endpoints+n, 0)
 		labels["role"] = role(matching)
 		r.Labels = labels
@@ -75,7 +75,7 @@ type pair struct {
 func (t town) changes() []pair {
 	without := t.state()
 	joined := desired.Build(t.node, t.policies, append(slices.Clone(t.records), t.joiner))
-	one, nobody := desired.Build(t.node, t.policies, []ident.Record{t.joiner}), desired.Build(t.node, t.policies, nil)
+	one, nobody := desired.Build(t.node, t.policies, []attachment.Record{t.joiner}), desired.Build(t.node, t.policies, nil)
 	update := func(from, to desired.State) func(context.Context, apply.Backend) error {
 		return func(ctx context.Context, b apply.Backend) error { return b.Update(ctx, from, to) }
 	}

@@ -227,7 +227,7 @@ func makeEvents() error {
 }
 
 // repair flushes what podmark has and waits until a CHECK of a passes.
-func (p *plugin) repair(a attachment) (time.Duration, error) {
+func (p *plugin) repair(a attached) (time.Duration, error) {
 	commands := [][]string{{"nft", "flush", "ruleset"}}
 	if strings.HasPrefix(p.name, "podmark iptables") {
 		commands = [][]string{{"iptables", "-t", "mangle", "-F"}, {"ip6tables", "-t", "mangle", "-F"}}

@@ -102,14 +102,14 @@ func (d nftDialect) write(node space, lines []line) error {
 }
 
 // portmapChain is the name that portmap gives to the chain of an attachment.
-func portmapChain(a attachment) string {
+func portmapChain(a attached) string {
 	const maxName = 28 // of iptables
 	return fmt.Sprintf("CNI-DN-%x", sha512.Sum512([]byte(network+a.id)))[:maxName]
 }
 
 // words are what in the rules of an attachment is its own, each with what stands
 // for it in a template.
-func words(a attachment) *strings.Replacer {
+func words(a attached) *strings.Replacer {
 	return strings.NewReplacer(
 		portmapChain(a), "<chain>",
 		`"`+a.id+`"`, `"<id>"`, // nft
@@ -121,7 +121,7 @@ func words(a attachment) *strings.Replacer {
 }
 
 // instance writes the rules of an attachment from the template.
-func instance(template []line, a attachment) []line {
+func instance(template []line, a attached) []line {
 	r := strings.NewReplacer(
 		"<chain>", portmapChain(a),
 		"<id>", a.id, "<v4>", a.v4.String(), "<v6>", a.v6.String(), "<port>", fmt.Sprint(a.hostPort))
@@ -133,7 +133,7 @@ func instance(template []line, a attachment) []line {
 }
 
 // leaves are the lines that a call of the plugin adds, or for a DEL removes.
-func (p *plugin) leaves(verb string, a attachment) ([]line, error) {
+func (p *plugin) leaves(verb string, a attached) ([]line, error) {
 	before, err := p.writes.list(p.node)
 	if err != nil {
 		return nil, err
@@ -184,9 +184,9 @@ func (p *plugin) reachInBulk(size int) error {
 		return fmt.Errorf("%s: learning its rules: %w", p.name, err)
 	}
 	var lines []line
-	var last attachment
+	var last attached
 	for ; p.there < size; p.there++ {
-		last = p.attachment()
+		last = p.another()
 		lines = append(lines, instance(template, last)...)
 	}
 	if err := p.writes.write(p.node, lines); err != nil {
@@ -209,7 +209,7 @@ func (p *plugin) reachInBulk(size int) error {
 // learn adds three endpoints and makes a template of the rules of the second,
 // because the first finds nothing there. The third proves it.
 func (p *plugin) learn() (template []line, err error) {
-	var list [3]attachment
+	var list [3]attached
 	var left [3][]line
 	for i := range list {
 		if list[i], err = p.attach(); err != nil {

@@ -37,7 +37,7 @@ type plugin struct {
 	name, program string
 	// path is where it looks for the commands it starts.
 	path string
-	conf func(attachment) map[string]any
+	conf func(attached) map[string]any
 	// writes is what it writes rules with, nil for podmark and for nothing.
 	writes dialect
 	state  string // podmark's
@@ -51,11 +51,11 @@ func (p *plugin) isPodmark() bool { return p.state != "" }
 
 // plugins are all that are measured; the first does nothing.
 func plugins(o options) ([]*plugin, error) {
-	nothing := func(attachment) map[string]any { return map[string]any{"type": "noop"} }
+	nothing := func(attached) map[string]any { return map[string]any{"type": "noop"} }
 	list := []*plugin{{name: "no-op", program: "noop", conf: nothing}}
 	podmark := func(name, backend, variant string) {
 		state := filepath.Join(o.dir, name)
-		list = append(list, &plugin{name: "podmark " + name, program: "podmark", path: variant, state: state, conf: func(attachment) map[string]any {
+		list = append(list, &plugin{name: "podmark " + name, program: "podmark", path: variant, state: state, conf: func(attached) map[string]any {
 			return map[string]any{
 				"type": "podmark", "stateDir": state, "policy": "files", "backend": backend,
 				"lockTimeoutSeconds": 120, // an overloaded machine gives worse figures, and no failure
@@ -67,7 +67,7 @@ func plugins(o options) ([]*plugin, error) {
 	podmark("iptables-nft", "iptables", "nft")
 	podmark("iptables-legacy", "iptables", "legacy")
 	portmap := func(name, backend, variant string, d dialect) {
-		list = append(list, &plugin{name: "portmap " + name, program: "cni/portmap", path: variant, writes: d, conf: func(a attachment) map[string]any {
+		list = append(list, &plugin{name: "portmap " + name, program: "cni/portmap", path: variant, writes: d, conf: func(a attached) map[string]any {
 			return map[string]any{
 				"type": "portmap", "backend": backend, "capabilities": map[string]any{"portMappings": true},
 				"runtimeConfig": map[string]any{"portMappings": []any{map[string]any{"hostPort": a.hostPort, "containerPort": 80, "protocol": "tcp"}}},
@@ -82,7 +82,7 @@ func plugins(o options) ([]*plugin, error) {
 		list = append(list, &plugin{
 			name: "firewall iptables-" + variant, program: "cni/firewall", path: variant,
 			writes: iptablesDialect{variant: variant, table: "filter"},
-			conf:   func(attachment) map[string]any { return map[string]any{"type": "firewall", "backend": "iptables"} },
+			conf:   func(attached) map[string]any { return map[string]any{"type": "firewall", "backend": "iptables"} },
 		})
 	}
 	for _, p := range list {
@@ -170,8 +170,8 @@ func (p *plugin) usesBackend() error {
 	return nil
 }
 
-// attachment is one container interface.
-type attachment struct {
+// attached is one container interface.
+type attached struct {
 	id       string
 	ifName   string
 	hostPort int
@@ -179,11 +179,11 @@ type attachment struct {
 	result   map[string]any
 }
 
-// attachment numbers the next attachment of the plugin's node.
-func (p *plugin) attachment() attachment {
+// another numbers the next attachment of the plugin's node.
+func (p *plugin) another() attached {
 	i := p.next
 	p.next++
-	a := attachment{id: fmt.Sprintf("container-%d", i), ifName: fmt.Sprintf("c%d", i), hostPort: 20000 + i}
+	a := attached{id: fmt.Sprintf("container-%d", i), ifName: fmt.Sprintf("c%d", i), hostPort: 20000 + i}
 	a.v4 = netip.AddrFrom4([4]byte{10, 1, byte((i + 1) >> 8), byte(i + 1)})
 	a.v6 = netip.MustParseAddr(fmt.Sprintf("fd00:10::%x", i+1))
 	a.result = map[string]any{
@@ -201,9 +201,9 @@ func (p *plugin) attachment() attachment {
 }
 
 // attach makes the next attachment with its veth, as ptp would.
-func (p *plugin) attach() (attachment, error) {
+func (p *plugin) attach() (attached, error) {
 	name := fmt.Sprintf("veth%d", p.next)
-	a := p.attachment()
+	a := p.another()
 	return a, p.node.do(func() error {
 		veth := &netlink.Veth{
 			LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: a.ifName, PeerNamespace: netlink.NsFd(int(p.pods.ns)),
@@ -222,7 +222,7 @@ func (p *plugin) attach() (attachment, error) {
 }
 
 // command prepares a call, with more environment.
-func (p *plugin) command(verb string, a attachment, env ...string) (cmd *exec.Cmd, output *bytes.Buffer, err error) {
+func (p *plugin) command(verb string, a attached, env ...string) (cmd *exec.Cmd, output *bytes.Buffer, err error) {
 	conf := map[string]any{"cniVersion": "1.0.0", "name": network, "prevResult": a.result}
 	for k, v := range p.conf(a) {
 		conf[k] = v
@@ -242,7 +242,7 @@ func (p *plugin) command(verb string, a attachment, env ...string) (cmd *exec.Cm
 }
 
 // call runs the plugin once and returns how long the process took.
-func (p *plugin) call(verb string, a attachment, env ...string) (took time.Duration, err error) {
+func (p *plugin) call(verb string, a attached, env ...string) (took time.Duration, err error) {
 	cmd, output, err := p.command(verb, a, env...)
 	if err != nil {
 		return 0, err
@@ -261,7 +261,7 @@ func (p *plugin) call(verb string, a attachment, env ...string) (took time.Durat
 
 // callAtOnce runs the plugin for all attachments at once and returns how long it
 // took until the last had ended.
-func (p *plugin) callAtOnce(verb string, list []attachment) (time.Duration, error) {
+func (p *plugin) callAtOnce(verb string, list []attached) (time.Duration, error) {
 	commands, outputs := make([]*exec.Cmd, len(list)), make([]*bytes.Buffer, len(list))
 	for i, a := range list {
 		var err error

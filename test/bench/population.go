@@ -9,9 +9,8 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/endpoint"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 )
 
@@ -32,7 +31,7 @@ const (
 type population struct {
 	node     desired.Node
 	policies desired.Policies
-	records  []ident.Record
+	records  []attachment.Record
 	// sender and receiver are the records of the pods that are real.
 	sender, receiver int
 }
@@ -113,13 +112,13 @@ func groupPolicy(g int, protocol desired.Protocol) desired.Policy {
 
 // record is the attachment of the endpoint with this number, a routed one whose
 // interface is named as Calico names them.
-func record(i, g int) ident.Record {
+func record(i, g int) attachment.Record {
 	hash := sha256.Sum256(fmt.Appendf(nil, "endpoint %d", i))
 	name := "cali" + hex.EncodeToString(hash[:])[:11]
-	return ident.Record{
-		Key: ident.Key{Network: namespace, ContainerID: fmt.Sprintf("container-%d", i), IfName: podEnd},
+	return attachment.Record{
+		Key: attachment.Key{Network: namespace, ContainerID: fmt.Sprintf("container-%d", i), IfName: podEnd},
 		ID:  mark.First + mark.ID(i),
-		Endpoint: endpoint.Endpoint{
+		Endpoint: attachment.Endpoint{
 			Namespace: namespace, Pod: fmt.Sprintf("pod-%d", i),
 			Labels:    map[string]string{"group": group(g), "role": role(i % rulesPerPolicy)},
 			Interface: name, Port: name,

@@ -42,7 +42,7 @@ func newCounter(dir, path string) (counter, error) {
 }
 
 // count calls the plugin and returns how many processes it started.
-func (c counter) count(p *plugin, verb string, a attachment) (int, error) {
+func (c counter) count(p *plugin, verb string, a attached) (int, error) {
 	if err := os.WriteFile(c.log, nil, 0o644); err != nil {
 		return 0, err
 	}

@@ -12,8 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/ident"
 )
 
 const (
@@ -30,7 +30,7 @@ const (
 
 // kind is a flow description whose packets are watched.
 type kind struct {
-	from, to ident.Record
+	from, to attachment.Record
 	port     uint16
 }
 
@@ -74,7 +74,7 @@ func (t town) watch() (*watch, error) {
 	}
 	w := &watch{node: node, kinds: t.kinds(), sockets: map[netip.Addr]int{}}
 	links := map[netip.Addr]*link{}
-	for _, r := range []ident.Record{t.records[t.sender], t.records[t.receiver], t.joiner, t.free, t.open} {
+	for _, r := range []attachment.Record{t.records[t.sender], t.records[t.receiver], t.joiner, t.free, t.open} {
 		a := r.Addresses[0]
 		l, err := node.connect(linkOptions{name: r.Interface, addr: a})
 		if err != nil {

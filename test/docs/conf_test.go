@@ -9,10 +9,9 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/endpoint"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/pkg/policy"
 )
@@ -105,10 +104,10 @@ func TestPolicies(t *testing.T) {
 		"monitoring/prometheus": netip.MustParseAddr("10.22.0.5"),
 		"kube-system/dns":       netip.MustParseAddr("10.22.0.6"),
 	}
-	var records []ident.Record
+	var records []attachment.Record
 	for name, addr := range pods {
 		namespace, pod, _ := strings.Cut(name, "/")
-		records = append(records, ident.Record{ID: mark.First + mark.ID(len(records)), Policed: true, Committed: true, Endpoint: endpoint.Endpoint{
+		records = append(records, attachment.Record{ID: mark.First + mark.ID(len(records)), Policed: true, Committed: true, Endpoint: attachment.Endpoint{
 			Namespace: namespace, Pod: pod, Labels: map[string]string{"app": pod},
 			Interface: pod, Port: pod, Addresses: []netip.Addr{addr},
 		}})

@@ -15,10 +15,9 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply/iptables"
 	"github.com/podmark/podmark/pkg/apply/nftables"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/endpoint"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/pkg/policy"
 )
@@ -92,13 +91,13 @@ func exampleOf(t *testing.T, manifests string) desired.State {
 		HostAddresses: addrs("192.168.50.1", "fd00:50::1"),
 		Tunnels:       desired.Tunnels{UDPPorts: []uint16{4789, 6081, 8472}, Protocols: []uint8{4, 41, 47}},
 	}
-	records := []ident.Record{
-		{ID: 2, Policed: true, Committed: true, Endpoint: endpoint.Endpoint{
+	records := []attachment.Record{
+		{ID: 2, Policed: true, Committed: true, Endpoint: attachment.Endpoint{
 			Namespace: "shop", Pod: "web", Labels: map[string]string{"app": "web"},
 			Interface: "veth1a2b3c4d", Port: "veth1a2b3c4d", InterfaceIndex: 7, PortIndex: 7,
 			Addresses: addrs("10.22.0.2", "fd00:22::2"),
 		}},
-		{ID: 3, Policed: true, Committed: true, Endpoint: endpoint.Endpoint{
+		{ID: 3, Policed: true, Committed: true, Endpoint: attachment.Endpoint{
 			Namespace: "shop", Pod: "db", Labels: map[string]string{"app": "db"},
 			Interface: "cni0", Port: "veth5e6f7a8b", InterfaceIndex: 5, PortIndex: 8, MAC: "0a:58:0a:17:00:02",
 			Addresses: addrs("10.23.0.2", "fd00:23::2"),

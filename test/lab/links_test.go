@@ -10,6 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/podmark/podmark/pkg/apply/tunnel"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/test/lab"
@@ -61,7 +62,7 @@ func TestInVRF(t *testing.T) {
 	onBridge := node.AddPod(lab.PodSpec{Name: "bridged", Network: node.Bridge()})
 	node.Run("ip", "link", "set", "cni0", "master", "red")
 	for _, pod := range []*lab.Pod{plain, onBridge} {
-		var e endpoint.Endpoint
+		var e attachment.Endpoint
 		err := node.Do(func() (err error) {
 			e, err = endpoint.FromOutside(pod.Result, pod.Path, "eth0")
 			return err

@@ -6,6 +6,7 @@ const (
 	nft       = "pkg/apply/nftables"
 	deciding  = "pkg/desired"
 	keeping   = "pkg/ident"
+	attaching = "pkg/attachment"
 	asking    = "pkg/whois"
 	following = "pkg/node/cluster/view"
 )
@@ -21,7 +22,7 @@ var mutants = []mutant{
 	{applying, "attach.go", "owner.Network != r.Network && owner.Committed", "false && owner.Committed", "two networks may have one address"},
 	{applying, "attach.go", "both && other.Key != r.Key {", "both && false {", "two pods behind one interface may have one prefix"},
 	{applying, "attach.go", "is != *promised {", "false && is != *promised {", "a pod starts with other policies than podmarkd told"},
-	{applying, "attach.go", "if slices.ContainsFunc(before, func(b ident.Record) bool {", "if false && slices.ContainsFunc(before, func(b ident.Record) bool {", "an address that was taken over stays with its former pod after a crash"},
+	{applying, "attach.go", "if slices.ContainsFunc(before, func(b attachment.Record) bool {", "if false && slices.ContainsFunc(before, func(b attachment.Record) bool {", "an address that was taken over stays with its former pod after a crash"},
 	{applying, "attach.go", "again.Committed && len(n.owned(again).Addresses) > 0", "false", "a DEL takes away what was added anew meanwhile"},
 	{applying, "attach.go", "if f.Kubernetes && r.Policed && !r.Kubernetes {", "if false {", "a node takes policies from two places"},
 	{applying, "node.go", "\tcase !empty:\n", "\tcase false:\n", "the mask changes under live endpoints"},
@@ -74,8 +75,8 @@ var mutants = []mutant{
 	{deciding, "members.go", "if own || !set.Own {", "if true {", "a port's name of ingress is that of pods elsewhere"},
 
 	{keeping, "store.go", "err != nil || ids == records {", "err != nil || ids <= records {", "an ID whose file is lost becomes another's"},
-	{keeping, "store.go", "case r.ID < mark.First:", "case false:", "a record gives an endpoint the ID of the node itself"},
-	{keeping, "store.go", "case r.Hash() != name:", "case false:", "a record counts that is another attachment's"},
+	{attaching, "attachment.go", "case r.ID < mark.First:", "case false:", "a record gives an endpoint the ID of the node itself"},
+	{keeping, "store.go", "r.Hash() != name {", "false {", "a record counts that is another attachment's"},
 	{keeping, "store.go", "if s.holds(r.ID, hash) {", "if true {", "a late DEL frees the ID of another endpoint"},
 	{keeping, "store.go", "if s.Owns(r.Key, a) {\n\t\t\terrs", "if true {\n\t\t\terrs", "a late DEL takes the address of another endpoint"},
 	{keeping, "store.go", "uint32(old.ID) <= layout.Max() && s.holds(old.ID, hash)", "s.holds(old.ID, hash)", "an ADD again keeps an ID that does not fit"},

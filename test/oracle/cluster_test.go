@@ -8,9 +8,8 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/endpoint"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/pkg/policy"
 	corev1 "k8s.io/api/core/v1"
@@ -41,7 +40,7 @@ func newCluster(t *testing.T, policies desired.Policies, pods []*corev1.Pod) clu
 		t.Fatal(err)
 	}
 	c := cluster{states: map[string]desired.State{}, places: map[netip.Addr]place{}, hosts: map[netip.Addr]string{}}
-	records, elsewhere := map[string][]ident.Record{}, map[string][]desired.Pod{}
+	records, elsewhere := map[string][]attachment.Record{}, map[string][]desired.Pod{}
 	for i, p := range pods {
 		switch {
 		case p.Spec.HostNetwork:
@@ -65,7 +64,7 @@ func newCluster(t *testing.T, policies desired.Policies, pods []*corev1.Pod) clu
 				elsewhere[node] = append(elsewhere[node], pod)
 				continue
 			}
-			records[node] = append(records[node], attachment(pod, mark.First+mark.ID(i), iface))
+			records[node] = append(records[node], attached(pod, mark.First+mark.ID(i), iface))
 		}
 	}
 	for _, node := range nodes {
@@ -106,11 +105,11 @@ func indexed(p desired.Pod, rank uint64) *desired.IndexedPod {
 	}
 }
 
-func attachment(p desired.Pod, id mark.ID, iface string) ident.Record {
-	return ident.Record{
-		Key: ident.Key{Network: "pods", ContainerID: p.Namespace + "/" + p.Name, IfName: "eth0"},
+func attached(p desired.Pod, id mark.ID, iface string) attachment.Record {
+	return attachment.Record{
+		Key: attachment.Key{Network: "pods", ContainerID: p.Namespace + "/" + p.Name, IfName: "eth0"},
 		ID:  id,
-		Endpoint: endpoint.Endpoint{
+		Endpoint: attachment.Endpoint{
 			Namespace: p.Namespace, Pod: p.Name, Labels: p.Labels, Interface: iface, Port: iface,
 			Addresses: p.Addresses, Ports: p.Ports,
 		},

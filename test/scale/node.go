@@ -19,9 +19,9 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/pkg/policy"
@@ -81,9 +81,9 @@ func (n *node) attachAll(ctx context.Context, c *cluster.Cluster) error {
 // attach is what the ADDs of ptp and podmark come to for a pod.
 func (n *node) attach(ctx context.Context, p *corev1.Pod) error {
 	i := len(n.attached)
-	r := ident.Record{
-		Key: ident.Key{Network: network, ContainerID: string(p.UID), IfName: fmt.Sprintf("c%d", i)},
-		Endpoint: endpoint.Endpoint{
+	r := attachment.Record{
+		Key: attachment.Key{Network: network, ContainerID: string(p.UID), IfName: fmt.Sprintf("c%d", i)},
+		Endpoint: attachment.Endpoint{
 			Namespace: p.Namespace, Pod: p.Name, Labels: p.Labels, Ports: policy.NamedPorts(&p.Spec),
 			Interface: fmt.Sprintf("veth%d", i), Port: fmt.Sprintf("veth%d", i),
 		},

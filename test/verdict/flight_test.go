@@ -13,8 +13,8 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/conntrack"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/test/frame"
 	"github.com/podmark/podmark/test/share"
 )
@@ -29,7 +29,7 @@ func TestPacketsInFlight(t *testing.T) {
 			b := newBench(t, podCount)
 			node := nodeOf(t, b)
 			pod := b.wires[0]
-			list := []ident.Record{records(b)[0]}
+			list := []attachment.Record{records(b)[0]}
 			b.run("ip", "link", "set", pod.name, "group", "1886")
 			isolated := func(policy string) desired.State {
 				some := []desired.Rule{{Ports: []desired.Port{{Protocol: desired.TCP, PortRange: desired.PortRange{First: 9, Last: 9}}}}}
@@ -94,7 +94,7 @@ func olderFlows(t *testing.T, b *bench, backend apply.Backend) {
 	part.Addresses = slices.DeleteFunc(slices.Clone(whole.Addresses), netip.Addr.Is6)
 	for _, tt := range []struct {
 		when   string
-		is     ident.Record
+		is     attachment.Record
 		closed bool // by its device group, as in an ADD
 	}{
 		{"the port closed", whole, true},
@@ -103,7 +103,7 @@ func olderFlows(t *testing.T, b *bench, backend apply.Backend) {
 		nobody := desired.Build(node, desired.Policies{}, nil)
 		isolated := desired.Build(node, desired.Policies{Policies: []desired.Policy{{
 			Namespace: tt.is.Namespace, Name: "nothing", Ingress: &desired.Isolation{}, Egress: &desired.Isolation{},
-		}}}, []ident.Record{tt.is})
+		}}}, []attachment.Record{tt.is})
 		group(b, nil)
 		if err := backend.Sync(ctx, nobody); err != nil {
 			t.Fatal(err)
@@ -118,7 +118,7 @@ func olderFlows(t *testing.T, b *bench, backend apply.Backend) {
 			}
 		}
 		if tt.closed {
-			group(b, []ident.Record{tt.is})
+			group(b, []attachment.Record{tt.is})
 		}
 		if err := conntrack.Unjudge(pod.addrs, node.Layout.Mask()); err != nil {
 			t.Fatal(err)

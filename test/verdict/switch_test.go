@@ -10,8 +10,8 @@ import (
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/iptables"
 	"github.com/podmark/podmark/pkg/apply/nftables"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/ident"
 )
 
 // While one backend takes over from the other, what is forbidden is dropped at every step.
@@ -25,7 +25,7 @@ func TestTakingOver(t *testing.T) {
 			none := &desired.Isolation{}
 			state := desired.Build(nodeOf(t, b), desired.Policies{Policies: []desired.Policy{
 				{Namespace: "one", Name: "none", Ingress: none, Egress: none},
-			}}, []ident.Record{records(b)[0]})
+			}}, []attachment.Record{records(b)[0]})
 			var sent atomic.Int64
 			stop, stopped := make(chan struct{}), make(chan error, 2)
 			end := sync.OnceFunc(func() { close(stop) })

@@ -17,9 +17,8 @@ import (
 	"github.com/podmark/podmark/pkg/apply/iptables"
 	"github.com/podmark/podmark/pkg/apply/nftables"
 	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/endpoint"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 )
 
@@ -153,7 +152,7 @@ func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend apply.Back
 		// Those that are missing come one by one, then some go again.
 		for len(live) < len(records) {
 			next := records[len(live)]
-			if err := backend.Update(ctx, desired.Build(node, policies, nil), desired.Build(node, policies, []ident.Record{next})); err != nil {
+			if err := backend.Update(ctx, desired.Build(node, policies, nil), desired.Build(node, policies, []attachment.Record{next})); err != nil {
 				t.Fatalf("round %d: adding: %v", round, err)
 			}
 			live = records[:len(live)+1]
@@ -163,7 +162,7 @@ func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend apply.Back
 			i := r.IntN(len(live))
 			gone := live[i]
 			live = slices.Delete(slices.Clone(live), i, i+1)
-			if err := backend.Update(ctx, desired.Build(node, policies, []ident.Record{gone}), desired.Build(node, policies, nil)); err != nil {
+			if err := backend.Update(ctx, desired.Build(node, policies, []attachment.Record{gone}), desired.Build(node, policies, nil)); err != nil {
 				t.Fatalf("round %d: removing: %v", round, err)
 			}
 		}
@@ -185,10 +184,10 @@ var apps = []string{"web", "db", "cache"}
 
 // group puts the pods' ports into the device group if podmark has them, as its
 // plugin does, and takes the others out of it.
-func group(b *bench, live []ident.Record) {
+func group(b *bench, live []attachment.Record) {
 	for _, w := range b.wires[:podCount] { // those on a bridge are in none
 		g := 0
-		if slices.ContainsFunc(live, func(r ident.Record) bool { return r.Port == w.name }) {
+		if slices.ContainsFunc(live, func(r attachment.Record) bool { return r.Port == w.name }) {
 			g = port.Group
 		}
 		b.run("ip", "link", "set", w.name, "group", fmt.Sprint(g))
@@ -197,8 +196,8 @@ func group(b *bench, live []ident.Record) {
 
 // records are the attachments of all pods but the last of each kind. Two may send from
 // more than their addresses.
-func records(b *bench) []ident.Record {
-	var out []ident.Record
+func records(b *bench) []attachment.Record {
+	var out []attachment.Record
 	for i, w := range b.wires[:b.pods] {
 		if i == podCount-1 || i == podCount+bridgedCount-1 {
 			continue
@@ -207,16 +206,16 @@ func records(b *bench) []ident.Record {
 		if err != nil {
 			b.t.Fatal(err)
 		}
-		r := ident.Record{
-			Key: ident.Key{Network: "net", ContainerID: w.name, IfName: "eth0"},
+		r := attachment.Record{
+			Key: attachment.Key{Network: "net", ContainerID: w.name, IfName: "eth0"},
 			ID:  mark.First + mark.ID(3*i),
-			Endpoint: endpoint.Endpoint{
+			Endpoint: attachment.Endpoint{
 				Namespace: []string{"one", "two"}[i%2], Pod: w.name,
 				Labels:    map[string]string{"app": apps[i%len(apps)], "n": fmt.Sprint(i)},
 				Interface: w.l3, Port: w.name, InterfaceIndex: master.Index, PortIndex: w.index,
 				MAC: w.far.String(), Addresses: w.addrs,
 				// What the names stand for differs from pod to pod.
-				Ports: []endpoint.NamedPort{
+				Ports: []attachment.NamedPort{
 					{Name: "http", Protocol: uint8(desired.TCP), Number: somePorts[i%len(somePorts)]},
 					{Name: "http", Protocol: uint8(desired.UDP), Number: somePorts[(i+3)%len(somePorts)]},
 					{Name: "bulk", Protocol: uint8(desired.SCTP), Number: somePorts[(i+5)%len(somePorts)]},

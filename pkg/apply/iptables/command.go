@@ -30,14 +30,10 @@ const (
 	Legacy Variant = "legacy"
 )
 
-// hints are the chains in mangle by which kubelet tells which variant it uses
-// (kubernetes/kubernetes#109059).
-var hints = []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}
-
 // Detect finds the variant that the node's kubelet uses; without a kubelet, the
 // one that the command "iptables" stands for. It executes several commands: ask once and remember.
 func Detect() (Variant, error) {
-	for _, hint := range hints {
+	for _, hint := range xtables.KubeletHints() {
 		for _, v := range []Variant{NFT, Legacy} {
 			ipt, err := v.open(v4, time.Second)
 			if err != nil {

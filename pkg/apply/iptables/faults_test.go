@@ -13,15 +13,15 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/podmark/podmark/pkg/apply/missing"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/test/needs"
 )
 
 var update = flag.Bool("update", false, "write the golden anew")
 
 // stateBy is a node with these endpoints, judged by policies.
-func stateBy(t *testing.T, epoch uint32, policies []desired.Policy, records ...ident.Record) desired.State {
+func stateBy(t *testing.T, epoch uint32, policies []desired.Policy, records ...attachment.Record) desired.State {
 	t.Helper()
 	s := stateOf(t, false, nil...)
 	s.Epoch = epoch

@@ -11,9 +11,8 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/pkg/apply/missing"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/endpoint"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/test/netns"
 	"github.com/podmark/podmark/test/saved"
@@ -24,13 +23,13 @@ import (
 var variants = []Variant{NFT, Legacy}
 
 // records are so many policed endpoints, each behind a veth of its own.
-func records(n int) []ident.Record {
-	var out []ident.Record
+func records(n int) []attachment.Record {
+	var out []attachment.Record
 	for i := range n {
 		name := fmt.Sprintf("veth%d", i)
-		out = append(out, ident.Record{
-			Key: ident.Key{Network: "net", ContainerID: name, IfName: "eth0"}, ID: mark.First + mark.ID(i), Policed: true, Committed: true,
-			Endpoint: endpoint.Endpoint{
+		out = append(out, attachment.Record{
+			Key: attachment.Key{Network: "net", ContainerID: name, IfName: "eth0"}, ID: mark.First + mark.ID(i), Policed: true, Committed: true,
+			Endpoint: attachment.Endpoint{
 				Namespace: "one", Pod: name, Interface: name, Port: name,
 				Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), netip.MustParseAddr(fmt.Sprintf("fd00:1::%x", i+1))},
 				Sources:   []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 2, byte(i), 0}), 24), netip.MustParsePrefix(fmt.Sprintf("fd00:2:%x::/48", i))},
@@ -41,7 +40,7 @@ func records(n int) []ident.Record {
 }
 
 // stateOf is a node with these endpoints, all of them denied everything, or audited.
-func stateOf(t *testing.T, audit bool, records ...ident.Record) desired.State {
+func stateOf(t *testing.T, audit bool, records ...attachment.Record) desired.State {
 	t.Helper()
 	layout, err := mark.NewLayout(0xffff0000)
 	if err != nil {
@@ -144,7 +143,7 @@ func TestFamilyOfOne(t *testing.T) {
 			ipv4[i].Addresses, ipv4[i].Sources = ipv4[i].Addresses[:1], nil
 		}
 		both := records(3)[2]
-		for name, order := range map[string][]ident.Record{
+		for name, order := range map[string][]attachment.Record{
 			"IPv4 only": ipv4, "both first": {both, ipv4[0]}, "both last": {ipv4[0], both},
 		} {
 			nobody, all := stateOf(t, false), stateOf(t, false, order...)

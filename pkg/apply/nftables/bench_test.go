@@ -10,8 +10,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/test/netns"
 )
@@ -19,7 +19,7 @@ import (
 var sizes = []int{10, 1000, 4000}
 
 // nth is the i-th of many endpoints, isolated both ways.
-func nth(i int) ident.Record {
+func nth(i int) attachment.Record {
 	r := pod(2, "web", fmt.Sprintf("veth%d", i))
 	r.ContainerID, r.Port, r.ID = r.Interface, r.Interface, mark.First+mark.ID(i)
 	r.InterfaceIndex, r.PortIndex = 1000+i, 1000+i
@@ -37,7 +37,7 @@ func BenchmarkAdd(b *testing.B) {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
 			netns.Enter(b)
 			ctx := context.Background()
-			var all []ident.Record
+			var all []attachment.Record
 			for i := range size {
 				all = append(all, nth(i))
 			}
@@ -68,7 +68,7 @@ func BenchmarkCheck(b *testing.B) {
 		for _, size := range sizes {
 			b.Run(fmt.Sprint(name, "/", size), func(b *testing.B) {
 				netns.Enter(b)
-				var list []ident.Record
+				var list []attachment.Record
 				for i := range size {
 					list = append(list, nth(i))
 				}
@@ -92,7 +92,7 @@ func BenchmarkSync(b *testing.B) {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
 			netns.Enter(b)
 			ctx := context.Background()
-			var all []ident.Record
+			var all []attachment.Record
 			for i := range size {
 				all = append(all, nth(i))
 			}

@@ -16,8 +16,8 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/test/netns"
 )
 
@@ -146,7 +146,7 @@ func TestUpdateIsSync(t *testing.T) {
 	netns.Enter(t)
 	ctx := context.Background()
 	all := records()
-	sync := func(records ...ident.Record) []string {
+	sync := func(records ...attachment.Record) []string {
 		if err := (Backend{}).Sync(ctx, node(t, 0xffff0000, records...)); err != nil {
 			t.Fatal(err)
 		}
@@ -212,7 +212,7 @@ func sorted(listing string) []string {
 func TestRoom(t *testing.T) {
 	netns.Enter(t)
 	ctx := context.Background()
-	var all []ident.Record
+	var all []attachment.Record
 	come := func() error {
 		all = append(all, nth(len(all)))
 		return Backend{}.Update(ctx, node(t, 0xffff0000), node(t, 0xffff0000, all[len(all)-1]))
@@ -500,7 +500,7 @@ func TestManyProfiles(t *testing.T) {
 	netns.Enter(t)
 	ctx := context.Background()
 	var policies desired.Policies
-	var all []ident.Record
+	var all []attachment.Record
 	for i := range 1000 {
 		r := nth(i)
 		r.Labels = map[string]string{"app": fmt.Sprint(i)}
@@ -509,7 +509,7 @@ func TestManyProfiles(t *testing.T) {
 			Namespace: r.Namespace, Name: fmt.Sprint(i), Pods: labelled(fmt.Sprint(i)), Ingress: &desired.Isolation{}, Egress: &desired.Isolation{},
 		})
 	}
-	nodes := func(records ...ident.Record) desired.State {
+	nodes := func(records ...attachment.Record) desired.State {
 		return desired.Build(node(t, 0xffff0000).Node, policies, records)
 	}
 	if err := (Backend{}).Sync(ctx, nodes(all[1:]...)); err != nil {

@@ -8,9 +8,8 @@ import (
 	"github.com/google/nftables"
 
 	"github.com/podmark/podmark/pkg/apply/counters"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/endpoint"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 )
 
@@ -95,13 +94,13 @@ func probeState() (desired.State, error) {
 	}
 	isolation := &desired.Isolation{Rules: []desired.Rule{rule}}
 	policies := desired.Policies{Policies: []desired.Policy{{Namespace: "probe", Name: "probe", Ingress: isolation, Egress: isolation}}}
-	e := endpoint.Endpoint{Namespace: "probe", Interface: "probe0", Port: "probe0", Addresses: []netip.Addr{prefixes[0].Addr(), prefixes[1].Addr()}}
+	e := attachment.Endpoint{Namespace: "probe", Interface: "probe0", Port: "probe0", Addresses: []netip.Addr{prefixes[0].Addr(), prefixes[1].Addr()}}
 	e.InterfaceIndex, e.PortIndex, e.Sources = 1, 1, prefixes
 	onBridge := e
 	onBridge.InterfaceIndex, onBridge.PortIndex = 2, 3
 	onBridge.Port, onBridge.MAC = "probe1", "02:00:00:00:00:01"
 	tunnels := desired.Tunnels{UDPPorts: []uint16{1, 2}, Protocols: []uint8{1, 2}}
-	return desired.Build(desired.Node{Layout: layout, Epoch: 1, Unlogged: true, Tunnels: tunnels}, policies, []ident.Record{
+	return desired.Build(desired.Node{Layout: layout, Epoch: 1, Unlogged: true, Tunnels: tunnels}, policies, []attachment.Record{
 		{ID: mark.First, Endpoint: e, Policed: true},
 		{ID: mark.First + 1, Endpoint: onBridge, Policed: true},
 	}), nil

@@ -11,9 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/endpoint"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 )
 
@@ -48,19 +47,19 @@ func labelled(app string) desired.Selector {
 
 // pod is an attachment with one address of each family; the last digit of its
 // addresses is its ID.
-func pod(id mark.ID, app, iface string) ident.Record {
+func pod(id mark.ID, app, iface string) attachment.Record {
 	n := string(rune('0' + id))
 	index := 100 + int(id)
 	if iface == "cni0" {
 		index = 100
 	}
-	return ident.Record{
-		Key: ident.Key{Network: "net", ContainerID: app, IfName: "eth0"}, ID: id, Policed: true, Committed: true,
-		Endpoint: endpoint.Endpoint{
+	return attachment.Record{
+		Key: attachment.Key{Network: "net", ContainerID: app, IfName: "eth0"}, ID: id, Policed: true, Committed: true,
+		Endpoint: attachment.Endpoint{
 			Namespace: "shop", Pod: app, Labels: map[string]string{"app": app},
 			Interface: iface, Port: "veth" + n, InterfaceIndex: index, PortIndex: 100 + int(id), MAC: "02:00:00:00:00:0" + n,
 			Addresses: addrs("10.22.0."+n, "fd00:22::"+n),
-			Ports: []endpoint.NamedPort{
+			Ports: []attachment.NamedPort{
 				{Name: "http", Protocol: uint8(desired.TCP), Number: 8000 + uint16(id)},
 				{Name: "bulk", Protocol: uint8(desired.SCTP), Number: 99},
 			},
@@ -70,12 +69,12 @@ func pod(id mark.ID, app, iface string) ident.Record {
 
 // records are a routed web, a db on a bridge and a routed client that nothing isolates,
 // which is a router.
-func records() []ident.Record {
+func records() []attachment.Record {
 	client := pod(4, "client", "veth4")
 	client.Sources = prefixes("172.30.0.0/24", "192.168.7.5/32", "fd00:30::/48")
 	db := pod(3, "db", "cni0")
 	db.Sources = prefixes("172.31.0.0/24", "fd00:31::/48")
-	return []ident.Record{pod(2, "web", "veth2"), db, client}
+	return []attachment.Record{pod(2, "web", "veth2"), db, client}
 }
 
 // policies isolate web and db, with one of everything in the rules.
@@ -110,7 +109,7 @@ func policies() desired.Policies {
 }
 
 // node is the state of a node with records.
-func node(t testing.TB, mask uint32, records ...ident.Record) desired.State {
+func node(t testing.TB, mask uint32, records ...attachment.Record) desired.State {
 	t.Helper()
 	tunnels := desired.Tunnels{UDPPorts: []uint16{4789, 8472}, Protocols: []uint8{4, 41, 47}}
 	return desired.Build(desired.Node{Layout: layout(t, mask), Epoch: 1, Tunnels: tunnels}, policies(), records)

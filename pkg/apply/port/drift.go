@@ -6,7 +6,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/podmark/podmark/pkg/endpoint"
+	"github.com/podmark/podmark/pkg/attachment"
 )
 
 // Link is what tells where a link is: its number, names, and the number of the link that
@@ -53,7 +53,7 @@ func (l Links) named(name string) (Link, bool) {
 // Locate gives an endpoint of an older podmark, which noted names alone, the numbers of its
 // links. One whose host veth is gone, or no more a port of the interface that it was, gets
 // none: nothing comes in by a link of number 0, so that endpoint is closed.
-func (l Links) Locate(e endpoint.Endpoint) endpoint.Endpoint {
+func (l Links) Locate(e attachment.Endpoint) attachment.Endpoint {
 	port, ok := l.named(e.Port)
 	if !ok || port.Kind != "veth" {
 		return e
@@ -118,7 +118,7 @@ func (d Drift) String() string {
 }
 
 // Drifts compares an endpoint with the links that lookUp knows.
-func Drifts(e endpoint.Endpoint, lookUp func(index int) (Link, bool)) []Drift {
+func Drifts(e attachment.Endpoint, lookUp func(index int) (Link, bool)) []Drift {
 	find := func(index int) (Link, bool) {
 		if index == 0 { // nothing has it
 			return Link{}, false

@@ -22,7 +22,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
-	"github.com/podmark/podmark/pkg/endpoint"
+	"github.com/podmark/podmark/pkg/attachment"
 )
 
 // Group is the device group of every routed host veth that podmark manages. By
@@ -40,13 +40,13 @@ const (
 
 // Close makes the endpoint's port pass nothing until [Open] and, when it is
 // routed, the backend has its element.
-func Close(e endpoint.Endpoint) error { return guard(e, stateListening) }
+func Close(e attachment.Endpoint) error { return guard(e, stateListening) }
 
 // Hold guards a port as Close and Open do together, without closing it: for an
 // endpoint that is running. When it is routed, the backend has its element.
-func Hold(e endpoint.Endpoint) error { return guard(e, stateForwarding) }
+func Hold(e attachment.Endpoint) error { return guard(e, stateForwarding) }
 
-func guard(e endpoint.Endpoint, state byte) error {
+func guard(e attachment.Endpoint, state byte) error {
 	if e.Routed() {
 		return Regroup(e)
 	}
@@ -69,7 +69,7 @@ func guard(e endpoint.Endpoint, state byte) error {
 }
 
 // Regroup puts a routed host veth into podmark's device group.
-func Regroup(e endpoint.Endpoint) error {
+func Regroup(e attachment.Endpoint) error {
 	if err := setGroup(e, Group); err != nil {
 		return fmt.Errorf("putting %q into device group %d: %w", e.Port, Group, err)
 	}
@@ -77,7 +77,7 @@ func Regroup(e endpoint.Endpoint) error {
 }
 
 // Open lets a bridge port forward again. A routed port is opened by its element.
-func Open(e endpoint.Endpoint) error {
+func Open(e attachment.Endpoint) error {
 	if e.Routed() {
 		return nil
 	}
@@ -92,7 +92,7 @@ func Open(e endpoint.Endpoint) error {
 }
 
 // Release gives the port back as the main plugin made it. A port that is gone is fine.
-func Release(e endpoint.Endpoint) error {
+func Release(e attachment.Endpoint) error {
 	link, err := find(e)
 	if gone(err) {
 		return nil
@@ -132,7 +132,7 @@ func ReleaseLink(link netlink.Link) error {
 
 // Shut closes the port again at a DEL. A port that is gone is fine, and a routed
 // one needs nothing: it stays in the group until the main plugin deletes it.
-func Shut(e endpoint.Endpoint) error {
+func Shut(e attachment.Endpoint) error {
 	if e.Routed() {
 		return nil
 	}
@@ -152,7 +152,7 @@ func Shut(e endpoint.Endpoint) error {
 
 // Check reports what keeps the port from being guarded: that its links are not those, or
 // not where, the record of e has them.
-func Check(e endpoint.Endpoint) error {
+func Check(e attachment.Endpoint) error {
 	var unread error
 	drifts := Drifts(e, func(index int) (Link, bool) {
 		link, err := netlink.LinkByIndex(index)
@@ -175,14 +175,14 @@ func Check(e endpoint.Endpoint) error {
 }
 
 // Alive reports whether the host veth is still there.
-func Alive(e endpoint.Endpoint) bool {
+func Alive(e attachment.Endpoint) bool {
 	_, err := find(e)
 	return !gone(err)
 }
 
 // find reads the host veth: by its number, which no other link gets. Only a record of an
 // older podmark lacks that.
-func find(e endpoint.Endpoint) (netlink.Link, error) {
+func find(e attachment.Endpoint) (netlink.Link, error) {
 	if e.PortIndex != 0 {
 		return netlink.LinkByIndex(e.PortIndex)
 	}
@@ -211,7 +211,7 @@ func gone(err error) bool {
 // forwardingEntry is the static entry that ties the pod's MAC to its port, as
 // 'bridge fdb replace MAC dev PORT master static sticky': a static entry alone moves to the
 // port where somebody else sends from that address (br_fdb_update; sticky since Linux 4.20).
-func forwardingEntry(e endpoint.Endpoint, link netlink.Link) (*netlink.Neigh, error) {
+func forwardingEntry(e attachment.Endpoint, link netlink.Link) (*netlink.Neigh, error) {
 	mac, err := net.ParseMAC(e.MAC)
 	if err != nil {
 		return nil, fmt.Errorf("MAC address of port %q: %w", e.Port, err)
@@ -227,7 +227,7 @@ func forwardingEntry(e endpoint.Endpoint, link netlink.Link) (*netlink.Neigh, er
 
 // setGroup puts the host veth into a device group, without asking for the link first as
 // the library would.
-func setGroup(e endpoint.Endpoint, group uint32) error {
+func setGroup(e attachment.Endpoint, group uint32) error {
 	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	msg.Index = int32(e.PortIndex)

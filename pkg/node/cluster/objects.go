@@ -17,9 +17,9 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/pkg/node/cluster/view"
 	"github.com/podmark/podmark/pkg/policy"
 )
@@ -104,7 +104,7 @@ type facts struct {
 	ip                 []byte
 	ips                [][]byte
 	// named and addresses are what is made of ports, and of ip and ips.
-	named     []endpoint.NamedPort
+	named     []attachment.NamedPort
 	addresses []netip.Addr
 }
 
@@ -190,7 +190,7 @@ func (f *facts) readAddresses() {
 type words struct {
 	mu        sync.Mutex
 	single    map[string]string
-	lists     map[string][]endpoint.NamedPort // by what is in them
+	lists     map[string][]attachment.NamedPort // by what is in them
 	sets      *desired.LabelSets
 	templates map[*desired.LabelSet]*desired.Template
 }
@@ -199,7 +199,7 @@ type words struct {
 const mostWords = 1 << 16
 
 func newWords() *words {
-	return &words{single: map[string]string{}, lists: map[string][]endpoint.NamedPort{}, sets: desired.NewLabelSets(), templates: map[*desired.LabelSet]*desired.Template{}}
+	return &words{single: map[string]string{}, lists: map[string][]attachment.NamedPort{}, sets: desired.NewLabelSets(), templates: map[*desired.LabelSet]*desired.Template{}}
 }
 
 func (w *words) word(b []byte) string {
@@ -224,7 +224,7 @@ func (w *words) labels(labels []desired.Label) *desired.LabelSet {
 
 // template is that of pods of the namespace with such labels and ports. Pods with the same
 // labels are of one, as a rule.
-func (w *words) template(namespace string, labels *desired.LabelSet, ports []endpoint.NamedPort) *desired.Template {
+func (w *words) template(namespace string, labels *desired.LabelSet, ports []attachment.NamedPort) *desired.Template {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if known := w.templates[labels]; known != nil && known.Namespace == namespace && slices.Equal(known.Ports, ports) {
@@ -238,7 +238,7 @@ func (w *words) template(namespace string, labels *desired.LabelSet, ports []end
 	return t
 }
 
-func (w *words) ports(list []endpoint.NamedPort) []endpoint.NamedPort {
+func (w *words) ports(list []attachment.NamedPort) []attachment.NamedPort {
 	if len(list) == 0 {
 		return nil
 	}

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/pkg/apply"
-	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/attachment"
 )
 
 // Round is what one round did.
@@ -155,7 +155,7 @@ func (c *Cluster) turn(ctx context.Context) (r Round, did bool) {
 }
 
 // decide is what is to be enforced from now on, given the attachments.
-func (c *Cluster) decide(records []ident.Record) apply.Revision {
+func (c *Cluster) decide(records []attachment.Record) apply.Revision {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.round++

@@ -127,7 +127,7 @@ func parseRanges(key string, items []any) ([]desired.PortRange, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading %s[%d]: %w", key, i, err)
 		}
-		out = append(out, desired.PortRange{First: r.First, Last: r.Last})
+		out = append(out, r)
 	}
 	return out, nil
 }

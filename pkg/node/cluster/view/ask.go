@@ -6,15 +6,14 @@ import (
 	"slices"
 	"time"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/endpoint"
-	"github.com/podmark/podmark/pkg/ident"
 )
 
 // Ask is what the plugin asks: who the pod is that an attachment is to be of.
 type Ask struct {
 	// Attachment is zero from a plugin that is older than podmarkd.
-	Attachment     ident.Key
+	Attachment     attachment.Key
 	Namespace, Pod string
 	// UID is what the runtime says it is; empty where it does not.
 	UID string
@@ -32,7 +31,7 @@ type expectation struct {
 	pod *Pod
 	// former are the attachments that a pod of the name had when it was asked for, where
 	// nothing else tells them from the one that comes.
-	former map[ident.Key]bool
+	former map[attachment.Key]bool
 }
 
 // Expect says that the plugin is about to add an attachment.
@@ -50,18 +49,18 @@ func (v *View) Expect(a Ask, now time.Time) {
 }
 
 // arrive ends the expectations of attachments that are there.
-func (v *View) arrive(residents map[ident.Key]resident, records []ident.Record) {
+func (v *View) arrive(residents map[attachment.Key]resident, records []attachment.Record) {
 	for a, e := range v.expected {
 		first := e.former == nil
 		if first {
-			e.former = map[ident.Key]bool{}
+			e.former = map[attachment.Key]bool{}
 		}
 		for _, r := range records {
 			if there, ok := residents[r.Key]; !ok || there.Name != a.name() {
 				continue
 			}
 			switch {
-			case a.Attachment != (ident.Key{}):
+			case a.Attachment != (attachment.Key{}):
 				if r.Key == a.Attachment {
 					delete(v.expected, a)
 				}
@@ -122,8 +121,8 @@ func (v *View) Decided(p *Pod) bool {
 
 // Profiles are those that the pod gets by what was last decided.
 func (v *View) Profiles(p *Pod) [2]desired.ProfileID {
-	r := ident.Record{Policed: true, NamespaceUID: p.Own.place.uid, Endpoint: endpoint.Endpoint{Namespace: p.Namespace, Pod: p.Name, Labels: p.Own.Labels}}
-	return desired.Build(desired.Node{}, v.applied, []ident.Record{r}).Endpoints[0].Profiles
+	r := attachment.Record{Policed: true, NamespaceUID: p.Own.place.uid, Endpoint: attachment.Endpoint{Namespace: p.Namespace, Pod: p.Name, Labels: p.Own.Labels}}
+	return desired.Build(desired.Node{}, v.applied, []attachment.Record{r}).Endpoints[0].Profiles
 }
 
 // NamespaceUID is that of the pod's namespace; empty where it is not known.

@@ -7,8 +7,8 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
-	"github.com/podmark/podmark/pkg/ident"
 )
 
 // resident is an attachment of the node. Two of one name are two pods, each with its own
@@ -24,11 +24,11 @@ func (r resident) equal(other resident) bool {
 
 // Attach takes over which attachments there are, and returns those of which the API says
 // something else than they have noted.
-func (v *View) Attach(records []ident.Record) (changed []ident.Record) {
+func (v *View) Attach(records []attachment.Record) (changed []attachment.Record) {
 	records = slices.Clone(records)
-	followed := func(r ident.Record) bool { return r.Kubernetes || v.follows != nil && v.follows(r.Network) }
-	whose := v.assign(slices.DeleteFunc(slices.Clone(records), func(r ident.Record) bool { return !followed(r) }))
-	residents := map[ident.Key]resident{}
+	followed := func(r attachment.Record) bool { return r.Kubernetes || v.follows != nil && v.follows(r.Network) }
+	whose := v.assign(slices.DeleteFunc(slices.Clone(records), func(r attachment.Record) bool { return !followed(r) }))
+	residents := map[attachment.Key]resident{}
 	var addresses []netip.Addr
 	for i, r := range records {
 		addresses = append(addresses, r.Addresses...)
@@ -57,8 +57,8 @@ func (v *View) Attach(records []ident.Record) (changed []ident.Record) {
 		}
 	}
 	v.arrive(residents, records)
-	maps.DeleteFunc(v.refused, func(k ident.Key, _ string) bool {
-		return !slices.ContainsFunc(records, func(r ident.Record) bool { return r.Key == k })
+	maps.DeleteFunc(v.refused, func(k attachment.Key, _ string) bool {
+		return !slices.ContainsFunc(records, func(r attachment.Record) bool { return r.Key == k })
 	})
 	v.dirty = v.dirty || !maps.EqualFunc(v.residents, residents, resident.equal)
 	v.residents = residents
@@ -75,7 +75,7 @@ type sandbox struct {
 // assign finds whose each attachment is of the pods that the API has: by UID, and where no
 // runtime has told one, by address, or else by name where there is but one of that name.
 // One that was another pod's of the name, or may have been, is nobody's.
-func (v *View) assign(records []ident.Record) map[ident.Key]*Pod {
+func (v *View) assign(records []attachment.Record) map[attachment.Key]*Pod {
 	uids := map[sandbox]string{}
 	addresses := map[sandbox][]netip.Addr{}
 	for _, r := range records {
@@ -120,7 +120,7 @@ func (v *View) assign(records []ident.Record) map[ident.Key]*Pod {
 			meant[s] = p
 		}
 	}
-	whose := map[ident.Key]*Pod{}
+	whose := map[attachment.Key]*Pod{}
 	for _, r := range records {
 		if p := meant[sandbox{Name{r.Namespace, r.Pod}, r.ContainerID}]; p != nil {
 			whose[r.Key] = p
@@ -132,7 +132,7 @@ func (v *View) assign(records []ident.Record) map[ident.Key]*Pod {
 // sources are the prefixes that a pod with an attachment may send from besides. Where its
 // annotation is wrong, or asks for more than the network allows or for what is another's
 // already, they stay what they were: that is said once.
-func (v *View) sources(r ident.Record, p *Pod, all []ident.Record) []netip.Prefix {
+func (v *View) sources(r attachment.Record, p *Pod, all []attachment.Record) []netip.Prefix {
 	list, err := config.Sources(p.Own.Sources, r.SourceBound)
 	if err == nil {
 		err = contended(r, list, all)
@@ -152,7 +152,7 @@ func (v *View) sources(r ident.Record, p *Pod, all []ident.Record) []netip.Prefi
 }
 
 // contended says whose the prefixes are already, in part, that a pod asks for.
-func contended(r ident.Record, list []netip.Prefix, all []ident.Record) error {
+func contended(r attachment.Record, list []netip.Prefix, all []attachment.Record) error {
 	r.Sources = list
 	for _, other := range all {
 		if p, both := r.Contends(other.Endpoint); both && other.Key != r.Key {

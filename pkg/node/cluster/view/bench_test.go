@@ -7,8 +7,8 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply/iptables"
 	"github.com/podmark/podmark/pkg/apply/nftables"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
 )
 
@@ -35,7 +35,7 @@ func BenchmarkSize(b *testing.B) {
 	for _, size := range [][3]int{{1, 1, 1}, {10, 20, 10}, {100, 20, 50}, {100, 200, 50}} {
 		p := sized(size[0], size[1], size[2])
 		policies := desired.Policies{Policies: []desired.Policy{p.Policy}}
-		r := ident.Record{Key: key("a"), ID: 1, Policed: true}
+		r := attachment.Record{Key: key("a"), ID: 1, Policed: true}
 		r.Namespace, r.Pod, r.Labels = "shop", "web", app("x")
 		other := r
 		other.Key, other.ID, other.Namespace = key("b"), 2, "other"
@@ -49,23 +49,23 @@ func BenchmarkSize(b *testing.B) {
 			for b.Loop() {
 				v := New("node", nil)
 				v.watches[Watch{Kind: Policies, Namespace: "shop"}] = &sight{Watch: Watch{Kind: Policies, Namespace: "shop"}}
-				v.Attach([]ident.Record{r})
+				v.Attach([]attachment.Record{r})
 				v.Listed(Watch{Kind: Policies, Namespace: "shop"}, []Object{p}, 1, time.Unix(1, 0))
 				v.Plan(time.Unix(1, 0))
-				v.Decide([]ident.Record{r}, time.Unix(100, 0))
+				v.Decide([]attachment.Record{r}, time.Unix(100, 0))
 			}
 		})
 		b.Run(name+"build", func(b *testing.B) {
 			for b.Loop() {
-				desired.Build(node, policies, []ident.Record{r})
+				desired.Build(node, policies, []attachment.Record{r})
 			}
 		})
 		b.Run(name+"build for another", func(b *testing.B) {
 			for b.Loop() {
-				desired.Build(node, policies, []ident.Record{other})
+				desired.Build(node, policies, []attachment.Record{other})
 			}
 		})
-		state := desired.Build(node, policies, []ident.Record{r})
+		state := desired.Build(node, policies, []attachment.Record{r})
 		b.Run(name+"nftables", func(b *testing.B) {
 			size := 0
 			for b.Loop() {

@@ -15,9 +15,8 @@ import (
 
 	gocmp "github.com/google/go-cmp/cmp"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/endpoint"
-	"github.com/podmark/podmark/pkg/ident"
 )
 
 // world is an API server with a view that follows it, each watch as late as chance has it, and
@@ -34,7 +33,7 @@ type randomWorld struct {
 	spaces  map[string]Space
 	streams map[Watch]*stream
 	asked   []question
-	records map[ident.Key]ident.Record
+	records map[attachment.Key]attachment.Record
 	asks    []Ask
 	// served are the UIDs of pods that have had an attachment here.
 	served map[UID]bool
@@ -77,7 +76,7 @@ func newRandomWorld(t *testing.T, seed uint64) *randomWorld {
 	w := &randomWorld{
 		View: New("node", nil), t: t, Rand: rand.New(rand.NewPCG(seed, 7)), now: time.Unix(1_700_000_000, 0),
 		history: &past{objects: map[string]Object{}}, spaces: map[string]Space{}, streams: map[Watch]*stream{},
-		records: map[ident.Key]ident.Record{}, served: map[UID]bool{}, counts: map[string]int{},
+		records: map[attachment.Key]attachment.Record{}, served: map[UID]bool{}, counts: map[string]int{},
 	}
 	for _, n := range randomNamespaces {
 		w.beginNamespace(n)
@@ -152,7 +151,7 @@ func (w *randomWorld) namespaceGone(name string) {
 	w.write(w.history.objects[keyOf(&Namespace{Name: name})], nil)
 	delete(w.spaces, name)
 	if w.IntN(2) == 0 { // its attachments may outlive it
-		maps.DeleteFunc(w.records, func(_ ident.Key, r ident.Record) bool { return r.Namespace == name })
+		maps.DeleteFunc(w.records, func(_ attachment.Key, r attachment.Record) bool { return r.Namespace == name })
 		w.Stir()
 	}
 }
@@ -181,7 +180,7 @@ func (w *randomWorld) newPod(namespace string, own bool) *Pod {
 	}
 	label(p, w.app())
 	if w.IntN(2) == 0 {
-		p.Ports = []endpoint.NamedPort{{Name: "http", Protocol: uint8(desired.TCP), Number: uint16(8000 + w.IntN(3))}}
+		p.Ports = []attachment.NamedPort{{Name: "http", Protocol: uint8(desired.TCP), Number: uint16(8000 + w.IntN(3))}}
 	}
 	return p
 }
@@ -319,7 +318,7 @@ func (w *randomWorld) disturb() {
 		next := fresh(p)
 		switch w.IntN(3) {
 		case 0:
-			next.Ports = []endpoint.NamedPort{{Name: "http", Protocol: uint8(desired.TCP), Number: uint16(8000 + w.IntN(3))}}
+			next.Ports = []attachment.NamedPort{{Name: "http", Protocol: uint8(desired.TCP), Number: uint16(8000 + w.IntN(3))}}
 		case 1:
 			if len(p.Addresses.List()) == 0 && p.Own == nil && p.Rank > 1<<32 {
 				w.placed(next, w.address())
@@ -333,7 +332,7 @@ func (w *randomWorld) disturb() {
 			w.write(p, nil)
 		}
 	case n < 66: // an attachment goes
-		if keys := slices.SortedFunc(maps.Keys(w.records), func(a, b ident.Key) int { return cmp.Compare(a.ContainerID, b.ContainerID) }); len(keys) > 0 {
+		if keys := slices.SortedFunc(maps.Keys(w.records), func(a, b attachment.Key) int { return cmp.Compare(a.ContainerID, b.ContainerID) }); len(keys) > 0 {
 			delete(w.records, keys[w.IntN(len(keys))])
 			w.Stir()
 		}
@@ -556,9 +555,9 @@ func (w *randomWorld) plug() {
 		return
 	}
 	w.asks = slices.Delete(w.asks, i, i+1)
-	w.records[a.Attachment] = ident.Record{
+	w.records[a.Attachment] = attachment.Record{
 		Key: a.Attachment, UID: a.UID, Policed: true, Kubernetes: true, Committed: true, NamespaceUID: is.NamespaceUID(),
-		Endpoint: endpoint.Endpoint{Namespace: a.Namespace, Pod: a.Pod, Labels: is.Own.Labels, Ports: is.Ports, Addresses: []netip.Addr{w.free()}},
+		Endpoint: attachment.Endpoint{Namespace: a.Namespace, Pod: a.Pod, Labels: is.Own.Labels, Ports: is.Ports, Addresses: []netip.Addr{w.free()}},
 	}
 	w.Stir()
 	if w.IntN(2) == 0 { // the kubelet reports it
@@ -573,14 +572,14 @@ func (w *randomWorld) plug() {
 func (w *randomWorld) free() netip.Addr {
 	for {
 		a := netip.AddrFrom4([4]byte{10, 0, 1, byte(1 + w.IntN(200))})
-		if !slices.ContainsFunc(slices.Collect(maps.Values(w.records)), func(r ident.Record) bool { return r.Addresses[0] == a }) {
+		if !slices.ContainsFunc(slices.Collect(maps.Values(w.records)), func(r attachment.Record) bool { return r.Addresses[0] == a }) {
 			return a
 		}
 	}
 }
 
-func (w *randomWorld) attachments() []ident.Record {
-	return slices.SortedFunc(maps.Values(w.records), func(a, b ident.Record) int { return cmp.Compare(a.ContainerID, b.ContainerID) })
+func (w *randomWorld) attachments() []attachment.Record {
+	return slices.SortedFunc(maps.Values(w.records), func(a, b attachment.Record) int { return cmp.Compare(a.ContainerID, b.ContainerID) })
 }
 
 // turn is what a cluster does in a round. It reports whether anything was to do.
@@ -735,7 +734,7 @@ func (w *randomWorld) compare() {
 		if p.Peer && !w.served[p.UID] {
 			pod := desired.Pod{Namespace: p.Namespace, Name: p.Name, Labels: maps.Collect(p.Labels.All()), Ports: p.Ports}
 			pod.Addresses = slices.DeleteFunc(p.Addresses.List(), func(a netip.Addr) bool {
-				return slices.ContainsFunc(records, func(r ident.Record) bool { return slices.Contains(r.Addresses, a) })
+				return slices.ContainsFunc(records, func(r attachment.Record) bool { return slices.Contains(r.Addresses, a) })
 			})
 			elsewhere = append(elsewhere, pod)
 		}

@@ -14,8 +14,8 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/ident"
 )
 
 // View is what is known. It is not safe for concurrent use.
@@ -48,10 +48,10 @@ type View struct {
 	index   *desired.Index
 	// residents are the attachments of the node that have their policies from the API, and
 	// expected those that the plugin has asked for, and that are not there yet.
-	residents map[ident.Key]resident
+	residents map[attachment.Key]resident
 	expected  map[Ask]*expectation
 	// refused are the annotations of attachments that are not in force.
-	refused map[ident.Key]string
+	refused map[attachment.Key]string
 	// applied is what is enforced; before the first round, what a former podmarkd left.
 	// decided are the pods, by namespace, for which it is.
 	applied desired.Policies
@@ -131,8 +131,8 @@ func New(node string, follows func(network string) bool) *View {
 	v := &View{
 		node: node, follows: follows, watches: map[Watch]*sight{}, tooMuch: map[Watch]time.Time{},
 		pods: pods{}, leaving: map[Name]*Pod{}, namespaces: map[string]map[string]string{}, edition: 1, policies: map[string][]*known{}, own: map[Name]*Pod{}, spaces: map[string]Space{}, asking: map[string]bool{}, fetched: &sight{},
-		residents: map[ident.Key]resident{}, expected: map[Ask]*expectation{},
-		refused: map[ident.Key]string{}, dirty: true,
+		residents: map[attachment.Key]resident{}, expected: map[Ask]*expectation{},
+		refused: map[attachment.Key]string{}, dirty: true,
 	}
 	v.index = desired.NewIndex(v.peers)
 	return v
@@ -497,7 +497,7 @@ func (v *View) Changed() bool { return v.dirty || v.index.Changed() }
 func (v *View) Hurried() bool { return len(v.expected) > 0 || v.dirty }
 
 // Decide is what is to be enforced from now on, given the attachments.
-func (v *View) Decide(records []ident.Record, now time.Time) apply.Revision {
+func (v *View) Decide(records []attachment.Record, now time.Time) apply.Revision {
 	var rev apply.Revision
 	rev.Records = v.Attach(records)
 	if v.dirty {

@@ -11,9 +11,8 @@ import (
 
 	"k8s.io/apimachinery/pkg/labels"
 
+	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/endpoint"
-	"github.com/podmark/podmark/pkg/ident"
 )
 
 // scene is a view with the cluster and the node around it. Watches show what the cluster
@@ -25,7 +24,7 @@ type scene struct {
 	version uint64
 	objects map[string]Object
 	held    map[Watch]bool
-	records map[ident.Key]ident.Record
+	records map[attachment.Key]attachment.Record
 	spaces  map[string]Space // what the API has; UID 1 for others
 	silent  bool             // the API answers no question
 	// refuses, if set, is the status of HTTP with which the API answers a watch: 200 for all
@@ -37,7 +36,7 @@ func newScene(t *testing.T) *scene {
 	t.Helper()
 	return &scene{
 		View: New("node", nil), t: t, now: time.Unix(1_700_000_000, 0),
-		objects: map[string]Object{}, held: map[Watch]bool{}, records: map[ident.Key]ident.Record{}, spaces: map[string]Space{},
+		objects: map[string]Object{}, held: map[Watch]bool{}, records: map[attachment.Key]attachment.Record{}, spaces: map[string]Space{},
 	}
 }
 
@@ -186,8 +185,8 @@ func (w *scene) list(watch Watch) {
 	w.Listed(watch, list, w.version, w.now)
 }
 
-func (w *scene) attached() []ident.Record {
-	return slices.SortedFunc(maps.Values(w.records), func(a, b ident.Record) int { return int(a.ID) - int(b.ID) })
+func (w *scene) attached() []attachment.Record {
+	return slices.SortedFunc(maps.Values(w.records), func(a, b attachment.Record) int { return int(a.ID) - int(b.ID) })
 }
 
 func app(name string) map[string]string { return map[string]string{"app": name} }
@@ -232,8 +231,8 @@ func isolating(label string, peers ...string) *Policy {
 	return p
 }
 
-func key(container string) ident.Key {
-	return ident.Key{Network: "net", ContainerID: container, IfName: "eth0"}
+func key(container string) attachment.Key {
+	return attachment.Key{Network: "net", ContainerID: container, IfName: "eth0"}
 }
 
 // ask is what the plugin asks for a sandbox of pod shop/web.
@@ -248,10 +247,10 @@ func (w *scene) attach(a Ask, address string) {
 	if waits != nil || !w.Decided(p) {
 		w.t.Fatalf("%v is not answered: %v", a, waits)
 	}
-	w.records[a.Attachment] = ident.Record{
+	w.records[a.Attachment] = attachment.Record{
 		Key: a.Attachment, UID: a.UID, Policed: true, Kubernetes: true, Committed: true,
 		NamespaceUID: p.NamespaceUID(),
-		Endpoint:     endpoint.Endpoint{Namespace: a.Namespace, Pod: a.Pod, Labels: p.Own.Labels, Addresses: []netip.Addr{netip.MustParseAddr(address)}},
+		Endpoint:     attachment.Endpoint{Namespace: a.Namespace, Pod: a.Pod, Labels: p.Own.Labels, Addresses: []netip.Addr{netip.MustParseAddr(address)}},
 	}
 }
 
@@ -262,7 +261,7 @@ func (w *scene) isolated(container string) bool {
 	if !ok {
 		w.t.Fatalf("there is no attachment of %s", container)
 	}
-	return desired.Build(desired.Node{}, w.applied, []ident.Record{r}).Endpoints[0].Profiles[desired.Ingress] != ""
+	return desired.Build(desired.Node{}, w.applied, []attachment.Record{r}).Endpoints[0].Profiles[desired.Ingress] != ""
 }
 
 // A pod gets the policies of its own labels whatever attachments a former pod of its name
@@ -402,8 +401,8 @@ func TestExpectation(t *testing.T) {
 
 // Whose an attachment is, is told by the surest that is known.
 func TestAssign(t *testing.T) {
-	record := func(container, uid, address string) ident.Record {
-		return ident.Record{Key: key(container), UID: uid, Endpoint: endpoint.Endpoint{Namespace: "shop", Pod: "web", Addresses: []netip.Addr{netip.MustParseAddr(address)}}}
+	record := func(container, uid, address string) attachment.Record {
+		return attachment.Record{Key: key(container), UID: uid, Endpoint: attachment.Endpoint{Namespace: "shop", Pod: "web", Addresses: []netip.Addr{netip.MustParseAddr(address)}}}
 	}
 	second := record("a", "", "10.9.0.1")
 	second.Network = "second"
@@ -412,22 +411,22 @@ func TestAssign(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		pod     *Pod
-		records []ident.Record
+		records []attachment.Record
 		asked   []Ask
 		want    []string
 	}{
-		{"by UID", pod("web", "2", "x"), []ident.Record{record("a", "1", "10.0.0.1"), record("b", "2", "10.0.0.2")}, nil, []string{"net/b/eth0"}},
-		{"another's UID", pod("web", "2", "x"), []ident.Record{record("a", "1", "10.0.0.1")}, nil, nil},
-		{"another's UID, with the pod's address", pod("web", "2", "x", "10.0.0.1"), []ident.Record{record("a", "1", "10.0.0.1")}, nil, nil},
-		{"by the only name", pod("web", "2", "x"), []ident.Record{record("a", "", "10.0.0.1")}, nil, []string{"net/a/eth0"}},
-		{"not by the only name, where another has the UID", pod("web", "2", "x"), []ident.Record{record("a", "", "10.0.0.1"), record("b", "2", "10.0.0.2")}, nil, []string{"net/b/eth0"}},
-		{"not by the only name, where another comes", pod("web", "2", "x"), []ident.Record{record("a", "", "10.0.0.1")}, []Ask{ask("b", "")}, nil},
-		{"by address", pod("web", "2", "x", "10.0.0.2"), []ident.Record{record("a", "", "10.0.0.1"), record("b", "", "10.0.0.2")}, nil, []string{"net/b/eth0"}},
-		{"neither of two", pod("web", "2", "x"), []ident.Record{record("a", "", "10.0.0.1"), record("b", "", "10.0.0.2")}, nil, nil},
-		{"two of a sandbox", pod("web", "2", "x", "10.0.0.1"), []ident.Record{record("a", "", "10.0.0.1"), second, record("b", "", "10.0.0.2")}, nil, []string{"net/a/eth0", "second/a/eth0"}},
-		{"two of a sandbox, one with the UID", pod("web", "2", "x"), []ident.Record{record("a", "2", "10.0.0.1"), second, record("b", "", "10.0.0.2")}, nil, []string{"net/a/eth0", "second/a/eth0"}},
-		{"a static pod", static, []ident.Record{record("a", "manifest", "10.0.0.1")}, nil, []string{"net/a/eth0"}},
-		{"a pod elsewhere", far("web", "2", "x", "10.0.0.1"), []ident.Record{record("a", "", "10.0.0.1")}, nil, nil},
+		{"by UID", pod("web", "2", "x"), []attachment.Record{record("a", "1", "10.0.0.1"), record("b", "2", "10.0.0.2")}, nil, []string{"net/b/eth0"}},
+		{"another's UID", pod("web", "2", "x"), []attachment.Record{record("a", "1", "10.0.0.1")}, nil, nil},
+		{"another's UID, with the pod's address", pod("web", "2", "x", "10.0.0.1"), []attachment.Record{record("a", "1", "10.0.0.1")}, nil, nil},
+		{"by the only name", pod("web", "2", "x"), []attachment.Record{record("a", "", "10.0.0.1")}, nil, []string{"net/a/eth0"}},
+		{"not by the only name, where another has the UID", pod("web", "2", "x"), []attachment.Record{record("a", "", "10.0.0.1"), record("b", "2", "10.0.0.2")}, nil, []string{"net/b/eth0"}},
+		{"not by the only name, where another comes", pod("web", "2", "x"), []attachment.Record{record("a", "", "10.0.0.1")}, []Ask{ask("b", "")}, nil},
+		{"by address", pod("web", "2", "x", "10.0.0.2"), []attachment.Record{record("a", "", "10.0.0.1"), record("b", "", "10.0.0.2")}, nil, []string{"net/b/eth0"}},
+		{"neither of two", pod("web", "2", "x"), []attachment.Record{record("a", "", "10.0.0.1"), record("b", "", "10.0.0.2")}, nil, nil},
+		{"two of a sandbox", pod("web", "2", "x", "10.0.0.1"), []attachment.Record{record("a", "", "10.0.0.1"), second, record("b", "", "10.0.0.2")}, nil, []string{"net/a/eth0", "second/a/eth0"}},
+		{"two of a sandbox, one with the UID", pod("web", "2", "x"), []attachment.Record{record("a", "2", "10.0.0.1"), second, record("b", "", "10.0.0.2")}, nil, []string{"net/a/eth0", "second/a/eth0"}},
+		{"a static pod", static, []attachment.Record{record("a", "manifest", "10.0.0.1")}, nil, []string{"net/a/eth0"}},
+		{"a pod elsewhere", far("web", "2", "x", "10.0.0.1"), []attachment.Record{record("a", "", "10.0.0.1")}, nil, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			v := New("node", nil)

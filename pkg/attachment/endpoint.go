@@ -1,13 +1,10 @@
-// Package endpoint describes one pod endpoint of this node: who it is and where
-// its packets enter the host.
-//
-// [FromResult] finds out, from a CNI prevResult and the kernel's links, and changes nothing.
-package endpoint
+package attachment
 
 import (
-	"net"
+	"encoding/hex"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // Endpoint is the host's view of one container interface.
@@ -83,7 +80,7 @@ func (e Endpoint) Routed() bool { return e.Port == e.Interface }
 // (RFC 4291, appendix A); false where MAC is none of Ethernet. A pod that gives itself
 // another is not heard under it by its neighbours on a bridge.
 func (e Endpoint) LinkLocal() (netip.Addr, bool) {
-	mac, err := net.ParseMAC(e.MAC)
+	mac, err := hex.DecodeString(strings.ReplaceAll(e.MAC, ":", "")) // as net.HardwareAddr writes it
 	if err != nil || len(mac) != 6 {
 		return netip.Addr{}, false
 	}

@@ -1,15 +1,15 @@
-package endpoint_test
+package attachment_test
 
 import (
 	"net/netip"
 	"testing"
 
-	"github.com/podmark/podmark/pkg/endpoint"
+	"github.com/podmark/podmark/pkg/attachment"
 )
 
 func TestContends(t *testing.T) {
-	of := func(iface, vrf string, prefixes ...string) endpoint.Endpoint {
-		e := endpoint.Endpoint{Interface: iface, VRF: vrf}
+	of := func(iface, vrf string, prefixes ...string) attachment.Endpoint {
+		e := attachment.Endpoint{Interface: iface, VRF: vrf}
 		for _, p := range prefixes {
 			e.Sources = append(e.Sources, netip.MustParsePrefix(p))
 		}
@@ -17,7 +17,7 @@ func TestContends(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name string
-		a, b endpoint.Endpoint
+		a, b attachment.Endpoint
 		want bool
 	}{
 		{"the same on a bridge", of("br0", "", "172.30.0.0/16"), of("br0", "", "172.30.0.0/16"), true},

@@ -1,12 +1,15 @@
-package ident
+// Package attachment says what podmark knows of an attachment: one interface of one container on one
+// network. It is values alone: package endpoint finds them out, and package ident keeps them.
+package attachment
 
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
-	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/pkg/mark"
 )
 
@@ -36,7 +39,7 @@ func (k Key) Hash() string {
 type Record struct {
 	Key
 	ID mark.ID `json:"id"`
-	endpoint.Endpoint
+	Endpoint
 	// Policed is whether NetworkPolicy applies to the endpoint.
 	Policed bool `json:"policed"`
 	// Kubernetes is whether its labels and its policies are those of the Kubernetes API.
@@ -54,4 +57,36 @@ type Record struct {
 	// Committed is set once every packet of the endpoint is marked and judged.
 	// A record without it is what a crash left behind.
 	Committed bool `json:"committed"`
+}
+
+// Validate checks everything that later becomes a set element or a rule.
+func (r Record) Validate() error {
+	switch {
+	case r.ID < mark.First:
+		return fmt.Errorf("ID %d is reserved", r.ID)
+	case !interfaceName(r.Interface) || !interfaceName(r.Port):
+		return fmt.Errorf("interface %q or port %q is not an interface name", r.Interface, r.Port)
+	case len(r.Addresses) == 0:
+		return errors.New("it has no address")
+	}
+	for _, a := range r.Addresses {
+		if !plain(a) {
+			return fmt.Errorf("address %q is not a plain IPv4 or IPv6 address", a)
+		}
+	}
+	return nil
+}
+
+// plain reports whether a is one address in its canonical form.
+func plain(a netip.Addr) bool {
+	return a.IsValid() && a.Zone() == "" && !a.Is4In6() && !a.IsUnspecified()
+}
+
+// interfaceName accepts what the kernel does (dev_valid_name): 1 to 15 bytes
+// without space, slash or colon.
+func interfaceName(s string) bool {
+	if s == "" || len(s) > 15 || s == "." || s == ".." {
+		return false
+	}
+	return !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == '/' || r == ':' || r == 0x7f })
 }
