@@ -54,7 +54,7 @@ go list -f '{{.ImportPath}} {{join .Imports " "}}' ./... | awk -v module="$modul
 '
 # Of what others have written they may reach what the standard library does, and no more of the kernel.
 if reached=$(go list -deps ./pkg/{mark,config,conflist,attachment,policy,desired,explain} | grep -E '^(github\.com/vishvananda/|golang\.org/x/sys/unix$)'); then
-  echo "arrows: what is pure reaches:" $reached
+  echo "arrows: what is pure reaches:" "$reached"
   exit 1
 fi
 if grep -n 'time\.\(Now\|Since\|Until\|After\)(' pkg/node/cluster/view/*.go | grep -v _test.go; then
