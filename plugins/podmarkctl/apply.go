@@ -37,6 +37,9 @@ connections that it forbids stop at their next packet; no other is touched. One
 invalid document, or a source without any, or no NetworkPolicy at all, and nothing
 changes: a list of policies with "items: []", or --delete, says that there is none.
 
+A reboot empties the state folder. Until policies are applied again, these endpoints
+are open, and status, doctor and podmarkd say so; podmarkd --policy-dir does it by itself.
+
 Notes on stderr name what counts otherwise than its author may think, and --strict
 refuses it: objects of other kinds, which are passed over; CIDRs of an old spelling, as
 10.0.0.7/8, which count as API servers take them; policies that name no namespace, which

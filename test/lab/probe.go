@@ -252,8 +252,8 @@ func (n *NS) dial(r Request) (*Stream, error) {
 			return err
 		}
 		if !r.Source.Addr().IsValid() {
-			any := map[bool]netip.Addr{true: netip.IPv6Unspecified(), false: netip.IPv4Unspecified()}
-			r.Source = netip.AddrPortFrom(any[r.To.Addr().Is6()], r.Source.Port())
+			unspecified := map[bool]netip.Addr{true: netip.IPv6Unspecified(), false: netip.IPv4Unspecified()}
+			r.Source = netip.AddrPortFrom(unspecified[r.To.Addr().Is6()], r.Source.Port())
 		}
 		d := net.Dialer{Timeout: r.Limit}
 		if r.Protocol == TCP {
