@@ -4,7 +4,7 @@
 // inserts, replaces or cuts that one entry and leaves every other byte as it is. It
 // is pure: it opens no file, and it understands a list exactly as libcni does.
 //
-//	chosen, _, err := conflist.Choose(files, "")
+//	chosen, _, err := conflist.Choose(files, conflist.Wanted{})
 //	content, err := conflist.Insert(chosen.Content, []byte(`{"type": "podmark"}`))
 package conflist
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -319,7 +320,7 @@ func TestChoose(t *testing.T) {
 		{"Multus behind it", []conflist.File{file("00-a.conflist", list), file("05-m.conf", multus("")), file("10-a.conflist", other)}, "00-a.conflist", nil, nil, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got, skipped, err := conflist.Choose(tt.files, tt.asked)
+			got, skipped, err := conflist.Choose(tt.files, conflist.Wanted{Name: tt.asked})
 			if got.Name != tt.want || !errors.Is(err, tt.err) {
 				t.Errorf("%q, %v; want %q, %v", got.Name, err, tt.want, tt.err)
 			}
@@ -335,6 +336,62 @@ func TestChoose(t *testing.T) {
 			}
 			if diff := cmp.Diff(tt.skipped, names); diff != "" {
 				t.Errorf("skipped: %s", diff)
+			}
+		})
+	}
+}
+
+// What runtimes take follows from what they were told, and from where Multus says the file is;
+// that something else was asked for by name is told.
+func TestChooseWanted(t *testing.T) {
+	const podmark = `, {"type": "podmark", "policy": "files"}`
+	list := func(network, more string) string {
+		return `{"cniVersion": "1.0.0", "name": "` + network + `", "plugins": [{"type": "ptp"}` + more + `]}`
+	}
+	multus := func(keys string) string { return `{"name": "multus", "type": "multus", ` + keys + `}` }
+	const dir = "/etc/cni/net.d"
+	for _, tt := range []struct {
+		name   string
+		files  map[string]string
+		wanted conflist.Wanted
+		// want is the file, unused a part of why runtimes do not take it, and copied whether
+		// Multus has another copy.
+		want, unused string
+		copied       bool
+		err          error
+	}{
+		{"the runtime's network", map[string]string{"10-a.conflist": list("a", ""), "20-b.conflist": list("b", "")}, conflist.Wanted{Network: "b"}, "20-b.conflist", "", false, nil},
+		{"the first of the runtime's network", map[string]string{"20-b.conflist": list("b", ""), "30-b.conflist": list("b", "")}, conflist.Wanted{Network: "b"}, "20-b.conflist", "", false, nil},
+		{"nobody has the runtime's network", map[string]string{"10-a.conflist": list("a", "")}, conflist.Wanted{Network: "b"}, "", "", false, conflist.ErrNone},
+		{"the runtime's network is Multus'", map[string]string{"10-a.conflist": list("a", ""), "20-m.conf": multus(`"clusterNetwork": "b"`), "30-b.conflist": list("b", "")}, conflist.Wanted{Network: "multus"}, "30-b.conflist", "", false, nil},
+		{"asked for, and first", map[string]string{"10-a.conflist": list("a", ""), "20-b.conflist": list("b", "")}, conflist.Wanted{Name: "10-a.conflist"}, "10-a.conflist", "", false, nil},
+		{"asked for, behind another", map[string]string{"10-a.conflist": list("a", ""), "20-b.conflist": list("b", "")}, conflist.Wanted{Name: "20-b.conflist"}, "20-b.conflist", `runtimes take "10-a.conflist"`, false, nil},
+		{"asked for, behind a plain one", map[string]string{"10-a.conf": `{"name": "a", "type": "ptp"}`, "20-b.conflist": list("b", "")}, conflist.Wanted{Name: "20-b.conflist"}, "20-b.conflist", `runtimes take "10-a.conf"`, false, nil},
+		{"asked for, and of the runtime's network", map[string]string{"10-a.conflist": list("a", ""), "20-b.conflist": list("b", "")}, conflist.Wanted{Name: "20-b.conflist", Network: "b"}, "20-b.conflist", "", false, nil},
+		{"asked for, and of another than the runtime's network", map[string]string{"10-a.conflist": list("a", ""), "20-b.conflist": list("b", "")}, conflist.Wanted{Name: "10-a.conflist", Network: "b"}, "10-a.conflist", `network "b"`, false, nil},
+		{"asked for, behind one that is broken", map[string]string{"10-a.conflist": "{", "20-b.conflist": list("b", "")}, conflist.Wanted{Name: "20-b.conflist"}, "20-b.conflist", "", false, nil},
+		{"asked for, behind Multus", map[string]string{"00-m.conf": multus(`"clusterNetwork": "crd"`), "20-b.conflist": list("b", "")}, conflist.Wanted{Name: "20-b.conflist"}, "20-b.conflist", "", false, nil},
+		{"Multus' path here", map[string]string{"00-m.conf": multus(`"clusterNetwork": "/etc/cni/net.d/20-b.conflist"`), "20-b.conflist": list("b", "")}, conflist.Wanted{Dir: dir}, "20-b.conflist", "", false, nil},
+		{"Multus' path here, by its container", map[string]string{"00-m.conf": multus(`"clusterNetwork": "/host/etc/cni/net.d/20-b.conflist"`), "20-b.conflist": list("b", "")}, conflist.Wanted{Dir: dir}, "20-b.conflist", "", false, nil},
+		{"Multus' path there, by its container", map[string]string{"00-m.conf": multus(`"clusterNetwork": "/host/etc/cni/net.d/20-b.conflist"`), "20-b.conflist": list("b", "")}, conflist.Wanted{Dir: "/srv/net.d"}, "20-b.conflist", "", false, nil},
+		{"Multus' copy from before podmark's entry", map[string]string{"00-m.conf": multus(`"delegates": [` + list("b", podmark) + `]`), "20-b.conflist": list("b", "")}, conflist.Wanted{}, "20-b.conflist", "", false, nil},
+		{"Multus' path elsewhere", map[string]string{"00-m.conf": multus(`"clusterNetwork": "/etc/cni/multus/net.d/20-b.conflist"`), "20-b.conflist": list("b", "")}, conflist.Wanted{Dir: dir}, "", "", false, conflist.ErrMultus},
+		{"Multus' copy is the same", map[string]string{"00-m.conf": multus(`"delegates": [` + list("b", podmark) + `]`), "20-b.conflist": list("b", podmark)}, conflist.Wanted{}, "20-b.conflist", "", false, nil},
+		{"Multus' copy has other spaces", map[string]string{"00-m.conf": multus(`"delegates": [` + list("b", `, {"policy": "files",  "type":"podmark"}`) + `]`), "20-b.conflist": list("b", podmark)}, conflist.Wanted{}, "20-b.conflist", "", false, nil},
+		{"Multus' copy is without podmark", map[string]string{"00-m.conf": multus(`"delegates": [` + list("b", "") + `]`), "20-b.conflist": list("b", podmark)}, conflist.Wanted{}, "20-b.conflist", "", true, nil},
+		{"Multus' copy has another policy", map[string]string{"00-m.conf": multus(`"delegates": [` + list("b", `, {"type": "podmark", "policy": "none"}`) + `]`), "20-b.conflist": list("b", podmark)}, conflist.Wanted{}, "20-b.conflist", "", true, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var files []conflist.File
+			for name, content := range tt.files {
+				files = append(files, conflist.File{Name: name, Content: []byte(content)})
+			}
+			got, _, err := conflist.Choose(files, tt.wanted)
+			if got.Name != tt.want || got.Copied != tt.copied || !errors.Is(err, tt.err) {
+				t.Errorf("%q, copied %t, %v; want %q, %t, %v", got.Name, got.Copied, err, tt.want, tt.copied, tt.err)
+			}
+			if said := fmt.Sprint(got.Unused); tt.unused == "" && got.Unused != nil || !strings.Contains(said, tt.unused) {
+				t.Errorf("unused: %s, want %q", said, tt.unused)
 			}
 		})
 	}

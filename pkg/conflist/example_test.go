@@ -11,7 +11,7 @@ func Example() {
 		{Name: "87-podman.conflist", Content: []byte(`{"name": "podman", "plugins": [{"type": "bridge"}]}`)},
 		{Name: "10-net.conflist", Content: []byte(`{"name": "net", "plugins": [{"type": "ptp"}, {"type": "portmap"}]}`)},
 	}
-	chosen, _, err := conflist.Choose(files, "")
+	chosen, _, err := conflist.Choose(files, conflist.Wanted{})
 	if err != nil {
 		fmt.Println(err)
 		return

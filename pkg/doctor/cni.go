@@ -94,12 +94,19 @@ func checkConflist(f Facts) []Finding {
 			Why:      "pods start without podmark: unmarked, and with no policy. If another agent wrote the conflist anew, 'podmarkd --keep-installed' puts the entry back each time",
 			Mend:     chained(f, f.Networks[0]),
 		})
+	case f.Active.Unused != nil:
+		out = append(out, Finding{
+			Severity: Error,
+			What:     fmt.Sprintf("in %q: %v", f.ConfDir, f.Active.Unused),
+			Why:      "pods start without podmark: unmarked, and with no policy",
+			Mend:     ctl(f, "doctor"+located(f)) + "  # what it finds without --cni-conf-name is what runtimes take",
+		})
 	case f.Active.Copied:
 		path := filepath.Join(f.ConfDir, f.Active.Multus)
 		out = append(out, Finding{
 			Severity: Error,
-			What:     fmt.Sprintf("%q, by which Multus calls the default network, has a copy of %q without podmark", path, f.Active.Name),
-			Why:      "pods start without podmark, unmarked and with no policy, until Multus writes its file anew",
+			What:     fmt.Sprintf("%q, by which Multus calls the default network, has a copy of %q without podmark's entry as it is there", path, f.Active.Name),
+			Why:      "pods start without podmark, unmarked and with no policy, or with another entry of it, until Multus writes its file anew",
 			Mend:     "# restart Multus' pod on this node, which writes " + path + " anew; or take the copy away and name the network by \"clusterNetwork\"",
 		})
 	}

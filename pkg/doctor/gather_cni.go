@@ -57,7 +57,7 @@ func (f *Facts) readCNI() error {
 		}
 		return err
 	}
-	f.Active, f.Skipped, f.ActiveErr = conflist.Choose(files, f.ConfName)
+	f.Active, f.Skipped, f.ActiveErr = conflist.Choose(files, conflist.Wanted{Name: f.ConfName, Network: f.Place.Network, Dir: f.ConfDir})
 	for _, file := range files {
 		f.configured |= foreign.Configured(file.Content)
 		if filepath.Ext(file.Name) != ".conflist" {

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
+	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
@@ -34,6 +37,8 @@ type adopter struct {
 	// unmarked are the pods whose own interface has no ID, as of the last reading:
 	// "namespace/name" by containers. nil before the first.
 	unmarked map[string]string
+	// blind is why unmarked pods cannot be known, as of the last reading.
+	blind error
 }
 
 // own is what runtimes call a pod's own interface. Further ones may be on networks that have no
@@ -50,6 +55,9 @@ func (a *adopter) adopt(ctx context.Context, n apply.Node, networks map[string]n
 		return nil, nil
 	}
 	a.next = now.Add(a.every)
+	if a.blind = a.wrong(n); a.blind != nil {
+		return nil, nil
+	}
 	cni := libcni.NewCNIConfigWithCacheDir(nil, a.cache, nil)
 	cached, err := cni.GetCachedAttachments("")
 	if err != nil {
@@ -112,6 +120,23 @@ func (a *adopter) adopt(ctx context.Context, n apply.Node, networks map[string]n
 	maps.DeleteFunc(unmarked, func(container, _ string) bool { return marked[container] })
 	a.seen, a.failed, a.unmarked = seen, failed, unmarked
 	return adopted, errors.Join(errs...)
+}
+
+// wrong tells why the cache cannot be the runtime's: it was asked for, pods were added, and nothing
+// is noted there. On a new node it comes with the first pod.
+func (a *adopter) wrong(n apply.Node) error {
+	if a.cache == libcni.CacheDir {
+		return nil
+	}
+	results := filepath.Join(a.cache, "results")
+	if _, err := os.Stat(results); !errors.Is(err, fs.ErrNotExist) {
+		return nil // reading it tells what else there is
+	}
+	records, _ := n.Records() // what is damaged others tell
+	if !slices.ContainsFunc(records, func(r attachment.Record) bool { return r.Committed }) {
+		return nil
+	}
+	return fmt.Errorf("pods were added, and the runtime noted none in %q: which pods started without podmark is not known; give podmarkd the runtime's --cni-cache-dir (%q with most), or an empty one", results, libcni.CacheDir)
 }
 
 // one adopts one pod.

@@ -253,7 +253,7 @@ func (k Keeper) look(ctx context.Context, reason Reason, a *adopter, params *sys
 	l.Unseen = report.Error()
 	l.Err = errors.Join(unread, k.keep(ctx, &l, networks, params, report))
 	l.Adopted, l.Unadopted = a.adopt(ctx, k.Node, networks, l.Time)
-	l.Unmarked = a.unmarked
+	l.Unmarked, l.Err = a.unmarked, errors.Join(l.Err, a.blind)
 	files := map[string]bool{}
 	for name, n := range networks {
 		files[name] = n.Policy == config.PolicyFiles

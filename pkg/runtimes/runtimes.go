@@ -30,6 +30,8 @@ type Place struct {
 	// Conf is its folder of network configurations, Bins are those of plugins.
 	Conf string
 	Bins []string
+	// Network is what the runtime takes of Conf; empty for the first file by name.
+	Network string
 	// How and From say how it is known.
 	How  string
 	From Source
@@ -66,7 +68,7 @@ func (p Place) String() string {
 
 // Default is where most runtimes look.
 func Default() Place {
-	return Place{"/etc/cni/net.d", []string{"/opt/cni/bin"}, "where most runtimes look; nothing complete was found", Assumed}
+	return Place{Conf: "/etc/cni/net.d", Bins: []string{"/opt/cni/bin"}, How: "where most runtimes look; nothing complete was found", From: Assumed}
 }
 
 // Distribution is a distribution of Kubernetes, or several, and where its runtime looks.
@@ -102,7 +104,7 @@ func OnNode(root string) []Place {
 		conf := filepath.Join(root, d.Conf)
 		for _, b := range d.Bins {
 			if bin := filepath.Join(root, b); complete(conf, bin) {
-				out = append(out, Place{conf, []string{bin}, "what " + d.Name + " has is there", Known})
+				out = append(out, Place{Conf: conf, Bins: []string{bin}, How: "what " + d.Name + " has is there", From: Known})
 				break
 			}
 		}
@@ -113,7 +115,7 @@ func OnNode(root string) []Place {
 // complete reports whether a folder has a configuration that a runtime would take, and
 // another its plugins.
 func complete(conf, bin string) bool {
-	chosen, _, err := conflist.Choose(read(conf), "")
+	chosen, _, err := conflist.Choose(read(conf), conflist.Wanted{Dir: conf})
 	if err != nil {
 		return false
 	}
@@ -176,7 +178,7 @@ func Decide(given Folders, said, known []Place) (Place, error) {
 		return among(given, said)
 	}
 	if given.Conf != "" && given.Bin != "" {
-		return Place{given.Conf, []string{given.Bin}, "given", Given}, nil
+		return Place{Conf: given.Conf, Bins: []string{given.Bin}, How: "given", From: Given}, nil
 	}
 	var places []Place
 	for _, p := range known {
@@ -224,7 +226,7 @@ func (p Place) has(given Folders) bool {
 
 // same reports whether both places are one.
 func (p Place) same(q Place) bool {
-	return same(p.Conf, q.Conf) && slices.EqualFunc(p.Bins, q.Bins, same)
+	return same(p.Conf, q.Conf) && p.Network == q.Network && slices.EqualFunc(p.Bins, q.Bins, same)
 }
 
 // with is the place with the given folders as they were given, podmark's own first.
@@ -242,7 +244,7 @@ func (p Place) with(given Folders) Place {
 // Sorted is the place with that folder of plugins first, which podmark's goes to, that has
 // the main plugin.
 func (p Place) Sorted() Place {
-	chosen, _, err := conflist.Choose(read(p.Conf), "")
+	chosen, _, err := conflist.Choose(read(p.Conf), conflist.Wanted{Network: p.Network, Dir: p.Conf})
 	if err != nil {
 		return p
 	}

@@ -14,6 +14,7 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/podmark/podmark/test/testnode"
 	"github.com/podmark/podmark/test/wait"
 )
 
@@ -23,7 +24,7 @@ import (
 func TestAdopt(t *testing.T) {
 	eachBackend(t, func(t *testing.T, n *node) {
 		n.withHost().apply(switchPolicy)
-		n.keeper("podmarkd")
+		n.keeper()
 		_, chain := n.network("1.1.0")
 		before := *chain
 		before.Plugins = chain.Plugins[:1]
@@ -31,7 +32,7 @@ func TestAdopt(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		cni := libcni.NewCNIConfigWithCacheDir([]string{programs, plugins}, filepath.Join(filepath.Dir(n.dir), "cache"), nil)
+		cni := libcni.NewCNIConfigWithCacheDir([]string{testnode.Programs(t), plugins}, filepath.Join(filepath.Dir(n.dir), "cache"), nil)
 		ctx := context.Background()
 		runtimeOf := func(p *pod) *libcni.RuntimeConf {
 			return &libcni.RuntimeConf{
@@ -109,7 +110,7 @@ func TestEnlist(t *testing.T) {
 		p := n.addPod().listen()
 		n.configure(conf{"policy": "none"})
 		p.add(conf{"policy": "none"}).ok(t)
-		k := n.keeper("podmarkd")
+		k := n.keeper()
 		n.outside.echo(t, 9001)
 		n.outside.echo(t, 9002)
 		allowed, forbidden := p.dial(t, net.JoinHostPort(n.outside.v4, "9002")), p.dial(t, net.JoinHostPort(n.outside.v6, "9001"))
@@ -194,7 +195,7 @@ func TestNotAdopted(t *testing.T) {
 	n.configure(nil)
 	list := func() string { return n.ctl("list", "-o", "json") }
 	kernel, records := n.kernel(), list()
-	k := n.keeper("podmarkd")
+	k := n.keeper()
 	wait.For(t, "podmarkd says why", func() bool {
 		return strings.Contains(k.said(), "net/seen-last/eth0") && strings.Contains(k.said(), "net/of-no-version/eth0")
 	})

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/podmark/podmark/test/testnode"
 )
 
 // harm is what somebody else may do to a policed pod.
@@ -309,7 +311,7 @@ func TestCheckWhileOthersChange(t *testing.T) {
 				return
 			}
 			for range 10 {
-				if _, err := n.try(manifests, filepath.Join(programs, "podmarkctl"), "--state-dir", n.dir, "apply", "-f", "-"); err != nil {
+				if _, err := n.try(manifests, filepath.Join(testnode.Programs(t), "podmarkctl"), "--state-dir", n.dir, "apply", "-f", "-"); err != nil {
 					t.Error(err)
 				}
 				for _, r := range []reply{other.add(), other.del()} {

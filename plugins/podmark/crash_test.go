@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/podmark/podmark/test/needs"
+	"github.com/podmark/podmark/test/testnode"
 )
 
 // crashes are the calls that are killed after each of their steps.
@@ -184,8 +185,8 @@ type killer struct {
 // call makes the call with the plugin that dies after a step; 0 is never.
 func (k *killer) call(after int) reply {
 	k.n.t.Helper()
-	k.n.program = filepath.Join(programs, "fault", "podmark")
-	defer func() { k.n.program = filepath.Join(programs, "podmark") }()
+	k.n.program = filepath.Join(testnode.Faulty(k.n.t), "podmark")
+	defer func() { k.n.program = filepath.Join(testnode.Programs(k.n.t), "podmark") }()
 	c := k.n.conf(k.keys)
 	if k.verb == "ADD" {
 		c = k.p.conf(k.keys)

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+
+	"github.com/podmark/podmark/test/testnode"
 )
 
 // configure writes the node's conflist, as it is found by podmarkd.
@@ -41,10 +43,13 @@ type keeper struct {
 }
 
 // keeper starts a podmarkd, which ends with the test or before.
-func (n *node) keeper(program string, env ...string) *keeper {
+func (n *node) keeper() *keeper { n.t.Helper(); return n.keeperOf(testnode.Programs(n.t)) }
+
+// keeperOf starts one of a directory with programs.
+func (n *node) keeperOf(programs string, env ...string) *keeper {
 	n.t.Helper()
 	root := filepath.Dir(n.dir)
-	k := &keeper{log: &output{}, over: make(chan struct{}), Cmd: exec.Command(filepath.Join(programs, program), "--state-dir", n.dir, "--listen", "", "--interval", "300ms",
+	k := &keeper{log: &output{}, over: make(chan struct{}), Cmd: exec.Command(filepath.Join(programs, "podmarkd"), "--state-dir", n.dir, "--listen", "", "--interval", "300ms",
 		"--cni-conf-dir", filepath.Join(root, "net.d"), "--cni-cache-dir", filepath.Join(root, "cache"))}
 	k.Env = append(os.Environ(), env...)
 	k.Stderr = k.log

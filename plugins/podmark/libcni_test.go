@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/podmark/podmark/test/needs"
+	"github.com/podmark/podmark/test/testnode"
 )
 
 // network is a conflist of ptp and podmark, run by libcni as runtimes do.
@@ -44,7 +45,7 @@ func (n *node) network(version string) (*libcni.CNIConfig, *libcni.NetworkConfig
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	return libcni.NewCNIConfigWithCacheDir([]string{programs, plugins}, n.t.TempDir(), nil), list
+	return libcni.NewCNIConfigWithCacheDir([]string{testnode.Programs(n.t), plugins}, n.t.TempDir(), nil), list
 }
 
 func TestLibcni(t *testing.T) {

@@ -145,7 +145,7 @@ func TestAutoMoves(t *testing.T) {
 		p.add(auto).ok(t)
 		first := n.mask(t)
 		n.configure(conf{"iptablesMarkMask": first})
-		k := n.keeper("podmarkd")
+		k := n.keeper()
 		n.kubeRouter()
 		wait.For(t, "podmarkd has warned", func() bool { return strings.Contains(k.said(), "user=kube-router") })
 		if now := n.mask(t); now != first {

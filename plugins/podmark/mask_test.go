@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/podmark/podmark/pkg/mark"
+	"github.com/podmark/podmark/test/testnode"
 	"github.com/podmark/podmark/test/wait"
 )
 
@@ -67,7 +68,7 @@ func TestMask(t *testing.T) {
 		}
 		forbidden := map[string]*server{"the host outside": n.outside.forbidden, "pod p": p.forbidden, "pod q": q.forbidden}
 		n.configure(keys(0))
-		n.keeper("podmarkd")
+		n.keeper()
 		for i, mask := range masks[1:] {
 			keys := keys(i + 1)
 			n.run(t, fmt.Sprintf("%d %#x", i, mask), func(t *testing.T) {
@@ -110,7 +111,7 @@ func TestMaskRefused(t *testing.T) {
 		pods[len(pods)-1].add().ok(t)
 	}
 	kernel, files := n.kernel(), n.files()
-	k := n.keeper("podmarkd")
+	k := n.keeper()
 	n.configure(conf{"iptablesMarkMask": "0x30000"})
 	status := func() string { return n.ctl("status") }
 	wait.For(t, "podmarkd says that it is too narrow", func() bool { return strings.Contains(status(), "holds 2 endpoints, and the node has 3") })
@@ -159,7 +160,7 @@ func TestMaskKilled(t *testing.T) {
 		n.configure(keys(0))
 		next := map[string]func(t *testing.T, i int){
 			"podmarkd": func(t *testing.T, i int) {
-				k := n.keeper("podmarkd")
+				k := n.keeper()
 				wait.For(t, "it arrives", func() bool { return n.settledOn(masks[i%2]) })
 				k.end()
 			},
@@ -171,7 +172,7 @@ func TestMaskKilled(t *testing.T) {
 		for i := 1; ; i++ {
 			n.configure(keys(i))
 			steps := filepath.Join(t.TempDir(), "steps")
-			k := n.keeper("fault/podmarkd", "PODMARK_STEPS="+steps, fmt.Sprint("PODMARK_KILL_AFTER=", i))
+			k := n.keeperOf(testnode.Faulty(n.t), "PODMARK_STEPS="+steps, fmt.Sprint("PODMARK_KILL_AFTER=", i))
 			wait.For(t, "it is killed or arrives", func() bool { return begun(steps, "renumbered") && n.settledOn(masks[i%2]) || k.gone() })
 			arrived := !k.gone()
 			k.end()

@@ -22,6 +22,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/ident"
 	testns "github.com/podmark/podmark/test/netns"
+	"github.com/podmark/podmark/test/testnode"
 	"github.com/podmark/podmark/test/wait"
 )
 
@@ -59,7 +60,7 @@ func newNode(t *testing.T, b backend) *node {
 		t: t, backend: b, netns: threadNetns(),
 		dir:     filepath.Join(t.TempDir(), "state"),
 		path:    os.Getenv("PATH"),
-		program: filepath.Join(programs, "podmark"),
+		program: filepath.Join(testnode.Programs(t), "podmark"),
 	}
 	err := errors.Join(
 		up("lo"),
@@ -147,7 +148,7 @@ func (n *node) ctl(args ...string) string { n.t.Helper(); return n.ctlIn("", arg
 
 func (n *node) ctlIn(stdin string, args ...string) string {
 	n.t.Helper()
-	args = append([]string{"PATH=" + n.path, filepath.Join(programs, "podmarkctl"), "--state-dir", n.dir, "--lock-timeout", "1m"}, args...)
+	args = append([]string{"PATH=" + n.path, filepath.Join(testnode.Programs(n.t), "podmarkctl"), "--state-dir", n.dir, "--lock-timeout", "1m"}, args...)
 	return n.exec(stdin, "env", args...)
 }
 
@@ -233,7 +234,7 @@ func (n *node) call(verb string, stdin any, env ...string) reply {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, n.program)
 	cmd.Stdin = strings.NewReader(in)
-	cmd.Env = append([]string{"CNI_COMMAND=" + verb, "CNI_PATH=" + programs, "PATH=" + n.path}, env...)
+	cmd.Env = append([]string{"CNI_COMMAND=" + verb, "CNI_PATH=" + testnode.Programs(n.t), "PATH=" + n.path}, env...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()

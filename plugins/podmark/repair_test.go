@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/podmark/podmark/test/testnode"
 	"github.com/podmark/podmark/test/wait"
 )
 
@@ -23,11 +24,11 @@ func TestRepairKilled(t *testing.T) {
 		back := func() bool { return cmp.Equal(want, n.kernel()) }
 		for i := 1; ; i++ {
 			n.wipe()
-			k := n.keeper("fault/podmarkd", fmt.Sprint("PODMARK_KILL_AFTER=", i))
+			k := n.keeperOf(testnode.Faulty(n.t), fmt.Sprint("PODMARK_KILL_AFTER=", i))
 			wait.For(t, "it is killed or has repaired", func() bool { return k.gone() || back() })
 			killed := k.gone()
 			k.end()
-			other := n.keeper("podmarkd")
+			other := n.keeper()
 			wait.For(t, fmt.Sprintf("after step %d another has repaired", i), back)
 			other.end()
 			p.check().ok(t)
@@ -47,7 +48,7 @@ func TestRepairKilled(t *testing.T) {
 // and everything was written after that.
 func (n *node) kept() string {
 	n.t.Helper()
-	k := n.keeper("podmarkd")
+	k := n.keeper()
 	wait.For(n.t, "podmarkd has looked", func() bool { _, err := os.Stat(filepath.Join(n.dir, "daemon.json")); return err == nil })
 	k.end()
 	n.ctl("gc")
@@ -71,7 +72,7 @@ func TestReplacedRule(t *testing.T) {
 		if cmp.Equal(want, n.kernel()) {
 			t.Fatal("nothing has changed")
 		}
-		k := n.keeper("podmarkd")
+		k := n.keeper()
 		wait.For(t, "podmarkd has written the rule again", func() bool { return cmp.Equal(want, n.kernel()) })
 		k.end()
 		p.check().ok(t)

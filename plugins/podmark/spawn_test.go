@@ -81,7 +81,7 @@ func TestOneFamilyLeaves(t *testing.T) {
 		if diff := cmp.Diff(kernel, n.kernel()); diff != "" {
 			t.Errorf("left in the kernel:\n%s", diff)
 		}
-		k := n.keeper("podmarkd")
+		k := n.keeper()
 		wait.For(t, "podmarkd has looked", func() bool { _, err := os.Stat(filepath.Join(n.dir, "daemon.json")); return err == nil })
 		k.end()
 		if said := k.said(); strings.Contains(said, "repaired") {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/test/testnode"
 	"github.com/podmark/podmark/test/wait"
 )
 
@@ -34,10 +35,10 @@ func TestLostPolicies(t *testing.T) {
 				other.add().fails(t, 103, "policies.json", "apply the policies again")
 				p.check().fails(t, 103, "policies.json")
 				_ = os.Remove(filepath.Join(n.dir, "daemon.json"))
-				k := n.keeper("podmarkd")
+				k := n.keeper()
 				wait.For(t, "podmarkd has looked", func() bool { _, err := os.Stat(filepath.Join(n.dir, "daemon.json")); return err == nil })
 				k.end()
-				if _, err := n.try("", filepath.Join(programs, "podmarkctl"), "--state-dir", n.dir, "gc"); err == nil {
+				if _, err := n.try("", filepath.Join(testnode.Programs(t), "podmarkctl"), "--state-dir", n.dir, "gc"); err == nil {
 					t.Error("gc succeeds")
 				}
 				other.del().ok(t)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/test/testnode"
 	"github.com/podmark/podmark/test/wait"
 )
 
@@ -25,7 +26,7 @@ func (p *patient) podmarkd(args ...string) *exec.Cmd { p.t.Helper(); return p.po
 func (p *patient) podmarkdIn(namespaces uintptr, args ...string) *exec.Cmd {
 	p.t.Helper()
 	var log bytes.Buffer
-	cmd := exec.Command(filepath.Join(programs, "podmarkd"), append([]string{
+	cmd := exec.Command(filepath.Join(testnode.Programs(p.t), "podmarkd"), append([]string{
 		"--state-dir", p.dir, "--listen", "", "--interval", "200ms", "--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin, "--cni-cache-dir", "",
 	}, args...)...)
 	cmd.Stderr, cmd.SysProcAttr = &log, &syscall.SysProcAttr{Cloneflags: namespaces}

@@ -14,6 +14,7 @@ import (
 	"github.com/podmark/podmark/pkg/doctor"
 	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/test/needs"
+	"github.com/podmark/podmark/test/testnode"
 )
 
 // patient is a node with a conflist and the plugin's folder, on which nothing is wrong.
@@ -29,10 +30,10 @@ type patient struct {
 func newPatient(t *testing.T, b backend, pods int) *patient {
 	t.Helper()
 	p := &patient{node: newNode(t, b), conf: t.TempDir(), bin: t.TempDir()}
-	p.path = programs + ":" + os.Getenv("PATH")
+	p.path = testnode.Programs(t) + ":" + os.Getenv("PATH")
 	p.folders = []string{"--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin, "--runtime-endpoint", ""}
 	p.list("10-net.conflist", "net", nil)
-	p.exec("", "cp", filepath.Join(programs, "podmark"), p.bin)
+	p.exec("", "cp", filepath.Join(testnode.Programs(p.t), "podmark"), p.bin)
 	for _, plugin := range []string{"ptp", "bridge", "host-local", "portmap"} {
 		p.exec("", "install", "-m", "0755", "/dev/null", filepath.Join(p.bin, plugin))
 	}
@@ -86,7 +87,7 @@ func (p *patient) plugins(file, network, version string, plugins ...any) {
 func (p *patient) doctor(args ...string) []doctor.Finding {
 	p.t.Helper()
 	args = slices.Concat([]string{"doctor", "-o", "json"}, p.folders, args)
-	o := p.start("", "env", append([]string{"PATH=" + p.path, filepath.Join(programs, "podmarkctl"), "--state-dir", p.dir}, args...)...)
+	o := p.start("", "env", append([]string{"PATH=" + p.path, filepath.Join(testnode.Programs(p.t), "podmarkctl"), "--state-dir", p.dir}, args...)...)
 	var found []doctor.Finding
 	if err := json.Unmarshal([]byte(o.stdout), &found); err != nil || o.stderr != "" || o.exit != min(len(found), 1) {
 		p.t.Fatalf("exit %d, stderr %q, %v:\n%s", o.exit, o.stderr, err, o.stdout)
@@ -237,7 +238,7 @@ func TestDoctorVariant(t *testing.T) {
 // IDs that are all taken are found, with or without pods that are gone.
 func TestDoctorIDs(t *testing.T) {
 	p := newPatient(t, nftables, 0)
-	p.exec("", filepath.Join(programs, "podmarkctl"), "--state-dir", p.dir, "uninstall", "--yes")
+	p.exec("", filepath.Join(testnode.Programs(p.t), "podmarkctl"), "--state-dir", p.dir, "uninstall", "--yes")
 	p.mask = "0x30000"
 	p.list("10-net.conflist", "net", map[string]any{"iptablesMarkMask": p.mask})
 	p.addPod(nil)
@@ -318,7 +319,7 @@ func TestDoctorTable(t *testing.T) {
 func TestDoctorNotRoot(t *testing.T) {
 	p := newPatient(t, nftables, 1)
 	program := filepath.Join(t.TempDir(), "podmarkctl") // where others may run it
-	p.exec("", "install", "-m", "0755", filepath.Join(programs, "podmarkctl"), program)
+	p.exec("", "install", "-m", "0755", filepath.Join(testnode.Programs(p.t), "podmarkctl"), program)
 	o := p.start("", "setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", program, "--state-dir", p.dir, "doctor")
 	if o.exit != 2 || o.stdout != "" || !strings.Contains(o.stderr, "not root") || !strings.Contains(o.stderr, "sudo podmarkctl doctor") {
 		t.Errorf("exit %d, %q, %q", o.exit, o.stdout, o.stderr)

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/podmark/podmark/test/testnode"
 	"github.com/podmark/podmark/test/wait"
 )
 
@@ -127,7 +128,7 @@ func (n *node) send(pod int, from, to string, count int) {
 // follow starts 'drops --follow', and ends it with the test.
 func (n *node) follow(args ...string) (lines <-chan string, stop func()) {
 	n.t.Helper()
-	cmd := exec.Command(filepath.Join(programs, "podmarkctl"), append([]string{"--state-dir", n.dir, "drops", "--follow"}, args...)...)
+	cmd := exec.Command(filepath.Join(testnode.Programs(n.t), "podmarkctl"), append([]string{"--state-dir", n.dir, "drops", "--follow"}, args...)...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		n.t.Fatal(err)
@@ -260,7 +261,7 @@ func TestDropsFollow(t *testing.T) {
 // daemon starts podmarkd and returns what ends it.
 func (n *node) daemon() (stop func()) {
 	n.t.Helper()
-	cmd := exec.Command(filepath.Join(programs, "podmarkd"), "--state-dir", n.dir, "--listen", "", "--interval", "200ms")
+	cmd := exec.Command(filepath.Join(testnode.Programs(n.t), "podmarkd"), "--state-dir", n.dir, "--listen", "", "--interval", "200ms")
 	if err := cmd.Start(); err != nil {
 		n.t.Fatal(err)
 	}

@@ -21,40 +21,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/ident"
-	"github.com/podmark/podmark/test/bpffs"
 	"github.com/podmark/podmark/test/netns"
 	"github.com/podmark/podmark/test/saved"
 	"github.com/podmark/podmark/test/share"
+	"github.com/podmark/podmark/test/testnode"
 )
 
-// programs is a folder with podmarkctl, podmark and podmarkd, built once.
-var programs string
-
 func TestMain(m *testing.M) {
-	bpffs.Main()
-	os.Exit(run(m))
-}
-
-func run(m *testing.M) int {
-	os.Setenv("PODMARKD_RUNTIME_ENDPOINT", "") // no runtime of this machine is asked
-	// As in /run, where the state folder is, syncing a file costs nothing there.
-	if info, err := os.Stat("/dev/shm"); err == nil && info.IsDir() {
-		os.Setenv("TMPDIR", "/dev/shm")
-	}
-	dir, err := os.MkdirTemp("", "podmarkctl-test-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	cmd := exec.Command("go", "build", "-o", dir+"/", ".", "../podmark", "../podmarkd")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "building: %v\n%s", err, out)
-		return 1
-	}
-	programs = dir
-	return m.Run()
+	os.Exit(testnode.Main(m))
 }
 
 // backend is what enforces on a test's node.
@@ -155,7 +129,7 @@ func (n *node) ctl(args ...string) output { n.t.Helper(); return n.ctlIn("", arg
 
 func (n *node) ctlIn(stdin string, args ...string) output {
 	n.t.Helper()
-	return n.start(stdin, filepath.Join(programs, "podmarkctl"), append([]string{"--state-dir", n.dir}, args...)...)
+	return n.start(stdin, filepath.Join(testnode.Programs(n.t), "podmarkctl"), append([]string{"--state-dir", n.dir}, args...)...)
 }
 
 // ok fails the test unless the program ended with 0 and was silent on stderr.
@@ -218,7 +192,7 @@ func (n *node) addPod(labels map[string]string) string {
 		n.t.Fatal(err)
 	}
 	n.exec(string(conf), "env", "CNI_COMMAND=ADD", "CNI_CONTAINERID="+id, "CNI_NETNS="+path, "CNI_IFNAME="+ifName,
-		"CNI_PATH=/", "CNI_ARGS=K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-"+fmt.Sprint(n.pods), filepath.Join(programs, "podmark"))
+		"CNI_PATH=/", "CNI_ARGS=K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-"+fmt.Sprint(n.pods), filepath.Join(testnode.Programs(n.t), "podmark"))
 	return id
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/podmark/podmark/pkg/apply/csum"
 	"github.com/podmark/podmark/test/contain"
 	"github.com/podmark/podmark/test/needs"
+	"github.com/podmark/podmark/test/testnode"
 	"github.com/podmark/podmark/test/wait"
 )
 
@@ -86,7 +87,7 @@ func newInPod(t *testing.T, b backend) *inPod {
 	}
 	image := map[string]string{}
 	for _, program := range []string{"podmark", "podmarkd", "podmarkctl"} {
-		image["/opt/podmark/"+program] = filepath.Join(programs, program)
+		image["/opt/podmark/"+program] = filepath.Join(testnode.Programs(t), program)
 	}
 	p.container, err = contain.Of(d.Spec.Template.Spec, "podmarkd", contain.Node{Root: p.root, Image: image, ConfigMaps: map[string]string{"podmarkd": config}})
 	if err != nil {

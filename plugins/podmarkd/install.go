@@ -65,7 +65,7 @@ func (o *installOptions) addFlags(flags *pflag.FlagSet) {
 
 func (o *installOptions) site() site {
 	place := o.found.Load()
-	return site{conf: place.Conf, bin: place.Bins[0], others: place.Bins[1:], name: o.confName, step: stepHook(), swap: swapHook()}
+	return site{conf: place.Conf, bin: place.Bins[0], others: place.Bins[1:], wanted: conflist.Wanted{Name: o.confName, Network: place.Network, Dir: place.Conf}, step: stepHook(), swap: swapHook()}
 }
 
 // change is something that differs from what is wanted.
@@ -283,8 +283,11 @@ func (f folder) plan(s site, given, known []byte, policy string, dropIn bool) (i
 	if warning != "" {
 		done.Notes = append(done.Notes, warning)
 	}
+	if active.Unused != nil {
+		done.Notes = append(done.Notes, fmt.Sprintf("pods start without podmark: %v", active.Unused))
+	}
 	if active.Copied {
-		done.Notes = append(done.Notes, fmt.Sprintf("%q has a copy of %q without podmark, and Multus calls that until it writes the file anew: its daemon does when the conflist changes; restart it otherwise", filepath.Join(s.conf, active.Multus), done.Conflist))
+		done.Notes = append(done.Notes, fmt.Sprintf("%q has a copy of %q without podmark's entry as it is here, and Multus calls that until it writes the file anew: its daemon does when the conflist changes; restart it otherwise", filepath.Join(s.conf, active.Multus), done.Conflist))
 	}
 	if done.Entry, done.from, err = f.entry(s, active.File, n, given, known); err != nil {
 		return installed{}, err
@@ -368,7 +371,7 @@ func (f folder) works(s site, active conflist.Choice) (warning string, err error
 
 // active is the conflist that gets the entry, what it says, and what comes before it.
 func (f folder) active(s site) (conflist.Choice, conflist.Network, []conflist.Skipped, error) {
-	active, skipped, err := f.choose(s.name)
+	active, skipped, err := f.choose(s.wanted)
 	if errors.Is(err, conflist.ErrNone) {
 		err = fmt.Errorf("%w; the agent of the main plugin has not written it yet, or --cni-conf-dir is another folder; docs/operations.md has those of distributions", err)
 	}

@@ -26,43 +26,17 @@ import (
 
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/node"
-	"github.com/podmark/podmark/test/bpffs"
 	"github.com/podmark/podmark/test/contain"
 	"github.com/podmark/podmark/test/netns"
 	"github.com/podmark/podmark/test/saved"
 	"github.com/podmark/podmark/test/share"
+	"github.com/podmark/podmark/test/testnode"
 	"github.com/podmark/podmark/test/wait"
 )
 
-// programs is a folder with podmarkd, podmarkctl and podmark, built once.
-var programs string
-
 func TestMain(m *testing.M) {
 	contain.Main()
-	bpffs.Main()
-	os.Exit(run(m))
-}
-
-func run(m *testing.M) int {
-	os.Setenv("PODMARKD_RUNTIME_ENDPOINT", "") // no runtime of this machine is asked
-	// As in /run, where the state folder is, syncing a file costs nothing there.
-	if info, err := os.Stat("/dev/shm"); err == nil && info.IsDir() {
-		os.Setenv("TMPDIR", "/dev/shm")
-	}
-	dir, err := os.MkdirTemp("", "podmarkd-test-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	cmd := exec.Command("go", "build", "-o", dir+"/", ".", "../podmark", "../podmarkctl")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "building: %v\n%s", err, out)
-		return 1
-	}
-	programs = dir
-	return m.Run()
+	os.Exit(testnode.Main(m))
 }
 
 // backend is what enforces on a test's node.
@@ -130,7 +104,7 @@ func (h *host) iptables(args ...string) {
 // ctl runs podmarkctl.
 func (h *host) ctl(stdin string, args ...string) string {
 	h.t.Helper()
-	return h.exec(stdin, filepath.Join(programs, "podmarkctl"), append([]string{"--state-dir", h.dir}, args...)...)
+	return h.exec(stdin, filepath.Join(testnode.Programs(h.t), "podmarkctl"), append([]string{"--state-dir", h.dir}, args...)...)
 }
 
 // addPod adds a pod that has a routed veth and both kinds of address.
@@ -201,7 +175,7 @@ func (h *host) plugin(verb string, pod int, more map[string]any) (string, error)
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	cmd := exec.Command(filepath.Join(programs, "podmark"))
+	cmd := exec.Command(filepath.Join(testnode.Programs(h.t), "podmark"))
 	cmd.Stdin = bytes.NewReader(stdin)
 	cmd.Env = append(
 		os.Environ(), "CNI_COMMAND="+verb, fmt.Sprintf("CNI_CONTAINERID=container-%d", pod), "CNI_NETNS="+h.spaces[pod-1], "CNI_IFNAME=eth0",
@@ -296,7 +270,7 @@ func (h *host) start(args ...string) *daemon { h.t.Helper(); return h.startIn(ni
 func (h *host) startIn(env []string, args ...string) *daemon {
 	h.t.Helper()
 	d := &daemon{h: h, log: &logBuffer{}}
-	d.cmd = exec.Command(filepath.Join(programs, "podmarkd"), append([]string{"--state-dir", h.dir, "--listen", "127.0.0.1:0", "--interval", "300ms", "--cni-conf-dir", ""}, args...)...)
+	d.cmd = exec.Command(filepath.Join(testnode.Programs(h.t), "podmarkd"), append([]string{"--state-dir", h.dir, "--listen", "127.0.0.1:0", "--interval", "300ms", "--cni-conf-dir", ""}, args...)...)
 	d.cmd.Stderr, d.cmd.Env = d.log, append(os.Environ(), env...)
 	if err := d.cmd.Start(); err != nil {
 		h.t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 	"github.com/fsnotify/fsnotify"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/podmark/podmark/test/testnode"
 	"github.com/podmark/podmark/test/wait"
 )
 
@@ -49,7 +50,7 @@ func newPlace(t *testing.T) *place {
 	dir := t.TempDir()
 	p := &place{
 		t: t, conf: filepath.Join(dir, "net.d"), bin: filepath.Join(dir, "bin"), state: filepath.Join(dir, "state"),
-		program: filepath.Join(programs, "podmarkd"),
+		program: filepath.Join(testnode.Programs(t), "podmarkd"),
 		policy:  "none",
 	}
 	for _, d := range []string{p.conf, p.bin} {
@@ -200,7 +201,7 @@ func (p *place) hasTypes(name string, want ...string) {
 func (p *place) hasPlugin() {
 	p.t.Helper()
 	got, err := os.ReadFile(filepath.Join(p.bin, "podmark"))
-	want, errWant := os.ReadFile(filepath.Join(programs, "podmark"))
+	want, errWant := os.ReadFile(filepath.Join(testnode.Programs(p.t), "podmark"))
 	if err != nil || errWant != nil || !bytes.Equal(got, want) {
 		p.t.Errorf("the plugin is not installed: %v, %v", err, errWant)
 	}
@@ -245,7 +246,7 @@ func faulty(t *testing.T) string {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("building: %v\n%s", err, out)
 	}
-	if err := os.Link(filepath.Join(programs, "podmark"), filepath.Join(dir, "podmark")); err != nil {
+	if err := os.Link(filepath.Join(testnode.Programs(t), "podmark"), filepath.Join(dir, "podmark")); err != nil {
 		t.Fatal(err)
 	}
 	return filepath.Join(dir, "podmarkd")

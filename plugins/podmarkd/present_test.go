@@ -68,6 +68,50 @@ func TestPresentEntry(t *testing.T) {
 	})
 }
 
+// Where pods would start without podmark, or who did is not known, it is not ready, with the reason.
+func TestPresentOnlyWhereItWorks(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nftables)
+	p := at(t, h)
+	p.plugins("podmark")
+	const name = "10-a.conflist"
+	entry := fmt.Sprintf(`{"type": "podmark", "stateDir": %q, "policy": "files"}`, p.state)
+	good, plugin := chain("net", "ptp", entry), filepath.Join(p.bin, "podmark")
+	cache := filepath.Join(t.TempDir(), "cache")
+	h.addPod() // by no runtime, so it is in no cache
+	if err := errors.Join(p.rename(name, good), os.MkdirAll(filepath.Join(cache, "results"), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	d := h.start("--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin, "--cni-conf-name", name, "--cni-cache-dir", cache)
+	for _, tt := range []struct {
+		name       string
+		harm, mend func() error
+		word       string
+	}{
+		{"podmark is first", func() error { return p.rename(name, chain("net", entry, "ptp")) }, func() error { return p.rename(name, good) }, "calls podmark first"},
+		{"the plugin is a link to nothing", func() error {
+			return errors.Join(os.Rename(plugin, plugin+".away"), os.Symlink("nothing", plugin))
+		}, func() error { return os.Rename(plugin+".away", plugin) }, "can be executed"},
+		{"another list comes first", func() error { return p.rename("05-b.conflist", chain("b", "ptp", entry)) }, func() error { return os.Remove(filepath.Join(p.conf, "05-b.conflist")) }, `runtimes take "05-b.conflist"`},
+		{"the cache is not the runtime's", func() error { return os.Remove(filepath.Join(cache, "results")) }, func() error { return os.Mkdir(filepath.Join(cache, "results"), 0o755) }, "--cni-cache-dir"},
+	} {
+		h.eventually("it is ready before "+tt.name, d.ready)
+		if err := tt.harm(); err != nil {
+			t.Fatal(err)
+		}
+		h.eventually("it is not ready where "+tt.name, func() error {
+			if code, why := d.get("/readyz"); code != 503 || !strings.Contains(why, tt.word) {
+				return fmt.Errorf("/readyz %d %s", code, why)
+			}
+			return nil
+		})
+		if err := tt.mend(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.eventually("it is ready in the end", d.ready)
+}
+
 // Install refuses unknown keys of the entry that is there, and notes that it has no policy, unless --policy
 // gives one. A podmarkd that keeps podmark installed does so all the same.
 func TestInstallSilentEntry(t *testing.T) {

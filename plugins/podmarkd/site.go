@@ -39,8 +39,8 @@ type site struct {
 	conf, bin string
 	// others are further folders of plugins, which podmark only looks into.
 	others []string
-	// name is the file of the conflist that was asked for; empty for the one that runtimes take.
-	name string
+	// wanted is the conflist that was asked for, or what runtimes take.
+	wanted conflist.Wanted
 	// setAside is whether files count, too, that agents may have put away under another name:
 	// runtimes do not read these.
 	setAside bool
@@ -123,11 +123,11 @@ func (f *folder) skip(name string, err error) {
 
 // choose picks the conflist as conflist.Choose does. A file that cannot be read is an error
 // where runtimes could take it.
-func (f folder) choose(name string) (conflist.Choice, []conflist.Skipped, error) {
-	chosen, skipped, err := conflist.Choose(f.files, name)
+func (f folder) choose(want conflist.Wanted) (conflist.Choice, []conflist.Skipped, error) {
+	chosen, skipped, err := conflist.Choose(f.files, want)
 	last := max(chosen.Name, chosen.Multus)
 	for _, unread := range slices.Sorted(maps.Keys(f.unread)) {
-		if unread == name || name == "" && (last == "" || unread < last) {
+		if unread == want.Name || want.Name == "" && (last == "" || unread < last) {
 			return conflist.Choice{}, skipped, f.unread[unread]
 		}
 	}
@@ -140,7 +140,13 @@ func (s site) programs() map[string]bool {
 	for _, dir := range append([]string{s.bin}, s.others...) {
 		entries, _ := os.ReadDir(dir) // what is not there is missing
 		for _, e := range entries {
-			out[e.Name()] = out[e.Name()] || runtimes.Executable(filepath.Join(dir, e.Name()))
+			path := filepath.Join(dir, e.Name())
+			ok := runtimes.Executable(path)
+			if e.Name() == pluginFile {
+				_, err := os.Stat(path)
+				ok = ok && err == nil // podmark's own leads to nothing on the node either
+			}
+			out[e.Name()] = out[e.Name()] || ok
 		}
 	}
 	return out

@@ -12,6 +12,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/test/needs"
+	"github.com/podmark/podmark/test/testnode"
 )
 
 const bridgeFour, bridgeSix = "net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables"
@@ -197,7 +198,7 @@ func TestFramesKeptFromIP(t *testing.T) {
 		drops("ip")
 		h.off(bridgeSix)
 		drops("ip", "ip6")
-		doctor, _ := exec.Command(filepath.Join(programs, "podmarkctl"), "--state-dir", h.dir, "doctor").CombinedOutput() // it exits with what it finds
+		doctor, _ := exec.Command(filepath.Join(testnode.Programs(h.t), "podmarkctl"), "--state-dir", h.dir, "doctor").CombinedOutput() // it exits with what it finds
 		for _, word := range []string{bridgeFour + " is 0", bridgeSix + " is 0", "dropped, whatever the policy allows"} {
 			if !strings.Contains(string(doctor), word) {
 				t.Errorf("doctor does not say %q:\n%s", word, doctor)

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/podmark/podmark/test/needs"
+	"github.com/podmark/podmark/test/testnode"
 	"github.com/podmark/podmark/test/wait"
 )
 
@@ -146,7 +147,7 @@ func TestUninstallWhileItRuns(t *testing.T) {
 		return nil
 	})
 	p.fails([]string{"podmarkd is running", "end it"}, "uninstall")
-	out, err := exec.Command(filepath.Join(programs, "podmarkctl"), "--state-dir", p.state, "uninstall", "--yes").CombinedOutput()
+	out, err := exec.Command(filepath.Join(testnode.Programs(t), "podmarkctl"), "--state-dir", p.state, "uninstall", "--yes").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "end it first") {
 		t.Errorf("podmarkctl uninstall: %v, %s", err, out)
 	}

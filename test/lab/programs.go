@@ -3,9 +3,9 @@ package lab
 import (
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"testing"
+
+	"github.com/podmark/podmark/test/testnode"
 )
 
 // Main is TestMain of a package that tests these of podmark's programs as they are now: what
@@ -14,7 +14,7 @@ func Main(m *testing.M, programs ...string) (code int) {
 	dir, err := os.MkdirTemp("", "podmark-test-")
 	if err == nil {
 		defer os.RemoveAll(dir)
-		err = Build(dir, "", programs...)
+		err = testnode.Build(dir, "", programs...)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -22,16 +22,4 @@ func Main(m *testing.M, programs ...string) (code int) {
 	}
 	Programs = dir
 	return m.Run()
-}
-
-// Build builds programs of podmark's into a folder, with build tags.
-func Build(dir, tags string, programs ...string) error {
-	for _, program := range programs {
-		cmd := exec.Command("go", "build", "-tags", tags, "-o", filepath.Join(dir, program), "../../plugins/"+program)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("building %s with tags %q: %w\n%s", program, tags, err, out)
-		}
-	}
-	return nil
 }

@@ -61,6 +61,10 @@ func Lab() bool { return os.Getenv("PODMARK_LAB") == "1" }
 // leaves out no kind, and 'make exhaustive' (PODMARK_WHOLE=1) all.
 func Whole() bool { return os.Getenv("PODMARK_WHOLE") == "1" }
 
+// Programs are podmark's, whose building takes longer than most tests. They are there, but
+// 'make unit' has none.
+func Programs() error { return nil }
+
 // Time is what a test needs that takes half a minute. It is there, but 'make unit' has none.
 func Time() error { return nil }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/podmark/podmark/test/lab"
 	"github.com/podmark/podmark/test/share"
+	"github.com/podmark/podmark/test/testnode"
 )
 
 // The builds, by their tag. A podmark goes on from the state folder of late, and not from that
@@ -39,7 +40,7 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(builds)
 	for _, tag := range []string{now, late, next} {
-		if err := lab.Build(filepath.Join(builds, "of-"+tag), tag, programs...); err != nil {
+		if err := testnode.Build(filepath.Join(builds, "of-"+tag), tag, programs...); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}

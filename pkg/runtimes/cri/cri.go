@@ -155,6 +155,7 @@ func folders(message []byte) (runtimes.Place, error) {
 		}
 		CRIO struct {
 			NetworkDir, PluginDir string
+			CNIDefaultNetwork     string
 			PluginDirs            []string
 		}
 	}
@@ -166,6 +167,7 @@ func folders(message []byte) (runtimes.Place, error) {
 		runtimes.NewPlace(c.CRIO.NetworkDir, append(c.CRIO.PluginDirs, c.CRIO.PluginDir)...),
 	} {
 		if p.Conf != "" && len(p.Bins) > 0 {
+			p.Network = c.CRIO.CNIDefaultNetwork
 			return p, nil
 		}
 	}

@@ -73,6 +73,7 @@ func TestAsk(t *testing.T) {
 	}{
 		{"containerd", server{info: config(`{"containerd": {"snapshotter": "overlayfs"}, "cni": {"binDir": "/opt/cni/bin", "confDir": "/etc/cni/net.d", "maxConfNum": 1}}`)}, runtimes.NewPlace("/etc/cni/net.d", "/opt/cni/bin"), "", false},
 		{"containerd 2.1", server{info: config(`{"cni": {"binDir": "", "binDirs": ["/opt/cni/bin/", "/usr/lib/cni"], "confDir": "/etc/cni/net.d"}}`)}, runtimes.NewPlace("/etc/cni/net.d", "/opt/cni/bin", "/usr/lib/cni"), "", false},
+		{"CRI-O that was told a network", server{info: config(`{"crio": {"CNIDefaultNetwork": "pods", "NetworkDir": "/etc/cni/net.d/", "PluginDirs": ["/usr/libexec/cni/"]}}`)}, runtimes.Place{Conf: "/etc/cni/net.d", Bins: []string{"/usr/libexec/cni"}, Network: "pods"}, "", false},
 		{"CRI-O", server{info: config(`{"sandboxImage": "pause", "crio": {"NetworkDir": "/etc/cni/net.d/", "PluginDir": "", "PluginDirs": ["/usr/libexec/cni/"]}}`)}, runtimes.NewPlace("/etc/cni/net.d", "/usr/libexec/cni"), "", false},
 		{"CRI-O that does not tell", server{info: config(`{"sandboxImage": "pause"}`)}, runtimes.Place{}, "does not have them", true},
 		{"nothing told", server{}, runtimes.Place{}, "does not have them", true},
