@@ -241,7 +241,7 @@ func (n Node) bridgeFiltered(f file, r attachment.Record) error {
 	if r.Routed() || !r.Policed {
 		return nil
 	}
-	if f.Backend != NFTables && f.Bridge != guarded {
+	if f.Backend != config.NFTables && f.Bridge != guarded {
 		return fmt.Errorf("%w: with iptables alone nobody guards the ports of bridge %q, and a policy would hold for a part of what pods on it send each other: %s; take a kernel that can, a main plugin that routes, such as ptp, or set policy to \"none\"", ErrBackend, r.Interface, f.BridgeLacks)
 	}
 	for _, a := range r.Addresses {

@@ -305,8 +305,8 @@ func TestKeep(t *testing.T) {
 	}
 	before := m.epoch()
 	m.tunnelPorts = []uint16{4789}
-	if kept := keep(m); kept.Tunnels == nil || !slices.Equal(m.has[NFTables].Tunnels.UDPPorts, m.tunnelPorts) || m.epoch() == before {
-		t.Errorf("a tunnel came: %+v, the kernel has %v, and the epoch is %v", kept.Tunnels, m.has[NFTables].Tunnels, m.epoch())
+	if kept := keep(m); kept.Tunnels == nil || !slices.Equal(m.has[config.NFTables].Tunnels.UDPPorts, m.tunnelPorts) || m.epoch() == before {
+		t.Errorf("a tunnel came: %+v, the kernel has %v, and the epoch is %v", kept.Tunnels, m.has[config.NFTables].Tunnels, m.epoch())
 	}
 	before, m.tunnelPorts = m.epoch(), nil
 	if kept := keep(m); kept.Tunnels == nil || m.epoch() != before {

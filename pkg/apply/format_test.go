@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/attachment"
+	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/test/needs"
@@ -31,7 +32,7 @@ func settled(t *testing.T, name string) (Node, file) {
 	if err := n.Store.Init(); err != nil {
 		t.Fatal(err)
 	}
-	f := file{Mask: 0xffff0000, Epoch: 1, Backend: NFTables, Indexed: true, PoliciesHash: noFile, Policies: named(name)}
+	f := file{Mask: 0xffff0000, Epoch: 1, Backend: config.NFTables, Indexed: true, PoliciesHash: noFile, Policies: named(name)}
 	policies := f.Policies
 	f, err := n.note(f, Revision{Policies: &policies})
 	f.Synced = true
@@ -232,7 +233,7 @@ func TestNewer(t *testing.T) {
 		}
 	}
 	// An older podmark may go on where the newer one says so.
-	f := file{header: header{Format: 99, Reads: format}, Mask: 0xff0000, Epoch: 1, Backend: NFTables, PoliciesHash: noFile}
+	f := file{header: header{Format: 99, Reads: format}, Mask: 0xff0000, Epoch: 1, Backend: config.NFTables, PoliciesHash: noFile}
 	b, err := json.Marshal(f)
 	if err == nil {
 		err = n.Store.Write(ident.NodeFile, b)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply/counters"
 	"github.com/podmark/podmark/pkg/apply/missing"
+	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 )
 
@@ -144,7 +145,7 @@ func (n Node) keep(ctx context.Context, f file, ports *Ports, links []netlink.Li
 	if ports != nil && !f.Ports.equal(*ports) {
 		f.Ports = ports
 		// In iptables a rule has them. Whoever comes after a crash finishes that.
-		rewrite := f.Backend != NFTables && !slices.Equal(old.SCTPPorts, ports.SCTP)
+		rewrite := f.Backend != config.NFTables && !slices.Equal(old.SCTPPorts, ports.SCTP)
 		f.Synced = f.Synced && !rewrite
 		if err := n.save(f); err != nil {
 			return Kept{}, err

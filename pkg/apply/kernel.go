@@ -29,8 +29,8 @@ type kernel interface {
 	// backend is that of f. leftovers are the kinds of which something may be there although
 	// no file says so, and remove takes everything of some out.
 	backend(n Node, f file) Backend
-	leftovers() []Kind
-	remove(ctx context.Context, wait time.Duration, kinds []Kind) error
+	leftovers() []config.Kind
+	remove(ctx context.Context, wait time.Duration, kinds []config.Kind) error
 	// unlook takes the programs of package csum out.
 	unlook() error
 
@@ -77,8 +77,8 @@ func (linux) ask(ctx context.Context, f *file, wait time.Duration) error {
 	return f.askKernel(ctx, wait)
 }
 func (linux) backend(n Node, f file) Backend { return n.judge(f) }
-func (linux) leftovers() []Kind              { return leftovers() }
-func (linux) remove(ctx context.Context, wait time.Duration, kinds []Kind) error {
+func (linux) leftovers() []config.Kind       { return leftovers() }
+func (linux) remove(ctx context.Context, wait time.Duration, kinds []config.Kind) error {
 	return remove(ctx, wait, kinds)
 }
 func (linux) unlook() error { return csum.Remove() }

@@ -38,8 +38,8 @@ type machine struct {
 	t     *testing.T
 	store ident.Store
 	// has are the rules of each backend, and sets its peer and tuple sets; nil for nothing.
-	has   map[Kind]*desired.State
-	sets  map[Kind]*desired.State
+	has   map[config.Kind]*desired.State
+	sets  map[config.Kind]*desired.State
 	ports map[int]*hostPort
 	// flows are the conntrack marks of the flows that addresses began.
 	flows map[netip.Addr]uint32
@@ -95,7 +95,7 @@ type ended struct{}
 func newMachine(t *testing.T) *machine {
 	t.Helper()
 	return &machine{
-		t: t, store: ident.At(filepath.Join(memory(t), "state")), has: map[Kind]*desired.State{}, sets: map[Kind]*desired.State{}, ports: map[int]*hostPort{},
+		t: t, store: ident.At(filepath.Join(memory(t), "state")), has: map[config.Kind]*desired.State{}, sets: map[config.Kind]*desired.State{}, ports: map[int]*hostPort{},
 		flows: map[netip.Addr]uint32{}, unfilterable: map[bool]bool{}, policies: []desired.Policies{{}}, quiet: true,
 	}
 }
@@ -307,7 +307,7 @@ func (m *machine) flush() {
 }
 
 func (m *machine) choose(f *file, wanted config.Backend) error {
-	kind := map[config.Backend]Kind{config.BackendAuto: NFTables, config.BackendNFTables: NFTables, config.BackendIPTables: IPTablesNFT, "": f.Backend}[wanted]
+	kind := map[config.Backend]config.Kind{config.BackendAuto: config.NFTables, config.BackendNFTables: config.NFTables, config.BackendIPTables: config.IPTablesNFT, "": f.Backend}[wanted]
 	if kind == f.Backend {
 		return nil
 	}
@@ -316,7 +316,7 @@ func (m *machine) choose(f *file, wanted config.Backend) error {
 	} else {
 		f.Former = append(f.Former, f.Backend)
 	}
-	f.Former = slices.DeleteFunc(f.Former, func(k Kind) bool { return k == kind })
+	f.Former = slices.DeleteFunc(f.Former, func(k config.Kind) bool { return k == kind })
 	f.Backend, f.Bridge = kind, unguarded
 	return nil
 }
@@ -328,8 +328,8 @@ func (m *machine) ask(_ context.Context, f *file, _ time.Duration) error {
 
 func (m *machine) backend(n Node, f file) Backend { return engine{m, f.Backend} }
 
-func (m *machine) leftovers() (kinds []Kind) {
-	for _, k := range []Kind{NFTables, IPTablesNFT} {
+func (m *machine) leftovers() (kinds []config.Kind) {
+	for _, k := range []config.Kind{config.NFTables, config.IPTablesNFT} {
 		if m.has[k] != nil {
 			kinds = append(kinds, k)
 		}
@@ -337,7 +337,7 @@ func (m *machine) leftovers() (kinds []Kind) {
 	return kinds
 }
 
-func (m *machine) remove(_ context.Context, _ time.Duration, kinds []Kind) error {
+func (m *machine) remove(_ context.Context, _ time.Duration, kinds []config.Kind) error {
 	for _, k := range kinds {
 		if err := m.does("remove "+string(k), func() { delete(m.has, k); delete(m.sets, k) }); err != nil {
 			return err
@@ -511,7 +511,7 @@ func (m *machine) takeBack(mark.Mark, *netipx.IPSet) (conntrack.Reclaimed, error
 // engine is a backend of the machine's.
 type engine struct {
 	m    *machine
-	kind Kind
+	kind config.Kind
 }
 
 func (e engine) is() *desired.State { return e.m.has[e.kind] }

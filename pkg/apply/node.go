@@ -87,9 +87,9 @@ type file struct {
 	Ports *Ports `json:"ports,omitempty"`
 	// Backend enforces, Auto is what auto stands for once it was asked, and Former
 	// are those that may have something left in the kernel.
-	Backend Kind   `json:"backend"`
-	Auto    Kind   `json:"auto,omitempty"`
-	Former  []Kind `json:"former,omitempty"`
+	Backend config.Kind   `json:"backend"`
+	Auto    config.Kind   `json:"auto,omitempty"`
+	Former  []config.Kind `json:"former,omitempty"`
 	// Log is "nflog" where what is dropped is logged, and "none" where the kernel or a
 	// command cannot: LogLacks says why. Until it is asked, nothing is logged.
 	Log      string `json:"log,omitempty"`
@@ -146,7 +146,7 @@ func (f file) node() (desired.Node, error) {
 	if f.Epoch == 0 || f.Epoch > layout.Max() {
 		return desired.Node{}, fmt.Errorf("%w: %s: epoch %d is not in 1..%d", ident.ErrDamaged, ident.NodeFile, f.Epoch, layout.Max())
 	}
-	if f.Backend != "" && f.Backend != NFTables && variants[f.Backend] == "" {
+	if f.Backend != "" && f.Backend != config.NFTables && variants[f.Backend] == "" {
 		return desired.Node{}, fmt.Errorf("%w: %s: there is no backend %q", ident.ErrDamaged, ident.NodeFile, f.Backend)
 	}
 	node := desired.Node{Layout: layout, Epoch: f.Epoch, NodePorts: f.NodePorts, SCTPPorts: f.NodePorts, Unfiltered: f.Unfiltered, Unlogged: f.Log != logged}

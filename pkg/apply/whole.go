@@ -91,7 +91,7 @@ func (n Node) Members(ctx context.Context, s desired.State, addrs []netip.Addr, 
 
 // Kind is the backend that enforces, or that auto would choose where podmark has
 // never run.
-func (n Node) Kind() (Kind, error) {
+func (n Node) Kind() (config.Kind, error) {
 	f, err := n.load()
 	if errors.Is(err, fs.ErrNotExist) {
 		return detect()
@@ -292,7 +292,7 @@ func (n Node) strip(ctx context.Context) error {
 		_, err = f.node()
 	}
 	if err == nil && f.Backend != "" {
-		kinds = append(f.Former, f.Backend, NFTables) // which guards bridges beside iptables
+		kinds = append(f.Former, f.Backend, config.NFTables) // which guards bridges beside iptables
 	}
 	if err == nil {
 		f.Leaving = true

@@ -113,7 +113,7 @@ const (
 	SCTP Protocol = 132
 )
 
-// String names the protocol as iptables does.
+// String is the protocol's name in lower case, or its number where it has none.
 func (p Protocol) String() string {
 	switch p {
 	case TCP:

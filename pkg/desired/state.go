@@ -466,15 +466,6 @@ func digest(parts ...string) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// BlocksID names a list of prefixes by its content.
-func BlocksID(blocks []netip.Prefix) string {
-	parts := make([]string, len(blocks))
-	for i, b := range blocks {
-		parts[i] = b.String()
-	}
-	return digest(parts...)
-}
-
 // Narrows reports whether going from s to next can forbid what s allowed, so
 // that live connections must be judged again. It may say so without need, never
 // the reverse: a profile whose rules changed in any way but growing counts.

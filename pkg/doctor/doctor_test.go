@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/csum"
 	"github.com/podmark/podmark/pkg/apply/flowtable"
 	"github.com/podmark/podmark/pkg/attachment"
@@ -44,7 +43,7 @@ func healthy(t *testing.T, mask uint32) doctor.Facts {
 	return doctor.Facts{
 		Now: now, StateDir: config.DefaultStateDir, Endpoint: runtimes.Auto, ConfDir: runtimes.Default().Conf, BinDir: runtimes.Default().Bins[0],
 		State: doctor.State{
-			Ran: true, Layout: layout, Kind: apply.NFTables,
+			Ran: true, Layout: layout, Kind: config.NFTables,
 			NodePorts: []desired.PortRange{{First: 30000, Last: 32767}},
 			Records:   []attachment.Record{{Key: attachment.Key{Network: "net", ContainerID: "one", IfName: "eth0"}, ID: mark.First, Policed: true, Committed: true}},
 			IDs:       1,
@@ -84,7 +83,7 @@ func only(t *testing.T, f doctor.Facts, check string, words ...string) doctor.Fi
 
 // What is not logged is said with what is lacking, and what would bring it.
 func TestDropLog(t *testing.T) {
-	for kind, module := range map[apply.Kind]string{apply.NFTables: "nft_log", apply.IPTablesLegacy: "xt_NFLOG"} {
+	for kind, module := range map[config.Kind]string{config.NFTables: "nft_log", config.IPTablesLegacy: "xt_NFLOG"} {
 		f := healthy(t, 0xffff0000)
 		f.State.Kind, f.State.Unlogged = kind, "no such target"
 		if found := only(t, f, "drop-log", "no such target", module, "gc"); found.Severity != doctor.Warning {
@@ -255,14 +254,14 @@ func TestRare(t *testing.T) {
 func TestReflects(t *testing.T) {
 	const reflect4, reflect6, accept = "net.ipv4.fwmark_reflect", "net.ipv6.fwmark_reflect", "net.ipv4.tcp_fwmark_accept"
 	for _, tt := range []struct {
-		kind apply.Kind
+		kind config.Kind
 		ipvs bool
 		want []string
 	}{
-		{apply.NFTables, true, []string{reflect4, reflect6}},
-		{apply.NFTables, false, nil},
-		{apply.IPTablesNFT, true, []string{reflect4, reflect6, accept}},
-		{apply.IPTablesLegacy, false, []string{reflect4, reflect6, accept}},
+		{config.NFTables, true, []string{reflect4, reflect6}},
+		{config.NFTables, false, nil},
+		{config.IPTablesNFT, true, []string{reflect4, reflect6, accept}},
+		{config.IPTablesLegacy, false, []string{reflect4, reflect6, accept}},
 	} {
 		f := healthy(t, 0xffff0000)
 		f.State.Kind, f.Mode.IPVS, f.Reflects = tt.kind, tt.ipvs, []string{reflect4, reflect6, accept}
@@ -401,19 +400,19 @@ func TestNoHarm(t *testing.T) {
 			wrong(f, `{"type": "podmark", "iptablesMarkMask": 1}`)
 		}, "configuration", `"iptablesMarkMask": "0xffff0000"`, ""},
 		"nftables cannot, the variant": {func(f *doctor.Facts) {
-			f.State.Kind, f.State.NFTables = apply.IPTablesLegacy, kernel
+			f.State.Kind, f.State.NFTables = config.IPTablesLegacy, kernel
 			f.Chains = []foreign.Chain{{Origin: foreign.NFTables, Family: "ip", Table: "mangle", Name: "KUBE-IPTABLES-HINT"}}
 		}, "iptables-variant", "# drain", "printf"},
 		"nftables can, the variant": {func(f *doctor.Facts) {
-			f.State.Kind = apply.IPTablesLegacy
+			f.State.Kind = config.IPTablesLegacy
 			f.Chains = []foreign.Chain{{Origin: foreign.NFTables, Family: "ip", Table: "mangle", Name: "KUBE-IPTABLES-HINT"}}
 		}, "iptables-variant", `"backend":"nftables"`, ""},
 		"nftables cannot, a comparison": {func(f *doctor.Facts) {
-			f.State.Kind, f.State.NFTables = apply.IPTablesNFT, kernel
+			f.State.Kind, f.State.NFTables = config.IPTablesNFT, kernel
 			f.Rules = []foreign.Rule{theirs}
 		}, "mark-compares", "# have whoever wrote it", "printf"},
 		"nftables can, a comparison": {func(f *doctor.Facts) {
-			f.State.Kind = apply.IPTablesNFT
+			f.State.Kind = config.IPTablesNFT
 			f.Rules = []foreign.Rule{theirs}
 		}, "mark-compares", `"backend":"nftables"`, ""},
 		"more IDs than others leave": {func(f *doctor.Facts) {

@@ -5,6 +5,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/config"
 )
 
 // checkDrift finds what others did to links of endpoints. One that is gone is leaked.
@@ -30,12 +31,12 @@ func checkDrift(f Facts) []Finding {
 	return out
 }
 
-func driftWhy(kind apply.Kind, d apply.Drift) string {
+func driftWhy(kind config.Kind, d apply.Drift) string {
 	const again = ". Whoever did it may do it again"
 	switch {
 	case d.Change == port.Ungrouped:
 		return "by the group the rules know the host veths that podmark manages. podmarkd puts it back by itself" + again
-	case d.Change == port.Renamed && kind == apply.NFTables:
+	case d.Change == port.Renamed && kind == config.NFTables:
 		return "the rules go by the number of the link, so the pod is judged as before; CHECK fails, and what goes by the name does not find it. Before Linux 6.2 the link must be down for it" + again
 	case d.Change == port.Renamed:
 		return "the sets of iptables go by the name of the link, so what the pod sends by another is dropped: it has no network. Before Linux 6.2 the link must be down for it" + again

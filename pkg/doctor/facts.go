@@ -92,7 +92,7 @@ type State struct {
 	// Ran is set where podmark has run.
 	Ran       bool
 	Layout    mark.Layout
-	Kind      apply.Kind
+	Kind      config.Kind
 	NodePorts []desired.PortRange
 	Records   []attachment.Record
 	// Idle are the policies that select none of the Records.

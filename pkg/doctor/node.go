@@ -10,6 +10,7 @@ import (
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/csum"
 	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 )
 
@@ -66,7 +67,7 @@ func checkBackend(f Facts) []Finding {
 		return nil
 	}
 	mend := "modprobe -a nf_tables nft_ct nft_fib_inet nft_meta_bridge  # of Linux 5.6 or later; else \"backend\": \"iptables\""
-	if f.State.Kind != apply.NFTables {
+	if f.State.Kind != config.NFTables {
 		mend = "modprobe -a ip_set xt_set ip_set_hash_netiface ip_set_hash_net ip_set_hash_ip ip_set_bitmap_port  " + withIPTables
 	}
 	return []Finding{{
@@ -93,7 +94,7 @@ func checkDropLog(f Facts) []Finding {
 		return nil
 	}
 	modules := "nfnetlink_log nft_log"
-	if f.State.Kind != apply.NFTables {
+	if f.State.Kind != config.NFTables {
 		modules = "nfnetlink_log xt_NFLOG xt_limit"
 	}
 	return []Finding{{

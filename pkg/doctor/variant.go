@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/pkg/xtables"
 )
@@ -50,7 +50,7 @@ func kubeletVariant(f Facts) (foreign.Origin, bool) {
 }
 
 // enforces are the backends that iptables shows, by where their rules are.
-var enforces = map[apply.Kind]foreign.Origin{apply.IPTablesNFT: foreign.NFTables, apply.IPTablesLegacy: foreign.Legacy}
+var enforces = map[config.Kind]foreign.Origin{config.IPTablesNFT: foreign.NFTables, config.IPTablesLegacy: foreign.Legacy}
 
 func checkVariant(f Facts) []Finding {
 	kubelet, found := kubeletVariant(f)

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/attachment"
+	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/mark"
 )
 
@@ -55,7 +56,6 @@ const (
 	// DaemonFile is where the daemon keeps its status, and DaemonLock what it holds.
 	DaemonFile = "daemon.json"
 	DaemonLock = "daemon.lock"
-	socketFile = "podmarkd.sock"
 	temporary  = ".tmp"
 )
 
@@ -675,7 +675,7 @@ func (s Store) RemoveAll() error {
 	if err := s.Clear(); err != nil {
 		return err
 	}
-	if err := s.removeAll(DaemonFile, DaemonFile+temporary, DaemonLock, socketFile, SpoolFile); err != nil {
+	if err := s.removeAll(DaemonFile, DaemonFile+temporary, DaemonLock, config.SocketName, SpoolFile); err != nil {
 		return err
 	}
 	if err := s.Remove(lockFile); err != nil {

@@ -14,7 +14,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/explain"
@@ -112,7 +111,7 @@ func (o *options) explain(ctx context.Context, q explain.Query, policies *desire
 	if err != nil {
 		return explain.Answer{}, err
 	}
-	if kind == apply.NFTables {
+	if kind == config.NFTables {
 		f.Backend = config.BackendNFTables
 	}
 	f.Elsewhere = o.locate(q)

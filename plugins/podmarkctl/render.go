@@ -8,7 +8,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/iptables"
 	"github.com/podmark/podmark/pkg/apply/nftables"
 	"github.com/podmark/podmark/pkg/config"
@@ -74,7 +73,7 @@ func (o *options) renderer(wanted config.Backend) (config.Backend, error) {
 		return wanted, nil
 	case config.BackendAuto:
 		kind, err := o.node().Kind()
-		if err == nil && kind != apply.NFTables {
+		if err == nil && kind != config.NFTables {
 			return config.BackendIPTables, nil
 		}
 		return config.BackendNFTables, err

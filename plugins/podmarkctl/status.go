@@ -13,7 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/node"
 )
@@ -21,11 +21,11 @@ import (
 // status is what 'status -o json' shows.
 type status struct {
 	// Backend is empty where podmark has never run.
-	Backend   apply.Kind `json:"backend"`
-	Mask      string     `json:"mask"`
-	Epoch     uint32     `json:"epoch"`
-	Endpoints int        `json:"endpoints"`
-	Capacity  int        `json:"capacity"`
+	Backend   config.Kind `json:"backend"`
+	Mask      string      `json:"mask"`
+	Epoch     uint32      `json:"epoch"`
+	Endpoints int         `json:"endpoints"`
+	Capacity  int         `json:"capacity"`
 	// Coverage is who of the node's pods is policed.
 	Coverage desired.Coverage `json:"coverage"`
 	// Tunnels are what pods may not wrap packets in.

@@ -39,7 +39,7 @@ var mutants = []mutant{
 	{applying, "whole.go", "used >= capacity", "used > capacity", "STATUS says nothing of a mask that is full"},
 	{applying, "move.go", "|| taken[id]", "", "two endpoints get one ID in another mask"},
 	{applying, "move.go", "owner[outside.Value] = \"\"", "", "an endpoint's mark means outside in another mask"},
-	{applying, "keep.go", "rewrite := f.Backend != NFTables &&", "rewrite := false &&", "iptables judges services of SCTP as processes of the node"},
+	{applying, "keep.go", "rewrite := f.Backend != config.NFTables &&", "rewrite := false &&", "iptables judges services of SCTP as processes of the node"},
 	{applying, "survey.go", "from.Narrows(to)", "to.Narrows(from)", "a live flow through a new tunnel is never judged"},
 	{applying, "drift.go", "d.Change != port.Ungrouped", "true", "a veth stays out of podmark's device group"},
 	{applying, "format.go", "if h.Reads <= format {", "if true {", "an older podmark goes on from what it does not understand"},

@@ -521,7 +521,7 @@ func list(p desired.Profile, w way, n naming, unlogged bool) []string {
 			peers = append(peers, in(n.peers(id), peer))
 		}
 		if b := blocksOf(r, n.family); len(b) > 0 {
-			peers = append(peers, in(n.blocks(desired.BlocksID(b)), peer))
+			peers = append(peers, in(n.blocks(blocksID(b)), peer))
 		}
 		for _, peer := range peers {
 			for _, ports := range portMatches(r, w, n) {

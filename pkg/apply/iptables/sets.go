@@ -1,6 +1,9 @@
 package iptables
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -72,7 +75,7 @@ func profileSets(p desired.Profile, n naming) []content {
 		if len(blocks) == 0 {
 			continue
 		}
-		c := content{Set: n.blocks(desired.BlocksID(blocks))}
+		c := content{Set: n.blocks(blocksID(blocks))}
 		for _, b := range blocks {
 			c.elements = append(c.elements, ipset.Element{Prefix: b})
 		}
@@ -81,6 +84,15 @@ func profileSets(p desired.Profile, n naming) []content {
 		}
 	}
 	return sets
+}
+
+// blocksID names a list of prefixes by its content.
+func blocksID(blocks []netip.Prefix) string {
+	sum := sha256.New()
+	for _, b := range blocks {
+		fmt.Fprintf(sum, "%d:%s", len(b.String()), b)
+	}
+	return hex.EncodeToString(sum.Sum(nil)[:8])
 }
 
 // populations renders the sets that rules name, with what is in them.
