@@ -60,15 +60,15 @@ var variants = map[config.Kind]iptables.Variant{config.IPTablesNFT: iptables.NFT
 
 func kindOf(v iptables.Variant) config.Kind { return config.Kind("iptables-" + string(v)) }
 
-func (n Node) backend(f file) Backend {
-	if n.Programs && f.Checksums == looked {
+func (n Node) backend(f nodeFile) Backend {
+	if n.Programs && f.Checksums == checksumsByBPF {
 		return Checksummed{n.kernel().backend(n, f)}
 	}
 	return n.kernel().backend(n, f)
 }
 
 // judge is the backend without what is beside each of them.
-func (n Node) judge(f file) Backend {
+func (n Node) judge(f nodeFile) Backend {
 	if f.Backend == config.NFTables {
 		return nftables.Backend{Step: n.Step}
 	}
@@ -78,14 +78,14 @@ func (n Node) judge(f file) Backend {
 			b.Former = append(b.Former, v)
 		}
 	}
-	if f.Bridge == guarded {
+	if f.Bridge == bridgeByNFTables {
 		return Guarded{Backend: b, Guard: nftables.Guard{Step: n.Step}}
 	}
 	return b
 }
 
 // choose decides what enforces. What auto finds out is noted, and not asked again.
-func (f *file) choose(wanted config.Backend) error {
+func (f *nodeFile) choose(wanted config.Backend) error {
 	kind := f.Backend
 	switch {
 	case wanted == config.BackendAuto && f.Auto == "":
@@ -126,14 +126,14 @@ func (f *file) choose(wanted config.Backend) error {
 
 // What file.Log says.
 const (
-	logged   = "nflog"
-	unlogged = "none"
+	logByNFLOG = "nflog"
+	logNowhere = "none"
 )
 
 // askLog notes whether what the backend drops can be logged. Where it cannot, podmark
 // enforces all the same, and asks again when it writes everything anew.
-func (f *file) askLog(ctx context.Context, wait time.Duration) error {
-	if f.Log == logged {
+func (f *nodeFile) askLog(ctx context.Context, wait time.Duration) error {
+	if f.Log == logByNFLOG {
 		return nil
 	}
 	var lacking, err error
@@ -144,34 +144,34 @@ func (f *file) askLog(ctx context.Context, wait time.Duration) error {
 	} else {
 		lacking = nftables.Logs()
 	}
-	f.Log, f.LogLacks = logged, ""
+	f.Log, f.LogLacks = logByNFLOG, ""
 	if lacking != nil {
-		f.Log, f.LogLacks = unlogged, lacking.Error()
+		f.Log, f.LogLacks = logNowhere, lacking.Error()
 	}
 	return nil
 }
 
 // What file.Bridge says.
 const (
-	guarded   = "nftables"
-	unguarded = "none"
+	bridgeByNFTables = "nftables"
+	bridgeUnfiltered = "none"
 )
 
 // askBridge notes whether nftables can ask for senders and guard the ports of bridges beside
 // iptables. Where it cannot, podmark asks again when it writes everything anew.
-func (f *file) askBridge() {
-	if f.Bridge == guarded {
+func (f *nodeFile) askBridge() {
+	if f.Bridge == bridgeByNFTables {
 		return
 	}
-	f.Bridge, f.BridgeLacks = guarded, ""
+	f.Bridge, f.BridgeLacks = bridgeByNFTables, ""
 	if lacking := nftables.ProbeGuard(); lacking != nil {
-		f.Bridge, f.BridgeLacks = unguarded, lacking.Error()
+		f.Bridge, f.BridgeLacks = bridgeUnfiltered, lacking.Error()
 	}
 }
 
 // askKernel notes what of that the kernel can do which the backend can do without. It asks
 // again what was lacking.
-func (f *file) askKernel(ctx context.Context, wait time.Duration) error {
+func (f *nodeFile) askKernel(ctx context.Context, wait time.Duration) error {
 	if err := f.askLog(ctx, wait); err != nil {
 		return err
 	}
@@ -193,7 +193,7 @@ func (f *file) askKernel(ctx context.Context, wait time.Duration) error {
 }
 
 // lacks lists what iptables does without.
-func (f file) lacks() []iptables.Feature {
+func (f nodeFile) lacks() []iptables.Feature {
 	return slices.DeleteFunc(iptables.Features(), func(feature iptables.Feature) bool { return slices.Contains(f.Has, feature) })
 }
 
@@ -205,7 +205,7 @@ func (n Node) Unlogged() (string, error) {
 }
 
 // usable reports why what choose would choose cannot be used. It changes nothing.
-func (f file) usable(wanted config.Backend) error {
+func (f nodeFile) usable(wanted config.Backend) error {
 	kind := f.Backend
 	switch {
 	case wanted == config.BackendAuto:
@@ -265,10 +265,10 @@ func leftovers() []config.Kind {
 // removeFormer takes what is left of the former backends out of the kernel. A
 // variant of iptables has done that with the other one's rules, and its guard with
 // nftables'.
-func (n Node) removeFormer(ctx context.Context, f file) error {
+func (n Node) removeFormer(ctx context.Context, f nodeFile) error {
 	var rest []config.Kind
 	for _, k := range f.Former {
-		if variants[f.Backend] == "" || k == config.NFTables && f.Bridge != guarded {
+		if variants[f.Backend] == "" || k == config.NFTables && f.Bridge != bridgeByNFTables {
 			rest = append(rest, k)
 		}
 	}

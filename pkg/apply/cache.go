@@ -72,7 +72,7 @@ func (n Node) cachedPolicies() (p desired.Policies, is hash, err error) {
 // are still its own, or knows them. They are not to be changed.
 func (n Node) records() ([]attachment.Record, error) {
 	records, err := n.allRecords()
-	return slices.DeleteFunc(records, func(r attachment.Record) bool { return n.leaving[r.Key] }), err
+	return slices.DeleteFunc(records, func(r attachment.Record) bool { return n.deferred[r.Key] }), err
 }
 
 // allRecords are records with those that cannot be removed for want of room.
@@ -85,7 +85,7 @@ func (n Node) allRecords() ([]attachment.Record, error) {
 	defer c.mu.Unlock()
 	var now [2]fileStamp
 	same := true
-	for i, folder := range n.Store.Folders() {
+	for i, folder := range n.Store.Directories() {
 		now[i] = stamp(folder)
 		same = same && c.folders[i].same(now[i])
 	}

@@ -48,9 +48,9 @@ type Choice struct {
 	// Multus is the name of Multus' file that runtimes take, where it is that which calls
 	// the list; with ErrPlain, the configuration.
 	Multus string
-	// Copied is set where Multus' file has a copy of the list, and podmark is not in it or has
+	// StaleCopy is set where Multus' file has a copy of the list, and podmark is not in it or has
 	// another entry.
-	Copied bool
+	StaleCopy bool
 	// Unused is why runtimes take another list than this one, which was asked for by name.
 	Unused error
 }
@@ -201,7 +201,7 @@ func behindMultus(f File, others []File, dir string) (Choice, error) {
 		if filepath.Ext(o.Name) != ".conflist" {
 			return Choice{File: o, Multus: f.Name}, plain(o, types)
 		}
-		return Choice{File: o, Multus: f.Name, Copied: copied != nil && !sameEntry(copied, o.Content)}, nil
+		return Choice{File: o, Multus: f.Name, StaleCopy: copied != nil && !sameEntry(copied, o.Content)}, nil
 	}
 	if wanted == "" {
 		return Choice{}, fmt.Errorf("%w: %q is Multus', and there is no other file for its default network", ErrNone, f.Name)

@@ -37,9 +37,9 @@ type Finding struct {
 	// What is wrong, and Why it matters.
 	What string `json:"what"`
 	Why  string `json:"why"`
-	// Mend is a command for root's shell on this node. Where What names a cause that
+	// Fix is a command for root's shell on this node. Where What names a cause that
 	// lasts, such as a program that will do it again, that is to be mended too.
-	Mend string `json:"mend"`
+	Fix string `json:"mend"`
 }
 
 // Check is one thing that is looked at.
@@ -95,8 +95,8 @@ func Checks() []Check {
 	}
 }
 
-// Unlooked is the name under which what could not be looked at is found.
-const Unlooked = "could-not-look"
+// NotChecked is the name under which what could not be looked at is found.
+const NotChecked = "could-not-look"
 
 // Examine runs every check. What could not be read is a finding of its own, which
 // names the checks that may have missed something.
@@ -114,10 +114,10 @@ func Examine(f Facts) []Finding {
 	}
 	for _, u := range f.Unread {
 		findings = append(findings, Finding{
-			Check: Unlooked, Severity: Unknown,
+			Check: NotChecked, Severity: Unknown,
 			What: fmt.Sprintf("could not look at %s: %v", u.Part, u.Err),
 			Why:  "these checks may have missed something: " + strings.Join(touched[u.Part], ", "),
-			Mend: u.Mend,
+			Fix:  u.Fix,
 		})
 	}
 	return findings

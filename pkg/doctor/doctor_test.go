@@ -49,7 +49,7 @@ func healthy(t *testing.T, mask uint32) doctor.Facts {
 			IDs:       1,
 		},
 		Networks: []doctor.Network{{File: runtimes.Default().Conf + "/10-net.conflist", Network: parsed, Content: list, Entry: entry, Config: c}},
-		Daemon:   &node.Status{PID: 1, Interval: 10, Looked: now.Add(-5 * time.Second)}, DaemonRuns: true,
+		Daemon:   &node.Status{PID: 1, Interval: 10, LastReconcile: now.Add(-5 * time.Second)}, DaemonRuns: true,
 		Mode: node.Mode{IPVS: true, Link: true, Services: 3}, PortsInUse: []uint16{30000, 32767},
 		Sysctls: []node.Sysctl{{Name: "net.ipv4.vs.conntrack", Want: "1", Value: "1", Module: "ip_vs"}},
 		Tracked: 10, Tracks: 100,
@@ -74,7 +74,7 @@ func only(t *testing.T, f doctor.Facts, check string, words ...string) doctor.Fi
 		t.Fatalf("want one finding of %s: %+v", check, list)
 	}
 	for _, w := range words {
-		if !strings.Contains(list[0].What+list[0].Why+list[0].Mend, w) {
+		if !strings.Contains(list[0].What+list[0].Why+list[0].Fix, w) {
 			t.Errorf("it does not say %q: %+v", w, list[0])
 		}
 	}
@@ -96,8 +96,8 @@ func TestDropLog(t *testing.T) {
 func TestChecksumsOfOldKernel(t *testing.T) {
 	f := healthy(t, 0xffff0000)
 	f.State.Alterable = "loading the program: no such member (" + csum.Kernel + " can)"
-	if x := only(t, f, "checksums", "CAP_NET_RAW"); !strings.HasPrefix(x.Mend, "# ") {
-		t.Errorf("%s", x.Mend)
+	if x := only(t, f, "checksums", "CAP_NET_RAW"); !strings.HasPrefix(x.Fix, "# ") {
+		t.Errorf("%s", x.Fix)
 	}
 }
 
@@ -187,7 +187,7 @@ func TestProposedMask(t *testing.T) {
 	f := healthy(t, 0xffff0000)
 	f.State.Records = nil
 	f.Links = []foreign.Link{{Name: "tailscale0"}, {Name: "kubespan"}}
-	mend := only(t, f, "mark-users", "Tailscale").Mend
+	mend := only(t, f, "mark-users", "Tailscale").Fix
 	m := regexp.MustCompile(`"iptablesMarkMask":"(0x[0-9a-f]+)"`).FindStringSubmatch(mend)
 	if m == nil {
 		t.Fatal(mend)
@@ -199,7 +199,7 @@ func TestProposedMask(t *testing.T) {
 	f.Links = append(f.Links, foreign.Link{Name: "cilium_host"})
 	f.Chains = []foreign.Chain{{Origin: foreign.Legacy, Family: "ip", Table: "nat", Name: "CNI-HOSTPORT-DNAT"}}
 	for _, x := range doctor.Examine(f) { // one bit is left
-		if !strings.HasPrefix(x.Mend, "# no two bits are free") {
+		if !strings.HasPrefix(x.Fix, "# no two bits are free") {
 			t.Errorf("%+v", x)
 		}
 	}
@@ -215,8 +215,8 @@ func TestRare(t *testing.T) {
 		t.Errorf("%+v", x)
 	}
 	f.Daemon, f.DaemonRuns = runs, true
-	if x := only(t, f, "ids", "2 of the 2", "iptablesMarkMask"); strings.Contains(x.Mend, "drain") {
-		t.Errorf("podmarkd moves the endpoints: %s", x.Mend)
+	if x := only(t, f, "ids", "2 of the 2", "iptablesMarkMask"); strings.Contains(x.Fix, "drain") {
+		t.Errorf("podmarkd moves the endpoints: %s", x.Fix)
 	}
 	f = healthy(t, 0x00ff0000) // 254 endpoints
 	for ids, want := range map[int]int{1: 0, 228: 0, 229: 1, 254: 1} {
@@ -233,14 +233,14 @@ func TestRare(t *testing.T) {
 		t.Errorf("%q", names)
 	}
 	f = healthy(t, 0xffff0000)
-	f.Daemon.Looked = f.Now.Add(-61 * time.Second)
+	f.Daemon.LastReconcile = f.Now.Add(-61 * time.Second)
 	only(t, f, "podmarkd", "fuser -k -KILL /run/podmark/daemon.lock", "every 10s")
 	f = healthy(t, 0xffff0000)
 	f.PortsInUse = append(f.PortsInUse, 40000)
 	only(t, f, "node-ports", "40000", `"kubeNodePortRanges":["30000-32767","40000-40000"]`)
 	f.Daemon.Ports = node.Decision{Source: "--node-port-ranges", Configured: []desired.PortRange{{First: 30000, Last: 32767}}}
-	if x := only(t, f, "node-ports", "# have --node-port-ranges say 30000-32767,40000-40000"); !strings.HasPrefix(x.Mend, "# ") {
-		t.Errorf("a second podmarkd does not start beside one that runs: %s", x.Mend)
+	if x := only(t, f, "node-ports", "# have --node-port-ranges say 30000-32767,40000-40000"); !strings.HasPrefix(x.Fix, "# ") {
+		t.Errorf("a second podmarkd does not start beside one that runs: %s", x.Fix)
 	}
 	f = healthy(t, 0xffff0000)
 	f.Sysctls[0].Value = ""
@@ -267,7 +267,7 @@ func TestReflects(t *testing.T) {
 		f.State.Kind, f.Mode.IPVS, f.Reflects = tt.kind, tt.ipvs, []string{reflect4, reflect6, accept}
 		var got []string
 		for _, x := range doctor.Examine(f) {
-			if name, ok := strings.CutPrefix(x.Mend, "sysctl -w "); ok && x.Check == "mark-sysctls" && x.Severity == doctor.Warning {
+			if name, ok := strings.CutPrefix(x.Fix, "sysctl -w "); ok && x.Check == "mark-sysctls" && x.Severity == doctor.Warning {
 				name, _, _ = strings.Cut(name, "=0")
 				got = append(got, name)
 			}
@@ -285,8 +285,8 @@ func TestUnread(t *testing.T) {
 		doctor.PartSysctls, doctor.PartLinks, doctor.PartNFTables, doctor.PartLegacy, doctor.PartLookups, doctor.PartConntrack,
 	} {
 		f := healthy(t, 0xffff0000)
-		f.Unread = []doctor.Unread{{Part: part, Err: errors.New("for a reason"), Mend: "do this"}}
-		x := only(t, f, doctor.Unlooked, string(part), "for a reason", "do this")
+		f.Unread = []doctor.Unread{{Part: part, Err: errors.New("for a reason"), Fix: "do this"}}
+		x := only(t, f, doctor.NotChecked, string(part), "for a reason", "do this")
 		if _, checks, _ := strings.Cut(x.Why, ": "); checks == "" || x.Severity != doctor.Unknown {
 			t.Errorf("%s: no check needs it: %+v", part, x)
 		}
@@ -295,7 +295,7 @@ func TestUnread(t *testing.T) {
 
 // Every finding says all it should, and no two checks have one name.
 func TestChecks(t *testing.T) {
-	names := map[string]bool{doctor.Unlooked: true}
+	names := map[string]bool{doctor.NotChecked: true}
 	for _, c := range doctor.Checks() {
 		if names[c.Name] || c.Finds == "" || !regexp.MustCompile(`^[a-z-]+$`).MatchString(c.Name) {
 			t.Errorf("%+v", c)
@@ -308,7 +308,7 @@ func TestChecks(t *testing.T) {
 // flowtables may have them, and how their owners are told to have none.
 func TestOffload(t *testing.T) {
 	f := healthy(t, 0xffff0000)
-	f.State.Records[0].Port = "veth1"
+	f.State.Records[0].HostVeth = "veth1"
 	f.Flowtables = []flowtable.Flowtable{
 		{Family: "inet", Table: "firewalld", Name: "fastpath", Devices: []string{"veth1", "eth0"}},
 		{Family: "ip", Table: "calico", Name: "ft", Devices: []string{"veth1"}},
@@ -320,7 +320,7 @@ func TestOffload(t *testing.T) {
 	}
 	f.Unjudged = 3
 	found := only(t, f, "flowtable", "3 live connections", "inet firewalld fastpath, ip calico ft, ip6 calico ft", "NftablesFlowtable=off", "nftablesFlowTableOffload")
-	if found.Severity != doctor.Error || strings.Contains(found.What+found.Mend, "lan") || strings.Count(found.Mend, "kubectl") != 1 {
+	if found.Severity != doctor.Error || strings.Contains(found.What+found.Fix, "lan") || strings.Count(found.Fix, "kubectl") != 1 {
 		t.Errorf("%+v", found)
 	}
 	f.Flowtables = f.Flowtables[3:]
@@ -425,7 +425,7 @@ func TestNoHarm(t *testing.T) {
 			t.Errorf("%s: found by %q", name, names)
 			continue
 		}
-		if mend := doctor.Examine(f)[0].Mend; !strings.Contains(mend, tt.has) || tt.not != "" && strings.Contains(mend, tt.not) {
+		if mend := doctor.Examine(f)[0].Fix; !strings.Contains(mend, tt.has) || tt.not != "" && strings.Contains(mend, tt.not) {
 			t.Errorf("%s: %s", name, mend)
 		}
 	}
@@ -437,7 +437,7 @@ func TestProposedMaskOfConfigured(t *testing.T) {
 	f := healthy(t, 0xff0000)
 	f.State.Records = nil
 	f.Links, f.Reserved = []foreign.Link{{Name: "tailscale0"}}, 0xf0000000
-	m := regexp.MustCompile(`"iptablesMarkMask":"(0x[0-9a-f]+)"`).FindStringSubmatch(only(t, f, "mark-users", "Tailscale").Mend)
+	m := regexp.MustCompile(`"iptablesMarkMask":"(0x[0-9a-f]+)"`).FindStringSubmatch(only(t, f, "mark-users", "Tailscale").Fix)
 	if m == nil {
 		t.Fatal("no mask is proposed")
 	}

@@ -26,12 +26,12 @@ func checkDrift(f Facts) []Finding {
 		default:
 			mend = fmt.Sprintf("ip link set dev %s master %s", quote(d.Link), quote(d.Was))
 		}
-		out = append(out, Finding{Severity: Error, What: d.String(), Why: why, Mend: mend})
+		out = append(out, Finding{Severity: Error, What: d.String(), Why: why, Fix: mend})
 	}
 	return out
 }
 
-func driftWhy(kind config.Kind, d apply.Drift) string {
+func driftWhy(kind config.Kind, d apply.EndpointDrift) string {
 	const again = ". Whoever did it may do it again"
 	switch {
 	case d.Change == port.Ungrouped:

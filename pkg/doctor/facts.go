@@ -41,8 +41,8 @@ const (
 type Unread struct {
 	Part Part
 	Err  error
-	// Mend is the command that may help.
-	Mend string
+	// Fix is the command that may help.
+	Fix string
 }
 
 // Facts are what was read of a node. Where a part is in Unread, what it gives is
@@ -51,7 +51,7 @@ type Facts struct {
 	Now      time.Time
 	StateDir string
 	// Given are the folders that were asked for, Endpoint the runtime: see cri.Said.
-	Given    runtimes.Folders
+	Given    runtimes.Directories
 	Endpoint string
 	// Place is where the runtime looks, or PlaceErr why that is not known. Of it are ConfDir,
 	// and BinDir, in which podmark's plugin is or would be; without it they are those that
@@ -106,7 +106,7 @@ type State struct {
 	NodeDamaged, Damaged error
 	Leaked               apply.Collected
 	// Drifts is what others did to links of endpoints.
-	Drifts []apply.Drift
+	Drifts []apply.EndpointDrift
 	// Missing is what the kernel lacks, Backend why nothing can enforce, NFTables why nftables
 	// could not where iptables does.
 	Missing, Backend, NFTables error

@@ -28,7 +28,7 @@ type Options struct {
 	Node apply.Node
 	// Given are the runtime's folders as far as they are not to be found, and Endpoint says
 	// which runtime is asked for them: see cri.Said.
-	Given    runtimes.Folders
+	Given    runtimes.Directories
 	Endpoint string
 	// ConfName is the file of the conflist; empty for the one that runtimes take.
 	ConfName string
@@ -118,7 +118,7 @@ func (f *Facts) readState(ctx context.Context, n apply.Node) {
 		return
 	}
 	s.Ran = true
-	_, _, err = n.Remembered()
+	_, _, err = n.EnforcedPolicies()
 	if s.Kubernetes = err == nil; !errors.Is(err, fs.ErrNotExist) {
 		f.note(PartState, err, asRoot)
 	}
@@ -144,14 +144,14 @@ func (f *Facts) readState(ctx context.Context, n apply.Node) {
 		f.note(PartState, err, asRoot)
 	}
 	locked := "fuser -v " + quote(f.StateDir+"/lock") + "  # who holds the lock"
-	s.Leaked, err = n.Collect(ctx, gone, true)
+	s.Leaked, err = n.CollectGarbage(ctx, gone, true)
 	f.note(PartLeaked, err, locked)
 	if s.Damaged != nil {
 		return // what should be in the kernel is not known
 	}
-	s.Drifts, err = n.Drifts()
+	s.Drifts, err = n.EndpointDrifts()
 	f.note(PartLinks, err, asRoot)
-	switch s.Missing, err = n.Missing(ctx); {
+	switch s.Missing, err = n.Diff(ctx); {
 	case errors.Is(err, apply.ErrBackend):
 		s.Backend = err
 	case err != nil:

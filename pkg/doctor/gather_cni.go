@@ -29,7 +29,7 @@ const (
 // is the error, what is known of the node counts.
 func (f *Facts) locate(ctx context.Context) error {
 	f.ConfDir, f.BinDir = f.Given.Conf, f.Given.Bin
-	said, err := cri.Said(ctx, f.Endpoint)
+	said, err := cri.Places(ctx, f.Endpoint)
 	if f.Place, f.PlaceErr = runtimes.Decide(f.Given, said, runtimes.OnNode("/")); f.PlaceErr != nil {
 		return err
 	}

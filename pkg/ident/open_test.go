@@ -74,15 +74,15 @@ func TestWhateverAFileIs(t *testing.T) {
 			return err
 		},
 		"DaemonLives": func(s ident.Store) error { _, err := s.DaemonLives(); return err },
-		"Note":        func(s ident.Store) error { return s.Note(ident.Call{Verb: "ADD"}) },
-		"Take":        func(s ident.Store) error { _, _, _, err := s.Take(); return err },
+		"Note":        func(s ident.Store) error { return s.RecordCall(ident.Call{Verb: "ADD"}) },
+		"Take":        func(s ident.Store) error { _, _, _, err := s.TakeCalls(); return err },
 		"Reserve": func(s ident.Store) error {
 			_, err := s.Reserve(layout(t, 0xff0000), record("a", "10.0.0.1"))
 			return err
 		},
 		"Own":     func(s ident.Store) error { return s.Own(record("a", "10.0.0.1")) },
 		"Release": func(s ident.Store) error { return s.Release(record("a", "10.0.0.1")) },
-		"Sweep":   func(s ident.Store) error { _, err := s.Sweep(false); return err },
+		"Sweep":   func(s ident.Store) error { _, err := s.RemoveTemporary(false); return err },
 		"Remove":  func(s ident.Store) error { return s.RemoveAll() },
 	}
 	// What says so for each file.

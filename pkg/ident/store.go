@@ -68,9 +68,11 @@ func (s Store) Dir() string { return s.dir }
 // Path is that of a file of the folder.
 func (s Store) Path(name string) string { return s.path(name) }
 
-// Folders are those that change whenever an attachment comes, goes or changes, or an
+// Directories are those that change whenever an attachment comes, goes or changes, or an
 // address another owner.
-func (s Store) Folders() [2]string { return [2]string{s.path(attachmentsDir), s.path(addressesDir)} }
+func (s Store) Directories() [2]string {
+	return [2]string{s.path(attachmentsDir), s.path(addressesDir)}
+}
 
 func (s Store) path(elem ...string) string {
 	return filepath.Join(append([]string{s.dir}, elem...)...)
@@ -597,11 +599,11 @@ func replaceLink(to, path string) error {
 	return os.Rename(path+temporary, path)
 }
 
-// Sweep removes the files that belong to no record: ID and address files of
+// RemoveTemporary removes the files that belong to no record: ID and address files of
 // records that are gone, records that cannot be read, and temporary files. An ID file that a
 // record lacks it makes: else another would get that ID. It returns what it removed or made, or
 // with dryRun what it would, relative to the folder, and says what it could not.
-func (s Store) Sweep(dryRun bool) (removed []string, err error) {
+func (s Store) RemoveTemporary(dryRun bool) (removed []string, err error) {
 	good := map[string]attachment.Record{}
 	records, _ := s.List() // the damaged ones are what this is for
 	for _, r := range records {

@@ -57,7 +57,7 @@ func layout(t testing.TB, mask uint32) mark.Layout {
 func record(name string, addresses ...string) attachment.Record {
 	r := attachment.Record{
 		Key:      attachment.Key{Network: "net", ContainerID: name, IfName: "eth0"},
-		Endpoint: attachment.Endpoint{Interface: "veth-" + name, Port: "veth-" + name},
+		Endpoint: attachment.Endpoint{L3Interface: "veth-" + name, HostVeth: "veth-" + name},
 	}
 	for _, a := range addresses {
 		r.Addresses = append(r.Addresses, netip.MustParseAddr(a))
@@ -307,7 +307,7 @@ func TestSweep(t *testing.T) {
 	slices.Sort(waste)
 	for _, dryRun := range []bool{true, false} {
 		before := files(t, s)
-		got, err := s.Sweep(dryRun)
+		got, err := s.RemoveTemporary(dryRun)
 		slices.Sort(got)
 		if diff := cmp.Diff(waste, got); diff != "" || err != nil {
 			t.Errorf("swept: %v\n%s", err, diff)
@@ -321,7 +321,7 @@ func TestSweep(t *testing.T) {
 	if diff := cmp.Diff(keep, files(t, s)); diff != "" {
 		t.Errorf("files after the sweep:\n%s", diff)
 	}
-	if got, err := s.Sweep(false); err != nil || got != nil {
+	if got, err := s.RemoveTemporary(false); err != nil || got != nil {
 		t.Errorf("the second sweep: %v, %v", got, err)
 	}
 }
@@ -394,11 +394,11 @@ func TestLostID(t *testing.T) {
 	}
 	want := []string{fmt.Sprint("ids/", a.ID)}
 	for _, dryRun := range []bool{true, false} {
-		if got, err := s.Sweep(dryRun); err != nil || !slices.Equal(got, want) {
+		if got, err := s.RemoveTemporary(dryRun); err != nil || !slices.Equal(got, want) {
 			t.Errorf("Sweep(%t) = %q, %v; want %q", dryRun, got, err, want)
 		}
 	}
-	if got, err := s.Sweep(false); err != nil || got != nil {
+	if got, err := s.RemoveTemporary(false); err != nil || got != nil {
 		t.Errorf("another Sweep = %q, %v", got, err)
 	}
 	if err := os.Remove(filepath.Join(s.Dir(), "next")); err != nil {

@@ -161,7 +161,7 @@ func (a *adopter) one(ctx context.Context, cni *libcni.CNIConfig, n apply.Node, 
 	e.Namespace, e.Pod = pod.Namespace, pod.Name
 	e.Labels = network.Labels
 	if network.Policy != config.PolicyKubernetes {
-		e.Sources = network.Sources
+		e.AllowedSources = network.Sources
 	}
 	return n.Adopt(ctx, apply.SettingsOf(network.Config), attachment.Record{
 		Key: key, Endpoint: e, Netns: c.NetNS, UID: pod.UID, SourceBound: network.Sources,

@@ -11,9 +11,9 @@ import (
 	"github.com/podmark/podmark/pkg/policy"
 )
 
-// PolicyFolder keeps the manifests of a folder the node's policy. What it holds when
+// PolicyDirectory keeps the manifests of a folder the node's policy. What it holds when
 // something in it is wrong changes nothing, and is told.
-type PolicyFolder struct {
+type PolicyDirectory struct {
 	Dir  string
 	Node apply.Node
 	// Settings are for a node on which podmark has not run.
@@ -30,7 +30,7 @@ type PolicyFolder struct {
 const settled = 100 * time.Millisecond
 
 // Run follows the folder until ctx is done.
-func (f PolicyFolder) Run(ctx context.Context) {
+func (f PolicyDirectory) Run(ctx context.Context) {
 	changed := make(chan struct{}, 1)
 	go watchFolder(ctx, func() string { return f.Dir }, f.Every, func() {
 		select {
@@ -54,7 +54,7 @@ func (f PolicyFolder) Run(ctx context.Context) {
 		switch {
 		case err == nil:
 			if said = ""; done.Changed {
-				f.Log.Info("policies of the folder are in force", "folder", f.Dir, "policies", done.Policies, "narrowed", done.Narrowed)
+				f.Log.Info("policies of the folder are in force", "folder", f.Dir, "policies", done.Policies, "narrowed", done.Restricted)
 			}
 		case err.Error() != said && ctx.Err() == nil:
 			said = err.Error()
@@ -70,7 +70,7 @@ func (f PolicyFolder) Run(ctx context.Context) {
 }
 
 // read makes what the folder holds now the node's policy.
-func (f PolicyFolder) read(ctx context.Context) (apply.Applied, []string, error) {
+func (f PolicyDirectory) read(ctx context.Context) (apply.Applied, []string, error) {
 	sources, err := manifest.Read([]string{f.Dir}, false, nil)
 	if err != nil {
 		return apply.Applied{}, nil, err

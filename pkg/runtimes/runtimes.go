@@ -45,7 +45,7 @@ const (
 	Assumed Source = iota
 	Known
 	Given
-	Said
+	Reported
 )
 
 // NewPlace is a place with clean paths, each folder of plugins once.
@@ -149,12 +149,12 @@ func Executable(path string) bool {
 // Auto is the value of flags for what is to be found.
 const Auto = "auto"
 
-// Folders are those that were given; empty for one that is to be found.
-type Folders struct{ Conf, Bin string }
+// Directories are those that were given; empty for one that is to be found.
+type Directories struct{ Conf, Bin string }
 
 // GivenBy are the folders by the values of --cni-conf-dir and --cni-bin-dir.
-func GivenBy(confDir, binDir string) (Folders, error) {
-	given := Folders{}
+func GivenBy(confDir, binDir string) (Directories, error) {
+	given := Directories{}
 	for _, f := range []struct {
 		flag, value string
 		to          *string
@@ -163,7 +163,7 @@ func GivenBy(confDir, binDir string) (Folders, error) {
 			continue
 		}
 		if !filepath.IsAbs(f.value) {
-			return Folders{}, fmt.Errorf("--%s %q: want an absolute path or %s", f.flag, f.value, Auto)
+			return Directories{}, fmt.Errorf("--%s %q: want an absolute path or %s", f.flag, f.value, Auto)
 		}
 		*f.to = f.value
 	}
@@ -173,7 +173,7 @@ func GivenBy(confDir, binDir string) (Folders, error) {
 // Decide picks the place: what the runtimes say comes before what is known of distributions,
 // and neither before what was given, but that has to be where a runtime looks, if any says
 // so. Where nothing is known it is where most look. Errors: ErrSeveral, ErrElsewhere.
-func Decide(given Folders, said, known []Place) (Place, error) {
+func Decide(given Directories, said, known []Place) (Place, error) {
 	if len(said) > 0 {
 		return among(given, said)
 	}
@@ -196,7 +196,7 @@ func Decide(given Folders, said, known []Place) (Place, error) {
 }
 
 // among picks one of the places that runtimes say.
-func among(given Folders, said []Place) (Place, error) {
+func among(given Directories, said []Place) (Place, error) {
 	fitting := slices.DeleteFunc(slices.Clone(said), func(p Place) bool { return !p.has(given) })
 	switch {
 	case len(fitting) == 0:
@@ -220,7 +220,7 @@ func listed(places []Place) string {
 }
 
 // has reports whether the given folders are those of the place.
-func (p Place) has(given Folders) bool {
+func (p Place) has(given Directories) bool {
 	return (given.Conf == "" || same(given.Conf, p.Conf)) && (given.Bin == "" || slices.ContainsFunc(p.Bins, func(b string) bool { return same(b, given.Bin) }))
 }
 
@@ -230,7 +230,7 @@ func (p Place) same(q Place) bool {
 }
 
 // with is the place with the given folders as they were given, podmark's own first.
-func (p Place) with(given Folders) Place {
+func (p Place) with(given Directories) Place {
 	if given.Conf != "" {
 		p.Conf = given.Conf
 	}

@@ -193,8 +193,8 @@ func TestHostilePrevResult(t *testing.T) {
 			keys := conf{"prevResult": r, "args": conf{"cni": conf{"labels": map[string]string{"app": "web", name + "x": name}}}}
 			p.add(keys).ok(t)
 			got := p.record(t)
-			if got.Interface != p.veth || got.Port != p.veth {
-				t.Errorf("interface %q, port %q after name %q", got.Interface, got.Port, name)
+			if got.L3Interface != p.veth || got.HostVeth != p.veth {
+				t.Errorf("interface %q, port %q after name %q", got.L3Interface, got.HostVeth, name)
 			}
 			env := append(p.env(), "CNI_ARGS=K8S_POD_NAMESPACE="+strings.ReplaceAll(name, "\x00", "")+";K8S_POD_NAME="+strings.ReplaceAll(name, "\x00", "")+";=;;x")
 			n.call("ADD", p.conf(keys), env...).ok(t)

@@ -116,7 +116,7 @@ func (c call) note(verb string, err error, took time.Duration) {
 	if coded := (*types.Error)(nil); errors.As(err, &coded) {
 		code = coded.Code
 	}
-	err = ident.At(c.config.StateDir).Note(ident.Call{Verb: verb, Code: code, Took: took})
+	err = ident.At(c.config.StateDir).RecordCall(ident.Call{Verb: verb, Code: code, Took: took})
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		fmt.Fprintf(os.Stderr, "podmark: the call is not counted: %v\n", err)
 	}
@@ -193,12 +193,12 @@ func ask(ctx context.Context, c *call, r attachment.Record) (told attachment.Rec
 	}
 	r.Kubernetes = true
 	question := whois.Request{Namespace: r.Namespace, Pod: r.Pod, UID: r.UID, Attachment: r.Key}.With(apply.SettingsOf(c.config))
-	answer, err := whois.Ask(ctx, c.config.DaemonSocket, question)
+	answer, err := whois.Get(ctx, c.config.DaemonSocket, question)
 	switch {
 	case err == nil:
-		r.Labels, r.Ports = answer.Labels, answer.Ports
+		r.Labels, r.NamedPorts = answer.Labels, answer.Ports
 		r.UID, r.NamespaceUID = cmp.Or(r.UID, answer.UID), answer.NamespaceUID
-		if r.Sources, err = config.Sources(answer.Sources, r.SourceBound); err != nil {
+		if r.AllowedSources, err = config.Sources(answer.Sources, r.SourceBound); err != nil {
 			return r, nil, types.NewError(types.ErrInvalidNetworkConfig, "the pod asks for sources that it may not have", err.Error())
 		}
 	case c.config.FailOpen:
@@ -242,14 +242,14 @@ func cmdGC(ctx context.Context, c *call) error {
 	for _, a := range valid.List {
 		keep[attachment.Key{Network: c.config.Network, ContainerID: a.ContainerID, IfName: a.IfName}] = true
 	}
-	done, err := c.node.Collect(ctx, func(r attachment.Record) bool {
+	done, err := c.node.CollectGarbage(ctx, func(r attachment.Record) bool {
 		switch {
 		case r.Network != c.config.Network || keep[r.Key]:
 			return false
 		case len(valid.List) == 0:
 			// A runtime that knows no pods sends an empty list, and so does one
 			// that has lost its memory: believe it only where the pod is gone.
-			return apply.Gone(r)
+			return apply.HostVethGone(r)
 		default:
 			return true
 		}
@@ -287,7 +287,7 @@ func endpointOf(c *call) (result types100.Result, e attachment.Endpoint, counter
 	p := podOf(c.Args)
 	e.Namespace, e.Pod, e.Labels = p.Namespace, p.Name, c.config.Labels
 	if c.config.Policy != config.PolicyKubernetes {
-		e.Sources = c.config.Sources
+		e.AllowedSources = c.config.Sources
 	}
 	return result, e, counters, nil
 }

@@ -233,8 +233,8 @@ func TestBridge(t *testing.T) {
 		n.ctl("gc")
 		kernel := n.kernel()
 		p.add().ok(t)
-		if r := p.record(t); r.Interface != "cni0" || r.Port != p.veth {
-			t.Errorf("interface %q, port %q", r.Interface, r.Port)
+		if r := p.record(t); r.L3Interface != "cni0" || r.HostVeth != p.veth {
+			t.Errorf("interface %q, port %q", r.L3Interface, r.HostVeth)
 		}
 		p.check().ok(t)
 		p.is(t, policed)

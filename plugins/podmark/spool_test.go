@@ -28,7 +28,7 @@ func TestCallsAreNoted(t *testing.T) {
 	n.gc(mask, conf{"cni.dev/valid-attachments": []conf{}}).ok(t)
 	a.del(mask).ok(t)
 	n.status(mask).ok(t)
-	calls, damaged, full, err := ident.At(n.dir).Take()
+	calls, damaged, full, err := ident.At(n.dir).TakeCalls()
 	if damaged != 0 || full || err != nil {
 		t.Fatalf("%d damaged, full %v, %v", damaged, full, err)
 	}

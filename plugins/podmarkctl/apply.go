@@ -76,11 +76,11 @@ are of "default" without -n. Network policies of other APIs are always refused.`
 			}
 			return o.print(cmd.OutOrStdout(), applied{done, covers}, func(w io.Writer) error {
 				live := "no live connection is touched"
-				if done.Narrowed {
+				if done.Restricted {
 					live = "live connections are judged again"
 				}
-				if done.TakenBack > 0 {
-					live += fmt.Sprintf(", %d of them taken out of flowtables", done.TakenBack)
+				if done.Flows > 0 {
+					live += fmt.Sprintf(", %d of them taken out of flowtables", done.Flows)
 				}
 				_, err := fmt.Fprintf(w, "%d policies in force, epoch %d: %s\n%s\n", done.Policies, done.Epoch, live, covers)
 				for _, idle := range covers.Idle {

@@ -70,7 +70,7 @@ func doctorTable(w io.Writer, facts doctor.Facts, found []doctor.Finding) error 
 	oneLine := func(s string) string { return strings.Join(strings.Fields(s), " ") }
 	for _, f := range found {
 		// A command is printed as it is: it may hold a file.
-		fmt.Fprintf(w, "%s: %s\n  what  %s\n  why   %s\n  mend  %s\n\n", f.Severity, f.Check, oneLine(f.What), oneLine(f.Why), f.Mend)
+		fmt.Fprintf(w, "%s: %s\n  what  %s\n  why   %s\n  mend  %s\n\n", f.Severity, f.Check, oneLine(f.What), oneLine(f.Why), f.Fix)
 	}
 	if facts.PlaceErr == nil {
 		fmt.Fprintf(w, "the runtime has %s\n", facts.Place)

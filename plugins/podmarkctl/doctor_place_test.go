@@ -44,8 +44,8 @@ func TestDoctorAsks(t *testing.T) {
 	p.exec("", "mv", filepath.Join(p.bin, "podmark"), other)
 	p.well()
 	p.exec("", "rm", filepath.Join(other, "podmark"))
-	if f := p.finds("plugin", filepath.Join(p.bin, "podmark")); !strings.Contains(f.Mend, r.Socket) {
-		t.Errorf("it asks another runtime: %s", f.Mend)
+	if f := p.finds("plugin", filepath.Join(p.bin, "podmark")); !strings.Contains(f.Fix, r.Socket) {
+		t.Errorf("it asks another runtime: %s", f.Fix)
 	}
 	p.mend("plugin")
 	p.well()
@@ -59,8 +59,8 @@ func TestDoctorAsks(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 	p.folders = asked
-	if f := p.finds("conflist", elsewhere); !strings.HasPrefix(f.Mend, "# ") {
-		t.Errorf("the runtime has said which folder it is: %s", f.Mend)
+	if f := p.finds("conflist", elsewhere); !strings.HasPrefix(f.Fix, "# ") {
+		t.Errorf("the runtime has said which folder it is: %s", f.Fix)
 	}
 
 	// Who is named and does not say is told, and the rest is looked at.
@@ -108,10 +108,10 @@ func TestDoctorKnown(t *testing.T) {
 	p.plugins("10-net.conflist", "net", "1.0.0", mainPlugin("ptp"))
 	p.exec("", "rm", filepath.Join(bin, "podmark"))
 	f := p.finds("conflist", conf)
-	if !strings.Contains(f.Mend, conf) || !strings.Contains(f.Mend, bin) {
-		t.Errorf("mend: %s", f.Mend)
+	if !strings.Contains(f.Fix, conf) || !strings.Contains(f.Fix, bin) {
+		t.Errorf("mend: %s", f.Fix)
 	}
-	p.shell(f.Mend)
+	p.shell(f.Fix)
 	p.well()
 
 	for _, dir := range []string{"/run/containerd", "/run/crio"} {

@@ -126,7 +126,7 @@ func (p *patient) sees(check, name string, want wanted) {
 		return
 	}
 	p.kubectl()
-	mend := p.finds(check, name).Mend
+	mend := p.finds(check, name).Fix
 	if strings.HasPrefix(mend, "# ") != (want == advice) || strings.Contains(mend, "delete") || strings.Contains(mend, " -D ") {
 		p.t.Errorf("mend: %s", mend)
 	}
@@ -171,7 +171,7 @@ func TestDoctorRulesIPTables(t *testing.T) {
 			p.exec("", "ipset", "create", "marks", "hash:ip", "skbinfo")
 			p.exec("", "iptables-nft", append([]string{"-t", tt.table, "-A", tt.chain}, strings.Fields(tt.rule)...)...)
 			if tt.check == "mark-compares" && tt.want == red {
-				p.shell(p.finds(tt.check, "chain ip "+tt.table+" "+tt.chain).Mend)
+				p.shell(p.finds(tt.check, "chain ip "+tt.table+" "+tt.chain).Fix)
 				p.backend.key = "nftables"
 				p.addPod(nil)
 				p.well()
@@ -200,7 +200,7 @@ func TestDoctorRoutes(t *testing.T) {
 					p.well()
 					return
 				}
-				p.shell(p.finds("mark-compares", "ip rule").Mend)
+				p.shell(p.finds("mark-compares", "ip rule").Fix)
 				p.backend.key = "nftables"
 				p.addPod(nil)
 				p.well()

@@ -93,7 +93,7 @@ func (p *patient) doctor(args ...string) []doctor.Finding {
 		p.t.Fatalf("exit %d, stderr %q, %v:\n%s", o.exit, o.stderr, err, o.stdout)
 	}
 	for _, f := range found {
-		if f.Check == "" || f.Severity == "" || f.What == "" || f.Why == "" || f.Mend == "" {
+		if f.Check == "" || f.Severity == "" || f.What == "" || f.Why == "" || f.Fix == "" {
 			p.t.Errorf("incomplete: %+v", f)
 		}
 	}
@@ -144,10 +144,10 @@ func (p *patient) finds(check, words string, also ...string) doctor.Finding {
 func (p *patient) mend(check string) {
 	p.t.Helper()
 	for before := of(p.doctor(), check); len(before) > 0; {
-		p.shell(before[0].Mend)
+		p.shell(before[0].Fix)
 		now := of(p.doctor(), check)
 		if len(now) >= len(before) {
-			p.t.Fatalf("%s\n%s: before %+v\nand behind it: %+v", check, before[0].Mend, before, now)
+			p.t.Fatalf("%s\n%s: before %+v\nand behind it: %+v", check, before[0].Fix, before, now)
 		}
 		before = now
 	}
@@ -229,7 +229,7 @@ func TestDoctorVariant(t *testing.T) {
 	p := newPatient(t, iptablesLegacy, 1)
 	p.iptables("-X", "KUBE-IPTABLES-HINT")
 	p.exec("", "iptables-nft", "-t", "mangle", "-N", "KUBE-IPTABLES-HINT")
-	p.shell(p.finds("iptables-variant", "iptables-legacy").Mend)
+	p.shell(p.finds("iptables-variant", "iptables-legacy").Fix)
 	p.backend.key = "nftables"
 	p.addPod(nil)
 	p.well()
@@ -269,7 +269,7 @@ func TestDoctorCouldNotLook(t *testing.T) {
 		t.Fatal(err)
 	}
 	found := of(p.doctor("--lock-timeout", "50ms"), "could-not-look")
-	if len(found) != 3 || !strings.Contains(found[0].Mend, "fuser") {
+	if len(found) != 3 || !strings.Contains(found[0].Fix, "fuser") {
 		t.Errorf("with the lock held: %+v", found)
 	}
 }
@@ -309,7 +309,7 @@ func TestDoctorTable(t *testing.T) {
 	p.exec("", "rm", p.bin+"/podmark")
 	f := p.finds("plugin", "podmark")
 	o := run()
-	want := fmt.Sprintf("%s: %s\n  what  %s\n  why   %s\n  mend  %s\n\n%s1%s", f.Severity, f.Check, f.What, f.Why, f.Mend, checks, rest)
+	want := fmt.Sprintf("%s: %s\n  what  %s\n  why   %s\n  mend  %s\n\n%s1%s", f.Severity, f.Check, f.What, f.Why, f.Fix, checks, rest)
 	if o.exit != 1 || o.stderr != "" || o.stdout != want {
 		t.Errorf("exit %d, stderr %q, want:\n%sgot:\n%s", o.exit, o.stderr, want, o.stdout)
 	}
@@ -350,19 +350,19 @@ func TestDoctorMultus(t *testing.T) {
 		p.plugins("10-net.conflist", "net", "1.0.0", ptp)
 		multus(file, list(ptp))
 		f := p.finds("conflist", "10-net.conflist")
-		if strings.Contains(f.Mend, "multus") || strings.Contains(f.Mend, ".off") {
-			t.Errorf("mend: %s", f.Mend)
+		if strings.Contains(f.Fix, "multus") || strings.Contains(f.Fix, ".off") {
+			t.Errorf("mend: %s", f.Fix)
 		}
-		p.shell(f.Mend)
-		if f := p.finds("conflist", file); !strings.HasPrefix(f.Mend, "# ") {
-			t.Errorf("its copy is older: %s", f.Mend)
+		p.shell(f.Fix)
+		if f := p.finds("conflist", file); !strings.HasPrefix(f.Fix, "# ") {
+			t.Errorf("its copy is older: %s", f.Fix)
 		}
 		multus(file, list(ptp, p.entry(nil)))
 		p.list("10-net.conflist", "net", nil)
 		p.well()
 		multus(file, map[string]any{"name": "elsewhere", "type": "macvlan"})
-		if f := p.finds("conflist", file, "settings"); !strings.Contains(f.Mend, "--cni-conf-name") {
-			t.Errorf("with a network that is not known: %s", f.Mend)
+		if f := p.finds("conflist", file, "settings"); !strings.Contains(f.Fix, "--cni-conf-name") {
+			t.Errorf("with a network that is not known: %s", f.Fix)
 		}
 		p.exec("", "rm", filepath.Join(p.conf, file))
 	}

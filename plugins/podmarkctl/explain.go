@@ -85,7 +85,7 @@ func (o *options) locate(q explain.Query) map[string][]netip.Addr {
 		if !ok {
 			continue
 		}
-		a, err := whois.Ask(ctx, filepath.Join(o.stateDir, config.SocketName), whois.Request{Namespace: namespace, Pod: pod, Locate: true})
+		a, err := whois.Get(ctx, filepath.Join(o.stateDir, config.SocketName), whois.Request{Namespace: namespace, Pod: pod, Locate: true})
 		if err == nil && len(a.Addresses) > 0 {
 			found[side.Name] = a.Addresses
 		}
@@ -104,7 +104,7 @@ func (o *options) explain(ctx context.Context, q explain.Query, policies *desire
 	if f.State, err = o.node().Preview(settings, policies); err != nil {
 		return explain.Answer{}, err
 	}
-	if _, f.Unsettled, err = o.node().Remembered(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if _, f.Unsettled, err = o.node().EnforcedPolicies(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return explain.Answer{}, err
 	}
 	kind, err := o.node().Kind()

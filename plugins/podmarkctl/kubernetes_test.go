@@ -73,8 +73,8 @@ func TestKubernetes(t *testing.T) {
 	p.list("10-net.conflist", "net", p.keys)
 	p.finds("policy-socket", "does not answer")
 	p.addPod(nil)
-	if f := p.finds("policy-open", "default/web-2", "policy-socket"); !strings.HasPrefix(f.Mend, "# ") { // a pod that is deleted comes back as it is
-		t.Errorf("mend %q", f.Mend)
+	if f := p.finds("policy-open", "default/web-2", "policy-socket"); !strings.HasPrefix(f.Fix, "# ") { // a pod that is deleted comes back as it is
+		t.Errorf("mend %q", f.Fix)
 	}
 	unpoliced := func() (names []string) {
 		t.Helper()

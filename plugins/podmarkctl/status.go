@@ -119,7 +119,7 @@ func (o *options) unmarked() (pods map[string]string, unseen string) {
 	case err != nil:
 		return nil, err.Error()
 	case d.Stale(time.Now()):
-		return nil, "podmarkd has not looked since " + d.Looked.Format(time.RFC3339)
+		return nil, "podmarkd has not looked since " + d.LastReconcile.Format(time.RFC3339)
 	case d.Unmarked == nil:
 		return nil, "podmarkd has not read the runtime's cache"
 	}
@@ -128,15 +128,15 @@ func (o *options) unmarked() (pods map[string]string, unseen string) {
 
 // policiesRow shows how it goes with the policies that podmarkd follows.
 func policiesRow(row func(name, format string, args ...any), p node.PolicyStatus) {
-	from, ok := map[node.PolicySource]string{node.FromFolder: "the folder", node.FromKubernetes: "the Kubernetes API"}[p.Source]
+	from, ok := map[node.PolicySource]string{node.FromDirectory: "the folder", node.FromKubernetes: "the Kubernetes API"}[p.Source]
 	if !ok {
 		return
 	}
 	how := "as it says"
 	if !p.Synced {
 		how = "not as it says"
-	} else if p.Troubled > 0 {
-		how = fmt.Sprintf("as it says but for %d policies", p.Troubled)
+	} else if p.UnsyncedPolicies > 0 {
+		how = fmt.Sprintf("as it says but for %d policies", p.UnsyncedPolicies)
 	}
 	seen := ""
 	if p.Source == node.FromKubernetes {
@@ -155,7 +155,7 @@ func policiesRow(row func(name, format string, args ...any), p node.PolicyStatus
 	for _, t := range p.Troubles {
 		row("policy", "%s: %s since %s: %s", t.Of(), t.Reason, t.Since.Format(time.RFC3339), t.Text)
 	}
-	if more := p.Troubled - len(p.Troubles); more > 0 {
+	if more := p.UnsyncedPolicies - len(p.Troubles); more > 0 {
 		row("policy", "and %d more that are not in force as the API has them", more)
 	}
 }
@@ -198,12 +198,12 @@ func (s status) table(w io.Writer) error {
 		row("podmarkd", "runs since %s", d.Started.Format(time.RFC3339))
 	}
 	if d != nil {
-		row("looked", "%s, because of: %s", d.Looked.Format(time.RFC3339), d.Reason)
+		row("looked", "%s, because of: %s", d.LastReconcile.Format(time.RFC3339), d.Trigger)
 		if d.Error != "" {
 			row("error", "%s", d.Error)
 		}
-		if d.Absent != "" {
-			row("installed", "no: %s", d.Absent)
+		if d.NotInstalled != "" {
+			row("installed", "no: %s", d.NotInstalled)
 		}
 		says := ""
 		if d.Mode.Proxy != "" {
@@ -227,7 +227,7 @@ func (s status) table(w io.Writer) error {
 		}
 		for _, p := range d.Sysctls {
 			if !p.OK() {
-				row("sysctl", "%s is not %s: %s", p.Name, p.Want, p.Mend())
+				row("sysctl", "%s is not %s: %s", p.Name, p.Want, p.Fix())
 			}
 		}
 		for _, drift := range d.Drift {

@@ -322,7 +322,7 @@ func TestContainedAdopts(t *testing.T) {
 	}
 	d := p.start(nil)
 	p.eventually("the pod is adopted", func() error {
-		if list := p.records(); len(list) != 1 || list[0].Namespace != "shop" || list[0].Pod != "web-0" || list[0].Port != "veth1" || !list[0].Committed {
+		if list := p.records(); len(list) != 1 || list[0].Namespace != "shop" || list[0].Pod != "web-0" || list[0].HostVeth != "veth1" || !list[0].Committed {
 			return fmt.Errorf("records %+v", list)
 		}
 		return nil

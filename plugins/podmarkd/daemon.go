@@ -240,7 +240,7 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 		return err
 	}
 	n = policies.members(n)
-	tell := func(node.Look) {}
+	tell := func(node.Reconciliation) {}
 	if ports.API != nil {
 		name, err := o.nodeNamed()
 		if err != nil {
@@ -253,8 +253,8 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 		defer e.stop()
 		of := newPolicyEvents(e.client, name, log)
 		defer of.stop()
-		tell = func(l node.Look) {
-			e.looked(l)
+		tell = func(l node.Reconciliation) {
+			e.reconciled(l)
 			of.tell(policies.troubles(), time.Now())
 		}
 	}
@@ -263,13 +263,13 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 		status: node.Status{PID: os.Getpid(), Version: version(), Started: time.Now(), Interval: o.interval.Seconds()},
 	}
 	changed := make(chan struct{}, 1)
-	k := node.Keeper{
+	k := node.Agent{
 		Node: n, Interval: o.interval, CollectAfter: o.collect, Log: log, Changed: changed,
 		ConfDir: func() string { return o.install.configurations(ctx) }, Cache: o.cache, Proxy: o.proxy, SetSysctls: o.setSysctls,
-		Ports:     func() node.PortOptions { return ports.Current().Options() },
-		FelixMask: func() *uint32 { return ports.Current().FelixMask },
-		Present:   func() error { return o.install.present(ctx) },
-		Looked:    r.looked, ModeIs: r.modeIs, Policies: policies.seen,
+		Ports:      func() node.PortOptions { return ports.Current().Options() },
+		FelixMask:  func() *uint32 { return ports.Current().FelixMask },
+		Present:    func() error { return o.install.present(ctx) },
+		Reconciled: r.reconciled, ModeIs: r.modeIs, Policies: policies.seen,
 	}
 	if o.listen != "" {
 		l, err := net.Listen("tcp", o.listen)

@@ -128,7 +128,7 @@ func TestNothingToRepair(t *testing.T) {
 			t.Fatal(err)
 		}
 		h.eventually("it has looked once more", func() error {
-			if s, err := d.status(); err != nil || !s.Looked.After(first.Looked) || s.Idle {
+			if s, err := d.status(); err != nil || !s.LastReconcile.After(first.LastReconcile) || s.Idle {
 				return fmt.Errorf("%+v, %w", s, err)
 			}
 			return nil

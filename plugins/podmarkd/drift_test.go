@@ -183,15 +183,15 @@ func TestUpgradeOfRecords(t *testing.T) {
 		}
 		for _, r := range records {
 			index := 0
-			if r.Port == "veth1" {
+			if r.HostVeth == "veth1" {
 				link, err := netlink.LinkByName("veth1")
 				if err != nil {
 					t.Fatal(err)
 				}
 				index = link.Attrs().Index
 			}
-			if r.PortIndex != index || r.InterfaceIndex != index {
-				t.Errorf("%s has the numbers %d and %d, want %d", r.Port, r.PortIndex, r.InterfaceIndex, index)
+			if r.HostVethIndex != index || r.L3InterfaceIndex != index {
+				t.Errorf("%s has the numbers %d and %d, want %d", r.HostVeth, r.HostVethIndex, r.L3InterfaceIndex, index)
 			}
 		}
 	})

@@ -41,14 +41,14 @@ func guard(ctx context.Context, o *installOptions, log *slog.Logger) error {
 		return fmt.Errorf("watching network configurations: %w", err)
 	}
 	defer w.Close()
-	g := guardian{options: o, log: log}
+	g := installKeeper{options: o, log: log}
 	for ctx.Err() == nil {
 		// Armed first: what happens while it looks is an event.
 		place, err := g.locate(ctx)
 		armed := err == nil && errors.Join(watch(w, place.Conf), watch(w, place.Bins[0])) == nil
 		var pause time.Duration
 		if err == nil {
-			pause = g.look(ctx)
+			pause = g.install(ctx)
 		}
 		next := again
 		if !armed || g.problem != "" {
@@ -67,8 +67,8 @@ func watch(w *fsnotify.Watcher, dir string) error {
 	return w.Add(dir)
 }
 
-// guardian is what the guard remembers.
-type guardian struct {
+// installKeeper is what the guard remembers.
+type installKeeper struct {
 	options *installOptions
 	log     *slog.Logger
 	// entry is the last that was seen, for a conflist that was written without it.
@@ -82,7 +82,7 @@ type guardian struct {
 }
 
 // locate finds where to install, and says when that is another place.
-func (g *guardian) locate(ctx context.Context) (runtimes.Place, error) {
+func (g *installKeeper) locate(ctx context.Context) (runtimes.Place, error) {
 	place, err := g.options.locate(ctx)
 	switch {
 	case ctx.Err() != nil:
@@ -96,7 +96,7 @@ func (g *guardian) locate(ctx context.Context) (runtimes.Place, error) {
 }
 
 // failed says why nothing can be installed, once.
-func (g *guardian) failed(ctx context.Context, err error) {
+func (g *installKeeper) failed(ctx context.Context, err error) {
 	if err.Error() != g.problem {
 		level := slog.LevelError
 		if errors.Is(err, conflist.ErrNone) {
@@ -107,8 +107,8 @@ func (g *guardian) failed(ctx context.Context, err error) {
 	g.problem = err.Error()
 }
 
-// look installs what is missing and returns how long to leave the node alone.
-func (g *guardian) look(ctx context.Context) time.Duration {
+// install installs what is missing and returns how long to leave the node alone.
+func (g *installKeeper) install(ctx context.Context) time.Duration {
 	done, err := g.options.install(ctx, g.entry, nil, false)
 	switch {
 	case ctx.Err() != nil:
@@ -139,7 +139,7 @@ func (g *guardian) look(ctx context.Context) time.Duration {
 	return g.repaired()
 }
 
-func (g *guardian) repaired() time.Duration {
+func (g *installKeeper) repaired() time.Duration {
 	pause := g.pace.repaired(time.Now())
 	if pause > 0 {
 		g.log.Warn("somebody else keeps taking podmark out of the conflist; leaving it alone for a while",
@@ -150,7 +150,7 @@ func (g *guardian) repaired() time.Duration {
 
 // wait returns when something happened and it is quiet again, but not before pause
 // is over, and at the latest after limit.
-func (g *guardian) wait(ctx context.Context, w *fsnotify.Watcher, pause, limit time.Duration) {
+func (g *installKeeper) wait(ctx context.Context, w *fsnotify.Watcher, pause, limit time.Duration) {
 	start := time.Now()
 	var first time.Time
 	timer := time.NewTimer(limit)

@@ -48,14 +48,14 @@ type installOptions struct {
 	hasAPI bool
 }
 
-func (o *installOptions) addFolders(flags *pflag.FlagSet) {
+func (o *installOptions) addDirectoryFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&o.confDir, "cni-conf-dir", runtimes.Auto, "the runtime's folder of network configurations; auto is what the runtime says, else what a known distribution has")
 	flags.StringVar(&o.binDir, "cni-bin-dir", runtimes.Auto, "the runtime's folder of plugins; auto as above")
 	flags.StringVar(&o.endpoint, "runtime-endpoint", runtimes.Auto, "socket of the runtime that is asked for its folders; auto is those of containerd, CRI-O, k3s and MicroK8s, empty is none")
 }
 
 func (o *installOptions) addFlags(flags *pflag.FlagSet) {
-	o.addFolders(flags)
+	o.addDirectoryFlags(flags)
 	flags.StringVar(&o.confName, "cni-conf-name", "", "the file of the conflist that gets the entry (default the first by name; behind Multus, that of its default network)")
 	flags.StringVar(&o.entryFile, "entry", "", `file with the entry for the conflist (default the entry that is there, else one of the defaults and --policy)`)
 	flags.StringVar(&o.policy, "policy", "", "where the entry takes policies from: kubernetes, files or none (default what it says; kubernetes for a new one, where podmarkd has an API server)")
@@ -230,7 +230,7 @@ func (o *installOptions) install(ctx context.Context, known []byte, judge func(c
 	first := slices.Concat(binary, s.left())
 	// Another process may write at the same time; its content is the next one's base.
 	for try := range 20 {
-		var f folder
+		var f confDirectory
 		if f, err = s.read(); err != nil {
 			return installed{}, err
 		}
@@ -268,7 +268,7 @@ func (o *installOptions) install(ctx context.Context, known []byte, judge func(c
 }
 
 // plan says what is to be changed in a folder, in an order that may end anywhere.
-func (f folder) plan(s site, given, known []byte, policy string, dropIn bool) (installed, error) {
+func (f confDirectory) plan(s site, given, known []byte, policy string, dropIn bool) (installed, error) {
 	active, n, skipped, err := f.active(s)
 	if err != nil {
 		return installed{}, err
@@ -286,7 +286,7 @@ func (f folder) plan(s site, given, known []byte, policy string, dropIn bool) (i
 	if active.Unused != nil {
 		done.Notes = append(done.Notes, fmt.Sprintf("pods start without podmark: %v", active.Unused))
 	}
-	if active.Copied {
+	if active.StaleCopy {
 		done.Notes = append(done.Notes, fmt.Sprintf("%q has a copy of %q without podmark's entry as it is here, and Multus calls that until it writes the file anew: its daemon does when the conflist changes; restart it otherwise", filepath.Join(s.conf, active.Multus), done.Conflist))
 	}
 	if done.Entry, done.from, err = f.entry(s, active.File, n, given, known); err != nil {
@@ -353,7 +353,7 @@ func inserted(list []byte, n conflist.Network, entry []byte) ([]byte, error) {
 // works asks whether an ADD behind the conflist's main plugin could work, and whether the
 // runtime finds the conflist's plugins where podmark's goes: it is another folder else, or a
 // plugin is missing without which no pod starts.
-func (f folder) works(s site, active conflist.Choice) (warning string, err error) {
+func (f confDirectory) works(s site, active conflist.Choice) (warning string, err error) {
 	path := filepath.Join(s.conf, active.Name)
 	if warning, err = conflist.Behind(active.Content); err != nil {
 		return "", fmt.Errorf("%q: %w", path, err)
@@ -370,7 +370,7 @@ func (f folder) works(s site, active conflist.Choice) (warning string, err error
 }
 
 // active is the conflist that gets the entry, what it says, and what comes before it.
-func (f folder) active(s site) (conflist.Choice, conflist.Network, []conflist.Skipped, error) {
+func (f confDirectory) active(s site) (conflist.Choice, conflist.Network, []conflist.Skipped, error) {
 	active, skipped, err := f.choose(s.wanted)
 	if errors.Is(err, conflist.ErrNone) {
 		err = fmt.Errorf("%w; the agent of the main plugin has not written it yet, or --cni-conf-dir is another folder; docs/operations.md has those of distributions", err)
@@ -391,7 +391,7 @@ func (f folder) active(s site) (conflist.Choice, conflist.Network, []conflist.Sk
 // rewrite is the change of a conflist to wanted, if there is one. Runtimes do not
 // watch the folders of networks, so the conflist is written again, the same, when
 // something is changed there, or was since the conflist was written.
-func (f folder) rewrite(s site, list conflist.File, wanted []byte, changed bool) (change, bool) {
+func (f confDirectory) rewrite(s site, list conflist.File, wanted []byte, changed bool) (change, bool) {
 	c := change{Path: filepath.Join(s.conf, list.Name), content: wanted, before: list.Content}
 	n, err := conflist.Parse(list.Content)
 	sub, ok := f.networks[n.Name]
@@ -419,7 +419,7 @@ var errNoPolicy = errors.New(`nothing says where policies come from: give --poli
 
 // entry is the entry for the active conflist, and the file that it is from; empty for one that
 // is not there yet. Errors: errNoPolicy where it would be new, and known is nil.
-func (f folder) entry(s site, active conflist.File, n conflist.Network, given, known []byte) (entry json.RawMessage, from string, err error) {
+func (f confDirectory) entry(s site, active conflist.File, n conflist.Network, given, known []byte) (entry json.RawMessage, from string, err error) {
 	if given != nil {
 		return given, "", nil
 	}

@@ -16,9 +16,9 @@ func (o *installOptions) locate(ctx context.Context) (runtimes.Place, error) {
 		return runtimes.Place{}, err
 	}
 	last := o.found.Load()
-	said, err := cri.Said(ctx, o.endpoint)
+	said, err := cri.Places(ctx, o.endpoint)
 	if err != nil {
-		if last != nil && last.From == runtimes.Said && ctx.Err() == nil {
+		if last != nil && last.From == runtimes.Reported && ctx.Err() == nil {
 			return *last, nil
 		}
 		return runtimes.Place{}, err

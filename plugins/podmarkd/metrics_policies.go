@@ -37,14 +37,14 @@ func (m *metrics) following(c *cluster.Cluster) {
 		if c == nil {
 			return view.Size{}
 		}
-		return c.Sight().Size
+		return c.Status().Size
 	}
 	for _, g := range []struct {
 		name, help string
 		of         func(view.Size) int
 	}{
 		{"podmark_policy_watches", "Watches of the Kubernetes API that policies need.", func(s view.Size) int { return s.Wanted }},
-		{"podmark_policy_watches_behind", "Those of which not all has been seen yet.", func(s view.Size) int { return s.Behind }},
+		{"podmark_policy_watches_behind", "Those of which not all has been seen yet.", func(s view.Size) int { return s.Unsynced }},
 		{"podmark_policy_pods", "Pods of the Kubernetes API that are known, the node's own among them.", func(s view.Size) int { return s.Pods }},
 	} {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: g.name, Help: g.help}, func() float64 { return float64(g.of(size())) }))
@@ -79,7 +79,7 @@ func (m *metrics) follow(status func() node.PolicyStatus) {
 }
 
 // round counts a change that the Kubernetes API brought.
-func (m *metrics) round(r cluster.Round) {
+func (m *metrics) round(r cluster.SyncResult) {
 	p := m.followed
 	if r.Err == nil && !r.Applied.Changed {
 		p.policies.Set(float64(r.Applied.Policies))

@@ -21,7 +21,7 @@ import (
 type reporter struct {
 	log     *slog.Logger
 	metrics *metrics
-	tell    func(node.Look) // events
+	tell    func(node.Reconciliation) // events
 	store   ident.Store
 	// policies says how it goes with what is followed.
 	policies func() node.PolicyStatus
@@ -30,12 +30,12 @@ type reporter struct {
 	status node.Status
 }
 
-// looked reports a look.
-func (r *reporter) looked(l node.Look) {
-	r.metrics.looked(l)
+// reconciled reports a look.
+func (r *reporter) reconciled(l node.Reconciliation) {
+	r.metrics.reconciled(l)
 	r.tell(l)
 	r.change(func(s node.Status) node.Status {
-		logLook(r.log, s, l)
+		logReconciliation(r.log, s, l)
 		return s.After(l)
 	})
 }
@@ -44,7 +44,7 @@ func (r *reporter) looked(l node.Look) {
 func (r *reporter) modeIs(mode node.Mode) {
 	r.metrics.mode.Store(&mode)
 	r.change(func(s node.Status) node.Status {
-		if mode.IPVS != s.Mode.IPVS || mode.Proxy != s.Mode.Proxy || s.Looked.IsZero() {
+		if mode.IPVS != s.Mode.IPVS || mode.Proxy != s.Mode.Proxy || s.LastReconcile.IsZero() {
 			r.log.Info("proxy mode", "mode", mode.String(), "services", mode.Services, "kube-proxy", mode.Proxy)
 		}
 		if mode.Leftover() && !s.Mode.Leftover() {
@@ -60,7 +60,7 @@ func (r *reporter) change(f func(node.Status) node.Status) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.status = f(r.status)
-	if r.status.Looked.IsZero() {
+	if r.status.LastReconcile.IsZero() {
 		return
 	}
 	r.status.Policies = r.policies().After(r.status.Policies, time.Now())
@@ -69,38 +69,38 @@ func (r *reporter) change(f func(node.Status) node.Status) {
 	}
 }
 
-// logLook says what a look found that the one before did not.
-func logLook(log *slog.Logger, before node.Status, l node.Look) {
-	log.Debug("looked", "reason", l.Reason, "took", l.Took)
+// logReconciliation says what a look found that the one before did not.
+func logReconciliation(log *slog.Logger, before node.Status, l node.Reconciliation) {
+	log.Debug("looked", "reason", l.Trigger, "took", l.Took)
 	switch {
 	case l.Err != nil && l.Err.Error() != before.Error:
 		log.Error("the node cannot be kept current", "error", l.Err)
 	case l.Err == nil && before.Error != "":
 		log.Info("the node can be kept current again")
 	}
-	switch now := before.After(l).Absent; {
-	case now != "" && now != before.Absent:
+	switch now := before.After(l).NotInstalled; {
+	case now != "" && now != before.NotInstalled:
 		log.Error("podmark is not installed as it should be", "reason", now)
-	case now == "" && before.Absent != "":
+	case now == "" && before.NotInstalled != "":
 		log.Info("podmark is installed as it should be again")
 	}
-	if l.Kept.Missing != nil {
-		log.Warn("repaired", "missing", l.Kept.Missing, "kind", string(missing.KindOf(l.Kept.Missing)), "reason", l.Reason)
+	if l.Repaired.Drift != nil {
+		log.Warn("repaired", "missing", l.Repaired.Drift, "kind", string(missing.KindOf(l.Repaired.Drift)), "reason", l.Trigger)
 	}
 	logDrift(log, before.Drift, before.After(l).Drift)
 	if now := before.After(l).Alterable; now != "" && now != before.Alterable {
 		log.Warn("a pod may have the kernel write a checksum over a port or an address that was judged", "lacking", now)
 	}
-	if l.Moved != 0 {
-		log.Warn("moved the endpoints to another mask", "iptablesMarkMask", fmt.Sprintf("%#x", l.Moved))
+	if l.ChangedMask != 0 {
+		log.Warn("moved the endpoints to another mask", "iptablesMarkMask", fmt.Sprintf("%#x", l.ChangedMask))
 	}
-	if l.Unadopted != nil {
-		log.Warn("a pod from before podmark has no ID", "error", l.Unadopted)
+	if l.AdoptErr != nil {
+		log.Warn("a pod from before podmark has no ID", "error", l.AdoptErr)
 	}
 	for _, r := range l.Adopted {
 		log.Info("adopted", "attachment", r.Key.String(), "pod", r.Namespace+"/"+r.Pod, "id", r.ID)
 	}
-	for _, r := range l.Enlisted {
+	for _, r := range l.Enforced {
 		log.Info("policed, as its network asks for it now", "attachment", r.Key.String(), "pod", r.Namespace+"/"+r.Pod, "id", r.ID)
 	}
 	for _, r := range l.Collected.Attachments {
@@ -112,10 +112,10 @@ func logLook(log *slog.Logger, before node.Status, l node.Look) {
 	if l.FelixMask != nil && fmt.Sprintf("%#x", *l.FelixMask) != before.FelixMask {
 		log.Warn("the mask of FelixConfiguration is another", "felix", fmt.Sprintf("%#x", *l.FelixMask), "podmark", fmt.Sprintf("%#x", l.Mask))
 	}
-	if t := l.Kept.Tunnels; t != nil {
+	if t := l.Repaired.Tunnels; t != nil {
 		log.Info("tunnels that pods may not send", "udpPorts", t.UDPPorts, "protocols", fmt.Sprint(t.Protocols))
 	}
-	if u := l.Kept.Unfiltered; u != nil && *u != (desired.Unfiltered{}) {
+	if u := l.Repaired.Unfiltered; u != nil && *u != (desired.Unfiltered{}) {
 		log.Warn("frames between ports of a bridge are not handed to IP: what isolated pods send each other there is dropped, allowed or not", "ipv4", u.IPv4, "ipv6", u.IPv6)
 	} else if u != nil {
 		log.Info("frames between ports of a bridge are handed to IP again")
@@ -128,10 +128,10 @@ func logLook(log *slog.Logger, before node.Status, l node.Look) {
 	if len(l.Collisions) == 0 && len(before.Collisions) > 0 {
 		log.Info("nobody else uses bits of the mask any more")
 	}
-	if l.Unseen != nil && l.Unseen.Error() != before.Unseen {
-		log.Warn("some rules of others cannot be read", "error", l.Unseen)
+	if l.ForeignErr != nil && l.ForeignErr.Error() != before.ForeignError {
+		log.Warn("some rules of others cannot be read", "error", l.ForeignErr)
 	}
-	for _, set := range l.Kept.Replaced {
+	for _, set := range l.Repaired.Replaced {
 		log.Info("brought up to date", "set", set)
 	}
 	logSysctls(log, before.Sysctls, l.Sysctls)
@@ -145,7 +145,7 @@ func logLook(log *slog.Logger, before node.Status, l node.Look) {
 
 // logDrift says what others have done to links of endpoints since the look before, and
 // what they have undone.
-func logDrift(log *slog.Logger, before, now []apply.Drift) {
+func logDrift(log *slog.Logger, before, now []apply.EndpointDrift) {
 	for _, d := range now {
 		if !slices.Contains(before, d) {
 			log.Warn("a link of an endpoint has drifted", "drift", d.String(), "change", string(d.Change), "attachment", d.Key.String())
@@ -170,6 +170,6 @@ func logSysctls(log *slog.Logger, before, now []node.Sysctl) {
 		if s.OK() || slices.ContainsFunc(before, same) {
 			continue
 		}
-		log.Warn("a kernel parameter is not what podmark needs", "sysctl", s.Name, "value", s.Value, "want", s.Want, "mend", s.Mend(), "error", s.Error)
+		log.Warn("a kernel parameter is not what podmark needs", "sysctl", s.Name, "value", s.Value, "want", s.Want, "mend", s.Fix(), "error", s.Error)
 	}
 }

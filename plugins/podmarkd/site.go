@@ -53,8 +53,8 @@ type site struct {
 	swap func(a, b string) error
 }
 
-// folder is what the folder of configurations holds.
-type folder struct {
+// confDirectory is what the folder of configurations holds.
+type confDirectory struct {
 	// files are the regular files that count and are no larger than maxConfiguration; unread is why
 	// others are not among them that are configurations by their names.
 	files    []conflist.File
@@ -85,8 +85,8 @@ func isTemporary(name string) bool {
 }
 
 // read reads the folder of configurations, and which plugins there are. What disappears meanwhile is left out.
-func (s site) read() (folder, error) {
-	f := folder{unread: map[string]error{}, modified: map[string]time.Time{}, links: map[string]bool{}, networks: map[string]network{}, programs: s.programs()}
+func (s site) read() (confDirectory, error) {
+	f := confDirectory{unread: map[string]error{}, modified: map[string]time.Time{}, links: map[string]bool{}, networks: map[string]network{}, programs: s.programs()}
 	entries, err := os.ReadDir(s.conf)
 	if err != nil {
 		return f, fmt.Errorf("reading network configurations: %w", err)
@@ -115,7 +115,7 @@ func (s site) read() (folder, error) {
 }
 
 // skip notes a file that cannot be read, if a runtime would read it and it is still there.
-func (f *folder) skip(name string, err error) {
+func (f *confDirectory) skip(name string, err error) {
 	if conflist.IsConfiguration(name) && !errors.Is(err, fs.ErrNotExist) {
 		f.unread[name] = fmt.Errorf("reading network configurations: %w", err)
 	}
@@ -123,7 +123,7 @@ func (f *folder) skip(name string, err error) {
 
 // choose picks the conflist as conflist.Choose does. A file that cannot be read is an error
 // where runtimes could take it.
-func (f folder) choose(want conflist.Wanted) (conflist.Choice, []conflist.Skipped, error) {
+func (f confDirectory) choose(want conflist.Wanted) (conflist.Choice, []conflist.Skipped, error) {
 	chosen, skipped, err := conflist.Choose(f.files, want)
 	last := max(chosen.Name, chosen.Multus)
 	for _, unread := range slices.Sorted(maps.Keys(f.unread)) {
@@ -153,7 +153,7 @@ func (s site) programs() map[string]bool {
 }
 
 // readNetwork reads a folder, which may be anybody's.
-func (f *folder) readNetwork(path string, modified time.Time) network {
+func (f *confDirectory) readNetwork(path string, modified time.Time) network {
 	n := network{modified: modified}
 	entries, err := os.ReadDir(path)
 	failed := func(err error) {

@@ -83,8 +83,8 @@ func TestSysctlsAreLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.eventually("it looks again", func() error {
-		if s, err := d.status(); err != nil || !s.Looked.After(first.Looked) {
-			return fmt.Errorf("%v, %w", s.Looked, err)
+		if s, err := d.status(); err != nil || !s.LastReconcile.After(first.LastReconcile) {
+			return fmt.Errorf("%v, %w", s.LastReconcile, err)
 		}
 		return nil
 	})

@@ -45,7 +45,7 @@ Multus' own. End podmarkd first.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), cmd.OutOrStdout()) },
 	}
-	o.addFolders(cmd.Flags())
+	o.addDirectoryFlags(cmd.Flags())
 	cmd.Flags().DurationVar(&o.wait, "wait", 0, "how long to wait for the last pod that was started with podmark")
 	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "say what would be changed and change nothing")
 	return cmd
@@ -164,7 +164,7 @@ func (o *uninstallOptions) unnamed(s site, out io.Writer) error {
 }
 
 // naming are the files that have podmark called, by whomever.
-func (f folder) naming(s site) (paths []string) {
+func (f confDirectory) naming(s site) (paths []string) {
 	for _, file := range f.files {
 		if conflist.Calls(file.Content, pluginFile) {
 			paths = append(paths, filepath.Join(s.conf, file.Name))
@@ -185,7 +185,7 @@ func (o *uninstallOptions) takeOut(s site, out io.Writer) (err error) {
 		return nil
 	}
 	for range 20 {
-		var f folder
+		var f confDirectory
 		if f, err = s.read(); err != nil {
 			return err
 		}
@@ -206,7 +206,7 @@ func (o *uninstallOptions) takeOut(s site, out io.Writer) (err error) {
 
 // without says what is to be changed in a folder for podmark to be gone from it.
 // Files that an agent has set aside under another name are among it: they may come back.
-func (f folder) without(s site, stateDir string) ([]change, error) {
+func (f confDirectory) without(s site, stateDir string) ([]change, error) {
 	var changes, folders []change
 	if unread := slices.Sorted(maps.Keys(f.unread)); unread != nil {
 		return nil, f.unread[unread[0]] // it may have an entry
@@ -264,7 +264,7 @@ func (f folder) without(s site, stateDir string) ([]change, error) {
 }
 
 // hasList reports whether there is a list of that network.
-func (f folder) hasList(network string) bool {
+func (f confDirectory) hasList(network string) bool {
 	return slices.ContainsFunc(f.files, func(file conflist.File) bool {
 		n, err := conflist.Parse(file.Content)
 		return err == nil && n.Name == network
@@ -307,11 +307,11 @@ func living(ctx context.Context, n apply.Node, dryRun bool) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("counting attachments: %w", err)
 	}
-	live := slices.DeleteFunc(slices.Clone(list), node.Vanished)
+	live := slices.DeleteFunc(slices.Clone(list), node.PodGone)
 	if len(live) == len(list) || dryRun {
 		return len(live), nil
 	}
-	if _, err := n.Collect(ctx, node.Vanished, false); err != nil {
+	if _, err := n.CollectGarbage(ctx, node.PodGone, false); err != nil {
 		return 0, fmt.Errorf("collecting what pods left that are gone: %w", err)
 	}
 	return len(live), nil

@@ -144,7 +144,7 @@ func (c *Cluster) ask(ctx context.Context, pods []corev1.Pod) (bool, error) {
 	known, errs := make([]bool, len(pods)), make([]error, len(pods))
 	for i, p := range pods {
 		asking.Go(func() {
-			var a whois.Answer
+			var a whois.Response
 			a, errs[i] = whois.Ask(ctx, filepath.Join(c.node.StateDir, "podmarkd.sock"), whois.Request{
 				Namespace: p.Namespace, Pod: p.Name, UID: string(p.UID),
 				Mask: 0xffff0000, Backend: config.Backend(c.Backend.Key()),

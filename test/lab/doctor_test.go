@@ -78,7 +78,7 @@ func (p *patient) finds(checks ...string) []doctor.Finding {
 func (p *patient) mend(found []doctor.Finding) {
 	p.t.Helper()
 	for _, f := range found {
-		p.Run("sh", "-c", fmt.Sprintf("PATH=%s:$PATH; %s", p.bin, f.Mend))
+		p.Run("sh", "-c", fmt.Sprintf("PATH=%s:$PATH; %s", p.bin, f.Fix))
 	}
 }
 
@@ -147,7 +147,7 @@ func (p *patient) daemon(set bool) {
 	is := func(s node.Status) bool { c, needed := ipvsConntrack(s); return needed && c.Value == want }
 	becomes(p.t, p.Node, "it has looked", is)
 	first := time.Now()
-	becomes(p.t, p.Node, "it has looked again", func(s node.Status) bool { return is(s) && s.Looked.After(first) })
+	becomes(p.t, p.Node, "it has looked again", func(s node.Status) bool { return is(s) && s.LastReconcile.After(first) })
 	if got := strings.TrimSpace(p.Run("sysctl", "-n", "net.ipv4.vs.conntrack")); got != want {
 		p.t.Errorf("net.ipv4.vs.conntrack is %s, want %s", got, want)
 	}

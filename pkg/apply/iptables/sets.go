@@ -131,7 +131,7 @@ func memberships(s desired.State, n naming) []content {
 		out[i].elements = append(out[i].elements, elements...)
 	}
 	for _, e := range s.Endpoints {
-		own, nets := ofAddresses(e.Addresses, n.family), ofPrefixes(e.Sources, n.family)
+		own, nets := ofAddresses(e.Addresses, n.family), ofPrefixes(e.AllowedSources, n.family)
 		for _, d := range desired.Directions {
 			if id := e.Profiles[d]; id != "" {
 				add(n.members(d, id), own...)
@@ -141,11 +141,11 @@ func memberships(s desired.State, n naming) []content {
 		add(n.self(), own...)
 	}
 	for _, e := range s.Endpoints {
-		for _, iface := range []string{e.Interface, e.VRF} {
+		for _, iface := range []string{e.L3Interface, e.VRF} {
 			if iface == "" {
 				continue
 			}
-			add(n.further(), behind(ofPrefixes(e.Sources, n.family), iface, s.Layout.ID(e.ID))...)
+			add(n.further(), behind(ofPrefixes(e.AllowedSources, n.family), iface, s.Layout.ID(e.ID))...)
 			add(n.endpoints(), behind(ofAddresses(e.Addresses, n.family), iface, s.Layout.ID(e.ID))...)
 		}
 	}
@@ -153,7 +153,7 @@ func memberships(s desired.State, n naming) []content {
 		if len(e.Addresses) == 0 {
 			continue
 		}
-		add(n.veths(vethsNumber(e.ID)), ipset.Element{Prefix: everything(n.family), Iface: e.Port})
+		add(n.veths(vethsNumber(e.ID)), ipset.Element{Prefix: everything(n.family), Iface: e.HostVeth})
 		add(n.claims(), ofAddresses(e.Addresses, n.family)...)
 	}
 	return out

@@ -76,7 +76,7 @@ func (g Guard) Update(ctx context.Context, from, to desired.State) error {
 		for _, s := range staticSets() {
 			if s.ofGuard() {
 				gone, _ := differences(old[s.name], added[s.name])
-				ch.at = append(append(ch.at, deleteElements(s, gone)...), addElements(s, added[s.name].sorted())...)
+				ch.commit = append(append(ch.commit, deleteElements(s, gone)...), addElements(s, added[s.name].sorted())...)
 			}
 		}
 		return ch, nil
@@ -94,7 +94,7 @@ func (g Guard) Stands(_ context.Context, n desired.Node) error {
 		return err
 	}
 	defer c.close()
-	return checkFrame(c, guardUses(n))
+	return checkBaseChains(c, guardUses(n))
 }
 
 // Check reports the first thing of want that is not in place, changing nothing.
