@@ -50,7 +50,7 @@ type Backend interface {
 	Counters(ctx context.Context) ([]counters.Rule, error)
 }
 
-// incomplete holds for what a backend returns that a Sync would mend.
+// incomplete holds for what a backend returns that a Sync would fix.
 func incomplete(err error) bool {
 	return errors.Is(err, missing.Err)
 }

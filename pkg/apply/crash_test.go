@@ -271,7 +271,7 @@ func (m *machine) epoch() mark.Mark {
 	return layoutOf(0xffff0000).Mark(1)
 }
 
-// whole complains where the kernel does not have what the state folder says.
+// whole complains where the kernel does not have what the state directory says.
 func (m *machine) whole() {
 	m.t.Helper()
 	missing, err := m.node().Diff(context.Background())

@@ -12,12 +12,12 @@ import (
 	"github.com/podmark/podmark/pkg/ident"
 )
 
-// ErrNewer: the state folder is that of a podmark that this one does not understand.
-var ErrNewer = errors.New("the state folder is a newer podmark's")
+// ErrNewer: the state directory is that of a podmark that this one does not understand.
+var ErrNewer = errors.New("the state directory is a newer podmark's")
 
 // header is what every format of node.json has.
 type header struct {
-	// Format is that of the state folder, of the podmark that wrote it last; 0 of one that did
+	// Format is that of the state directory, of the podmark that wrote it last; 0 of one that did
 	// not say.
 	Format int `json:"format,omitempty"`
 	// Reads is the oldest format whose podmark may go on from there.

@@ -20,7 +20,7 @@ type Ports struct {
 	Ranges []desired.PortRange `json:"ranges"`
 	// SCTP are those of SCTP. When they change, rules are written.
 	SCTP []desired.PortRange `json:"sctp"`
-	// Source is who said so, for who reads the state folder.
+	// Source is who said so, for who reads the state directory.
 	Source string `json:"source"`
 }
 
@@ -89,7 +89,7 @@ type Reconciled struct {
 // NodePorts, are brought up to date without a rule being written. A nil ports
 // leaves those as they are. fs.ErrNotExist when podmark has never run here.
 func (n Node) Reconcile(ctx context.Context, ports *Ports) (Reconciled, error) {
-	if _, err := n.load(); err != nil { // creates no folder where podmark is not in use
+	if _, err := n.load(); err != nil { // creates no directory where podmark is not in use
 		return Reconciled{}, err
 	}
 	unlock, err := n.lock(ctx)

@@ -20,7 +20,7 @@ import (
 	"github.com/podmark/podmark/pkg/mark"
 )
 
-// kernel is what a change does to the node besides what it writes into the state folder, and
+// kernel is what a change does to the node besides what it writes into the state directory, and
 // what it asks of the node. Tests have one that fails.
 type kernel interface {
 	// choose decides what enforces, and ask notes what that does without.
@@ -107,7 +107,7 @@ func (linux) resetVerdict(addrs []netip.Addr, mask uint32) error {
 
 func (linux) deleteFlows(addrs []netip.Addr) error { return conntrack.DeleteFlows(addrs) }
 func (linux) clearEpoch(m mark.Mark) error         { return conntrack.ClearEpoch(m) }
-func (linux) clearOtherEpochs(m mark.Mark) error { return conntrack.ClearOtherEpochs(m) }
+func (linux) clearOtherEpochs(m mark.Mark) error   { return conntrack.ClearOtherEpochs(m) }
 
 func (linux) reevaluate(m mark.Mark, set *netipx.IPSet) error { return conntrack.Reevaluate(m, set) }
 

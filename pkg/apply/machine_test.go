@@ -32,7 +32,7 @@ import (
 	"github.com/podmark/podmark/pkg/mark"
 )
 
-// machine is a kernel in memory, with the state folder beside it. At each thing that is done
+// machine is a kernel in memory, with the state directory beside it. At each thing that is done
 // to it, before and after, it looks whether an endpoint is open, and it can end the call there.
 type machine struct {
 	t     *testing.T
@@ -54,7 +54,7 @@ type machine struct {
 	flushed bool
 
 	events []string
-	// written is what the state folder was like at each event.
+	// written is what the state directory was like at each event.
 	written []string
 	// fault happens at the event of the number at, the first being 1.
 	at    int
@@ -78,7 +78,7 @@ type fault string
 const (
 	fails fault = "fails"
 	ends  fault = "ends"
-	// What cannot be written any more, of the state folder.
+	// What cannot be written any more, of the state directory.
 	noNode      fault = "writes no node.json"
 	noPolicies  fault = "writes no policies.json"
 	noRecord    fault = "writes no record"
@@ -100,7 +100,7 @@ func newMachine(t *testing.T) *machine {
 	}
 }
 
-// memory is a folder that costs no disk a write, where there is such a thing.
+// memory is a directory that costs no disk a write, where there is such a thing.
 func memory(t *testing.T) string {
 	t.Helper()
 	const shm = "/dev/shm"
@@ -158,7 +158,7 @@ func (m *machine) event(name string) error {
 	return nil
 }
 
-// stamp tells one state of the folder from another.
+// stamp tells one state of the directory from another.
 func (m *machine) stamp() string {
 	out := ""
 	for _, name := range []string{ident.NodeFile, ident.PoliciesFile, "attachments", "addresses"} {
@@ -202,7 +202,7 @@ func (m *machine) blocked() []string {
 	return out
 }
 
-// obstruct puts a folder with something in it where a file would be written first.
+// obstruct puts a directory with something in it where a file would be written first.
 func (m *machine) obstruct() {
 	for _, name := range m.blocked() {
 		if err := os.MkdirAll(m.store.Path(name)+".tmp/x", 0o700); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -702,7 +702,7 @@ func image(v any) string {
 	return string(b)
 }
 
-// left is what there is on the machine: what the kernel has, and the state folder. Which
+// left is what there is on the machine: what the kernel has, and the state directory. Which
 // epoch it is does not count, nor which ID is to be tried next.
 func (m *machine) left() map[string]string {
 	m.t.Helper()

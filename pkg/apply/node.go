@@ -36,7 +36,7 @@ var (
 	ErrTaken = errors.New("bits of iptablesMarkMask are another program's")
 )
 
-// Node is one node's state folder with the means to change what it enforces.
+// Node is one node's state directory with the means to change what it enforces.
 type Node struct {
 	Store       ident.Store
 	LockTimeout time.Duration
@@ -44,7 +44,7 @@ type Node struct {
 	// which [Node.UpdatePolicies] was told; known is false where they are not known yet. Where
 	// nobody knows, those who are in the kernel's sets stay there.
 	RemoteMembers func(desired.State) (complete desired.State, known bool)
-	// Cache, if set, keeps what was read of the state folder.
+	// Cache, if set, keeps what was read of the state directory.
 	Cache *Cache
 	// Programs is set in a process that may attach BPF programs: the plugin and podmarkctl.
 	// podmarkd sees whether they are there, and does without the rights.
@@ -177,7 +177,7 @@ func (n Node) step(name string) {
 	}
 }
 
-// lock creates the state folder if need be and takes its lock.
+// lock creates the state directory if need be and takes its lock.
 func (n Node) lock(ctx context.Context) (func(), error) {
 	return n.Store.Lock(ctx, n.LockTimeout)
 }

@@ -15,7 +15,7 @@ import (
 // past the hooks: it may forbid them, and they would go on.
 type Reclaimed struct {
 	// Flows is how many go through the hooks again, and are judged there.
-	Flows int `json:"takenBack,omitempty"`
+	Flows int `json:"flowsReclaimed,omitempty"`
 	// Offloaded is how many the kernel did not let go of. They go on unjudged.
 	Offloaded int `json:"offloaded,omitempty"`
 	// OffloadError is why some may be neither, or had to begin anew.

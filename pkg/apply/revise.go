@@ -23,7 +23,7 @@ type Applied struct {
 	Policies int    `json:"policies"`
 	Epoch    uint32 `json:"epoch"`
 	// Restricted is whether live connections are judged again.
-	Restricted bool `json:"narrowed"`
+	Restricted bool `json:"restricted"`
 	// Changed is whether there was anything to do.
 	Changed bool `json:"-"`
 	// Whole is set where everything was written anew, because something was missing.
@@ -159,7 +159,7 @@ func (n Node) updatePolicies(ctx context.Context, settings Settings, decide func
 		if f.Kubernetes {
 			return applied, nil
 		}
-		if err := n.refresh(ctx, f); !incomplete(err) { // an operator's apply mends, too
+		if err := n.refresh(ctx, f); !incomplete(err) { // an operator's apply fixes, too
 			return applied, err
 		}
 		whole = true

@@ -124,13 +124,13 @@ func (n Node) Preview(settings Settings, policies *desired.Policies) (desired.St
 type Collected struct {
 	Attachments []attachment.Record `json:"attachments"`
 	Files       []string            `json:"files"`
-	// Left is what stays: in the state folder for want of room, until the next collection, and
+	// Left is what stays: in the state directory for want of room, until the next collection, and
 	// flows in a flowtable.
 	Left error `json:"-"`
 }
 
 // CollectGarbage removes the attachments for which dead holds, what crashes left in
-// the state folder, and what no one needs in the kernel. What it cannot do with one attachment
+// the state directory, and what no one needs in the kernel. What it cannot do with one attachment
 // it does with the others.
 func (n Node) CollectGarbage(ctx context.Context, dead func(attachment.Record) bool, dryRun bool) (Collected, error) {
 	switch _, err := n.load(); {
@@ -179,7 +179,7 @@ func (n Node) CollectGarbage(ctx context.Context, dead func(attachment.Record) b
 	return c, errors.Join(append(errs, err)...)
 }
 
-// unsynced notes that the kernel may have more than the state folder says, so that whoever comes
+// unsynced notes that the kernel may have more than the state directory says, so that whoever comes
 // next takes that out before an ID is given out again.
 func (n Node) unsynced() error {
 	f, err := n.load()
@@ -190,7 +190,7 @@ func (n Node) unsynced() error {
 	return n.saveBestEffort(f)
 }
 
-// RemoveOrphans removes the files that crashes left in the state folder, and what no one needs
+// RemoveOrphans removes the files that crashes left in the state directory, and what no one needs
 // in the kernel if there were any. It returns the files. Damaged records are an
 // operator's to remove: their endpoints may be alive.
 func (n Node) RemoveOrphans(ctx context.Context) ([]string, error) {
@@ -255,7 +255,7 @@ func (n Node) misfits(f nodeFile, dryRun bool) (files []string, err error) {
 }
 
 // Uninstall removes every trace: rules, sets, device groups, bridge port
-// settings and the state folder. Pods keep running, unmarked and unpoliced. Once it has begun,
+// settings and the state directory. Pods keep running, unmarked and unpoliced. Once it has begun,
 // whoever comes next finishes it.
 func (n Node) Uninstall(ctx context.Context) error {
 	unlock, err := n.lock(ctx)
@@ -269,7 +269,7 @@ func (n Node) Uninstall(ctx context.Context) error {
 	return n.Store.RemoveAll()
 }
 
-// finishUninstall finishes an uninstall, and goes on with the lock and an empty state folder.
+// finishUninstall finishes an uninstall, and goes on with the lock and an empty state directory.
 func (n Node) finishUninstall(ctx context.Context) error {
 	if err := n.strip(ctx); err != nil {
 		return err

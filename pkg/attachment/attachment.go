@@ -26,7 +26,7 @@ func (k Key) String() string {
 }
 
 // Hash names the key's file: 32 hexadecimal digits. Each part is preceded by its
-// length, so that no two keys read alike, and none can leave the folder.
+// length, so that no two keys read alike, and none can leave the directory.
 func (k Key) Hash() string {
 	h := sha256.New()
 	for _, part := range []string{k.Network, k.ContainerID, k.IfName} {

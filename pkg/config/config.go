@@ -266,7 +266,7 @@ func isVersion(s string) bool {
 }
 
 // isNetworkName accepts what the CNI specification allows in a network name; it
-// cannot leave a folder.
+// cannot leave a directory.
 func isNetworkName(s string) bool {
 	if s == "" || len(s) > 255 || strings.ContainsRune("_.-", rune(s[0])) {
 		return false

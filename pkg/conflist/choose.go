@@ -21,15 +21,15 @@ var (
 	ErrMultus = errors.New("the conflist behind Multus is not known")
 )
 
-// File is a file of a folder of network configurations.
+// File is a file of a directory of network configurations.
 type File struct {
-	// Name is without the folder.
+	// Name is without the directory.
 	Name    string
 	Content []byte
 }
 
 // Skipped is a file that no runtime takes, and why. CRI-O passes it over as
-// Choose does; containerd reports it and has no network until it is mended.
+// Choose does; containerd reports it and has no network until it is fixed.
 type Skipped struct {
 	Name   string
 	Reason error
@@ -206,7 +206,7 @@ func behindMultus(f File, others []File, dir string) (Choice, error) {
 	if wanted == "" {
 		return Choice{}, fmt.Errorf("%w: %q is Multus', and there is no other file for its default network", ErrNone, f.Name)
 	}
-	return Choice{}, fmt.Errorf("%w: %q takes its default network %q from somewhere else than this folder: name the conflist with --cni-conf-name, or its folder with --cni-conf-dir", ErrMultus, f.Name, wanted)
+	return Choice{}, fmt.Errorf("%w: %q takes its default network %q from somewhere else than this directory: name the conflist with --cni-conf-name, or its directory with --cni-conf-dir", ErrMultus, f.Name, wanted)
 }
 
 // sameEntry reports whether podmark has an entry in the copy of a list, and no other than in the list.

@@ -34,8 +34,8 @@ func checkRuntime(f Facts) []Finding {
 		if f.Endpoint != runtimes.Auto {
 			command += " --runtime-endpoint " + quote(f.Endpoint)
 		}
-		found.Why = "what is in the folders that were given no pod starts by, so nothing there was looked at. A podmarkd that is given them installs nothing"
-		found.Fix = ctl(f, command) + "  # it finds the folders that the runtime reads, and so does podmarkd without the two flags"
+		found.Why = "what is in the directories that were given no pod starts by, so nothing there was looked at. A podmarkd that is given them installs nothing"
+		found.Fix = ctl(f, command) + "  # it finds the directories that the runtime reads, and so does podmarkd without the two flags"
 	}
 	return []Finding{found}
 }
@@ -44,20 +44,20 @@ func checkConflist(f Facts) []Finding {
 	var out []Finding
 	for _, s := range f.Skipped {
 		path := filepath.Join(f.ConfDir, s.Name)
-		mend := fmt.Sprintf("mv %s %s", quote(path), quote(path+".off"))
+		fix := fmt.Sprintf("mv %s %s", quote(path), quote(path+".off"))
 		switch _, ok := f.active(); {
 		case errors.Is(f.ActiveErr, conflist.ErrNone):
-			mend = fmt.Sprintf("# there is no other: mend %s, or have the agent of the main plugin write it anew", quote(path))
+			fix = fmt.Sprintf("# there is no other: fix %s, or have the agent of the main plugin write it anew", quote(path))
 		case s.Multus || f.multus():
-			mend = fmt.Sprintf("# mend %s, or have who wrote it write it anew: it is Multus', or Multus may call it", quote(path))
+			fix = fmt.Sprintf("# fix %s, or have who wrote it write it anew: it is Multus', or Multus may call it", quote(path))
 		case !ok:
-			mend = fmt.Sprintf("# mend %s, or have who wrote it write it anew: the next by name is without podmark", quote(path))
+			fix = fmt.Sprintf("# fix %s, or have who wrote it write it anew: the next by name is without podmark", quote(path))
 		}
 		out = append(out, Finding{
 			Severity: Error,
 			What:     fmt.Sprintf("%q comes first by name, and no runtime can read it: %v", path, s.Reason),
-			Why:      "containerd has no network until it is mended, and CRI-O takes the next file, which may be without podmark",
-			Fix:      mend,
+			Why:      "containerd has no network until it is fixed, and CRI-O takes the next file, which may be without podmark",
+			Fix:      fix,
 		})
 	}
 	switch {
@@ -78,9 +78,9 @@ func checkConflist(f Facts) []Finding {
 	case f.ActiveErr != nil:
 		found := Finding{
 			Severity: Error,
-			What:     fmt.Sprintf("in %q (%s): %v: the agent of the main plugin has not written it yet, or the runtime reads another folder", f.ConfDir, f.Place.How, f.ActiveErr),
+			What:     fmt.Sprintf("in %q (%s): %v: the agent of the main plugin has not written it yet, or the runtime reads another directory", f.ConfDir, f.Place.How, f.ActiveErr),
 			Why:      "pods start without podmark, or not at all",
-			Fix:      ctl(f, "doctor --cni-conf-dir DIR --cni-bin-dir DIR") + "  # the runtime's folders",
+			Fix:      ctl(f, "doctor --cni-conf-dir DIR --cni-bin-dir DIR") + "  # the runtime's directories",
 		}
 		if f.Place.From == runtimes.Reported {
 			found.What = fmt.Sprintf("in %q (%s): %v: the agent of the main plugin has not written it yet", f.ConfDir, f.Place.How, f.ActiveErr)
@@ -198,7 +198,7 @@ func checkWorks(f Facts) []Finding {
 			Severity: Error,
 			What:     fmt.Sprintf("%q calls the plugins %q, which are not in %q, or cannot be executed there", f.Networks[0].File, f.Lacking, f.Place.Bins),
 			Why:      "no pod starts: the runtime fails each ADD. podmarkd is not ready then",
-			Fix:      "# have the agent or the package that they are of put them there; where the runtime reads another folder, doctor and podmarkd are told by --cni-bin-dir",
+			Fix:      "# have the agent or the package that they are of put them there; where the runtime reads another directory, doctor and podmarkd are told by --cni-bin-dir",
 		})
 	}
 	if len(out) > 0 || f.Daemon == nil || !f.DaemonRuns || f.Daemon.Stale(f.Now) || f.Daemon.NotInstalled == "" {
@@ -212,8 +212,8 @@ func checkWorks(f Facts) []Finding {
 	return []Finding{{
 		Severity: Error,
 		What:     fmt.Sprintf("podmarkd says since its last look, at %s: %s", f.Daemon.LastReconcile.Format(time.RFC3339), f.Daemon.NotInstalled),
-		Why:      fmt.Sprintf("podmarkd is not ready, and nothing of it is so in %q and %q, where doctor looked: it looks elsewhere, or in a container that has other folders", f.ConfDir, f.BinDir),
-		Fix:      "# give podmarkd the folders that the runtime reads, by --cni-conf-dir, --cni-bin-dir and --cni-conf-name, or the values of its chart",
+		Why:      fmt.Sprintf("podmarkd is not ready, and nothing of it is so in %q and %q, where doctor looked: it looks elsewhere, or in a container that has other directories", f.ConfDir, f.BinDir),
+		Fix:      "# give podmarkd the directories that the runtime reads, by --cni-conf-dir, --cni-bin-dir and --cni-conf-name, or the values of its chart",
 	}}
 }
 
@@ -334,7 +334,7 @@ func (n Network) repaired(f Facts) string {
 
 // advice is what there is to say where an entry is for somebody who knows what it is to say.
 func (n Network) advice(err error) string {
-	return fmt.Sprintf("# mend podmark's entry in %s: %s", quote(n.where()), strings.Join(strings.Fields(err.Error()), " "))
+	return fmt.Sprintf("# fix podmark's entry in %s: %s", quote(n.where()), strings.Join(strings.Fields(err.Error()), " "))
 }
 
 // wrongKeys are the keys that an error of package config names.
@@ -362,8 +362,8 @@ func checkSettings(f Facts) []Finding {
 	if dir := first.Config.StateDir; dir != f.StateDir {
 		out = append(out, Finding{
 			Severity: Error,
-			What:     fmt.Sprintf("the state folder of %q is %q, and this looked into %q", first.where(), dir, f.StateDir),
-			Why:      "podmarkctl and podmarkd look after another folder than the plugin writes to, and see none of its pods",
+			What:     fmt.Sprintf("the state directory of %q is %q, and this looked into %q", first.where(), dir, f.StateDir),
+			Why:      "podmarkctl and podmarkd look after another directory than the plugin writes to, and see none of its pods",
 			Fix:      "podmarkctl doctor --state-dir " + quote(dir),
 		})
 	}

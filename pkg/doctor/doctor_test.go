@@ -92,7 +92,7 @@ func TestDropLog(t *testing.T) {
 	}
 }
 
-// A kernel that cannot is not mended by what mends others.
+// A kernel that cannot is not fixed by what fixes others.
 func TestChecksumsOfOldKernel(t *testing.T) {
 	f := healthy(t, 0xffff0000)
 	f.State.Alterable = "loading the program: no such member (" + csum.Kernel + " can)"
@@ -187,10 +187,10 @@ func TestProposedMask(t *testing.T) {
 	f := healthy(t, 0xffff0000)
 	f.State.Records = nil
 	f.Links = []foreign.Link{{Name: "tailscale0"}, {Name: "kubespan"}}
-	mend := only(t, f, "mark-users", "Tailscale").Fix
-	m := regexp.MustCompile(`"iptablesMarkMask":"(0x[0-9a-f]+)"`).FindStringSubmatch(mend)
+	fix := only(t, f, "mark-users", "Tailscale").Fix
+	m := regexp.MustCompile(`"iptablesMarkMask":"(0x[0-9a-f]+)"`).FindStringSubmatch(fix)
 	if m == nil {
-		t.Fatal(mend)
+		t.Fatal(fix)
 	}
 	mask, err := mark.ParseMask(m[1])
 	if err != nil || mask&(0xff0000|0x60|mark.KubeProxy) != 0 {
@@ -327,8 +327,8 @@ func TestOffload(t *testing.T) {
 	only(t, f, "flowtable", "inet lan f", "nft list table inet lan")
 }
 
-// No mend opens the node, takes something of another program away, or is for a kernel that
-// cannot: each finding whose plain mend would, with what must be in its mend, and what must not.
+// No fix opens the node, takes something of another program away, or is for a kernel that
+// cannot: each finding whose plain fix would, with what must be in its fix, and what must not.
 func TestNoHarm(t *testing.T) {
 	kernel := errors.New("no nf_tables here")
 	wrong := func(f *doctor.Facts, entry string) {
@@ -360,21 +360,21 @@ func TestNoHarm(t *testing.T) {
 		"another one can": {func(f *doctor.Facts) { f.Skipped = []conflist.Skipped{{Name: "00-x.conflist", Reason: kernel}} }, "conflist", "mv ", ""},
 		"another one can, without podmark": {func(f *doctor.Facts) {
 			f.Networks[0].Entry, f.Skipped = nil, []conflist.Skipped{{Name: "00-x.conflist", Reason: kernel}}
-		}, "conflist", "# mend", "mv "},
+		}, "conflist", "# fix", "mv "},
 		"the other one is of a single plugin": {func(f *doctor.Facts) {
 			f.Networks, f.ActiveErr, f.Active.Name = nil, conflist.ErrPlain, "10-a.conf"
 			f.Skipped = []conflist.Skipped{{Name: "00-x.conflist", Reason: kernel}}
-		}, "conflist", "# mend", "mv "},
+		}, "conflist", "# fix", "mv "},
 		"Multus' own cannot be read": {func(f *doctor.Facts) {
 			f.Skipped = []conflist.Skipped{{Name: "00-multus.conf", Reason: kernel, Multus: true}}
-		}, "conflist", "# mend", "mv "},
+		}, "conflist", "# fix", "mv "},
 		"what Multus may call cannot be read": {func(f *doctor.Facts) {
 			f.Active.Multus, f.Skipped = "10-multus.conf", []conflist.Skipped{{Name: "00-x.conflist", Reason: kernel}}
-		}, "conflist", "# mend", "mv "},
+		}, "conflist", "# fix", "mv "},
 		"what Multus calls cannot be read": {func(f *doctor.Facts) {
 			f.Networks, f.ActiveErr = nil, conflist.ErrMultus
 			f.Skipped = []conflist.Skipped{{Name: "00-x.conflist", Reason: kernel}}
-		}, "conflist", "# mend", "mv "},
+		}, "conflist", "# fix", "mv "},
 		"what Multus calls is of a single plugin": {func(f *doctor.Facts) {
 			f.Networks, f.ActiveErr = nil, conflist.ErrPlain
 			f.Active.Multus, f.Active.File = "00-multus.conf", conflist.File{Name: "10-a.conf", Content: []byte(`{"name": "a", "type": "ptp"}`)}
@@ -385,7 +385,7 @@ func TestNoHarm(t *testing.T) {
 		"policy is wrong": {func(f *doctor.Facts) {
 			f.State.Records = nil
 			wrong(f, `{"type": "podmark", "policy": "kubernets"}`)
-		}, "configuration", "# mend", "printf"},
+		}, "configuration", "# fix", "printf"},
 		"policy is wrong where the API was followed": {func(f *doctor.Facts) {
 			f.State.Kubernetes = true
 			wrong(f, `{"type": "podmark", "policy": "kubernets", "failOpen": true}`)
@@ -394,7 +394,7 @@ func TestNoHarm(t *testing.T) {
 			f.State.Records[0].Policed = true
 			wrong(f, `{"type": "podmark", "policy": "file"}`)
 		}, "configuration", `"policy": "files"`, ""},
-		"labels are wrong": {func(f *doctor.Facts) { wrong(f, `{"type": "podmark", "args": {"cni": {"labels": 7}}}`) }, "configuration", "# mend", "printf"},
+		"labels are wrong": {func(f *doctor.Facts) { wrong(f, `{"type": "podmark", "args": {"cni": {"labels": 7}}}`) }, "configuration", "# fix", "printf"},
 		"the mask is wrong": {func(f *doctor.Facts) {
 			f.State.Records[0].Policed = true
 			wrong(f, `{"type": "podmark", "iptablesMarkMask": 1}`)
@@ -425,8 +425,8 @@ func TestNoHarm(t *testing.T) {
 			t.Errorf("%s: found by %q", name, names)
 			continue
 		}
-		if mend := doctor.Examine(f)[0].Fix; !strings.Contains(mend, tt.has) || tt.not != "" && strings.Contains(mend, tt.not) {
-			t.Errorf("%s: %s", name, mend)
+		if fix := doctor.Examine(f)[0].Fix; !strings.Contains(fix, tt.has) || tt.not != "" && strings.Contains(fix, tt.not) {
+			t.Errorf("%s: %s", name, fix)
 		}
 	}
 }

@@ -15,18 +15,18 @@ func checkDrift(f Facts) []Finding {
 		if d.Change == port.Gone {
 			continue
 		}
-		why, mend := driftWhy(f.State.Kind, d), ""
+		why, fix := driftWhy(f.State.Kind, d), ""
 		switch {
 		case d.Change == port.Ungrouped:
-			mend = fmt.Sprintf("ip link set dev %s group %d", quote(d.Link), port.Group)
+			fix = fmt.Sprintf("ip link set dev %s group %d", quote(d.Link), port.Group)
 		case d.Change == port.Renamed:
-			mend = fmt.Sprintf("ip link set dev %s name %s", quote(d.Link), quote(d.Was))
+			fix = fmt.Sprintf("ip link set dev %s name %s", quote(d.Link), quote(d.Was))
 		case d.Was == "":
-			mend = "ip link set dev " + quote(d.Link) + " nomaster"
+			fix = "ip link set dev " + quote(d.Link) + " nomaster"
 		default:
-			mend = fmt.Sprintf("ip link set dev %s master %s", quote(d.Link), quote(d.Was))
+			fix = fmt.Sprintf("ip link set dev %s master %s", quote(d.Link), quote(d.Was))
 		}
-		out = append(out, Finding{Severity: Error, What: d.String(), Why: why, Fix: mend})
+		out = append(out, Finding{Severity: Error, What: d.String(), Why: why, Fix: fix})
 	}
 	return out
 }

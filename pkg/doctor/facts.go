@@ -21,11 +21,11 @@ type Part string
 
 // The parts.
 const (
-	PartState     Part = "the state folder"
+	PartState     Part = "the state directory"
 	PartLeaked    Part = "what pods have left"
 	PartKernel    Part = "podmark's share of the kernel"
 	PartDaemon    Part = "podmarkd's status"
-	PartRuntime   Part = "which folders the runtime reads"
+	PartRuntime   Part = "which directories the runtime reads"
 	PartConflists Part = "the network configurations"
 	PartServices  Part = "IPVS and the node's addresses"
 	PartSysctls   Part = "kernel parameters"
@@ -50,7 +50,7 @@ type Unread struct {
 type Facts struct {
 	Now      time.Time
 	StateDir string
-	// Given are the folders that were asked for, Endpoint the runtime: see cri.Said.
+	// Given are the directories that were asked for, Endpoint the runtime: see cri.Said.
 	Given    runtimes.Directories
 	Endpoint string
 	// Place is where the runtime looks, or PlaceErr why that is not known. Of it are ConfDir,
@@ -73,7 +73,7 @@ type Facts struct {
 	ActiveErr       error           // why there is none
 	Skipped         []conflist.Skipped
 	Networks        []Network // those with podmark, the active one first
-	Lacking         []string  // plugins of the active conflist that none of the runtime's folders has
+	Lacking         []string  // plugins of the active conflist that none of the runtime's directories has
 	Plugin          error     // why the plugin's file cannot be executed
 	PluginMissing   bool
 	// What others do to marks; what could not be read of it is in Unread of the facts.
@@ -83,11 +83,11 @@ type Facts struct {
 	// hooks of which the policy in force may forbid some.
 	Flowtables []flowtable.Flowtable
 	Unjudged   int
-	// configured are bits that plugins of the runtime's folder will use.
+	// configured are bits that plugins of the runtime's directory will use.
 	configured uint32
 }
 
-// State is what is in the state folder, and what follows from it.
+// State is what is in the state directory, and what follows from it.
 type State struct {
 	// Ran is set where podmark has run.
 	Ran       bool

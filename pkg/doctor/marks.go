@@ -46,17 +46,17 @@ func checkUsers(f Facts) []Finding {
 func checkRules(f Facts) []Finding {
 	var out []Finding
 	for _, c := range f.collisions(false) {
-		mend := otherMask(f)
+		fix := otherMask(f)
 		if c.Whole {
-			mend = fmt.Sprintf("# no other mask helps: have whoever wrote the rule give it one, %#x or less of it, as podmark does; iptables: --set-xmark, --nfmask and --ctmask; nft: and, or", ^f.mask().Mask())
+			fix = fmt.Sprintf("# no other mask helps: have whoever wrote the rule give it one, %#x or less of it, as podmark does; iptables: --set-xmark, --nfmask and --ctmask; nft: and, or", ^f.mask().Mask())
 		}
-		out = append(out, colliding(c, mend))
+		out = append(out, colliding(c, fix))
 	}
 	return out
 }
 
-func colliding(c foreign.Collision, mend string) Finding {
-	found := Finding{Severity: Error, What: c.String(), Why: whyForged, Fix: mend}
+func colliding(c foreign.Collision, fix string) Finding {
+	found := Finding{Severity: Error, What: c.String(), Why: whyForged, Fix: fix}
 	switch c.Harm {
 	case foreign.Forged:
 	case foreign.Misled:

@@ -40,7 +40,7 @@ func checkState(f Facts) []Finding {
 		out = append(out, Finding{
 			Severity: Error,
 			What:     fmt.Sprintf("there is no state in %q, and %s is podmark's", f.StateDir, left),
-			Why:      "the state folder was lost, or is another one, which --state-dir names: the rules that are there judge by IDs that will be given out again. Pods that run are policed until podmark is uninstalled, so they go first",
+			Why:      "the state directory was lost, or is another one, which --state-dir names: the rules that are there judge by IDs that will be given out again. Pods that run are policed until podmark is uninstalled, so they go first",
 			Fix:      afresh(f),
 		})
 	}
@@ -66,14 +66,14 @@ func checkBackend(f Facts) []Finding {
 	if f.State.Backend == nil {
 		return nil
 	}
-	mend := "modprobe -a nf_tables nft_ct nft_fib_inet nft_meta_bridge  # of Linux 5.6 or later; else \"backend\": \"iptables\""
+	fix := "modprobe -a nf_tables nft_ct nft_fib_inet nft_meta_bridge  # of Linux 5.6 or later; else \"backend\": \"iptables\""
 	if f.State.Kind != config.NFTables {
-		mend = "modprobe -a ip_set xt_set ip_set_hash_netiface ip_set_hash_net ip_set_hash_ip ip_set_bitmap_port  " + withIPTables
+		fix = "modprobe -a ip_set xt_set ip_set_hash_netiface ip_set_hash_net ip_set_hash_ip ip_set_bitmap_port  " + withIPTables
 	}
 	return []Finding{{
 		Severity: Error, What: f.State.Backend.Error(),
 		Why: "nothing can enforce: every ADD fails with error 102",
-		Fix: mend,
+		Fix: fix,
 	}}
 }
 
@@ -109,15 +109,15 @@ func checkChecksums(f Facts) []Finding {
 	if f.State.Alterable == "" {
 		return nil
 	}
-	mend := "mountpoint -q " + csum.Mount + " || mount -t bpf bpffs " + csum.Mount + "; " + ctl(f, "gc")
+	fix := "mountpoint -q " + csum.Mount + " || mount -t bpf bpffs " + csum.Mount + "; " + ctl(f, "gc")
 	if strings.Contains(f.State.Alterable, csum.Kernel) {
-		mend = "# run " + csum.Kernel + ", or drop CAP_NET_RAW from pods"
+		fix = "# run " + csum.Kernel + ", or drop CAP_NET_RAW from pods"
 	}
 	return []Finding{{
 		Severity: Warning,
 		What:     "nobody looks where packets leave their checksums: " + f.State.Alterable,
 		Why:      "a pod with CAP_NET_RAW can have the kernel write a checksum over the port or a part of the address by which its packet was allowed, where the packet is fragmented or leaves by a link that writes none itself. It takes Linux 6.4 and a bpffs at /sys/fs/bpf, for podmarkd too where it runs in a container; without them drop CAP_NET_RAW from pods",
-		Fix:      mend,
+		Fix:      fix,
 	}}
 }
 

@@ -61,15 +61,15 @@ func checkSource(f Facts) []Finding {
 		if n.Config.Policy == want {
 			continue
 		}
-		mend := fmt.Sprintf("# decide: \"policy\": %q in all networks, as in %s, or %q there too", config.PolicyKubernetes, quote(n.where()), want)
+		fix := fmt.Sprintf("# decide: \"policy\": %q in all networks, as in %s, or %q there too", config.PolicyKubernetes, quote(n.where()), want)
 		if want == config.PolicyKubernetes {
-			mend = n.edit(f, map[string]any{"policy": string(want)})
+			fix = n.edit(f, map[string]any{"policy": string(want)})
 		}
 		out = append(out, Finding{
 			Severity: Error,
 			What:     fmt.Sprintf("%q has \"policy\": %q, and %s", n.where(), n.Config.Policy, by),
 			Why:      "a node has its policies from one place: podmarkd follows the API for no network as long as another has files, and on a node that has followed it, every ADD with files fails with error 7. The way back to files is podmarkctl uninstall, and pods that start anew",
-			Fix:      mend,
+			Fix:      fix,
 		})
 	}
 	return out
@@ -141,7 +141,7 @@ func checkBehind(f Facts) []Finding {
 	case p.Source == node.FromKubernetes:
 		found.Fix = "kubectl get --raw /readyz  # if it is well: podmarkd's way to it, its account, and the roles of conf/"
 	default:
-		found.Fix = "# mend the manifest; podmarkd reads the folder again by itself"
+		found.Fix = "# fix the manifest; podmarkd reads the directory again by itself"
 	}
 	return []Finding{found}
 }
@@ -156,7 +156,7 @@ func troubled(p node.PolicyStatus) []Finding {
 		Severity: Warning,
 		What:     fmt.Sprintf("%d policies are not in force as the Kubernetes API has them, of which %s: %s since %s: %s", p.UnsyncedPolicies, t.Of(), t.Reason, t.Since.Format(time.RFC3339), t.Text),
 		Why:      "what is not known of them allows nobody, and where the policies of a namespace are not known, none of its pods starts",
-		Fix:      fmt.Sprintf("kubectl -n %s get events  # and mend the policy, or podmarkd's rights: the roles of conf/; podmarkctl status names the others", t.Namespace),
+		Fix:      fmt.Sprintf("kubectl -n %s get events  # and fix the policy, or podmarkd's rights: the roles of conf/; podmarkctl status names the others", t.Namespace),
 	}}
 }
 
@@ -188,14 +188,14 @@ func checkOpen(f Facts) []Finding {
 				found.Fix = cmp.Or(f.restart(u.Reason), ctl(f, "list")) + "  # if they stay so; " + alone
 			}
 		case desired.Unapplied:
-			found.Why = "the policies of files are in the state folder, which a reboot and an uninstall empty: nothing is denied to these pods"
+			found.Why = "the policies of files are in the state directory, which a reboot and an uninstall empty: nothing is denied to these pods"
 			found.Fix = ctl(f, "apply -f POLICIES") + "  # podmarkd --policy-dir FOLDER does it by itself whenever it starts; 'podmarkctl apply --delete' says that there are to be none"
 		case desired.Unmarked:
-			found.Why = "they are from before podmark and could not be adopted, or the runtime reads another folder than podmark is in: no policy holds for them"
+			found.Why = "they are from before podmark and could not be adopted, or the runtime reads another directory than podmark is in: no policy holds for them"
 			if f.ConfDir != "" {
-				found.Why = "they are from before podmark and could not be adopted, or the runtime reads another folder than " + quote(f.ConfDir) + ": no policy holds for them"
+				found.Why = "they are from before podmark and could not be adopted, or the runtime reads another directory than " + quote(f.ConfDir) + ": no policy holds for them"
 			}
-			found.Fix = "crictl info | grep -i -E 'confDir|binDir'  # if these are the folders that podmark is in, delete the pods: they start with it"
+			found.Fix = "crictl info | grep -i -E 'confDir|binDir'  # if these are the directories that podmark is in, delete the pods: they start with it"
 		}
 		out = append(out, found)
 	}
@@ -247,7 +247,7 @@ func checkIdle(f Facts) []Finding {
 			Severity: Warning,
 			What:     idle[0].String(),
 			Why:      "who wrote the policy believes that it isolates pods; on this node it isolates none",
-			Fix:      ctl(f, "list -o json") + "  # the pods that there are, with namespaces and labels; mend the policy and apply it again",
+			Fix:      ctl(f, "list -o json") + "  # the pods that there are, with namespaces and labels; fix the policy and apply it again",
 		}
 		if len(idle) > 1 {
 			found.What += fmt.Sprintf("; and so do %d more", len(idle)-1)

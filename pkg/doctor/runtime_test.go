@@ -19,7 +19,7 @@ func TestRuntime(t *testing.T) {
 		name  string
 		given runtimes.Directories
 		said  []runtimes.Place
-		mend  string
+		fix   string
 		words []string
 	}{
 		{"several", runtimes.Directories{}, []runtimes.Place{at("/a"), at("/b")}, "podmarkctl doctor --cni-conf-dir DIR --cni-bin-dir DIR  # ", []string{"/a", "/b"}},
@@ -29,14 +29,14 @@ func TestRuntime(t *testing.T) {
 			f := healthy(t, 0xffff0000)
 			f.Networks, f.Given, f.ConfDir, f.BinDir = nil, tt.given, tt.given.Conf, tt.given.Bin
 			f.Place, f.PlaceErr = runtimes.Decide(tt.given, tt.said, nil)
-			if x := only(t, f, "runtime", tt.words...); x.Severity != doctor.Error || !strings.HasPrefix(x.Fix, tt.mend) {
+			if x := only(t, f, "runtime", tt.words...); x.Severity != doctor.Error || !strings.HasPrefix(x.Fix, tt.fix) {
 				t.Errorf("%+v", x)
 			}
 		})
 	}
 }
 
-// A mend goes where doctor looked, and asks whom doctor asked.
+// A fix goes where doctor looked, and asks whom doctor asked.
 func TestMendsGoThere(t *testing.T) {
 	const install = "podmarkd install"
 	for _, tt := range []struct {
@@ -88,14 +88,14 @@ func TestAbsent(t *testing.T) {
 	}
 }
 
-// A runtime that says which folder it reads reads no other: what is not there yet comes there.
+// A runtime that says which directory it reads reads no other: what is not there yet comes there.
 func TestNoConflist(t *testing.T) {
 	for from, advice := range map[runtimes.Source]bool{runtimes.Reported: true, runtimes.Known: false, runtimes.Assumed: false} {
 		f := healthy(t, 0xffff0000)
 		f.Networks, f.ActiveErr = nil, fmt.Errorf("%w: it is empty", conflist.ErrNone)
 		f.Place = runtimes.Place{Conf: f.ConfDir, Bins: []string{f.BinDir}, How: "as somebody says", From: from}
 		x := only(t, f, "conflist", f.ConfDir, "as somebody says", "it is empty")
-		if strings.HasPrefix(x.Fix, "# ") != advice || strings.Contains(x.What, "another folder") == advice {
+		if strings.HasPrefix(x.Fix, "# ") != advice || strings.Contains(x.What, "another directory") == advice {
 			t.Errorf("%v: %+v", from, x)
 		}
 	}

@@ -108,7 +108,7 @@ type Walk struct {
 	// Service is the address that was asked for, and Backend what answers; nil without a
 	// service, and for one that has no backend.
 	Service string       `json:"service,omitempty"`
-	Backend *Destination `json:"backend,omitempty"`
+	Backend *Destination `json:"realServer,omitempty"`
 	Steps   []Step       `json:"steps"`
 	Allowed bool         `json:"allowed"`
 	// By is who decided, in words.
@@ -128,8 +128,8 @@ type Step struct {
 	Hook string `json:"hook"`
 	// Chain is podmark's, or who else acts there.
 	Chain    string     `json:"chain"`
-	Action   string     `json:"does"`
-	Decision []Decision `json:"judged,omitempty"`
+	Action   string     `json:"action"`
+	Decision []Decision `json:"decisions,omitempty"`
 }
 
 // Decision is what the policies of one pod say.

@@ -61,7 +61,7 @@ func TestDamagedRecord(t *testing.T) {
 	}
 }
 
-// FuzzRecord puts any bytes in the place of the files of the state folder.
+// FuzzRecord puts any bytes in the place of the files of the state directory.
 func FuzzRecord(f *testing.F) {
 	good := record("a")
 	good.ID = 2
@@ -124,7 +124,7 @@ func FuzzRecord(f *testing.F) {
 	})
 }
 
-// safe fails the test where a part of r could leave a folder or break a line.
+// safe fails the test where a part of r could leave a directory or break a line.
 func safe(t *testing.T, r attachment.Record) {
 	t.Helper()
 	for _, name := range []string{r.L3Interface, r.HostVeth} {

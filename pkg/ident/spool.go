@@ -38,7 +38,7 @@ const (
 	spoolPause = 100 * time.Microsecond
 )
 
-// RecordCall appends c to the spool, which is 5 system calls. It creates no folder: without
+// RecordCall appends c to the spool, which is 5 system calls. It creates no directory: without
 // one, the error is fs.ErrNotExist. A full spool stays as it is.
 //
 // Whoever writes has a share of the file's lock and Take has all of it, so nothing is

@@ -52,8 +52,8 @@ func TestSpool(t *testing.T) {
 	}
 }
 
-// Where there is no folder, none is made, and nothing is there to be taken.
-func TestSpoolWithoutFolder(t *testing.T) {
+// Where there is no directory, none is made, and nothing is there to be taken.
+func TestSpoolWithoutDirectory(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	s := ident.At(dir)
 	if err := s.RecordCall(ident.Call{Verb: "ADD"}); !errors.Is(err, fs.ErrNotExist) {
@@ -63,7 +63,7 @@ func TestSpoolWithoutFolder(t *testing.T) {
 		t.Errorf("taking: %v, %v", calls, err)
 	}
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the folder: %v", err)
+		t.Errorf("the directory: %v", err)
 	}
 }
 

@@ -29,7 +29,7 @@ func newStore(t testing.TB) ident.Store {
 	return s
 }
 
-// newStoreIn is one below a folder of a file system that matters.
+// newStoreIn is one below a directory of a file system that matters.
 func newStoreIn(t testing.TB, parent string) ident.Store {
 	t.Helper()
 	dir, err := os.MkdirTemp(parent, "ident")
@@ -84,7 +84,7 @@ func release(t *testing.T, s ident.Store, r attachment.Record) {
 	}
 }
 
-// files lists the state folder's files, relative to it.
+// files lists the state directory's files, relative to it.
 func files(t *testing.T, s ident.Store) []string {
 	t.Helper()
 	var names []string
@@ -268,7 +268,7 @@ func TestOwnership(t *testing.T) {
 			t.Errorf("after the late release owners are %q and %q", owner(four), owner(six))
 		}
 	}
-	// Its ID was given to another meanwhile, by whoever damaged the folder.
+	// Its ID was given to another meanwhile, by whoever damaged the directory.
 	write(t, s, "ids/2", young.Hash())
 	if err := s.Put(old); err != nil {
 		t.Fatal(err)
@@ -378,7 +378,7 @@ func TestRemoveAll(t *testing.T) {
 		}
 	}
 	if _, err := os.Stat(s.Dir()); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the folder is left: %v", err)
+		t.Errorf("the directory is left: %v", err)
 	}
 }
 
@@ -432,7 +432,7 @@ func TestAllIDsAreLost(t *testing.T) {
 }
 
 // Nor does another get it before a Sweep has made it again, on a file system that counts the
-// names of a folder, and on one that does not.
+// names of a directory, and on one that does not.
 func TestLostIDIsNotGivenOut(t *testing.T) {
 	for _, parent := range []string{"/dev/shm", "/var/tmp"} {
 		for lost := range 8 { // of three files, one bit each

@@ -24,7 +24,7 @@ import (
 // the runtime knows of them is in libcni's cache: it notes there what the plugins
 // returned at ADD, and forgets it at DEL.
 type adopter struct {
-	// cache is libcni's folder, /var/lib/cni with all runtimes we know.
+	// cache is libcni's directory, /var/lib/cni with all runtimes we know.
 	cache string
 	// every is how often it is read.
 	every time.Duration

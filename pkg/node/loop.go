@@ -29,7 +29,7 @@ type Agent struct {
 	// something else; nil where they never do.
 	Ports   func() PortOptions
 	Changed <-chan struct{}
-	// ConfDir is the runtime's folder of network configurations, and Cache libcni's:
+	// ConfDir is the runtime's directory of network configurations, and Cache libcni's:
 	// from them a changed mask is known, and pods that were there before podmark.
 	// Without them, nil or empty, that is not done.
 	ConfDir func() string
@@ -146,7 +146,7 @@ func (k Agent) Run(ctx context.Context) error {
 		return err
 	}
 	if k.ConfDir != nil {
-		go watchFolder(ctx, k.ConfDir, k.Interval, func() { tell(OnConfiguration) })
+		go watchDirectory(ctx, k.ConfDir, k.Interval, func() { tell(OnConfiguration) })
 	}
 	mode := modeWatch{every: k.Interval, proxy: k.Proxy, tell: k.ModeIs}
 	mode.read()

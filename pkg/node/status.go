@@ -13,23 +13,23 @@ import (
 )
 
 // Status is what the daemon has to say about itself and the node, in daemon.json of
-// the state folder.
+// the state directory.
 type Status struct {
 	// PID is the process in podmarkd's own PID namespace, and no sign that it lives: that is
 	// ident.Store.DaemonLives.
 	PID     int       `json:"pid"`
 	Version string    `json:"version"`
 	Started time.Time `json:"started"`
-	// Interval is the longest that passes between two looks, in seconds.
+	// Interval is the longest that passes between two reconciliations, in seconds.
 	Interval float64 `json:"intervalSeconds"`
-	// LastReconcile is when the node was last looked at, and Reason why.
-	LastReconcile time.Time `json:"looked"`
-	Trigger       Trigger   `json:"reason"`
+	// LastReconcile is when the node was last looked at, and Trigger what caused that.
+	LastReconcile time.Time `json:"lastReconcile"`
+	Trigger       Trigger   `json:"trigger"`
 	// Error is what went wrong in that; empty when nothing did.
 	Error string `json:"error,omitempty"`
 	// Idle is set where podmark has never run.
 	Idle bool `json:"idle"`
-	// Mode is current, whenever Looked was.
+	// Mode is current, whenever LastReconcile was.
 	Mode  Mode     `json:"mode"`
 	Ports Decision `json:"ports"`
 	// FelixMask is the mask of FelixConfiguration, in hexadecimal, where it
@@ -38,14 +38,14 @@ type Status struct {
 	// Collisions are those who write bits of the mask.
 	Collisions []string `json:"collisions,omitempty"`
 	// ForeignError is what of the rules of others could not be read.
-	ForeignError string `json:"unseen,omitempty"`
+	ForeignError string `json:"foreignError,omitempty"`
 	// Sysctls are what the node needs of kernel parameters.
 	Sysctls  []Sysctl     `json:"sysctls,omitempty"`
 	Policies PolicyStatus `json:"policies"`
 	// NotInstalled is why the next pod starts without podmark, or without what was asked for, or not at
 	// all; empty where it does not.
-	NotInstalled string `json:"absent,omitempty"`
-	// Coverage is who of the node's pods was policed at the last look.
+	NotInstalled string `json:"notInstalled,omitempty"`
+	// Coverage is who of the node's pods was policed at the last reconciliation.
 	Coverage desired.Coverage `json:"coverage"`
 	// Unmarked are the pods that had started without podmark, "namespace/name" by containers;
 	// null where the runtime's cache has not been read.
@@ -53,7 +53,7 @@ type Status struct {
 	// Drift is what others have done to links of endpoints and not undone.
 	Drift []apply.EndpointDrift `json:"drift,omitempty"`
 	// Alterable is what is lacking to keep what has been judged as it is.
-	Alterable string `json:"alterable,omitempty"`
+	Alterable string `json:"checksumsLack,omitempty"`
 	// Repairs counts what was missing in the kernel since the start.
 	Repairs    int     `json:"repairs"`
 	LastRepair *Repair `json:"lastRepair,omitempty"`
@@ -65,7 +65,7 @@ type PolicySource string
 // The sources.
 const (
 	FromNobody     PolicySource = "none" // podmarkctl applies them, or nobody
-	FromDirectory  PolicySource = "folder"
+	FromDirectory  PolicySource = "directory"
 	FromKubernetes PolicySource = "kubernetes"
 )
 
@@ -84,13 +84,13 @@ type PolicyStatus struct {
 	Policies int `json:"policies"`
 	Watches  int `json:"watches"`
 	Pods     int `json:"pods"`
-	// Noted is how many manifests of the folder count otherwise than they are written, and
+	// Noted is how many manifests of the directory count otherwise than they are written, and
 	// Notes are the first of them.
 	Noted int      `json:"noted,omitempty"`
 	Notes []string `json:"notes,omitempty"`
 	// UnsyncedPolicies policies are not in force as the API has them, and Troubles are some of them.
-	UnsyncedPolicies int             `json:"troubled,omitempty"`
-	Troubles         []PolicyTrouble `json:"troubles,omitempty"`
+	UnsyncedPolicies int             `json:"unsynced,omitempty"`
+	Troubles         []PolicyTrouble `json:"unsyncedPolicies,omitempty"`
 }
 
 // PolicyTrouble is a policy that is not in force as the API has it. What is not known of it
@@ -125,9 +125,9 @@ func (p PolicyStatus) After(before PolicyStatus, now time.Time) PolicyStatus {
 
 // Repair is one time that something was missing in the kernel.
 type Repair struct {
-	Time    time.Time    `json:"time"`
-	Kind    missing.Kind `json:"kind"`
-	Missing string       `json:"missing"`
+	Time  time.Time    `json:"time"`
+	Kind  missing.Kind `json:"kind"`
+	Drift string       `json:"drift"`
 }
 
 // After is the status after one more look.
@@ -169,7 +169,7 @@ func (s Status) Stale(now time.Time) bool {
 	return now.Sub(s.LastReconcile) > time.Duration(3*s.Interval*float64(time.Second))+30*time.Second
 }
 
-// Write puts the status into the state folder.
+// Write puts the status into the state directory.
 func (s Status) Write(store ident.Store) error {
 	b, err := json.Marshal(s)
 	if err != nil {

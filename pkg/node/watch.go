@@ -111,10 +111,10 @@ func watch(ctx context.Context, log *slog.Logger, tell func(Trigger)) error {
 	for _, g := range groups() {
 		c, err := netlink.Dial(g.protocol, &netlink.Config{Groups: 1 << (g.number - 1)})
 		if err != nil {
-			return fmt.Errorf("listening for notifications of %s: %w", g.reason, err)
+			return fmt.Errorf("Failed to listen for kernel notifications of %s: %w", g.reason, err)
 		}
 		if err := g.only(c); err != nil {
-			return errors.Join(fmt.Errorf("listening for notifications of %s: %w", g.reason, err), c.Close())
+			return errors.Join(fmt.Errorf("Failed to listen for kernel notifications of %s: %w", g.reason, err), c.Close())
 		}
 		go func() {
 			<-ctx.Done()
@@ -127,7 +127,7 @@ func watch(ctx context.Context, log *slog.Logger, tell func(Trigger)) error {
 					return
 				}
 				if err != nil && !errors.Is(err, unix.ENOBUFS) {
-					log.Warn("listening for notifications", "of", g.reason, "error", err)
+					log.Warn("Failed to listen for kernel notifications", "of", g.reason, "error", err)
 					wait(ctx, time.Second)
 				}
 				if err != nil || slices.ContainsFunc(list, g.news) {
@@ -139,12 +139,12 @@ func watch(ctx context.Context, log *slog.Logger, tell func(Trigger)) error {
 	return nil
 }
 
-// watchFolder calls tell when something in a folder changes, until ctx is done. The
-// folder may come and go, and become another: it is looked for every so often.
-func watchFolder(ctx context.Context, dir func() string, every time.Duration, tell func()) {
+// watchDirectory calls tell when something in a directory changes, until ctx is done. The
+// directory may come and go, and become another: it is looked for every so often.
+func watchDirectory(ctx context.Context, dir func() string, every time.Duration, tell func()) {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
-		return // the folder is read now and then anyway
+		return // the directory is read now and then anyway
 	}
 	defer w.Close()
 	for ctx.Err() == nil {

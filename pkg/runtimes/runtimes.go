@@ -1,8 +1,8 @@
-// Package runtimes knows in which folders container runtimes look for network
+// Package runtimes knows in which directories container runtimes look for network
 // configurations and plugins: where Kubernetes distributions have them, and what follows
 // from what a runtime says of itself.
 //
-//	place, err := runtimes.Decide(runtimes.Folders{}, said, known)
+//	place, err := runtimes.Decide(runtimes.Directories{}, said, known)
 package runtimes
 
 import (
@@ -27,7 +27,7 @@ var (
 
 // Place is where a runtime looks.
 type Place struct {
-	// Conf is its folder of network configurations, Bins are those of plugins.
+	// Conf is its directory of network configurations, Bins are those of plugins.
 	Conf string
 	Bins []string
 	// Network is what the runtime takes of Conf; empty for the first file by name.
@@ -48,7 +48,7 @@ const (
 	Reported
 )
 
-// NewPlace is a place with clean paths, each folder of plugins once.
+// NewPlace is a place with clean paths, each directory of plugins once.
 func NewPlace(conf string, bins ...string) Place {
 	p := Place{}
 	if conf != "" {
@@ -112,7 +112,7 @@ func OnNode(root string) []Place {
 	return out
 }
 
-// complete reports whether a folder has a configuration that a runtime would take, and
+// complete reports whether a directory has a configuration that a runtime would take, and
 // another its plugins.
 func complete(conf, bin string) bool {
 	chosen, _, err := conflist.Choose(read(conf), conflist.Wanted{Dir: conf})
@@ -135,7 +135,7 @@ func read(dir string) []conflist.File {
 }
 
 // Executable reports whether path is a program, or a link to one. So is a link that leads to
-// nothing: k3s has its plugins in another folder, which a container does not see, and where a
+// nothing: k3s has its plugins in another directory, which a container does not see, and where a
 // plugin really is missing no pod starts.
 func Executable(path string) bool {
 	info, err := os.Stat(path)
@@ -152,7 +152,7 @@ const Auto = "auto"
 // Directories are those that were given; empty for one that is to be found.
 type Directories struct{ Conf, Bin string }
 
-// GivenBy are the folders by the values of --cni-conf-dir and --cni-bin-dir.
+// GivenBy are the directories by the values of --cni-conf-dir and --cni-bin-dir.
 func GivenBy(confDir, binDir string) (Directories, error) {
 	given := Directories{}
 	for _, f := range []struct {
@@ -219,7 +219,7 @@ func listed(places []Place) string {
 	return strings.Join(out, "; ")
 }
 
-// has reports whether the given folders are those of the place.
+// has reports whether the given directories are those of the place.
 func (p Place) has(given Directories) bool {
 	return (given.Conf == "" || same(given.Conf, p.Conf)) && (given.Bin == "" || slices.ContainsFunc(p.Bins, func(b string) bool { return same(b, given.Bin) }))
 }
@@ -229,7 +229,7 @@ func (p Place) same(q Place) bool {
 	return same(p.Conf, q.Conf) && p.Network == q.Network && slices.EqualFunc(p.Bins, q.Bins, same)
 }
 
-// with is the place with the given folders as they were given, podmark's own first.
+// with is the place with the given directories as they were given, podmark's own first.
 func (p Place) with(given Directories) Place {
 	if given.Conf != "" {
 		p.Conf = given.Conf
@@ -241,7 +241,7 @@ func (p Place) with(given Directories) Place {
 	return p
 }
 
-// Sorted is the place with that folder of plugins first, which podmark's goes to, that has
+// Sorted is the place with that directory of plugins first, which podmark's goes to, that has
 // the main plugin.
 func (p Place) Sorted() Place {
 	chosen, _, err := conflist.Choose(read(p.Conf), conflist.Wanted{Network: p.Network, Dir: p.Conf})
@@ -259,7 +259,7 @@ func (p Place) Sorted() Place {
 	return p
 }
 
-// same reports whether two paths lead to one folder.
+// same reports whether two paths lead to one directory.
 func same(a, b string) bool {
 	if filepath.Clean(a) == filepath.Clean(b) {
 		return true

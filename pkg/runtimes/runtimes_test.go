@@ -85,7 +85,7 @@ func TestDecide(t *testing.T) {
 		err         error
 	}{
 		{"nothing", runtimes.Directories{}, nil, nil, place(runtimes.Assumed, "/etc/cni/net.d", "/opt/cni/bin"), nil},
-		{"one folder given", runtimes.Directories{Conf: "/x"}, nil, nil, place(runtimes.Assumed, "/x", "/opt/cni/bin"), nil},
+		{"one directory given", runtimes.Directories{Conf: "/x"}, nil, nil, place(runtimes.Assumed, "/x", "/opt/cni/bin"), nil},
 		{"both given", runtimes.Directories{Conf: "/x", Bin: "/y"}, nil, []runtimes.Place{k3s}, place(runtimes.Given, "/x", "/y"), nil},
 		{"known", runtimes.Directories{}, nil, []runtimes.Place{k3s}, k3s, nil},
 		{"known by what is given", runtimes.Directories{Conf: "/k3s"}, nil, []runtimes.Place{place(known, "/a", "/a/bin"), k3s}, k3s, nil},
@@ -128,8 +128,8 @@ func TestGivenBy(t *testing.T) {
 	}
 }
 
-// A folder may be given by another path to it.
-func TestSameFolder(t *testing.T) {
+// A directory may be given by another path to it.
+func TestSameDirectory(t *testing.T) {
 	dir := t.TempDir()
 	link := filepath.Join(dir, "current")
 	if err := errors.Join(os.Mkdir(filepath.Join(dir, "v1"), 0o755), os.Symlink("v1", link)); err != nil {
@@ -141,7 +141,7 @@ func TestSameFolder(t *testing.T) {
 	}
 }
 
-// podmark goes to the folder that has the main plugin.
+// podmark goes to the directory that has the main plugin.
 func TestSorted(t *testing.T) {
 	dir := t.TempDir()
 	conf, empty, bin := filepath.Join(dir, "conf"), filepath.Join(dir, "empty"), filepath.Join(dir, "bin")
@@ -159,14 +159,14 @@ func TestExecutable(t *testing.T) {
 	dir := t.TempDir()
 	path := func(name string) string { return filepath.Join(dir, name) }
 	for _, err := range []error{
-		os.WriteFile(path("program"), nil, 0o755), os.WriteFile(path("text"), nil, 0o644), os.Mkdir(path("folder"), 0o755),
+		os.WriteFile(path("program"), nil, 0o755), os.WriteFile(path("text"), nil, 0o644), os.Mkdir(path("directory"), 0o755),
 		os.Symlink("program", path("link")), os.Symlink("text", path("link to text")), os.Symlink("../elsewhere/bin/cni", path("link out")),
 	} {
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	for name, want := range map[string]bool{"program": true, "text": false, "folder": false, "link": true, "link to text": false, "link out": true, "none": false} {
+	for name, want := range map[string]bool{"program": true, "text": false, "directory": false, "link": true, "link to text": false, "link out": true, "none": false} {
 		if got := runtimes.Executable(path(name)); got != want {
 			t.Errorf("%s: %t", name, got)
 		}

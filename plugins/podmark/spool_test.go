@@ -45,12 +45,12 @@ func TestCallsAreNoted(t *testing.T) {
 	}
 }
 
-// Where podmark has no state folder, a call leaves no trace of itself.
+// Where podmark has no state directory, a call leaves no trace of itself.
 func TestNothingIsNotedWithoutState(t *testing.T) {
 	n := newNode(t, nftables)
 	n.addPod().del().ok(t)
 	if _, err := os.Stat(n.dir); err == nil {
-		t.Error("a DEL made the folder")
+		t.Error("a DEL made the directory")
 	}
 	p := n.addPod()
 	p.add().ok(t)

@@ -73,7 +73,7 @@ func TestDoctorDaemon(t *testing.T) {
 	_ = first.Wait()
 	found := p.finds("podmarkd", "does not run")
 	if want := "podmarkd --state-dir " + p.dir; found.Fix != want {
-		t.Errorf("mend %q, want %q", found.Fix, want)
+		t.Errorf("fix %q, want %q", found.Fix, want)
 	}
 	second := p.podmarkd()
 	p.well()
@@ -93,7 +93,7 @@ func TestDoctorDaemon(t *testing.T) {
 	if err := json.Unmarshal([]byte(p.files()["daemon.json"]), &status); err != nil {
 		t.Fatal(err)
 	}
-	status["looked"] = time.Now().Add(-time.Hour)
+	status["lastReconcile"] = time.Now().Add(-time.Hour)
 	b, err := json.Marshal(status)
 	if err != nil {
 		t.Fatal(err)

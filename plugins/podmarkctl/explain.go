@@ -70,7 +70,7 @@ Exit status: 0 allowed, 1 denied to one backend at least, 2 wrong usage or failu
 			return err
 		},
 	}
-	from.addFlags(cmd, "policy", "", "ask about a policy instead of the node's: a manifest, a folder, or - for stdin; may be repeated")
+	from.addFlags(cmd, "policy", "", "ask about a policy instead of the node's: a manifest, a directory, or - for stdin; may be repeated")
 	return cmd
 }
 

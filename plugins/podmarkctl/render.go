@@ -61,7 +61,7 @@ peers, are not among them.`,
 			return o.print(cmd.OutOrStdout(), r, r.print)
 		},
 	}
-	from.addFlags(cmd, "filename", "f", "a policy to render instead of the node's: a manifest, a folder, or - for stdin")
+	from.addFlags(cmd, "filename", "f", "a policy to render instead of the node's: a manifest, a directory, or - for stdin")
 	cmd.Flags().StringVar(&backend, "backend", string(config.BackendAuto), "auto, nftables or iptables")
 	return cmd
 }

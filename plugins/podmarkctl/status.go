@@ -33,7 +33,7 @@ type status struct {
 	// Flowtables are those of the node, by nft's names, and Unjudged is how many flows they
 	// carry past the hooks that the policy in force has not judged.
 	Flowtables []string `json:"flowtables,omitempty"`
-	Unjudged   int      `json:"unjudged,omitempty"`
+	Unjudged   int      `json:"bypassing,omitempty"`
 	// Daemon is null where none has ever run; Running tells whether it still does.
 	Running bool         `json:"running"`
 	Daemon  *node.Status `json:"daemon"`
@@ -128,7 +128,7 @@ func (o *options) unmarked() (pods map[string]string, unseen string) {
 
 // policiesRow shows how it goes with the policies that podmarkd follows.
 func policiesRow(row func(name, format string, args ...any), p node.PolicyStatus) {
-	from, ok := map[node.PolicySource]string{node.FromDirectory: "the folder", node.FromKubernetes: "the Kubernetes API"}[p.Source]
+	from, ok := map[node.PolicySource]string{node.FromDirectory: "the directory", node.FromKubernetes: "the Kubernetes API"}[p.Source]
 	if !ok {
 		return
 	}
@@ -198,7 +198,7 @@ func (s status) table(w io.Writer) error {
 		row("podmarkd", "runs since %s", d.Started.Format(time.RFC3339))
 	}
 	if d != nil {
-		row("looked", "%s, because of: %s", d.LastReconcile.Format(time.RFC3339), d.Trigger)
+		row("reconciled", "%s, triggered by: %s", d.LastReconcile.Format(time.RFC3339), d.Trigger)
 		if d.Error != "" {
 			row("error", "%s", d.Error)
 		}
@@ -212,7 +212,7 @@ func (s status) table(w io.Writer) error {
 		if d.Mode.Leftover() {
 			says += ": what IPVS has was left over, and takes packets all the same"
 		}
-		row("services", "%s, %d in IPVS%s", map[bool]string{true: "IPVS", false: "not by IPVS"}[d.Mode.IPVS], d.Mode.Services, says)
+		row("proxy mode", "%s, %d services in IPVS%s", map[bool]string{true: "IPVS", false: "other"}[d.Mode.IPVS], d.Mode.Services, says)
 		if !d.Idle {
 			row("NodePorts", "%s %v, of %v by %s", d.Ports.Mode, d.Ports.Ranges, d.Ports.Configured, d.Ports.Source)
 		}
@@ -236,7 +236,7 @@ func (s status) table(w io.Writer) error {
 		policiesRow(row, d.Policies)
 		row("repairs", "%d", d.Repairs)
 		if d.LastRepair != nil {
-			row("last repair", "%s, %s: %s", d.LastRepair.Time.Format(time.RFC3339), d.LastRepair.Kind, d.LastRepair.Missing)
+			row("last repair", "%s, %s: %s", d.LastRepair.Time.Format(time.RFC3339), d.LastRepair.Kind, d.LastRepair.Drift)
 		}
 	}
 	return tw.Flush()

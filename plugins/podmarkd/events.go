@@ -87,7 +87,7 @@ func warnings(l node.Reconciliation) []warning {
 	}
 	drift := warning{reason: reasonDrift}
 	if n := len(l.Repaired.EndpointDrift); n > 0 {
-		drift.text = fmt.Sprintf("Links of pods are not as they were added: %s. These pods may have no network, and 'podmarkctl doctor' on the node says how to mend it.", firstOf(l.Repaired.EndpointDrift, n))
+		drift.text = fmt.Sprintf("Links of pods are not as they were added: %s. These pods may have no network, and 'podmarkctl doctor' on the node says how to fix it.", firstOf(l.Repaired.EndpointDrift, n))
 	}
 	bits := warning{reason: reasonBits}
 	for _, c := range l.Collisions {

@@ -59,7 +59,7 @@ func guard(ctx context.Context, o *installOptions, log *slog.Logger) error {
 	return nil
 }
 
-// watch arms w for a folder, once: a folder that was removed has left w by itself.
+// watch arms w for a directory, once: a directory that was removed has left w by itself.
 func watch(w *fsnotify.Watcher, dir string) error {
 	if slices.Contains(w.WatchList(), dir) {
 		return nil
@@ -90,7 +90,7 @@ func (g *installKeeper) locate(ctx context.Context) (runtimes.Place, error) {
 		g.failed(ctx, err)
 	case g.place != place.String():
 		g.place = place.String()
-		g.log.Info("found the folders of the runtime", "configurations", place.Conf, "plugins", place.Bins, "how", place.How)
+		g.log.Info("Found the directories of the container runtime", "configurations", place.Conf, "plugins", place.Bins, "how", place.How)
 	}
 	return place, err
 }
@@ -102,7 +102,7 @@ func (g *installKeeper) failed(ctx context.Context, err error) {
 		if errors.Is(err, conflist.ErrNone) {
 			level = slog.LevelInfo
 		}
-		g.log.Log(ctx, level, "podmark cannot be installed yet", "error", err)
+		g.log.Log(ctx, level, "Cannot install podmark yet", "error", err)
 	}
 	g.problem = err.Error()
 }
@@ -125,9 +125,9 @@ func (g *installKeeper) install(ctx context.Context) time.Duration {
 		g.installed = true
 		return 0
 	}
-	message := "installed"
+	message := "Installed"
 	if g.installed {
-		message = "put back"
+		message = "Installed again"
 	}
 	for _, c := range done.Changes {
 		g.log.Info(message, "verb", c.Verb, "path", c.Path, "why", c.Why)
@@ -142,7 +142,7 @@ func (g *installKeeper) install(ctx context.Context) time.Duration {
 func (g *installKeeper) repaired() time.Duration {
 	pause := g.pace.repaired(time.Now())
 	if pause > 0 {
-		g.log.Warn("somebody else keeps taking podmark out of the conflist; leaving it alone for a while",
+		g.log.Warn("Another program keeps removing podmark from the conflist; pausing",
 			"pause", pause, "hint", "let only one agent own the conflist; for Cilium set cni.exclusive=false")
 	}
 	return pause
@@ -163,7 +163,7 @@ func (g *installKeeper) wait(ctx context.Context, w *fsnotify.Watcher, pause, li
 			return
 		case err := <-w.Errors:
 			// Events may be lost.
-			g.log.Warn("watching network configurations", "error", err)
+			g.log.Warn("Failed to watch network configurations", "error", err)
 		case e := <-w.Events:
 			if isTemporary(filepath.Base(e.Name)) {
 				continue

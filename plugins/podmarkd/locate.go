@@ -37,7 +37,7 @@ func (o *installOptions) locate(ctx context.Context) (runtimes.Place, error) {
 	return place, nil
 }
 
-// configurations is the folder of network configurations, empty where none was given. It is
+// configurations is the directory of network configurations, empty where none was given. It is
 // looked for until it is found.
 func (o *installOptions) configurations(ctx context.Context) string {
 	if o.confDir == "" {

@@ -46,20 +46,20 @@ type metrics struct {
 func newMetrics(n apply.Node, log *slog.Logger) *metrics {
 	m := &metrics{
 		node: n, registry: prometheus.NewRegistry(),
-		reconciles: counterVec("podmark_looks_total", "Looks at the node, by reason.", "reason"),
+		reconciles: counterVec("podmark_reconciles_total", "Reconciliations of the node, by what triggered them.", "trigger"),
 		repairs:    counterVec("podmark_repairs_total", "Times that something was missing in the kernel and was put back, by its kind.", "kind"),
-		collected:  counter("podmark_collected_total", "Attachments of pods that were gone and had no DEL."),
+		collected:  counter("podmark_garbage_collected_total", "Attachments of pods that were gone and had no DEL."),
 		adopted:    counter("podmark_adopted_total", "Pods from before podmark that got an ID while they ran."),
 		replaced:   counterVec("podmark_replaced_sets_total", "Sets of the node that had gone stale, by name.", "set"),
-		failures:   counter("podmark_look_failures_total", "Looks that ended in an error."),
+		failures:   counter("podmark_reconcile_failures_total", "Looks that ended in an error."),
 		followed:   newPolicyMetrics(),
-		takenBack:  counter("podmark_offloaded_flows_taken_back_total", "Live connections that were taken out of somebody else's flowtable because a change of the policies may forbid them."),
+		takenBack:  counter("podmark_offloaded_flows_reclaimed_total", "Live connections that were taken out of somebody else's flowtable because a change of the policies may forbid them."),
 	}
 	// A counter that is not there until it is 1 never seems to grow.
 	for _, k := range missing.Kinds() {
 		m.repairs.WithLabelValues(string(k))
 	}
-	unread := unreadMetrics{log: log, failures: counterVec("podmark_unread_total", "Times that a source of metrics could not be read for a scrape.", "source")}
+	unread := unreadMetrics{log: log, failures: counterVec("podmark_source_errors_total", "Times that a source of metrics could not be read for a scrape.", "source")}
 	m.packets, m.offloadRead = newPacketMetrics(n, unread.of("packets")), unread.of("flowtables")
 	m.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
@@ -95,7 +95,7 @@ func (u unreadMetrics) of(source string) func(error) {
 			text = err.Error()
 		}
 		if old := before.Swap(&text); text != "" && (old == nil || *old != text) {
-			u.log.Warn("a source of metrics cannot be read", "source", source, "error", text)
+			u.log.Warn("Failed to read a source of metrics", "source", source, "error", text)
 		}
 	}
 }
@@ -129,17 +129,17 @@ var (
 	proxyIPVS        = gauge("podmark_proxy_ipvs", "1 where kube-proxy uses IPVS: there are services, and kube-ipvs0.")
 	ipvsServices     = gauge("podmark_ipvs_services", "Virtual services of IPVS.")
 	portsInfo        = gauge("podmark_node_ports_info", "1, with whose NodePort ranges are used, and how.", "source", "mode")
-	portsOutside     = gauge("podmark_node_ports_outside_range", "NodePorts in use that are in no configured range.")
+	portsOutside     = gauge("podmark_node_ports_outside_range", "NodePorts in use are outside the configured ranges.")
 	felixDiffers     = gauge("podmark_felix_mask_differs", "1 where the mask of FelixConfiguration is not the node's.")
 	collisions       = gauge("podmark_mark_collision_bits", "Bits of the mask that a known program uses, or a rule of nobody known (other) writes where they matter.", "user")
 	sysctlOK         = gauge("podmark_sysctl_ok", "1 where a kernel parameter that the node needs is what it should be; one that is not needed is left out.", "name")
-	reconcileTime    = gauge("podmark_last_look_timestamp_seconds", "When the node was last looked at.")
-	reconcileSeconds = gauge("podmark_last_look_duration_seconds", "How long that took.")
-	reconcileOK      = gauge("podmark_last_look_ok", "1 when it ended without an error.")
-	applySeconds     = gauge("podmark_last_apply_duration_seconds", "How long it took last to make the kernel agree with the node's state.")
+	reconcileTime    = gauge("podmark_last_reconcile_timestamp_seconds", "When the node was last looked at.")
+	reconcileSeconds = gauge("podmark_last_reconcile_duration_seconds", "How long that took.")
+	reconcileOK      = gauge("podmark_last_reconcile_success", "1 when it ended without an error.")
+	applySeconds     = gauge("podmark_last_dataplane_sync_duration_seconds", "How long it took last to make the kernel agree with the node's state.")
 	driftedLinks     = gauge("podmark_endpoint_drift", "Links of endpoints that others have changed and not changed back, by what they did.", "change")
-	applyError       = gauge("podmark_last_apply_error", "1 where the kernel could not be made to agree.")
-	unjudged         = gauge("podmark_offloaded_flows_unjudged", "Live connections of isolated pods that somebody else's flowtable carries past the policy in force.")
+	applyError       = gauge("podmark_last_dataplane_sync_error", "1 where the kernel could not be made to agree.")
+	unjudged         = gauge("podmark_offloaded_flows_bypassing", "Live connections of isolated pods that somebody else's flowtable carries past the policy in force.")
 )
 
 func gauge(name, help string, labels ...string) *prometheus.Desc {

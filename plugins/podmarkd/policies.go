@@ -19,7 +19,7 @@ import (
 	"github.com/podmark/podmark/pkg/whois"
 )
 
-// policies are where those of the node come from: a folder, the Kubernetes API for
+// policies are where those of the node come from: a directory, the Kubernetes API for
 // networks that say so, or neither, where podmarkctl applies them.
 type policies struct {
 	cluster   *cluster.Cluster // nil where the API server is not asked
@@ -30,7 +30,7 @@ type policies struct {
 
 	mu       sync.Mutex
 	networks map[string]config.Policy
-	// wrong is what is wrong with these, and read how the folder was read last.
+	// wrong is what is wrong with these, and read how the directory was read last.
 	wrong error
 	read  node.PolicyStatus
 }
@@ -120,10 +120,10 @@ func (p *policies) judge(networks map[string]config.Policy) error {
 func (p *policies) reclaimed(r apply.Reclaimed) {
 	p.metrics.takenBack.Add(float64(r.Flows))
 	if trouble := r.Trouble(); trouble != "" {
-		p.log.Warn("the policy does not hold for some live connections; podmarkctl doctor says what to do", "reason", trouble)
+		p.log.Warn("Policy is not enforced on some live connections; run 'podmarkctl doctor'", "reason", trouble)
 	}
 	if r.Flows > 0 {
-		p.log.Info("live connections were taken out of flowtables, and are judged again", "connections", r.Flows)
+		p.log.Info("Removed live connections from flowtables; they are evaluated again", "connections", r.Flows)
 	}
 }
 
@@ -138,7 +138,7 @@ func (p *policies) troubles() []view.Trouble {
 // mostNotes is how many notes the status has.
 const mostNotes = 10
 
-// directoryRead takes over how the folder was read.
+// directoryRead takes over how the directory was read.
 func (p *policies) directoryRead(done apply.Applied, notes []string, err error) {
 	p.reclaimed(done.Reclaimed)
 	p.mu.Lock()

@@ -19,7 +19,7 @@ var (
 )
 
 // present says why the next pod would start without podmark, or with another one than was asked
-// for, or not at all; nil where it is installed, or no folder is to be looked at.
+// for, or not at all; nil where it is installed, or no directory is to be looked at.
 func (o *installOptions) present(ctx context.Context) error {
 	if o.confDir == "" {
 		return nil

@@ -28,7 +28,7 @@ func onBridge(t *testing.T) (h *host, confDir string) {
 	return h, h.bridgeList()
 }
 
-// bridgeList makes a folder with such a conflist.
+// bridgeList makes a directory with such a conflist.
 func (h *host) bridgeList() string {
 	h.t.Helper()
 	dir := h.t.TempDir()
@@ -92,7 +92,7 @@ func TestSysctlsAreLeft(t *testing.T) {
 		t.Error("a parameter was set")
 	}
 	if n := strings.Count(d.log.String(), "sysctl -w "+bridgeFour+"=1"); n != 1 {
-		t.Errorf("it is said %d times how to mend it", n)
+		t.Errorf("it is said %d times how to fix it", n)
 	}
 	h.exec("", "sysctl", "-qw", bridgeFour+"=1", bridgeSix+"=1")
 	d.is("1")

@@ -126,7 +126,7 @@ func (o *uninstallOptions) finish(ctx context.Context, n apply.Node, s site, out
 	return err
 }
 
-// lock is the site's; nobody has to be kept out of a folder that is not there.
+// lock is the site's; nobody has to be kept out of a directory that is not there.
 func (o *uninstallOptions) lock(ctx context.Context, s site) (unlock func(), err error) {
 	if unlock, err = s.lock(ctx, o.lockTimeout); errors.Is(err, fs.ErrNotExist) {
 		return func() {}, nil
@@ -134,7 +134,7 @@ func (o *uninstallOptions) lock(ctx context.Context, s site) (unlock func(), err
 	return unlock, err
 }
 
-// removeEntries takes podmark out of every conflist and drop-in folder.
+// removeEntries takes podmark out of every conflist and drop-in directory.
 func (o *uninstallOptions) removeEntries(ctx context.Context, s site, out io.Writer) error {
 	unlock, err := o.lock(ctx, s)
 	if err != nil {
@@ -204,10 +204,10 @@ func (o *uninstallOptions) takeOut(s site, out io.Writer) (err error) {
 	return err
 }
 
-// without says what is to be changed in a folder for podmark to be gone from it.
+// without says what is to be changed in a directory for podmark to be gone from it.
 // Files that an agent has set aside under another name are among it: they may come back.
 func (f confDirectory) without(s site, stateDir string) ([]change, error) {
-	var changes, folders []change
+	var changes, directories []change
 	if unread := slices.Sorted(maps.Keys(f.unread)); unread != nil {
 		return nil, f.unread[unread[0]] // it may have an entry
 	}
@@ -229,7 +229,7 @@ func (f confDirectory) without(s site, stateDir string) ([]change, error) {
 			changes = append(changes, change{Verb: "remove", Path: filepath.Join(s.conf, name, dropInFile), Why: "podmark's entry"})
 		}
 		if n.others == 0 && (n.dropIn != nil || f.hasList(name)) {
-			folders = append(folders, change{Verb: "remove", Path: filepath.Join(s.conf, name), Why: "empty"})
+			directories = append(directories, change{Verb: "remove", Path: filepath.Join(s.conf, name), Why: "empty"})
 		}
 	}
 	for _, file := range f.files {
@@ -258,9 +258,9 @@ func (f confDirectory) without(s site, stateDir string) ([]change, error) {
 			changes = append(changes, c)
 		}
 	}
-	// The folders last: while they are there, a second try knows that the runtime
+	// The directories last: while they are there, a second try knows that the runtime
 	// may not have read the conflist since.
-	return slices.Concat(changes, folders), nil
+	return slices.Concat(changes, directories), nil
 }
 
 // hasList reports whether there is a list of that network.

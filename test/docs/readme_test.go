@@ -239,7 +239,7 @@ func TestPodmarkctl(t *testing.T) {
 					}
 				}
 			}
-			// These change nothing; with a state folder of the test's, the node does not matter.
+			// These change nothing; with a state directory of the test's, the node does not matter.
 			if command == "list" || command == "render" || slices.Contains(args, "--dry-run") {
 				run(append(args, "--state-dir", filepath.Join(t.TempDir(), "state"))...)
 			}

@@ -3,7 +3,7 @@ package nftables
 import "slices"
 
 // whole lists what turns have into want. Rules are all written anew, so that ones
-// somebody meddled with are mended; elements only where they differ. Who is in a policy's
+// somebody meddled with are fixed; elements only where they differ. Who is in a policy's
 // set stays there.
 func whole(have actual, want ruleset) (ch change) {
 	for _, t := range want.tables {

@@ -52,7 +52,7 @@ func (g Guard) Sync(ctx context.Context, want desired.State) error {
 		return err
 	}
 	r := func() ruleset { return renderGuard(want) }
-	mend := func(c *conn) (change, error) {
+	fix := func(c *conn) (change, error) {
 		have, err := readAll(c, tables())
 		return whole(have, r()), err
 	}
@@ -60,7 +60,7 @@ func (g Guard) Sync(ctx context.Context, want desired.State) error {
 		have, err := readAll(c, tables())
 		return fresh(have, r()), err
 	}
-	return Backend(g).transact(ctx, "synced senders", mend, rebuild)
+	return Backend(g).transact(ctx, "synced senders", fix, rebuild)
 }
 
 // Remove removes both tables.

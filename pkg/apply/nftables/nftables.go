@@ -24,7 +24,7 @@ import (
 )
 
 // ErrIncomplete is returned when the tables are not as a Sync left them, as
-// before the first endpoint or after 'nft flush ruleset': a Sync mends that.
+// before the first endpoint or after 'nft flush ruleset': a Sync fixes that.
 var ErrIncomplete = missing.Err
 
 // Backend applies states. Its methods are not safe for concurrent use: the
@@ -52,7 +52,7 @@ func (b Backend) Sync(ctx context.Context, want desired.State) error {
 	if err := want.Filled(); err != nil {
 		return err
 	}
-	mend := func(c *conn) (change, error) {
+	fix := func(c *conn) (change, error) {
 		have, err := readAll(c, tables())
 		if err != nil {
 			return change{}, err
@@ -64,7 +64,7 @@ func (b Backend) Sync(ctx context.Context, want desired.State) error {
 		have, err := readAll(c, tables())
 		return fresh(have, render(want, numbers{}.with(want))), err
 	}
-	return b.transact(ctx, "synced", mend, rebuild)
+	return b.transact(ctx, "synced", fix, rebuild)
 }
 
 // Remove removes both tables. A kernel without nf_tables has none.

@@ -288,7 +288,7 @@ func TestEveryRuleIsStamped(t *testing.T) {
 				t.Error(err)
 			}
 			if diff := cmp.Diff(sorted(before), sorted(list(t))); diff != "" {
-				t.Errorf("after mending:\n%s", diff)
+				t.Errorf("after fixing:\n%s", diff)
 			}
 		})
 	}
@@ -374,7 +374,7 @@ func TestDamage(t *testing.T) {
 				t.Fatal(err)
 			}
 			if diff := cmp.Diff(sorted(before), sorted(list(t))); diff != "" {
-				t.Errorf("after mending:\n%s", diff)
+				t.Errorf("after fixing:\n%s", diff)
 			}
 		})
 	}

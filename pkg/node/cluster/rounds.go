@@ -93,9 +93,9 @@ func (c *Cluster) keep(ctx context.Context, after string) string {
 	set, changed, err := c.Node.ReconcileSet(ctx, after)
 	switch {
 	case err != nil && ctx.Err() == nil:
-		c.Log.Warn("looking at a set", "behind", after, "error", err)
+		c.Log.Warn("Failed to check a set", "after", after, "error", err)
 	case changed > 0:
-		c.Log.Warn("somebody had changed a set", "set", set, "elements", changed)
+		c.Log.Warn("Repaired a set", "set", set, "elements", changed)
 	}
 	return set
 }

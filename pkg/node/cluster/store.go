@@ -158,7 +158,7 @@ func (s *reflectorStore) tell(err error) {
 		return
 	}
 	if s.c.view.Failed(s.Watch, err, class, time.Now()) {
-		s.c.Log.Warn("the API server does not show what policies need", "error", err)
+		s.c.Log.Warn("The API server does not serve what policies need", "error", err)
 	}
 	if err != nil {
 		s.c.poke() // another watch may take its place

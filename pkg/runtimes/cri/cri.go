@@ -1,4 +1,4 @@
-// Package cri asks container runtimes, by the Container Runtime Interface, which folders
+// Package cri asks container runtimes, by the Container Runtime Interface, which directories
 // of CNI they read.
 //
 // It makes one call of gRPC with net/http: grpc and the types of cri-api would add 9 MB to
@@ -26,9 +26,9 @@ import (
 	"github.com/podmark/podmark/pkg/runtimes"
 )
 
-// ErrNoDirectories: nothing at the socket says which folders are read: there is no socket, or a
+// ErrNoDirectories: nothing at the socket says which directories are read: there is no socket, or a
 // runtime that does not tell, as CRI-O up to 1.33.
-var ErrNoDirectories = errors.New("no runtime says which folders it reads")
+var ErrNoDirectories = errors.New("no runtime says which directories it reads")
 
 const (
 	// patience is how long a runtime may take, and maxAnswer far above any answer, in bytes.
@@ -86,7 +86,7 @@ func Ask(ctx context.Context, socket string) (runtimes.Place, error) {
 	}
 	var place runtimes.Place
 	if err == nil {
-		place, err = folders(answer)
+		place, err = directories(answer)
 	}
 	if err != nil {
 		return runtimes.Place{}, fmt.Errorf("asking the runtime at %q: %w", socket, err)
@@ -141,9 +141,9 @@ func status(ctx context.Context, socket string) ([]byte, error) {
 	return body[5:], nil
 }
 
-// folders reads them from a StatusResponse: containerd has its configuration as JSON in
-// info["config"], with several folders of plugins from 2.1 on, and so has CRI-O.
-func folders(message []byte) (runtimes.Place, error) {
+// directories reads them from a StatusResponse: containerd has its configuration as JSON in
+// info["config"], with several directories of plugins from 2.1 on, and so has CRI-O.
+func directories(message []byte) (runtimes.Place, error) {
 	text, err := configuration(message)
 	if err != nil {
 		return runtimes.Place{}, err
