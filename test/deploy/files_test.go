@@ -107,7 +107,7 @@ func TestUnit(t *testing.T) {
 	}
 }
 
-// The documents name files and values that there are, and docs/install.md says what each folder of
+// The documents name files and values that there are, and docs/install.md says what each directory of
 // the container is for.
 func TestDocuments(t *testing.T) {
 	values := load(t).Values

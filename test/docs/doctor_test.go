@@ -31,8 +31,8 @@ func TestDoctor(t *testing.T) {
 			t.Errorf("docs/troubleshooting.md does not say that doctor does not look at %s", way)
 		}
 	}
-	if !strings.Contains(document, "`"+doctor.Unlooked+"`") {
-		t.Errorf("docs/troubleshooting.md does not name %s", doctor.Unlooked)
+	if !strings.Contains(document, "`"+doctor.NotChecked+"`") {
+		t.Errorf("docs/troubleshooting.md does not name %s", doctor.NotChecked)
 	}
 }
 
