@@ -11,37 +11,29 @@ import (
 	"github.com/podmark/podmark/pkg/desired"
 )
 
-// Backend makes the kernel agree with a state. Its user holds the node's lock, but
-// for Counters.
+// Backend makes the kernel agree with a state. Its caller holds the node's lock.
 type Backend interface {
 	// Sync makes the kernel hold exactly want. Of peer and tuple sets it makes those of want,
 	// and leaves in them who is there besides. Like Update, it takes desired.ErrEmpty's state
 	// for a fault and changes nothing.
 	Sync(ctx context.Context, want desired.State) error
-	// Remove takes everything of the backend's out of the kernel.
-	Remove(ctx context.Context) error
-	// Fill makes the peer and tuple sets of want hold exactly who is in them there, and
-	// says how many elements came and went. It makes those that are not there, and looks
-	// at nothing else.
-	Fill(ctx context.Context, want desired.State) (changed int, err error)
-	// Holds reports whether the kernel's peer and tuple sets hold everybody who is in those
-	// of want.
-	Holds(ctx context.Context, want desired.State) (bool, error)
 	// Update moves the endpoints of from to what to says and touches nothing else.
-	Update(ctx context.Context, from, to desired.State) error
-	// Stands reports whether the rules are there that do not depend on who is on the node, by
-	// their number: it costs next to nothing.
-	Stands(ctx context.Context, n desired.Node) error
-	// Check reports what of want is not in place, changing nothing, as far as no process is
-	// needed to tell: also a rule of the frame, or of want's profiles, that another one has taken the place of.
-	Check(ctx context.Context, want desired.State) error
-	// Verify does too, and looks closer: at what only a process can tell.
-	Verify(ctx context.Context, want desired.State) error
-	// Keep is Verify, with more. What belongs to the node and not to an
+	Update(ctx context.Context, from, to desired.Share) error
+	// FillSet makes one peer or tuple set hold exactly its members, and says how many elements
+	// came and went. It makes the set if it is not there, and looks at nothing else.
+	FillSet(ctx context.Context, set desired.Set) (changed int, err error)
+	// Check reports what of want is not in place, changing nothing: [Drifted] holds for that.
+	Check(ctx context.Context, want desired.State, depth drift.Depth) error
+	// Refresh is a deep Check, with more. What belongs to the node and not to an
 	// endpoint it brings up to date, without writing a rule, and names it.
-	Keep(ctx context.Context, want desired.State) (replaced []string, err error)
-	// Counters reads what each rule that drops has counted since it was written. It
-	// changes nothing, and needs no lock.
+	Refresh(ctx context.Context, want desired.State) (replaced []string, err error)
+}
+
+// Reader tells what a backend has in the kernel. It changes nothing, and needs no lock.
+type Reader interface {
+	// Holds reports whether a peer or tuple set holds all members of set.
+	Holds(ctx context.Context, set desired.Set) (bool, error)
+	// Counters reads what each rule that drops has counted since it was written.
 	Counters(ctx context.Context) ([]counters.Rule, error)
 }
 

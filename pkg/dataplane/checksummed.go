@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/podmark/podmark/pkg/dataplane/checksum"
+	"github.com/podmark/podmark/pkg/dataplane/drift"
 	"github.com/podmark/podmark/pkg/desired"
 )
 
@@ -11,34 +12,18 @@ import (
 // packet says when it is judged, it says behind.
 type Checksummed struct{ Backend }
 
-// Stands is that of Backend.
-func (b Checksummed) Stands(ctx context.Context, n desired.Node) error {
-	if err := checksum.Check(); err != nil {
-		return err
-	}
-	return b.Backend.Stands(ctx, n)
-}
-
 // Check is that of Backend.
-func (b Checksummed) Check(ctx context.Context, want desired.State) error {
+func (b Checksummed) Check(ctx context.Context, want desired.State, depth drift.Depth) error {
 	if err := checksum.Check(); err != nil {
 		return err
 	}
-	return b.Backend.Check(ctx, want)
+	return b.Backend.Check(ctx, want, depth)
 }
 
-// Verify is that of Backend.
-func (b Checksummed) Verify(ctx context.Context, want desired.State) error {
-	if err := checksum.Check(); err != nil {
-		return err
-	}
-	return b.Backend.Verify(ctx, want)
-}
-
-// Keep is that of Backend.
-func (b Checksummed) Keep(ctx context.Context, want desired.State) (replaced []string, err error) {
+// Refresh is that of Backend.
+func (b Checksummed) Refresh(ctx context.Context, want desired.State) (replaced []string, err error) {
 	if err := checksum.Check(); err != nil {
 		return nil, err
 	}
-	return b.Backend.Keep(ctx, want)
+	return b.Backend.Refresh(ctx, want)
 }

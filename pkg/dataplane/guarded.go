@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/podmark/podmark/pkg/dataplane/counters"
+	"github.com/podmark/podmark/pkg/dataplane/drift"
 	"github.com/podmark/podmark/pkg/dataplane/iptables"
 	"github.com/podmark/podmark/pkg/dataplane/nftables"
 	"github.com/podmark/podmark/pkg/desired"
@@ -33,46 +34,30 @@ func (b Guarded) Remove(ctx context.Context) error {
 }
 
 // Update is that of Backend.
-func (b Guarded) Update(ctx context.Context, from, to desired.State) error {
+func (b Guarded) Update(ctx context.Context, from, to desired.Share) error {
 	if err := b.Guard.Update(ctx, from, to); err != nil {
 		return err
 	}
 	return b.Backend.Update(ctx, from, to)
 }
 
-// Stands is that of Backend.
-func (b Guarded) Stands(ctx context.Context, n desired.Node) error {
-	if err := b.Backend.Stands(ctx, n); err != nil {
-		return err
-	}
-	return b.Guard.Stands(ctx, n)
-}
-
 // Check is that of Backend.
-func (b Guarded) Check(ctx context.Context, want desired.State) error {
-	if err := b.Backend.Check(ctx, want); err != nil {
+func (b Guarded) Check(ctx context.Context, want desired.State, depth drift.Depth) error {
+	if err := b.Backend.Check(ctx, want, depth); err != nil {
 		return err
 	}
-	return b.Guard.Check(ctx, want)
+	return b.Guard.Check(ctx, want, depth)
 }
 
-// Verify is that of Backend.
-func (b Guarded) Verify(ctx context.Context, want desired.State) error {
-	if err := b.Backend.Verify(ctx, want); err != nil {
-		return err
-	}
-	return b.Guard.Check(ctx, want)
-}
-
-// Keep is that of Backend.
-func (b Guarded) Keep(ctx context.Context, want desired.State) (replaced []string, err error) {
-	if err := b.Guard.Check(ctx, want); err != nil {
+// Refresh is that of Backend.
+func (b Guarded) Refresh(ctx context.Context, want desired.State) (replaced []string, err error) {
+	if err := b.Guard.Check(ctx, want, drift.Deep); err != nil {
 		return nil, err
 	}
-	return b.Backend.Keep(ctx, want)
+	return b.Backend.Refresh(ctx, want)
 }
 
-// Counters is that of Backend.
+// Counters is that of Reader.
 func (b Guarded) Counters(ctx context.Context) ([]counters.Rule, error) {
 	rules, err := b.Backend.Counters(ctx)
 	ofGuard, errGuard := b.Guard.Counters(ctx)

@@ -237,8 +237,8 @@ func (s State) WithMembers(m Members) State {
 	return s
 }
 
-// ContainsSets reports whether s has the sets of other.
-func (s State) ContainsSets(other State) bool {
+// Contains reports whether s has a set, whoever its members are.
+func (s State) Contains(other Set) bool {
 	for id := range other.PeerSets {
 		if _, ok := s.PeerSets[id]; !ok {
 			return false
@@ -294,17 +294,17 @@ func (s State) WithoutMembers() State {
 
 // NextSet is the first set of those behind the one of the name, in the order of
 // [State.Sets], and its name; empty behind the last.
-func (s State) NextSet(after string) (next State, name string) {
+func (s State) NextSet(after string) (next Set, name string) {
 	for set := range s.Sets() {
-		if name := set.setName(); name > after {
+		if name := set.name(); name > after {
 			return set, name
 		}
 	}
-	return State{}, ""
+	return Set{}, ""
 }
 
-// setName tells the one set of s from the others.
-func (s State) setName() string {
+// name tells the set from others.
+func (s Set) name() string {
 	for id := range s.PeerSets {
 		return "peers " + string(id)
 	}
@@ -314,16 +314,16 @@ func (s State) setName() string {
 	return ""
 }
 
-// Sets yields the peer and tuple sets of s one after the other, each in a state of its own.
-func (s State) Sets() iter.Seq[State] {
-	return func(yield func(State) bool) {
+// Sets yields the peer and tuple sets of s one after the other.
+func (s State) Sets() iter.Seq[Set] {
+	return func(yield func(Set) bool) {
 		for _, id := range s.PeerSetIDs() {
-			if !yield(State{PeerSets: map[PeerSetID]PeerSet{id: s.PeerSets[id]}}) {
+			if !yield(PeersOf(s.PeerSets[id])) {
 				return
 			}
 		}
 		for _, id := range s.TupleSetIDs() {
-			if !yield(State{TupleSets: map[TupleSetID]TupleSet{id: s.TupleSets[id]}}) {
+			if !yield(TuplesOf(s.TupleSets[id])) {
 				return
 			}
 		}
@@ -548,7 +548,7 @@ func containsAll[T any](have, want []T, compare func(T, T) int) bool {
 // Diff leaves what two states of a node say alike out of both: endpoints, profiles and
 // members of sets. Sets themselves stay. What is left is what an update has to touch, and
 // no more enough to tell whether the one narrows to the other.
-func Diff(from, to State) (State, State) {
+func Diff(from, to Share) (Share, Share) {
 	was := map[attachment.Key]Endpoint{}
 	for _, e := range from.Endpoints {
 		was[e.Key] = e

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/explain"
 )
@@ -18,6 +19,7 @@ func Example() {
 	f := explain.Facts{
 		State:   desired.Build(desired.Node{Epoch: 1}, policies, records),
 		Backend: config.BackendNFTables,
+		Chains:  dataplane.ChainsOf(config.BackendNFTables),
 		Routes:  map[netip.Addr]explain.Route{addr("10.1.0.3"): {Interface: "veth-db"}},
 	}
 	a, err := q.Explain(f)

@@ -17,11 +17,26 @@ import (
 	"github.com/podmark/podmark/pkg/mark"
 )
 
+// Chains are where a kind of backend does what: the names of its chains, empty for those that it
+// does not have. Package dataplane has them for each kind.
+type Chains struct {
+	// Guard sees what comes in by a bridge port, and Between what goes from one to another past IP.
+	Guard, Between string
+	// Sender asks for the sender of what comes in.
+	Sender string
+	// Input gives an ID to what is for the node or a service, and Host judges what IPVS has left
+	// for the node. Without Host, Input judges what it takes for the node's.
+	Input, Host string
+	// Forward and Output judge there, and Unmark takes the ID off after Output.
+	Forward, Output, Unmark string
+}
+
 // Facts are what an answer follows from.
 type Facts struct {
 	State desired.State
-	// Backend is nftables or iptables: they judge at different places.
+	// Backend enforces, with these chains.
 	Backend config.Backend
+	Chains  Chains
 	// Host is what "host" stands for, at most one address a family.
 	Host []netip.Addr
 	// Elsewhere are the addresses of pods of other nodes, by NAMESPACE/NAME, of those that

@@ -9,6 +9,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/dataplane/iptables"
 	"github.com/podmark/podmark/pkg/dataplane/nftables"
 	"github.com/podmark/podmark/pkg/desired"
@@ -88,7 +89,7 @@ func facts(t testing.TB, backend config.Backend, policies desired.Policies) expl
 	}
 	mixed := to("10.1.0.2:8080", "10.1.0.3:8080", "10.2.0.9:8080", "192.168.50.1:8080")
 	f := explain.Facts{
-		State: desired.Build(node, policies, records), Backend: backend, Watched: true,
+		State: desired.Build(node, policies, records), Backend: backend, Chains: dataplane.ChainsOf(backend), Watched: true,
 		Host: []netip.Addr{hosts[0], hosts[2]},
 		IPVS: explain.IPVS{Loaded: true, Used: true, Services: []explain.Service{
 			{Protocol: desired.TCP, At: at("10.96.0.10:80"), Destinations: mixed},

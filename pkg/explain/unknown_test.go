@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/explain"
 )
@@ -45,7 +46,9 @@ func TestUnknown(t *testing.T) {
 		{"a policy that is not applied, and no peers", "10.2.0.4", "10.1.0.3:8080", proposed, []string{"10.2.0.4 is no pod known"}},
 		{"a policy that is not applied, and a pod of this node", "web", "10.1.0.3:8080", proposed, nil},
 		{"sets that may lack somebody", "10.2.0.4", "10.1.0.2:8080", func(f *explain.Facts) { f.Unsettled = true }, []string{"without podmarkd", "10.2.0.4 is no pod known"}},
-		{"sets of iptables", "web", "192.168.50.1:22", func(f *explain.Facts) { f.Backend, f.Watched = config.BackendIPTables, false }, []string{"podmarkd does not run"}},
+		{"sets of iptables", "web", "192.168.50.1:22", func(f *explain.Facts) {
+			f.Backend, f.Chains, f.Watched = config.BackendIPTables, dataplane.ChainsOf(config.BackendIPTables), false
+		}, []string{"podmarkd does not run"}},
 		{"nftables has no such sets", "web", "192.168.50.1:22", func(f *explain.Facts) { f.Watched = false }, nil},
 	}
 	for _, tt := range tests {

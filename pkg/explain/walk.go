@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/mark"
 )
@@ -27,18 +26,6 @@ const (
 	kubeProxy = "kube-proxy"
 )
 
-// chains are podmark's, of one backend. A chain that it does not have is empty.
-type chains struct {
-	guard, between, sender, input, host, forward, output string
-	// unmark is at OUTPUT, behind the chain that judges.
-	unmark string
-}
-
-var chainsOf = map[config.Backend]chains{
-	config.BackendNFTables: {guard: "bridge-ports", between: "between-ports", sender: "sender", input: "input", host: "host", forward: "forward", output: "output"},
-	config.BackendIPTables: {guard: "bridge-ports", between: "between-ports", sender: "PODMARK-SENDER", input: "PODMARK-INPUT", forward: "PODMARK-FORWARD", output: "PODMARK-OUTPUT", unmark: "PODMARK-CLEAR"},
-}
-
 // Explain answers the question. Facts must hold the routes and services of all
 // [Query.Addresses].
 func (q Query) Explain(f Facts) (Answer, error) {
@@ -48,7 +35,7 @@ func (q Query) Explain(f Facts) (Answer, error) {
 		return a, err
 	}
 	for _, p := range pairs {
-		w := walker{Facts: f, Query: q, chains: chainsOf[f.Backend], pair: p, unknown: &a.Unknown}
+		w := walker{Facts: f, Query: q, pair: p, unknown: &a.Unknown}
 		walks, err := w.walks()
 		if err != nil {
 			return a, err
@@ -70,7 +57,6 @@ func (w Walk) idle() bool { return w.Backend != nil && w.Backend.Weight == 0 }
 type walker struct {
 	Facts
 	Query
-	chains
 	pair
 	unknown *[]string
 }
@@ -141,7 +127,7 @@ func (w walker) route(a netip.Addr) Route {
 // through follows a packet that the node forwards, or sends.
 func (w walker) through(walk Walk, p desired.Packet, r Route) Walk {
 	if p.In == "" {
-		walk = walk.step(output, w.output, "has no ID: it is the node's own, and passes")
+		walk = walk.step(output, w.Chains.Output, "has no ID: it is the node's own, and passes")
 	} else if walk = w.sent(walk, p); walk.By != "" {
 		return walk
 	}
@@ -155,12 +141,12 @@ func (w walker) through(walk Walk, p desired.Packet, r Route) Walk {
 	case w.pastHooks(p):
 		walk = walk.step("bridge", p.In, "the frame goes from port to port, past all hooks of IP")
 		if w.dropped(p) {
-			return walk.step(bridgeForward, w.between, "drops it: no policy can be asked").
+			return walk.step(bridgeForward, w.Chains.Between, "drops it: no policy can be asked").
 				end(false, "br_netfilter is off, 'podmarkctl doctor' has the command")
 		}
 		return walk.end(true, "not judged: br_netfilter is off, 'podmarkctl doctor' has the command")
 	}
-	return w.evaluate(walk.step(forward, w.forward, "judges both ends"), p)
+	return w.evaluate(walk.step(forward, w.Chains.Forward, "judges both ends"), p)
 }
 
 // pastHooks holds for what goes from one port of a bridge to another where br_netfilter
@@ -188,7 +174,7 @@ func (w walker) toNode(walk Walk, p desired.Packet, r Route) []Walk {
 	hook := input
 	if p.In == "" {
 		hook = output
-		walk = walk.step(output, w.output, "has no ID: it is the node's own, and passes")
+		walk = walk.step(output, w.Chains.Output, "has no ID: it is the node's own, and passes")
 	} else {
 		if walk = w.sent(walk, p); walk.By == "" {
 			walk = w.classified(walk, p, r)
@@ -236,14 +222,14 @@ func (w walker) behind(walk Walk, p desired.Packet) Walk {
 	}
 	p.Out = r.Interface
 	if p.In == "" {
-		return w.evaluate(walk.step(output, w.output, "has no ID: it is the node's own, and passes"), p)
+		return w.evaluate(walk.step(output, w.Chains.Output, "has no ID: it is the node's own, and passes"), p)
 	}
 	does := "has an ID, so IPVS sent it on: judges both ends"
-	if w.unmark == "" {
+	if w.Chains.Unmark == "" {
 		does += ", and takes the ID off"
 	}
-	if walk = w.evaluate(walk.step(output, w.output, does), p); walk.Allowed && w.unmark != "" {
-		walk = walk.step(output, w.unmark, "takes the ID off")
+	if walk = w.evaluate(walk.step(output, w.Chains.Output, does), p); walk.Allowed && w.Chains.Unmark != "" {
+		walk = walk.step(output, w.Chains.Unmark, "takes the ID off")
 	}
 	return walk
 }
@@ -251,8 +237,8 @@ func (w walker) behind(walk Walk, p desired.Packet) Walk {
 // classified is the walk behind our chain at INPUT, ended there if it goes no further.
 func (w walker) classified(walk Walk, p desired.Packet, r Route) Walk {
 	from, _ := w.State.Origin(p.Src, p.In)
-	walk = walk.step(input, w.input, w.identity(p))
-	if from == nil || w.Backend == config.BackendNFTables {
+	walk = walk.step(input, w.Chains.Input, w.identity(p))
+	if from == nil || w.Chains.Host != "" {
 		return walk
 	}
 	last := &walk.Steps[len(walk.Steps)-1]
@@ -294,10 +280,10 @@ func (w walker) delivered(walk Walk, p desired.Packet) Walk {
 	switch {
 	case p.In == "":
 		return w.evaluate(walk, p)
-	case w.Backend == config.BackendNFTables && from != nil:
-		return w.evaluate(walk.step(input, w.host, "IPVS did not send it elsewhere, so it is for the node: judges its egress"), p)
-	case w.Backend == config.BackendNFTables:
-		walk = walk.step(input, w.host, "is from outside: what comes to the node is not judged")
+	case w.Chains.Host != "" && from != nil:
+		return w.evaluate(walk.step(input, w.Chains.Host, "IPVS did not send it elsewhere, so it is for the node: judges its egress"), p)
+	case w.Chains.Host != "":
+		walk = walk.step(input, w.Chains.Host, "is from outside: what comes to the node is not judged")
 		return w.evaluate(walk, p)
 	case from == nil:
 		return w.evaluate(walk, p)
@@ -325,16 +311,16 @@ func (w Walk) asked() *Decision {
 func (w walker) sent(walk Walk, p desired.Packet) Walk {
 	from, posing := w.State.Origin(p.Src, p.In)
 	if posing {
-		return walk.step(prerouting, w.sender, fmt.Sprintf("drops it: %s is no address that may come in by %s", p.Src, p.In)).
+		return walk.step(prerouting, w.Chains.Sender, fmt.Sprintf("drops it: %s is no address that may come in by %s", p.Src, p.In)).
 			end(false, "the source address is not the endpoint's own")
 	}
 	if from == nil {
 		return walk
 	}
 	if !from.Routed() {
-		walk = walk.step(bridgeHook, w.guard, fmt.Sprintf("comes in by %s with that endpoint's own MAC address and address", from.HostVeth))
+		walk = walk.step(bridgeHook, w.Chains.Guard, fmt.Sprintf("comes in by %s with that endpoint's own MAC address and address", from.HostVeth))
 	}
-	return walk.step(prerouting, w.sender, "comes from "+nameOf(*from)+": its address, by its interface")
+	return walk.step(prerouting, w.Chains.Sender, "comes from "+nameOf(*from)+": its address, by its interface")
 }
 
 // identity says which ID a packet gets.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/dataplane/drift"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/pkg/state"
@@ -445,7 +446,7 @@ func (n Node) Check(ctx context.Context, is attachment.Record) error {
 	if err := n.lost(r); err != nil {
 		return err
 	}
-	return n.backend(f).Check(ctx, want)
+	return n.backend(f).Check(ctx, want.State, drift.Content)
 }
 
 // lost says which address of r is another's by now.

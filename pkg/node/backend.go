@@ -2,22 +2,15 @@ package node
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
 
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/dataplane"
-	"github.com/podmark/podmark/pkg/dataplane/ipset"
 	"github.com/podmark/podmark/pkg/dataplane/iptables"
 	"github.com/podmark/podmark/pkg/dataplane/nftables"
 )
-
-// variants are the kinds that iptables enforces.
-var variants = map[config.Kind]iptables.Variant{config.IPTablesNFT: iptables.NFT, config.IPTablesLegacy: iptables.Legacy}
-
-func kindOf(v iptables.Variant) config.Kind { return config.Kind("iptables-" + string(v)) }
 
 func (n Node) backend(f nodeFile) dataplane.Backend {
 	if n.Programs && f.Checksums == checksumsByBPF {
@@ -26,21 +19,13 @@ func (n Node) backend(f nodeFile) dataplane.Backend {
 	return n.kernel().backend(n, f)
 }
 
+// reader tells what the backend has in the kernel.
+func (n Node) reader(f nodeFile) dataplane.Reader { return n.kernel().backend(n, f) }
+
 // judge is the backend without what is beside each of them.
-func (n Node) judge(f nodeFile) dataplane.Backend {
-	if f.Backend == config.NFTables {
-		return nftables.Backend{Step: n.Step}
-	}
-	b := iptables.Backend{Variant: variants[f.Backend], Wait: n.LockTimeout, Step: n.Step, Lacks: f.lacks()}
-	for _, k := range f.Former {
-		if v, ok := variants[k]; ok {
-			b.Former = append(b.Former, v)
-		}
-	}
-	if f.Bridge == bridgeByNFTables {
-		return dataplane.Guarded{Backend: b, Guard: nftables.Guard{Step: n.Step}}
-	}
-	return b
+func (n Node) judge(f nodeFile) dataplane.Enforcer {
+	kind, _ := dataplane.KindOf(f.Backend) // a file of another kind is not read
+	return kind.New(dataplane.Options{Wait: n.LockTimeout, Step: n.Step, Lacks: f.lacks(), Former: f.Former, Guarded: f.Bridge == bridgeByNFTables})
 }
 
 // choose decides what enforces. What auto finds out is noted, and not asked again.
@@ -60,12 +45,11 @@ func (f *nodeFile) choose(wanted config.Backend) error {
 			return fmt.Errorf("%w: %w", ErrBackend, err)
 		}
 		kind = config.NFTables
-	case wanted == config.BackendIPTables && variants[kind] == "":
-		v, err := iptables.Detect()
-		if err != nil {
+	case wanted == config.BackendIPTables && !ofIPTables(kind):
+		var err error
+		if kind, err = dataplane.DetectIPTables(); err != nil {
 			return fmt.Errorf("%w: %w", ErrBackend, err)
 		}
-		kind = kindOf(v)
 	}
 	if kind != config.NFTables && f.Bridge == "" {
 		f.askBridge()
@@ -74,7 +58,7 @@ func (f *nodeFile) choose(wanted config.Backend) error {
 		return nil
 	}
 	if f.Backend == "" {
-		f.Former = leftovers()
+		f.Former = dataplane.Leftovers()
 	} else {
 		f.Former = append(f.Former, f.Backend)
 	}
@@ -95,13 +79,10 @@ func (f *nodeFile) askLog(ctx context.Context, wait time.Duration) error {
 	if f.Log == logByNFLOG {
 		return nil
 	}
-	var lacking, err error
-	if v, ok := variants[f.Backend]; ok {
-		if lacking, err = iptables.Logs(ctx, v, wait); err != nil {
-			return fmt.Errorf("%w: %w", ErrBackend, err)
-		}
-	} else {
-		lacking = nftables.Logs()
+	kind, _ := dataplane.KindOf(f.Backend)
+	lacking, err := kind.Logs(ctx, wait)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrBackend, err)
 	}
 	f.Log, f.LogLacks = logByNFLOG, ""
 	if lacking != nil {
@@ -134,13 +115,13 @@ func (f *nodeFile) askKernel(ctx context.Context, wait time.Duration) error {
 	if err := f.askLog(ctx, wait); err != nil {
 		return err
 	}
-	v, ok := variants[f.Backend]
-	if !ok {
+	kind, _ := dataplane.KindOf(f.Backend)
+	if kind.Lacks == nil {
 		return nil
 	}
 	f.askBridge()
 	for _, feature := range f.lacks() {
-		lacking, err := iptables.Lacking(ctx, v, wait, feature)
+		lacking, err := kind.Lacks(ctx, wait, feature)
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrBackend, err)
 		}
@@ -171,54 +152,36 @@ func (f nodeFile) usable(wanted config.Backend) error {
 		kind = f.Auto
 	case wanted == config.BackendNFTables:
 		kind = config.NFTables
-	case variants[kind] == "":
-		kind = kindOf("") // whichever variant there is
+	case !ofIPTables(kind): // whichever variant there is
+		if err := dataplane.UsableIPTables(); err != nil {
+			return fmt.Errorf("%w: %w", ErrBackend, err)
+		}
+		return nil
 	}
-	var err error
-	switch {
-	case kind == "":
-		_, err = detect()
-	case kind != config.NFTables:
-		err = iptables.Usable(variants[kind])
-	case f.Backend != config.NFTables:
-		err = nftables.Probe()
+	if kind == "" {
+		_, err := detect()
+		return err
 	}
-	if err != nil && !errors.Is(err, ErrBackend) {
-		err = fmt.Errorf("%w: %w", ErrBackend, err)
+	if kind == config.NFTables && f.Backend == config.NFTables {
+		return nil // its rules are there
 	}
-	return err
+	row, _ := dataplane.KindOf(kind)
+	if err := row.Usable(); err != nil {
+		return fmt.Errorf("%w: %w", ErrBackend, err)
+	}
+	return nil
 }
+
+// ofIPTables reports whether iptables enforces.
+func ofIPTables(k config.Kind) bool { return k != "" && k.Backend() == config.BackendIPTables }
 
 // detect finds what auto stands for.
 func detect() (config.Kind, error) {
-	lacking := nftables.Probe()
-	if lacking == nil {
-		return config.NFTables, nil
-	}
-	v, err := iptables.Detect()
+	kind, err := dataplane.Detect()
 	if err != nil {
-		return "", fmt.Errorf("%w: %w; %w", ErrBackend, lacking, err)
+		err = fmt.Errorf("%w: %w", ErrBackend, err)
 	}
-	return kindOf(v), nil
-}
-
-// leftovers are the backends of which something may be in the kernel although no
-// file says so.
-func leftovers() []config.Kind {
-	kinds := []config.Kind{config.NFTables}
-	conn, err := ipset.Dial()
-	if err != nil {
-		return kinds // and no set can be there
-	}
-	defer conn.Close()
-	if names, err := conn.Names(); err != nil || slices.ContainsFunc(names, iptables.Owns) {
-		for k, v := range variants {
-			if iptables.Usable(v) == nil {
-				kinds = append(kinds, k)
-			}
-		}
-	}
-	return kinds
+	return kind, err
 }
 
 // removeFormer takes what is left of the former backends out of the kernel. A
@@ -227,31 +190,9 @@ func leftovers() []config.Kind {
 func (n Node) removeFormer(ctx context.Context, f nodeFile) error {
 	var rest []config.Kind
 	for _, k := range f.Former {
-		if variants[f.Backend] == "" || k == config.NFTables && f.Bridge != bridgeByNFTables {
+		if !ofIPTables(f.Backend) || k == config.NFTables && f.Bridge != bridgeByNFTables {
 			rest = append(rest, k)
 		}
 	}
 	return n.kernel().remove(ctx, n.LockTimeout, rest)
-}
-
-// remove takes everything of these backends out of the kernel.
-func remove(ctx context.Context, wait time.Duration, kinds []config.Kind) error {
-	var of []iptables.Variant
-	for _, k := range kinds {
-		if k != config.NFTables {
-			of = append(of, variants[k])
-			continue
-		}
-		if err := (nftables.Backend{}).Remove(ctx); err != nil {
-			return fmt.Errorf("%w: removing what %s has: %w", ErrBackend, k, err)
-		}
-	}
-	if len(of) == 0 {
-		return nil
-	}
-	// Their sets are the same ones, so they go together.
-	if err := (iptables.Backend{Variant: of[0], Former: of[1:], Wait: wait}).Remove(ctx); err != nil {
-		return fmt.Errorf("%w: removing what iptables has: %w", ErrBackend, err)
-	}
-	return nil
 }

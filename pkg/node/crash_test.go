@@ -119,7 +119,7 @@ type verb struct {
 // other labels.
 func follows(p desired.Policies, come desired.Members, changed ...attachment.Record) func(Node) error {
 	return func(n Node) error {
-		n.RemoteMembers = func(s desired.State) (desired.State, bool) { return s.WithMembers(come), true }
+		n.RemoteMembers = func(s desired.Set) (desired.Set, bool) { return s.WithMembers(come), true }
 		_, err := n.UpdatePolicies(context.Background(), onNFTables, func(records []attachment.Record) PolicyUpdate {
 			r := PolicyUpdate{Policies: &p, Added: come}
 			for _, is := range records {

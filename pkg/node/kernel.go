@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -29,7 +30,7 @@ type kernel interface {
 	ask(ctx context.Context, f *nodeFile, wait time.Duration) error
 	// backend is that of f. leftovers are the kinds of which something may be there although
 	// no file says so, and remove takes everything of some out.
-	backend(n Node, f nodeFile) dataplane.Backend
+	backend(n Node, f nodeFile) dataplane.Enforcer
 	leftovers() []config.Kind
 	remove(ctx context.Context, wait time.Duration, kinds []config.Kind) error
 	// removeChecksums takes the programs of package checksum out.
@@ -77,10 +78,13 @@ func (linux) choose(f *nodeFile, wanted config.Backend) error { return f.choose(
 func (linux) ask(ctx context.Context, f *nodeFile, wait time.Duration) error {
 	return f.askKernel(ctx, wait)
 }
-func (linux) backend(n Node, f nodeFile) dataplane.Backend { return n.judge(f) }
-func (linux) leftovers() []config.Kind                     { return leftovers() }
+func (linux) backend(n Node, f nodeFile) dataplane.Enforcer { return n.judge(f) }
+func (linux) leftovers() []config.Kind                      { return dataplane.Leftovers() }
 func (linux) remove(ctx context.Context, wait time.Duration, kinds []config.Kind) error {
-	return remove(ctx, wait, kinds)
+	if err := dataplane.Remove(ctx, wait, kinds); err != nil {
+		return fmt.Errorf("%w: %w", ErrBackend, err)
+	}
+	return nil
 }
 func (linux) removeChecksums() error { return checksum.Remove() }
 

@@ -327,7 +327,7 @@ func (m *machine) ask(_ context.Context, f *nodeFile, _ time.Duration) error {
 	return nil
 }
 
-func (m *machine) backend(n Node, f nodeFile) dataplane.Backend { return engine{m, f.Backend} }
+func (m *machine) backend(n Node, f nodeFile) dataplane.Enforcer { return engine{m, f.Backend} }
 
 func (m *machine) leftovers() (kinds []config.Kind) {
 	for _, k := range []config.Kind{config.NFTables, config.IPTablesNFT} {
@@ -549,18 +549,15 @@ func joined(a, b desired.PeerSet) desired.PeerSet {
 	return a
 }
 
-func (e engine) Remove(context.Context) error {
-	return e.m.does("remove", func() { delete(e.m.has, e.kind); delete(e.m.sets, e.kind) })
-}
-
-func (e engine) Fill(_ context.Context, want desired.State) (int, error) {
+func (e engine) FillSet(_ context.Context, want desired.Set) (int, error) {
 	return 0, e.m.does("fill", func() { maps.Copy(e.populations().PeerSets, want.PeerSets) })
 }
 
-func (e engine) Holds(context.Context, desired.State) (bool, error) { return true, nil }
+func (e engine) Holds(context.Context, desired.Set) (bool, error) { return true, nil }
 
 // Update goes there in steps, of which each allows no more than from or to does.
-func (e engine) Update(_ context.Context, from, to desired.State) error {
+func (e engine) Update(_ context.Context, before, after desired.Share) error {
+	from, to := before.State, after.State
 	if err := to.Filled(); err != nil {
 		return err
 	}
@@ -629,17 +626,15 @@ func (e engine) Update(_ context.Context, from, to desired.State) error {
 	return nil
 }
 
-func (e engine) Stands(context.Context, desired.Node) error {
-	if e.is() == nil {
-		return drift.Chain.Err()
-	}
-	return e.m.event("stands")
-}
-
-func (e engine) Check(_ context.Context, want desired.State) error {
+func (e engine) Check(_ context.Context, want desired.State, depth drift.Depth) error {
 	is := e.is()
-	if is == nil {
+	switch {
+	case is == nil:
 		return drift.Chain.Err()
+	case depth == drift.Base:
+		return e.m.event("stands")
+	case depth == drift.Deep:
+		return e.verify(want)
 	}
 	for _, c := range want.Endpoints {
 		if !slices.ContainsFunc(is.Endpoints, func(e desired.Endpoint) bool { return image(e) == image(c) }) {
@@ -649,7 +644,7 @@ func (e engine) Check(_ context.Context, want desired.State) error {
 	return nil
 }
 
-func (e engine) Verify(_ context.Context, want desired.State) error {
+func (e engine) verify(want desired.State) error {
 	is := e.is()
 	switch {
 	case is == nil:
@@ -671,11 +666,11 @@ func (e engine) Verify(_ context.Context, want desired.State) error {
 	return nil
 }
 
-func (e engine) Keep(ctx context.Context, want desired.State) ([]string, error) {
+func (e engine) Refresh(_ context.Context, want desired.State) ([]string, error) {
 	if err := e.m.event("keep"); err != nil {
 		return nil, err
 	}
-	return nil, e.Verify(ctx, want)
+	return nil, e.verify(want)
 }
 
 func (e engine) Counters(context.Context) ([]counters.Rule, error) { return nil, nil }

@@ -18,6 +18,7 @@ import (
 	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/dataplane"
+	"github.com/podmark/podmark/pkg/dataplane/drift"
 	"github.com/podmark/podmark/pkg/dataplane/hostport"
 	"github.com/podmark/podmark/pkg/dataplane/iptables"
 	"github.com/podmark/podmark/pkg/desired"
@@ -41,10 +42,10 @@ var (
 type Node struct {
 	Store       state.Store
 	LockTimeout time.Duration
-	// RemoteMembers, if set, adds to the peer and tuple sets of a state the pods elsewhere of
+	// RemoteMembers, if set, adds to a peer or tuple set the pods elsewhere of
 	// which [Node.UpdatePolicies] was told; known is false where they are not known yet. Where
 	// nobody knows, those who are in the kernel's sets stay there.
-	RemoteMembers func(desired.State) (complete desired.State, known bool)
+	RemoteMembers func(desired.Set) (complete desired.Set, known bool)
 	// Cache, if set, keeps what was read of the state directory.
 	Cache *Cache
 	// Programs is set in a process that may attach BPF programs: the plugin and podmarkctl.
@@ -147,7 +148,7 @@ func (f nodeFile) node() (desired.Node, error) {
 	if f.Epoch == 0 || f.Epoch > layout.Max() {
 		return desired.Node{}, fmt.Errorf("%w: %s: epoch %d is not in 1..%d", state.ErrDamaged, state.NodeFile, f.Epoch, layout.Max())
 	}
-	if f.Backend != "" && f.Backend != config.NFTables && variants[f.Backend] == "" {
+	if _, ok := dataplane.KindOf(f.Backend); !ok && f.Backend != "" {
 		return desired.Node{}, fmt.Errorf("%w: %s: there is no backend %q", state.ErrDamaged, state.NodeFile, f.Backend)
 	}
 	node := desired.Node{Layout: layout, Epoch: f.Epoch, NodePorts: f.NodePorts, SCTPPorts: f.NodePorts, Unfiltered: f.Unfiltered, Unlogged: f.Log != logByNFLOG}
@@ -452,7 +453,7 @@ func (n Node) fillSets(ctx context.Context, f nodeFile, state desired.State) (kn
 				return false, nil
 			}
 		}
-		if _, err := n.backend(f).Fill(ctx, set); err != nil {
+		if _, err := n.backend(f).FillSet(ctx, set); err != nil {
 			return false, err
 		}
 	}
@@ -508,15 +509,15 @@ func fits(layout mark.Layout, records ...attachment.Record) error {
 
 // share derives the part of the state that is these records', which fit. It knows the
 // epoch and the layout but not the host's addresses.
-func (f nodeFile) share(records ...attachment.Record) (desired.State, error) {
+func (f nodeFile) share(records ...attachment.Record) (desired.Share, error) {
 	node, err := f.node()
 	if err != nil {
-		return desired.State{}, err
+		return desired.Share{}, err
 	}
 	if err := fits(node.Layout, records...); err != nil {
-		return desired.State{}, err
+		return desired.Share{}, err
 	}
-	return desired.Build(node, f.Policies, records), nil
+	return desired.Share{State: desired.Build(node, f.Policies, records)}, nil
 }
 
 // prepare brings a node that is unsynced, or whose frame is gone, up to date before
@@ -528,7 +529,7 @@ func (n Node) prepare(ctx context.Context, f nodeFile, r attachment.Record) (nod
 		return f, err
 	}
 	if f.Synced {
-		err := n.backend(f).Stands(ctx, node)
+		err := n.backend(f).Check(ctx, desired.State{Node: node}, drift.Base)
 		if err == nil {
 			return f, nil
 		}

@@ -183,7 +183,7 @@ func (n Node) updatePolicies(ctx context.Context, settings Settings, decide func
 		// To a packet in flight, those who come may be peers of the rules that go.
 		rev.Policies != nil && from.MentionsAny(rev.Added)
 	if applied.Restricted {
-		if f.Epoch, err = n.nextEpoch(to); err != nil {
+		if f.Epoch, err = n.nextEpoch(to.State); err != nil {
 			return Applied{}, err
 		}
 		to.Epoch = f.Epoch
@@ -205,7 +205,7 @@ func (n Node) updatePolicies(ctx context.Context, settings Settings, decide func
 		f, err = n.sync(ctx, f)
 	} else if err == nil {
 		if applied.Restricted {
-			f.reclaimed = n.reclaim(to)
+			f.reclaimed = n.reclaim(to.State)
 		}
 		f.Synced = true
 		err = n.save(f)
@@ -225,18 +225,18 @@ const fewMembers = 4096
 
 // fillNewSets makes those of the sets that only to has that do not come with all the rest at once,
 // because they are large: each takes a change of its own. from is returned with them.
-func (n Node) fillNewSets(ctx context.Context, f nodeFile, from, to desired.State) (desired.State, error) {
+func (n Node) fillNewSets(ctx context.Context, f nodeFile, from, to desired.Share) (desired.Share, error) {
 	from.PeerSets, from.TupleSets = maps.Clone(from.PeerSets), maps.Clone(from.TupleSets)
 	left := fewMembers
 	for set := range to.Sets() {
-		if from.ContainsSets(set) {
+		if from.Contains(set) {
 			continue
 		}
 		if n := set.Size(); n <= left {
 			left -= n
 			continue
 		}
-		if _, err := n.backend(f).Fill(ctx, set); err != nil {
+		if _, err := n.backend(f).FillSet(ctx, set); err != nil {
 			return from, err
 		}
 		maps.Copy(from.PeerSets, set.PeerSets)
@@ -251,7 +251,7 @@ func (n Node) lacking(f nodeFile) bool {
 	if !f.Synced || !f.Incomplete || n.RemoteMembers == nil {
 		return !f.Synced
 	}
-	_, known := n.RemoteMembers(desired.State{})
+	_, known := n.RemoteMembers(desired.Set{})
 	return known
 }
 
@@ -272,7 +272,7 @@ func (n Node) refresh(ctx context.Context, f nodeFile) error {
 	if err != nil {
 		return err
 	}
-	_, err = n.backend(f).Keep(ctx, want)
+	_, err = n.backend(f).Refresh(ctx, want)
 	return err
 }
 

@@ -60,22 +60,22 @@ func (n Node) Members(ctx context.Context, s desired.State, addrs []netip.Addr, 
 		return s, ignoreMissing(err)
 	}
 	found := desired.Members{Peers: map[desired.PeerSetID][]netip.Addr{}, Tuples: map[desired.TupleSetID][]netip.AddrPort{}}
-	holds := func(one desired.State) bool {
-		there, errHolds := n.backend(f).Holds(ctx, one)
+	holds := func(one desired.Set) bool {
+		there, errHolds := n.reader(f).Holds(ctx, one)
 		err = errors.Join(err, errHolds)
 		return there
 	}
 	for _, a := range addrs {
 		for id, set := range s.PeerSets {
 			set.Addrs = []netip.Addr{a}
-			if holds(desired.State{PeerSets: map[desired.PeerSetID]desired.PeerSet{id: set}}) {
+			if holds(desired.PeersOf(set)) {
 				found.Peers[id] = append(found.Peers[id], a)
 			}
 		}
 		for id, set := range s.TupleSets {
 			for _, port := range ports {
 				set.Tuples = []netip.AddrPort{netip.AddrPortFrom(a, port)}
-				if holds(desired.State{TupleSets: map[desired.TupleSetID]desired.TupleSet{id: set}}) {
+				if holds(desired.TuplesOf(set)) {
 					found.Tuples[id] = append(found.Tuples[id], set.Tuples...)
 				}
 			}

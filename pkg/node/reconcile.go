@@ -47,7 +47,7 @@ func (n Node) Counters(ctx context.Context) ([]counters.Rule, error) {
 	if err != nil {
 		return nil, err
 	}
-	return n.backend(f).Counters(ctx)
+	return n.reader(f).Counters(ctx)
 }
 
 // Intact reports whether the rules are there that do not depend on who is on the node,
@@ -59,7 +59,7 @@ func (n Node) Intact(ctx context.Context) bool {
 		return true
 	}
 	node, err := f.node()
-	return err != nil || !dataplane.Drifted(n.backend(f).Stands(ctx, node))
+	return err != nil || !dataplane.Drifted(n.backend(f).Check(ctx, desired.State{Node: node}, drift.Base))
 }
 
 // Reconciled says what Keep found and did.
@@ -166,7 +166,7 @@ func (n Node) reconcile(ctx context.Context, f nodeFile, ports *Ports, links []n
 			want = want.WithoutMembers() // KeepSet looks at those
 		}
 		kept.Policies = policiesOf(want)
-		if kept.Replaced, kept.Drift = n.backend(f).Keep(ctx, want); kept.Drift == nil {
+		if kept.Replaced, kept.Drift = n.backend(f).Refresh(ctx, want); kept.Drift == nil {
 			return kept, nil
 		}
 		if !dataplane.Drifted(kept.Drift) {
@@ -201,7 +201,7 @@ func (n Node) ReconcileSet(ctx context.Context, after string) (name string, chan
 	}
 	set, name := state.NextSet(after)
 	if set, known := n.RemoteMembers(set); known && name != "" {
-		changed, err = n.backend(f).Fill(ctx, set)
+		changed, err = n.backend(f).FillSet(ctx, set)
 	}
 	return name, changed, err
 }
@@ -237,7 +237,7 @@ func (n Node) Diff(ctx context.Context) (missing, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if missing = n.backend(f).Verify(ctx, want); missing == nil || dataplane.Drifted(missing) {
+	if missing = n.backend(f).Check(ctx, want, drift.Deep); missing == nil || dataplane.Drifted(missing) {
 		return missing, nil
 	}
 	return nil, fmt.Errorf("%w: %w", ErrBackend, missing)

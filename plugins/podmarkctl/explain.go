@@ -16,6 +16,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/agent"
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/explain"
 	"github.com/podmark/podmark/pkg/podapi"
@@ -99,7 +100,7 @@ const locateDeadline = 5 * time.Second
 // explain answers with the node's policies, or with those.
 func (o *options) explain(ctx context.Context, q explain.Query, policies *desired.Policies) (explain.Answer, error) {
 	settings := defaults()
-	f := explain.Facts{Backend: config.BackendIPTables, Proposed: policies != nil}
+	f := explain.Facts{Proposed: policies != nil}
 	var err error
 	if f.State, err = o.node().Preview(settings, policies); err != nil {
 		return explain.Answer{}, err
@@ -111,9 +112,8 @@ func (o *options) explain(ctx context.Context, q explain.Query, policies *desire
 	if err != nil {
 		return explain.Answer{}, err
 	}
-	if kind == config.NFTables {
-		f.Backend = config.BackendNFTables
-	}
+	f.Backend = kind.Backend()
+	f.Chains = dataplane.ChainsOf(f.Backend)
 	f.Elsewhere = o.locate(q)
 	if f.Watched, err = o.node().Store.DaemonLives(); err != nil {
 		return explain.Answer{}, err

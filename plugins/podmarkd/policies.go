@@ -69,7 +69,7 @@ func (o daemonOptions) newPolicies(n node.Node, api *rest.Config, log *slog.Logg
 // members has n know who of other nodes is in the sets.
 func (p *policies) members(n node.Node) node.Node {
 	if p.cluster != nil {
-		n.RemoteMembers = p.cluster.Complete
+		n.RemoteMembers = p.cluster.RemoteMembers
 	}
 	return n
 }

@@ -77,7 +77,9 @@ func (t town) changes() []pair {
 	joined := desired.Build(t.node, t.policies, append(slices.Clone(t.records), t.joiner))
 	one, nobody := desired.Build(t.node, t.policies, []attachment.Record{t.joiner}), desired.Build(t.node, t.policies, nil)
 	update := func(from, to desired.State) func(context.Context, dataplane.Backend) error {
-		return func(ctx context.Context, b dataplane.Backend) error { return b.Update(ctx, from, to) }
+		return func(ctx context.Context, b dataplane.Backend) error {
+			return b.Update(ctx, desired.Share{State: from}, desired.Share{State: to})
+		}
 	}
 	next := t.node
 	next.Epoch++

@@ -267,9 +267,11 @@ func (v *live) change() (time.Duration, error) {
 		policies.Policies[0].Ingress = &less
 	}
 	next := desired.Build(node, policies, v.p.records)
-	from, to := desired.Diff(v.now, next)
+	from, to := desired.Diff(desired.Share{State: v.now}, desired.Share{State: next})
 	v.now = next
 	begin := time.Now()
-	err := v.node.do(func() error { return podmarks()[v.name].Update(context.Background(), from, to) })
+	err := v.node.do(func() error {
+		return podmarks()[v.name].Update(context.Background(), from, to)
+	})
 	return time.Since(begin), err
 }

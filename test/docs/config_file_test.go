@@ -5,8 +5,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/agent/nodeports"
+	"github.com/podmark/podmark/pkg/config"
 )
 
 // podmarkd takes the file that docs/configuration.md shows for --config.

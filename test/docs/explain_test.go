@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/explain"
 )
@@ -18,7 +19,7 @@ func TestExplain(t *testing.T) {
 	}
 	at := netip.MustParseAddrPort
 	a, err := q.Explain(explain.Facts{
-		State: example(t), Backend: config.BackendNFTables, Watched: true,
+		State: example(t), Backend: config.BackendNFTables, Chains: dataplane.ChainsOf(config.BackendNFTables), Watched: true,
 		IPVS: explain.IPVS{Loaded: true, Used: true, Services: []explain.Service{{
 			Protocol: desired.TCP, At: at("10.96.0.80:80"),
 			Destinations: []explain.Destination{

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/explain"
 )
@@ -19,6 +20,7 @@ func explained(t *testing.T, b *bench, state desired.State, backend string, pack
 	if backend == "nftables" {
 		f.Backend = config.BackendNFTables
 	}
+	f.Chains = dataplane.ChainsOf(f.Backend)
 	for _, w := range b.wires {
 		for _, a := range w.addrs {
 			f.Routes[a] = explain.Route{Interface: w.l3}

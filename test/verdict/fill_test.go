@@ -33,13 +33,13 @@ func TestFill(t *testing.T) {
 			}
 			fill := func(s desired.State, want int) {
 				t.Helper()
-				if n, err := backend.Fill(ctx, s); err != nil || n != want {
+				if n, err := backend.FillSet(ctx, desired.Set{State: s}); err != nil || n != want {
 					t.Fatalf("%d elements changed, want %d: %v", n, want, err)
 				}
 			}
 			holds := func(s desired.State, want bool) {
 				t.Helper()
-				if ok, err := backend.Holds(ctx, s); err != nil || ok != want {
+				if ok, err := backend.Holds(ctx, desired.Set{State: s}); err != nil || ok != want {
 					t.Fatalf("holds: %t, want %t: %v", ok, want, err)
 				}
 			}

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/attachment"
-	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/dataplane/conntrack"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/test/frame"
@@ -54,7 +53,7 @@ func TestPacketsInFlight(t *testing.T) {
 				states := []desired.State{nobody, isolated("a"), isolated("b"), nobody}
 				names := []string{"nobody", "one policy", "another policy", "nobody again"}
 				for i := range states[1:] {
-					if err := backend.Update(ctx, states[i], states[i+1]); err != nil {
+					if err := backend.Update(ctx, desired.Share{State: states[i]}, desired.Share{State: states[i+1]}); err != nil {
 						t.Fatal(err)
 					}
 					changes++
@@ -85,7 +84,7 @@ func TestFlowsOlderThanTheirEndpoint(t *testing.T) {
 	}
 }
 
-func olderFlows(t *testing.T, b *bench, backend dataplane.Backend) {
+func olderFlows(t *testing.T, b *bench, backend enforcer) {
 	ctx := context.Background()
 	node := nodeOf(t, b)
 	pod, other := b.wires[0], b.wire("eth0")
@@ -126,7 +125,7 @@ func olderFlows(t *testing.T, b *bench, backend dataplane.Backend) {
 		if tt.closed {
 			none("before its elements are there")
 		}
-		if err := backend.Update(ctx, nobody, isolated); err != nil {
+		if err := backend.Update(ctx, desired.Share{State: nobody}, desired.Share{State: isolated}); err != nil {
 			t.Fatal(err)
 		}
 		none("behind its ADD")

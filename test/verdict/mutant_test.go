@@ -13,7 +13,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/test/mutant"
 )
@@ -87,7 +86,7 @@ func TestMutant(t *testing.T) {
 
 // broken takes the rule away after each change of the whole node.
 type broken struct {
-	dataplane.Backend
+	enforcer
 	without mutant.Rule
 }
 

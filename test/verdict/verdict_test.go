@@ -15,6 +15,7 @@ import (
 	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/dataplane/counters"
+	"github.com/podmark/podmark/pkg/dataplane/drift"
 	"github.com/podmark/podmark/pkg/dataplane/hostport"
 	"github.com/podmark/podmark/pkg/dataplane/iptables"
 	"github.com/podmark/podmark/pkg/dataplane/nftables"
@@ -63,12 +64,19 @@ const alone = "iptables-legacy-alone"
 
 var legacy = iptables.Backend{Variant: iptables.Legacy, Wait: 30 * time.Second}
 
-func driveAlone(t *testing.T, r *rand.Rand, backend dataplane.Backend) tally {
+func driveAlone(t *testing.T, r *rand.Rand, backend enforcer) tally {
 	return drive(t, r, newBenchOf(t, podCount, 0), alone, backend)
 }
 
-func backends() map[string]dataplane.Backend {
-	return map[string]dataplane.Backend{
+// enforcer is a backend that can be read, and taken out again.
+type enforcer interface {
+	dataplane.Backend
+	dataplane.Reader
+	Remove(ctx context.Context) error
+}
+
+func backends() map[string]enforcer {
+	return map[string]enforcer{
 		"nftables":        nftables.Backend{},
 		"iptables-nft":    dataplane.Guarded{Backend: iptables.Backend{Variant: iptables.NFT, Wait: 30 * time.Second}},
 		"iptables-legacy": dataplane.Guarded{Backend: legacy},
@@ -88,7 +96,7 @@ func nodeOf(t *testing.T, b *bench) desired.Node {
 }
 
 // drive has all rounds, and tells what they have shown.
-func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend dataplane.Backend) tally {
+func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend enforcer) tally {
 	ctx := context.Background()
 	node := nodeOf(t, b)
 	sum := tally{kinds: map[string][2]int{}}
@@ -113,7 +121,7 @@ func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend dataplane.
 		node.Unfiltered = b.filters(desired.Unfiltered{IPv4: r.IntN(4) == 0, IPv6: r.IntN(4) == 0})
 		node.Epoch, node.Unlogged = node.Layout.NextEpoch(node.Epoch), round%2 == 1
 		whole := desired.Build(node, policies, live)
-		if _, err := backend.Fill(ctx, whole); err != nil {
+		if _, err := backend.FillSet(ctx, desired.Set{State: whole}); err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
 		if err := backend.Sync(ctx, whole); err != nil {
@@ -152,7 +160,7 @@ func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend dataplane.
 		// Those that are missing come one by one, then some go again.
 		for len(live) < len(records) {
 			next := records[len(live)]
-			if err := backend.Update(ctx, desired.Build(node, policies, nil), desired.Build(node, policies, []attachment.Record{next})); err != nil {
+			if err := backend.Update(ctx, desired.Share{State: desired.Build(node, policies, nil)}, desired.Share{State: desired.Build(node, policies, []attachment.Record{next})}); err != nil {
 				t.Fatalf("round %d: adding: %v", round, err)
 			}
 			live = records[:len(live)+1]
@@ -162,7 +170,7 @@ func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend dataplane.
 			i := r.IntN(len(live))
 			gone := live[i]
 			live = slices.Delete(slices.Clone(live), i, i+1)
-			if err := backend.Update(ctx, desired.Build(node, policies, []attachment.Record{gone}), desired.Build(node, policies, nil)); err != nil {
+			if err := backend.Update(ctx, desired.Share{State: desired.Build(node, policies, []attachment.Record{gone})}, desired.Share{State: desired.Build(node, policies, nil)}); err != nil {
 				t.Fatalf("round %d: removing: %v", round, err)
 			}
 		}
@@ -170,7 +178,7 @@ func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend dataplane.
 		if t.Failed() {
 			return sum
 		}
-		if err := backend.Check(ctx, desired.Build(node, policies, live)); err != nil {
+		if err := backend.Check(ctx, desired.Build(node, policies, live), drift.Content); err != nil {
 			t.Errorf("round %d: Check: %v", round, err)
 		}
 	}
@@ -238,7 +246,7 @@ func records(b *bench) []attachment.Record {
 }
 
 // audited is how many packets the kernel let pass that an audited policy would deny.
-func audited(ctx context.Context, t *testing.T, backend dataplane.Backend) uint64 {
+func audited(ctx context.Context, t *testing.T, backend enforcer) uint64 {
 	t.Helper()
 	rules, err := backend.Counters(ctx)
 	if err != nil {

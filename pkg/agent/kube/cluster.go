@@ -71,16 +71,17 @@ func New(node node.Node, nodeName string, api *rest.Config, log *slog.Logger) (*
 	}
 	c.view = view.New(nodeName, func(network string) bool { return c.Follows != nil && c.Follows(network) })
 	c.Node = node
-	c.Node.RemoteMembers = c.Complete
+	c.Node.RemoteMembers = c.RemoteMembers
 	return c, nil
 }
 
 // Complete adds to the sets of a state the pods elsewhere that are in the kernel's; known
 // is false before the first round, which finds out.
-func (c *Cluster) Complete(s desired.State) (complete desired.State, known bool) {
+func (c *Cluster) RemoteMembers(set desired.Set) (complete desired.Set, known bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.view.Complete(s)
+	complete.State, known = c.view.Complete(set.State)
+	return complete, known
 }
 
 // Activate begins to follow the cluster, if that has not begun.

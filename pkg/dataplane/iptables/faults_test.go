@@ -77,7 +77,7 @@ func TestFaults(t *testing.T) {
 					if tt.sync {
 						return n.backend().Sync(ctx, tt.to)
 					}
-					from, to := desired.Diff(tt.from, tt.to)
+					from, to := desired.Diff(desired.Share{State: tt.from}, desired.Share{State: tt.to})
 					return n.backend().Update(ctx, from, to)
 				}
 			}
@@ -86,7 +86,7 @@ func TestFaults(t *testing.T) {
 				t.Fatal(err)
 			}
 			n.restored()
-			if err := n.backend().Verify(ctx, tt.to); err != nil {
+			if err := n.backend().Check(ctx, tt.to, drift.Deep); err != nil {
 				t.Error(err)
 			}
 			did, has := n.did, n.has()
@@ -140,10 +140,10 @@ func TestShareOfOne(t *testing.T) {
 	nobody := stateBy(t, 1, deny)
 	for i := range list {
 		left := stateBy(t, 1, deny, list[i+1:]...)
-		if err := b.Update(ctx, stateBy(t, 1, deny, list[i]), nobody); err != nil {
+		if err := b.Update(ctx, desired.Share{State: stateBy(t, 1, deny, list[i])}, desired.Share{State: nobody}); err != nil {
 			t.Fatal(err)
 		}
-		if err := b.Verify(ctx, left); err != nil {
+		if err := b.Check(ctx, left, drift.Deep); err != nil {
 			t.Fatal(err)
 		}
 		has := n.has()
@@ -166,7 +166,7 @@ func TestDrain(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.harm(0, false)
-	if err := n.backend().Update(ctx, one, nobody); err != nil {
+	if err := n.backend().Update(ctx, desired.Share{State: one}, desired.Share{State: nobody}); err != nil {
 		t.Fatal(err)
 	}
 	n.restored()
@@ -211,10 +211,10 @@ func TestRepair(t *testing.T) {
 			if err := b.Variant.restore(ctx, v4, b.Wait, "*mangle\n"+tt.line+"\nCOMMIT\n"); err != nil {
 				t.Fatal(err)
 			}
-			if err := b.Check(ctx, s); (err == nil) != tt.unseen || err != nil && drift.KindOf(err) != tt.kind {
+			if err := b.Check(ctx, s, drift.Content); (err == nil) != tt.unseen || err != nil && drift.KindOf(err) != tt.kind {
 				t.Errorf("Check = %v", err)
 			}
-			if _, err := b.Keep(ctx, s); drift.KindOf(err) != tt.kind {
+			if _, err := b.Refresh(ctx, s); drift.KindOf(err) != tt.kind {
 				t.Errorf("Keep = %v, want %s", err, tt.kind)
 			}
 			if err := b.Sync(ctx, s); err != nil {
@@ -252,14 +252,14 @@ func TestRefresh(t *testing.T) {
 	}
 	n := synced.copy()
 	b := n.backend()
-	if replaced, err := b.Keep(ctx, s); err != nil || replaced != nil {
+	if replaced, err := b.Refresh(ctx, s); err != nil || replaced != nil {
 		t.Errorf("Keep = %q, %v, want nothing to do", replaced, err)
 	}
 	next := s
 	next.HostAddresses = append(slices.Clone(s.HostAddresses), netip.MustParseAddr("192.0.2.9"))
 	next.NodePorts = []desired.PortRange{{First: 80, Last: 80}}
 	n.harm(0, false)
-	replaced, err := b.Keep(ctx, next)
+	replaced, err := b.Refresh(ctx, next)
 	if want := []string{"podmark-host4a", "podmark-port4a", "podmark-port6a"}; err != nil || !slices.Equal(replaced, want) {
 		t.Errorf("Keep = %q, %v, want %q", replaced, err, want)
 	}
@@ -269,11 +269,11 @@ func TestRefresh(t *testing.T) {
 	for at := 1; at <= len(n.did); at++ {
 		broken := synced.copy()
 		broken.harm(at, false)
-		if _, err := broken.backend().Keep(ctx, next); err == nil {
+		if _, err := broken.backend().Refresh(ctx, next); err == nil {
 			t.Errorf("%d: no error", at)
 		}
 		broken.harm(0, false)
-		if _, err := broken.backend().Keep(ctx, next); err != nil {
+		if _, err := broken.backend().Refresh(ctx, next); err != nil {
 			t.Error(err)
 		}
 		if err := broken.backend().Sync(ctx, next); err != nil { // a set that was swapped may have stayed
@@ -283,7 +283,7 @@ func TestRefresh(t *testing.T) {
 			t.Errorf("failed at %d, left\n%s", at, diff)
 		}
 	}
-	if replaced, err := n.copy().backend().Keep(ctx, s); err != nil || !slices.Contains(replaced, "podmark-host4a") {
+	if replaced, err := n.copy().backend().Refresh(ctx, s); err != nil || !slices.Contains(replaced, "podmark-host4a") {
 		t.Errorf("Keep = %q, %v, of an address that has gone", replaced, err)
 	}
 	id := s.PeerSetIDs()[0]
@@ -291,16 +291,16 @@ func TestRefresh(t *testing.T) {
 	away := netip.MustParseAddr("10.9.9.9")
 	set.Addrs = append(slices.Clone(set.Addrs[1:]), away)
 	filled := desired.State{PeerSets: map[desired.PeerSetID]desired.PeerSet{id: set}}
-	if changed, err := b.Fill(ctx, filled); err != nil || changed != 2 {
+	if changed, err := b.FillSet(ctx, desired.Set{State: filled}); err != nil || changed != 2 {
 		t.Errorf("Fill = %d, %v, want 2", changed, err)
 	}
-	if changed, err := b.Fill(ctx, filled); err != nil || changed != 0 {
+	if changed, err := b.FillSet(ctx, desired.Set{State: filled}); err != nil || changed != 0 {
 		t.Errorf("Fill = %d, %v, want nothing to do", changed, err)
 	}
-	if holds, err := b.Holds(ctx, filled); err != nil || !holds {
+	if holds, err := b.Holds(ctx, desired.Set{State: filled}); err != nil || !holds {
 		t.Errorf("Holds = %t, %v", holds, err)
 	}
-	if holds, err := b.Holds(ctx, s); err != nil || holds {
+	if holds, err := b.Holds(ctx, desired.Set{State: s}); err != nil || holds {
 		t.Errorf("Holds = %t, %v, of one who has gone", holds, err)
 	}
 }

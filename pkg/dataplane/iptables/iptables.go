@@ -66,14 +66,17 @@ func families() []family {
 	return []family{v4, v6}
 }
 
-// Stands reports whether the frame is in place, by what refers to its sets.
-func (b Backend) Stands(ctx context.Context, n desired.Node) error {
-	return b.Check(ctx, desired.State{Node: n})
+// Check reports the first thing of want that is not in place: the base chains, by what refers to
+// their sets; a profile; an element of an endpoint. Only deep it starts processes, one per family
+// and table, and finds a hook that does not come first, and a chain with other rules than it should have.
+func (b Backend) Check(ctx context.Context, want desired.State, depth drift.Depth) error {
+	if err := b.checkSets(want); err != nil || depth < drift.Deep {
+		return err
+	}
+	return b.checkRules(ctx, want)
 }
 
-// Check reports the first thing of want that is not in place: the frame, a
-// profile, an element of an endpoint. It starts no process.
-func (b Backend) Check(_ context.Context, want desired.State) error {
+func (b Backend) checkSets(want desired.State) error {
 	conn, err := b.kernel().dial()
 	if err != nil {
 		return err

@@ -90,20 +90,20 @@ func TestManyEndpoints(t *testing.T) {
 			t.Fatal(err)
 		}
 		before := rules(t, b)
-		if err := b.Update(ctx, nobody, all); err != nil {
+		if err := b.Update(ctx, desired.Share{State: nobody}, desired.Share{State: all}); err != nil {
 			t.Fatal(err)
 		}
-		if err := errors.Join(b.Check(ctx, all), b.Verify(ctx, all)); err != nil {
+		if err := errors.Join(b.Check(ctx, all, drift.Content), b.Check(ctx, all, drift.Deep)); err != nil {
 			t.Error(err)
 		}
-		if err := b.Update(ctx, stateOf(t, false, list[60:]...), nobody); err != nil {
+		if err := b.Update(ctx, desired.Share{State: stateOf(t, false, list[60:]...)}, desired.Share{State: nobody}); err != nil {
 			t.Fatal(err)
 		}
 		left := stateOf(t, false, list[:60]...)
-		if err := errors.Join(b.Check(ctx, left), b.Verify(ctx, left)); err != nil {
+		if err := errors.Join(b.Check(ctx, left, drift.Content), b.Check(ctx, left, drift.Deep)); err != nil {
 			t.Error(err)
 		}
-		if err := b.Update(ctx, left, nobody); err != nil {
+		if err := b.Update(ctx, desired.Share{State: left}, desired.Share{State: nobody}); err != nil {
 			t.Fatal(err)
 		}
 		if after := rules(t, b); after != before {
@@ -112,11 +112,11 @@ func TestManyEndpoints(t *testing.T) {
 		if err := b.Sync(ctx, all); err != nil {
 			t.Fatal(err)
 		}
-		if err := errors.Join(b.Check(ctx, all), b.Verify(ctx, all)); err != nil {
+		if err := errors.Join(b.Check(ctx, all, drift.Content), b.Check(ctx, all, drift.Deep)); err != nil {
 			t.Error(err)
 		}
 		whole := rules(t, b)
-		for _, err := range []error{b.Sync(ctx, desired.State{}), b.Update(ctx, all, desired.State{})} {
+		for _, err := range []error{b.Sync(ctx, desired.State{}), b.Update(ctx, desired.Share{State: all}, desired.Share{State: desired.State{}})} {
 			if !errors.Is(err, desired.ErrEmpty) {
 				t.Errorf("no node's state: %v", err)
 			}
@@ -151,17 +151,17 @@ func TestFamilyOfOne(t *testing.T) {
 				t.Fatal(err)
 			}
 			before := rules(t, b)
-			if err := errors.Join(b.Update(ctx, nobody, all), b.Check(ctx, all)); err != nil {
+			if err := errors.Join(b.Update(ctx, desired.Share{State: nobody}, desired.Share{State: all}), b.Check(ctx, all, drift.Content)); err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
 			left := stateOf(t, false, order[1:]...)
-			if err := b.Update(ctx, stateOf(t, false, order[0]), nobody); err != nil {
+			if err := b.Update(ctx, desired.Share{State: stateOf(t, false, order[0])}, desired.Share{State: nobody}); err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
-			if err := errors.Join(b.Check(ctx, left), b.Verify(ctx, left)); err != nil {
+			if err := errors.Join(b.Check(ctx, left, drift.Content), b.Check(ctx, left, drift.Deep)); err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
-			if err := b.Update(ctx, left, nobody); err != nil {
+			if err := b.Update(ctx, desired.Share{State: left}, desired.Share{State: nobody}); err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
 			if after := rules(t, b); after != before {
@@ -188,7 +188,7 @@ func TestFeatures(t *testing.T) {
 		next.Epoch++
 		for _, lacks := range [][]Feature{{Security}, nil, {BPF}, Features()} {
 			b.Lacks = lacks
-			if err := errors.Join(b.Sync(ctx, s), b.Verify(ctx, s), b.Update(ctx, s, next), b.Verify(ctx, next)); err != nil {
+			if err := errors.Join(b.Sync(ctx, s), b.Check(ctx, s, drift.Deep), b.Update(ctx, desired.Share{State: s}, desired.Share{State: next}), b.Check(ctx, next, drift.Deep)); err != nil {
 				t.Fatalf("without %q: %v", lacks, err)
 			}
 			all := rules(t, b)
@@ -212,14 +212,14 @@ func TestEveryChainCounts(t *testing.T) {
 			if !slices.ContainsFunc(c.rules, func(r string) bool { return strings.Contains(r, "-set ") }) {
 				continue
 			}
-			if err := errors.Join(b.Sync(ctx, s), b.Check(ctx, s)); err != nil {
+			if err := errors.Join(b.Sync(ctx, s), b.Check(ctx, s, drift.Content)); err != nil {
 				t.Fatal(err)
 			}
 			if err := b.Variant.restore(ctx, f, b.Wait, "*"+c.table+"\n-F "+c.name+"\nCOMMIT\n"); err != nil {
 				t.Fatal(err)
 			}
 			var err error
-			wait.For(t, "the rules are missed", func() bool { err = b.Check(ctx, s); return err != nil }) // the kernel frees them later
+			wait.For(t, "the rules are missed", func() bool { err = b.Check(ctx, s, drift.Content); return err != nil }) // the kernel frees them later
 			if drift.KindOf(err) != drift.Chain {
 				t.Errorf("IPv%s: without the rules of %s: %v", f.digit, c.name, err)
 			}

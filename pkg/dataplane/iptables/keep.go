@@ -9,25 +9,19 @@ import (
 	"github.com/podmark/podmark/pkg/desired"
 )
 
-// Keep reports what Verify does.
+// Refresh reports what a deep Check does.
 //
 // The sets that are the node's own, the host's addresses and the NodePorts, it
 // brings up to date, and names those that it has replaced. The kernel swaps a new
 // set for the old one: no packet sees one that is half full, and no rule is written.
-func (b Backend) Keep(ctx context.Context, want desired.State) (replaced []string, err error) {
-	if err := b.Verify(ctx, want); err != nil {
+func (b Backend) Refresh(ctx context.Context, want desired.State) (replaced []string, err error) {
+	if err := b.Check(ctx, want, drift.Deep); err != nil {
 		return nil, err
 	}
 	return b.refresh(want)
 }
 
-// Verify reports what of want is not in place, changing nothing: what Check sees,
-// and what only a process can tell, a hook that does not come first, a chain with other rules
-// than it should have. It runs a command per family and table.
-func (b Backend) Verify(ctx context.Context, want desired.State) error {
-	if err := b.Check(ctx, want); err != nil {
-		return err
-	}
+func (b Backend) checkRules(ctx context.Context, want desired.State) error {
 	conn, err := b.kernel().dial()
 	if err != nil {
 		return err

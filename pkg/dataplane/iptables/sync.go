@@ -83,17 +83,16 @@ func fill(ctx context.Context, conn setConn, sets []content, n naming) error {
 	return nil
 }
 
-// Fill makes the peer and tuple sets of want hold exactly who is in them there, and says
-// how many elements came and went. It makes those that are not there. A packet may see a
-// set half-way.
-func (b Backend) Fill(_ context.Context, want desired.State) (changed int, err error) {
+// FillSet makes a peer or tuple set hold exactly its members, and says how many elements came
+// and went. It makes one that is not there. A packet may see a set half-way.
+func (b Backend) FillSet(_ context.Context, want desired.Set) (changed int, err error) {
 	conn, err := b.kernel().dial()
 	if err != nil {
 		return 0, err
 	}
 	defer conn.Close()
 	for _, f := range families() {
-		for _, c := range populations(want, f) {
+		for _, c := range populations(want.State, f) {
 			n, err := b.fill(conn, c)
 			if changed += n; err != nil {
 				return changed, err
@@ -133,16 +132,16 @@ func (b Backend) fill(conn setConn, want content) (changed int, err error) {
 	return changed, nil
 }
 
-// Holds reports whether the kernel's peer and tuple sets hold everybody who is in those of
-// want. A set that is not there holds nobody.
-func (b Backend) Holds(_ context.Context, want desired.State) (bool, error) {
+// Holds reports whether the kernel's set holds all members of want. One that is not there
+// holds none.
+func (b Backend) Holds(_ context.Context, want desired.Set) (bool, error) {
 	conn, err := b.kernel().dial()
 	if err != nil {
 		return false, err
 	}
 	defer conn.Close()
 	for _, f := range families() {
-		for _, c := range populations(want, f) {
+		for _, c := range populations(want.State, f) {
 			for _, e := range c.elements {
 				there, err := conn.Test(c.Set, e)
 				if errors.Is(err, ipset.ErrNotExist) {

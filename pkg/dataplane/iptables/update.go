@@ -17,7 +17,8 @@ import (
 // both have the differences are carried out, as with sets, their members and the epoch.
 // A profile that only from has stays where another endpoint is left in it. It returns
 // ErrIncomplete when the frame is not in place.
-func (b Backend) Update(ctx context.Context, from, to desired.State) error {
+func (b Backend) Update(ctx context.Context, before, after desired.Share) error {
+	from, to := before.State, after.State
 	if err := to.Filled(); err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/google/nftables/expr"
 
 	"github.com/podmark/podmark/pkg/attachment"
+	"github.com/podmark/podmark/pkg/dataplane/drift"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/test/netns"
@@ -46,7 +47,7 @@ func BenchmarkAdd(b *testing.B) {
 			}
 			for b.Loop() {
 				all = append(all, nth(len(all)))
-				err := Backend{}.Update(ctx, node(b, 0xffff0000), node(b, 0xffff0000, all[len(all)-1]))
+				err := Backend{}.Update(ctx, desired.Share{State: node(b, 0xffff0000)}, desired.Share{State: node(b, 0xffff0000, all[len(all)-1])})
 				if errors.Is(err, ErrIncomplete) { // no room
 					err = Backend{}.Sync(ctx, node(b, 0xffff0000, all...))
 				}
@@ -61,9 +62,11 @@ func BenchmarkAdd(b *testing.B) {
 // BenchmarkCheck is a CHECK of one endpoint among so many, and what an ADD asks instead.
 func BenchmarkCheck(b *testing.B) {
 	for name, look := range map[string]func(all, one desired.State) error{
-		"Check":  func(_, one desired.State) error { return Backend{}.Check(context.Background(), one) },
-		"Verify": func(all, _ desired.State) error { return Backend{}.Verify(context.Background(), all) },
-		"Stands": func(_, one desired.State) error { return Backend{}.Stands(context.Background(), one.Node) },
+		"Content": func(_, one desired.State) error { return Backend{}.Check(context.Background(), one, drift.Content) },
+		"Deep":    func(all, _ desired.State) error { return Backend{}.Check(context.Background(), all, drift.Deep) },
+		"Base": func(_, one desired.State) error {
+			return Backend{}.Check(context.Background(), desired.State{Node: one.Node}, drift.Base)
+		},
 	} {
 		for _, size := range sizes {
 			b.Run(fmt.Sprint(name, "/", size), func(b *testing.B) {

@@ -16,10 +16,10 @@ import (
 // fillAtOnce is how many elements come or go in one transaction.
 const fillAtOnce = 10 * elementsAtOnce
 
-// Fill makes the peer and tuple sets of want hold exactly who is in them there, and says
+// FillSet makes the peer and tuple sets of want hold exactly who is in them there, and says
 // how many elements came and went. It makes those that are not there. A packet may see a
 // set half-way.
-func (b Backend) Fill(_ context.Context, want desired.State) (changed int, err error) {
+func (b Backend) FillSet(_ context.Context, want desired.Set) (changed int, err error) {
 	c, err := dial()
 	if err != nil {
 		return 0, err
@@ -118,14 +118,14 @@ func replaceContent[T any](c *conn, room *filling, s set, want []T, appendKey fu
 
 // Holds reports whether the kernel's peer and tuple sets hold everybody who is in those of
 // want. A set that is not there holds nobody.
-func (b Backend) Holds(_ context.Context, want desired.State) (bool, error) {
+func (b Backend) Holds(_ context.Context, want desired.Set) (bool, error) {
 	c, err := dial()
 	if err != nil {
 		return false, err
 	}
 	defer c.close()
 	all := true
-	populate(want, func(s set, e element) {
+	populate(want.State, func(s set, e element) {
 		there, errHas := c.has(s, e)
 		all, err = all && there, errors.Join(err, errHas)
 	})

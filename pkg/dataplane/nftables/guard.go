@@ -2,11 +2,11 @@ package nftables
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 
 	"github.com/podmark/podmark/pkg/dataplane/counters"
+	"github.com/podmark/podmark/pkg/dataplane/drift"
 	"github.com/podmark/podmark/pkg/desired"
 )
 
@@ -67,7 +67,8 @@ func (g Guard) Sync(ctx context.Context, want desired.State) error {
 func (g Guard) Remove(ctx context.Context) error { return Backend(g).Remove(ctx) }
 
 // Update turns what from says into what to says; ErrIncomplete when something is missing.
-func (g Guard) Update(ctx context.Context, from, to desired.State) error {
+func (g Guard) Update(ctx context.Context, before, after desired.Share) error {
+	from, to := before.State, after.State
 	if err := to.Filled(); err != nil {
 		return err
 	}
@@ -87,19 +88,12 @@ func (g Guard) Update(ctx context.Context, from, to desired.State) error {
 	return err
 }
 
-// Stands is that of Backend.
-func (g Guard) Stands(_ context.Context, n desired.Node) error {
-	c, err := dial()
-	if err != nil {
+// Check is that of Backend. It has few chains, and looks at all of them.
+func (g Guard) Check(_ context.Context, want desired.State, depth drift.Depth) error {
+	if err := checkBase(guardUses(want.Node)); err != nil || depth == drift.Base {
 		return err
 	}
-	defer c.close()
-	return checkBaseChains(c, guardUses(n))
-}
-
-// Check reports the first thing of want that is not in place, changing nothing.
-func (g Guard) Check(ctx context.Context, want desired.State) error {
-	if err := errors.Join(want.Filled(), g.Stands(ctx, want.Node)); err != nil {
+	if err := want.Filled(); err != nil {
 		return err
 	}
 	c, err := dial()

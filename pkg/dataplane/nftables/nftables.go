@@ -85,7 +85,8 @@ func (b Backend) Remove(ctx context.Context) error {
 // A profile that only from has stays where another endpoint is left in it. It returns
 // ErrIncomplete when something that it changes is not what it should be; Check looks
 // at the rest.
-func (b Backend) Update(ctx context.Context, from, to desired.State) error {
+func (b Backend) Update(ctx context.Context, before, after desired.Share) error {
+	from, to := before.State, after.State
 	if err := to.Filled(); err != nil {
 		return err
 	}
@@ -334,25 +335,26 @@ func leadsTo(c *conn, m set, list []familyProfile, n numbers, except elements) (
 	})
 }
 
-// Stands reports whether the static chains have as many rules as they should.
-func (b Backend) Stands(_ context.Context, n desired.Node) error {
+// Check reports the first thing of want that is not in place, changing nothing: a base chain that
+// has not as many rules as it should, an element, a rule that is not as it was written; deep, of
+// all chains and not only of those that want has.
+func (b Backend) Check(_ context.Context, want desired.State, depth drift.Depth) error {
+	switch depth {
+	case drift.Base:
+		return checkBase(usesOf(want.Node))
+	case drift.Content:
+		return check(want, checkStamps)
+	}
+	return check(want, checkAllStamps)
+}
+
+func checkBase(uses map[string]int) error {
 	c, err := dial()
 	if err != nil {
 		return err
 	}
 	defer c.close()
-	return checkBaseChains(c, usesOf(n))
-}
-
-// Check reports the first thing of want that is not in place, changing nothing: an element, or
-// a rule that is not as it was written.
-func (b Backend) Check(_ context.Context, want desired.State) error {
-	return check(want, checkStamps)
-}
-
-// Verify is Check of a whole node.
-func (b Backend) Verify(_ context.Context, want desired.State) error {
-	return check(want, checkAllStamps)
+	return checkBaseChains(c, uses)
 }
 
 func check(want desired.State, stamps func(*conn, []chain) error) error {
@@ -406,10 +408,10 @@ func checkElements(c *conn, r ruleset) error {
 	return nil
 }
 
-// Keep is Verify: there is nothing of the node's own to bring up to date, neither a host address
-// nor a NodePort.
-func (b Backend) Keep(ctx context.Context, want desired.State) ([]string, error) {
-	return nil, b.Verify(ctx, want)
+// Refresh is a deep Check: there is nothing of the node's own to bring up to date, neither a host
+// address nor a NodePort.
+func (b Backend) Refresh(ctx context.Context, want desired.State) ([]string, error) {
+	return nil, b.Check(ctx, want, drift.Deep)
 }
 
 // checkProfiles tells which of the chains are there. One that lacks a rule, or to

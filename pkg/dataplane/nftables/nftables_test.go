@@ -17,6 +17,7 @@ import (
 	"github.com/google/nftables/userdata"
 
 	"github.com/podmark/podmark/pkg/attachment"
+	"github.com/podmark/podmark/pkg/dataplane/drift"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/test/netns"
 )
@@ -155,11 +156,11 @@ func TestUpdateIsSync(t *testing.T) {
 	empty := sync()
 	for _, order := range [][]int{{0, 1, 2}, {2, 1, 0}, {1, 0, 2}} {
 		for _, i := range order {
-			if err := (Backend{}).Update(ctx, node(t, 0xffff0000), node(t, 0xffff0000, all[i])); err != nil {
+			if err := (Backend{}).Update(ctx, desired.Share{State: node(t, 0xffff0000)}, desired.Share{State: node(t, 0xffff0000, all[i])}); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if err := (Backend{}).Check(ctx, node(t, 0xffff0000, all...)); err != nil {
+		if err := (Backend{}).Check(ctx, node(t, 0xffff0000, all...), drift.Content); err != nil {
 			t.Error(err)
 		}
 		got := sorted(list(t))
@@ -167,7 +168,7 @@ func TestUpdateIsSync(t *testing.T) {
 			t.Errorf("after adding %v one by one (+) there is not what a Sync leaves (-):\n%s", order, diff)
 		}
 		for _, i := range order {
-			if err := (Backend{}).Update(ctx, node(t, 0xffff0000, all[i]), node(t, 0xffff0000)); err != nil {
+			if err := (Backend{}).Update(ctx, desired.Share{State: node(t, 0xffff0000, all[i])}, desired.Share{State: node(t, 0xffff0000)}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -177,8 +178,8 @@ func TestUpdateIsSync(t *testing.T) {
 	}
 	whole := list(t)
 	for _, err := range []error{
-		(Backend{}).Sync(ctx, desired.State{}), (Backend{}).Update(ctx, node(t, 0xffff0000), desired.State{}),
-		(Guard{}).Sync(ctx, desired.State{}), (Guard{}).Update(ctx, node(t, 0xffff0000), desired.State{}),
+		(Backend{}).Sync(ctx, desired.State{}), (Backend{}).Update(ctx, desired.Share{State: node(t, 0xffff0000)}, desired.Share{State: desired.State{}}),
+		(Guard{}).Sync(ctx, desired.State{}), (Guard{}).Update(ctx, desired.Share{State: node(t, 0xffff0000)}, desired.Share{State: desired.State{}}),
 	} {
 		if !errors.Is(err, desired.ErrEmpty) {
 			t.Errorf("no node's state: %v", err)
@@ -215,14 +216,14 @@ func TestRoom(t *testing.T) {
 	var all []attachment.Record
 	come := func() error {
 		all = append(all, nth(len(all)))
-		return Backend{}.Update(ctx, node(t, 0xffff0000), node(t, 0xffff0000, all[len(all)-1]))
+		return Backend{}.Update(ctx, desired.Share{State: node(t, 0xffff0000)}, desired.Share{State: node(t, 0xffff0000, all[len(all)-1])})
 	}
 	sync := func() {
 		s := node(t, 0xffff0000, all...)
 		if err := (Backend{}).Sync(ctx, s); err != nil {
 			t.Fatal(err)
 		}
-		if err := (Backend{}).Check(ctx, s); err != nil {
+		if err := (Backend{}).Check(ctx, s, drift.Content); err != nil {
 			t.Error(err)
 		}
 	}
@@ -249,12 +250,12 @@ func TestEveryRuleIsStamped(t *testing.T) {
 	for name, tt := range map[string]struct {
 		sync, look func(s desired.State) error
 	}{
-		"Backend, Check": {func(s desired.State) error { return Backend{}.Sync(t.Context(), s) }, func(s desired.State) error { return Backend{}.Check(t.Context(), s) }},
+		"Backend, Check": {func(s desired.State) error { return Backend{}.Sync(t.Context(), s) }, func(s desired.State) error { return Backend{}.Check(t.Context(), s, drift.Content) }},
 		"Backend, Keep": {func(s desired.State) error { return Backend{}.Sync(t.Context(), s) }, func(s desired.State) error {
-			_, err := Backend{}.Keep(t.Context(), s)
+			_, err := Backend{}.Refresh(t.Context(), s)
 			return err
 		}},
-		"Guard": {func(s desired.State) error { return Guard{}.Sync(t.Context(), s) }, func(s desired.State) error { return Guard{}.Check(t.Context(), s) }},
+		"Guard": {func(s desired.State) error { return Guard{}.Sync(t.Context(), s) }, func(s desired.State) error { return Guard{}.Check(t.Context(), s, drift.Content) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			netns.Enter(t)
@@ -344,7 +345,7 @@ func TestDamage(t *testing.T) {
 			if err := (Backend{}).Sync(ctx, s); err != nil {
 				t.Fatal(err)
 			}
-			if err := (Backend{}).Check(ctx, s); err != nil {
+			if err := (Backend{}).Check(ctx, s, drift.Content); err != nil {
 				t.Fatalf("before the damage: %v", err)
 			}
 			before := list(t)
@@ -360,14 +361,14 @@ func TestDamage(t *testing.T) {
 			if list(t) == before {
 				t.Fatalf("nft %v did no damage", tt.damage)
 			}
-			if err := (Backend{}).Check(ctx, s); !errors.Is(err, ErrIncomplete) {
+			if err := (Backend{}).Check(ctx, s, drift.Content); !errors.Is(err, ErrIncomplete) {
 				t.Errorf("Check says %v, want ErrIncomplete", err)
 			}
-			err := (Backend{}).Update(ctx, node(t, 0xffff0000), node(t, 0xffff0000, pod(5, "other", "veth5")))
+			err := (Backend{}).Update(ctx, desired.Share{State: node(t, 0xffff0000)}, desired.Share{State: node(t, 0xffff0000, pod(5, "other", "veth5"))})
 			if tt.gone && !errors.Is(err, ErrIncomplete) {
 				t.Errorf("Update says %v, want ErrIncomplete", err)
 			}
-			if _, err := (Backend{}).Fill(ctx, s); err != nil {
+			if _, err := (Backend{}).FillSet(ctx, desired.Set{State: s}); err != nil {
 				t.Fatal(err)
 			}
 			if err := (Backend{}).Sync(ctx, s); err != nil {
@@ -394,7 +395,7 @@ func TestStrangersUnderOurNames(t *testing.T) {
 			if err := (Backend{}).Sync(context.Background(), s); err != nil {
 				t.Fatal(err)
 			}
-			if err := (Backend{}).Check(context.Background(), s); err != nil {
+			if err := (Backend{}).Check(context.Background(), s, drift.Content); err != nil {
 				t.Error(err)
 			}
 			if got := list(t); strings.Contains(got, "chain x") || strings.Contains(got, "type mark\n") {
@@ -428,7 +429,7 @@ func TestForeignChange(t *testing.T) {
 	if asked != 4 {
 		t.Errorf("decided %d times, want 4", asked)
 	}
-	if err := (Backend{}).Check(ctx, s); err != nil {
+	if err := (Backend{}).Check(ctx, s, drift.Content); err != nil {
 		t.Error(err)
 	}
 }
@@ -515,10 +516,10 @@ func TestManyProfiles(t *testing.T) {
 	if err := (Backend{}).Sync(ctx, nodes(all[1:]...)); err != nil {
 		t.Fatal(err)
 	}
-	if err := (Backend{}).Update(ctx, nodes(all[1:]...), nodes(all...)); err != nil {
+	if err := (Backend{}).Update(ctx, desired.Share{State: nodes(all[1:]...)}, desired.Share{State: nodes(all...)}); err != nil {
 		t.Fatal(err)
 	}
-	if err := (Backend{}).Check(ctx, nodes(all...)); err != nil {
+	if err := (Backend{}).Check(ctx, nodes(all...), drift.Content); err != nil {
 		t.Error(err)
 	}
 }

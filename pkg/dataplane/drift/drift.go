@@ -1,9 +1,9 @@
-// Package drift names the kinds of what others take out of the data plane, for
-// backends to say and for who counts repairs.
+// Package drift names the kinds of drift: of what other programs take out of the data plane, or
+// change there. Backends report it, and podmarkd counts it.
 //
-//	err := fmt.Errorf("%w: chain %s is not there", missing.Chain.Err(), name)
-//	missing.KindOf(err) // Chain
-//	errors.Is(err, missing.Err) // true
+//	err := fmt.Errorf("%w: chain %s is not there", drift.Chain.Err(), name)
+//	drift.KindOf(err)         // Chain
+//	errors.Is(err, drift.Err) // true
 package drift
 
 import "errors"
@@ -12,7 +12,7 @@ import "errors"
 // and a Sync fixes that.
 var Err = errors.New("the data plane is incomplete")
 
-// Kind is what is missing.
+// Kind is what has drifted.
 type Kind string
 
 // The kinds.
@@ -50,3 +50,17 @@ func KindOf(err error) Kind {
 	}
 	return Other
 }
+
+// Depth is how closely a backend looks for drift.
+type Depth int
+
+// The depths; each includes those before it.
+const (
+	// Base is for what does not depend on the node's endpoints, by its number: it costs next to nothing.
+	Base Depth = iota
+	// Content is for all that a state has, as far as no process is needed to tell: also a rule that
+	// another one has taken the place of.
+	Content
+	// Deep is for what only a process can tell, too.
+	Deep
+)
