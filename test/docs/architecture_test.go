@@ -2,6 +2,7 @@ package docs_test
 
 import (
 	"io/fs"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -73,5 +74,27 @@ func TestPackageOrder(t *testing.T) {
 	pure := append(find(`split\("([^"]+)", names, " "\)\s+for \(i in names\) pure`), "node/cluster/view")
 	if diff := cmp.Diff(pure, spans(list)); diff != "" {
 		t.Errorf("packages that make lint holds to be pure (-) and that %s calls so (+):\n%s", architecture, diff)
+	}
+}
+
+// CONTRIBUTING.md says what each directory of tests is for.
+func TestTestDirectories(t *testing.T) {
+	entries, err := os.ReadDir(filepath.Join(root, "test"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want, got []string
+	for _, e := range entries {
+		if e.IsDir() {
+			want = append(want, "test/"+e.Name())
+		}
+	}
+	_, tests, _ := strings.Cut(read(t, "CONTRIBUTING.md"), "The tests:\n")
+	for _, row := range table(t, tests, "directory") {
+		got = append(got, spans(row[0])...)
+	}
+	slices.Sort(got)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("directories of tests that there are (-) and that CONTRIBUTING.md has (+):\n%s", diff)
 	}
 }
