@@ -422,8 +422,18 @@ func TestNamedTests(t *testing.T) {
 	if len(rows) < 20 {
 		t.Errorf("%d rows of docs/threat-model.md were read", len(rows))
 	}
+	_, chains := nftTree(nftables.Render(example(t)))
 	for _, row := range rows {
-		for _, name := range strings.Split(row[2], "; ") {
+		// Those of iptables are TestChainNames' to find.
+		for _, chain := range spans(row[2]) {
+			if !slices.Contains(chains, chain) {
+				t.Errorf("%q is held by chain %s, which there is not", row[0], chain)
+			}
+		}
+		if row[2] == "" {
+			t.Errorf("nothing holds %q", row[0])
+		}
+		for _, name := range strings.Split(row[3], "; ") {
 			if test := testName.FindString(name); test != "" {
 				exists(test)
 			} else if !strings.Contains(all.String(), fmt.Sprintf("{name: %q,", name)) {
