@@ -1,4 +1,4 @@
-# Each verb is a script below scripts/; the scripts run from any folder.
+# Each verb is a script below scripts/; the scripts run from any directory.
 .DEFAULT_GOAL := help
 .PHONY: help demo bench scale build release unit test soak-tests exhaustive lab lint verdict mutants mutate view startup chaos conformance fuzz vuln tools clean
 
@@ -11,7 +11,7 @@ demo: ## play four acts on a real IPVS kernel: a leak, a policy, live connection
 build: ## build the programs into bin/
 	@scripts/build.sh
 
-release: ## build for nodes of amd64 and arm64, and podmarkctl for macOS, into folders of bin/
+release: ## build for nodes of amd64 and arm64, and podmarkctl for macOS, into directories of bin/
 	@scripts/build.sh linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
 
 unit: ## run what needs no root and no kernel feature, within a minute (PKG=./pkg/desired RUN=regexp)

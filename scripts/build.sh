@@ -3,7 +3,7 @@
 # the CNI plugin to its limits: it is started for every pod, so it stays small
 # and free of the Kubernetes libraries.
 #   build.sh linux/amd64 linux/arm64 darwin/arm64
-# builds for other platforms, each into a folder of bin/ of its name, as bin/linux-arm64; for
+# builds for other platforms, each into a directory of bin/ of its name, as bin/linux-arm64; for
 # those without a Linux kernel podmarkctl alone.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

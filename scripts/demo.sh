@@ -39,8 +39,12 @@ serve() {
   until ip netns exec "$1" bash -c ": <>/dev/tcp/$2/$3" 2>/dev/null; do sleep 0.1; done
 }
 
-# connect NETNS ADDRESS:PORT opens a TCP connection, or does not: an emulated machine may be slow.
-connect() { ip netns exec "$1" timeout 10 bash -c ": <>/dev/tcp/${2%:*}/${2#*:}" 2>/dev/null; }
+# patience is how many seconds an answer may take: an emulated machine may be slow, and how slow,
+# the first answers tell.
+patience=30
+
+# connect NETNS ADDRESS:PORT opens a TCP connection, or does not.
+connect() { ip netns exec "$1" timeout "$patience" bash -c ": <>/dev/tcp/${2%:*}/${2#*:}" 2>/dev/null; }
 
 # service ADDRESS:PORT BACKEND is what kube-proxy does in IPVS mode.
 service() {
@@ -145,7 +149,9 @@ flows=(
 )
 
 act "1. The web pod is for the client alone. A firewall by source addresses is to see to it:"
+begin=$SECONDS
 mapfile -t NOTHING < <(try)
+patience=$((2 * (SECONDS - begin) + 2))
 expect "with nothing" "${NOTHING[*]}" "yes yes yes yes yes yes yes yes yes yes yes yes yes yes yes yes yes yes"
 firewall=(FORWARD -p tcp -d "$web" --dport 8080 ! -s "$client" -j DROP)
 echo "$ iptables -A ${firewall[*]}"
@@ -169,7 +175,7 @@ live() {
 ask() {
   local heard
   echo "$3" >&"$1"
-  if read -r -t 10 -u "$2" heard && [[ $heard == "$3" ]]; then echo answered; else echo silent; fi
+  if read -r -t "$patience" -u "$2" heard && [[ $heard == "$3" ]]; then echo answered; else echo silent; fi
 }
 live client
 live guest
@@ -181,8 +187,13 @@ step "then the policies"
 run podmarkctl apply -f test/demo/policies.yaml
 said "2 policies in force"
 said "3 of 3 pods policed"
-after_client=$(ask 4 5 after) after_guest=$(ask 6 7 after)
+ask 4 5 after >"$demo/client.after" &
+asked=($!)
+ask 6 7 after >"$demo/guest.after" &
+asked+=($!)
 mapfile -t PODMARK < <(try)
+wait "${asked[@]}"
+after_client=$(<"$demo/client.after") after_guest=$(<"$demo/guest.after")
 table NOTHING FIREWALL PODMARK
 expect "with podmark" "${PODMARK[*]}" "yes yes yes yes no no no no no no no no no no no no yes yes"
 

@@ -8,10 +8,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # go test fuzzes one test of one package at a time.
 grep -rE --include='*_test.go' '^func Fuzz' pkg plugins | sed -E 's|/[^/]*:func (\w+).*| \1|' | sort |
-  while read -r folder fuzz; do
+  while read -r directory fuzz; do
     [[ $fuzz =~ ${RUN:-.} ]] || continue
-    echo "fuzz: $folder $fuzz"
-    go test -run '^$' -fuzz "^$fuzz\$" -fuzztime "${FUZZTIME:-10s}" "./$folder" </dev/null
+    echo "fuzz: $directory $fuzz"
+    go test -run '^$' -fuzz "^$fuzz\$" -fuzztime "${FUZZTIME:-10s}" "./$directory" </dev/null
   done
 
 # No fuzz test of Go: coverage has nothing to teach it, and a seed repeats a run.

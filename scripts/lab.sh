@@ -7,7 +7,7 @@
 #   lab.sh 'modprobe -a ip_vs dummy && ipvsadm -Ln'
 #
 # The guest sees this machine's files and this work tree, both under a throw-away
-# layer: what it writes is gone afterwards, but for the folder $LAB_OUT, which the
+# layer: what it writes is gone afterwards, but for the directory $LAB_OUT, which the
 # command finds in the variable of the same name. /tmp and /run are empty inside;
 # the work tree is there nevertheless, wherever it lies.
 #
@@ -32,7 +32,7 @@ die() {
   exit 125
 }
 
-# The kernel is a Debian package, unpacked once. A folder under its final name is
+# The kernel is a Debian package, unpacked once. A directory under its final name is
 # complete, because renaming comes last.
 fetch_kernel() {
   local package version unpacked=$cache/.unpack

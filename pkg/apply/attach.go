@@ -42,7 +42,7 @@ func (n Node) Add(ctx context.Context, settings Settings, r attachment.Record, p
 var ErrPromise = errors.New("the policies of the pod have changed meanwhile")
 
 // promise is ErrPromise where r gets other profiles than those.
-func (f file) promise(r attachment.Record, promised *[2]desired.ProfileID) error {
+func (f nodeFile) promise(r attachment.Record, promised *[2]desired.ProfileID) error {
 	if promised == nil {
 		return nil
 	}
@@ -67,26 +67,26 @@ func (n Node) Close(ctx context.Context, settings Settings, r attachment.Record,
 	if err != nil {
 		return err
 	}
-	if err := n.kernel().close(r.Endpoint); err != nil {
+	if err := n.kernel().block(r.Endpoint); err != nil {
 		return err
 	}
 	n.step("barred")
-	return n.unjudge(r, f.Mask, nil, sent)
+	return n.resetVerdict(r, f.Mask, nil, sent)
 }
 
 // begin makes this a node on which podmark runs, with nobody on it.
-func (n Node) begin(ctx context.Context, settings Settings) (file, error) {
+func (n Node) begin(ctx context.Context, settings Settings) (nodeFile, error) {
 	unlock, err := n.lock(ctx)
 	if err != nil {
-		return file{}, err
+		return nodeFile{}, err
 	}
 	defer unlock()
-	f, changed, err := n.agree(ctx, settings)
+	f, changed, err := n.adoptSettings(ctx, settings)
 	if err != nil || !changed {
 		return f, err // somebody else was quicker
 	}
 	if err := n.save(f); err != nil {
-		return file{}, err
+		return nodeFile{}, err
 	}
 	return n.sync(ctx, f)
 }
@@ -109,7 +109,7 @@ func (n Node) Adopt(ctx context.Context, settings Settings, r attachment.Record)
 
 // add is Add with the lock held, or Adopt of a running endpoint.
 func (n Node) add(ctx context.Context, settings Settings, r attachment.Record, running bool, promised *[2]desired.ProfileID, sent func() (bool, error)) (attachment.Record, error) {
-	f, changed, err := n.agree(ctx, settings)
+	f, changed, err := n.adoptSettings(ctx, settings)
 	if err != nil {
 		return attachment.Record{}, err
 	}
@@ -131,7 +131,7 @@ func (n Node) add(ctx context.Context, settings Settings, r attachment.Record, r
 		}
 	}
 	// Without the rules a port is not closed by its device group.
-	if f, err = n.ready(ctx, f, r); err != nil {
+	if f, err = n.prepare(ctx, f, r); err != nil {
 		return attachment.Record{}, err
 	}
 	layout, err := mark.NewLayout(f.Mask)
@@ -145,7 +145,7 @@ func (n Node) add(ctx context.Context, settings Settings, r attachment.Record, r
 	// What others lose must not stay in the kernel where this ends on the way.
 	if slices.ContainsFunc(before, func(b attachment.Record) bool { return b.Key != r.Key || !slices.Equal(b.Addresses, r.Addresses) }) {
 		f.Synced = false
-		if err := n.jot(f); err != nil {
+		if err := n.saveBestEffort(f); err != nil {
 			return attachment.Record{}, err
 		}
 	}
@@ -153,10 +153,10 @@ func (n Node) add(ctx context.Context, settings Settings, r attachment.Record, r
 		return attachment.Record{}, err
 	}
 	n.step("reserved")
-	open := n.kernel().hold
+	open := n.kernel().guard
 	if !running {
-		open = n.kernel().open
-		if err := n.kernel().close(r.Endpoint); err != nil {
+		open = n.kernel().unblock
+		if err := n.kernel().block(r.Endpoint); err != nil {
 			return attachment.Record{}, err
 		}
 		n.step("closed")
@@ -166,7 +166,7 @@ func (n Node) add(ctx context.Context, settings Settings, r attachment.Record, r
 	// sending, so its flows wait for the elements, as those of a running one do.
 	closed := r.Routed() && !running
 	if closed {
-		if err := n.unjudge(r, f.Mask, before, sent); err != nil {
+		if err := n.resetVerdict(r, f.Mask, before, sent); err != nil {
 			return attachment.Record{}, err
 		}
 	}
@@ -178,7 +178,7 @@ func (n Node) add(ctx context.Context, settings Settings, r attachment.Record, r
 		return attachment.Record{}, err
 	}
 	if !closed {
-		if err := n.unjudge(r, f.Mask, before, sent); err != nil {
+		if err := n.resetVerdict(r, f.Mask, before, sent); err != nil {
 			return attachment.Record{}, err
 		}
 	}
@@ -223,26 +223,26 @@ func (n Node) displaced(layout mark.Layout, r attachment.Record) (before, kept [
 	return before, kept, nil
 }
 
-// unjudge makes the flows be judged that were there before the endpoint was: its
+// resetVerdict makes the flows be judged that were there before the endpoint was: its
 // own, if it sent anything before its port was closed, and those of whoever had
 // its address and was not properly deleted.
-func (n Node) unjudge(r attachment.Record, mask uint32, before []attachment.Record, sent func() (bool, error)) error {
+func (n Node) resetVerdict(r attachment.Record, mask uint32, before []attachment.Record, sent func() (bool, error)) error {
 	if len(before) == 0 {
 		if any, err := sent(); err != nil || !any {
 			return err
 		}
 	}
-	return n.kernel().unjudge(r.Addresses, mask)
+	return n.kernel().resetVerdict(r.Addresses, mask)
 }
 
 // bridgeFiltered refuses a policed endpoint on a bridge whose frames the rules
 // would never see, or not all of them.
-func (n Node) bridgeFiltered(f file, r attachment.Record) error {
+func (n Node) bridgeFiltered(f nodeFile, r attachment.Record) error {
 	if r.Routed() || !r.Policed {
 		return nil
 	}
-	if f.Backend != NFTables && f.Bridge != guarded {
-		return fmt.Errorf("%w: with iptables alone nobody guards the ports of bridge %q, and a policy would hold for a part of what pods on it send each other: %s; take a kernel that can, a main plugin that routes, such as ptp, or set policy to \"none\"", ErrBackend, r.Interface, f.BridgeLacks)
+	if f.Backend != config.NFTables && f.Bridge != bridgeByNFTables {
+		return fmt.Errorf("%w: with iptables alone nobody guards the ports of bridge %q, and a policy would hold for a part of what pods on it send each other: %s; take a kernel that can, a main plugin that routes, such as ptp, or set policy to \"none\"", ErrBackend, r.L3Interface, f.BridgeLacks)
 	}
 	for _, a := range r.Addresses {
 		if err := n.kernel().filtered(a.Is6()); err != nil {
@@ -267,7 +267,7 @@ func (n Node) uncontended(r attachment.Record) error {
 				ErrContended, a, owner.Key, owner.Namespace, owner.Pod, r.Network, owner.Network, r.Network)
 		}
 	}
-	if len(r.Sources) == 0 {
+	if len(r.AllowedSources) == 0 {
 		return nil
 	}
 	records, err := n.records()
@@ -277,7 +277,7 @@ func (n Node) uncontended(r attachment.Record) error {
 	for _, other := range records {
 		if p, both := r.Contends(other.Endpoint); both && other.Key != r.Key {
 			return fmt.Errorf("%w: %s is in what attachment %s (pod %s/%s) may send from, and both are behind %s, so whose a packet is could not be told: give each pod prefixes of its own by annotation %s, or take a main plugin that routes, such as ptp; if that pod is gone, 'podmarkctl gc' removes what it left",
-				ErrContended, p, other.Key, other.Namespace, other.Pod, r.Interface, config.SourcesAnnotation)
+				ErrContended, p, other.Key, other.Namespace, other.Pod, r.L3Interface, config.SourcesAnnotation)
 		}
 	}
 	return nil
@@ -310,7 +310,7 @@ func (n Node) Delete(ctx context.Context, key attachment.Key) (left, err error) 
 	n.step("detached")
 	// Without the lock, because it reads the whole conntrack table. Nobody else
 	// has the address yet: the plugin that assigned it is deleted after us.
-	busy, err := n.forget(r.Addresses)
+	busy, err := n.deleteFlows(r.Addresses)
 	left = errors.Join(left, busy)
 	if err != nil {
 		return errors.Join(left, err), nil // with its record, so that a collection does it
@@ -334,10 +334,10 @@ func (n Node) Delete(ctx context.Context, key attachment.Key) (left, err error) 
 	return left, nil
 }
 
-// forget drops the flows of addresses. Busy is about those that the kernel leaves to a
+// deleteFlows drops the flows of addresses. Busy is about those that the kernel leaves to a
 // flowtable for as long as they live.
-func (n Node) forget(addrs []netip.Addr) (busy, err error) {
-	err = n.kernel().forget(addrs)
+func (n Node) deleteFlows(addrs []netip.Addr) (busy, err error) {
+	err = n.kernel().deleteFlows(addrs)
 	if errors.Is(err, unix.EBUSY) {
 		return err, nil
 	}
@@ -368,9 +368,9 @@ func (n Node) detach(ctx context.Context, key attachment.Key) (r attachment.Reco
 		return attachment.Record{}, nil, err
 	}
 	n.step("uncommitted")
-	left = errors.Join(left, n.kernel().shut(r.Endpoint))
+	left = errors.Join(left, n.kernel().blockForDelete(r.Endpoint))
 	n.step("shut")
-	r = n.freed(r)
+	r = n.unclaimed(r)
 	f, err := n.load()
 	if errors.Is(err, fs.ErrNotExist) {
 		return r, left, nil // uninstalled meanwhile: nothing is in the kernel
@@ -399,7 +399,7 @@ func (n Node) deleteDamaged(ctx context.Context, key attachment.Key, damage erro
 	if err := n.Store.Release(attachment.Record{Key: key}); err != nil {
 		return nil, err
 	}
-	if _, err = n.tidy(ctx, false); errors.Is(err, ErrNewer) {
+	if _, err = n.removeOrphans(ctx, false); errors.Is(err, ErrNewer) {
 		return errors.Join(damage, err), nil
 	}
 	return damage, err
@@ -422,14 +422,14 @@ func (n Node) Check(ctx context.Context, is attachment.Record) error {
 	if err != nil {
 		return err
 	}
-	if r.Port == e.Port && r.PortIndex != e.PortIndex {
-		return fmt.Errorf("attachment %s has host veth %q as link %d, and was added with link %d of that name", key, e.Port, e.PortIndex, r.PortIndex)
+	if r.HostVeth == e.HostVeth && r.HostVethIndex != e.HostVethIndex {
+		return fmt.Errorf("attachment %s has host veth %q as link %d, and was added with link %d of that name", key, e.HostVeth, e.HostVethIndex, r.HostVethIndex)
 	}
-	if r.Port != e.Port || r.Interface != e.Interface || !slices.Equal(r.Addresses, e.Addresses) {
-		return fmt.Errorf("attachment %s is %v on %q by %q, and was added as %v on %q by %q", key, e.Addresses, e.Interface, e.Port, r.Addresses, r.Interface, r.Port)
+	if r.HostVeth != e.HostVeth || r.L3Interface != e.L3Interface || !slices.Equal(r.Addresses, e.Addresses) {
+		return fmt.Errorf("attachment %s is %v on %q by %q, and was added as %v on %q by %q", key, e.Addresses, e.L3Interface, e.HostVeth, r.Addresses, r.L3Interface, r.HostVeth)
 	}
-	if !slices.Equal(r.SourceBound, is.SourceBound) || !r.Kubernetes && !slices.Equal(r.Sources, e.Sources) {
-		return fmt.Errorf("attachment %s may send from %v of the %v that its network allowed, and allowedSourcePrefixes is %v now", key, r.Sources, r.SourceBound, is.SourceBound)
+	if !slices.Equal(r.SourceBound, is.SourceBound) || !r.Kubernetes && !slices.Equal(r.AllowedSources, e.AllowedSources) {
+		return fmt.Errorf("attachment %s may send from %v of the %v that its network allowed, and allowedSourcePrefixes is %v now", key, r.AllowedSources, r.SourceBound, is.SourceBound)
 	}
 	if err := n.kernel().check(r.Endpoint); err != nil {
 		return err

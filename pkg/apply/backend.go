@@ -50,44 +50,26 @@ type Backend interface {
 	Counters(ctx context.Context) ([]counters.Rule, error)
 }
 
-// incomplete holds for what a backend returns that a Sync would mend.
+// incomplete holds for what a backend returns that a Sync would fix.
 func incomplete(err error) bool {
 	return errors.Is(err, missing.Err)
 }
 
-// Kind is a backend as node.json names it.
-type Kind string
-
-// The kinds, in the order in which a node is searched for what is left of them.
-const (
-	NFTables       Kind = "nftables"
-	IPTablesNFT    Kind = "iptables-nft"
-	IPTablesLegacy Kind = "iptables-legacy"
-)
-
 // variants are the kinds that iptables enforces.
-var variants = map[Kind]iptables.Variant{IPTablesNFT: iptables.NFT, IPTablesLegacy: iptables.Legacy}
+var variants = map[config.Kind]iptables.Variant{config.IPTablesNFT: iptables.NFT, config.IPTablesLegacy: iptables.Legacy}
 
-// Backend is what the kind is of those that a configuration names.
-func (k Kind) Backend() config.Backend {
-	if k == NFTables {
-		return config.BackendNFTables
-	}
-	return config.BackendIPTables
-}
+func kindOf(v iptables.Variant) config.Kind { return config.Kind("iptables-" + string(v)) }
 
-func kindOf(v iptables.Variant) Kind { return Kind("iptables-" + string(v)) }
-
-func (n Node) backend(f file) Backend {
-	if n.Programs && f.Checksums == looked {
+func (n Node) backend(f nodeFile) Backend {
+	if n.Programs && f.Checksums == checksumsByBPF {
 		return Checksummed{n.kernel().backend(n, f)}
 	}
 	return n.kernel().backend(n, f)
 }
 
 // judge is the backend without what is beside each of them.
-func (n Node) judge(f file) Backend {
-	if f.Backend == NFTables {
+func (n Node) judge(f nodeFile) Backend {
+	if f.Backend == config.NFTables {
 		return nftables.Backend{Step: n.Step}
 	}
 	b := iptables.Backend{Variant: variants[f.Backend], Wait: n.LockTimeout, Step: n.Step, Lacks: f.lacks()}
@@ -96,14 +78,14 @@ func (n Node) judge(f file) Backend {
 			b.Former = append(b.Former, v)
 		}
 	}
-	if f.Bridge == guarded {
+	if f.Bridge == bridgeByNFTables {
 		return Guarded{Backend: b, Guard: nftables.Guard{Step: n.Step}}
 	}
 	return b
 }
 
 // choose decides what enforces. What auto finds out is noted, and not asked again.
-func (f *file) choose(wanted config.Backend) error {
+func (f *nodeFile) choose(wanted config.Backend) error {
 	kind := f.Backend
 	switch {
 	case wanted == config.BackendAuto && f.Auto == "":
@@ -114,11 +96,11 @@ func (f *file) choose(wanted config.Backend) error {
 		kind = f.Auto
 	case wanted == config.BackendAuto:
 		kind = f.Auto
-	case wanted == config.BackendNFTables && kind != NFTables:
+	case wanted == config.BackendNFTables && kind != config.NFTables:
 		if err := nftables.Probe(); err != nil {
 			return fmt.Errorf("%w: %w", ErrBackend, err)
 		}
-		kind = NFTables
+		kind = config.NFTables
 	case wanted == config.BackendIPTables && variants[kind] == "":
 		v, err := iptables.Detect()
 		if err != nil {
@@ -126,7 +108,7 @@ func (f *file) choose(wanted config.Backend) error {
 		}
 		kind = kindOf(v)
 	}
-	if kind != NFTables && f.Bridge == "" {
+	if kind != config.NFTables && f.Bridge == "" {
 		f.askBridge()
 	}
 	if kind == f.Backend {
@@ -137,21 +119,21 @@ func (f *file) choose(wanted config.Backend) error {
 	} else {
 		f.Former = append(f.Former, f.Backend)
 	}
-	f.Former = slices.DeleteFunc(f.Former, func(k Kind) bool { return k == kind })
+	f.Former = slices.DeleteFunc(f.Former, func(k config.Kind) bool { return k == kind })
 	f.Backend = kind
 	return nil
 }
 
 // What file.Log says.
 const (
-	logged   = "nflog"
-	unlogged = "none"
+	logByNFLOG = "nflog"
+	logNowhere = "none"
 )
 
 // askLog notes whether what the backend drops can be logged. Where it cannot, podmark
 // enforces all the same, and asks again when it writes everything anew.
-func (f *file) askLog(ctx context.Context, wait time.Duration) error {
-	if f.Log == logged {
+func (f *nodeFile) askLog(ctx context.Context, wait time.Duration) error {
+	if f.Log == logByNFLOG {
 		return nil
 	}
 	var lacking, err error
@@ -162,34 +144,34 @@ func (f *file) askLog(ctx context.Context, wait time.Duration) error {
 	} else {
 		lacking = nftables.Logs()
 	}
-	f.Log, f.LogLacks = logged, ""
+	f.Log, f.LogLacks = logByNFLOG, ""
 	if lacking != nil {
-		f.Log, f.LogLacks = unlogged, lacking.Error()
+		f.Log, f.LogLacks = logNowhere, lacking.Error()
 	}
 	return nil
 }
 
 // What file.Bridge says.
 const (
-	guarded   = "nftables"
-	unguarded = "none"
+	bridgeByNFTables = "nftables"
+	bridgeUnfiltered = "none"
 )
 
 // askBridge notes whether nftables can ask for senders and guard the ports of bridges beside
 // iptables. Where it cannot, podmark asks again when it writes everything anew.
-func (f *file) askBridge() {
-	if f.Bridge == guarded {
+func (f *nodeFile) askBridge() {
+	if f.Bridge == bridgeByNFTables {
 		return
 	}
-	f.Bridge, f.BridgeLacks = guarded, ""
+	f.Bridge, f.BridgeLacks = bridgeByNFTables, ""
 	if lacking := nftables.ProbeGuard(); lacking != nil {
-		f.Bridge, f.BridgeLacks = unguarded, lacking.Error()
+		f.Bridge, f.BridgeLacks = bridgeUnfiltered, lacking.Error()
 	}
 }
 
 // askKernel notes what of that the kernel can do which the backend can do without. It asks
 // again what was lacking.
-func (f *file) askKernel(ctx context.Context, wait time.Duration) error {
+func (f *nodeFile) askKernel(ctx context.Context, wait time.Duration) error {
 	if err := f.askLog(ctx, wait); err != nil {
 		return err
 	}
@@ -211,7 +193,7 @@ func (f *file) askKernel(ctx context.Context, wait time.Duration) error {
 }
 
 // lacks lists what iptables does without.
-func (f file) lacks() []iptables.Feature {
+func (f nodeFile) lacks() []iptables.Feature {
 	return slices.DeleteFunc(iptables.Features(), func(feature iptables.Feature) bool { return slices.Contains(f.Has, feature) })
 }
 
@@ -223,13 +205,13 @@ func (n Node) Unlogged() (string, error) {
 }
 
 // usable reports why what choose would choose cannot be used. It changes nothing.
-func (f file) usable(wanted config.Backend) error {
+func (f nodeFile) usable(wanted config.Backend) error {
 	kind := f.Backend
 	switch {
 	case wanted == config.BackendAuto:
 		kind = f.Auto
 	case wanted == config.BackendNFTables:
-		kind = NFTables
+		kind = config.NFTables
 	case variants[kind] == "":
 		kind = kindOf("") // whichever variant there is
 	}
@@ -237,9 +219,9 @@ func (f file) usable(wanted config.Backend) error {
 	switch {
 	case kind == "":
 		_, err = detect()
-	case kind != NFTables:
+	case kind != config.NFTables:
 		err = iptables.Usable(variants[kind])
-	case f.Backend != NFTables:
+	case f.Backend != config.NFTables:
 		err = nftables.Probe()
 	}
 	if err != nil && !errors.Is(err, ErrBackend) {
@@ -249,10 +231,10 @@ func (f file) usable(wanted config.Backend) error {
 }
 
 // detect finds what auto stands for.
-func detect() (Kind, error) {
+func detect() (config.Kind, error) {
 	lacking := nftables.Probe()
 	if lacking == nil {
-		return NFTables, nil
+		return config.NFTables, nil
 	}
 	v, err := iptables.Detect()
 	if err != nil {
@@ -263,8 +245,8 @@ func detect() (Kind, error) {
 
 // leftovers are the backends of which something may be in the kernel although no
 // file says so.
-func leftovers() []Kind {
-	kinds := []Kind{NFTables}
+func leftovers() []config.Kind {
+	kinds := []config.Kind{config.NFTables}
 	conn, err := ipset.Dial()
 	if err != nil {
 		return kinds // and no set can be there
@@ -283,10 +265,10 @@ func leftovers() []Kind {
 // removeFormer takes what is left of the former backends out of the kernel. A
 // variant of iptables has done that with the other one's rules, and its guard with
 // nftables'.
-func (n Node) removeFormer(ctx context.Context, f file) error {
-	var rest []Kind
+func (n Node) removeFormer(ctx context.Context, f nodeFile) error {
+	var rest []config.Kind
 	for _, k := range f.Former {
-		if variants[f.Backend] == "" || k == NFTables && f.Bridge != guarded {
+		if variants[f.Backend] == "" || k == config.NFTables && f.Bridge != bridgeByNFTables {
 			rest = append(rest, k)
 		}
 	}
@@ -294,10 +276,10 @@ func (n Node) removeFormer(ctx context.Context, f file) error {
 }
 
 // remove takes everything of these backends out of the kernel.
-func remove(ctx context.Context, wait time.Duration, kinds []Kind) error {
+func remove(ctx context.Context, wait time.Duration, kinds []config.Kind) error {
 	var of []iptables.Variant
 	for _, k := range kinds {
-		if k != NFTables {
+		if k != config.NFTables {
 			of = append(of, variants[k])
 			continue
 		}

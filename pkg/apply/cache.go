@@ -12,18 +12,18 @@ import (
 	"github.com/podmark/podmark/pkg/ident"
 )
 
-// Cache keeps what is read off the state folder for a process that reads it all the time.
+// Cache keeps what is read off the state directory for a process that reads it all the time.
 // What is kept counts as long as the files are the ones that were read.
 type Cache struct {
-	mu       sync.Mutex
-	file     fileStamp
-	policies desired.Policies
-	hash     hash // of policies
-	folders  [2]fileStamp
-	records  []attachment.Record
+	mu          sync.Mutex
+	file        fileStamp
+	policies    desired.Policies
+	hash        hash // of policies
+	directories [2]fileStamp
+	records     []attachment.Record
 }
 
-// fileStamp tells a file, or the state of a folder, from another one.
+// fileStamp tells a file, or the state of a directory, from another one.
 type fileStamp struct {
 	inode      uint64
 	size       int64
@@ -72,7 +72,7 @@ func (n Node) cachedPolicies() (p desired.Policies, is hash, err error) {
 // are still its own, or knows them. They are not to be changed.
 func (n Node) records() ([]attachment.Record, error) {
 	records, err := n.allRecords()
-	return slices.DeleteFunc(records, func(r attachment.Record) bool { return n.leaving[r.Key] }), err
+	return slices.DeleteFunc(records, func(r attachment.Record) bool { return n.deferred[r.Key] }), err
 }
 
 // allRecords are records with those that cannot be removed for want of room.
@@ -85,9 +85,9 @@ func (n Node) allRecords() ([]attachment.Record, error) {
 	defer c.mu.Unlock()
 	var now [2]fileStamp
 	same := true
-	for i, folder := range n.Store.Folders() {
-		now[i] = stamp(folder)
-		same = same && c.folders[i].same(now[i])
+	for i, directory := range n.Store.Directories() {
+		now[i] = stamp(directory)
+		same = same && c.directories[i].same(now[i])
 	}
 	if same {
 		return append([]attachment.Record{}, c.records...), nil
@@ -96,6 +96,6 @@ func (n Node) allRecords() ([]attachment.Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.folders, c.records = now, records
+	c.directories, c.records = now, records
 	return append([]attachment.Record{}, records...), nil
 }

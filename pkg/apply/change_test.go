@@ -59,8 +59,8 @@ func TestEpochs(t *testing.T) {
 		{"nothing changes", []func(Node) error{adds(web), sets(webPolicy)}, sets(webPolicy), false},
 		{"a change that was not finished", []func(Node) error{adds(web), sets(webPolicy), unfinished}, sets(otherPolicy), true},
 		{"a pod elsewhere goes", []func(Node) error{adds(web), follows(webPolicy, desired.Members{})}, func(n Node) error {
-			_, err := n.Revise(context.Background(), Settings{}, func([]attachment.Record) Revision {
-				return Revision{Gone: peersOf(webPolicy, elsewhere)}
+			_, err := n.UpdatePolicies(context.Background(), Settings{}, func([]attachment.Record) PolicyUpdate {
+				return PolicyUpdate{Removed: peersOf(webPolicy, elsewhere)}
 			})
 			return err
 		}, true},
@@ -157,7 +157,7 @@ func TestFlowsOfAFlowtable(t *testing.T) {
 	for name, call := range map[string]func(n Node) (left, err error){
 		"DEL": func(n Node) (left, err error) { return n.Delete(context.Background(), web.Key) },
 		"collection": func(n Node) (left, err error) {
-			c, err := n.Collect(context.Background(), func(r attachment.Record) bool { return r.Key == web.Key }, false)
+			c, err := n.CollectGarbage(context.Background(), func(r attachment.Record) bool { return r.Key == web.Key }, false)
 			return c.Left, err
 		},
 	} {
@@ -177,9 +177,9 @@ func TestFlowsOfAFlowtable(t *testing.T) {
 func TestRefusals(t *testing.T) {
 	again := func(r attachment.Record, change func(*attachment.Record)) attachment.Record { change(&r); return r }
 	sources := []netip.Prefix{netip.MustParsePrefix("172.30.0.0/16")}
-	withSources := func(r *attachment.Record) { r.Sources = sources }
+	withSources := func(r *attachment.Record) { r.AllowedSources = sources }
 	behindWeb := again(late, func(r *attachment.Record) {
-		r.Sources, r.Interface, r.Port, r.InterfaceIndex, r.PortIndex = sources, web.Interface, web.Port, web.InterfaceIndex, web.PortIndex
+		r.AllowedSources, r.L3Interface, r.HostVeth, r.L3InterfaceIndex, r.HostVethIndex = sources, web.L3Interface, web.HostVeth, web.L3InterfaceIndex, web.HostVethIndex
 	})
 	elsewhere := again(late, func(r *attachment.Record) { r.Network, r.Addresses = "another", web.Addresses })
 	promised := [2]desired.ProfileID{"0123456789abcdef", ""}
@@ -210,7 +210,7 @@ func TestRefusals(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			m := on(t, tt.before...)
 			if tt.gone {
-				delete(m.ports, web.PortIndex)
+				delete(m.ports, web.HostVethIndex)
 				m.plug(elsewhere)
 			}
 			left := m.left()
@@ -280,10 +280,10 @@ func TestFailedUpdate(t *testing.T) {
 
 // What somebody else did is put back, and named.
 func TestKeep(t *testing.T) {
-	keep := func(m *machine) (kept Kept) {
+	keep := func(m *machine) (kept Reconciled) {
 		t.Helper()
 		err := m.call(0, "", func(n Node) (err error) {
-			kept, err = n.Keep(context.Background(), nil)
+			kept, err = n.Reconcile(context.Background(), nil)
 			return err
 		})
 		if err != nil {
@@ -292,29 +292,29 @@ func TestKeep(t *testing.T) {
 		return kept
 	}
 	m := on(t, adds(web), sets(webPolicy))
-	if kept := keep(m); kept.Missing != nil || kept.Drifted != nil || len(kept.Policies) == 0 {
+	if kept := keep(m); kept.Drift != nil || kept.EndpointDrift != nil || len(kept.Policies) == 0 {
 		t.Errorf("of nothing, Keep has found %+v", kept)
 	}
-	m.ports[web.PortIndex].grouped = false
-	if kept := keep(m); kept.Missing == nil || !m.ports[web.PortIndex].grouped {
-		t.Errorf("the group is back: %t, %v", m.ports[web.PortIndex].grouped, kept.Missing)
+	m.ports[web.HostVethIndex].grouped = false
+	if kept := keep(m); kept.Drift == nil || !m.ports[web.HostVethIndex].grouped {
+		t.Errorf("the group is back: %t, %v", m.ports[web.HostVethIndex].grouped, kept.Drift)
 	}
 	m.flush()
-	if kept := keep(m); kept.Missing == nil || !m.judged(web.Key) {
-		t.Errorf("the rules are back: %t, %v", m.judged(web.Key), kept.Missing)
+	if kept := keep(m); kept.Drift == nil || !m.judged(web.Key) {
+		t.Errorf("the rules are back: %t, %v", m.judged(web.Key), kept.Drift)
 	}
 	before := m.epoch()
 	m.tunnelPorts = []uint16{4789}
-	if kept := keep(m); kept.Tunnels == nil || !slices.Equal(m.has[NFTables].Tunnels.UDPPorts, m.tunnelPorts) || m.epoch() == before {
-		t.Errorf("a tunnel came: %+v, the kernel has %v, and the epoch is %v", kept.Tunnels, m.has[NFTables].Tunnels, m.epoch())
+	if kept := keep(m); kept.Tunnels == nil || !slices.Equal(m.has[config.NFTables].Tunnels.UDPPorts, m.tunnelPorts) || m.epoch() == before {
+		t.Errorf("a tunnel came: %+v, the kernel has %v, and the epoch is %v", kept.Tunnels, m.has[config.NFTables].Tunnels, m.epoch())
 	}
 	before, m.tunnelPorts = m.epoch(), nil
 	if kept := keep(m); kept.Tunnels == nil || m.epoch() != before {
 		t.Errorf("a tunnel went: %+v, and the epoch is %v", kept.Tunnels, m.epoch())
 	}
-	delete(m.ports, web.PortIndex)
-	if kept := keep(m); len(kept.Drifted) != 1 || kept.Drifted[0].Pod != "shop/web" {
-		t.Errorf("the veth is gone: %v", kept.Drifted)
+	delete(m.ports, web.HostVethIndex)
+	if kept := keep(m); len(kept.EndpointDrift) != 1 || kept.EndpointDrift[0].Pod != "shop/web" {
+		t.Errorf("the veth is gone: %v", kept.EndpointDrift)
 	}
 }
 
@@ -349,7 +349,7 @@ func TestReassign(t *testing.T) {
 		var records []attachment.Record
 		for _, i := range random.Perm(former.Capacity())[:random.IntN(min(former.Capacity(), 10)+1)] {
 			r := routed("pod", byte(i))
-			r.ContainerID, r.ID = r.Port, mark.First+mark.ID(i)
+			r.ContainerID, r.ID = r.HostVeth, mark.First+mark.ID(i)
 			records = append(records, r)
 		}
 		// On the way to a layout, endpoints first leave what is to mean "outside" there.

@@ -45,16 +45,16 @@ func (b Checksummed) Keep(ctx context.Context, want desired.State) (replaced []s
 
 // What file.Checksums says.
 const (
-	looked   = "bpf"
-	unlooked = "none"
+	checksumsByBPF     = "bpf"
+	checksumsUnchecked = "none"
 )
 
 // syncChecksums has the kernel look where checksums go, and notes why where it cannot. podmark
 // enforces all the same, and tries again when it writes everything anew.
-func (f *file) syncChecksums() {
-	f.Checksums, f.ChecksumsLacks = looked, ""
+func (f *nodeFile) syncChecksums() {
+	f.Checksums, f.ChecksumsLacks = checksumsByBPF, ""
 	if lacking := csum.Sync(); lacking != nil {
-		f.Checksums, f.ChecksumsLacks = unlooked, lacking.Error()
+		f.Checksums, f.ChecksumsLacks = checksumsUnchecked, lacking.Error()
 	}
 }
 
@@ -65,9 +65,9 @@ func (n Node) Alterable() (string, error) {
 	return f.alterable(), err
 }
 
-func (f file) alterable() string {
+func (f nodeFile) alterable() string {
 	switch f.Checksums {
-	case looked:
+	case checksumsByBPF:
 		if err := csum.Check(); err != nil {
 			return err.Error()
 		}

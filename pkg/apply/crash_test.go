@@ -72,7 +72,7 @@ func and(one, two func(Node) error) func(Node) error {
 
 func collects(keys ...attachment.Key) func(Node) error {
 	return func(n Node) error {
-		_, err := n.Collect(context.Background(), func(r attachment.Record) bool { return !r.Committed || slices.Contains(keys, r.Key) }, false)
+		_, err := n.CollectGarbage(context.Background(), func(r attachment.Record) bool { return !r.Committed || slices.Contains(keys, r.Key) }, false)
 		return err
 	}
 }
@@ -119,9 +119,9 @@ type verb struct {
 // other labels.
 func follows(p desired.Policies, come desired.Members, changed ...attachment.Record) func(Node) error {
 	return func(n Node) error {
-		n.Complete = func(s desired.State) (desired.State, bool) { return s.With(come), true }
-		_, err := n.Revise(context.Background(), onNFTables, func(records []attachment.Record) Revision {
-			r := Revision{Policies: &p, Come: come}
+		n.RemoteMembers = func(s desired.State) (desired.State, bool) { return s.WithMembers(come), true }
+		_, err := n.UpdatePolicies(context.Background(), onNFTables, func(records []attachment.Record) PolicyUpdate {
+			r := PolicyUpdate{Policies: &p, Added: come}
 			for _, is := range records {
 				for _, c := range changed {
 					if is.Key == c.Key {
@@ -179,7 +179,7 @@ var verbs = []verb{
 	{name: "DEL on a flushed node", before: []func(Node) error{adds(web), adds(other)}, prepare: (*machine).flush, call: deletes(web), pod: &web},
 	{
 		name: "gc", before: []func(Node) error{sets(webPolicy), adds(web), adds(other)}, policies: []desired.Policies{webPolicy},
-		prepare: func(m *machine) { delete(m.ports, web.PortIndex) }, call: collects(web.Key),
+		prepare: func(m *machine) { delete(m.ports, web.HostVethIndex) }, call: collects(web.Key),
 		then: map[string]func(Node) error{"another's ADD": adds(late)},
 	},
 	{name: "policies that narrow", before: []func(Node) error{adds(web), adds(other)}, call: sets(webPolicy), policies: []desired.Policies{webPolicy}},
@@ -206,7 +206,7 @@ var verbs = []verb{
 	{
 		name: "another mask", before: []func(Node) error{sets(webPolicy), adds(web), adds(other)}, policies: []desired.Policies{webPolicy},
 		call: func(n Node) error {
-			_, err := n.SetMask(context.Background(), layoutOf(0x00ff0000))
+			_, err := n.ChangeMask(context.Background(), layoutOf(0x00ff0000))
 			return err
 		},
 		then: map[string]func(Node) error{"the same": keeps},
@@ -225,13 +225,13 @@ var verbs = []verb{
 	},
 	{
 		name: "a link that somebody regrouped", before: []func(Node) error{sets(webPolicy), adds(web)}, policies: []desired.Policies{webPolicy},
-		prepare: func(m *machine) { m.ports[web.PortIndex].grouped = false }, call: keeps,
+		prepare: func(m *machine) { m.ports[web.HostVethIndex].grouped = false }, call: keeps,
 	},
 	{name: "uninstall", before: []func(Node) error{sets(webPolicy), adds(web), adds(other)}, call: uninstalls, policies: []desired.Policies{webPolicy}},
 }
 
 func keeps(n Node) error {
-	_, err := n.Keep(context.Background(), &Ports{Ranges: []desired.PortRange{{First: 80, Last: 90}}, SCTP: []desired.PortRange{}, Source: "kube-proxy"})
+	_, err := n.Reconcile(context.Background(), &Ports{Ranges: []desired.PortRange{{First: 80, Last: 90}}, SCTP: []desired.PortRange{}, Source: "kube-proxy"})
 	return err
 }
 
@@ -271,10 +271,10 @@ func (m *machine) epoch() mark.Mark {
 	return layoutOf(0xffff0000).Mark(1)
 }
 
-// whole complains where the kernel does not have what the state folder says.
+// whole complains where the kernel does not have what the state directory says.
 func (m *machine) whole() {
 	m.t.Helper()
-	missing, err := m.node().Missing(context.Background())
+	missing, err := m.node().Diff(context.Background())
 	if missing != nil || err != nil {
 		m.t.Errorf("at last the kernel lacks %v: %v", missing, err)
 	}

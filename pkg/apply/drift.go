@@ -14,15 +14,15 @@ import (
 	"github.com/podmark/podmark/pkg/attachment"
 )
 
-// Drift is what somebody else did to a link of an endpoint.
-type Drift struct {
+// EndpointDrift is what somebody else did to a link of an endpoint.
+type EndpointDrift struct {
 	Key attachment.Key `json:"attachment"`
 	// Pod is its "namespace/name"; empty where there is none.
 	Pod string `json:"pod,omitempty"`
 	port.Drift
 }
 
-func (d Drift) String() string {
+func (d EndpointDrift) String() string {
 	who := d.Pod
 	if who == "" {
 		who = d.Key.String()
@@ -36,17 +36,17 @@ type drift struct {
 	port.Drift
 }
 
-func (d drift) told() Drift {
-	t := Drift{Key: d.Key, Drift: d.Drift}
+func (d drift) told() EndpointDrift {
+	t := EndpointDrift{Key: d.Key, Drift: d.Drift}
 	if d.Pod != "" {
 		t.Pod = d.Namespace + "/" + d.Pod
 	}
 	return t
 }
 
-// Drifts lists what somebody else did to the links of endpoints, in one dump of all links,
+// EndpointDrifts lists what somebody else did to the links of endpoints, in one dump of all links,
 // and changes nothing. fs.ErrNotExist when podmark has never run here.
-func (n Node) Drifts() ([]Drift, error) {
+func (n Node) EndpointDrifts() ([]EndpointDrift, error) {
 	if _, err := n.load(); err != nil {
 		return nil, err
 	}
@@ -59,16 +59,16 @@ func (n Node) Drifts() ([]Drift, error) {
 	if err != nil {
 		return nil, err
 	}
-	list, err := n.drifts(records, links)
-	var out []Drift
+	list, err := n.endpointDrifts(records, links)
+	var out []EndpointDrift
 	for _, d := range list {
 		out = append(out, d.told())
 	}
 	return out, err
 }
 
-// drifts compares records with the links of a dump.
-func (n Node) drifts(records []attachment.Record, dump []netlink.Link) ([]drift, error) {
+// endpointDrifts compares records with the links of a dump.
+func (n Node) endpointDrifts(records []attachment.Record, dump []netlink.Link) ([]drift, error) {
 	// Before the first change after an upgrade no record has numbers.
 	if f, err := n.load(); err != nil || !f.Indexed {
 		return nil, err
@@ -82,7 +82,7 @@ func (n Node) drifts(records []attachment.Record, dump []netlink.Link) ([]drift,
 					continue // the pod is, too: that is for its DEL, and for Collect
 				}
 			}
-			if now, err := n.Store.Get(r.Key); err != nil || !now.Committed || now.PortIndex != r.PortIndex {
+			if now, err := n.Store.Get(r.Key); err != nil || !now.Committed || now.HostVethIndex != r.HostVethIndex {
 				continue // somebody else deletes it, or adds it anew
 			}
 			out = append(out, drift{r, d})
@@ -91,21 +91,21 @@ func (n Node) drifts(records []attachment.Record, dump []netlink.Link) ([]drift,
 	return out, nil
 }
 
-// mend puts host veths back into podmark's device group that somebody took out of it, and
+// repairLinks puts host veths back into podmark's device group that somebody took out of it, and
 // lists what else was done to links, which is for that somebody to undo. Its caller holds
 // the lock.
-func (n Node) mend(links []netlink.Link) (left []Drift, regrouped, err error) {
+func (n Node) repairLinks(links []netlink.Link) (left []EndpointDrift, regrouped, err error) {
 	records, err := n.records()
 	if err != nil {
 		return nil, nil, err
 	}
-	list, err := n.drifts(records, links)
+	list, err := n.endpointDrifts(records, links)
 	for _, d := range list {
 		if d.Change != port.Ungrouped {
 			left = append(left, d.told())
 			continue
 		}
-		switch failed := n.kernel().regroup(d.Endpoint); {
+		switch failed := n.kernel().setGroup(d.Endpoint); {
 		case errors.Is(failed, unix.ENODEV): // it is gone by now
 		case failed != nil:
 			left, err = append(left, d.told()), errors.Join(err, failed)

@@ -12,12 +12,12 @@ import (
 	"github.com/podmark/podmark/pkg/ident"
 )
 
-// ErrNewer: the state folder is that of a podmark that this one does not understand.
-var ErrNewer = errors.New("the state folder is a newer podmark's")
+// ErrNewer: the state directory is that of a podmark that this one does not understand.
+var ErrNewer = errors.New("the state directory is a newer podmark's")
 
 // header is what every format of node.json has.
 type header struct {
-	// Format is that of the state folder, of the podmark that wrote it last; 0 of one that did
+	// Format is that of the state directory, of the podmark that wrote it last; 0 of one that did
 	// not say.
 	Format int `json:"format,omitempty"`
 	// Reads is the oldest format whose podmark may go on from there.
@@ -32,9 +32,9 @@ func (h header) readable(path string) error {
 	return fmt.Errorf("%w: %q has format %d, and this podmark knows those up to %d: use the one that wrote it, or run 'podmarkctl uninstall' with that", ErrNewer, path, h.Format, format)
 }
 
-// readFile reads node.json: first what every format has. Errors: fs.ErrNotExist, ErrNewer,
+// decodeNodeFile reads node.json: first what every format has. Errors: fs.ErrNotExist, ErrNewer,
 // ident.ErrDamaged.
-func (n Node) readFile() (f file, err error) {
+func (n Node) decodeNodeFile() (f nodeFile, err error) {
 	path := n.Store.Path(ident.NodeFile)
 	b, err := ident.Read(path)
 	if err != nil {
@@ -47,7 +47,7 @@ func (n Node) readFile() (f file, err error) {
 		}
 	}
 	if err := json.Unmarshal(b, &f); err != nil {
-		return file{}, fmt.Errorf("%w: %q: %w", ident.ErrDamaged, path, err)
+		return nodeFile{}, fmt.Errorf("%w: %q: %w", ident.ErrDamaged, path, err)
 	}
 	return f, nil
 }
@@ -55,8 +55,8 @@ func (n Node) readFile() (f file, err error) {
 // ErrLost: the node's policies are not those that were in force. It is an ident.ErrDamaged.
 var ErrLost = fmt.Errorf("%w: the policies in force are lost", ident.ErrDamaged)
 
-// errLeaving: an uninstall was interrupted. As good as if podmark had never run here.
-var errLeaving = fmt.Errorf("an uninstall was interrupted: %w", fs.ErrNotExist)
+// errUninstalling: an uninstall was interrupted. As good as if podmark had never run here.
+var errUninstalling = fmt.Errorf("an uninstall was interrupted: %w", fs.ErrNotExist)
 
 // hash is that of the content of a file.
 type hash string
@@ -71,7 +71,7 @@ func hashOf(b []byte) hash {
 
 // withPolicies is f with the policies that it names. They are lost where the file has others, or
 // is not there: who does not know them must not write a rule, or he would open pods.
-func (n Node) withPolicies(f file) (file, error) {
+func (n Node) withPolicies(f nodeFile) (nodeFile, error) {
 	if f.Format > 0 && f.PoliciesHash == noFile {
 		return f, nil
 	}
@@ -88,7 +88,7 @@ func (n Node) withPolicies(f file) (file, error) {
 		err = fmt.Errorf("the SHA-256 of %q is %s, and %s says %s", n.Store.Path(ident.PoliciesFile), is, ident.NodeFile, f.PoliciesHash)
 	}
 	if err != nil {
-		f.lost = fmt.Errorf("%w: %w; what is in the kernel stays: apply the policies again; with \"policy\": \"kubernetes\" podmarkd does, as soon as it runs and has the API", ErrLost, err)
+		f.policiesLost = fmt.Errorf("%w: %w; what is in the kernel stays: apply the policies again; with \"policy\": \"kubernetes\" podmarkd does, as soon as it runs and has the API", ErrLost, err)
 		return f, nil
 	}
 	f.Policies, f.FormerHash = p, ""

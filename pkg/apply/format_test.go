@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/attachment"
+	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/test/needs"
@@ -25,15 +26,15 @@ func named(name string) desired.Policies {
 }
 
 // settled is a node that has come to rest with a policy of that name.
-func settled(t *testing.T, name string) (Node, file) {
+func settled(t *testing.T, name string) (Node, nodeFile) {
 	t.Helper()
 	n := Node{Store: ident.At(filepath.Join(t.TempDir(), "state"))}
 	if err := n.Store.Init(); err != nil {
 		t.Fatal(err)
 	}
-	f := file{Mask: 0xffff0000, Epoch: 1, Backend: NFTables, Indexed: true, PoliciesHash: noFile, Policies: named(name)}
+	f := nodeFile{Mask: 0xffff0000, Epoch: 1, Backend: config.NFTables, Indexed: true, PoliciesHash: noFile, Policies: named(name)}
 	policies := f.Policies
-	f, err := n.note(f, Revision{Policies: &policies})
+	f, err := n.note(f, PolicyUpdate{Policies: &policies})
 	f.Synced = true
 	if err := errors.Join(err, n.save(f)); err != nil {
 		t.Fatal(err)
@@ -77,7 +78,7 @@ func TestReadDuringChanges(t *testing.T) {
 		policies := named(strconv.Itoa(i))
 		f.Policies = policies
 		var err error
-		if f, err = n.note(f, Revision{Policies: &policies}); err != nil {
+		if f, err = n.note(f, PolicyUpdate{Policies: &policies}); err != nil {
 			t.Error(err)
 			break
 		}
@@ -117,17 +118,17 @@ func TestStateIsWhole(t *testing.T) {
 			if _, err := n.State(); !errors.Is(err, ident.ErrDamaged) {
 				t.Errorf("policies.json is %s: State = %v, want damaged", name, err)
 			}
-			f, err = n.loadLost()
-			if err != nil || f.lost == nil || f.Synced || f.Policies.Policies != nil || f.Mask != 0xffff0000 {
+			f, err = n.loadWithoutPolicies()
+			if err != nil || f.policiesLost == nil || f.Synced || f.Policies.Policies != nil || f.Mask != 0xffff0000 {
 				t.Errorf("policies.json is %s: loadLost = %+v, %v", name, f, err)
 			}
-			if _, _, err := n.Remembered(); !errors.Is(err, fs.ErrNotExist) {
+			if _, _, err := n.EnforcedPolicies(); !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("policies.json is %s: Remembered = %v", name, err)
 			}
 			// Whoever knows them all writes them anew.
 			policies := named("web")
 			f.Policies = policies
-			if _, err := n.note(f, Revision{Policies: &policies}); err != nil && name != "pipe" {
+			if _, err := n.note(f, PolicyUpdate{Policies: &policies}); err != nil && name != "pipe" {
 				t.Error(err)
 			}
 			if f, err := n.load(); err != nil || f.Synced || len(f.Policies.Policies) != 1 {
@@ -156,7 +157,7 @@ func TestChangeEndsBetweenFiles(t *testing.T) {
 		f.Policies = policies
 		func() {
 			defer func() { _ = recover() }()
-			_, err := n.note(f, Revision{Policies: &policies})
+			_, err := n.note(f, PolicyUpdate{Policies: &policies})
 			t.Errorf("note = %v, and has not been interrupted", err)
 		}()
 		got, err := n.load()
@@ -192,7 +193,7 @@ func TestPoliciesOfAnotherLife(t *testing.T) {
 	if diff := cmp.Diff(named("web"), got.Policies); err != nil || diff != "" || got.PoliciesHash == "" {
 		t.Errorf("%v, those of an older podmark:\n%s", err, diff)
 	}
-	f.Leaving = true
+	f.Uninstalling = true
 	if err := n.save(f); err != nil {
 		t.Fatal(err)
 	}
@@ -217,8 +218,8 @@ func TestNewer(t *testing.T) {
 		"Add":         func() error { _, err := n.Add(t.Context(), Settings{}, attachment.Record{}, nil, nil); return err },
 		"Close":       func() error { return n.Close(t.Context(), Settings{}, attachment.Record{}, nil) },
 		"SetPolicies": func() error { _, err := n.SetPolicies(t.Context(), Settings{}, named("a")); return err },
-		"Keep":        func() error { _, err := n.Keep(t.Context(), nil); return err },
-		"Collect":     func() error { _, err := n.Collect(t.Context(), Gone, false); return err },
+		"Keep":        func() error { _, err := n.Reconcile(t.Context(), nil); return err },
+		"Collect":     func() error { _, err := n.CollectGarbage(t.Context(), HostVethGone, false); return err },
 		"Uninstall":   func() error { return n.Uninstall(t.Context()) },
 		"Status":      func() error { return n.Status(t.Context(), Settings{}) },
 	} {
@@ -232,7 +233,7 @@ func TestNewer(t *testing.T) {
 		}
 	}
 	// An older podmark may go on where the newer one says so.
-	f := file{header: header{Format: 99, Reads: format}, Mask: 0xff0000, Epoch: 1, Backend: NFTables, PoliciesHash: noFile}
+	f := nodeFile{header: header{Format: 99, Reads: format}, Mask: 0xff0000, Epoch: 1, Backend: config.NFTables, PoliciesHash: noFile}
 	b, err := json.Marshal(f)
 	if err == nil {
 		err = n.Store.Write(ident.NodeFile, b)

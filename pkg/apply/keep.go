@@ -10,6 +10,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply/counters"
 	"github.com/podmark/podmark/pkg/apply/missing"
+	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 )
 
@@ -19,7 +20,7 @@ type Ports struct {
 	Ranges []desired.PortRange `json:"ranges"`
 	// SCTP are those of SCTP. When they change, rules are written.
 	SCTP []desired.PortRange `json:"sctp"`
-	// Source is who said so, for who reads the state folder.
+	// Source is who said so, for who reads the state directory.
 	Source string `json:"source"`
 }
 
@@ -48,10 +49,10 @@ func (n Node) Counters(ctx context.Context) ([]counters.Rule, error) {
 	return n.backend(f).Counters(ctx)
 }
 
-// Stands reports whether the rules are there that do not depend on who is on the node,
+// Intact reports whether the rules are there that do not depend on who is on the node,
 // without the node's lock and in a fraction of what Keep takes. What cannot be found out
 // stands, as does a node that somebody is rewriting.
-func (n Node) Stands(ctx context.Context) bool {
+func (n Node) Intact(ctx context.Context) bool {
 	f, err := n.load()
 	if err != nil || !f.Synced {
 		return true
@@ -60,10 +61,10 @@ func (n Node) Stands(ctx context.Context) bool {
 	return err != nil || !incomplete(n.backend(f).Stands(ctx, node))
 }
 
-// Kept says what Keep found and did.
-type Kept struct {
-	// Missing is what the kernel lacked, which is back; nil when nothing was.
-	Missing error
+// Reconciled says what Keep found and did.
+type Reconciled struct {
+	// Drift is what the kernel lacked, which is back; nil when nothing was.
+	Drift error
 	// Replaced names the sets whose content had gone stale.
 	Replaced []string
 	// Policies are the namespace/name of those that each profile stands for; nil where
@@ -75,58 +76,58 @@ type Kept struct {
 	// Unfiltered is what bridges keep from IP from now on, so that it is dropped for isolated
 	// endpoints; nil where it is the same as before.
 	Unfiltered *desired.Unfiltered
-	// Drifted is what somebody did to the links of endpoints, and nobody has undone. These
+	// EndpointDrift is what somebody did to the links of endpoints, and nobody has undone. These
 	// endpoints are closed, or judged as before where that is the same link still.
-	Drifted []Drift
+	EndpointDrift []EndpointDrift
 	// Alterable is what [Node.Alterable] says.
 	Alterable string
 }
 
-// Keep makes the kernel hold what the node should enforce, and looks closer than
+// Reconcile makes the kernel hold what the node should enforce, and looks closer than
 // an ADD does: at every element, and at what others have done to hooks and chains.
 // The sets that belong to the node rather than to an endpoint, host addresses and
 // NodePorts, are brought up to date without a rule being written. A nil ports
 // leaves those as they are. fs.ErrNotExist when podmark has never run here.
-func (n Node) Keep(ctx context.Context, ports *Ports) (Kept, error) {
-	if _, err := n.load(); err != nil { // creates no folder where podmark is not in use
-		return Kept{}, err
+func (n Node) Reconcile(ctx context.Context, ports *Ports) (Reconciled, error) {
+	if _, err := n.load(); err != nil { // creates no directory where podmark is not in use
+		return Reconciled{}, err
 	}
 	unlock, err := n.lock(ctx)
 	if err != nil {
-		return Kept{}, err
+		return Reconciled{}, err
 	}
 	defer unlock()
 	f, err := n.load()
 	if err != nil {
-		return Kept{}, err
+		return Reconciled{}, err
 	}
 	links, errLinks := n.kernel().links()
-	kept, err := n.keep(ctx, f, ports, links)
+	kept, err := n.reconcile(ctx, f, ports, links)
 	if errLinks != nil {
 		return kept, errors.Join(err, errLinks)
 	}
-	drifted, regrouped, errDrift := n.mend(links)
-	kept.Drifted = drifted
+	drifted, regrouped, errDrift := n.repairLinks(links)
+	kept.EndpointDrift = drifted
 	if now, err := n.load(); err == nil {
 		kept.Alterable = now.alterable()
 	}
 	if regrouped != nil {
-		kept.Missing = errors.Join(kept.Missing, regrouped)
+		kept.Drift = errors.Join(kept.Drift, regrouped)
 	}
 	return kept, errors.Join(err, errDrift)
 }
 
-// keep is Keep of the rules and sets, with the lock held. Without links, nil, what rules say of
+// reconcile is Keep of the rules and sets, with the lock held. Without links, nil, what rules say of
 // the node stays.
-func (n Node) keep(ctx context.Context, f file, ports *Ports, links []netlink.Link) (Kept, error) {
+func (n Node) reconcile(ctx context.Context, f nodeFile, ports *Ports, links []netlink.Link) (Reconciled, error) {
 	if f.Synced && links != nil {
 		was := f
 		now, changed, err := n.survey(f, links)
 		if err != nil {
-			return Kept{}, err
+			return Reconciled{}, err
 		}
 		if changed {
-			var kept Kept
+			var kept Reconciled
 			if was.Tunnels == nil || !same(*was.Tunnels, *now.Tunnels) {
 				kept.Tunnels = now.Tunnels
 			}
@@ -139,36 +140,36 @@ func (n Node) keep(ctx context.Context, f file, ports *Ports, links []netlink.Li
 	}
 	old, err := f.node()
 	if err != nil {
-		return Kept{}, err
+		return Reconciled{}, err
 	}
 	if ports != nil && !f.Ports.equal(*ports) {
 		f.Ports = ports
 		// In iptables a rule has them. Whoever comes after a crash finishes that.
-		rewrite := f.Backend != NFTables && !slices.Equal(old.SCTPPorts, ports.SCTP)
+		rewrite := f.Backend != config.NFTables && !slices.Equal(old.SCTPPorts, ports.SCTP)
 		f.Synced = f.Synced && !rewrite
 		if err := n.save(f); err != nil {
-			return Kept{}, err
+			return Reconciled{}, err
 		}
 		if rewrite {
 			_, err := n.sync(ctx, f)
-			return Kept{}, err
+			return Reconciled{}, err
 		}
 	}
-	kept := Kept{Missing: errUnfinished}
+	kept := Reconciled{Drift: errUnfinished}
 	if !n.lacking(f) {
 		want, err := n.state(f)
 		if err != nil {
-			return Kept{}, err
+			return Reconciled{}, err
 		}
-		if f.Kubernetes && n.Complete != nil {
-			want = want.Vacant() // KeepSet looks at those
+		if f.Kubernetes && n.RemoteMembers != nil {
+			want = want.WithoutMembers() // KeepSet looks at those
 		}
 		kept.Policies = policiesOf(want)
-		if kept.Replaced, kept.Missing = n.backend(f).Keep(ctx, want); kept.Missing == nil {
+		if kept.Replaced, kept.Drift = n.backend(f).Keep(ctx, want); kept.Drift == nil {
 			return kept, nil
 		}
-		if !incomplete(kept.Missing) {
-			return Kept{Policies: kept.Policies}, fmt.Errorf("%w: %w", ErrBackend, kept.Missing)
+		if !incomplete(kept.Drift) {
+			return Reconciled{Policies: kept.Policies}, fmt.Errorf("%w: %w", ErrBackend, kept.Drift)
 		}
 		kept.Replaced = nil // all sets are filled anew
 	}
@@ -176,12 +177,12 @@ func (n Node) keep(ctx context.Context, f file, ports *Ports, links []netlink.Li
 	return kept, err
 }
 
-// KeepSet has the node's next peer or tuple set behind the one of the name, in a circle, hold
+// ReconcileSet has the node's next peer or tuple set behind the one of the name, in a circle, hold
 // exactly who belongs there, and says what it was called and how many elements came and
 // went. All of them at once would keep others from the node's lock for long. There is
 // nothing to do where pods elsewhere are not known, or a change is to be finished first.
-func (n Node) KeepSet(ctx context.Context, after string) (name string, changed int, err error) {
-	if f, err := n.load(); err != nil || !f.Kubernetes || n.Complete == nil {
+func (n Node) ReconcileSet(ctx context.Context, after string) (name string, changed int, err error) {
+	if f, err := n.load(); err != nil || !f.Kubernetes || n.RemoteMembers == nil {
 		return after, 0, ignoreMissing(err)
 	}
 	unlock, err := n.lock(ctx)
@@ -198,7 +199,7 @@ func (n Node) KeepSet(ctx context.Context, after string) (name string, changed i
 		return after, 0, err
 	}
 	set, name := state.NextSet(after)
-	if set, known := n.Complete(set); known && name != "" {
+	if set, known := n.RemoteMembers(set); known && name != "" {
 		changed, err = n.backend(f).Fill(ctx, set)
 	}
 	return name, changed, err
@@ -213,9 +214,9 @@ func policiesOf(s desired.State) map[desired.ProfileID][]string {
 	return out
 }
 
-// Missing reports what [Node.Keep] would put back, and changes nothing; nil where
+// Diff reports what [Node.Reconcile] would put back, and changes nothing; nil where
 // the kernel has everything. fs.ErrNotExist when podmark has never run here.
-func (n Node) Missing(ctx context.Context) (missing, err error) {
+func (n Node) Diff(ctx context.Context) (missing, err error) {
 	if _, err := n.load(); err != nil {
 		return nil, err
 	}

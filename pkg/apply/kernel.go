@@ -20,19 +20,19 @@ import (
 	"github.com/podmark/podmark/pkg/mark"
 )
 
-// kernel is what a change does to the node besides what it writes into the state folder, and
+// kernel is what a change does to the node besides what it writes into the state directory, and
 // what it asks of the node. Tests have one that fails.
 type kernel interface {
 	// choose decides what enforces, and ask notes what that does without.
-	choose(f *file, wanted config.Backend) error
-	ask(ctx context.Context, f *file, wait time.Duration) error
+	choose(f *nodeFile, wanted config.Backend) error
+	ask(ctx context.Context, f *nodeFile, wait time.Duration) error
 	// backend is that of f. leftovers are the kinds of which something may be there although
 	// no file says so, and remove takes everything of some out.
-	backend(n Node, f file) Backend
-	leftovers() []Kind
-	remove(ctx context.Context, wait time.Duration, kinds []Kind) error
-	// unlook takes the programs of package csum out.
-	unlook() error
+	backend(n Node, f nodeFile) Backend
+	leftovers() []config.Kind
+	remove(ctx context.Context, wait time.Duration, kinds []config.Kind) error
+	// removeChecksums takes the programs of package csum out.
+	removeChecksums() error
 
 	// What others have: rules, links, tunnels, addresses.
 	others(ctx context.Context) foreign.Report
@@ -41,24 +41,24 @@ type kernel interface {
 	addresses() ([]netip.Addr, error)
 
 	// Of package port.
-	close(e attachment.Endpoint) error
-	open(e attachment.Endpoint) error
-	hold(e attachment.Endpoint) error
-	shut(e attachment.Endpoint) error
-	release(e attachment.Endpoint) error
-	releaseLink(l netlink.Link) error
-	regroup(e attachment.Endpoint) error
+	block(e attachment.Endpoint) error
+	unblock(e attachment.Endpoint) error
+	guard(e attachment.Endpoint) error
+	blockForDelete(e attachment.Endpoint) error
+	restore(e attachment.Endpoint) error
+	restoreLink(l netlink.Link) error
+	setGroup(e attachment.Endpoint) error
 	check(e attachment.Endpoint) error
 	alive(e attachment.Endpoint) bool
 	filtered(ipv6 bool) error
 
 	// Of package conntrack.
-	unjudge(addrs []netip.Addr, mask uint32) error
-	forget(addrs []netip.Addr) error
-	clear(m mark.Mark) error
-	clearOthers(m mark.Mark) error
-	rejudge(m mark.Mark, set *netipx.IPSet) error
-	takeBack(m mark.Mark, set *netipx.IPSet) (conntrack.Reclaimed, error)
+	resetVerdict(addrs []netip.Addr, mask uint32) error
+	deleteFlows(addrs []netip.Addr) error
+	clearEpoch(m mark.Mark) error
+	clearOtherEpochs(m mark.Mark) error
+	reevaluate(m mark.Mark, set *netipx.IPSet) error
+	reclaim(m mark.Mark, set *netipx.IPSet) (conntrack.Reclaimed, error)
 }
 
 // kernel is that of the node.
@@ -72,16 +72,16 @@ func (n Node) kernel() kernel {
 // linux is the kernel of the network namespace.
 type linux struct{}
 
-func (linux) choose(f *file, wanted config.Backend) error { return f.choose(wanted) }
-func (linux) ask(ctx context.Context, f *file, wait time.Duration) error {
+func (linux) choose(f *nodeFile, wanted config.Backend) error { return f.choose(wanted) }
+func (linux) ask(ctx context.Context, f *nodeFile, wait time.Duration) error {
 	return f.askKernel(ctx, wait)
 }
-func (linux) backend(n Node, f file) Backend { return n.judge(f) }
-func (linux) leftovers() []Kind              { return leftovers() }
-func (linux) remove(ctx context.Context, wait time.Duration, kinds []Kind) error {
+func (linux) backend(n Node, f nodeFile) Backend { return n.judge(f) }
+func (linux) leftovers() []config.Kind           { return leftovers() }
+func (linux) remove(ctx context.Context, wait time.Duration, kinds []config.Kind) error {
 	return remove(ctx, wait, kinds)
 }
-func (linux) unlook() error { return csum.Remove() }
+func (linux) removeChecksums() error { return csum.Remove() }
 
 func (linux) others(ctx context.Context) foreign.Report { return foreign.Read(ctx) }
 func (linux) links() ([]netlink.Link, error)            { return port.List() }
@@ -90,26 +90,30 @@ func (linux) tunnels(links []netlink.Link) (desired.Tunnels, error) {
 }
 func (linux) addresses() ([]netip.Addr, error) { return HostAddresses() }
 
-func (linux) close(e attachment.Endpoint) error   { return port.Close(e) }
-func (linux) open(e attachment.Endpoint) error    { return port.Open(e) }
-func (linux) hold(e attachment.Endpoint) error    { return port.Hold(e) }
-func (linux) shut(e attachment.Endpoint) error    { return port.Shut(e) }
-func (linux) release(e attachment.Endpoint) error { return port.Release(e) }
-func (linux) releaseLink(l netlink.Link) error    { return port.ReleaseLink(l) }
-func (linux) regroup(e attachment.Endpoint) error { return port.Regroup(e) }
-func (linux) check(e attachment.Endpoint) error   { return port.Check(e) }
-func (linux) alive(e attachment.Endpoint) bool    { return port.Alive(e) }
-func (linux) filtered(ipv6 bool) error            { return port.BridgeFiltered(ipv6) }
+func (linux) block(e attachment.Endpoint) error          { return port.Block(e) }
+func (linux) unblock(e attachment.Endpoint) error        { return port.Unblock(e) }
+func (linux) guard(e attachment.Endpoint) error          { return port.Guard(e) }
+func (linux) blockForDelete(e attachment.Endpoint) error { return port.BlockForDelete(e) }
+func (linux) restore(e attachment.Endpoint) error        { return port.Restore(e) }
+func (linux) restoreLink(l netlink.Link) error           { return port.RestoreLink(l) }
+func (linux) setGroup(e attachment.Endpoint) error       { return port.SetGroup(e) }
+func (linux) check(e attachment.Endpoint) error          { return port.Check(e) }
+func (linux) alive(e attachment.Endpoint) bool           { return port.Alive(e) }
+func (linux) filtered(ipv6 bool) error                   { return port.BridgeFiltered(ipv6) }
 
-func (linux) unjudge(addrs []netip.Addr, mask uint32) error { return conntrack.Unjudge(addrs, mask) }
-func (linux) forget(addrs []netip.Addr) error               { return conntrack.Forget(addrs) }
-func (linux) clear(m mark.Mark) error                       { return conntrack.Clear(m) }
-func (linux) clearOthers(m mark.Mark) error                 { return conntrack.ClearOthers(m) }
-func (linux) rejudge(m mark.Mark, set *netipx.IPSet) error  { return conntrack.Rejudge(m, set) }
+func (linux) resetVerdict(addrs []netip.Addr, mask uint32) error {
+	return conntrack.ResetVerdict(addrs, mask)
+}
 
-func (linux) takeBack(m mark.Mark, set *netipx.IPSet) (conntrack.Reclaimed, error) {
+func (linux) deleteFlows(addrs []netip.Addr) error { return conntrack.DeleteFlows(addrs) }
+func (linux) clearEpoch(m mark.Mark) error         { return conntrack.ClearEpoch(m) }
+func (linux) clearOtherEpochs(m mark.Mark) error   { return conntrack.ClearOtherEpochs(m) }
+
+func (linux) reevaluate(m mark.Mark, set *netipx.IPSet) error { return conntrack.Reevaluate(m, set) }
+
+func (linux) reclaim(m mark.Mark, set *netipx.IPSet) (conntrack.Reclaimed, error) {
 	if tables, err := flowtable.List(); err == nil && len(tables) == 0 {
 		return conntrack.Reclaimed{}, nil
 	}
-	return conntrack.TakeBack(m, set)
+	return conntrack.Reclaim(m, set)
 }

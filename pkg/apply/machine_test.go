@@ -32,14 +32,14 @@ import (
 	"github.com/podmark/podmark/pkg/mark"
 )
 
-// machine is a kernel in memory, with the state folder beside it. At each thing that is done
+// machine is a kernel in memory, with the state directory beside it. At each thing that is done
 // to it, before and after, it looks whether an endpoint is open, and it can end the call there.
 type machine struct {
 	t     *testing.T
 	store ident.Store
 	// has are the rules of each backend, and sets its peer and tuple sets; nil for nothing.
-	has   map[Kind]*desired.State
-	sets  map[Kind]*desired.State
+	has   map[config.Kind]*desired.State
+	sets  map[config.Kind]*desired.State
 	ports map[int]*hostPort
 	// flows are the conntrack marks of the flows that addresses began.
 	flows map[netip.Addr]uint32
@@ -54,7 +54,7 @@ type machine struct {
 	flushed bool
 
 	events []string
-	// written is what the state folder was like at each event.
+	// written is what the state directory was like at each event.
 	written []string
 	// fault happens at the event of the number at, the first being 1.
 	at    int
@@ -78,7 +78,7 @@ type fault string
 const (
 	fails fault = "fails"
 	ends  fault = "ends"
-	// What cannot be written any more, of the state folder.
+	// What cannot be written any more, of the state directory.
 	noNode      fault = "writes no node.json"
 	noPolicies  fault = "writes no policies.json"
 	noRecord    fault = "writes no record"
@@ -95,12 +95,12 @@ type ended struct{}
 func newMachine(t *testing.T) *machine {
 	t.Helper()
 	return &machine{
-		t: t, store: ident.At(filepath.Join(memory(t), "state")), has: map[Kind]*desired.State{}, sets: map[Kind]*desired.State{}, ports: map[int]*hostPort{},
+		t: t, store: ident.At(filepath.Join(memory(t), "state")), has: map[config.Kind]*desired.State{}, sets: map[config.Kind]*desired.State{}, ports: map[int]*hostPort{},
 		flows: map[netip.Addr]uint32{}, unfilterable: map[bool]bool{}, policies: []desired.Policies{{}}, quiet: true,
 	}
 }
 
-// memory is a folder that costs no disk a write, where there is such a thing.
+// memory is a directory that costs no disk a write, where there is such a thing.
 func memory(t *testing.T) string {
 	t.Helper()
 	const shm = "/dev/shm"
@@ -125,7 +125,7 @@ func (m *machine) call(at int, what fault, verb func(n Node) error) (err error) 
 	m.events, m.written, m.at, m.fault, m.quiet = nil, nil, at, what, false
 	defer func() {
 		m.quiet = true
-		m.unblock()
+		m.clearObstruction()
 		if r := recover(); r != nil {
 			if _, ok := r.(ended); !ok {
 				panic(r)
@@ -153,12 +153,12 @@ func (m *machine) event(name string) error {
 	case ends:
 		panic(ended{})
 	default:
-		m.block()
+		m.obstruct()
 	}
 	return nil
 }
 
-// stamp tells one state of the folder from another.
+// stamp tells one state of the directory from another.
 func (m *machine) stamp() string {
 	out := ""
 	for _, name := range []string{ident.NodeFile, ident.PoliciesFile, "attachments", "addresses"} {
@@ -202,8 +202,8 @@ func (m *machine) blocked() []string {
 	return out
 }
 
-// block puts a folder with something in it where a file would be written first.
-func (m *machine) block() {
+// obstruct puts a directory with something in it where a file would be written first.
+func (m *machine) obstruct() {
 	for _, name := range m.blocked() {
 		if err := os.MkdirAll(m.store.Path(name)+".tmp/x", 0o700); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			m.t.Fatal(err)
@@ -211,7 +211,7 @@ func (m *machine) block() {
 	}
 }
 
-func (m *machine) unblock() {
+func (m *machine) clearObstruction() {
 	for _, name := range m.blocked() {
 		if i, err := os.Lstat(m.store.Path(name) + ".tmp"); err == nil && i.IsDir() {
 			if err := os.RemoveAll(m.store.Path(name) + ".tmp"); err != nil {
@@ -228,8 +228,8 @@ func (m *machine) look() {
 		m.t.Helper()
 		m.t.Errorf("at %d, %q: %s", len(m.events), m.events[len(m.events)-1], fmt.Sprintf(format, args...))
 	}
-	f, err := m.node().readFile()
-	leaving := err != nil || f.Leaving
+	f, err := m.node().decodeNodeFile()
+	leaving := err != nil || f.Uninstalling
 	for kind, s := range m.has {
 		if s == nil {
 			continue
@@ -295,7 +295,7 @@ func (m *machine) judged(key attachment.Key) bool {
 
 // plug makes the link of an attachment.
 func (m *machine) plug(r attachment.Record) attachment.Record {
-	m.ports[r.PortIndex] = &hostPort{Endpoint: r.Endpoint, owner: r.Key}
+	m.ports[r.HostVethIndex] = &hostPort{Endpoint: r.Endpoint, owner: r.Key}
 	return r
 }
 
@@ -306,8 +306,8 @@ func (m *machine) flush() {
 	m.flushed = true
 }
 
-func (m *machine) choose(f *file, wanted config.Backend) error {
-	kind := map[config.Backend]Kind{config.BackendAuto: NFTables, config.BackendNFTables: NFTables, config.BackendIPTables: IPTablesNFT, "": f.Backend}[wanted]
+func (m *machine) choose(f *nodeFile, wanted config.Backend) error {
+	kind := map[config.Backend]config.Kind{config.BackendAuto: config.NFTables, config.BackendNFTables: config.NFTables, config.BackendIPTables: config.IPTablesNFT, "": f.Backend}[wanted]
 	if kind == f.Backend {
 		return nil
 	}
@@ -316,20 +316,20 @@ func (m *machine) choose(f *file, wanted config.Backend) error {
 	} else {
 		f.Former = append(f.Former, f.Backend)
 	}
-	f.Former = slices.DeleteFunc(f.Former, func(k Kind) bool { return k == kind })
-	f.Backend, f.Bridge = kind, unguarded
+	f.Former = slices.DeleteFunc(f.Former, func(k config.Kind) bool { return k == kind })
+	f.Backend, f.Bridge = kind, bridgeUnfiltered
 	return nil
 }
 
-func (m *machine) ask(_ context.Context, f *file, _ time.Duration) error {
-	f.Log = logged
+func (m *machine) ask(_ context.Context, f *nodeFile, _ time.Duration) error {
+	f.Log = logByNFLOG
 	return nil
 }
 
-func (m *machine) backend(n Node, f file) Backend { return engine{m, f.Backend} }
+func (m *machine) backend(n Node, f nodeFile) Backend { return engine{m, f.Backend} }
 
-func (m *machine) leftovers() (kinds []Kind) {
-	for _, k := range []Kind{NFTables, IPTablesNFT} {
+func (m *machine) leftovers() (kinds []config.Kind) {
+	for _, k := range []config.Kind{config.NFTables, config.IPTablesNFT} {
 		if m.has[k] != nil {
 			kinds = append(kinds, k)
 		}
@@ -337,7 +337,7 @@ func (m *machine) leftovers() (kinds []Kind) {
 	return kinds
 }
 
-func (m *machine) remove(_ context.Context, _ time.Duration, kinds []Kind) error {
+func (m *machine) remove(_ context.Context, _ time.Duration, kinds []config.Kind) error {
 	for _, k := range kinds {
 		if err := m.does("remove "+string(k), func() { delete(m.has, k); delete(m.sets, k) }); err != nil {
 			return err
@@ -346,7 +346,7 @@ func (m *machine) remove(_ context.Context, _ time.Duration, kinds []Kind) error
 	return nil
 }
 
-func (m *machine) unlook() error { return m.does("unlook", func() {}) }
+func (m *machine) removeChecksums() error { return m.does("unlook", func() {}) }
 
 func (m *machine) others(context.Context) foreign.Report { return foreign.Report{} }
 
@@ -354,7 +354,7 @@ func (m *machine) links() ([]netlink.Link, error) {
 	list := []netlink.Link{&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Index: bridgeIndex, Name: "cni0"}}}
 	for _, i := range slices.Sorted(maps.Keys(m.ports)) {
 		p := m.ports[i]
-		a := netlink.LinkAttrs{Index: i, Name: p.Port}
+		a := netlink.LinkAttrs{Index: i, Name: p.HostVeth}
 		if p.grouped {
 			a.Group = port.Group
 		}
@@ -376,19 +376,19 @@ func (m *machine) addresses() ([]netip.Addr, error) {
 
 // at changes a port, if it is there.
 func (m *machine) atPort(name string, e attachment.Endpoint, change func(*hostPort)) error {
-	p := m.ports[e.PortIndex]
+	p := m.ports[e.HostVethIndex]
 	if p == nil {
 		return errors.Join(m.event(name), netlink.LinkNotFoundError{})
 	}
-	return m.does(name+" "+e.Port, func() { change(p) })
+	return m.does(name+" "+e.HostVeth, func() { change(p) })
 }
 
-func (m *machine) close(e attachment.Endpoint) error {
+func (m *machine) block(e attachment.Endpoint) error {
 	return m.atPort("close", e, func(p *hostPort) { p.grouped, p.listening, p.guarded = e.Routed(), !e.Routed(), true })
 }
 
-func (m *machine) open(e attachment.Endpoint) error {
-	if p := m.ports[e.PortIndex]; p != nil {
+func (m *machine) unblock(e attachment.Endpoint) error {
+	if p := m.ports[e.HostVethIndex]; p != nil {
 		if !m.judged(p.owner) || !p.guarded {
 			m.t.Errorf("%s is opened, was closed: %t, and is known to the kernel: %t", p.owner, p.guarded, m.judged(p.owner))
 		}
@@ -409,29 +409,29 @@ func (m *machine) unjudged(key attachment.Key, addrs []netip.Addr) {
 	}
 }
 
-func (m *machine) hold(e attachment.Endpoint) error {
+func (m *machine) guard(e attachment.Endpoint) error {
 	return m.atPort("hold", e, func(p *hostPort) { p.grouped, p.guarded = e.Routed(), true })
 }
 
-func (m *machine) shut(e attachment.Endpoint) error {
-	if m.ports[e.PortIndex] == nil {
+func (m *machine) blockForDelete(e attachment.Endpoint) error {
+	if m.ports[e.HostVethIndex] == nil {
 		return m.event("shut")
 	}
 	err := m.atPort("shut", e, func(p *hostPort) { p.listening = !e.Routed() })
-	if p := m.ports[e.PortIndex]; err != nil && !p.listening {
+	if p := m.ports[e.HostVethIndex]; err != nil && !p.listening {
 		p.guarded = p.Routed() // a DEL goes on all the same, and says so
 	}
 	return err
 }
 
-func (m *machine) release(e attachment.Endpoint) error {
-	if m.ports[e.PortIndex] == nil {
+func (m *machine) restore(e attachment.Endpoint) error {
+	if m.ports[e.HostVethIndex] == nil {
 		return m.event("release")
 	}
 	return m.atPort("release", e, func(p *hostPort) { p.grouped, p.listening, p.guarded = false, false, false })
 }
 
-func (m *machine) releaseLink(l netlink.Link) error {
+func (m *machine) restoreLink(l netlink.Link) error {
 	return m.does("release link "+l.Attrs().Name, func() {
 		if p := m.ports[l.Attrs().Index]; p != nil {
 			p.grouped = false
@@ -439,7 +439,7 @@ func (m *machine) releaseLink(l netlink.Link) error {
 	})
 }
 
-func (m *machine) regroup(e attachment.Endpoint) error {
+func (m *machine) setGroup(e attachment.Endpoint) error {
 	return m.atPort("regroup", e, func(p *hostPort) { p.grouped = true })
 }
 
@@ -451,7 +451,7 @@ func (m *machine) check(e attachment.Endpoint) error {
 	return nil
 }
 
-func (m *machine) alive(e attachment.Endpoint) bool { return m.ports[e.PortIndex] != nil }
+func (m *machine) alive(e attachment.Endpoint) bool { return m.ports[e.HostVethIndex] != nil }
 
 func (m *machine) filtered(ipv6 bool) error {
 	if m.unfilterable[ipv6] {
@@ -460,7 +460,7 @@ func (m *machine) filtered(ipv6 bool) error {
 	return nil
 }
 
-func (m *machine) unjudge(addrs []netip.Addr, mask uint32) error {
+func (m *machine) resetVerdict(addrs []netip.Addr, mask uint32) error {
 	return m.does("unjudge", func() {
 		for _, a := range addrs {
 			if _, any := m.flows[a]; any {
@@ -470,7 +470,7 @@ func (m *machine) unjudge(addrs []netip.Addr, mask uint32) error {
 	})
 }
 
-func (m *machine) forget(addrs []netip.Addr) error {
+func (m *machine) deleteFlows(addrs []netip.Addr) error {
 	if m.busy {
 		return fmt.Errorf("a flow of %v: %w", addrs, unix.EBUSY)
 	}
@@ -492,26 +492,26 @@ func (m *machine) strip(name string, mask uint32, is func(netip.Addr, uint32) bo
 	})
 }
 
-func (m *machine) clear(k mark.Mark) error {
+func (m *machine) clearEpoch(k mark.Mark) error {
 	return m.strip("clear", k.Mask, func(_ netip.Addr, is uint32) bool { return is&k.Mask == k.Value })
 }
 
-func (m *machine) clearOthers(k mark.Mark) error {
+func (m *machine) clearOtherEpochs(k mark.Mark) error {
 	return m.strip("clear others", k.Mask, func(_ netip.Addr, is uint32) bool { return is&k.Mask != k.Value })
 }
 
-func (m *machine) rejudge(k mark.Mark, set *netipx.IPSet) error {
+func (m *machine) reevaluate(k mark.Mark, set *netipx.IPSet) error {
 	return m.strip("rejudge", k.Mask, func(a netip.Addr, is uint32) bool { return is&k.Mask == k.Value && set.Contains(a) })
 }
 
-func (m *machine) takeBack(mark.Mark, *netipx.IPSet) (conntrack.Reclaimed, error) {
+func (m *machine) reclaim(mark.Mark, *netipx.IPSet) (conntrack.Reclaimed, error) {
 	return conntrack.Reclaimed{}, m.event("take back")
 }
 
 // engine is a backend of the machine's.
 type engine struct {
 	m    *machine
-	kind Kind
+	kind config.Kind
 }
 
 func (e engine) is() *desired.State { return e.m.has[e.kind] }
@@ -522,7 +522,7 @@ func (e engine) Sync(_ context.Context, want desired.State) error {
 	}
 	return e.m.does("sync", func() {
 		there := e.populations()
-		sets := want.Vacant()
+		sets := want.WithoutMembers()
 		for id := range sets.PeerSets { // who is there besides stays
 			sets.PeerSets[id] = joined(want.PeerSets[id], there.PeerSets[id])
 		}
@@ -595,7 +595,7 @@ func (e engine) Update(_ context.Context, from, to desired.State) error {
 		}},
 		{"come", func() {
 			for _, c := range to.Endpoints {
-				if p := e.m.ports[c.PortIndex]; p != nil && p.guarded && c.Routed() && !e.m.judged(c.Key) {
+				if p := e.m.ports[c.HostVethIndex]; p != nil && p.guarded && c.Routed() && !e.m.judged(c.Key) {
 					e.m.unjudged(c.Key, c.Addresses)
 				}
 			}
@@ -702,7 +702,7 @@ func image(v any) string {
 	return string(b)
 }
 
-// left is what there is on the machine: what the kernel has, and the state folder. Which
+// left is what there is on the machine: what the kernel has, and the state directory. Which
 // epoch it is does not count, nor which ID is to be tried next.
 func (m *machine) left() map[string]string {
 	m.t.Helper()
@@ -716,7 +716,7 @@ func (m *machine) left() map[string]string {
 		}
 		out["sets "+string(kind)] = image(s.PeerSets)
 	}
-	_, err := m.node().readFile()
+	_, err := m.node().decodeNodeFile()
 	for i, p := range m.ports { // one that is nobody's any more stays shut
 		if r, errRecord := m.store.Get(p.owner); errRecord == nil || err != nil {
 			out[fmt.Sprint("port ", i)] = fmt.Sprint(r.ID, p.grouped, p.listening)
@@ -733,7 +733,7 @@ func (m *machine) left() map[string]string {
 		switch {
 		case name == "/next" || name == "/lock":
 		case name == "/"+ident.NodeFile:
-			f, err := m.node().readFile()
+			f, err := m.node().decodeNodeFile()
 			f.Epoch, f.FormerHash = 0, ""
 			out[name] = image(f)
 			return err
@@ -773,8 +773,8 @@ func routed(name string, number byte) attachment.Record {
 	return attachment.Record{
 		Key: attachment.Key{Network: "net", ContainerID: name, IfName: "eth0"}, Policed: true,
 		Endpoint: attachment.Endpoint{
-			Namespace: "shop", Pod: name, Labels: map[string]string{"app": name}, Interface: veth, Port: veth, MAC: fmt.Sprintf("02:00:00:00:00:%02x", number),
-			InterfaceIndex: 100 + int(number), PortIndex: 100 + int(number),
+			Namespace: "shop", Pod: name, Labels: map[string]string{"app": name}, L3Interface: veth, HostVeth: veth, MAC: fmt.Sprintf("02:00:00:00:00:%02x", number),
+			L3InterfaceIndex: 100 + int(number), HostVethIndex: 100 + int(number),
 			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, number}), netip.MustParseAddr(fmt.Sprintf("fd00::%x", number))},
 		},
 	}
@@ -783,6 +783,6 @@ func routed(name string, number byte) attachment.Record {
 // bridged is one behind a port of bridge cni0.
 func bridged(name string, number byte) attachment.Record {
 	r := routed(name, number)
-	r.Interface, r.InterfaceIndex = "cni0", bridgeIndex
+	r.L3Interface, r.L3InterfaceIndex = "cni0", bridgeIndex
 	return r
 }

@@ -16,31 +16,31 @@ import (
 	"github.com/podmark/podmark/pkg/mark"
 )
 
-// moving is a node on its way from one mask to another.
+// migration is a node on its way from one mask to another.
 //
 // A packet that IPVS takes is marked in INPUT and judged in OUTPUT, by other rules
 // if they change in between. So the node first has rules that give marks of the
 // new layout and understand both; when no packet carries an old one any more, it
 // has rules of the new layout alone. IDs change where they must, so that no mark
 // means one endpoint in one layout and another in the other.
-type moving struct {
+type migration struct {
 	// Mask is the former one.
 	Mask uint32 `json:"mask"`
 	// IDs are those of each attachment, by its hash.
-	IDs map[string]newID `json:"ids"`
+	IDs map[string]migratedID `json:"ids"`
 }
 
-type newID struct {
+type migratedID struct {
 	From mark.ID `json:"from"`
 	To   mark.ID `json:"to"`
 }
 
-// SetMask moves the node's endpoints to another mask. Their IDs may change; no
+// ChangeMask moves the node's endpoints to another mask. Their IDs may change; no
 // connection ends, and no packet is judged as another endpoint's. It reports whether
 // there was anything to do. Errors: ErrExhausted when the mask has not room for
 // all, and then nothing has changed; fs.ErrNotExist when podmark has never run here.
-func (n Node) SetMask(ctx context.Context, layout mark.Layout) (moved bool, err error) {
-	if f, err := n.load(); err != nil || f.Mask == layout.Mask() && f.Moving == nil {
+func (n Node) ChangeMask(ctx context.Context, layout mark.Layout) (moved bool, err error) {
+	if f, err := n.load(); err != nil || f.Mask == layout.Mask() && f.Migration == nil {
 		return false, err
 	}
 	unlock, err := n.lock(ctx)
@@ -49,7 +49,7 @@ func (n Node) SetMask(ctx context.Context, layout mark.Layout) (moved bool, err 
 	}
 	defer unlock()
 	f, err := n.load()
-	if err == nil && f.Moving != nil { // what a crash left goes to its end first
+	if err == nil && f.Migration != nil { // what a crash left goes to its end first
 		f, err = n.sync(ctx, f)
 	}
 	if err != nil || f.Mask == layout.Mask() {
@@ -73,7 +73,7 @@ func (n Node) SetMask(ctx context.Context, layout mark.Layout) (moved bool, err 
 		if step == former && !slices.ContainsFunc(records, func(r attachment.Record) bool { return ids[r.Hash()].From != ids[r.Hash()].To }) {
 			continue
 		}
-		if f, err = n.move(ctx, f, step, ids); err != nil {
+		if f, err = n.migrate(ctx, f, step, ids); err != nil {
 			return false, err
 		}
 		for i, r := range records {
@@ -83,13 +83,13 @@ func (n Node) SetMask(ctx context.Context, layout mark.Layout) (moved bool, err 
 	return true, nil
 }
 
-// move notes that the node goes over to a layout, and takes it there.
-func (n Node) move(ctx context.Context, f file, to mark.Layout, ids map[string]newID) (file, error) {
-	f.Moving = &moving{Mask: f.Mask, IDs: ids}
+// migrate notes that the node goes over to a layout, and takes it there.
+func (n Node) migrate(ctx context.Context, f nodeFile, to mark.Layout, ids map[string]migratedID) (nodeFile, error) {
+	f.Migration = &migration{Mask: f.Mask, IDs: ids}
 	if f.Mask != to.Mask() {
 		// Every flow is judged anew, by the same policies. None may seem to be judged.
 		f.Mask, f.Epoch = to.Mask(), 1
-		if err := n.kernel().clear(to.Mark(f.Epoch)); err != nil {
+		if err := n.kernel().clearEpoch(to.Mark(f.Epoch)); err != nil {
 			return f, err
 		}
 	}
@@ -104,7 +104,7 @@ func (n Node) move(ctx context.Context, f file, to mark.Layout, ids map[string]n
 // reassign gives every attachment an ID in layout: its own if it can keep it, else
 // the lowest that is free. A mark of the one layout that is not that attachment's in
 // the other one is not given, and neither is what is to mean "outside".
-func reassign(records []attachment.Record, former, layout mark.Layout, outside mark.Mark) (map[string]newID, error) {
+func reassign(records []attachment.Record, former, layout mark.Layout, outside mark.Mark) (map[string]migratedID, error) {
 	if len(records) > layout.Capacity() {
 		return nil, fmt.Errorf("%w: iptablesMarkMask %#x holds %d endpoints, and the node has %d; use a wider mask", ident.ErrExhausted, layout.Mask(), layout.Capacity(), len(records))
 	}
@@ -116,7 +116,7 @@ func reassign(records []attachment.Record, former, layout mark.Layout, outside m
 		owner[former.ID(r.ID).Value] = r.Hash()
 	}
 	owner[outside.Value] = ""
-	ids, taken := map[string]newID{}, map[mark.ID]bool{}
+	ids, taken := map[string]migratedID{}, map[mark.ID]bool{}
 	usable := func(id mark.ID, hash string) bool {
 		if id < mark.First || uint32(id) > layout.Max() || taken[id] {
 			return false
@@ -125,7 +125,7 @@ func reassign(records []attachment.Record, former, layout mark.Layout, outside m
 		return !any || whose == hash
 	}
 	give := func(r attachment.Record, id mark.ID) {
-		ids[r.Hash()], taken[id] = newID{r.ID, id}, true
+		ids[r.Hash()], taken[id] = migratedID{r.ID, id}, true
 	}
 	for _, r := range records {
 		if usable(r.ID, r.Hash()) {
@@ -147,37 +147,37 @@ func reassign(records []attachment.Record, former, layout mark.Layout, outside m
 	return ids, nil
 }
 
-// arrive takes a node that is moving to where only the new layout is understood. By
+// finishMigration takes a node that is moving to where only the new layout is understood. By
 // now the kernel understands both.
-func (n Node) arrive(f file) (file, error) {
+func (n Node) finishMigration(f nodeFile) (nodeFile, error) {
 	untilSeen()
-	for hash, id := range f.Moving.IDs {
+	for hash, id := range f.Migration.IDs {
 		err := n.Store.Renumber(hash, id.To)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ident.ErrDamaged) {
 			return f, err
 		}
 	}
 	n.step("renumbered")
-	if f.Moving.Mask != f.Mask {
+	if f.Migration.Mask != f.Mask {
 		// Flows that were silent meanwhile carry bits that are nobody's now, or another epoch's.
 		if err := n.clearFormer(f); err != nil {
 			return f, err
 		}
 	}
-	if _, err := n.Store.Sweep(false); err != nil { // the former IDs
+	if _, err := n.Store.RemoveTemporary(false); err != nil { // the former IDs
 		return f, err
 	}
-	f.Moving = nil
+	f.Migration = nil
 	return f, n.save(f)
 }
 
-func (n Node) clearFormer(f file) error {
-	former, errFormer := mark.NewLayout(f.Moving.Mask)
+func (n Node) clearFormer(f nodeFile) error {
+	former, errFormer := mark.NewLayout(f.Migration.Mask)
 	layout, errLayout := mark.NewLayout(f.Mask)
 	if err := errors.Join(errFormer, errLayout); err != nil {
 		return err
 	}
-	return n.kernel().clearOthers(layout.Over(former).Mark(f.Epoch))
+	return n.kernel().clearOtherEpochs(layout.Over(former).Mark(f.Epoch))
 }
 
 // untilSeen returns when every packet that was on its way through the hooks has

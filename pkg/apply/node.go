@@ -36,15 +36,15 @@ var (
 	ErrTaken = errors.New("bits of iptablesMarkMask are another program's")
 )
 
-// Node is one node's state folder with the means to change what it enforces.
+// Node is one node's state directory with the means to change what it enforces.
 type Node struct {
 	Store       ident.Store
 	LockTimeout time.Duration
-	// Complete, if set, adds to the peer and tuple sets of a state the pods elsewhere of
-	// which [Node.Revise] was told; known is false where they are not known yet. Where
+	// RemoteMembers, if set, adds to the peer and tuple sets of a state the pods elsewhere of
+	// which [Node.UpdatePolicies] was told; known is false where they are not known yet. Where
 	// nobody knows, those who are in the kernel's sets stay there.
-	Complete func(desired.State) (complete desired.State, known bool)
-	// Cache, if set, keeps what was read of the state folder.
+	RemoteMembers func(desired.State) (complete desired.State, known bool)
+	// Cache, if set, keeps what was read of the state directory.
 	Cache *Cache
 	// Programs is set in a process that may attach BPF programs: the plugin and podmarkctl.
 	// podmarkd sees whether they are there, and does without the rights.
@@ -55,8 +55,8 @@ type Node struct {
 	// Warn, if set, is told what a mask that begins has in common with others, and need not
 	// be refused.
 	Warn func(string)
-	// leaving are attachments that are nobody's any more, and cannot be removed now.
-	leaving map[attachment.Key]bool
+	// deferred are attachments that are nobody's any more, and cannot be removed now.
+	deferred map[attachment.Key]bool
 	// fake, if set, stands in for the kernel, in tests.
 	fake kernel
 }
@@ -78,8 +78,8 @@ func SettingsOf(c config.Config) Settings {
 	return Settings{Layout: c.Layout, MarkCollision: c.MarkCollision, NodePorts: c.NodePorts, Backend: c.Backend, AllowTunnels: c.AllowTunnels}
 }
 
-// file is node.json: what the node enforces besides its attachments.
-type file struct {
+// nodeFile is node.json: what the node enforces besides its attachments.
+type nodeFile struct {
 	Mask      uint32              `json:"mask"`
 	Epoch     uint32              `json:"epoch"`
 	NodePorts []desired.PortRange `json:"nodePorts"`
@@ -87,9 +87,9 @@ type file struct {
 	Ports *Ports `json:"ports,omitempty"`
 	// Backend enforces, Auto is what auto stands for once it was asked, and Former
 	// are those that may have something left in the kernel.
-	Backend Kind   `json:"backend"`
-	Auto    Kind   `json:"auto,omitempty"`
-	Former  []Kind `json:"former,omitempty"`
+	Backend config.Kind   `json:"backend"`
+	Auto    config.Kind   `json:"auto,omitempty"`
+	Former  []config.Kind `json:"former,omitempty"`
 	// Log is "nflog" where what is dropped is logged, and "none" where the kernel or a
 	// command cannot: LogLacks says why. Until it is asked, nothing is logged.
 	Log      string `json:"log,omitempty"`
@@ -111,15 +111,15 @@ type file struct {
 	// Unfiltered is what bridges with endpoints kept from IP when the rules were written.
 	Unfiltered desired.Unfiltered `json:"unfiltered,omitzero"`
 	header
-	// Leaving is set from when an uninstall begins: what is there still counts for nothing.
-	Leaving bool `json:"leaving,omitempty"`
+	// Uninstalling is set from when an uninstall begins: what is there still counts for nothing.
+	Uninstalling bool `json:"leaving,omitempty"`
 	// Policies are in a file of their own, which is written when they change. PoliciesHash is
 	// what that file has, and FormerHash what it has if it has not been written yet.
 	Policies     desired.Policies `json:"-"`
 	PoliciesHash hash             `json:"policiesHash,omitempty"`
 	FormerHash   hash             `json:"formerHash,omitempty"`
-	// lost is why they are not known. They are none then.
-	lost error
+	// policiesLost is why they are not known. They are none then.
+	policiesLost error
 	// Kubernetes is set once they come from the Kubernetes API, and Incomplete where rules
 	// were written by somebody who does not know which pods elsewhere belong to the sets.
 	Kubernetes bool `json:"kubernetes,omitempty"`
@@ -127,8 +127,8 @@ type file struct {
 	// Indexed is set once every record has the numbers of its links: those of an older
 	// podmark had names alone.
 	Indexed bool `json:"indexed,omitempty"`
-	// Moving is set while endpoints move to another mask, which Mask is already.
-	Moving *moving `json:"moving,omitempty"`
+	// Migration is set while endpoints move to another mask, which Mask is already.
+	Migration *migration `json:"moving,omitempty"`
 	// Synced is false from the moment something whole-node was decided until the
 	// kernel has it. Whoever comes next finishes that first.
 	Synced bool `json:"synced"`
@@ -138,7 +138,7 @@ type file struct {
 
 // node translates the file for package desired. The mask was validated when it
 // was stored.
-func (f file) node() (desired.Node, error) {
+func (f nodeFile) node() (desired.Node, error) {
 	layout, err := mark.NewLayout(f.Mask)
 	if err != nil {
 		return desired.Node{}, fmt.Errorf("%w: %s: %w", ident.ErrDamaged, ident.NodeFile, err)
@@ -146,16 +146,16 @@ func (f file) node() (desired.Node, error) {
 	if f.Epoch == 0 || f.Epoch > layout.Max() {
 		return desired.Node{}, fmt.Errorf("%w: %s: epoch %d is not in 1..%d", ident.ErrDamaged, ident.NodeFile, f.Epoch, layout.Max())
 	}
-	if f.Backend != "" && f.Backend != NFTables && variants[f.Backend] == "" {
+	if f.Backend != "" && f.Backend != config.NFTables && variants[f.Backend] == "" {
 		return desired.Node{}, fmt.Errorf("%w: %s: there is no backend %q", ident.ErrDamaged, ident.NodeFile, f.Backend)
 	}
-	node := desired.Node{Layout: layout, Epoch: f.Epoch, NodePorts: f.NodePorts, SCTPPorts: f.NodePorts, Unfiltered: f.Unfiltered, Unlogged: f.Log != logged}
-	if f.Moving != nil {
-		former, err := mark.NewLayout(f.Moving.Mask)
+	node := desired.Node{Layout: layout, Epoch: f.Epoch, NodePorts: f.NodePorts, SCTPPorts: f.NodePorts, Unfiltered: f.Unfiltered, Unlogged: f.Log != logByNFLOG}
+	if f.Migration != nil {
+		former, err := mark.NewLayout(f.Migration.Mask)
 		if err != nil {
 			return desired.Node{}, fmt.Errorf("%w: %s: %w", ident.ErrDamaged, ident.NodeFile, err)
 		}
-		for _, id := range f.Moving.IDs {
+		for _, id := range f.Migration.IDs {
 			if uint32(id.From) > former.Max() || uint32(id.To) > layout.Max() {
 				return desired.Node{}, fmt.Errorf("%w: %s: ID %d in mask %#x cannot become %d in %#x", ident.ErrDamaged, ident.NodeFile, id.From, former.Mask(), id.To, f.Mask)
 			}
@@ -177,51 +177,51 @@ func (n Node) step(name string) {
 	}
 }
 
-// lock creates the state folder if need be and takes its lock.
+// lock creates the state directory if need be and takes its lock.
 func (n Node) lock(ctx context.Context) (func(), error) {
 	return n.Store.Lock(ctx, n.LockTimeout)
 }
 
 // load reads node.json; fs.ErrNotExist before the first change.
-func (n Node) load() (file, error) {
-	f, err := n.loadLost()
-	if err == nil && f.lost != nil {
-		return file{}, f.lost
+func (n Node) load() (nodeFile, error) {
+	f, err := n.loadWithoutPolicies()
+	if err == nil && f.policiesLost != nil {
+		return nodeFile{}, f.policiesLost
 	}
 	return f, err
 }
 
-// loadLost is load for who can do without the policies that there were.
-func (n Node) loadLost() (file, error) {
+// loadWithoutPolicies is load for who can do without the policies that there were.
+func (n Node) loadWithoutPolicies() (nodeFile, error) {
 	path := n.Store.Path(ident.NodeFile)
 	for {
 		now := stamp(path)
-		f, err := n.readWhole()
+		f, err := n.readNodeFile()
 		// Who reads without the lock may have read node.json before a change and policies.json
 		// after it. They are lost only where node.json is still the one that was read.
-		if f.lost == nil || now.same(stamp(path)) {
+		if f.policiesLost == nil || now.same(stamp(path)) {
 			return f, err
 		}
 	}
 }
 
-// readWhole reads node.json and the policies that it names.
-func (n Node) readWhole() (file, error) {
-	f, err := n.readFile()
-	if err == nil && f.Leaving {
-		return file{}, errLeaving
+// readNodeFile reads node.json and the policies that it names.
+func (n Node) readNodeFile() (nodeFile, error) {
+	f, err := n.decodeNodeFile()
+	if err == nil && f.Uninstalling {
+		return nodeFile{}, errUninstalling
 	}
 	if err == nil {
 		_, err = f.node()
 	}
 	if errors.Is(err, ident.ErrDamaged) {
-		return file{}, fmt.Errorf("%w; %s", err, startOver)
+		return nodeFile{}, fmt.Errorf("%w; %s", err, startOver)
 	}
 	if err == nil {
 		f, err = n.withPolicies(f)
 	}
 	// The first change after an upgrade writes everything, with the numbers of links.
-	f.Synced = f.Synced && f.Indexed && f.lost == nil && (f.Checksums != "" || !n.Programs)
+	f.Synced = f.Synced && f.Indexed && f.policiesLost == nil && (f.Checksums != "" || !n.Programs)
 	return f, err
 }
 
@@ -229,7 +229,7 @@ func (n Node) readWhole() (file, error) {
 // without one would open every pod.
 const startOver = "run 'podmarkctl uninstall --yes', apply the policy again and restart the node's pods"
 
-func (n Node) save(f file) error {
+func (n Node) save(f nodeFile) error {
 	f.header = header{format, reads}
 	b, err := encode(f)
 	if err != nil {
@@ -238,35 +238,35 @@ func (n Node) save(f file) error {
 	return n.Store.Write(ident.NodeFile, b)
 }
 
-// agree loads node.json and makes it agree with settings, deciding the backend
+// adoptSettings loads node.json and makes it agree with settings, deciding the backend
 // if nobody has. What it changed is unsynced and not saved yet.
-func (n Node) agree(ctx context.Context, settings Settings) (f file, changed bool, err error) {
+func (n Node) adoptSettings(ctx context.Context, settings Settings) (f nodeFile, changed bool, err error) {
 	f, err = n.load()
-	if errors.Is(err, errLeaving) {
-		if err := n.leave(ctx); err != nil {
-			return file{}, false, err
+	if errors.Is(err, errUninstalling) {
+		if err := n.finishUninstall(ctx); err != nil {
+			return nodeFile{}, false, err
 		}
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return file{}, false, err
+		return nodeFile{}, false, err
 	}
 	begins := false
 	if errors.Is(err, fs.ErrNotExist) {
 		f.PoliciesHash = noFile
 		if err := n.Store.Remove(ident.PoliciesFile); err != nil { // of an earlier life
-			return file{}, false, err
+			return nodeFile{}, false, err
 		}
 	}
 	if wanted := settings.Layout.Mask(); f.Mask == 0 || wanted != 0 && f.Mask != wanted {
 		empty, err := n.Store.Empty()
 		if err != nil {
-			return file{}, false, err
+			return nodeFile{}, false, err
 		}
 		switch {
 		case !empty && f.Mask == 0:
-			return file{}, false, fmt.Errorf("%w: %s is missing although there are attachments; %s", ident.ErrDamaged, ident.NodeFile, startOver)
+			return nodeFile{}, false, fmt.Errorf("%w: %s is missing although there are attachments; %s", ident.ErrDamaged, ident.NodeFile, startOver)
 		case !empty:
-			return file{}, false, fmt.Errorf("%w: it is %#x and the node's endpoints were given IDs in %#x; podmarkd moves them once every network says so; without it set the mask back, or drain the node first", ErrLayout, wanted, f.Mask)
+			return nodeFile{}, false, fmt.Errorf("%w: it is %#x and the node's endpoints were given IDs in %#x; podmarkd moves them once every network says so; without it set the mask back, or drain the node first", ErrLayout, wanted, f.Mask)
 		}
 		begins = true
 	}
@@ -278,7 +278,7 @@ func (n Node) agree(ctx context.Context, settings Settings) (f file, changed boo
 	}
 	backend, auto, bridge := f.Backend, f.Auto, f.Bridge
 	if err := n.kernel().choose(&f, settings.Backend); err != nil {
-		return file{}, false, err
+		return nodeFile{}, false, err
 	}
 	if f.Backend != backend || f.Auto != auto || f.Bridge != bridge {
 		changed = true
@@ -289,16 +289,16 @@ func (n Node) agree(ctx context.Context, settings Settings) (f file, changed boo
 	if begins {
 		layout, err := n.begins(ctx, f, settings)
 		if err != nil {
-			return file{}, false, err
+			return nodeFile{}, false, err
 		}
 		f.Mask, f.Epoch, f.Indexed, changed = layout.Mask(), 1, true, true
 		// Of another mask, or of an earlier life of podmark.
-		if err := n.kernel().clearOthers(layout.ID(mark.None)); err != nil {
-			return file{}, false, err
+		if err := n.kernel().clearOtherEpochs(layout.ID(mark.None)); err != nil {
+			return nodeFile{}, false, err
 		}
 		// No flow was judged, so nothing is narrowed.
 		if f, err = n.fresh(f); err != nil {
-			return file{}, false, err
+			return nodeFile{}, false, err
 		}
 	}
 	if changed {
@@ -335,26 +335,26 @@ func (n Node) owned(r attachment.Record) attachment.Record {
 	return r
 }
 
-// freed is r with the addresses that no other attachment has: also those that were taken from
+// unclaimed is r with the addresses that no other attachment has: also those that were taken from
 // it before an earlier call ended.
-func (n Node) freed(r attachment.Record) attachment.Record {
+func (n Node) unclaimed(r attachment.Record) attachment.Record {
 	r.Addresses = slices.DeleteFunc(slices.Clone(r.Addresses), func(a addr) bool { return n.Store.Others(r.Key, a) })
 	return r
 }
 
 // sync brings the whole node to what f and the attachments say, with those of
 // coming among them, and notes it in f. A node that is moving arrives.
-func (n Node) sync(ctx context.Context, f file, coming ...attachment.Record) (file, error) {
+func (n Node) sync(ctx context.Context, f nodeFile, coming ...attachment.Record) (nodeFile, error) {
 	f, err := n.index(f)
 	if err != nil {
 		return f, err
 	}
-	if f.Moving != nil {
+	if f.Migration != nil {
 		if f, err = n.rewrite(ctx, f); err != nil {
 			return f, err
 		}
 		n.step("understands both")
-		if f, err = n.arrive(f); err != nil {
+		if f, err = n.finishMigration(f); err != nil {
 			return f, err
 		}
 	}
@@ -365,7 +365,7 @@ func (n Node) sync(ctx context.Context, f file, coming ...attachment.Record) (fi
 }
 
 // index gives the records of an older podmark the numbers of their links.
-func (n Node) index(f file) (file, error) {
+func (n Node) index(f nodeFile) (nodeFile, error) {
 	if f.Indexed {
 		return f, nil
 	}
@@ -379,10 +379,10 @@ func (n Node) index(f file) (file, error) {
 		return f, err
 	}
 	for _, r := range records {
-		if r.PortIndex != 0 {
+		if r.HostVethIndex != 0 {
 			continue
 		}
-		if r.Endpoint = known.Locate(r.Endpoint); r.PortIndex == 0 {
+		if r.Endpoint = known.Locate(r.Endpoint); r.HostVethIndex == 0 {
 			continue // its link is gone
 		}
 		if err := n.Store.Put(r); err != nil {
@@ -394,7 +394,7 @@ func (n Node) index(f file) (file, error) {
 }
 
 // rewrite makes the kernel hold what f and the attachments say, and notes that in f.
-func (n Node) rewrite(ctx context.Context, f file, coming ...attachment.Record) (file, error) {
+func (n Node) rewrite(ctx context.Context, f nodeFile, coming ...attachment.Record) (nodeFile, error) {
 	if n.Programs {
 		f.syncChecksums()
 	}
@@ -408,11 +408,11 @@ func (n Node) rewrite(ctx context.Context, f file, coming ...attachment.Record) 
 	// Half-way through, the sets can look complete while no hook leads to the rules.
 	if f.Synced {
 		f.Synced = false
-		if err := n.jot(f); err != nil {
+		if err := n.saveBestEffort(f); err != nil {
 			return f, err
 		}
 	}
-	complete, err := n.fill(ctx, f, state)
+	complete, err := n.fillSets(ctx, f, state)
 	if err == nil {
 		err = n.backend(f).Sync(ctx, state)
 	}
@@ -425,13 +425,13 @@ func (n Node) rewrite(ctx context.Context, f file, coming ...attachment.Record) 
 	}
 	// Whoever has narrowed what is allowed may have ended before it came to this.
 	f.reclaimed.add(n.reclaim(state))
-	f.Former, f.Synced, f.Incomplete = nil, f.Moving == nil, !complete
-	return f, n.jot(f)
+	f.Former, f.Synced, f.Incomplete = nil, f.Migration == nil, !complete
+	return f, n.saveBestEffort(f)
 }
 
-// jot is save for a note that may be left out where there is no room: without it, whoever comes
+// saveBestEffort is save for a note that may be left out where there is no room: without it, whoever comes
 // next does the same again. What is freed must not depend on room.
-func (n Node) jot(f file) error {
+func (n Node) saveBestEffort(f nodeFile) error {
 	err := n.save(f)
 	if errors.Is(err, ident.ErrNoRoom) {
 		return nil
@@ -439,15 +439,15 @@ func (n Node) jot(f file) error {
 	return err
 }
 
-// fill makes peer and tuple sets hold exactly who belongs there, one after the other: all
+// fillSets makes peer and tuple sets hold exactly who belongs there, one after the other: all
 // of them together are large. It reports whether that is known.
-func (n Node) fill(ctx context.Context, f file, state desired.State) (known bool, err error) {
-	for set := range state.EachSet() {
+func (n Node) fillSets(ctx context.Context, f nodeFile, state desired.State) (known bool, err error) {
+	for set := range state.Sets() {
 		if f.Kubernetes {
-			if n.Complete == nil {
+			if n.RemoteMembers == nil {
 				return false, nil
 			}
-			if set, known = n.Complete(set); !known {
+			if set, known = n.RemoteMembers(set); !known {
 				return false, nil
 			}
 		}
@@ -460,7 +460,7 @@ func (n Node) fill(ctx context.Context, f file, state desired.State) (known bool
 
 // state derives the whole node's state, of the committed attachments and coming. Pods
 // elsewhere are not in its sets.
-func (n Node) state(f file, coming ...attachment.Record) (desired.State, error) {
+func (n Node) state(f nodeFile, coming ...attachment.Record) (desired.State, error) {
 	node, err := f.node()
 	if err != nil {
 		return desired.State{}, err
@@ -474,10 +474,10 @@ func (n Node) state(f file, coming ...attachment.Record) (desired.State, error) 
 	}
 	former := map[attachment.Key]mark.ID{}
 	for i, r := range records {
-		if f.Moving == nil {
+		if f.Migration == nil {
 			break
 		}
-		if id, ok := f.Moving.IDs[r.Hash()]; ok {
+		if id, ok := f.Migration.IDs[r.Hash()]; ok {
 			records[i].ID, former[r.Key] = id.To, id.From
 		}
 	}
@@ -493,7 +493,7 @@ func (n Node) state(f file, coming ...attachment.Record) (desired.State, error) 
 }
 
 // applied reports whether the node was ever given policies, be it none.
-func (f file) applied() bool { return f.Kubernetes || f.PoliciesHash != noFile }
+func (f nodeFile) applied() bool { return f.Kubernetes || f.PoliciesHash != noFile }
 
 // fits is ErrDamaged where the layout has no bits for the ID of a record, and names its file.
 func fits(layout mark.Layout, records ...attachment.Record) error {
@@ -507,7 +507,7 @@ func fits(layout mark.Layout, records ...attachment.Record) error {
 
 // share derives the part of the state that is these records', which fit. It knows the
 // epoch and the layout but not the host's addresses.
-func (f file) share(records ...attachment.Record) (desired.State, error) {
+func (f nodeFile) share(records ...attachment.Record) (desired.State, error) {
 	node, err := f.node()
 	if err != nil {
 		return desired.State{}, err
@@ -518,10 +518,10 @@ func (f file) share(records ...attachment.Record) (desired.State, error) {
 	return desired.Build(node, f.Policies, records), nil
 }
 
-// ready brings a node that is unsynced, or whose frame is gone, up to date before
+// prepare brings a node that is unsynced, or whose frame is gone, up to date before
 // r comes. The rules that r will need are written on the way, with nobody in them, so that
 // its ADD needs no second restore.
-func (n Node) ready(ctx context.Context, f file, r attachment.Record) (file, error) {
+func (n Node) prepare(ctx context.Context, f nodeFile, r attachment.Record) (nodeFile, error) {
 	node, err := f.node()
 	if err != nil {
 		return f, err
@@ -546,7 +546,7 @@ func (n Node) ready(ctx context.Context, f file, r attachment.Record) (file, err
 // update moves the node from the attachments of before to those of kept, which are
 // noted, and of coming, which are not yet. A node that is unsynced or whose frame
 // is gone is rewritten whole instead.
-func (n Node) update(ctx context.Context, f file, before, kept []attachment.Record, coming ...attachment.Record) error {
+func (n Node) update(ctx context.Context, f nodeFile, before, kept []attachment.Record, coming ...attachment.Record) error {
 	sharers, err := n.sharers(before, slices.Concat(before, kept, coming))
 	if err != nil {
 		return err
@@ -577,7 +577,7 @@ func (n Node) update(ctx context.Context, f file, before, kept []attachment.Reco
 // one of leaving. Behind IPVS, iptables knows such a prefix by its profile alone, so it stays
 // there with the last that has it.
 func (n Node) sharers(leaving, known []attachment.Record) ([]attachment.Record, error) {
-	if !slices.ContainsFunc(leaving, func(r attachment.Record) bool { return len(r.Sources) > 0 }) {
+	if !slices.ContainsFunc(leaving, func(r attachment.Record) bool { return len(r.AllowedSources) > 0 }) {
 		return nil, nil
 	}
 	records, err := n.records()
@@ -587,7 +587,7 @@ func (n Node) sharers(leaving, known []attachment.Record) ([]attachment.Record, 
 	return slices.DeleteFunc(slices.Clone(records), func(other attachment.Record) bool {
 		return slices.ContainsFunc(known, func(r attachment.Record) bool { return r.Key == other.Key }) ||
 			!slices.ContainsFunc(leaving, func(r attachment.Record) bool {
-				return slices.ContainsFunc(r.Sources, func(p netip.Prefix) bool { return slices.Contains(other.Sources, p) })
+				return slices.ContainsFunc(r.AllowedSources, func(p netip.Prefix) bool { return slices.Contains(other.AllowedSources, p) })
 			})
 	}), nil
 }

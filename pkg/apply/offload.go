@@ -14,8 +14,8 @@ import (
 // Reclaimed says what a change did about flows that a flowtable of somebody else's carries
 // past the hooks: it may forbid them, and they would go on.
 type Reclaimed struct {
-	// TakenBack is how many go through the hooks again, and are judged there.
-	TakenBack int `json:"takenBack,omitempty"`
+	// Flows is how many go through the hooks again, and are judged there.
+	Flows int `json:"flowsReclaimed,omitempty"`
 	// Offloaded is how many the kernel did not let go of. They go on unjudged.
 	Offloaded int `json:"offloaded,omitempty"`
 	// OffloadError is why some may be neither, or had to begin anew.
@@ -34,7 +34,7 @@ func (r Reclaimed) Trouble() string {
 }
 
 func (r *Reclaimed) add(other Reclaimed) {
-	r.TakenBack += other.TakenBack
+	r.Flows += other.Flows
 	r.Offloaded = other.Offloaded // the same flows again
 	r.OffloadError = other.OffloadError
 }
@@ -49,8 +49,8 @@ func (n Node) reclaim(s desired.State) Reclaimed {
 	if len(set.Ranges()) == 0 {
 		return Reclaimed{}
 	}
-	done, err := n.kernel().takeBack(epochOf(s), set)
-	out := Reclaimed{TakenBack: done.Taken, Offloaded: done.Left}
+	done, err := n.kernel().reclaim(epochOf(s), set)
+	out := Reclaimed{Flows: done.Taken, Offloaded: done.Left}
 	if err != nil {
 		out.OffloadError = err.Error()
 	}
@@ -77,10 +77,10 @@ func (n Node) Offloaded() (tables []flowtable.Flowtable, unjudged int, err error
 	return tables, unjudged, err
 }
 
-// Rejudge has the flows of these addresses judged at their next packet, whatever judged them
+// Reevaluate has the flows of these addresses judged at their next packet, whatever judged them
 // before; fs.ErrNotExist when podmark has never run here. It is not done while it is not known
 // who is in the policies' sets, since a flow that they allow would be dropped. It needs no lock.
-func (n Node) Rejudge(addrs *netipx.IPSet) (done bool, err error) {
+func (n Node) Reevaluate(addrs *netipx.IPSet) (done bool, err error) {
 	f, err := n.load()
 	if err != nil || f.Incomplete || !f.Synced {
 		return false, err
@@ -89,7 +89,7 @@ func (n Node) Rejudge(addrs *netipx.IPSet) (done bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if err := n.kernel().rejudge(epochOf(s), addrs); err != nil {
+	if err := n.kernel().reevaluate(epochOf(s), addrs); err != nil {
 		return false, err
 	}
 	n.reclaim(s) // what stays in a flowtable is told by Offloaded
@@ -110,7 +110,7 @@ func isolated(s desired.State) (*netipx.IPSet, error) {
 		for _, a := range e.Addresses {
 			b.Add(a)
 		}
-		for _, p := range e.Sources {
+		for _, p := range e.AllowedSources {
 			b.AddPrefix(p)
 		}
 	}

@@ -18,7 +18,7 @@ func TestIsolated(t *testing.T) {
 			Profiles: profiles,
 		}
 		for _, s := range sources {
-			e.Sources = append(e.Sources, netip.MustParsePrefix(s))
+			e.AllowedSources = append(e.AllowedSources, netip.MustParsePrefix(s))
 		}
 		return e
 	}

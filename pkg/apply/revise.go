@@ -22,8 +22,8 @@ var ErrSource = errors.New("the node's policies come from the Kubernetes API")
 type Applied struct {
 	Policies int    `json:"policies"`
 	Epoch    uint32 `json:"epoch"`
-	// Narrowed is whether live connections are judged again.
-	Narrowed bool `json:"narrowed"`
+	// Restricted is whether live connections are judged again.
+	Restricted bool `json:"restricted"`
 	// Changed is whether there was anything to do.
 	Changed bool `json:"-"`
 	// Whole is set where everything was written anew, because something was missing.
@@ -31,22 +31,22 @@ type Applied struct {
 	Reclaimed
 }
 
-// Revision is a change of what the node should enforce.
-type Revision struct {
+// PolicyUpdate is a change of what the node should enforce.
+type PolicyUpdate struct {
 	// Policies take the place of the node's; nil leaves those.
 	Policies *desired.Policies
 	// Records are attachments of which something else is known than was.
 	Records []attachment.Record
-	// Gone and Come are what pods elsewhere take out of the sets and bring to them. From
-	// now on [Node.Complete] says so too.
-	Gone, Come desired.Members
+	// Removed and Come are what pods elsewhere take out of the sets and bring to them. From
+	// now on [Node.RemoteMembers] says so too.
+	Removed, Added desired.Members
 	// Unknown has everything written anew, and flows judged again: what is in the kernel,
 	// and was allowed there, is not known.
 	Unknown bool
 }
 
-func (r Revision) empty() bool {
-	return !r.Unknown && r.Policies == nil && len(r.Records)+len(r.Gone.Peers)+len(r.Gone.Tuples)+len(r.Come.Peers)+len(r.Come.Tuples) == 0
+func (r PolicyUpdate) empty() bool {
+	return !r.Unknown && r.Policies == nil && len(r.Records)+len(r.Removed.Peers)+len(r.Removed.Tuples)+len(r.Added.Peers)+len(r.Added.Tuples) == 0
 }
 
 // SetPolicies makes policies the node's, enforced on every endpoint when it
@@ -54,26 +54,26 @@ func (r Revision) empty() bool {
 // so that what they forbid stops at its next packet. The settings count only on
 // a node that has none yet.
 func (n Node) SetPolicies(ctx context.Context, settings Settings, policies desired.Policies) (Applied, error) {
-	return n.revise(ctx, settings, func(f *file, _ []attachment.Record) (Revision, error) {
+	return n.updatePolicies(ctx, settings, func(f *nodeFile, _ []attachment.Record) (PolicyUpdate, error) {
 		if f.Kubernetes {
-			return Revision{}, fmt.Errorf("%w: apply them there; podmarkd follows it because a network says \"policy\": \"kubernetes\"", ErrSource)
+			return PolicyUpdate{}, fmt.Errorf("%w: apply them there; podmarkd follows it because a network says \"policy\": \"kubernetes\"", ErrSource)
 		}
 		was, errWas := encode(f.Policies)
 		is, errIs := encode(policies)
-		if f.lost == nil && f.applied() && bytes.Equal(was, is) {
-			return Revision{}, errors.Join(errWas, errIs)
+		if f.policiesLost == nil && f.applied() && bytes.Equal(was, is) {
+			return PolicyUpdate{}, errors.Join(errWas, errIs)
 		}
-		return Revision{Policies: &policies}, errors.Join(errWas, errIs)
+		return PolicyUpdate{Policies: &policies}, errors.Join(errWas, errIs)
 	})
 }
 
-// Revise is SetPolicies for what podmarkd learns from the Kubernetes API, from the first
+// UpdatePolicies is SetPolicies for what podmarkd learns from the Kubernetes API, from the first
 // call on the node's only source. decide is called with the attachments, and holds the
 // node's lock. Only what differs is written. Zero settings are none: the error is then
 // fs.ErrNotExist on a node on which podmark has never run. Where something of ours is missing in the
 // kernel, everything is written anew.
-func (n Node) Revise(ctx context.Context, settings Settings, decide func([]attachment.Record) Revision) (Applied, error) {
-	return n.revise(ctx, settings, func(f *file, records []attachment.Record) (Revision, error) {
+func (n Node) UpdatePolicies(ctx context.Context, settings Settings, decide func([]attachment.Record) PolicyUpdate) (Applied, error) {
+	return n.updatePolicies(ctx, settings, func(f *nodeFile, records []attachment.Record) (PolicyUpdate, error) {
 		r := decide(records)
 		if !f.Kubernetes && r.Policies == nil {
 			r.Policies = &desired.Policies{}
@@ -83,11 +83,11 @@ func (n Node) Revise(ctx context.Context, settings Settings, decide func([]attac
 	})
 }
 
-// Enlist has the node's policies hold for the attachments to these networks, which take them from
+// EnforceRequested has the node's policies hold for the attachments to these networks, which take them from
 // files and did not when their pods were added, and returns those attachments. Their connections
 // are judged from their next packet on. One on a bridge that is not filtered stays as it is, with
 // the error of an Add.
-func (n Node) Enlist(ctx context.Context, networks map[string]bool) (enlisted []attachment.Record, err error) {
+func (n Node) EnforceRequested(ctx context.Context, networks map[string]bool) (enlisted []attachment.Record, err error) {
 	asks := func(r attachment.Record) bool {
 		return r.Committed && !r.Policed && !r.Kubernetes && networks[r.Network]
 	}
@@ -96,13 +96,13 @@ func (n Node) Enlist(ctx context.Context, networks map[string]bool) (enlisted []
 		return nil, nil
 	}
 	var refused []error
-	_, err = n.revise(ctx, Settings{}, func(f *file, records []attachment.Record) (Revision, error) {
+	_, err = n.updatePolicies(ctx, Settings{}, func(f *nodeFile, records []attachment.Record) (PolicyUpdate, error) {
 		for _, r := range records {
 			if !asks(r) {
 				continue
 			}
 			if r.Policed = true; f.Kubernetes {
-				return Revision{}, fmt.Errorf("network %q says \"policy\": \"files\": %w", r.Network, ErrSource)
+				return PolicyUpdate{}, fmt.Errorf("network %q says \"policy\": \"files\": %w", r.Network, ErrSource)
 			}
 			if err := n.bridgeFiltered(*f, r); err != nil {
 				refused = append(refused, fmt.Errorf("%s: %w", r.Key, err))
@@ -110,7 +110,7 @@ func (n Node) Enlist(ctx context.Context, networks map[string]bool) (enlisted []
 			}
 			enlisted = append(enlisted, r)
 		}
-		return Revision{Records: enlisted}, nil
+		return PolicyUpdate{Records: enlisted}, nil
 	})
 	if err != nil {
 		return nil, err
@@ -118,7 +118,7 @@ func (n Node) Enlist(ctx context.Context, networks map[string]bool) (enlisted []
 	return enlisted, errors.Join(refused...)
 }
 
-func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, []attachment.Record) (Revision, error)) (Applied, error) {
+func (n Node) updatePolicies(ctx context.Context, settings Settings, decide func(*nodeFile, []attachment.Record) (PolicyUpdate, error)) (Applied, error) {
 	if _, err := n.load(); errors.Is(err, fs.ErrNotExist) && settings.Backend == "" {
 		return Applied{}, err
 	}
@@ -127,11 +127,11 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 		return Applied{}, err
 	}
 	defer unlock()
-	f, err := n.loadLost()
+	f, err := n.loadWithoutPolicies()
 	if errors.Is(err, fs.ErrNotExist) {
-		f, _, err = n.agree(ctx, settings)
+		f, _, err = n.adoptSettings(ctx, settings)
 	}
-	if err == nil && f.Moving != nil && f.lost == nil {
+	if err == nil && f.Migration != nil && f.policiesLost == nil {
 		f, err = n.sync(ctx, f)
 	}
 	if err == nil && !f.Kubernetes { // an operator's apply looks at the node, too
@@ -146,20 +146,20 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 	}
 	was := f
 	rev, err := decide(&f, before)
-	if err == nil && f.lost != nil && rev.Policies == nil {
-		err = f.lost
+	if err == nil && f.policiesLost != nil && rev.Policies == nil {
+		err = f.policiesLost
 	}
 	if err != nil {
 		return Applied{}, err
 	}
-	rev.Unknown = rev.Unknown || f.lost != nil
+	rev.Unknown = rev.Unknown || f.policiesLost != nil
 	applied := Applied{Policies: len(was.Policies.Policies), Epoch: was.Epoch}
 	whole := rev.Unknown || n.lacking(was)
 	if rev.empty() && !whole {
 		if f.Kubernetes {
 			return applied, nil
 		}
-		if err := n.refresh(ctx, f); !incomplete(err) { // an operator's apply mends, too
+		if err := n.refresh(ctx, f); !incomplete(err) { // an operator's apply fixes, too
 			return applied, err
 		}
 		whole = true
@@ -174,14 +174,14 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 	if err := errors.Join(errFrom, errTo); err != nil {
 		return Applied{}, err
 	}
-	from, to = from.With(rev.Gone), to.With(rev.Come)
+	from, to = from.WithMembers(rev.Removed), to.WithMembers(rev.Added)
 	// A change that was interrupted may be half in the kernel: what it forbade
 	// is not known to be stopped. Whether this one takes anything away, only whole
 	// states tell: an endpoint that stays in its place may have got other rules.
-	applied.Narrowed = !was.Synced || rev.Unknown || from.Narrows(to) ||
+	applied.Restricted = !was.Synced || rev.Unknown || from.Restricts(to) ||
 		// To a packet in flight, those who come may be peers of the rules that go.
-		rev.Policies != nil && from.Names(rev.Come)
-	if applied.Narrowed {
+		rev.Policies != nil && from.MentionsAny(rev.Added)
+	if applied.Restricted {
 		if f.Epoch, err = n.nextEpoch(to); err != nil {
 			return Applied{}, err
 		}
@@ -192,8 +192,8 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 	}
 	n.step("saved")
 	if !whole {
-		if from, err = n.fillNew(ctx, f, from, to); err == nil {
-			from, to = desired.Between(from, to)
+		if from, err = n.fillNewSets(ctx, f, from, to); err == nil {
+			from, to = desired.Diff(from, to)
 			err = n.backend(f).Update(ctx, from, to)
 		}
 	}
@@ -203,7 +203,7 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 	if applied.Whole = whole || incomplete(err); applied.Whole {
 		f, err = n.sync(ctx, f)
 	} else if err == nil {
-		if applied.Narrowed {
+		if applied.Restricted {
 			f.reclaimed = n.reclaim(to)
 		}
 		f.Synced = true
@@ -222,13 +222,13 @@ func (n Node) revise(ctx context.Context, settings Settings, decide func(*file, 
 // fewMembers is how many members of new sets come with all the rest at once.
 const fewMembers = 4096
 
-// fillNew makes those of the sets that only to has that do not come with all the rest at once,
+// fillNewSets makes those of the sets that only to has that do not come with all the rest at once,
 // because they are large: each takes a change of its own. from is returned with them.
-func (n Node) fillNew(ctx context.Context, f file, from, to desired.State) (desired.State, error) {
+func (n Node) fillNewSets(ctx context.Context, f nodeFile, from, to desired.State) (desired.State, error) {
 	from.PeerSets, from.TupleSets = maps.Clone(from.PeerSets), maps.Clone(from.TupleSets)
 	left := fewMembers
-	for set := range to.EachSet() {
-		if from.Has(set) {
+	for set := range to.Sets() {
+		if from.ContainsSets(set) {
 			continue
 		}
 		if n := set.Size(); n <= left {
@@ -246,19 +246,19 @@ func (n Node) fillNew(ctx context.Context, f file, from, to desired.State) (desi
 
 // lacking reports whether a change was not finished, or sets may lack pods elsewhere that
 // are known here.
-func (n Node) lacking(f file) bool {
-	if !f.Synced || !f.Incomplete || n.Complete == nil {
+func (n Node) lacking(f nodeFile) bool {
+	if !f.Synced || !f.Incomplete || n.RemoteMembers == nil {
 		return !f.Synced
 	}
-	_, known := n.Complete(desired.State{})
+	_, known := n.RemoteMembers(desired.State{})
 	return known
 }
 
-// Remembered is what is enforced of the Kubernetes API's policies; fs.ErrNotExist when
+// EnforcedPolicies is what is enforced of the Kubernetes API's policies; fs.ErrNotExist when
 // there is nothing of that, or it was lost. incomplete is set where sets may lack pods elsewhere.
-func (n Node) Remembered() (p desired.Policies, incomplete bool, err error) {
-	f, err := n.loadLost()
-	if err == nil && (!f.Kubernetes || f.lost != nil) {
+func (n Node) EnforcedPolicies() (p desired.Policies, incomplete bool, err error) {
+	f, err := n.loadWithoutPolicies()
+	if err == nil && (!f.Kubernetes || f.policiesLost != nil) {
 		err = fs.ErrNotExist
 	}
 	return f.Policies, f.Incomplete, err
@@ -266,7 +266,7 @@ func (n Node) Remembered() (p desired.Policies, incomplete bool, err error) {
 
 // refresh reports what of the whole node is not in place, and brings its own addresses
 // and ports up to date.
-func (n Node) refresh(ctx context.Context, f file) error {
+func (n Node) refresh(ctx context.Context, f nodeFile) error {
 	want, err := n.state(f)
 	if err != nil {
 		return err
@@ -276,7 +276,7 @@ func (n Node) refresh(ctx context.Context, f file) error {
 }
 
 // note writes down what is to be, so that whoever comes after a crash finishes it.
-func (n Node) note(f file, rev Revision) (file, error) {
+func (n Node) note(f nodeFile, rev PolicyUpdate) (nodeFile, error) {
 	f.Synced = false
 	var policies []byte
 	if rev.Policies != nil {
@@ -284,7 +284,7 @@ func (n Node) note(f file, rev Revision) (file, error) {
 		if policies, err = encode(f.Policies); err != nil {
 			return f, err
 		}
-		f.lost = nil
+		f.policiesLost = nil
 		if f.PoliciesHash == noFile { // what is there is of an earlier life
 			if err := n.Store.Remove(ident.PoliciesFile); err != nil {
 				return f, err
@@ -335,9 +335,9 @@ func (n Node) nextEpoch(s desired.State) (uint32, error) {
 	epoch := s.Layout.NextEpoch(s.Epoch)
 	switch epoch {
 	case 1:
-		return epoch, n.kernel().clearOthers(s.Layout.ID(mark.None))
+		return epoch, n.kernel().clearOtherEpochs(s.Layout.ID(mark.None))
 	case s.Layout.Max():
-		return epoch, n.kernel().clear(s.Layout.Mark(epoch))
+		return epoch, n.kernel().clearEpoch(s.Layout.Mark(epoch))
 	}
 	return epoch, nil
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // forbid finds out which tunnels endpoints may not send now, of a node with these links.
-func (n Node) forbid(f file, links []netlink.Link) (desired.Tunnels, error) {
+func (n Node) forbid(f nodeFile, links []netlink.Link) (desired.Tunnels, error) {
 	if f.AllowTunnels {
 		return desired.Tunnels{}, nil
 	}
@@ -19,7 +19,7 @@ func (n Node) forbid(f file, links []netlink.Link) (desired.Tunnels, error) {
 }
 
 // fresh is f with the tunnels of now, of a node that has no endpoint.
-func (n Node) fresh(f file) (file, error) {
+func (n Node) fresh(f nodeFile) (nodeFile, error) {
 	links, err := n.kernel().links()
 	if err != nil {
 		return f, err
@@ -32,7 +32,7 @@ func (n Node) fresh(f file) (file, error) {
 // survey notes what of the node's links and bridges is another than the rules were written with,
 // and reports that: then everything is to be written. If there are more tunnels than before,
 // the next epoch begins, for what is in a live flow was not forbidden.
-func (n Node) survey(f file, links []netlink.Link) (file, bool, error) {
+func (n Node) survey(f nodeFile, links []netlink.Link) (nodeFile, bool, error) {
 	tunnels, err := n.forbid(f, links)
 	if err != nil {
 		return f, false, err
@@ -51,7 +51,7 @@ func (n Node) survey(f file, links []netlink.Link) (file, bool, error) {
 	}
 	from := desired.State{Node: node}
 	node.Tunnels = tunnels
-	if to := (desired.State{Node: node}); from.Narrows(to) {
+	if to := (desired.State{Node: node}); from.Restricts(to) {
 		if f.Epoch, err = n.nextEpoch(to); err != nil {
 			return f, false, err
 		}
@@ -78,7 +78,7 @@ func (n Node) unfiltered(records []attachment.Record) desired.Unfiltered {
 }
 
 // surveyNow is survey with the links of now.
-func (n Node) surveyNow(f file) (file, bool, error) {
+func (n Node) surveyNow(f nodeFile) (nodeFile, bool, error) {
 	links, err := n.kernel().links()
 	if err != nil {
 		return f, false, err

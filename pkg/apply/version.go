@@ -2,7 +2,7 @@
 
 package apply
 
-// format is that of the state folder that this podmark writes, and reads the oldest whose
+// format is that of the state directory that this podmark writes, and reads the oldest whose
 // podmark may go on from there. A field that older ones may forget raises format; one that they
 // would get wrong, or a change of meaning, raises reads too.
 //

@@ -38,7 +38,7 @@ func (n Node) State() (desired.State, error) {
 // the unmarked ones, by containers; with an error these alone are counted. It is fs.ErrNotExist
 // when podmark has never run here.
 func (n Node) Coverage(unmarked map[string]string) (desired.Coverage, error) {
-	c := desired.Cover(nil, unmarked, false)
+	c := desired.CoverageOf(nil, unmarked, false)
 	f, err := n.load()
 	if err != nil {
 		return c, err
@@ -47,7 +47,7 @@ func (n Node) Coverage(unmarked map[string]string) (desired.Coverage, error) {
 	if err != nil {
 		return c, err
 	}
-	c = desired.Cover(records, unmarked, f.applied())
+	c = desired.CoverageOf(records, unmarked, f.applied())
 	if !f.Kubernetes {
 		c.Idle = f.Policies.Idle(records)
 	}
@@ -86,12 +86,12 @@ func (n Node) Members(ctx context.Context, s desired.State, addrs []netip.Addr, 
 	if err != nil {
 		return s, fmt.Errorf("%w: %w", ErrBackend, err)
 	}
-	return s.With(found), nil
+	return s.WithMembers(found), nil
 }
 
 // Kind is the backend that enforces, or that auto would choose where podmark has
 // never run.
-func (n Node) Kind() (Kind, error) {
+func (n Node) Kind() (config.Kind, error) {
 	f, err := n.load()
 	if errors.Is(err, fs.ErrNotExist) {
 		return detect()
@@ -108,7 +108,7 @@ func (n Node) Preview(settings Settings, policies *desired.Policies) (desired.St
 		if mask == 0 {
 			mask = config.DefaultMask // what is free is found out when it begins
 		}
-		f = file{Mask: mask, Epoch: 1, NodePorts: settings.NodePorts, AllowTunnels: settings.AllowTunnels, Log: logged}
+		f = nodeFile{Mask: mask, Epoch: 1, NodePorts: settings.NodePorts, AllowTunnels: settings.AllowTunnels, Log: logByNFLOG}
 		f, err = n.fresh(f)
 	}
 	if err != nil {
@@ -124,15 +124,15 @@ func (n Node) Preview(settings Settings, policies *desired.Policies) (desired.St
 type Collected struct {
 	Attachments []attachment.Record `json:"attachments"`
 	Files       []string            `json:"files"`
-	// Left is what stays: in the state folder for want of room, until the next collection, and
+	// Left is what stays: in the state directory for want of room, until the next collection, and
 	// flows in a flowtable.
 	Left error `json:"-"`
 }
 
-// Collect removes the attachments for which dead holds, what crashes left in
-// the state folder, and what no one needs in the kernel. What it cannot do with one attachment
+// CollectGarbage removes the attachments for which dead holds, what crashes left in
+// the state directory, and what no one needs in the kernel. What it cannot do with one attachment
 // it does with the others.
-func (n Node) Collect(ctx context.Context, dead func(attachment.Record) bool, dryRun bool) (Collected, error) {
+func (n Node) CollectGarbage(ctx context.Context, dead func(attachment.Record) bool, dryRun bool) (Collected, error) {
 	switch _, err := n.load(); {
 	case errors.Is(err, fs.ErrNotExist):
 		return Collected{}, nil
@@ -147,7 +147,7 @@ func (n Node) Collect(ctx context.Context, dead func(attachment.Record) bool, dr
 	all, _ := n.Store.List() // damaged records are collected as files
 	var c Collected
 	var errs []error
-	n.leaving = map[attachment.Key]bool{}
+	n.deferred = map[attachment.Key]bool{}
 	for _, r := range all {
 		if !dead(r) {
 			continue
@@ -159,27 +159,27 @@ func (n Node) Collect(ctx context.Context, dead func(attachment.Record) bool, dr
 		if err := n.unsynced(); err != nil {
 			return c, err
 		}
-		err := n.kernel().shut(r.Endpoint)
-		busy, unforgotten := n.forget(n.freed(r).Addresses)
+		err := n.kernel().blockForDelete(r.Endpoint)
+		busy, unforgotten := n.deleteFlows(n.unclaimed(r).Addresses)
 		c.Left = errors.Join(c.Left, busy)
 		if err = errors.Join(err, unforgotten); err == nil {
 			err = n.Store.Release(r)
 		}
 		if errors.Is(err, ident.ErrNoRoom) {
-			n.leaving[r.Key] = true
+			n.deferred[r.Key] = true
 			c.Left, err = errors.Join(c.Left, err), nil
 		}
 		errs = append(errs, err)
 		n.step("released")
 	}
-	c.Files, err = n.tidy(ctx, dryRun)
+	c.Files, err = n.removeOrphans(ctx, dryRun)
 	if errors.Is(err, ident.ErrNoRoom) {
 		c.Left, err = errors.Join(c.Left, err), nil
 	}
 	return c, errors.Join(append(errs, err)...)
 }
 
-// unsynced notes that the kernel may have more than the state folder says, so that whoever comes
+// unsynced notes that the kernel may have more than the state directory says, so that whoever comes
 // next takes that out before an ID is given out again.
 func (n Node) unsynced() error {
 	f, err := n.load()
@@ -187,13 +187,13 @@ func (n Node) unsynced() error {
 		return nil // who cannot be read writes nothing
 	}
 	f.Synced = false
-	return n.jot(f)
+	return n.saveBestEffort(f)
 }
 
-// Sweep removes the files that crashes left in the state folder, and what no one needs
+// RemoveOrphans removes the files that crashes left in the state directory, and what no one needs
 // in the kernel if there were any. It returns the files. Damaged records are an
 // operator's to remove: their endpoints may be alive.
-func (n Node) Sweep(ctx context.Context) ([]string, error) {
+func (n Node) RemoveOrphans(ctx context.Context) ([]string, error) {
 	unlock, err := n.lock(ctx)
 	if err != nil {
 		return nil, err
@@ -202,25 +202,25 @@ func (n Node) Sweep(ctx context.Context) ([]string, error) {
 	if _, err := n.Store.List(); err != nil {
 		return nil, err
 	}
-	files, err := n.Store.Sweep(true)
+	files, err := n.Store.RemoveTemporary(true)
 	if err != nil || len(files) == 0 {
 		return nil, err
 	}
-	return n.tidy(ctx, false)
+	return n.removeOrphans(ctx, false)
 }
 
-// Gone holds for an attachment whose interface is no longer there, and for what
+// HostVethGone holds for an attachment whose interface is no longer there, and for what
 // a crash left. Callers hold no lock: Collect does.
-func Gone(r attachment.Record) bool { return !r.Committed || !port.Alive(r.Endpoint) }
+func HostVethGone(r attachment.Record) bool { return !r.Committed || !port.Alive(r.Endpoint) }
 
-// tidy removes files that belong to nobody and rewrites the kernel's share.
-func (n Node) tidy(ctx context.Context, dryRun bool) ([]string, error) {
+// removeOrphans removes files that belong to nobody and rewrites the kernel's share.
+func (n Node) removeOrphans(ctx context.Context, dryRun bool) ([]string, error) {
 	f, errNode := n.load()
 	if errors.Is(errNode, ErrNewer) {
 		return nil, errNode
 	}
 	files, err := n.misfits(f, dryRun)
-	swept, errSweep := n.Store.Sweep(dryRun)
+	swept, errSweep := n.Store.RemoveTemporary(dryRun)
 	files, err = append(files, swept...), errors.Join(err, errSweep)
 	if dryRun {
 		return files, err
@@ -233,7 +233,7 @@ func (n Node) tidy(ctx context.Context, dryRun bool) ([]string, error) {
 }
 
 // misfits removes the records whose ID does not fit the node's mask, or names their files.
-func (n Node) misfits(f file, dryRun bool) (files []string, err error) {
+func (n Node) misfits(f nodeFile, dryRun bool) (files []string, err error) {
 	node, err := f.node()
 	if err != nil {
 		return nil, nil // nobody knows what fits
@@ -255,7 +255,7 @@ func (n Node) misfits(f file, dryRun bool) (files []string, err error) {
 }
 
 // Uninstall removes every trace: rules, sets, device groups, bridge port
-// settings and the state folder. Pods keep running, unmarked and unpoliced. Once it has begun,
+// settings and the state directory. Pods keep running, unmarked and unpoliced. Once it has begun,
 // whoever comes next finishes it.
 func (n Node) Uninstall(ctx context.Context) error {
 	unlock, err := n.lock(ctx)
@@ -269,8 +269,8 @@ func (n Node) Uninstall(ctx context.Context) error {
 	return n.Store.RemoveAll()
 }
 
-// leave finishes an uninstall, and goes on with the lock and an empty state folder.
-func (n Node) leave(ctx context.Context) error {
+// finishUninstall finishes an uninstall, and goes on with the lock and an empty state directory.
+func (n Node) finishUninstall(ctx context.Context) error {
 	if err := n.strip(ctx); err != nil {
 		return err
 	}
@@ -284,7 +284,7 @@ func (n Node) leave(ctx context.Context) error {
 // strip notes that the node is to be left, and takes everything out of the kernel.
 func (n Node) strip(ctx context.Context) error {
 	kinds := n.kernel().leftovers()
-	f, err := n.readFile()
+	f, err := n.decodeNodeFile()
 	if errors.Is(err, ErrNewer) {
 		return err
 	}
@@ -292,11 +292,11 @@ func (n Node) strip(ctx context.Context) error {
 		_, err = f.node()
 	}
 	if err == nil && f.Backend != "" {
-		kinds = append(f.Former, f.Backend, NFTables) // which guards bridges beside iptables
+		kinds = append(f.Former, f.Backend, config.NFTables) // which guards bridges beside iptables
 	}
 	if err == nil {
-		f.Leaving = true
-		if err := n.jot(f); err != nil {
+		f.Uninstalling = true
+		if err := n.saveBestEffort(f); err != nil {
 			return err
 		}
 		n.step("leaving")
@@ -304,13 +304,13 @@ func (n Node) strip(ctx context.Context) error {
 	if err := n.kernel().remove(ctx, n.LockTimeout, kinds); err != nil {
 		return err
 	}
-	if err := n.kernel().unlook(); err != nil {
+	if err := n.kernel().removeChecksums(); err != nil {
 		return err
 	}
 	n.step("removed")
 	records, _ := n.Store.List()
 	for _, r := range records {
-		if err := n.kernel().release(r.Endpoint); err != nil {
+		if err := n.kernel().restore(r.Endpoint); err != nil {
 			return err
 		}
 	}
@@ -319,7 +319,7 @@ func (n Node) strip(ctx context.Context) error {
 		return err
 	}
 	for _, l := range links {
-		if err := n.kernel().releaseLink(l); err != nil {
+		if err := n.kernel().restoreLink(l); err != nil {
 			return err
 		}
 	}

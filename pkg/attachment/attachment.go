@@ -26,7 +26,7 @@ func (k Key) String() string {
 }
 
 // Hash names the key's file: 32 hexadecimal digits. Each part is preceded by its
-// length, so that no two keys read alike, and none can leave the folder.
+// length, so that no two keys read alike, and none can leave the directory.
 func (k Key) Hash() string {
 	h := sha256.New()
 	for _, part := range []string{k.Network, k.ContainerID, k.IfName} {
@@ -64,8 +64,8 @@ func (r Record) Validate() error {
 	switch {
 	case r.ID < mark.First:
 		return fmt.Errorf("ID %d is reserved", r.ID)
-	case !interfaceName(r.Interface) || !interfaceName(r.Port):
-		return fmt.Errorf("interface %q or port %q is not an interface name", r.Interface, r.Port)
+	case !interfaceName(r.L3Interface) || !interfaceName(r.HostVeth):
+		return fmt.Errorf("interface %q or port %q is not an interface name", r.L3Interface, r.HostVeth)
 	case len(r.Addresses) == 0:
 		return errors.New("it has no address")
 	}

@@ -14,7 +14,7 @@ func TestValidate(t *testing.T) {
 		return attachment.Record{
 			Key: attachment.Key{Network: "net", ContainerID: "a", IfName: "eth0"}, ID: mark.First,
 			Endpoint: attachment.Endpoint{
-				Interface: "cni0", Port: "veth0",
+				L3Interface: "cni0", HostVeth: "veth0",
 				Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")},
 			},
 		}
@@ -30,12 +30,12 @@ func TestValidate(t *testing.T) {
 		"unspecified address":  func(r *attachment.Record) { r.Addresses[0] = netip.IPv4Unspecified() },
 		"address with zone":    func(r *attachment.Record) { r.Addresses[0] = netip.MustParseAddr("fe80::1%eth0") },
 		"mapped address":       func(r *attachment.Record) { r.Addresses[0] = netip.MustParseAddr("::ffff:10.0.0.1") },
-		"no interface":         func(r *attachment.Record) { r.Interface = "" },
-		"no port":              func(r *attachment.Record) { r.Port = "" },
-		"interface is a path":  func(r *attachment.Record) { r.Interface = "../x" },
-		"interface has a line": func(r *attachment.Record) { r.Interface = "a\nflush" },
-		"port has a space":     func(r *attachment.Record) { r.Port = "a b" },
-		"port too long":        func(r *attachment.Record) { r.Port = strings.Repeat("x", 16) },
+		"no interface":         func(r *attachment.Record) { r.L3Interface = "" },
+		"no port":              func(r *attachment.Record) { r.HostVeth = "" },
+		"interface is a path":  func(r *attachment.Record) { r.L3Interface = "../x" },
+		"interface has a line": func(r *attachment.Record) { r.L3Interface = "a\nflush" },
+		"port has a space":     func(r *attachment.Record) { r.HostVeth = "a b" },
+		"port too long":        func(r *attachment.Record) { r.HostVeth = strings.Repeat("x", 16) },
 	} {
 		r := good()
 		change(&r)

@@ -15,16 +15,16 @@ type Endpoint struct {
 	// Labels are the pod's labels, from args.cni.labels.
 	Labels map[string]string `json:"labels,omitempty"`
 
-	// Interface is the L3 interface the endpoint's packets come in by: the
+	// L3Interface is the L3 interface the endpoint's packets come in by: the
 	// host veth, or its master when it has one.
-	Interface string `json:"interface"`
-	// Port is the host veth itself; it equals Interface when routed.
-	Port string `json:"port"`
-	// InterfaceIndex and PortIndex are the kernel's numbers of those links. They stay when
+	L3Interface string `json:"interface"`
+	// HostVeth is the host veth itself; it equals Interface when routed.
+	HostVeth string `json:"port"`
+	// L3InterfaceIndex and PortIndex are the kernel's numbers of those links. They stay when
 	// a link is renamed, and no other link of the namespace gets them. 0 is not known: the
 	// record is an older podmark's.
-	InterfaceIndex int `json:"interfaceIndex,omitempty"`
-	PortIndex      int `json:"portIndex,omitempty"`
+	L3InterfaceIndex int `json:"interfaceIndex,omitempty"`
+	HostVethIndex    int `json:"portIndex,omitempty"`
 	// VRF is the VRF that the host veth is enslaved to, and VRFIndex its number: what the
 	// endpoint sends passes the IP hooks once as from the host veth and once as from the
 	// VRF (vrf_ip_rcv). Empty and 0 without one.
@@ -35,12 +35,12 @@ type Endpoint struct {
 	// Addresses are those of the container interface, IPv4 and IPv6, unmapped
 	// and without zone.
 	Addresses []netip.Addr `json:"addresses"`
-	// Sources are prefixes that the endpoint may send from besides, as a router does:
+	// AllowedSources are prefixes that the endpoint may send from besides, as a router does:
 	// masked, sorted, of either family. What comes from them, or goes to them by the host
 	// veth, is judged by the endpoint's own policies; to policies of others it is nobody.
-	Sources []netip.Prefix `json:"sources,omitempty"`
-	// Ports are the named ports of the pod's containers.
-	Ports []NamedPort `json:"ports,omitempty"`
+	AllowedSources []netip.Prefix `json:"sources,omitempty"`
+	// NamedPorts are the named ports of the pod's containers.
+	NamedPorts []NamedPort `json:"ports,omitempty"`
 	// Gateways are the prevResult's gateways: addresses of the host where the
 	// main plugin routes.
 	Gateways []netip.Addr `json:"gateways,omitempty"`
@@ -48,21 +48,21 @@ type Endpoint struct {
 
 // Sends reports whether the endpoint may send from an address: its own, or a further one.
 func (e Endpoint) Sends(from netip.Addr) bool {
-	return slices.Contains(e.Addresses, from) || slices.ContainsFunc(e.Sources, func(p netip.Prefix) bool { return p.Contains(from) })
+	return slices.Contains(e.Addresses, from) || slices.ContainsFunc(e.AllowedSources, func(p netip.Prefix) bool { return p.Contains(from) })
 }
 
 // Contends returns a prefix of e's further ones of which a part is one of other's, where both
 // come in by the same interface: whose a packet from there is cannot be told. False where
 // there is none.
 func (e Endpoint) Contends(other Endpoint) (netip.Prefix, bool) {
-	if e.Interface != other.Interface && (e.VRF == "" || e.VRF != other.VRF) {
+	if e.L3Interface != other.L3Interface && (e.VRF == "" || e.VRF != other.VRF) {
 		return netip.Prefix{}, false
 	}
-	i := slices.IndexFunc(e.Sources, func(p netip.Prefix) bool { return slices.ContainsFunc(other.Sources, p.Overlaps) })
+	i := slices.IndexFunc(e.AllowedSources, func(p netip.Prefix) bool { return slices.ContainsFunc(other.AllowedSources, p.Overlaps) })
 	if i < 0 {
 		return netip.Prefix{}, false
 	}
-	return e.Sources[i], true
+	return e.AllowedSources[i], true
 }
 
 // NamedPort is a container port that has a name.
@@ -74,7 +74,7 @@ type NamedPort struct {
 
 // Routed reports whether the host veth is itself the L3 interface. A routed
 // veth carries one endpoint's packets only; a bridge is shared.
-func (e Endpoint) Routed() bool { return e.Port == e.Interface }
+func (e Endpoint) Routed() bool { return e.HostVeth == e.L3Interface }
 
 // LinkLocal is the link-local address that Linux gives the container interface by itself
 // (RFC 4291, appendix A); false where MAC is none of Ethernet. A pod that gives itself

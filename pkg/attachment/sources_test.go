@@ -9,9 +9,9 @@ import (
 
 func TestContends(t *testing.T) {
 	of := func(iface, vrf string, prefixes ...string) attachment.Endpoint {
-		e := attachment.Endpoint{Interface: iface, VRF: vrf}
+		e := attachment.Endpoint{L3Interface: iface, VRF: vrf}
 		for _, p := range prefixes {
-			e.Sources = append(e.Sources, netip.MustParsePrefix(p))
+			e.AllowedSources = append(e.AllowedSources, netip.MustParsePrefix(p))
 		}
 		return e
 	}
@@ -28,7 +28,7 @@ func TestContends(t *testing.T) {
 		{"in two VRFs", of("veth0", "red", "172.30.0.0/16"), of("veth1", "blue", "172.30.0.0/16"), false},
 		{"none", of("br0", ""), of("br0", "", "172.30.0.0/16"), false},
 	} {
-		if p, got := tt.a.Contends(tt.b); got != tt.want || got && !tt.b.Sources[0].Overlaps(p) {
+		if p, got := tt.a.Contends(tt.b); got != tt.want || got && !tt.b.AllowedSources[0].Overlaps(p) {
 			t.Errorf("%s: %v, %v", tt.name, p, got)
 		}
 		if _, got := tt.b.Contends(tt.a); got != tt.want {

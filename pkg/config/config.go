@@ -23,12 +23,11 @@ import (
 
 // Defaults of the keys that have one.
 const (
-	DefaultMask          = 0xffff0000
-	DefaultNodePortRange = "30000:32767" // kube-apiserver --service-node-port-range
-	DefaultStateDir      = "/run/podmark"
-	SocketName           = "podmarkd.sock" // of podmarkd, in the state folder
-	DefaultLockTimeout   = 10 * time.Second
-	maxLockTimeout       = 10 * time.Minute // beyond what any runtime waits for a plugin
+	DefaultMask        = 0xffff0000
+	DefaultStateDir    = "/run/podmark"
+	SocketName         = "podmarkd.sock" // of podmarkd, in the state directory
+	DefaultLockTimeout = 10 * time.Second
+	maxLockTimeout     = 10 * time.Minute // beyond what any runtime waits for a plugin
 )
 
 // Policy says where an endpoint's NetworkPolicy comes from.
@@ -40,16 +39,6 @@ const (
 	PolicyFiles Policy = "files" // the node's compiled policy; see podmarkctl apply
 	// PolicyKubernetes is that of the Kubernetes API: podmarkd is asked for it.
 	PolicyKubernetes Policy = "kubernetes"
-)
-
-// Backend says what enforces.
-type Backend string
-
-// The values of the key "backend".
-const (
-	BackendAuto     Backend = "auto" // nftables where the kernel can, else iptables
-	BackendNFTables Backend = "nftables"
-	BackendIPTables Backend = "iptables"
 )
 
 // MarkCollision says what becomes of the first endpoint of a node on which bits of the
@@ -64,23 +53,6 @@ const (
 
 // MaskAuto is the value of "iptablesMarkMask" by which the node chooses.
 const MaskAuto = "auto"
-
-// PortRange is an inclusive range of ports, 0 to 65535; those of NodePorts begin with 1.
-type PortRange struct {
-	First uint16 `json:"first"`
-	Last  uint16 `json:"last"`
-}
-
-// Contains reports whether port lies in the range.
-func (r PortRange) Contains(port uint16) bool { return r.First <= port && port <= r.Last }
-
-// String renders "80" or "80:90", as iptables and the key "kubeNodePortRanges" have it.
-func (r PortRange) String() string {
-	if r.First == r.Last {
-		return fmt.Sprint(r.First)
-	}
-	return fmt.Sprintf("%d:%d", r.First, r.Last)
-}
 
 // Config is a validated network configuration.
 type Config struct {
@@ -225,7 +197,7 @@ func Parse(stdin []byte) (Config, error) {
 		read(&c.Network, "name", in.Name, nil, networkName),
 		read(&c.Layout, "iptablesMarkMask", in.IPTablesMarkMask, fmt.Sprintf("%#x", uint32(DefaultMask)), maskLayout),
 		read(&c.MarkCollision, "markCollision", in.MarkCollision, string(CollisionRefuse), oneOf(CollisionRefuse, CollisionWarn)),
-		read(&c.NodePorts, "kubeNodePortRanges", in.KubeNodePortRanges, []any{DefaultNodePortRange}, portRanges),
+		read(&c.NodePorts, "kubeNodePortRanges", in.KubeNodePortRanges, []any{DefaultNodePorts.String()}, portRanges),
 		read(&c.Backend, "backend", in.Backend, string(BackendAuto), oneOf(BackendAuto, BackendNFTables, BackendIPTables)),
 		read(&c.Policy, "policy", in.Policy, string(PolicyNone), oneOf(PolicyNone, PolicyFiles, PolicyKubernetes)),
 		read(&c.FailOpen, "failOpen", in.FailOpen, false, boolean),
@@ -294,7 +266,7 @@ func isVersion(s string) bool {
 }
 
 // isNetworkName accepts what the CNI specification allows in a network name; it
-// cannot leave a folder.
+// cannot leave a directory.
 func isNetworkName(s string) bool {
 	if s == "" || len(s) > 255 || strings.ContainsRune("_.-", rune(s[0])) {
 		return false

@@ -180,7 +180,7 @@ func TestFailOpen(t *testing.T) {
 	}
 	c, err := config.Parse([]byte(`{"cniVersion": "1.1.0", "name": "net", "stateDir": "/run/x"}`))
 	if err != nil || c.DaemonSocket != "/run/x/podmarkd.sock" {
-		t.Errorf("the socket is %q (%v), want it in the state folder", c.DaemonSocket, err)
+		t.Errorf("the socket is %q (%v), want it in the state directory", c.DaemonSocket, err)
 	}
 }
 

@@ -21,15 +21,15 @@ var (
 	ErrMultus = errors.New("the conflist behind Multus is not known")
 )
 
-// File is a file of a folder of network configurations.
+// File is a file of a directory of network configurations.
 type File struct {
-	// Name is without the folder.
+	// Name is without the directory.
 	Name    string
 	Content []byte
 }
 
 // Skipped is a file that no runtime takes, and why. CRI-O passes it over as
-// Choose does; containerd reports it and has no network until it is mended.
+// Choose does; containerd reports it and has no network until it is fixed.
 type Skipped struct {
 	Name   string
 	Reason error
@@ -48,9 +48,9 @@ type Choice struct {
 	// Multus is the name of Multus' file that runtimes take, where it is that which calls
 	// the list; with ErrPlain, the configuration.
 	Multus string
-	// Copied is set where Multus' file has a copy of the list, and podmark is not in it or has
+	// StaleCopy is set where Multus' file has a copy of the list, and podmark is not in it or has
 	// another entry.
-	Copied bool
+	StaleCopy bool
 	// Unused is why runtimes take another list than this one, which was asked for by name.
 	Unused error
 }
@@ -201,12 +201,12 @@ func behindMultus(f File, others []File, dir string) (Choice, error) {
 		if filepath.Ext(o.Name) != ".conflist" {
 			return Choice{File: o, Multus: f.Name}, plain(o, types)
 		}
-		return Choice{File: o, Multus: f.Name, Copied: copied != nil && !sameEntry(copied, o.Content)}, nil
+		return Choice{File: o, Multus: f.Name, StaleCopy: copied != nil && !sameEntry(copied, o.Content)}, nil
 	}
 	if wanted == "" {
 		return Choice{}, fmt.Errorf("%w: %q is Multus', and there is no other file for its default network", ErrNone, f.Name)
 	}
-	return Choice{}, fmt.Errorf("%w: %q takes its default network %q from somewhere else than this folder: name the conflist with --cni-conf-name, or its folder with --cni-conf-dir", ErrMultus, f.Name, wanted)
+	return Choice{}, fmt.Errorf("%w: %q takes its default network %q from somewhere else than this directory: name the conflist with --cni-conf-name, or its directory with --cni-conf-dir", ErrMultus, f.Name, wanted)
 }
 
 // sameEntry reports whether podmark has an entry in the copy of a list, and no other than in the list.

@@ -387,8 +387,8 @@ func TestChooseWanted(t *testing.T) {
 				files = append(files, conflist.File{Name: name, Content: []byte(content)})
 			}
 			got, _, err := conflist.Choose(files, tt.wanted)
-			if got.Name != tt.want || got.Copied != tt.copied || !errors.Is(err, tt.err) {
-				t.Errorf("%q, copied %t, %v; want %q, %t, %v", got.Name, got.Copied, err, tt.want, tt.copied, tt.err)
+			if got.Name != tt.want || got.StaleCopy != tt.copied || !errors.Is(err, tt.err) {
+				t.Errorf("%q, copied %t, %v; want %q, %t, %v", got.Name, got.StaleCopy, err, tt.want, tt.copied, tt.err)
 			}
 			if said := fmt.Sprint(got.Unused); tt.unused == "" && got.Unused != nil || !strings.Contains(said, tt.unused) {
 				t.Errorf("unused: %s, want %q", said, tt.unused)

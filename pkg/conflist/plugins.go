@@ -108,7 +108,7 @@ func Behind(conf []byte) (warning string, err error) {
 	return "", nil
 }
 
-// Programs are the plugins that must be in the runtime's folder for the list, but for
+// Programs are the plugins that must be in the runtime's directory for the list, but for
 // that of type plugin.
 func Programs(conf []byte, plugin string) ([]string, error) {
 	plugins, err := others(conf, plugin)

@@ -66,12 +66,12 @@ type Verdict struct {
 	// Audited is set for what passes although a policy that is audited would deny it. By
 	// says that first.
 	Audited bool
-	// Judged are the endpoints that were asked, in order. Who denies is the last.
-	Judged []Judgement
+	// Evaluated are the endpoints that were asked, in order. Who denies is the last.
+	Evaluated []Decision
 }
 
-// Judgement is what the policies of one endpoint make of a packet.
-type Judgement struct {
+// Decision is what the policies of one endpoint make of a packet.
+type Decision struct {
 	Direction Direction
 	Endpoint  mark.ID
 	// Profile is empty where no policy isolates the endpoint.
@@ -114,9 +114,9 @@ var (
 	ErrorTypes6 = []uint8{1, 2, 3, 4}
 )
 
-// Allows judges a packet by the model alone. Whatever its state, it is asked first who sent it:
+// Evaluate judges a packet by the model alone. Whatever its state, it is asked first who sent it:
 // see [State.Sender].
-func (s State) Allows(p Packet) Verdict {
+func (s State) Evaluate(p Packet) Verdict {
 	if p.In == "" {
 		return Verdict{Allowed: true, By: "sent by the node"}
 	}
@@ -156,7 +156,7 @@ func (s State) Sender(p Packet) Verdict {
 	owner := s.Owner(p.Src)
 	// The node's own address comes in nowhere that IP sees, whatever prefix it is in.
 	taken := !s.besideIP(p) && slices.Contains(s.HostAddresses, p.Src) &&
-		slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.Interface == p.In && containing(e.Sources, p.Src) })
+		slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.L3Interface == p.In && containing(e.AllowedSources, p.Src) })
 	switch {
 	case taken:
 		return forged
@@ -164,7 +164,7 @@ func (s State) Sender(p Packet) Verdict {
 		return forged
 	case e == nil && owner == nil:
 		return genuine
-	case e == nil && p.Frame == nil && (p.In == owner.Interface || p.In == owner.VRF):
+	case e == nil && p.Frame == nil && (p.In == owner.L3Interface || p.In == owner.VRF):
 		return genuine
 	case e == nil: // another's address, by an interface that is nobody's
 		return forged
@@ -179,7 +179,7 @@ func (s State) Sender(p Packet) Verdict {
 		return forged
 	case p.linkScoped() && speaksOf(p, *e, false):
 		return genuine
-	case containing(e.Sources, p.Src):
+	case containing(e.AllowedSources, p.Src):
 		return genuine
 	}
 	return forged
@@ -192,7 +192,7 @@ func (s State) behind(p Packet) *Endpoint {
 		port = p.Frame.From
 	}
 	for i, e := range s.Endpoints {
-		if e.Port == port && port != "" {
+		if e.HostVeth == port && port != "" {
 			return &s.Endpoints[i]
 		}
 	}
@@ -214,7 +214,7 @@ func (s State) sourceOf(p Packet) *Endpoint {
 	if e := s.Owner(p.Src); e != nil {
 		return e
 	}
-	if e := s.behind(p); e != nil && containing(e.Sources, p.Src) {
+	if e := s.behind(p); e != nil && containing(e.AllowedSources, p.Src) {
 		return e
 	}
 	return nil
@@ -287,17 +287,17 @@ func (s State) stray(p Packet) Verdict {
 	pass := Verdict{Allowed: true}
 	forRouters := []uint8{131, 132, 133, 143}
 	if p.bridged() && s.behind(p) != nil && p.Protocol == ICMPv6 && slices.Contains(forRouters, p.ICMPType) &&
-		slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.Port == p.Frame.To }) {
+		slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.HostVeth == p.Frame.To }) {
 		return Verdict{By: "for routers, and not for other endpoints"}
 	}
 	if p.Frame == nil || p.Frame.To == "" || p.onLink() && slices.Contains([]uint8{130, 134, 135, 136}, p.ICMPType) {
 		return pass
 	}
 	for _, e := range s.Endpoints {
-		if e.Port != p.Frame.To || e.Routed() || !s.Isolates(e.Profiles[Ingress]) {
+		if e.HostVeth != p.Frame.To || e.Routed() || !s.Isolates(e.Profiles[Ingress]) {
 			continue
 		}
-		if p.Frame.OtherDestination || !slices.Contains(e.Addresses, p.Dst) && !containing(e.Sources, p.Dst) {
+		if p.Frame.OtherDestination || !slices.Contains(e.Addresses, p.Dst) && !containing(e.AllowedSources, p.Dst) {
 			return Verdict{By: "not for the endpoint behind the bridge port"}
 		}
 	}
@@ -308,7 +308,7 @@ func (s State) stray(p Packet) Verdict {
 // it, and get it.
 func (s State) unfiltered(p Packet) Verdict {
 	for _, e := range s.Endpoints {
-		if e.Port == p.Frame.From && s.Isolates(e.Profiles[Egress]) || e.Port == p.Frame.To && s.Isolates(e.Profiles[Ingress]) {
+		if e.HostVeth == p.Frame.From && s.Isolates(e.Profiles[Egress]) || e.HostVeth == p.Frame.To && s.Isolates(e.Profiles[Ingress]) {
 			return Verdict{By: "from port to port of a bridge that hands nothing to IP, so that no policy can be asked"}
 		}
 	}
@@ -355,22 +355,22 @@ func (p Packet) turned() Packet {
 func (s State) judged(p Packet) Verdict {
 	src := s.sourceOf(p)
 	if src == nil {
-		return s.arrives(p)
+		return s.evaluateIngress(p)
 	}
-	sent := s.judge(Egress, *src, p.Dst, p)
+	sent := s.evaluate(Egress, *src, p.Dst, p)
 	if !sent.Allowed {
 		return sent
 	}
-	v := s.arrives(p)
-	v.Judged = append(sent.Judged, v.Judged...)
+	v := s.evaluateIngress(p)
+	v.Evaluated = append(sent.Evaluated, v.Evaluated...)
 	if sent.Audited && v.Allowed {
 		v.By, v.Audited = sent.By+"; "+v.By, true
 	}
 	return v
 }
 
-// arrives judges what its source may send.
-func (s State) arrives(p Packet) Verdict {
+// evaluateIngress judges what its source may send.
+func (s State) evaluateIngress(p Packet) Verdict {
 	if p.Out == "" {
 		return Verdict{Allowed: true, By: "delivered to the node"}
 	}
@@ -383,7 +383,7 @@ func (s State) arrives(p Packet) Verdict {
 	case dst == nil:
 		return Verdict{Allowed: true, By: "leaves the node"}
 	default:
-		return s.judge(Ingress, *dst, p.Src, p)
+		return s.evaluate(Ingress, *dst, p.Src, p)
 	}
 }
 
@@ -398,14 +398,14 @@ func (s State) Origin(addr netip.Addr, iface string) (e *Endpoint, posing bool) 
 // further source.
 func (s State) endpoint(addr netip.Addr, iface string) *Endpoint {
 	for i, e := range s.Endpoints {
-		if e.Interface == iface && (slices.Contains(e.Addresses, addr) || containing(e.Sources, addr)) {
+		if e.L3Interface == iface && (slices.Contains(e.Addresses, addr) || containing(e.AllowedSources, addr)) {
 			return &s.Endpoints[i]
 		}
 	}
 	// A further address is nobody's own.
 	own := func(e Endpoint) bool { return slices.Contains(e.Addresses, addr) }
 	for i, e := range s.Endpoints {
-		if e.Interface == iface && e.Sends(addr) && !slices.ContainsFunc(s.Endpoints, own) {
+		if e.L3Interface == iface && e.Sends(addr) && !slices.ContainsFunc(s.Endpoints, own) {
 			return &s.Endpoints[i]
 		}
 	}
@@ -414,12 +414,12 @@ func (s State) endpoint(addr netip.Addr, iface string) *Endpoint {
 
 // routed reports whether iface is the routed host veth of an endpoint.
 func (s State) routed(iface string) bool {
-	return slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.Routed() && e.Interface == iface })
+	return slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.Routed() && e.L3Interface == iface })
 }
 
-// judge asks the policies of an endpoint about the other side of the flow.
-func (s State) judge(d Direction, e Endpoint, peer netip.Addr, p Packet) Verdict {
-	j := Judgement{Direction: d, Endpoint: e.ID, Profile: e.Profiles[d]}
+// evaluate asks the policies of an endpoint about the other side of the flow.
+func (s State) evaluate(d Direction, e Endpoint, peer netip.Addr, p Packet) Verdict {
+	j := Decision{Direction: d, Endpoint: e.ID, Profile: e.Profiles[d]}
 	by := d.String() + " isolation, no rule allows it"
 	if j.Profile == "" {
 		by, j.Allowed = "not isolated", true
@@ -433,11 +433,11 @@ func (s State) judge(d Direction, e Endpoint, peer netip.Addr, p Packet) Verdict
 	if s.Profiles[j.Profile].Audit && !j.Allowed {
 		by, j.Allowed, j.Audited = "audit of "+by, true, true
 	}
-	return Verdict{Allowed: j.Allowed, By: by, Audited: j.Audited, Judged: []Judgement{j}}
+	return Verdict{Allowed: j.Allowed, By: by, Audited: j.Audited, Evaluated: []Decision{j}}
 }
 
 func (s State) admitsPeer(r ProfileRule, peer netip.Addr) bool {
-	if r.Anyone {
+	if r.AnyPeer {
 		return true
 	}
 	for _, id := range r.Peers {

@@ -38,7 +38,7 @@ func TestAudit(t *testing.T) {
 	for _, tt := range tests {
 		s := state(t, tt.policies, pod(2, "web", "10.1.0.2"), pod(3, "client", "10.1.0.3"), pod(4, "other", "10.1.0.4"))
 		src := map[string]string{"client": "10.1.0.3", "other": "10.1.0.4"}[tt.from]
-		v := s.Allows(desired.Packet{In: "veth-" + tt.from, Out: "veth-web", Src: addr(src), Dst: addr("10.1.0.2"), Protocol: desired.TCP, DstPort: 80})
+		v := s.Evaluate(desired.Packet{In: "veth-" + tt.from, Out: "veth-web", Src: addr(src), Dst: addr("10.1.0.2"), Protocol: desired.TCP, DstPort: 80})
 		if v.Allowed != tt.allowed || v.Audited != tt.audited || !strings.Contains(v.By, tt.by) {
 			t.Errorf("%s: %+v, want allowed %t, audited %t, by %q", tt.name, v, tt.allowed, tt.audited, tt.by)
 		}
@@ -81,7 +81,7 @@ func TestNarrowsByAudit(t *testing.T) {
 	}
 	records := pod(2, "web", "10.1.0.2")
 	for _, tt := range tests {
-		if got := state(t, tt.from, records).Narrows(state(t, tt.to, records)); got != tt.narrows {
+		if got := state(t, tt.from, records).Restricts(state(t, tt.to, records)); got != tt.narrows {
 			t.Errorf("%s: narrows %t, want %t", tt.name, got, tt.narrows)
 		}
 	}

@@ -91,11 +91,11 @@ const (
 // someOf is how many pods are named.
 const someOf = 3
 
-// Cover says who of the records is policed, and counts the unmarked pods, which are
+// CoverageOf says who of the records is policed, and counts the unmarked pods, which are
 // "namespace/name" by containers; applied is whether policies were ever given to the node, be it
 // none. A pod with several endpoints is policed where all of them are, and an unmarked one is not,
 // whatever else it has.
-func Cover(records []attachment.Record, unmarked map[string]string, applied bool) Coverage {
+func CoverageOf(records []attachment.Record, unmarked map[string]string, applied bool) Coverage {
 	pods, gaps := map[string]string{}, map[string]Gap{}
 	for _, r := range records {
 		pods[r.ContainerID] = NameOf(r)
@@ -119,7 +119,7 @@ func Cover(records []attachment.Record, unmarked map[string]string, applied bool
 	return c
 }
 
-// GapOf is why an endpoint is not policed; empty where it is. What applied is, [Cover] says.
+// GapOf is why an endpoint is not policed; empty where it is. What applied is, [CoverageOf] says.
 func GapOf(r attachment.Record, applied bool) Gap {
 	switch {
 	case r.Policed && !applied:

@@ -41,7 +41,7 @@ func TestCover(t *testing.T) {
 			`0 of 4 pods policed, 4 unpoliced because its network asked for no policy (shop/1, shop/2, shop/3, ...)`, 0,
 		},
 	} {
-		c := Cover(tt.records, nil, name != "none applied")
+		c := CoverageOf(tt.records, nil, name != "none applied")
 		if got := c.String(); got != tt.text || c.Open() != tt.open {
 			t.Errorf("%s: %d open, %s", name, c.Open(), got)
 		}
@@ -56,7 +56,7 @@ func TestCover(t *testing.T) {
 	// A pod that is unmarked is one pod, also where a further interface of it is marked.
 	for _, policed := range []bool{true, false} {
 		records := []attachment.Record{attached("a", "web", true, false, nil), attached("b", "old", policed, false, nil)}
-		c := Cover(records, map[string]string{"b": "shop/old", "c": "shop/older"}, true)
+		c := CoverageOf(records, map[string]string{"b": "shop/old", "c": "shop/older"}, true)
 		if got := c.String(); got != "1 of 3 pods policed, 2 unpoliced because it started without podmark (shop/old, shop/older)" || c.Open() != 2 {
 			t.Errorf("%d open, %s", c.Open(), got)
 		}

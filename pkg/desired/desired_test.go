@@ -22,7 +22,7 @@ func pod(id mark.ID, name string, addresses ...string) attachment.Record {
 		ID:  id,
 		Endpoint: attachment.Endpoint{
 			Namespace: "shop", Pod: name, Labels: map[string]string{"app": name},
-			Interface: "veth-" + name, Port: "veth-" + name,
+			L3Interface: "veth-" + name, HostVeth: "veth-" + name,
 		},
 		Policed: true, Committed: true,
 	}
@@ -69,7 +69,7 @@ func Example() {
 	)
 	for _, from := range []string{"client", "other"} {
 		src := map[string]string{"client": "10.1.0.3", "other": "10.1.0.4"}[from]
-		v := s.Allows(desired.Packet{
+		v := s.Evaluate(desired.Packet{
 			In: "veth-" + from, Out: "veth-web", Src: addr(src), Dst: addr("10.1.0.2"), Protocol: desired.TCP, DstPort: 80,
 		})
 		fmt.Println(from, v.Allowed, v.By)
@@ -142,7 +142,7 @@ func TestAllows(t *testing.T) {
 		{"outside to outside", with("eth0", "192.0.2.1", "eth1", "192.0.2.9", tcp80), true},
 	}
 	for _, tt := range tests {
-		if got := s.Allows(tt.packet); got.Allowed != tt.want || got.By == "" {
+		if got := s.Evaluate(tt.packet); got.Allowed != tt.want || got.By == "" {
 			t.Errorf("%s: %+v, want allowed %t", tt.name, got, tt.want)
 		}
 	}
@@ -155,23 +155,23 @@ func TestAllowsJudged(t *testing.T) {
 	web, mute := s.Endpoints[0].Profiles[desired.Ingress], s.Endpoints[2].Profiles[desired.Egress]
 	from := map[string]string{"veth-client": "10.1.0.3", "veth-mute": "10.1.0.4", "veth-other": "10.1.0.5", "eth0": "192.168.7.7", "": "192.168.50.1"}
 	to := map[string]string{"veth-web": "10.1.0.2", "eth0": "192.0.2.1", "": "192.168.50.1"}
-	egress := func(id mark.ID) desired.Judgement {
-		return desired.Judgement{Direction: desired.Egress, Endpoint: id, Allowed: true}
+	egress := func(id mark.ID) desired.Decision {
+		return desired.Decision{Direction: desired.Egress, Endpoint: id, Allowed: true}
 	}
 	for _, tt := range []struct {
 		in, out string
-		want    []desired.Judgement
+		want    []desired.Decision
 	}{
-		{"veth-client", "veth-web", []desired.Judgement{egress(3), {Direction: desired.Ingress, Endpoint: 2, Profile: web, Rule: "shop/web ingress[0]", Allowed: true}}},
-		{"veth-other", "veth-web", []desired.Judgement{egress(5), {Direction: desired.Ingress, Endpoint: 2, Profile: web}}},
-		{"veth-mute", "veth-web", []desired.Judgement{{Direction: desired.Egress, Endpoint: 4, Profile: mute}}},
-		{"eth0", "veth-web", []desired.Judgement{{Direction: desired.Ingress, Endpoint: 2, Profile: web, Rule: "shop/web ingress[0]", Allowed: true}}},
-		{"veth-client", "eth0", []desired.Judgement{egress(3)}},
-		{"veth-client", "", []desired.Judgement{egress(3)}},
+		{"veth-client", "veth-web", []desired.Decision{egress(3), {Direction: desired.Ingress, Endpoint: 2, Profile: web, Rule: "shop/web ingress[0]", Allowed: true}}},
+		{"veth-other", "veth-web", []desired.Decision{egress(5), {Direction: desired.Ingress, Endpoint: 2, Profile: web}}},
+		{"veth-mute", "veth-web", []desired.Decision{{Direction: desired.Egress, Endpoint: 4, Profile: mute}}},
+		{"eth0", "veth-web", []desired.Decision{{Direction: desired.Ingress, Endpoint: 2, Profile: web, Rule: "shop/web ingress[0]", Allowed: true}}},
+		{"veth-client", "eth0", []desired.Decision{egress(3)}},
+		{"veth-client", "", []desired.Decision{egress(3)}},
 		{"", "veth-web", nil},
 	} {
 		p := desired.Packet{In: tt.in, Out: tt.out, Src: addr(from[tt.in]), Dst: addr(to[tt.out]), Protocol: desired.TCP, DstPort: 80}
-		if diff := cmp.Diff(tt.want, s.Allows(p).Judged); diff != "" {
+		if diff := cmp.Diff(tt.want, s.Evaluate(p).Evaluated); diff != "" {
 			t.Errorf("%q to %q:\n%s", tt.in, tt.out, diff)
 		}
 	}
@@ -185,7 +185,7 @@ func TestNoNamespaceIsNoPeer(t *testing.T) {
 	s := state(t, []desired.Policy{everyone}, pod(2, "web", "10.1.0.2"), stray, pod(4, "other", "10.1.0.4"))
 	for in, want := range map[string]bool{"stray": false, "other": true} {
 		src := map[string]string{"stray": "10.1.0.3", "other": "10.1.0.4"}[in]
-		got := s.Allows(desired.Packet{In: "veth-" + in, Out: "veth-web", Src: addr(src), Dst: addr("10.1.0.2"), Protocol: desired.TCP, DstPort: 1})
+		got := s.Evaluate(desired.Packet{In: "veth-" + in, Out: "veth-web", Src: addr(src), Dst: addr("10.1.0.2"), Protocol: desired.TCP, DstPort: 1})
 		if got.Allowed != want {
 			t.Errorf("%s: %+v, want allowed %t", in, got, want)
 		}
@@ -261,7 +261,7 @@ func TestNarrows(t *testing.T) {
 		if after == nil {
 			after = records
 		}
-		if got := state(t, tt.from, records...).Narrows(state(t, tt.to, after...)); got != tt.narrows {
+		if got := state(t, tt.from, records...).Restricts(state(t, tt.to, after...)); got != tt.narrows {
 			t.Errorf("%s: narrows %t, want %t", tt.name, got, tt.narrows)
 		}
 	}
@@ -288,7 +288,7 @@ func TestNarrowsWhenTunnelsChange(t *testing.T) {
 		{"none", both, none, false},
 	}
 	for _, tt := range tests {
-		if got := tt.from.Narrows(tt.to); got != tt.narrows {
+		if got := tt.from.Restricts(tt.to); got != tt.narrows {
 			t.Errorf("%s: narrows %t, want %t", tt.name, got, tt.narrows)
 		}
 	}
@@ -299,15 +299,15 @@ func TestNarrowsWhenSourcesChange(t *testing.T) {
 	with := func(sources ...string) desired.State {
 		r := pod(2, "web", "10.1.0.2")
 		for _, p := range sources {
-			r.Sources = append(r.Sources, netip.MustParsePrefix(p))
+			r.AllowedSources = append(r.AllowedSources, netip.MustParsePrefix(p))
 		}
 		return state(t, nil, r)
 	}
 	one, two, wider := with("172.30.0.0/16"), with("172.30.0.0/16", "fd00:30::/64"), with("172.16.0.0/12")
-	if with().Narrows(one) || one.Narrows(two) || two.Narrows(two) {
+	if with().Restricts(one) || one.Restricts(two) || two.Restricts(two) {
 		t.Error("a prefix more narrows")
 	}
-	if !one.Narrows(with()) || !two.Narrows(one) || !one.Narrows(wider) {
+	if !one.Restricts(with()) || !two.Restricts(one) || !one.Restricts(wider) {
 		t.Error("a prefix that goes does not narrow")
 	}
 }
@@ -316,7 +316,7 @@ func TestNarrowsWhenSourcesChange(t *testing.T) {
 // the endpoint it is nobody. An address that is another endpoint's own stays that one's.
 func TestFurtherSources(t *testing.T) {
 	router, client := pod(2, "web", "10.1.0.2"), pod(3, "client", "10.1.0.3")
-	router.Sources = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("172.30.0.0/16")}
+	router.AllowedSources = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("172.30.0.0/16")}
 	deny := desired.Policy{Namespace: "shop", Name: "deny", Pods: app("web"), Ingress: &desired.Isolation{}, Egress: &desired.Isolation{}}
 	open, denied := state(t, nil, router, client), state(t, []desired.Policy{deny}, router, client)
 	tests := []struct {
@@ -324,19 +324,19 @@ func TestFurtherSources(t *testing.T) {
 		p          desired.Packet
 		open, deny bool // allowed without a policy, and with it
 	}{
-		{"from its own", desired.Packet{In: router.Interface, Out: "eth0", Src: addr("10.1.0.2"), Dst: addr("192.0.2.1")}, true, false},
-		{"from a further one", desired.Packet{In: router.Interface, Out: "eth0", Src: addr("172.30.0.5"), Dst: addr("192.0.2.1")}, true, false},
-		{"from none", desired.Packet{In: router.Interface, Out: "eth0", Src: addr("172.31.0.5"), Dst: addr("192.0.2.1")}, false, false},
-		{"from another's own", desired.Packet{In: router.Interface, Out: "eth0", Src: addr("10.1.0.3"), Dst: addr("192.0.2.1")}, false, false},
-		{"to a further one", desired.Packet{In: "eth0", Out: router.Interface, Src: addr("192.0.2.1"), Dst: addr("172.30.0.5")}, true, false},
-		{"to none", desired.Packet{In: "eth0", Out: router.Interface, Src: addr("192.0.2.1"), Dst: addr("172.31.0.5")}, false, false},
+		{"from its own", desired.Packet{In: router.L3Interface, Out: "eth0", Src: addr("10.1.0.2"), Dst: addr("192.0.2.1")}, true, false},
+		{"from a further one", desired.Packet{In: router.L3Interface, Out: "eth0", Src: addr("172.30.0.5"), Dst: addr("192.0.2.1")}, true, false},
+		{"from none", desired.Packet{In: router.L3Interface, Out: "eth0", Src: addr("172.31.0.5"), Dst: addr("192.0.2.1")}, false, false},
+		{"from another's own", desired.Packet{In: router.L3Interface, Out: "eth0", Src: addr("10.1.0.3"), Dst: addr("192.0.2.1")}, false, false},
+		{"to a further one", desired.Packet{In: "eth0", Out: router.L3Interface, Src: addr("192.0.2.1"), Dst: addr("172.30.0.5")}, true, false},
+		{"to none", desired.Packet{In: "eth0", Out: router.L3Interface, Src: addr("192.0.2.1"), Dst: addr("172.31.0.5")}, false, false},
 	}
 	for _, tt := range tests {
 		tt.p.Protocol, tt.p.DstPort = desired.UDP, 53
-		if v := open.Allows(tt.p); v.Allowed != tt.open {
+		if v := open.Evaluate(tt.p); v.Allowed != tt.open {
 			t.Errorf("%s, without a policy: %+v", tt.name, v)
 		}
-		if v := denied.Allows(tt.p); v.Allowed != tt.deny {
+		if v := denied.Evaluate(tt.p); v.Allowed != tt.deny {
 			t.Errorf("%s, denied everything: %+v", tt.name, v)
 		}
 	}
@@ -348,10 +348,10 @@ func TestNarrowsWhenAPeerChanges(t *testing.T) {
 	relabelled := pod(3, "client", "10.1.0.3")
 	relabelled.Labels = nil
 	after := state(t, []desired.Policy{web()}, pod(2, "web", "10.1.0.2"), relabelled)
-	if !before.Narrows(after) {
+	if !before.Restricts(after) {
 		t.Error("a pod that leaves a peer set does not narrow")
 	}
-	if after.Narrows(before) {
+	if after.Restricts(before) {
 		t.Error("a pod that joins a peer set narrows")
 	}
 }
@@ -367,8 +367,8 @@ func TestNamedPorts(t *testing.T) {
 		}}}},
 	}
 	web, old, client := pod(2, "web", "10.1.0.2", "fd00::2"), pod(3, "old", "10.1.0.3"), pod(4, "client", "10.1.0.4")
-	web.Ports = []attachment.NamedPort{{Name: "http", Protocol: uint8(desired.TCP), Number: 8080}, {Name: "http", Protocol: uint8(desired.UDP), Number: 9090}}
-	old.Ports = []attachment.NamedPort{{Name: "http", Protocol: uint8(desired.TCP), Number: 80}}
+	web.NamedPorts = []attachment.NamedPort{{Name: "http", Protocol: uint8(desired.TCP), Number: 8080}, {Name: "http", Protocol: uint8(desired.UDP), Number: 9090}}
+	old.NamedPorts = []attachment.NamedPort{{Name: "http", Protocol: uint8(desired.TCP), Number: 80}}
 	s := state(t, policies, web, old, client)
 	tests := []struct {
 		to    attachment.Record
@@ -385,17 +385,17 @@ func TestNamedPorts(t *testing.T) {
 		{old, desired.UDP, 53, true},
 	}
 	for _, tt := range tests {
-		p := desired.Packet{In: client.Interface, Out: tt.to.Interface, Src: client.Addresses[0], Dst: tt.to.Addresses[0], Protocol: tt.proto, DstPort: tt.port}
-		if got := s.Allows(p); got.Allowed != tt.want {
+		p := desired.Packet{In: client.L3Interface, Out: tt.to.L3Interface, Src: client.Addresses[0], Dst: tt.to.Addresses[0], Protocol: tt.proto, DstPort: tt.port}
+		if got := s.Evaluate(p); got.Allowed != tt.want {
 			t.Errorf("to %s %s %d: %+v, want %v", tt.to.Pod, tt.proto, tt.port, got, tt.want)
 		}
 	}
 	// Something that is no pod has no named port.
-	if p := (desired.Packet{In: client.Interface, Out: "eth0", Src: client.Addresses[0], Dst: addr("192.0.2.1"), Protocol: desired.TCP, DstPort: 8080}); s.Allows(p).Allowed {
+	if p := (desired.Packet{In: client.L3Interface, Out: "eth0", Src: client.Addresses[0], Dst: addr("192.0.2.1"), Protocol: desired.TCP, DstPort: 8080}); s.Evaluate(p).Allowed {
 		t.Error("a named port of nobody is allowed")
 	}
-	web.Ports = nil
-	if next := state(t, policies, web, old, client); !s.Narrows(next) || next.Narrows(s) {
+	web.NamedPorts = nil
+	if next := state(t, policies, web, old, client); !s.Restricts(next) || next.Restricts(s) {
 		t.Error("a pod that loses a named port narrows, and one that gets it does not")
 	}
 }
@@ -414,23 +414,23 @@ func TestElsewhere(t *testing.T) {
 	local := pod(2, "web", "10.1.0.2")
 	build := func(p desired.Policy, elsewhere ...desired.Pod) desired.State {
 		policies := desired.Policies{Policies: []desired.Policy{p}}
-		return desired.Build(node(t), policies, []attachment.Record{local}).With(policies.Members(elsewhere...))
+		return desired.Build(node(t), policies, []attachment.Record{local}).WithMembers(policies.Members(elsewhere...))
 	}
 	in := build(web(), far("a", "client", "10.2.0.2"), far("b", "other", "10.2.0.3"))
 	for source, want := range map[string]bool{"10.2.0.2": true, "10.2.0.3": false} {
-		p := desired.Packet{In: "eth0", Out: local.Interface, Src: addr(source), Dst: local.Addresses[0], Protocol: desired.TCP, DstPort: 80}
-		if got := in.Allows(p); got.Allowed != want {
+		p := desired.Packet{In: "eth0", Out: local.L3Interface, Src: addr(source), Dst: local.Addresses[0], Protocol: desired.TCP, DstPort: 80}
+		if got := in.Evaluate(p); got.Allowed != want {
 			t.Errorf("from %s: %+v, want %t", source, got, want)
 		}
 	}
 	both := build(out, far("a", "client", "10.2.0.2"))
 	for port, want := range map[uint16]bool{8080: true, 80: false} {
-		p := desired.Packet{In: local.Interface, Out: "eth0", Src: local.Addresses[0], Dst: addr("10.2.0.2"), Protocol: desired.TCP, DstPort: port}
-		if got := both.Allows(p); got.Allowed != want {
+		p := desired.Packet{In: local.L3Interface, Out: "eth0", Src: local.Addresses[0], Dst: addr("10.2.0.2"), Protocol: desired.TCP, DstPort: port}
+		if got := both.Evaluate(p); got.Allowed != want {
 			t.Errorf("to port %d: %+v, want %t", port, got, want)
 		}
 	}
-	if !both.Narrows(build(out)) || build(out).Narrows(both) {
+	if !both.Restricts(build(out)) || build(out).Restricts(both) {
 		t.Error("a peer that goes narrows, and one that comes does not")
 	}
 }

@@ -97,10 +97,10 @@ type Index struct {
 	// pods yields those of a namespace that were put and not removed, of all namespaces for
 	// "", one namespace after the other.
 	pods func(namespace string) iter.Seq[*IndexedPod]
-	// holders are one pod of each address, and rivals others that have it too, where
+	// owners are one pod of each address, and rivals others that have it too, where
 	// there are some.
-	holders book
-	rivals  map[netip.Addr][]*IndexedPod
+	owners    addressBook
+	claimants map[netip.Addr][]*IndexedPod
 	// claimed are the addresses that an endpoint of the node has.
 	claimed map[netip.Addr]bool
 	peers   map[PeerSetID]*peerSet
@@ -110,28 +110,28 @@ type Index struct {
 
 type peerSet struct {
 	Peer
-	news[netip.Addr]
+	setChanges[netip.Addr]
 }
 
 type tupleSet struct {
 	NamedPort
-	news[netip.AddrPort]
+	setChanges[netip.AddrPort]
 }
 
-// book finds the pod of an address. Without zones, an address takes half the room.
-type book struct {
+// addressBook finds the pod of an address. Without zones, an address takes half the room.
+type addressBook struct {
 	four map[[4]byte]*IndexedPod
 	six  map[[16]byte]*IndexedPod
 }
 
-func (b book) get(a netip.Addr) *IndexedPod {
+func (b addressBook) get(a netip.Addr) *IndexedPod {
 	if a.Is4() {
 		return b.four[a.As4()]
 	}
 	return b.six[a.As16()]
 }
 
-func (b book) set(a netip.Addr, p *IndexedPod) {
+func (b addressBook) set(a netip.Addr, p *IndexedPod) {
 	switch {
 	case a.Is4() && p == nil:
 		delete(b.four, a.As4())
@@ -144,9 +144,9 @@ func (b book) set(a netip.Addr, p *IndexedPod) {
 	}
 }
 
-// news is what came into a set and went since it was settled. Whoever adds to it knows that
+// setChanges is what came into a set and went since it was settled. Whoever adds to it knows that
 // it was not in the set, and whoever removes that it was.
-type news[T comparable] struct {
+type setChanges[T comparable] struct {
 	// fresh is set until it is settled first: all that is in the set came.
 	fresh      bool
 	come, gone map[T]struct{}
@@ -154,11 +154,11 @@ type news[T comparable] struct {
 	most int
 }
 
-func newNews[T comparable]() news[T] {
-	return news[T]{fresh: true, come: map[T]struct{}{}, gone: map[T]struct{}{}}
+func newSetChanges[T comparable]() setChanges[T] {
+	return setChanges[T]{fresh: true, come: map[T]struct{}{}, gone: map[T]struct{}{}}
 }
 
-func (n *news[T]) add(v T) {
+func (n *setChanges[T]) add(v T) {
 	if n.fresh {
 		return
 	}
@@ -169,7 +169,7 @@ func (n *news[T]) add(v T) {
 	}
 }
 
-func (n *news[T]) remove(v T) {
+func (n *setChanges[T]) remove(v T) {
 	if n.fresh {
 		return
 	}
@@ -181,7 +181,7 @@ func (n *news[T]) remove(v T) {
 }
 
 // settle forgets what came and went: a map that is cleared keeps its room.
-func (n *news[T]) settle() {
+func (n *setChanges[T]) settle() {
 	if n.fresh = false; len(n.come)+len(n.gone) > 0 {
 		n.come, n.gone = map[T]struct{}{}, map[T]struct{}{}
 	}
@@ -189,7 +189,7 @@ func (n *news[T]) settle() {
 
 // settled lists, of a set that has the members all, what was there when it was settled, and
 // besides, sorted.
-func (n *news[T]) settled(all iter.Seq[T], besides []T, compare func(T, T) int) []T {
+func (n *setChanges[T]) settled(all iter.Seq[T], besides []T, compare func(T, T) int) []T {
 	if n.fresh {
 		return besides
 	}
@@ -212,7 +212,7 @@ func (n *news[T]) settled(all iter.Seq[T], besides []T, compare func(T, T) int) 
 }
 
 // changes lists, of a set that has the members all, what went and came, sorted.
-func (n *news[T]) changes(all iter.Seq[T], compare func(T, T) int) (gone, come []T) {
+func (n *setChanges[T]) changes(all iter.Seq[T], compare func(T, T) int) (gone, come []T) {
 	if n.fresh {
 		return nil, slices.SortedFunc(all, compare)
 	}
@@ -220,7 +220,7 @@ func (n *news[T]) changes(all iter.Seq[T], compare func(T, T) int) (gone, come [
 }
 
 // changed reports whether anything of a set that has the members all went or came.
-func (n *news[T]) changed(all iter.Seq[T]) bool {
+func (n *setChanges[T]) changed(all iter.Seq[T]) bool {
 	if n.fresh {
 		for range all {
 			return true
@@ -235,7 +235,7 @@ func (n *news[T]) changed(all iter.Seq[T]) bool {
 func NewIndex(pods func(namespace string) iter.Seq[*IndexedPod]) *Index {
 	x := &Index{
 		namespaces: map[string]map[string]string{}, pods: pods,
-		holders: book{map[[4]byte]*IndexedPod{}, map[[16]byte]*IndexedPod{}}, rivals: map[netip.Addr][]*IndexedPod{}, claimed: map[netip.Addr]bool{},
+		owners: addressBook{map[[4]byte]*IndexedPod{}, map[[16]byte]*IndexedPod{}}, claimants: map[netip.Addr][]*IndexedPod{}, claimed: map[netip.Addr]bool{},
 		peers: map[PeerSetID]*peerSet{}, tuples: map[TupleSetID]*tupleSet{},
 	}
 	x.Follow(Policies{})
@@ -254,12 +254,12 @@ func (x *Index) Follow(p Policies) {
 	maps.DeleteFunc(x.tuples, func(id TupleSetID, _ *tupleSet) bool { _, kept := tuples[id]; return !kept })
 	for id, set := range peers {
 		if x.peers[id] == nil {
-			x.peers[id] = &peerSet{set.Peer, newNews[netip.Addr]()}
+			x.peers[id] = &peerSet{set.Peer, newSetChanges[netip.Addr]()}
 		}
 	}
 	for id, set := range tuples {
 		if x.tuples[id] == nil && !set.Own {
-			x.tuples[id] = &tupleSet{set.NamedPort, newNews[netip.AddrPort]()}
+			x.tuples[id] = &tupleSet{set.NamedPort, newSetChanges[netip.AddrPort]()}
 		}
 	}
 }
@@ -299,10 +299,10 @@ func (x *Index) Put(old, p *IndexedPod) {
 	x.leave(addresses)
 	x.drop(old)
 	for a := range p.Addresses.All() {
-		if x.holders.get(a) == nil {
-			x.holders.set(a, p)
+		if x.owners.get(a) == nil {
+			x.owners.set(a, p)
 		} else {
-			x.rivals[a] = append(x.rivals[a], p)
+			x.claimants[a] = append(x.claimants[a], p)
 		}
 	}
 	x.enter(addresses)
@@ -327,15 +327,15 @@ func (x *Index) drop(old *IndexedPod) {
 		return
 	}
 	for a := range old.Addresses.All() {
-		rivals := slices.DeleteFunc(x.rivals[a], func(p *IndexedPod) bool { return p == old })
-		if x.holders.get(a) == old {
-			if x.holders.set(a, nil); len(rivals) > 0 {
-				x.holders.set(a, rivals[0])
+		rivals := slices.DeleteFunc(x.claimants[a], func(p *IndexedPod) bool { return p == old })
+		if x.owners.get(a) == old {
+			if x.owners.set(a, nil); len(rivals) > 0 {
+				x.owners.set(a, rivals[0])
 				rivals = rivals[1:]
 			}
 		}
-		if x.rivals[a] = rivals; len(rivals) == 0 {
-			delete(x.rivals, a)
+		if x.claimants[a] = rivals; len(rivals) == 0 {
+			delete(x.claimants, a)
 		}
 	}
 }
@@ -367,8 +367,8 @@ func (x *Index) owner(a netip.Addr) *IndexedPod {
 	if x.claimed[a] {
 		return nil
 	}
-	owner := x.holders.get(a)
-	for _, p := range x.rivals[a] {
+	owner := x.owners.get(a)
+	for _, p := range x.claimants[a] {
 		if p.Rank > owner.Rank {
 			owner = p
 		}
@@ -378,21 +378,21 @@ func (x *Index) owner(a netip.Addr) *IndexedPod {
 
 // owns reports whether the pod is the one that counts for an address of its own.
 func (x *Index) owns(p *IndexedPod, a netip.Addr) bool {
-	return !x.claimed[a] && (x.rivals[a] == nil || x.owner(a) == p)
+	return !x.claimed[a] && (x.claimants[a] == nil || x.owner(a) == p)
 }
 
 // leave takes addresses out of the sets that they are in by who owns them now.
 func (x *Index) leave(addresses []netip.Addr) {
-	x.each(addresses, (*news[netip.Addr]).remove, (*news[netip.AddrPort]).remove)
+	x.each(addresses, (*setChanges[netip.Addr]).remove, (*setChanges[netip.AddrPort]).remove)
 }
 
 // enter puts addresses into the sets where they belong by who owns them now.
 func (x *Index) enter(addresses []netip.Addr) {
-	x.each(addresses, (*news[netip.Addr]).add, (*news[netip.AddrPort]).add)
+	x.each(addresses, (*setChanges[netip.Addr]).add, (*setChanges[netip.AddrPort]).add)
 }
 
 // each has addresses, each there once, moved in the sets of who owns them now.
-func (x *Index) each(addresses []netip.Addr, peer func(*news[netip.Addr], netip.Addr), tuple func(*news[netip.AddrPort], netip.AddrPort)) {
+func (x *Index) each(addresses []netip.Addr, peer func(*setChanges[netip.Addr], netip.Addr), tuple func(*setChanges[netip.AddrPort], netip.AddrPort)) {
 	if len(x.peers)+len(x.tuples) == 0 {
 		return
 	}
@@ -402,12 +402,12 @@ func (x *Index) each(addresses []netip.Addr, peer func(*news[netip.Addr], netip.
 			continue
 		}
 		for _, id := range x.selection.selecting(p.Namespace, "", p.Labels) {
-			peer(&x.peers[id].news, a)
+			peer(&x.peers[id].setChanges, a)
 		}
 		for _, port := range p.Ports {
 			for _, set := range x.selection.named(port) {
 				if !set.Own {
-					tuple(&x.tuples[set.ID].news, netip.AddrPortFrom(a, port.Number))
+					tuple(&x.tuples[set.ID].setChanges, netip.AddrPortFrom(a, port.Number))
 				}
 			}
 		}

@@ -259,19 +259,19 @@ func TestBetween(t *testing.T) {
 	policies := desired.Policies{Policies: []desired.Policy{web()}}
 	a, b := pod(2, "web", "10.1.0.2"), pod(3, "client", "10.1.0.3")
 	before := desired.Build(node(t), policies, []attachment.Record{a, b})
-	if from, to := desired.Between(before, before); len(from.Endpoints)+len(to.Endpoints)+len(from.Profiles)+len(to.Profiles) > 0 || members(from)+members(to) > 0 {
+	if from, to := desired.Diff(before, before); len(from.Endpoints)+len(to.Endpoints)+len(from.Profiles)+len(to.Profiles) > 0 || members(from)+members(to) > 0 {
 		t.Errorf("between a state and itself: %+v and %+v", from, to)
 	}
 	b.Labels = map[string]string{"app": "web"}
 	after := desired.Build(node(t), policies, []attachment.Record{a, b})
-	from, to := desired.Between(before, after)
+	from, to := desired.Diff(before, after)
 	if len(from.Endpoints) != 1 || len(to.Endpoints) != 1 || from.Endpoints[0].ID != b.ID || to.Endpoints[0].Profiles == from.Endpoints[0].Profiles {
 		t.Errorf("the pod that has another label: %+v and %+v", from.Endpoints, to.Endpoints)
 	}
 	if members(from) != 1 || members(to) != 0 {
 		t.Errorf("%d members went and %d came, want only the former client to go", members(from), members(to))
 	}
-	if !from.Narrows(to) {
+	if !from.Restricts(to) {
 		t.Error("a pod that is isolated now, and a peer that has gone, do not narrow")
 	}
 }
@@ -283,10 +283,10 @@ func TestBetweenSharers(t *testing.T) {
 	prefix := func(s string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(s)} }
 	a, b, c := pod(2, "web", "10.1.0.2"), pod(3, "web", "10.1.0.3"), pod(4, "web", "10.1.0.4")
 	a.ContainerID, b.ContainerID, c.ContainerID = "a", "b", "c"
-	a.Sources, b.Sources, c.Sources = prefix("172.30.0.0/16"), prefix("172.30.0.0/16"), prefix("172.31.0.0/16")
+	a.AllowedSources, b.AllowedSources, c.AllowedSources = prefix("172.30.0.0/16"), prefix("172.30.0.0/16"), prefix("172.31.0.0/16")
 	before := desired.Build(node(t), policies, []attachment.Record{a, b, c})
-	a.Sources = nil
-	from, to := desired.Between(before, desired.Build(node(t), policies, []attachment.Record{a, b, c}))
+	a.AllowedSources = nil
+	from, to := desired.Diff(before, desired.Build(node(t), policies, []attachment.Record{a, b, c}))
 	ids := func(s desired.State) (out []mark.ID) {
 		for _, e := range s.Endpoints {
 			out = append(out, e.ID)

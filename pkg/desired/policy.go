@@ -84,10 +84,10 @@ type Rule struct {
 	// Blocks are disjoint, masked prefixes, with the exceptions of each ipBlock
 	// already taken out.
 	Blocks []netip.Prefix `json:"blocks,omitempty"`
-	// Nobody is set where peers or ports were written and none is left of them: ipBlocks
+	// MatchNone is set where peers or ports were written and none is left of them: ipBlocks
 	// that are excepted away, what is not understood. Without it the empty lists would
 	// mean anyone, or every port.
-	Nobody bool `json:"nobody,omitempty"`
+	MatchNone bool `json:"nobody,omitempty"`
 	// Ports and NamedPorts both empty mean every protocol and port.
 	Ports      []Port      `json:"ports,omitempty"`
 	NamedPorts []NamedPort `json:"namedPorts,omitempty"`
@@ -113,7 +113,7 @@ const (
 	SCTP Protocol = 132
 )
 
-// String names the protocol as iptables does.
+// String is the protocol's name in lower case, or its number where it has none.
 func (p Protocol) String() string {
 	switch p {
 	case TCP:

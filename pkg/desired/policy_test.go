@@ -29,7 +29,7 @@ func TestMergeRanges(t *testing.T) {
 // A rule of which nothing is left allows nobody, though it names no peer.
 func TestNobody(t *testing.T) {
 	for _, nobody := range []bool{false, true} {
-		p := desired.Policy{Namespace: "one", Name: "web", Ingress: &desired.Isolation{Rules: []desired.Rule{{Nobody: nobody}}}}
+		p := desired.Policy{Namespace: "one", Name: "web", Ingress: &desired.Isolation{Rules: []desired.Rule{{MatchNone: nobody}}}}
 		r := attachment.Record{ID: 2, Policed: true, Endpoint: attachment.Endpoint{Namespace: "one", Pod: "web", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}}
 		s := desired.Build(desired.Node{}, desired.Policies{Policies: []desired.Policy{p}}, []attachment.Record{r})
 		profile := s.Profiles[s.Endpoints[0].Profiles[desired.Ingress]]

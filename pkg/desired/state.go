@@ -2,7 +2,7 @@
 // talk to whom. It names no chain, set, table, hook or command.
 //
 // [Build] makes a [State] from the compiled policy and the node's attachments;
-// a backend renders it; [State.Allows] is the oracle both are tested against.
+// a backend renders it; [State.Evaluate] is the oracle both are tested against.
 // The package is pure: no file, no kernel, no clock.
 package desired
 
@@ -142,7 +142,7 @@ type Pod struct {
 // podOf is what policies see of an attachment. Something outside Kubernetes has no
 // namespace.
 func podOf(r attachment.Record) Pod {
-	return Pod{Namespace: r.Namespace, NamespaceUID: r.NamespaceUID, Name: r.Pod, Labels: r.Labels, Addresses: r.Addresses, Ports: r.Ports}
+	return Pod{Namespace: r.Namespace, NamespaceUID: r.NamespaceUID, Name: r.Pod, Labels: r.Labels, Addresses: r.Addresses, Ports: r.NamedPorts}
 }
 
 // Profile is what is allowed, in one direction, for every endpoint that the
@@ -167,10 +167,10 @@ type Profile struct {
 type ProfileRule struct {
 	// Origin is the policy and rule it comes from: "web/allow ingress[0]".
 	Origin string
-	// Anyone is set where the rule names no peer; Peers and Blocks are empty then.
-	Anyone bool
-	Peers  []PeerSetID
-	Blocks []netip.Prefix
+	// AnyPeer is set where the rule names no peer; Peers and Blocks are empty then.
+	AnyPeer bool
+	Peers   []PeerSetID
+	Blocks  []netip.Prefix
 	// Ports and Tuples both empty mean every protocol and port.
 	Ports  []Port
 	Tuples []TupleSetID
@@ -194,7 +194,7 @@ type TupleSet struct {
 	Tuples []netip.AddrPort // sorted
 }
 
-// Build derives the state of a node from the policies and its attachments; [State.With]
+// Build derives the state of a node from the policies and its attachments; [State.WithMembers]
 // adds the pods elsewhere. Given a single record, it yields that endpoint's share: its
 // profiles, and of each peer or tuple set only what is the endpoint's own.
 func Build(node Node, policies Policies, records []attachment.Record) State {
@@ -216,11 +216,11 @@ func Build(node Node, policies Policies, records []attachment.Record) State {
 	}
 	s.PeerSets, s.TupleSets = policies.sets()
 	slices.SortFunc(s.Endpoints, func(a, b Endpoint) int { return cmp.Compare(a.ID, b.ID) })
-	return s.With(policies.members(true, pods))
+	return s.WithMembers(policies.members(true, pods))
 }
 
-// With adds members to the sets of s that they name.
-func (s State) With(m Members) State {
+// WithMembers adds members to the sets of s that they name.
+func (s State) WithMembers(m Members) State {
 	s.PeerSets, s.TupleSets = maps.Clone(s.PeerSets), maps.Clone(s.TupleSets)
 	for id, addrs := range m.Peers {
 		if set, ok := s.PeerSets[id]; ok {
@@ -237,8 +237,8 @@ func (s State) With(m Members) State {
 	return s
 }
 
-// Has reports whether s has the sets of other.
-func (s State) Has(other State) bool {
+// ContainsSets reports whether s has the sets of other.
+func (s State) ContainsSets(other State) bool {
 	for id := range other.PeerSets {
 		if _, ok := s.PeerSets[id]; !ok {
 			return false
@@ -263,8 +263,8 @@ func (s State) Size() (members int) {
 	return members
 }
 
-// Names reports whether s has one of the sets of m.
-func (s State) Names(m Members) bool {
+// MentionsAny reports whether s has one of the sets of m.
+func (s State) MentionsAny(m Members) bool {
 	for id := range m.Peers {
 		if _, ok := s.PeerSets[id]; ok {
 			return true
@@ -278,8 +278,8 @@ func (s State) Names(m Members) bool {
 	return false
 }
 
-// Vacant is s with nobody in its sets.
-func (s State) Vacant() State {
+// WithoutMembers is s with nobody in its sets.
+func (s State) WithoutMembers() State {
 	s.PeerSets, s.TupleSets = maps.Clone(s.PeerSets), maps.Clone(s.TupleSets)
 	for id, set := range s.PeerSets {
 		set.Addrs = nil
@@ -293,9 +293,9 @@ func (s State) Vacant() State {
 }
 
 // NextSet is the first set of those behind the one of the name, in the order of
-// [State.EachSet], and its name; empty behind the last.
+// [State.Sets], and its name; empty behind the last.
 func (s State) NextSet(after string) (next State, name string) {
-	for set := range s.EachSet() {
+	for set := range s.Sets() {
 		if name := set.setName(); name > after {
 			return set, name
 		}
@@ -314,8 +314,8 @@ func (s State) setName() string {
 	return ""
 }
 
-// EachSet yields the peer and tuple sets of s one after the other, each in a state of its own.
-func (s State) EachSet() iter.Seq[State] {
+// Sets yields the peer and tuple sets of s one after the other, each in a state of its own.
+func (s State) Sets() iter.Seq[State] {
 	return func(yield func(State) bool) {
 		for _, id := range s.PeerSetIDs() {
 			if !yield(State{PeerSets: map[PeerSetID]PeerSet{id: s.PeerSets[id]}}) {
@@ -397,7 +397,7 @@ func profile(policies []Policy, d Direction, r attachment.Record) Profile {
 		profile.Policies = append(profile.Policies, name)
 		names[policy.Audit] = append(names[policy.Audit], strings.TrimSuffix(name+" of "+policy.NamespaceUID, " of "))
 		for i, rule := range isolation.Rules {
-			if rule.Nobody {
+			if rule.MatchNone {
 				continue
 			}
 			profile.Rules = append(profile.Rules, rule.resolve(d, fmt.Sprintf("%s %s[%d]", name, d, i)))
@@ -427,10 +427,10 @@ func (p Profile) named(names []string) Profile {
 // resolve replaces the rule's peers by their sets.
 func (r Rule) resolve(d Direction, origin string) ProfileRule {
 	resolved := ProfileRule{
-		Origin: origin,
-		Anyone: len(r.Peers) == 0 && len(r.Blocks) == 0,
-		Blocks: r.Blocks,
-		Ports:  r.Ports,
+		Origin:  origin,
+		AnyPeer: len(r.Peers) == 0 && len(r.Blocks) == 0,
+		Blocks:  r.Blocks,
+		Ports:   r.Ports,
 	}
 	for _, peer := range r.Peers {
 		resolved.Peers = append(resolved.Peers, peer.id())
@@ -466,19 +466,10 @@ func digest(parts ...string) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// BlocksID names a list of prefixes by its content.
-func BlocksID(blocks []netip.Prefix) string {
-	parts := make([]string, len(blocks))
-	for i, b := range blocks {
-		parts[i] = b.String()
-	}
-	return digest(parts...)
-}
-
-// Narrows reports whether going from s to next can forbid what s allowed, so
+// Restricts reports whether going from s to next can forbid what s allowed, so
 // that live connections must be judged again. It may say so without need, never
 // the reverse: a profile whose rules changed in any way but growing counts.
-func (s State) Narrows(next State) bool {
+func (s State) Restricts(next State) bool {
 	if !containsAll(s.Tunnels.UDPPorts, next.Tunnels.UDPPorts, cmp.Compare) || !containsAll(s.Tunnels.Protocols, next.Tunnels.Protocols, cmp.Compare) {
 		return true
 	}
@@ -489,7 +480,7 @@ func (s State) Narrows(next State) bool {
 	compared := map[[2]ProfileID]bool{} // many endpoints go the same way
 	for _, e := range s.Endpoints {
 		n, ok := after[e.ID]
-		if !ok || n.Key != e.Key || !containsAll(n.Sources, e.Sources, netip.Prefix.Compare) {
+		if !ok || n.Key != e.Key || !containsAll(n.AllowedSources, e.AllowedSources, netip.Prefix.Compare) {
 			return true
 		}
 		for _, d := range Directions {
@@ -498,7 +489,7 @@ func (s State) Narrows(next State) bool {
 				continue
 			}
 			compared[way] = true
-			if !s.Isolates(e.Profiles[d]) || s.Profiles[e.Profiles[d]].narrows(next.Profiles[n.Profiles[d]]) {
+			if !s.Isolates(e.Profiles[d]) || s.Profiles[e.Profiles[d]].restricts(next.Profiles[n.Profiles[d]]) {
 				return true
 			}
 		}
@@ -520,8 +511,8 @@ func (s State) Narrows(next State) bool {
 // does one that audits.
 func (s State) Isolates(id ProfileID) bool { return id != "" && !s.Profiles[id].Audit }
 
-// narrows reports whether next lacks a rule of p.
-func (p Profile) narrows(next Profile) bool {
+// restricts reports whether next lacks a rule of p.
+func (p Profile) restricts(next Profile) bool {
 	if p.equal(next) {
 		return false
 	}
@@ -554,10 +545,10 @@ func containsAll[T any](have, want []T, compare func(T, T) int) bool {
 	return true
 }
 
-// Between leaves what two states of a node say alike out of both: endpoints, profiles and
+// Diff leaves what two states of a node say alike out of both: endpoints, profiles and
 // members of sets. Sets themselves stay. What is left is what an update has to touch, and
 // no more enough to tell whether the one narrows to the other.
-func Between(from, to State) (State, State) {
+func Diff(from, to State) (State, State) {
 	was := map[attachment.Key]Endpoint{}
 	for _, e := range from.Endpoints {
 		was[e.Key] = e
@@ -571,11 +562,11 @@ func Between(from, to State) (State, State) {
 	var lost []netip.Prefix
 	for _, e := range from.Endpoints {
 		if !same[e.Key] {
-			lost = append(lost, e.Sources...)
+			lost = append(lost, e.AllowedSources...)
 		}
 	}
 	stays := func(e Endpoint) bool {
-		return same[e.Key] && !slices.ContainsFunc(e.Sources, func(p netip.Prefix) bool { return slices.Contains(lost, p) })
+		return same[e.Key] && !slices.ContainsFunc(e.AllowedSources, func(p netip.Prefix) bool { return slices.Contains(lost, p) })
 	}
 	from.Endpoints = slices.DeleteFunc(slices.Clone(from.Endpoints), stays)
 	to.Endpoints = slices.DeleteFunc(slices.Clone(to.Endpoints), stays)
@@ -606,9 +597,9 @@ func Between(from, to State) (State, State) {
 // placedAs reports whether nothing of other is elsewhere in the kernel than e has it.
 func (e Endpoint) placedAs(other Endpoint) bool {
 	return e.ID == other.ID && e.FormerID == other.FormerID && e.Profiles == other.Profiles &&
-		e.Interface == other.Interface && e.Port == other.Port && e.MAC == other.MAC &&
-		e.InterfaceIndex == other.InterfaceIndex && e.PortIndex == other.PortIndex && e.VRFIndex == other.VRFIndex &&
-		slices.Equal(e.Addresses, other.Addresses) && slices.Equal(e.Sources, other.Sources) && slices.Equal(e.Gateways, other.Gateways)
+		e.L3Interface == other.L3Interface && e.HostVeth == other.HostVeth && e.MAC == other.MAC &&
+		e.L3InterfaceIndex == other.L3InterfaceIndex && e.HostVethIndex == other.HostVethIndex && e.VRFIndex == other.VRFIndex &&
+		slices.Equal(e.Addresses, other.Addresses) && slices.Equal(e.AllowedSources, other.AllowedSources) && slices.Equal(e.Gateways, other.Gateways)
 }
 
 // equal reports whether both allow the same by the same rules.

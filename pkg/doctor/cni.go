@@ -26,16 +26,16 @@ func checkRuntime(f Facts) []Finding {
 	}
 	found := Finding{
 		Severity: Error, What: f.PlaceErr.Error(),
-		Why:  "which network configuration pods start by is not known, so none was looked at, and podmarkd installs nothing",
-		Mend: ctl(f, "doctor --cni-conf-dir DIR --cni-bin-dir DIR") + "  # those of the runtime that the kubelet uses; podmarkd has the same flags",
+		Why: "which network configuration pods start by is not known, so none was looked at, and podmarkd installs nothing",
+		Fix: ctl(f, "doctor --cni-conf-dir DIR --cni-bin-dir DIR") + "  # those of the runtime that the kubelet uses; podmarkd has the same flags",
 	}
 	if errors.Is(f.PlaceErr, runtimes.ErrElsewhere) {
 		command := "doctor"
 		if f.Endpoint != runtimes.Auto {
 			command += " --runtime-endpoint " + quote(f.Endpoint)
 		}
-		found.Why = "what is in the folders that were given no pod starts by, so nothing there was looked at. A podmarkd that is given them installs nothing"
-		found.Mend = ctl(f, command) + "  # it finds the folders that the runtime reads, and so does podmarkd without the two flags"
+		found.Why = "what is in the directories that were given no pod starts by, so nothing there was looked at. A podmarkd that is given them installs nothing"
+		found.Fix = ctl(f, command) + "  # it finds the directories that the runtime reads, and so does podmarkd without the two flags"
 	}
 	return []Finding{found}
 }
@@ -44,20 +44,20 @@ func checkConflist(f Facts) []Finding {
 	var out []Finding
 	for _, s := range f.Skipped {
 		path := filepath.Join(f.ConfDir, s.Name)
-		mend := fmt.Sprintf("mv %s %s", quote(path), quote(path+".off"))
+		fix := fmt.Sprintf("mv %s %s", quote(path), quote(path+".off"))
 		switch _, ok := f.active(); {
 		case errors.Is(f.ActiveErr, conflist.ErrNone):
-			mend = fmt.Sprintf("# there is no other: mend %s, or have the agent of the main plugin write it anew", quote(path))
+			fix = fmt.Sprintf("# there is no other: fix %s, or have the agent of the main plugin write it anew", quote(path))
 		case s.Multus || f.multus():
-			mend = fmt.Sprintf("# mend %s, or have who wrote it write it anew: it is Multus', or Multus may call it", quote(path))
+			fix = fmt.Sprintf("# fix %s, or have who wrote it write it anew: it is Multus', or Multus may call it", quote(path))
 		case !ok:
-			mend = fmt.Sprintf("# mend %s, or have who wrote it write it anew: the next by name is without podmark", quote(path))
+			fix = fmt.Sprintf("# fix %s, or have who wrote it write it anew: the next by name is without podmark", quote(path))
 		}
 		out = append(out, Finding{
 			Severity: Error,
 			What:     fmt.Sprintf("%q comes first by name, and no runtime can read it: %v", path, s.Reason),
-			Why:      "containerd has no network until it is mended, and CRI-O takes the next file, which may be without podmark",
-			Mend:     mend,
+			Why:      "containerd has no network until it is fixed, and CRI-O takes the next file, which may be without podmark",
+			Fix:      fix,
 		})
 	}
 	switch {
@@ -66,25 +66,25 @@ func checkConflist(f Facts) []Finding {
 			Severity: Error,
 			What:     fmt.Sprintf("in %q: %v", f.ConfDir, f.ActiveErr),
 			Why:      "pods start without podmark: unmarked, and with no policy",
-			Mend:     chainable(f),
+			Fix:      chainable(f),
 		})
 	case errors.Is(f.ActiveErr, conflist.ErrMultus):
 		out = append(out, Finding{
 			Severity: Error,
 			What:     fmt.Sprintf("in %q: %v", f.ConfDir, f.ActiveErr),
 			Why:      "whether pods start with podmark is not known, and 'podmarkd install' does not know where to put its entry",
-			Mend:     ctl(f, "doctor"+located(f)+" --cni-conf-name FILE") + "  # the conflist of Multus' default network",
+			Fix:      ctl(f, "doctor"+located(f)+" --cni-conf-name FILE") + "  # the conflist of Multus' default network",
 		})
 	case f.ActiveErr != nil:
 		found := Finding{
 			Severity: Error,
-			What:     fmt.Sprintf("in %q (%s): %v: the agent of the main plugin has not written it yet, or the runtime reads another folder", f.ConfDir, f.Place.How, f.ActiveErr),
+			What:     fmt.Sprintf("in %q (%s): %v: the agent of the main plugin has not written it yet, or the runtime reads another directory", f.ConfDir, f.Place.How, f.ActiveErr),
 			Why:      "pods start without podmark, or not at all",
-			Mend:     ctl(f, "doctor --cni-conf-dir DIR --cni-bin-dir DIR") + "  # the runtime's folders",
+			Fix:      ctl(f, "doctor --cni-conf-dir DIR --cni-bin-dir DIR") + "  # the runtime's directories",
 		}
-		if f.Place.From == runtimes.Said {
+		if f.Place.From == runtimes.Reported {
 			found.What = fmt.Sprintf("in %q (%s): %v: the agent of the main plugin has not written it yet", f.ConfDir, f.Place.How, f.ActiveErr)
-			found.Mend = "# have the agent of the main plugin run on this node, which writes it; look at why it does not"
+			found.Fix = "# have the agent of the main plugin run on this node, which writes it; look at why it does not"
 		}
 		out = append(out, found)
 	case len(f.Networks) > 0 && f.Networks[0].Entry == nil:
@@ -92,22 +92,22 @@ func checkConflist(f Facts) []Finding {
 			Severity: Error,
 			What:     fmt.Sprintf("%q, the conflist that the node uses, has no entry of type %q", f.Networks[0].File, plugin),
 			Why:      "pods start without podmark: unmarked, and with no policy. If another agent wrote the conflist anew, 'podmarkd --keep-installed' puts the entry back each time",
-			Mend:     chained(f, f.Networks[0]),
+			Fix:      chained(f, f.Networks[0]),
 		})
 	case f.Active.Unused != nil:
 		out = append(out, Finding{
 			Severity: Error,
 			What:     fmt.Sprintf("in %q: %v", f.ConfDir, f.Active.Unused),
 			Why:      "pods start without podmark: unmarked, and with no policy",
-			Mend:     ctl(f, "doctor"+located(f)) + "  # what it finds without --cni-conf-name is what runtimes take",
+			Fix:      ctl(f, "doctor"+located(f)) + "  # what it finds without --cni-conf-name is what runtimes take",
 		})
-	case f.Active.Copied:
+	case f.Active.StaleCopy:
 		path := filepath.Join(f.ConfDir, f.Active.Multus)
 		out = append(out, Finding{
 			Severity: Error,
 			What:     fmt.Sprintf("%q, by which Multus calls the default network, has a copy of %q without podmark's entry as it is there", path, f.Active.Name),
 			Why:      "pods start without podmark, unmarked and with no policy, or with another entry of it, until Multus writes its file anew",
-			Mend:     "# restart Multus' pod on this node, which writes " + path + " anew; or take the copy away and name the network by \"clusterNetwork\"",
+			Fix:      "# restart Multus' pod on this node, which writes " + path + " anew; or take the copy away and name the network by \"clusterNetwork\"",
 		})
 	}
 	return out
@@ -161,17 +161,17 @@ func checkOrder(f Facts) []Finding {
 			Severity: Warning,
 			What:     fmt.Sprintf("in %q podmark comes before %s", n.File, strings.Join(n.Types[at+1:], ", ")),
 			Why:      "podmark opens the pod's port when it is done: what a plugin behind it adds or changes comes to a pod that is open already, and addresses that it gives are not the endpoint's",
-			Mend:     installer(f),
+			Fix:      installer(f),
 		}
 		if at == 0 {
 			found.Severity = Error
 			found.What = fmt.Sprintf("in %q podmark comes first, with no main plugin before it", n.File)
 			found.Why = "podmark needs the prevResult of the plugin that makes the interface: every ADD fails with error 7"
 		}
-		found.Mend = fmt.Sprintf("# put the plugin that makes the interface before podmark in %s", quote(n.File))
+		found.Fix = fmt.Sprintf("# put the plugin that makes the interface before podmark in %s", quote(n.File))
 		if without, err := conflist.Remove(n.Content, plugin); err == nil {
 			if content, err := conflist.Insert(without, n.Entry); err == nil {
-				found.Mend = write(n.File, content)
+				found.Fix = write(n.File, content)
 			}
 		}
 		out = append(out, found)
@@ -189,7 +189,7 @@ func checkWorks(f Facts) []Finding {
 				Severity: Error,
 				What:     fmt.Sprintf("in %q %v", n.File, err),
 				Why:      "pods of this network do not start with podmark, or no policy is in force for them. podmarkd is not ready then, and installs nothing",
-				Mend:     "# give the network a main plugin that podmark works behind: docs/operations.md has those that are known; or take podmark off the node: podmarkd uninstall",
+				Fix:      "# give the network a main plugin that podmark works behind: docs/operations.md has those that are known; or take podmark off the node: podmarkd uninstall",
 			})
 		}
 	}
@@ -198,10 +198,10 @@ func checkWorks(f Facts) []Finding {
 			Severity: Error,
 			What:     fmt.Sprintf("%q calls the plugins %q, which are not in %q, or cannot be executed there", f.Networks[0].File, f.Lacking, f.Place.Bins),
 			Why:      "no pod starts: the runtime fails each ADD. podmarkd is not ready then",
-			Mend:     "# have the agent or the package that they are of put them there; where the runtime reads another folder, doctor and podmarkd are told by --cni-bin-dir",
+			Fix:      "# have the agent or the package that they are of put them there; where the runtime reads another directory, doctor and podmarkd are told by --cni-bin-dir",
 		})
 	}
-	if len(out) > 0 || f.Daemon == nil || !f.DaemonRuns || f.Daemon.Stale(f.Now) || f.Daemon.Absent == "" {
+	if len(out) > 0 || f.Daemon == nil || !f.DaemonRuns || f.Daemon.Stale(f.Now) || f.Daemon.NotInstalled == "" {
 		return out
 	}
 	for _, check := range []func(Facts) []Finding{checkRuntime, checkConflist, checkOrder, checkConfiguration, checkSettings, checkPlugin} {
@@ -211,9 +211,9 @@ func checkWorks(f Facts) []Finding {
 	}
 	return []Finding{{
 		Severity: Error,
-		What:     fmt.Sprintf("podmarkd says since its last look, at %s: %s", f.Daemon.Looked.Format(time.RFC3339), f.Daemon.Absent),
-		Why:      fmt.Sprintf("podmarkd is not ready, and nothing of it is so in %q and %q, where doctor looked: it looks elsewhere, or in a container that has other folders", f.ConfDir, f.BinDir),
-		Mend:     "# give podmarkd the folders that the runtime reads, by --cni-conf-dir, --cni-bin-dir and --cni-conf-name, or the values of its chart",
+		What:     fmt.Sprintf("podmarkd says since its last look, at %s: %s", f.Daemon.LastReconcile.Format(time.RFC3339), f.Daemon.NotInstalled),
+		Why:      fmt.Sprintf("podmarkd is not ready, and nothing of it is so in %q and %q, where doctor looked: it looks elsewhere, or in a container that has other directories", f.ConfDir, f.BinDir),
+		Fix:      "# give podmarkd the directories that the runtime reads, by --cni-conf-dir, --cni-bin-dir and --cni-conf-name, or the values of its chart",
 	}}
 }
 
@@ -228,7 +228,7 @@ func checkConfiguration(f Facts) []Finding {
 				Severity: Error,
 				What:     fmt.Sprintf("%q has cniVersion %q, and podmark speaks %s", n.File, n.CNIVersion, strings.Join(config.Versions.SupportedVersions(), ", ")),
 				Why:      "every ADD fails with error 1, so no pod starts",
-				Mend:     respoken(n, other),
+				Fix:      respoken(n, other),
 			})
 		}
 		if unknown := config.Unknown(n.Entry); unknown != nil {
@@ -236,7 +236,7 @@ func checkConfiguration(f Facts) []Finding {
 				Severity: Error,
 				What:     fmt.Sprintf("podmark's entry in %q has unknown keys: %q", n.where(), unknown),
 				Why:      "what they are to say is not in force: the keys that were meant have their defaults",
-				Mend:     fmt.Sprintf("vi %s  # known are %s", quote(n.where()), strings.Join(config.Keys(), ", ")),
+				Fix:      fmt.Sprintf("vi %s  # known are %s", quote(n.where()), strings.Join(config.Keys(), ", ")),
 			})
 		}
 		if n.Err == nil {
@@ -246,7 +246,7 @@ func checkConfiguration(f Facts) []Finding {
 			Severity: Error,
 			What:     fmt.Sprintf("podmark's entry in %q is refused: %v", n.where(), n.Err),
 			Why:      "every ADD fails with error 6 or 7, so no pod starts. Without the keys that are wrong, their defaults hold",
-			Mend:     n.repaired(f),
+			Fix:      n.repaired(f),
 		})
 	}
 	return out
@@ -334,7 +334,7 @@ func (n Network) repaired(f Facts) string {
 
 // advice is what there is to say where an entry is for somebody who knows what it is to say.
 func (n Network) advice(err error) string {
-	return fmt.Sprintf("# mend podmark's entry in %s: %s", quote(n.where()), strings.Join(strings.Fields(err.Error()), " "))
+	return fmt.Sprintf("# fix podmark's entry in %s: %s", quote(n.where()), strings.Join(strings.Fields(err.Error()), " "))
 }
 
 // wrongKeys are the keys that an error of package config names.
@@ -362,9 +362,9 @@ func checkSettings(f Facts) []Finding {
 	if dir := first.Config.StateDir; dir != f.StateDir {
 		out = append(out, Finding{
 			Severity: Error,
-			What:     fmt.Sprintf("the state folder of %q is %q, and this looked into %q", first.where(), dir, f.StateDir),
-			Why:      "podmarkctl and podmarkd look after another folder than the plugin writes to, and see none of its pods",
-			Mend:     "podmarkctl doctor --state-dir " + quote(dir),
+			What:     fmt.Sprintf("the state directory of %q is %q, and this looked into %q", first.where(), dir, f.StateDir),
+			Why:      "podmarkctl and podmarkd look after another directory than the plugin writes to, and see none of its pods",
+			Fix:      "podmarkctl doctor --state-dir " + quote(dir),
 		})
 	}
 	if now := f.State.Layout.Mask(); now != 0 && !agree(now, first.Config.Layout.Mask()) && len(f.State.Records) > 0 {
@@ -372,7 +372,7 @@ func checkSettings(f Facts) []Finding {
 			Severity: Error,
 			What:     fmt.Sprintf("the conflist has iptablesMarkMask %#x, and the node's endpoints have IDs in %#x", first.Config.Layout.Mask(), now),
 			Why:      "every ADD fails with error 7 until podmarkd has moved the endpoints, which it does when all networks want that mask and it is wide enough: its status says why it has not. This sets the mask back",
-			Mend:     install(f, map[string]any{"iptablesMarkMask": fmt.Sprintf("%#x", now)}),
+			Fix:      install(f, map[string]any{"iptablesMarkMask": fmt.Sprintf("%#x", now)}),
 		})
 	}
 	for _, n := range f.Networks[1:] {
@@ -404,7 +404,7 @@ func checkSettings(f Facts) []Finding {
 				Severity: Error,
 				What:     fmt.Sprintf("%q and %q give podmark different values of %s", first.where(), n.where(), strings.Join(differ, ", ")),
 				Why:      "these are settings of the node: each ADD takes the node to those of its own network, or fails",
-				Mend:     n.edit(f, keys),
+				Fix:      n.edit(f, keys),
 			})
 		}
 	}
@@ -433,10 +433,10 @@ func checkPlugin(f Facts) []Finding {
 		Severity: Error,
 		What:     fmt.Sprintf("%q has podmark, and the plugin cannot be run: %v", n.where(), f.Plugin),
 		Why:      "no pod starts: containerd fails each ADD, CRI-O passes the network over",
-		Mend:     "chmod 0755 " + quote(filepath.Join(f.BinDir, plugin)),
+		Fix:      "chmod 0755 " + quote(filepath.Join(f.BinDir, plugin)),
 	}
 	if f.PluginMissing {
-		found.Mend = installer(f)
+		found.Fix = installer(f)
 	}
 	return []Finding{found}
 }

@@ -3,10 +3,10 @@
 // state.
 //
 // [Gather] reads the node and changes nothing; [Examine] decides, purely, on what was
-// read. It mends nothing either: a [Finding] names the command that does.
+// read. It fixes nothing either: a [Finding] names the command that does.
 //
 //	for _, f := range doctor.Examine(doctor.Gather(ctx, options)) {
-//		fmt.Println(f.What, f.Mend)
+//		fmt.Println(f.What, f.Fix)
 //	}
 package doctor
 
@@ -37,9 +37,9 @@ type Finding struct {
 	// What is wrong, and Why it matters.
 	What string `json:"what"`
 	Why  string `json:"why"`
-	// Mend is a command for root's shell on this node. Where What names a cause that
-	// lasts, such as a program that will do it again, that is to be mended too.
-	Mend string `json:"mend"`
+	// Fix is a command for root's shell on this node. Where What names a cause that
+	// lasts, such as a program that will do it again, that is to be fixed too.
+	Fix string `json:"fix"`
 }
 
 // Check is one thing that is looked at.
@@ -57,7 +57,7 @@ type Check struct {
 func Checks() []Check {
 	cni, rules := []Part{PartRuntime, PartConflists}, []Part{PartNFTables, PartLegacy, PartLinks, PartLookups}
 	return []Check{
-		{"state", "a file of the state folder is damaged, or the state of what is in the kernel is gone", []Part{PartState, PartNFTables, PartLegacy, PartLinks}, checkState},
+		{"state", "a file of the state directory is damaged, or the state of what is in the kernel is gone", []Part{PartState, PartNFTables, PartLegacy, PartLinks}, checkState},
 		{"backend", "the kernel or the node lacks what the backend needs", []Part{PartKernel}, checkBackend},
 		{"kernel", "a rule, hook, set or element is missing in the kernel", []Part{PartKernel}, checkKernel},
 		{"drop-log", "the kernel or the node cannot log what is dropped", []Part{PartState}, checkDropLog},
@@ -70,7 +70,7 @@ func Checks() []Check {
 		{"settings", "networks differ in what is the node's, or the conflist's mask is not that of the endpoints", []Part{PartConflists, PartState}, checkSettings},
 		{"policy-source", "networks of the node take their policies from different places", []Part{PartConflists, PartState}, checkSource},
 		{"policy-socket", "podmarkd does not answer where the plugin asks for policies", []Part{PartConflists, PartDaemon}, checkSocket},
-		{"policy-behind", "what the Kubernetes API or the folder says is not in force", []Part{PartDaemon}, checkBehind},
+		{"policy-behind", "what the Kubernetes API or the directory says is not in force", []Part{PartDaemon}, checkBehind},
 		{"policy-open", "a pod is not policed", []Part{PartState, PartDaemon, PartConflists}, checkOpen},
 		{"policy-unsaid", "an entry does not say where policies come from", cni, checkSilent},
 		{"policy-idle", "a policy selects no endpoint, and should", []Part{PartState}, checkIdle},
@@ -95,8 +95,8 @@ func Checks() []Check {
 	}
 }
 
-// Unlooked is the name under which what could not be looked at is found.
-const Unlooked = "could-not-look"
+// NotChecked is the name under which what could not be looked at is found.
+const NotChecked = "could-not-look"
 
 // Examine runs every check. What could not be read is a finding of its own, which
 // names the checks that may have missed something.
@@ -114,10 +114,10 @@ func Examine(f Facts) []Finding {
 	}
 	for _, u := range f.Unread {
 		findings = append(findings, Finding{
-			Check: Unlooked, Severity: Unknown,
+			Check: NotChecked, Severity: Unknown,
 			What: fmt.Sprintf("could not look at %s: %v", u.Part, u.Err),
 			Why:  "these checks may have missed something: " + strings.Join(touched[u.Part], ", "),
-			Mend: u.Mend,
+			Fix:  u.Fix,
 		})
 	}
 	return findings

@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/csum"
 	"github.com/podmark/podmark/pkg/apply/flowtable"
 	"github.com/podmark/podmark/pkg/attachment"
@@ -44,13 +43,13 @@ func healthy(t *testing.T, mask uint32) doctor.Facts {
 	return doctor.Facts{
 		Now: now, StateDir: config.DefaultStateDir, Endpoint: runtimes.Auto, ConfDir: runtimes.Default().Conf, BinDir: runtimes.Default().Bins[0],
 		State: doctor.State{
-			Ran: true, Layout: layout, Kind: apply.NFTables,
+			Ran: true, Layout: layout, Kind: config.NFTables,
 			NodePorts: []desired.PortRange{{First: 30000, Last: 32767}},
 			Records:   []attachment.Record{{Key: attachment.Key{Network: "net", ContainerID: "one", IfName: "eth0"}, ID: mark.First, Policed: true, Committed: true}},
 			IDs:       1,
 		},
 		Networks: []doctor.Network{{File: runtimes.Default().Conf + "/10-net.conflist", Network: parsed, Content: list, Entry: entry, Config: c}},
-		Daemon:   &node.Status{PID: 1, Interval: 10, Looked: now.Add(-5 * time.Second)}, DaemonRuns: true,
+		Daemon:   &node.Status{PID: 1, Interval: 10, LastReconcile: now.Add(-5 * time.Second)}, DaemonRuns: true,
 		Mode: node.Mode{IPVS: true, Link: true, Services: 3}, PortsInUse: []uint16{30000, 32767},
 		Sysctls: []node.Sysctl{{Name: "net.ipv4.vs.conntrack", Want: "1", Value: "1", Module: "ip_vs"}},
 		Tracked: 10, Tracks: 100,
@@ -75,7 +74,7 @@ func only(t *testing.T, f doctor.Facts, check string, words ...string) doctor.Fi
 		t.Fatalf("want one finding of %s: %+v", check, list)
 	}
 	for _, w := range words {
-		if !strings.Contains(list[0].What+list[0].Why+list[0].Mend, w) {
+		if !strings.Contains(list[0].What+list[0].Why+list[0].Fix, w) {
 			t.Errorf("it does not say %q: %+v", w, list[0])
 		}
 	}
@@ -84,7 +83,7 @@ func only(t *testing.T, f doctor.Facts, check string, words ...string) doctor.Fi
 
 // What is not logged is said with what is lacking, and what would bring it.
 func TestDropLog(t *testing.T) {
-	for kind, module := range map[apply.Kind]string{apply.NFTables: "nft_log", apply.IPTablesLegacy: "xt_NFLOG"} {
+	for kind, module := range map[config.Kind]string{config.NFTables: "nft_log", config.IPTablesLegacy: "xt_NFLOG"} {
 		f := healthy(t, 0xffff0000)
 		f.State.Kind, f.State.Unlogged = kind, "no such target"
 		if found := only(t, f, "drop-log", "no such target", module, "gc"); found.Severity != doctor.Warning {
@@ -93,12 +92,12 @@ func TestDropLog(t *testing.T) {
 	}
 }
 
-// A kernel that cannot is not mended by what mends others.
+// A kernel that cannot is not fixed by what fixes others.
 func TestChecksumsOfOldKernel(t *testing.T) {
 	f := healthy(t, 0xffff0000)
 	f.State.Alterable = "loading the program: no such member (" + csum.Kernel + " can)"
-	if x := only(t, f, "checksums", "CAP_NET_RAW"); !strings.HasPrefix(x.Mend, "# ") {
-		t.Errorf("%s", x.Mend)
+	if x := only(t, f, "checksums", "CAP_NET_RAW"); !strings.HasPrefix(x.Fix, "# ") {
+		t.Errorf("%s", x.Fix)
 	}
 }
 
@@ -188,10 +187,10 @@ func TestProposedMask(t *testing.T) {
 	f := healthy(t, 0xffff0000)
 	f.State.Records = nil
 	f.Links = []foreign.Link{{Name: "tailscale0"}, {Name: "kubespan"}}
-	mend := only(t, f, "mark-users", "Tailscale").Mend
-	m := regexp.MustCompile(`"iptablesMarkMask":"(0x[0-9a-f]+)"`).FindStringSubmatch(mend)
+	fix := only(t, f, "mark-users", "Tailscale").Fix
+	m := regexp.MustCompile(`"iptablesMarkMask":"(0x[0-9a-f]+)"`).FindStringSubmatch(fix)
 	if m == nil {
-		t.Fatal(mend)
+		t.Fatal(fix)
 	}
 	mask, err := mark.ParseMask(m[1])
 	if err != nil || mask&(0xff0000|0x60|mark.KubeProxy) != 0 {
@@ -200,7 +199,7 @@ func TestProposedMask(t *testing.T) {
 	f.Links = append(f.Links, foreign.Link{Name: "cilium_host"})
 	f.Chains = []foreign.Chain{{Origin: foreign.Legacy, Family: "ip", Table: "nat", Name: "CNI-HOSTPORT-DNAT"}}
 	for _, x := range doctor.Examine(f) { // one bit is left
-		if !strings.HasPrefix(x.Mend, "# no two bits are free") {
+		if !strings.HasPrefix(x.Fix, "# no two bits are free") {
 			t.Errorf("%+v", x)
 		}
 	}
@@ -216,8 +215,8 @@ func TestRare(t *testing.T) {
 		t.Errorf("%+v", x)
 	}
 	f.Daemon, f.DaemonRuns = runs, true
-	if x := only(t, f, "ids", "2 of the 2", "iptablesMarkMask"); strings.Contains(x.Mend, "drain") {
-		t.Errorf("podmarkd moves the endpoints: %s", x.Mend)
+	if x := only(t, f, "ids", "2 of the 2", "iptablesMarkMask"); strings.Contains(x.Fix, "drain") {
+		t.Errorf("podmarkd moves the endpoints: %s", x.Fix)
 	}
 	f = healthy(t, 0x00ff0000) // 254 endpoints
 	for ids, want := range map[int]int{1: 0, 228: 0, 229: 1, 254: 1} {
@@ -234,14 +233,14 @@ func TestRare(t *testing.T) {
 		t.Errorf("%q", names)
 	}
 	f = healthy(t, 0xffff0000)
-	f.Daemon.Looked = f.Now.Add(-61 * time.Second)
+	f.Daemon.LastReconcile = f.Now.Add(-61 * time.Second)
 	only(t, f, "podmarkd", "fuser -k -KILL /run/podmark/daemon.lock", "every 10s")
 	f = healthy(t, 0xffff0000)
 	f.PortsInUse = append(f.PortsInUse, 40000)
 	only(t, f, "node-ports", "40000", `"kubeNodePortRanges":["30000-32767","40000-40000"]`)
 	f.Daemon.Ports = node.Decision{Source: "--node-port-ranges", Configured: []desired.PortRange{{First: 30000, Last: 32767}}}
-	if x := only(t, f, "node-ports", "# have --node-port-ranges say 30000-32767,40000-40000"); !strings.HasPrefix(x.Mend, "# ") {
-		t.Errorf("a second podmarkd does not start beside one that runs: %s", x.Mend)
+	if x := only(t, f, "node-ports", "# have --node-port-ranges say 30000-32767,40000-40000"); !strings.HasPrefix(x.Fix, "# ") {
+		t.Errorf("a second podmarkd does not start beside one that runs: %s", x.Fix)
 	}
 	f = healthy(t, 0xffff0000)
 	f.Sysctls[0].Value = ""
@@ -255,20 +254,20 @@ func TestRare(t *testing.T) {
 func TestReflects(t *testing.T) {
 	const reflect4, reflect6, accept = "net.ipv4.fwmark_reflect", "net.ipv6.fwmark_reflect", "net.ipv4.tcp_fwmark_accept"
 	for _, tt := range []struct {
-		kind apply.Kind
+		kind config.Kind
 		ipvs bool
 		want []string
 	}{
-		{apply.NFTables, true, []string{reflect4, reflect6}},
-		{apply.NFTables, false, nil},
-		{apply.IPTablesNFT, true, []string{reflect4, reflect6, accept}},
-		{apply.IPTablesLegacy, false, []string{reflect4, reflect6, accept}},
+		{config.NFTables, true, []string{reflect4, reflect6}},
+		{config.NFTables, false, nil},
+		{config.IPTablesNFT, true, []string{reflect4, reflect6, accept}},
+		{config.IPTablesLegacy, false, []string{reflect4, reflect6, accept}},
 	} {
 		f := healthy(t, 0xffff0000)
 		f.State.Kind, f.Mode.IPVS, f.Reflects = tt.kind, tt.ipvs, []string{reflect4, reflect6, accept}
 		var got []string
 		for _, x := range doctor.Examine(f) {
-			if name, ok := strings.CutPrefix(x.Mend, "sysctl -w "); ok && x.Check == "mark-sysctls" && x.Severity == doctor.Warning {
+			if name, ok := strings.CutPrefix(x.Fix, "sysctl -w "); ok && x.Check == "mark-sysctls" && x.Severity == doctor.Warning {
 				name, _, _ = strings.Cut(name, "=0")
 				got = append(got, name)
 			}
@@ -286,8 +285,8 @@ func TestUnread(t *testing.T) {
 		doctor.PartSysctls, doctor.PartLinks, doctor.PartNFTables, doctor.PartLegacy, doctor.PartLookups, doctor.PartConntrack,
 	} {
 		f := healthy(t, 0xffff0000)
-		f.Unread = []doctor.Unread{{Part: part, Err: errors.New("for a reason"), Mend: "do this"}}
-		x := only(t, f, doctor.Unlooked, string(part), "for a reason", "do this")
+		f.Unread = []doctor.Unread{{Part: part, Err: errors.New("for a reason"), Fix: "do this"}}
+		x := only(t, f, doctor.NotChecked, string(part), "for a reason", "do this")
 		if _, checks, _ := strings.Cut(x.Why, ": "); checks == "" || x.Severity != doctor.Unknown {
 			t.Errorf("%s: no check needs it: %+v", part, x)
 		}
@@ -296,7 +295,7 @@ func TestUnread(t *testing.T) {
 
 // Every finding says all it should, and no two checks have one name.
 func TestChecks(t *testing.T) {
-	names := map[string]bool{doctor.Unlooked: true}
+	names := map[string]bool{doctor.NotChecked: true}
 	for _, c := range doctor.Checks() {
 		if names[c.Name] || c.Finds == "" || !regexp.MustCompile(`^[a-z-]+$`).MatchString(c.Name) {
 			t.Errorf("%+v", c)
@@ -309,7 +308,7 @@ func TestChecks(t *testing.T) {
 // flowtables may have them, and how their owners are told to have none.
 func TestOffload(t *testing.T) {
 	f := healthy(t, 0xffff0000)
-	f.State.Records[0].Port = "veth1"
+	f.State.Records[0].HostVeth = "veth1"
 	f.Flowtables = []flowtable.Flowtable{
 		{Family: "inet", Table: "firewalld", Name: "fastpath", Devices: []string{"veth1", "eth0"}},
 		{Family: "ip", Table: "calico", Name: "ft", Devices: []string{"veth1"}},
@@ -321,15 +320,15 @@ func TestOffload(t *testing.T) {
 	}
 	f.Unjudged = 3
 	found := only(t, f, "flowtable", "3 live connections", "inet firewalld fastpath, ip calico ft, ip6 calico ft", "NftablesFlowtable=off", "nftablesFlowTableOffload")
-	if found.Severity != doctor.Error || strings.Contains(found.What+found.Mend, "lan") || strings.Count(found.Mend, "kubectl") != 1 {
+	if found.Severity != doctor.Error || strings.Contains(found.What+found.Fix, "lan") || strings.Count(found.Fix, "kubectl") != 1 {
 		t.Errorf("%+v", found)
 	}
 	f.Flowtables = f.Flowtables[3:]
 	only(t, f, "flowtable", "inet lan f", "nft list table inet lan")
 }
 
-// No mend opens the node, takes something of another program away, or is for a kernel that
-// cannot: each finding whose plain mend would, with what must be in its mend, and what must not.
+// No fix opens the node, takes something of another program away, or is for a kernel that
+// cannot: each finding whose plain fix would, with what must be in its fix, and what must not.
 func TestNoHarm(t *testing.T) {
 	kernel := errors.New("no nf_tables here")
 	wrong := func(f *doctor.Facts, entry string) {
@@ -361,21 +360,21 @@ func TestNoHarm(t *testing.T) {
 		"another one can": {func(f *doctor.Facts) { f.Skipped = []conflist.Skipped{{Name: "00-x.conflist", Reason: kernel}} }, "conflist", "mv ", ""},
 		"another one can, without podmark": {func(f *doctor.Facts) {
 			f.Networks[0].Entry, f.Skipped = nil, []conflist.Skipped{{Name: "00-x.conflist", Reason: kernel}}
-		}, "conflist", "# mend", "mv "},
+		}, "conflist", "# fix", "mv "},
 		"the other one is of a single plugin": {func(f *doctor.Facts) {
 			f.Networks, f.ActiveErr, f.Active.Name = nil, conflist.ErrPlain, "10-a.conf"
 			f.Skipped = []conflist.Skipped{{Name: "00-x.conflist", Reason: kernel}}
-		}, "conflist", "# mend", "mv "},
+		}, "conflist", "# fix", "mv "},
 		"Multus' own cannot be read": {func(f *doctor.Facts) {
 			f.Skipped = []conflist.Skipped{{Name: "00-multus.conf", Reason: kernel, Multus: true}}
-		}, "conflist", "# mend", "mv "},
+		}, "conflist", "# fix", "mv "},
 		"what Multus may call cannot be read": {func(f *doctor.Facts) {
 			f.Active.Multus, f.Skipped = "10-multus.conf", []conflist.Skipped{{Name: "00-x.conflist", Reason: kernel}}
-		}, "conflist", "# mend", "mv "},
+		}, "conflist", "# fix", "mv "},
 		"what Multus calls cannot be read": {func(f *doctor.Facts) {
 			f.Networks, f.ActiveErr = nil, conflist.ErrMultus
 			f.Skipped = []conflist.Skipped{{Name: "00-x.conflist", Reason: kernel}}
-		}, "conflist", "# mend", "mv "},
+		}, "conflist", "# fix", "mv "},
 		"what Multus calls is of a single plugin": {func(f *doctor.Facts) {
 			f.Networks, f.ActiveErr = nil, conflist.ErrPlain
 			f.Active.Multus, f.Active.File = "00-multus.conf", conflist.File{Name: "10-a.conf", Content: []byte(`{"name": "a", "type": "ptp"}`)}
@@ -386,7 +385,7 @@ func TestNoHarm(t *testing.T) {
 		"policy is wrong": {func(f *doctor.Facts) {
 			f.State.Records = nil
 			wrong(f, `{"type": "podmark", "policy": "kubernets"}`)
-		}, "configuration", "# mend", "printf"},
+		}, "configuration", "# fix", "printf"},
 		"policy is wrong where the API was followed": {func(f *doctor.Facts) {
 			f.State.Kubernetes = true
 			wrong(f, `{"type": "podmark", "policy": "kubernets", "failOpen": true}`)
@@ -395,25 +394,25 @@ func TestNoHarm(t *testing.T) {
 			f.State.Records[0].Policed = true
 			wrong(f, `{"type": "podmark", "policy": "file"}`)
 		}, "configuration", `"policy": "files"`, ""},
-		"labels are wrong": {func(f *doctor.Facts) { wrong(f, `{"type": "podmark", "args": {"cni": {"labels": 7}}}`) }, "configuration", "# mend", "printf"},
+		"labels are wrong": {func(f *doctor.Facts) { wrong(f, `{"type": "podmark", "args": {"cni": {"labels": 7}}}`) }, "configuration", "# fix", "printf"},
 		"the mask is wrong": {func(f *doctor.Facts) {
 			f.State.Records[0].Policed = true
 			wrong(f, `{"type": "podmark", "iptablesMarkMask": 1}`)
 		}, "configuration", `"iptablesMarkMask": "0xffff0000"`, ""},
 		"nftables cannot, the variant": {func(f *doctor.Facts) {
-			f.State.Kind, f.State.NFTables = apply.IPTablesLegacy, kernel
+			f.State.Kind, f.State.NFTables = config.IPTablesLegacy, kernel
 			f.Chains = []foreign.Chain{{Origin: foreign.NFTables, Family: "ip", Table: "mangle", Name: "KUBE-IPTABLES-HINT"}}
 		}, "iptables-variant", "# drain", "printf"},
 		"nftables can, the variant": {func(f *doctor.Facts) {
-			f.State.Kind = apply.IPTablesLegacy
+			f.State.Kind = config.IPTablesLegacy
 			f.Chains = []foreign.Chain{{Origin: foreign.NFTables, Family: "ip", Table: "mangle", Name: "KUBE-IPTABLES-HINT"}}
 		}, "iptables-variant", `"backend":"nftables"`, ""},
 		"nftables cannot, a comparison": {func(f *doctor.Facts) {
-			f.State.Kind, f.State.NFTables = apply.IPTablesNFT, kernel
+			f.State.Kind, f.State.NFTables = config.IPTablesNFT, kernel
 			f.Rules = []foreign.Rule{theirs}
 		}, "mark-compares", "# have whoever wrote it", "printf"},
 		"nftables can, a comparison": {func(f *doctor.Facts) {
-			f.State.Kind = apply.IPTablesNFT
+			f.State.Kind = config.IPTablesNFT
 			f.Rules = []foreign.Rule{theirs}
 		}, "mark-compares", `"backend":"nftables"`, ""},
 		"more IDs than others leave": {func(f *doctor.Facts) {
@@ -426,8 +425,8 @@ func TestNoHarm(t *testing.T) {
 			t.Errorf("%s: found by %q", name, names)
 			continue
 		}
-		if mend := doctor.Examine(f)[0].Mend; !strings.Contains(mend, tt.has) || tt.not != "" && strings.Contains(mend, tt.not) {
-			t.Errorf("%s: %s", name, mend)
+		if fix := doctor.Examine(f)[0].Fix; !strings.Contains(fix, tt.has) || tt.not != "" && strings.Contains(fix, tt.not) {
+			t.Errorf("%s: %s", name, fix)
 		}
 	}
 }
@@ -438,7 +437,7 @@ func TestProposedMaskOfConfigured(t *testing.T) {
 	f := healthy(t, 0xff0000)
 	f.State.Records = nil
 	f.Links, f.Reserved = []foreign.Link{{Name: "tailscale0"}}, 0xf0000000
-	m := regexp.MustCompile(`"iptablesMarkMask":"(0x[0-9a-f]+)"`).FindStringSubmatch(only(t, f, "mark-users", "Tailscale").Mend)
+	m := regexp.MustCompile(`"iptablesMarkMask":"(0x[0-9a-f]+)"`).FindStringSubmatch(only(t, f, "mark-users", "Tailscale").Fix)
 	if m == nil {
 		t.Fatal("no mask is proposed")
 	}

@@ -5,6 +5,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/config"
 )
 
 // checkDrift finds what others did to links of endpoints. One that is gone is leaked.
@@ -14,28 +15,28 @@ func checkDrift(f Facts) []Finding {
 		if d.Change == port.Gone {
 			continue
 		}
-		why, mend := driftWhy(f.State.Kind, d), ""
+		why, fix := driftWhy(f.State.Kind, d), ""
 		switch {
 		case d.Change == port.Ungrouped:
-			mend = fmt.Sprintf("ip link set dev %s group %d", quote(d.Link), port.Group)
+			fix = fmt.Sprintf("ip link set dev %s group %d", quote(d.Link), port.Group)
 		case d.Change == port.Renamed:
-			mend = fmt.Sprintf("ip link set dev %s name %s", quote(d.Link), quote(d.Was))
+			fix = fmt.Sprintf("ip link set dev %s name %s", quote(d.Link), quote(d.Was))
 		case d.Was == "":
-			mend = "ip link set dev " + quote(d.Link) + " nomaster"
+			fix = "ip link set dev " + quote(d.Link) + " nomaster"
 		default:
-			mend = fmt.Sprintf("ip link set dev %s master %s", quote(d.Link), quote(d.Was))
+			fix = fmt.Sprintf("ip link set dev %s master %s", quote(d.Link), quote(d.Was))
 		}
-		out = append(out, Finding{Severity: Error, What: d.String(), Why: why, Mend: mend})
+		out = append(out, Finding{Severity: Error, What: d.String(), Why: why, Fix: fix})
 	}
 	return out
 }
 
-func driftWhy(kind apply.Kind, d apply.Drift) string {
+func driftWhy(kind config.Kind, d apply.EndpointDrift) string {
 	const again = ". Whoever did it may do it again"
 	switch {
 	case d.Change == port.Ungrouped:
 		return "by the group the rules know the host veths that podmark manages. podmarkd puts it back by itself" + again
-	case d.Change == port.Renamed && kind == apply.NFTables:
+	case d.Change == port.Renamed && kind == config.NFTables:
 		return "the rules go by the number of the link, so the pod is judged as before; CHECK fails, and what goes by the name does not find it. Before Linux 6.2 the link must be down for it" + again
 	case d.Change == port.Renamed:
 		return "the sets of iptables go by the name of the link, so what the pod sends by another is dropped: it has no network. Before Linux 6.2 the link must be down for it" + again

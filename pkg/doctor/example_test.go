@@ -26,7 +26,7 @@ func Example() {
 COMMIT
 `)
 	for _, f := range doctor.Examine(facts) {
-		fmt.Printf("%s: %s\n%s\n", f.Severity, f.Check, f.Mend)
+		fmt.Printf("%s: %s\n%s\n", f.Severity, f.Check, f.Fix)
 	}
 	// Output:
 	// error: mark-rules

@@ -21,11 +21,11 @@ type Part string
 
 // The parts.
 const (
-	PartState     Part = "the state folder"
+	PartState     Part = "the state directory"
 	PartLeaked    Part = "what pods have left"
 	PartKernel    Part = "podmark's share of the kernel"
 	PartDaemon    Part = "podmarkd's status"
-	PartRuntime   Part = "which folders the runtime reads"
+	PartRuntime   Part = "which directories the runtime reads"
 	PartConflists Part = "the network configurations"
 	PartServices  Part = "IPVS and the node's addresses"
 	PartSysctls   Part = "kernel parameters"
@@ -41,8 +41,8 @@ const (
 type Unread struct {
 	Part Part
 	Err  error
-	// Mend is the command that may help.
-	Mend string
+	// Fix is the command that may help.
+	Fix string
 }
 
 // Facts are what was read of a node. Where a part is in Unread, what it gives is
@@ -50,8 +50,8 @@ type Unread struct {
 type Facts struct {
 	Now      time.Time
 	StateDir string
-	// Given are the folders that were asked for, Endpoint the runtime: see cri.Said.
-	Given    runtimes.Folders
+	// Given are the directories that were asked for, Endpoint the runtime: see cri.Said.
+	Given    runtimes.Directories
 	Endpoint string
 	// Place is where the runtime looks, or PlaceErr why that is not known. Of it are ConfDir,
 	// and BinDir, in which podmark's plugin is or would be; without it they are those that
@@ -73,7 +73,7 @@ type Facts struct {
 	ActiveErr       error           // why there is none
 	Skipped         []conflist.Skipped
 	Networks        []Network // those with podmark, the active one first
-	Lacking         []string  // plugins of the active conflist that none of the runtime's folders has
+	Lacking         []string  // plugins of the active conflist that none of the runtime's directories has
 	Plugin          error     // why the plugin's file cannot be executed
 	PluginMissing   bool
 	// What others do to marks; what could not be read of it is in Unread of the facts.
@@ -83,16 +83,16 @@ type Facts struct {
 	// hooks of which the policy in force may forbid some.
 	Flowtables []flowtable.Flowtable
 	Unjudged   int
-	// configured are bits that plugins of the runtime's folder will use.
+	// configured are bits that plugins of the runtime's directory will use.
 	configured uint32
 }
 
-// State is what is in the state folder, and what follows from it.
+// State is what is in the state directory, and what follows from it.
 type State struct {
 	// Ran is set where podmark has run.
 	Ran       bool
 	Layout    mark.Layout
-	Kind      apply.Kind
+	Kind      config.Kind
 	NodePorts []desired.PortRange
 	Records   []attachment.Record
 	// Idle are the policies that select none of the Records.
@@ -106,7 +106,7 @@ type State struct {
 	NodeDamaged, Damaged error
 	Leaked               apply.Collected
 	// Drifts is what others did to links of endpoints.
-	Drifts []apply.Drift
+	Drifts []apply.EndpointDrift
 	// Missing is what the kernel lacks, Backend why nothing can enforce, NFTables why nftables
 	// could not where iptables does.
 	Missing, Backend, NFTables error

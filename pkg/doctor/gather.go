@@ -26,9 +26,9 @@ import (
 // Options say which node is looked at: the one of the process's network namespace.
 type Options struct {
 	Node apply.Node
-	// Given are the runtime's folders as far as they are not to be found, and Endpoint says
+	// Given are the runtime's directories as far as they are not to be found, and Endpoint says
 	// which runtime is asked for them: see cri.Said.
-	Given    runtimes.Folders
+	Given    runtimes.Directories
 	Endpoint string
 	// ConfName is the file of the conflist; empty for the one that runtimes take.
 	ConfName string
@@ -38,7 +38,7 @@ type Options struct {
 // What cannot be read is in Unread.
 func Gather(ctx context.Context, o Options) Facts {
 	f := Facts{Now: time.Now(), StateDir: o.Node.Store.Dir(), Given: o.Given, Endpoint: o.Endpoint, ConfName: o.ConfName}
-	anew := ctl(f, "doctor --cni-conf-dir DIR --cni-bin-dir DIR --runtime-endpoint ''") + "  # the runtime's folders; or --runtime-endpoint SOCKET"
+	anew := ctl(f, "doctor --cni-conf-dir DIR --cni-bin-dir DIR --runtime-endpoint ''") + "  # the runtime's directories; or --runtime-endpoint SOCKET"
 	f.note(PartRuntime, f.locate(ctx), anew)
 	if f.PlaceErr == nil {
 		f.note(PartConflists, f.readCNI(), anew)
@@ -60,11 +60,11 @@ func Gather(ctx context.Context, o Options) Facts {
 	f.Report = foreign.Read(ctx).With(fwmark.Services())
 	f.Reserved = f.reserved()
 	for _, p := range foreign.Parts() {
-		mend := asRoot
+		fix := asRoot
 		if p == foreign.PartLegacy {
-			mend = withIPTables
+			fix = withIPTables
 		}
-		f.note(Part(p), f.Report.Unread[p], mend)
+		f.note(Part(p), f.Report.Unread[p], fix)
 	}
 	f.note(PartConntrack, f.readConntrack(), asRoot)
 	if f.State.Ran {
@@ -75,7 +75,7 @@ func Gather(ctx context.Context, o Options) Facts {
 }
 
 const (
-	// asRoot is what mends most that cannot be read.
+	// asRoot is what fixes most that cannot be read.
 	asRoot = "sudo podmarkctl doctor"
 	// withCapabilities is that for what root itself is not allowed to do.
 	withCapabilities = "# root lacks a capability here: run podmarkctl doctor on the node, outside of a container"
@@ -83,15 +83,15 @@ const (
 	withIPTables = "# install iptables with both variants: package iptables of Debian, iptables-nft and iptables-legacy of Fedora and its like"
 )
 
-func (f *Facts) note(p Part, err error, mend string) {
+func (f *Facts) note(p Part, err error, fix string) {
 	if errors.Is(err, fs.ErrPermission) {
-		mend = asRoot
+		fix = asRoot
 		if os.Geteuid() == 0 {
-			mend = withCapabilities
+			fix = withCapabilities
 		}
 	}
 	if err != nil {
-		f.Unread = append(f.Unread, Unread{p, err, mend})
+		f.Unread = append(f.Unread, Unread{p, err, fix})
 	}
 }
 
@@ -118,7 +118,7 @@ func (f *Facts) readState(ctx context.Context, n apply.Node) {
 		return
 	}
 	s.Ran = true
-	_, _, err = n.Remembered()
+	_, _, err = n.EnforcedPolicies()
 	if s.Kubernetes = err == nil; !errors.Is(err, fs.ErrNotExist) {
 		f.note(PartState, err, asRoot)
 	}
@@ -144,14 +144,14 @@ func (f *Facts) readState(ctx context.Context, n apply.Node) {
 		f.note(PartState, err, asRoot)
 	}
 	locked := "fuser -v " + quote(f.StateDir+"/lock") + "  # who holds the lock"
-	s.Leaked, err = n.Collect(ctx, gone, true)
+	s.Leaked, err = n.CollectGarbage(ctx, gone, true)
 	f.note(PartLeaked, err, locked)
 	if s.Damaged != nil {
 		return // what should be in the kernel is not known
 	}
-	s.Drifts, err = n.Drifts()
+	s.Drifts, err = n.EndpointDrifts()
 	f.note(PartLinks, err, asRoot)
-	switch s.Missing, err = n.Missing(ctx); {
+	switch s.Missing, err = n.Diff(ctx); {
 	case errors.Is(err, apply.ErrBackend):
 		s.Backend = err
 	case err != nil:

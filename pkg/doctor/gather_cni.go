@@ -18,18 +18,18 @@ import (
 )
 
 const (
-	// dropIn is podmark's file in the folder of a network, as 'podmarkd install
+	// dropIn is podmark's file in the directory of a network, as 'podmarkd install
 	// --drop-in' makes it.
 	dropIn = "50-podmark.conf"
 	// maxConfiguration is far above any network configuration, in bytes.
 	maxConfiguration = 1 << 20
 )
 
-// locate finds the runtime's folders, as podmarkd does. Where a runtime cannot be asked, which
+// locate finds the runtime's directories, as podmarkd does. Where a runtime cannot be asked, which
 // is the error, what is known of the node counts.
 func (f *Facts) locate(ctx context.Context) error {
 	f.ConfDir, f.BinDir = f.Given.Conf, f.Given.Bin
-	said, err := cri.Said(ctx, f.Endpoint)
+	said, err := cri.Places(ctx, f.Endpoint)
 	if f.Place, f.PlaceErr = runtimes.Decide(f.Given, said, runtimes.OnNode("/")); f.PlaceErr != nil {
 		return err
 	}
@@ -47,7 +47,7 @@ func (f *Facts) locate(ctx context.Context) error {
 	return err
 }
 
-// readCNI reads the runtime's folders.
+// readCNI reads the runtime's directories.
 func (f *Facts) readCNI() error {
 	files, err := readFiles(f.ConfDir)
 	if err != nil {
@@ -101,7 +101,7 @@ func (f *Facts) readCNI() error {
 	return nil
 }
 
-// readFiles reads the configurations of a folder. What disappears meanwhile is
+// readFiles reads the configurations of a directory. What disappears meanwhile is
 // left out.
 func readFiles(dir string) ([]conflist.File, error) {
 	entries, err := os.ReadDir(dir)

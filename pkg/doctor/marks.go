@@ -46,17 +46,17 @@ func checkUsers(f Facts) []Finding {
 func checkRules(f Facts) []Finding {
 	var out []Finding
 	for _, c := range f.collisions(false) {
-		mend := otherMask(f)
+		fix := otherMask(f)
 		if c.Whole {
-			mend = fmt.Sprintf("# no other mask helps: have whoever wrote the rule give it one, %#x or less of it, as podmark does; iptables: --set-xmark, --nfmask and --ctmask; nft: and, or", ^f.mask().Mask())
+			fix = fmt.Sprintf("# no other mask helps: have whoever wrote the rule give it one, %#x or less of it, as podmark does; iptables: --set-xmark, --nfmask and --ctmask; nft: and, or", ^f.mask().Mask())
 		}
-		out = append(out, colliding(c, mend))
+		out = append(out, colliding(c, fix))
 	}
 	return out
 }
 
-func colliding(c foreign.Collision, mend string) Finding {
-	found := Finding{Severity: Error, What: c.String(), Why: whyForged, Mend: mend}
+func colliding(c foreign.Collision, fix string) Finding {
+	found := Finding{Severity: Error, What: c.String(), Why: whyForged, Fix: fix}
 	switch c.Harm {
 	case foreign.Forged:
 	case foreign.Misled:
@@ -75,11 +75,11 @@ func checkCompares(f Facts) []Finding {
 		found := Finding{Severity: severity, What: what, Why: whySeen}
 		switch {
 		case elsewhere && backend == config.BackendIPTables:
-			found.Mend = toNFTables(f, theirs)
+			found.Fix = toNFTables(f, theirs)
 		case compared != foreign.All:
-			found.Mend = otherMask(f)
+			found.Fix = otherMask(f)
 		default:
-			found.Mend = theirs
+			found.Fix = theirs
 		}
 		out = append(out, found)
 	}
@@ -98,7 +98,7 @@ func checkCompares(f Facts) []Finding {
 		}
 		out = append(out, Finding{
 			Severity: Error, What: fmt.Sprintf("%s gets no packet: IPVS compares the whole packet mark, and podmark's ID is in it", l.Text), Why: whySeen,
-			Mend: "# give the service an address and a port in place of a firewall mark; kube-router: without the annotation kube-router.io/service.dsr",
+			Fix: "# give the service an address and a port in place of a firewall mark; kube-router: without the annotation kube-router.io/service.dsr",
 		})
 	}
 	return out
@@ -129,7 +129,7 @@ func checkReflects(f Facts) []Finding {
 			Severity: Warning,
 			What:     fmt.Sprintf("sysctl %s is on", name),
 			Why:      what + ", to pods and by way of the node, have a pod's ID in the packet mark. Verdicts stay right, since the node is not judged. But a routing rule, route or rule of somebody else's that goes by marks may take them for what they are not. If a program of the node has turned it on, a VPN for one, have it do without",
-			Mend:     fmt.Sprintf("sysctl -w %s=0  # unless another program needs it", name),
+			Fix:      fmt.Sprintf("sysctl -w %s=0  # unless another program needs it", name),
 		})
 	}
 	return out
@@ -145,7 +145,7 @@ func checkNoTrack(f Facts) []Finding {
 			Severity: Warning,
 			What:     fmt.Sprintf("%s keeps packets out of conntrack, and can be for those of podmark's pods", r),
 			Why:      "a reply that is not tracked is not known as one: it is judged as if the pod had begun, and so are services that IPVS answers",
-			Mend:     "# have whoever wrote the rule leave out the addresses of podmark's pods, which 'podmarkctl list' shows; their other traffic may stay untracked",
+			Fix:      "# have whoever wrote the rule leave out the addresses of podmark's pods, which 'podmarkctl list' shows; their other traffic may stay untracked",
 		})
 	}
 	return out

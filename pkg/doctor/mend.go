@@ -11,7 +11,7 @@ import (
 	"github.com/podmark/podmark/pkg/runtimes"
 )
 
-// ctl is a podmarkctl command for the node's state folder.
+// ctl is a podmarkctl command for the node's state directory.
 func ctl(f Facts, command string) string {
 	return withState(f, "podmarkctl "+command)
 }
@@ -39,7 +39,7 @@ func located(f Facts) (flags string) {
 	return flags
 }
 
-// installer is podmarkd install for the node's folders.
+// installer is podmarkd install for the node's directories.
 func installer(f Facts) string {
 	command := "podmarkd install" + located(f)
 	if f.ConfName != "" {

@@ -10,6 +10,7 @@ import (
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/csum"
 	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 )
 
@@ -18,29 +19,29 @@ func checkState(f Facts) []Finding {
 	if err := f.State.NodeDamaged; errors.Is(err, apply.ErrLost) {
 		out = append(out, Finding{
 			Severity: Error, What: err.Error(),
-			Why:  "no pod starts and no policy changes; pods that run are held to the policies that were in force. Where a network says \"policy\": \"kubernetes\", podmarkd applies them, as soon as it runs and has the API",
-			Mend: ctl(f, "apply -f POLICIES"),
+			Why: "no pod starts and no policy changes; pods that run are held to the policies that were in force. Where a network says \"policy\": \"kubernetes\", podmarkd applies them, as soon as it runs and has the API",
+			Fix: ctl(f, "apply -f POLICIES"),
 		})
 	} else if err != nil {
 		out = append(out, Finding{
 			Severity: Error, What: err.Error(),
-			Why:  "nobody knows any more which bits the endpoints have, or which policy: no pod starts, and nothing is kept current. Pods that run are policed until podmark is uninstalled, so they go first",
-			Mend: afresh(f),
+			Why: "nobody knows any more which bits the endpoints have, or which policy: no pod starts, and nothing is kept current. Pods that run are policed until podmark is uninstalled, so they go first",
+			Fix: afresh(f),
 		})
 	}
 	if err := f.State.Damaged; err != nil {
 		out = append(out, Finding{
 			Severity: Error, What: err.Error(),
-			Why:  "the attachment of a pod cannot be read, so no change of policy can be made",
-			Mend: ctl(f, "gc"),
+			Why: "the attachment of a pod cannot be read, so no change of policy can be made",
+			Fix: ctl(f, "gc"),
 		})
 	}
 	if left := leftInKernel(f); !f.State.Ran && f.State.NodeDamaged == nil && left != "" {
 		out = append(out, Finding{
 			Severity: Error,
 			What:     fmt.Sprintf("there is no state in %q, and %s is podmark's", f.StateDir, left),
-			Why:      "the state folder was lost, or is another one, which --state-dir names: the rules that are there judge by IDs that will be given out again. Pods that run are policed until podmark is uninstalled, so they go first",
-			Mend:     afresh(f),
+			Why:      "the state directory was lost, or is another one, which --state-dir names: the rules that are there judge by IDs that will be given out again. Pods that run are policed until podmark is uninstalled, so they go first",
+			Fix:      afresh(f),
 		})
 	}
 	return out
@@ -65,14 +66,14 @@ func checkBackend(f Facts) []Finding {
 	if f.State.Backend == nil {
 		return nil
 	}
-	mend := "modprobe -a nf_tables nft_ct nft_fib_inet nft_meta_bridge  # of Linux 5.6 or later; else \"backend\": \"iptables\""
-	if f.State.Kind != apply.NFTables {
-		mend = "modprobe -a ip_set xt_set ip_set_hash_netiface ip_set_hash_net ip_set_hash_ip ip_set_bitmap_port  " + withIPTables
+	fix := "modprobe -a nf_tables nft_ct nft_fib_inet nft_meta_bridge  # of Linux 5.6 or later; else \"backend\": \"iptables\""
+	if f.State.Kind != config.NFTables {
+		fix = "modprobe -a ip_set xt_set ip_set_hash_netiface ip_set_hash_net ip_set_hash_ip ip_set_bitmap_port  " + withIPTables
 	}
 	return []Finding{{
 		Severity: Error, What: f.State.Backend.Error(),
-		Why:  "nothing can enforce: every ADD fails with error 102",
-		Mend: mend,
+		Why: "nothing can enforce: every ADD fails with error 102",
+		Fix: fix,
 	}}
 }
 
@@ -84,7 +85,7 @@ func checkKernel(f Facts) []Finding {
 		Severity: Error,
 		What:     fmt.Sprintf("in the kernel: %v", f.State.Missing),
 		Why:      "what is missing judges no packet. Somebody has flushed or changed rules; podmarkd puts them back by itself",
-		Mend:     ctl(f, "gc"),
+		Fix:      ctl(f, "gc"),
 	}}
 }
 
@@ -93,14 +94,14 @@ func checkDropLog(f Facts) []Finding {
 		return nil
 	}
 	modules := "nfnetlink_log nft_log"
-	if f.State.Kind != apply.NFTables {
+	if f.State.Kind != config.NFTables {
 		modules = "nfnetlink_log xt_NFLOG xt_limit"
 	}
 	return []Finding{{
 		Severity: Warning,
 		What:     "dropped packets are not logged: " + f.State.Unlogged,
 		Why:      "policies are enforced and drops counted, but 'podmarkctl drops --follow' has nothing to show",
-		Mend:     "modprobe -a " + modules + " && " + ctl(f, "gc"),
+		Fix:      "modprobe -a " + modules + " && " + ctl(f, "gc"),
 	}}
 }
 
@@ -108,15 +109,15 @@ func checkChecksums(f Facts) []Finding {
 	if f.State.Alterable == "" {
 		return nil
 	}
-	mend := "mountpoint -q " + csum.Mount + " || mount -t bpf bpffs " + csum.Mount + "; " + ctl(f, "gc")
+	fix := "mountpoint -q " + csum.Mount + " || mount -t bpf bpffs " + csum.Mount + "; " + ctl(f, "gc")
 	if strings.Contains(f.State.Alterable, csum.Kernel) {
-		mend = "# run " + csum.Kernel + ", or drop CAP_NET_RAW from pods"
+		fix = "# run " + csum.Kernel + ", or drop CAP_NET_RAW from pods"
 	}
 	return []Finding{{
 		Severity: Warning,
 		What:     "nobody looks where packets leave their checksums: " + f.State.Alterable,
 		Why:      "a pod with CAP_NET_RAW can have the kernel write a checksum over the port or a part of the address by which its packet was allowed, where the packet is fragmented or leaves by a link that writes none itself. It takes Linux 6.4 and a bpffs at /sys/fs/bpf, for podmarkd too where it runs in a container; without them drop CAP_NET_RAW from pods",
-		Mend:     mend,
+		Fix:      fix,
 	}}
 }
 
@@ -141,7 +142,7 @@ func sysctlFindings(f Facts, prefix string) []Finding {
 		if s.Value == "" {
 			what = fmt.Sprintf("there is no sysctl %s, because module %s is not loaded", s.Name, s.Module)
 		}
-		out = append(out, Finding{Severity: Error, What: what, Why: sysctlWhy[prefix], Mend: s.Mend()})
+		out = append(out, Finding{Severity: Error, What: what, Why: sysctlWhy[prefix], Fix: s.Fix()})
 	}
 	return out
 }
@@ -178,11 +179,11 @@ func checkNodePorts(f Facts) []Finding {
 		Severity: Warning,
 		What:     fmt.Sprintf("NodePorts %s are in use, and not among %v by %s", strings.Join(outside, ", "), configured, by),
 		Why:      "with the iptables backend and without podmarkd, what a pod sends to such a port of the node is judged as for a process of the node, and may be dropped. The nftables backend needs no range. Best give the range of kube-apiserver's --service-node-port-range",
-		Mend:     install(f, map[string]any{"kubeNodePortRanges": ranges}),
+		Fix:      install(f, map[string]any{"kubeNodePortRanges": ranges}),
 	}
 	if told {
 		// One that runs does not let another one start.
-		found.Mend = fmt.Sprintf("# have %s say %s, as podmarkd --node-port-ranges does, and restart podmarkd", by, strings.Join(ranges, ","))
+		found.Fix = fmt.Sprintf("# have %s say %s, as podmarkd --node-port-ranges does, and restart podmarkd", by, strings.Join(ranges, ","))
 	}
 	return []Finding{found}
 }
@@ -199,15 +200,15 @@ func checkIDs(f Facts) []Finding {
 		Severity: Warning,
 		What:     fmt.Sprintf("%d of the %d IDs of iptablesMarkMask %#x are taken", f.State.IDs, capacity, f.State.Layout.Mask()),
 		Why:      "without a free ID no pod starts: ADD fails with error 100",
-		Mend:     ctl(f, "gc"),
+		Fix:      ctl(f, "gc"),
 	}
 	if f.State.IDs >= capacity {
 		found.Severity = Error
 	}
 	if len(f.State.Leaked.Attachments) == 0 {
-		found.Mend = "# no mask of bits that nobody else uses is wider: give the other programs other bits, or have fewer pods on this node"
+		found.Fix = "# no mask of bits that nobody else uses is wider: give the other programs other bits, or have fewer pods on this node"
 		if free, ok := f.Free(); ok && free.Capacity() > capacity {
-			found.Mend = otherMask(f)
+			found.Fix = otherMask(f)
 		}
 	}
 	return []Finding{found}
@@ -232,7 +233,7 @@ func checkLeaked(f Facts) []Finding {
 		Severity: Warning,
 		What:     "nobody needs any more: " + what,
 		Why:      "its pod is gone and no DEL came for it, or a crash left it: it keeps an ID and its rules. podmarkd collects them by itself",
-		Mend:     ctl(f, "gc"),
+		Fix:      ctl(f, "gc"),
 	}}
 }
 
@@ -248,23 +249,23 @@ func checkDaemon(f Facts) []Finding {
 		}
 		return []Finding{{
 			Severity: severity,
-			What:     fmt.Sprintf("podmarkd does not run any more; it last looked at %s", d.Looked.Format(time.RFC3339)),
+			What:     fmt.Sprintf("podmarkd does not run any more; it last looked at %s", d.LastReconcile.Format(time.RFC3339)),
 			Why:      "what others take out of the kernel is not put back, new NodePorts are not known to iptables, and pods without a DEL are not collected" + why + ". Have a service manager start it again",
-			Mend:     withState(f, "podmarkd"),
+			Fix:      withState(f, "podmarkd"),
 		}}
 	case d.Stale(f.Now):
 		return []Finding{{
 			Severity: Warning,
-			What:     fmt.Sprintf("podmarkd has not looked at the node since %s, and should every %vs", d.Looked.Format(time.RFC3339), d.Interval),
+			What:     fmt.Sprintf("podmarkd has not looked at the node since %s, and should every %vs", d.LastReconcile.Format(time.RFC3339), d.Interval),
 			Why:      "it hangs, so nothing is put back or kept current. Its service manager starts it again when it ends",
-			Mend:     end(f, "KILL"),
+			Fix:      end(f, "KILL"),
 		}}
 	case d.Error != "" && d.Error != d.Policies.Error: // see checkBehind
 		return []Finding{{
 			Severity: Error,
-			What:     fmt.Sprintf("podmarkd could not do its work at %s: %s", d.Looked.Format(time.RFC3339), d.Error),
+			What:     fmt.Sprintf("podmarkd could not do its work at %s: %s", d.LastReconcile.Format(time.RFC3339), d.Error),
 			Why:      "until it can, what is missing in the kernel is not put back",
-			Mend:     ctl(f, "gc"),
+			Fix:      ctl(f, "gc"),
 		}}
 	}
 	return nil
@@ -278,6 +279,6 @@ func checkConntrack(f Facts) []Finding {
 		Severity: Warning,
 		What:     fmt.Sprintf("conntrack has %d entries of at most %d", f.Tracked, f.Tracks),
 		Why:      "when it is full, the kernel drops the packets of every new connection of the node",
-		Mend:     fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_max=%d", 2*f.Tracks),
+		Fix:      fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_max=%d", 2*f.Tracks),
 	}}
 }

@@ -15,7 +15,7 @@ func checkOffload(f Facts) []Finding {
 	if f.Unjudged == 0 {
 		return nil
 	}
-	var names, mends []string
+	var names, fixes []string
 	last := ""
 	for _, t := range f.ofPods() {
 		names = append(names, t.String())
@@ -26,8 +26,8 @@ func checkOffload(f Facts) []Finding {
 		case !known:
 			last = "  # turn flow offloading off in the program that this belongs to"
 		}
-		if !slices.Contains(mends, m) {
-			mends = append(mends, m)
+		if !slices.Contains(fixes, m) {
+			fixes = append(fixes, m)
 		}
 	}
 	return []Finding{{
@@ -35,7 +35,7 @@ func checkOffload(f Facts) []Finding {
 		What:     fmt.Sprintf("%d live connections of isolated pods are in a flowtable, and were not judged by the policy in force: %s", f.Unjudged, strings.Join(names, ", ")),
 		Why: "a flowtable carries packets past every hook, so a connection goes on that the policy forbids by now. podmark takes such connections back; " +
 			"here the kernel does not let them go (Linux 6.1.32, 5.15.115 and 6.4 do), or a rule ahead of podmark's in FORWARD, below priority -150, puts them there again",
-		Mend: strings.Join(mends, "; ") + last,
+		Fix: strings.Join(fixes, "; ") + last,
 	}}
 }
 
@@ -44,7 +44,7 @@ func checkOffload(f Facts) []Finding {
 func (f Facts) ofPods() []flowtable.Flowtable {
 	foreign := func(t flowtable.Flowtable) bool {
 		for _, r := range f.State.Records {
-			if slices.Contains(t.Devices, r.Port) || slices.Contains(t.Devices, r.Interface) {
+			if slices.Contains(t.Devices, r.HostVeth) || slices.Contains(t.Devices, r.L3Interface) {
 				return false
 			}
 		}

@@ -61,15 +61,15 @@ func checkSource(f Facts) []Finding {
 		if n.Config.Policy == want {
 			continue
 		}
-		mend := fmt.Sprintf("# decide: \"policy\": %q in all networks, as in %s, or %q there too", config.PolicyKubernetes, quote(n.where()), want)
+		fix := fmt.Sprintf("# decide: \"policy\": %q in all networks, as in %s, or %q there too", config.PolicyKubernetes, quote(n.where()), want)
 		if want == config.PolicyKubernetes {
-			mend = n.edit(f, map[string]any{"policy": string(want)})
+			fix = n.edit(f, map[string]any{"policy": string(want)})
 		}
 		out = append(out, Finding{
 			Severity: Error,
 			What:     fmt.Sprintf("%q has \"policy\": %q, and %s", n.where(), n.Config.Policy, by),
 			Why:      "a node has its policies from one place: podmarkd follows the API for no network as long as another has files, and on a node that has followed it, every ADD with files fails with error 7. The way back to files is podmarkctl uninstall, and pods that start anew",
-			Mend:     mend,
+			Fix:      fix,
 		})
 	}
 	return out
@@ -91,13 +91,13 @@ func checkSocket(f Facts) []Finding {
 		}
 		switch {
 		case f.Daemon == nil:
-			found.Mend = follower(f)
+			found.Fix = follower(f)
 		case f.Daemon.Policies.Socket != path && f.Daemon.Policies.Socket != "":
 			found.What += fmt.Sprintf("; it does at %q", f.Daemon.Policies.Socket)
-			found.Mend = n.edit(f, map[string]any{"daemonSocket": f.Daemon.Policies.Socket})
+			found.Fix = n.edit(f, map[string]any{"daemonSocket": f.Daemon.Policies.Socket})
 		default:
 			found.Why += ". Its service manager starts it again, and it makes the socket anew"
-			found.Mend = end(f, "TERM")
+			found.Fix = end(f, "TERM")
 		}
 		out = append(out, found)
 	}
@@ -137,11 +137,11 @@ func checkBehind(f Facts) []Finding {
 	}
 	switch {
 	case hopeless:
-		found.Mend = follower(f)
+		found.Fix = follower(f)
 	case p.Source == node.FromKubernetes:
-		found.Mend = "kubectl get --raw /readyz  # if it is well: podmarkd's way to it, its account, and the roles of conf/"
+		found.Fix = "kubectl get --raw /readyz  # if it is well: podmarkd's way to it, its account, and the roles of conf/"
 	default:
-		found.Mend = "# mend the manifest; podmarkd reads the folder again by itself"
+		found.Fix = "# fix the manifest; podmarkd reads the directory again by itself"
 	}
 	return []Finding{found}
 }
@@ -154,9 +154,9 @@ func troubled(p node.PolicyStatus) []Finding {
 	t := p.Troubles[0]
 	return []Finding{{
 		Severity: Warning,
-		What:     fmt.Sprintf("%d policies are not in force as the Kubernetes API has them, of which %s: %s since %s: %s", p.Troubled, t.Of(), t.Reason, t.Since.Format(time.RFC3339), t.Text),
+		What:     fmt.Sprintf("%d policies are not in force as the Kubernetes API has them, of which %s: %s since %s: %s", p.UnsyncedPolicies, t.Of(), t.Reason, t.Since.Format(time.RFC3339), t.Text),
 		Why:      "what is not known of them allows nobody, and where the policies of a namespace are not known, none of its pods starts",
-		Mend:     fmt.Sprintf("kubectl -n %s get events  # and mend the policy, or podmarkd's rights: the roles of conf/; podmarkctl status names the others", t.Namespace),
+		Fix:      fmt.Sprintf("kubectl -n %s get events  # and fix the policy, or podmarkd's rights: the roles of conf/; podmarkctl status names the others", t.Namespace),
 	}}
 }
 
@@ -166,36 +166,36 @@ func checkOpen(f Facts) []Finding {
 	if f.Daemon != nil && f.DaemonRuns && !f.Daemon.Stale(f.Now) {
 		unmarked = f.Daemon.Unmarked
 	}
-	covers := desired.Cover(f.State.Records, unmarked, !f.State.Unapplied)
+	covers := desired.CoverageOf(f.State.Records, unmarked, !f.State.Unapplied)
 	var out []Finding
 	for _, u := range covers.Unpoliced {
 		found := Finding{Severity: Error, What: covers.Only(u.Reason).String()}
 		switch u.Reason {
 		case desired.Unasked:
 			found.Why = "nothing is denied to these pods, whatever the policies say"
-			if found.Mend = f.restart(u.Reason); found.Mend != "" {
-				found.Mend += "  # " + alone
+			if found.Fix = f.restart(u.Reason); found.Fix != "" {
+				found.Fix += "  # " + alone
 			} else {
-				found.Mend = "# a pod that starts anew is as open as long as its network asks for no policy: if that is not meant, say \"policy\": \"kubernetes\" or \"files\" there, then delete the pods"
+				found.Fix = "# a pod that starts anew is as open as long as its network asks for no policy: if that is not meant, say \"policy\": \"kubernetes\" or \"files\" there, then delete the pods"
 			}
 			if f.unpolicedByChoice() {
 				found.Severity = Warning
 			}
 		case desired.Unanswered:
 			found.Why = "these pods are marked, and nothing is denied to them. podmarkd polices each as soon as the API shows it; one that stays so has another UID there"
-			found.Mend = "# see the findings about podmarkd first: once it runs and has the API it polices them; until then a pod that is started anew is let in again"
+			found.Fix = "# see the findings about podmarkd first: once it runs and has the API it polices them; until then a pod that is started anew is let in again"
 			if f.DaemonRuns {
-				found.Mend = cmp.Or(f.restart(u.Reason), ctl(f, "list")) + "  # if they stay so; " + alone
+				found.Fix = cmp.Or(f.restart(u.Reason), ctl(f, "list")) + "  # if they stay so; " + alone
 			}
 		case desired.Unapplied:
-			found.Why = "the policies of files are in the state folder, which a reboot and an uninstall empty: nothing is denied to these pods"
-			found.Mend = ctl(f, "apply -f POLICIES") + "  # podmarkd --policy-dir FOLDER does it by itself whenever it starts; 'podmarkctl apply --delete' says that there are to be none"
+			found.Why = "the policies of files are in the state directory, which a reboot and an uninstall empty: nothing is denied to these pods"
+			found.Fix = ctl(f, "apply -f POLICIES") + "  # podmarkd --policy-dir FOLDER does it by itself whenever it starts; 'podmarkctl apply --delete' says that there are to be none"
 		case desired.Unmarked:
-			found.Why = "they are from before podmark and could not be adopted, or the runtime reads another folder than podmark is in: no policy holds for them"
+			found.Why = "they are from before podmark and could not be adopted, or the runtime reads another directory than podmark is in: no policy holds for them"
 			if f.ConfDir != "" {
-				found.Why = "they are from before podmark and could not be adopted, or the runtime reads another folder than " + quote(f.ConfDir) + ": no policy holds for them"
+				found.Why = "they are from before podmark and could not be adopted, or the runtime reads another directory than " + quote(f.ConfDir) + ": no policy holds for them"
 			}
-			found.Mend = "crictl info | grep -i -E 'confDir|binDir'  # if these are the folders that podmark is in, delete the pods: they start with it"
+			found.Fix = "crictl info | grep -i -E 'confDir|binDir'  # if these are the directories that podmark is in, delete the pods: they start with it"
 		}
 		out = append(out, found)
 	}
@@ -247,7 +247,7 @@ func checkIdle(f Facts) []Finding {
 			Severity: Warning,
 			What:     idle[0].String(),
 			Why:      "who wrote the policy believes that it isolates pods; on this node it isolates none",
-			Mend:     ctl(f, "list -o json") + "  # the pods that there are, with namespaces and labels; mend the policy and apply it again",
+			Fix:      ctl(f, "list -o json") + "  # the pods that there are, with namespaces and labels; fix the policy and apply it again",
 		}
 		if len(idle) > 1 {
 			found.What += fmt.Sprintf("; and so do %d more", len(idle)-1)
@@ -256,7 +256,7 @@ func checkIdle(f Facts) []Finding {
 			found.Severity = Error
 			found.Why = "podmark knows no labels of these pods but those that their network gives all of them, so the policy can select none"
 			if n, ok := f.active(); ok {
-				found.Mend = "vi " + quote(n.where()) + "  # \"args\": {\"cni\": {\"labels\": {...}}}, or \"policy\": \"kubernetes\": podmarkd asks the API server for the labels"
+				found.Fix = "vi " + quote(n.where()) + "  # \"args\": {\"cni\": {\"labels\": {...}}}, or \"policy\": \"kubernetes\": podmarkd asks the API server for the labels"
 			}
 		}
 		out = append(out, found)
@@ -275,7 +275,7 @@ func checkSilent(f Facts) []Finding {
 			Severity: Error,
 			What:     fmt.Sprintf("podmark's entry in %q does not say where policies come from", n.where()),
 			Why:      "no pod of the network is policed, as with \"policy\": \"none\"",
-			Mend:     n.edit(f, map[string]any{"policy": string(f.source())}),
+			Fix:      n.edit(f, map[string]any{"policy": string(f.source())}),
 		})
 	}
 	return out

@@ -60,8 +60,8 @@ func shop(kubernetes bool, names ...string) (out []attachment.Record) {
 func TestUnpolicedByChoice(t *testing.T) {
 	f := networked(t, `"policy": "none"`)
 	f.State.Records = shop(false, "web")
-	if x := only(t, f, "policy-open"); !strings.HasPrefix(x.Mend, "# ") {
-		t.Errorf("to start a pod anew opens it again: %s", x.Mend)
+	if x := only(t, f, "policy-open"); !strings.HasPrefix(x.Fix, "# ") {
+		t.Errorf("to start a pod anew opens it again: %s", x.Fix)
 	}
 	if x := only(t, f, "policy-open", "0 of 1 pods policed", "asked for no policy"); x.Severity != doctor.Warning {
 		t.Errorf("%+v", x)
@@ -107,8 +107,8 @@ func TestDeletePods(t *testing.T) {
 		}
 		f.State.Records = tt.records
 		x := only(t, f, "policy-open")
-		if !strings.HasPrefix(x.Mend, tt.want) || strings.Contains(x.Mend, "delete pod ") && !strings.HasSuffix(x.Mend, "without a controller does not come back by itself") {
-			t.Errorf("%s: %s, want %s", name, x.Mend, tt.want)
+		if !strings.HasPrefix(x.Fix, tt.want) || strings.Contains(x.Fix, "delete pod ") && !strings.HasSuffix(x.Fix, "without a controller does not come back by itself") {
+			t.Errorf("%s: %s, want %s", name, x.Fix, tt.want)
 		}
 	}
 }
@@ -170,7 +170,7 @@ func TestPolicies(t *testing.T) {
 			name: "the API refuses something", networks: []string{kubernetes}, check: "policy-behind", words: []string{"2 policies", "shop/web", "Forbidden", "kubectl -n shop get events"},
 			do: func(f *doctor.Facts) {
 				p := &f.Daemon.Policies
-				p.Troubled, p.Troubles = 2, []node.PolicyTrouble{{Namespace: "shop", Policy: "web", Reason: "Forbidden", Since: f.Now, Text: "no"}}
+				p.UnsyncedPolicies, p.Troubles = 2, []node.PolicyTrouble{{Namespace: "shop", Policy: "web", Reason: "Forbidden", Since: f.Now, Text: "no"}}
 			},
 		},
 		{name: "not for long", networks: []string{kubernetes}, do: func(f *doctor.Facts) { behind(f, 10*time.Second, 3, "no route") }},
@@ -183,7 +183,7 @@ func TestPolicies(t *testing.T) {
 		},
 		{name: "a manifest is wrong", networks: []string{files}, check: "policy-behind", words: []string{"web.yaml"}, do: func(f *doctor.Facts) {
 			behind(f, time.Hour, 0, "web.yaml: no such field")
-			f.Daemon.Policies.Source = node.FromFolder
+			f.Daemon.Policies.Source = node.FromDirectory
 		}},
 		{
 			name: "let in", networks: []string{kubernetes}, check: "policy-open", words: []string{"2 of 4 pods policed, 2 unpoliced", "shop/web", "kubectl -n shop delete pod web && kubectl -n shop delete pod db"},
@@ -232,11 +232,11 @@ func TestPolicies(t *testing.T) {
 				return
 			}
 			x := only(t, f, tt.check, tt.words...)
-			if troubled := f.Daemon != nil && f.Daemon.Policies.Troubled > 0; (x.Severity == doctor.Error) == troubled {
+			if troubled := f.Daemon != nil && f.Daemon.Policies.UnsyncedPolicies > 0; (x.Severity == doctor.Error) == troubled {
 				t.Errorf("%+v", x)
 			}
-			if strings.Contains(x.Mend, "failOpen") {
-				t.Errorf("the entry would be refused: %s", x.Mend)
+			if strings.Contains(x.Fix, "failOpen") {
+				t.Errorf("the entry would be refused: %s", x.Fix)
 			}
 		})
 	}

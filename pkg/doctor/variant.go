@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/pkg/xtables"
 )
@@ -27,7 +27,7 @@ func checkMix(f Facts) []Finding {
 		Severity: Warning,
 		What:     fmt.Sprintf("iptables-legacy has %d rules and iptables-nft %d; the kernel asks both", count[foreign.Legacy], count[foreign.NFTables]),
 		Why:      "what looks allowed or marked in one is dropped or marked again in the other, and each variant shows its own rules only. Most often those of one were left by a program that has changed to the other",
-		Mend:     fmt.Sprintf("iptables-%[1]s-save; ip6tables-%[1]s-save  # whose are these? Have that program use the other variant; a reboot takes away what one has left", fewer),
+		Fix:      fmt.Sprintf("iptables-%[1]s-save; ip6tables-%[1]s-save  # whose are these? Have that program use the other variant; a reboot takes away what one has left", fewer),
 	}}
 }
 
@@ -50,7 +50,7 @@ func kubeletVariant(f Facts) (foreign.Origin, bool) {
 }
 
 // enforces are the backends that iptables shows, by where their rules are.
-var enforces = map[apply.Kind]foreign.Origin{apply.IPTablesNFT: foreign.NFTables, apply.IPTablesLegacy: foreign.Legacy}
+var enforces = map[config.Kind]foreign.Origin{config.IPTablesNFT: foreign.NFTables, config.IPTablesLegacy: foreign.Legacy}
 
 func checkVariant(f Facts) []Finding {
 	kubelet, found := kubeletVariant(f)
@@ -62,6 +62,6 @@ func checkVariant(f Facts) []Finding {
 		Severity: Warning,
 		What:     fmt.Sprintf("podmark enforces with %s, and the kubelet has its chains in the other variant", f.State.Kind),
 		Why:      "the node has changed its variant since podmark chose one: kube-proxy's rules are in the other, and podmark's are not in an order with them. With the nftables backend, from the next pod on, there is no variant; to go back to \"iptables\" afterwards chooses anew",
-		Mend:     toNFTables(f, "# drain the node, run podmarkctl uninstall, apply the policies again, and uncordon it: podmark chooses the variant anew"),
+		Fix:      toNFTables(f, "# drain the node, run podmarkctl uninstall, apply the policies again, and uncordon it: podmark chooses the variant anew"),
 	}}
 }

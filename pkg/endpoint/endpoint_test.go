@@ -112,7 +112,7 @@ func TestFromResult(t *testing.T) {
 		{name: "bridge", result: asBridge, make: func(t *testing.T, c *container) {
 			c.veth(t, "v")
 			master(t, "v", &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "cni0"}})
-		}, want: attachment.Endpoint{Interface: "cni0"}},
+		}, want: attachment.Endpoint{L3Interface: "cni0"}},
 		{name: "host veth not listed", result: `{"ips": [{"address": "10.0.0.2/32", "gateway": "10.0.0.1"}]}`},
 		{name: "host veth listed wrongly", result: strings.Replace(asPTP, `"v"`, `"lo"`, 1)},
 		{name: "dual stack", result: `{"interfaces": [{"name": "eth0"}], "ips": [
@@ -143,9 +143,9 @@ func TestFromResult(t *testing.T) {
 				c.veth(t, "v")
 			}
 			want := tt.want
-			want.Port, want.MAC = "v", "02:00:00:00:00:01"
-			if want.Interface == "" {
-				want.Interface = "v"
+			want.HostVeth, want.MAC = "v", "02:00:00:00:00:01"
+			if want.L3Interface == "" {
+				want.L3Interface = "v"
 			}
 			if want.Addresses == nil {
 				want.Addresses = addrs("10.0.0.2")
@@ -158,11 +158,11 @@ func TestFromResult(t *testing.T) {
 				t.Fatal(err)
 			}
 			counters.Close()
-			want.PortIndex, want.InterfaceIndex = index(t, want.Port), index(t, want.Interface)
+			want.HostVethIndex, want.L3InterfaceIndex = index(t, want.HostVeth), index(t, want.L3Interface)
 			if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}), cmpopts.EquateEmpty()); diff != "" {
 				t.Error(diff)
 			}
-			if got.Routed() != (tt.want.Interface == "") {
+			if got.Routed() != (tt.want.L3Interface == "") {
 				t.Errorf("Routed = %t", got.Routed())
 			}
 		})

@@ -100,8 +100,8 @@ func connect(e *attachment.Endpoint, inner netlink.Link, ifName string) error {
 	if err != nil {
 		return fmt.Errorf("interface %q: %w", ifName, err)
 	}
-	e.Port, e.PortIndex = port.Attrs().Name, port.Attrs().Index
-	e.Interface, e.InterfaceIndex = e.Port, e.PortIndex
+	e.HostVeth, e.HostVethIndex = port.Attrs().Name, port.Attrs().Index
+	e.L3Interface, e.L3InterfaceIndex = e.HostVeth, e.HostVethIndex
 	master, err := masterOf(port)
 	if err != nil || master == nil {
 		return err
@@ -124,9 +124,9 @@ func connect(e *attachment.Endpoint, inner netlink.Link, ifName string) error {
 // onto takes over that the host veth is a port of master, which is the L3 interface then.
 func onto(e *attachment.Endpoint, master netlink.Link) error {
 	if kind := master.Type(); kind == "openvswitch" {
-		return fmt.Errorf("%w: host veth %q is a port of an %s datapath, which forwards packets past the IP hooks", ErrNoHostInterface, e.Port, kind)
+		return fmt.Errorf("%w: host veth %q is a port of an %s datapath, which forwards packets past the IP hooks", ErrNoHostInterface, e.HostVeth, kind)
 	}
-	e.Interface, e.InterfaceIndex = master.Attrs().Name, master.Attrs().Index
+	e.L3Interface, e.L3InterfaceIndex = master.Attrs().Name, master.Attrs().Index
 	bridge, ok := master.(*netlink.Bridge)
 	if !ok || bridge.VlanFiltering == nil || !*bridge.VlanFiltering {
 		return nil

@@ -34,9 +34,9 @@ func readVLANs(e *attachment.Endpoint, bridge *netlink.Bridge) (v vlans, err err
 		ports, err = netlink.BridgeVlanList()
 	}
 	if err != nil {
-		return v, fmt.Errorf("reading the VLANs of bridge port %q: %w", e.Port, err)
+		return v, fmt.Errorf("reading the VLANs of bridge port %q: %w", e.HostVeth, err)
 	}
-	for _, info := range ports[int32(e.PortIndex)] {
+	for _, info := range ports[int32(e.HostVethIndex)] {
 		v.all = append(v.all, info.Vid)
 		if info.PortVID() {
 			v.pvid = info.Vid
@@ -44,11 +44,11 @@ func readVLANs(e *attachment.Endpoint, bridge *netlink.Bridge) (v vlans, err err
 	}
 	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
-		return v, fmt.Errorf("reading who has the gateway of %q: %w", e.Port, err)
+		return v, fmt.Errorf("reading who has the gateway of %q: %w", e.HostVeth, err)
 	}
 	here, elsewhere := map[netip.Addr]bool{}, map[netip.Addr]int{}
 	for _, a := range list {
-		if addr, ok := netip.AddrFromSlice(a.IP); ok && a.LinkIndex == e.InterfaceIndex {
+		if addr, ok := netip.AddrFromSlice(a.IP); ok && a.LinkIndex == e.L3InterfaceIndex {
 			here[addr.Unmap()] = true
 		} else if ok {
 			elsewhere[addr.Unmap()] = a.LinkIndex
@@ -73,13 +73,13 @@ func (v vlans) plain(e attachment.Endpoint) error {
 	why := ""
 	switch {
 	case v.pvid != v.byDefault:
-		why = fmt.Sprintf("has PVID %d, and those of bridge %q have %d", v.pvid, e.Interface, v.byDefault)
+		why = fmt.Sprintf("has PVID %d, and those of bridge %q have %d", v.pvid, e.L3Interface, v.byDefault)
 	case len(v.all) > 1:
-		why = fmt.Sprintf("carries %d VLANs of bridge %q", len(v.all), e.Interface)
+		why = fmt.Sprintf("carries %d VLANs of bridge %q", len(v.all), e.L3Interface)
 	case v.elsewhere != "":
-		why = fmt.Sprintf("is a port of bridge %q, and its gateway is on %s", e.Interface, v.elsewhere)
+		why = fmt.Sprintf("is a port of bridge %q, and its gateway is on %s", e.L3Interface, v.elsewhere)
 	default:
 		return nil
 	}
-	return fmt.Errorf("%w: host veth %q %s: its packets enter the host by the interface of a VLAN, where podmark does not look for them; take vlan, vlanTrunk and preserveDefaultVlan out of the bridge plugin's entry, and give each VLAN a bridge of its own instead", ErrNoHostInterface, e.Port, why)
+	return fmt.Errorf("%w: host veth %q %s: its packets enter the host by the interface of a VLAN, where podmark does not look for them; take vlan, vlanTrunk and preserveDefaultVlan out of the bridge plugin's entry, and give each VLAN a bridge of its own instead", ErrNoHostInterface, e.HostVeth, why)
 }

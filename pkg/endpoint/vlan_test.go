@@ -28,7 +28,7 @@ func TestPlainPort(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			err := tt.v.plain(attachment.Endpoint{Port: "v", Interface: "cni0"})
+			err := tt.v.plain(attachment.Endpoint{HostVeth: "v", L3Interface: "cni0"})
 			if (err == nil) != (tt.word == "") {
 				t.Fatalf("plain = %v", err)
 			}

@@ -2,7 +2,7 @@
 // by whom, and what comes of it.
 //
 // [Parse] reads the question, [Query.Addresses] lists what the kernel must be asked
-// about, [Query.Explain] answers. Each verdict is [desired.State.Allows]'s: what is here
+// about, [Query.Explain] answers. Each verdict is [desired.State.Evaluate]'s: what is here
 // knows which hooks a packet passes and with which addresses, and nothing of policies.
 // The package is pure: no file, no kernel, no clock.
 package explain
@@ -52,13 +52,13 @@ type IPVS struct {
 
 // Service is a virtual service of IPVS.
 type Service struct {
-	Protocol desired.Protocol
-	At       netip.AddrPort
-	Backends []Backend
+	Protocol     desired.Protocol
+	At           netip.AddrPort
+	Destinations []Destination
 }
 
-// Backend is one of a service's destinations.
-type Backend struct {
+// Destination is one of a service's destinations.
+type Destination struct {
 	At netip.AddrPort `json:"at"`
 	// Weight 0 gets no new connection.
 	Weight int `json:"weight"`
@@ -107,10 +107,10 @@ type Walk struct {
 	To Party `json:"to"`
 	// Service is the address that was asked for, and Backend what answers; nil without a
 	// service, and for one that has no backend.
-	Service string   `json:"service,omitempty"`
-	Backend *Backend `json:"backend,omitempty"`
-	Steps   []Step   `json:"steps"`
-	Allowed bool     `json:"allowed"`
+	Service string       `json:"service,omitempty"`
+	Backend *Destination `json:"realServer,omitempty"`
+	Steps   []Step       `json:"steps"`
+	Allowed bool         `json:"allowed"`
 	// By is who decided, in words.
 	By string `json:"by"`
 }
@@ -127,13 +127,13 @@ type Party struct {
 type Step struct {
 	Hook string `json:"hook"`
 	// Chain is podmark's, or who else acts there.
-	Chain  string      `json:"chain"`
-	Does   string      `json:"does"`
-	Judged []Judgement `json:"judged,omitempty"`
+	Chain    string     `json:"chain"`
+	Action   string     `json:"action"`
+	Decision []Decision `json:"decisions,omitempty"`
 }
 
-// Judgement is what the policies of one pod say.
-type Judgement struct {
+// Decision is what the policies of one pod say.
+type Decision struct {
 	Direction string  `json:"direction"`
 	Pod       string  `json:"pod"`
 	ID        mark.ID `json:"id"`
@@ -150,7 +150,7 @@ type Judgement struct {
 }
 
 // String is the judgement in words.
-func (j Judgement) String() string {
+func (j Decision) String() string {
 	who := fmt.Sprintf("%s of %s: ", j.Direction, j.Pod)
 	switch {
 	case !j.Policed:

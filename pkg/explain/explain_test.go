@@ -26,7 +26,7 @@ func pod(id mark.ID, name string, addresses ...string) attachment.Record {
 	r := attachment.Record{
 		ID: id, Policed: true, Committed: true,
 		Key:      attachment.Key{Network: "net", ContainerID: name, IfName: "eth0"},
-		Endpoint: attachment.Endpoint{Namespace: "shop", Pod: name, Labels: map[string]string{"app": name}, Interface: "veth-" + name, Port: "veth-" + name},
+		Endpoint: attachment.Endpoint{Namespace: "shop", Pod: name, Labels: map[string]string{"app": name}, L3Interface: "veth-" + name, HostVeth: "veth-" + name},
 	}
 	for _, a := range addresses {
 		r.Addresses = append(r.Addresses, addr(a))
@@ -37,7 +37,7 @@ func pod(id mark.ID, name string, addresses ...string) attachment.Record {
 // routing is r with further sources.
 func routing(r attachment.Record, sources ...string) attachment.Record {
 	for _, p := range sources {
-		r.Sources = append(r.Sources, netip.MustParsePrefix(p))
+		r.AllowedSources = append(r.AllowedSources, netip.MustParsePrefix(p))
 	}
 	return r
 }
@@ -79,10 +79,10 @@ func facts(t testing.TB, backend config.Backend, policies desired.Policies) expl
 	}
 	ports := []desired.PortRange{{First: 30000, Last: 32767}}
 	node := desired.Node{Layout: layout, Epoch: 1, NodePorts: ports, SCTPPorts: ports, HostAddresses: hosts}
-	to := func(list ...string) []explain.Backend {
-		var out []explain.Backend
+	to := func(list ...string) []explain.Destination {
+		var out []explain.Destination
 		for _, a := range list {
-			out = append(out, explain.Backend{At: at(a), Weight: 1, Method: explain.Masquerade})
+			out = append(out, explain.Destination{At: at(a), Weight: 1, Method: explain.Masquerade})
 		}
 		return out
 	}
@@ -91,12 +91,12 @@ func facts(t testing.TB, backend config.Backend, policies desired.Policies) expl
 		State: desired.Build(node, policies, records), Backend: backend, Watched: true,
 		Host: []netip.Addr{hosts[0], hosts[2]},
 		IPVS: explain.IPVS{Loaded: true, Used: true, Services: []explain.Service{
-			{Protocol: desired.TCP, At: at("10.96.0.10:80"), Backends: mixed},
-			{Protocol: desired.UDP, At: at("10.96.0.10:53"), Backends: to("10.1.0.2:8053")},
+			{Protocol: desired.TCP, At: at("10.96.0.10:80"), Destinations: mixed},
+			{Protocol: desired.UDP, At: at("10.96.0.10:53"), Destinations: to("10.1.0.2:8053")},
 			{Protocol: desired.TCP, At: at("10.96.0.10:81")},
-			{Protocol: desired.TCP, At: at("192.168.50.1:30080"), Backends: to("10.1.0.2:8080")},
-			{Protocol: desired.TCP, At: at("192.168.50.1:40080"), Backends: to("10.1.0.2:8080")},
-			{Protocol: desired.TCP, At: at("[fd00:96::10]:80"), Backends: to("[fd00:1::2]:8080")},
+			{Protocol: desired.TCP, At: at("192.168.50.1:30080"), Destinations: to("10.1.0.2:8080")},
+			{Protocol: desired.TCP, At: at("192.168.50.1:40080"), Destinations: to("10.1.0.2:8080")},
+			{Protocol: desired.TCP, At: at("[fd00:96::10]:80"), Destinations: to("[fd00:1::2]:8080")},
 		}},
 		Routes: map[netip.Addr]explain.Route{
 			addr("10.96.0.10"): {Interface: "lo", Local: true}, addr("fd00:96::10"): {Interface: "lo", Local: true},
@@ -111,7 +111,7 @@ func facts(t testing.TB, backend config.Backend, policies desired.Policies) expl
 	}
 	for _, r := range records {
 		for _, a := range r.Addresses {
-			f.Routes[a] = explain.Route{Interface: r.Interface}
+			f.Routes[a] = explain.Route{Interface: r.L3Interface}
 		}
 	}
 	return f
@@ -137,7 +137,7 @@ func outcome(a explain.Answer) string {
 	for _, w := range a.Walks {
 		var hooks []string
 		for _, s := range w.Steps {
-			if s.Judged != nil {
+			if s.Decision != nil {
 				hooks = append(hooks, s.Hook)
 			}
 		}
@@ -250,7 +250,7 @@ func TestJudgements(t *testing.T) {
 	} {
 		var got []string
 		for _, s := range ask(t, f, tt.src, tt.dst).Walks[0].Steps {
-			for _, j := range s.Judged {
+			for _, j := range s.Decision {
 				got = append(got, j.String())
 			}
 		}
@@ -267,7 +267,7 @@ func TestBridge(t *testing.T) {
 		f := facts(t, b, policies)
 		for i := range f.State.Endpoints {
 			e := &f.State.Endpoints[i]
-			e.Interface, e.Port = "cni0", "veth"+e.Pod
+			e.L3Interface, e.HostVeth = "cni0", "veth"+e.Pod
 			for _, a := range e.Addresses {
 				f.Routes[a] = explain.Route{Interface: "cni0"}
 			}
@@ -295,7 +295,7 @@ func TestBridge(t *testing.T) {
 // A backend of weight 0 gets no new connection, so it does not count.
 func TestWeight(t *testing.T) {
 	f := facts(t, config.BackendNFTables, policies)
-	backends := f.IPVS.Services[0].Backends
+	backends := f.IPVS.Services[0].Destinations
 	backends[1].Weight = 0
 	if a := ask(t, f, "client", "10.96.0.10:80"); !a.Allowed || len(a.Walks) != 4 {
 		t.Errorf("with the denied one idle: %s, allowed %t", outcome(a), a.Allowed)
@@ -312,7 +312,7 @@ func TestWeight(t *testing.T) {
 func TestChains(t *testing.T) {
 	for _, b := range backends {
 		f := facts(t, b, policies)
-		f.State.Endpoints[3].Interface, f.State.Endpoints[3].MAC = "cni0", "0a:58:0a:01:00:05"
+		f.State.Endpoints[3].L3Interface, f.State.Endpoints[3].MAC = "cni0", "0a:58:0a:01:00:05"
 		f.Routes[addr("10.1.0.5")] = explain.Route{Interface: "cni0"}
 		rendered := nftables.Render(f.State)
 		if b == config.BackendIPTables {
@@ -348,8 +348,8 @@ func TestText(t *testing.T) {
 			for _, w := range a.Walks {
 				want = append(want, map[bool]string{true: "allowed: ", false: "denied: "}[w.Allowed]+w.From.String()+" -> "+w.To.String())
 				for _, s := range w.Steps {
-					want = append(want, s.Hook+", "+s.Chain+": "+s.Does)
-					for _, j := range s.Judged {
+					want = append(want, s.Hook+", "+s.Chain+": "+s.Action)
+					for _, j := range s.Decision {
 						want = append(want, j.String())
 					}
 				}

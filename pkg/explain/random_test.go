@@ -90,7 +90,7 @@ func wanted(f explain.Facts, src netip.Addr, dst netip.AddrPort) []bool {
 	}
 	allows := func(to netip.AddrPort, out string) bool {
 		p.Dst, p.DstPort, p.Out = to.Addr(), to.Port(), out
-		return f.State.Allows(p).Allowed
+		return f.State.Evaluate(p).Allowed
 	}
 	route := f.Routes[dst.Addr()]
 	if !route.Local && !route.Many {
@@ -110,7 +110,7 @@ func wanted(f explain.Facts, src netip.Addr, dst netip.AddrPort) []bool {
 			continue
 		}
 		var out []bool
-		for _, b := range s.Backends {
+		for _, b := range s.Destinations {
 			if f.Routes[b.At.Addr()].Local {
 				out = append(out, !exact || allows(b.At, ""))
 			} else {

@@ -107,7 +107,7 @@ func (q Query) Addresses(f Facts) ([]netip.Addr, error) {
 	for _, p := range pairs {
 		out = append(out, p.src, p.dst)
 		if s := f.service(q.Protocol, netip.AddrPortFrom(p.dst, q.Port)); s != nil {
-			for _, b := range s.Backends {
+			for _, b := range s.Destinations {
 				out = append(out, b.At.Addr())
 			}
 		}
@@ -160,7 +160,7 @@ func (f Facts) endpoint(a netip.Addr) *desired.Endpoint {
 	route, known := f.Routes[a]
 	for i, e := range f.State.Endpoints {
 		switch {
-		case !e.Sends(a) || known && route.Interface != e.Interface:
+		case !e.Sends(a) || known && route.Interface != e.L3Interface:
 		case found != nil:
 			return nil
 		default:

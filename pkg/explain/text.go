@@ -12,8 +12,8 @@ func (a Answer) Text() string {
 	for _, w := range a.Walks {
 		fmt.Fprintf(&b, "\n%s: %s -> %s\n", verdict(w.Allowed), w.From, w.To)
 		for _, s := range w.Steps {
-			fmt.Fprintf(&b, "  %s, %s: %s\n", s.Hook, s.Chain, s.Does)
-			for _, j := range s.Judged {
+			fmt.Fprintf(&b, "  %s, %s: %s\n", s.Hook, s.Chain, s.Action)
+			for _, j := range s.Decision {
 				fmt.Fprintf(&b, "    %s\n", j)
 			}
 		}

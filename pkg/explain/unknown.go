@@ -84,7 +84,7 @@ func (w walker) noteService(a netip.Addr) {
 // noteAssumed tells where an address stands for others that the rules decide otherwise
 // about. It asks about an address of each block.
 func (w walker) noteAssumed(p desired.Packet, v desired.Verdict) {
-	for _, j := range v.Judged {
+	for _, j := range v.Evaluated {
 		w.noteSelected(p, j)
 		side, taken := w.Src, p.Src
 		if j.Direction == desired.Egress {
@@ -106,10 +106,10 @@ func (w walker) noteAssumed(p desired.Packet, v desired.Verdict) {
 }
 
 // otherwise reports whether a rule may decide otherwise about another address.
-func (w walker) otherwise(p desired.Packet, j desired.Judgement, r desired.ProfileRule) bool {
+func (w walker) otherwise(p desired.Packet, j desired.Decision, r desired.ProfileRule) bool {
 	if j.Allowed {
 		everyone := func(b netip.Prefix) bool { return b.Bits() == 0 && b.Addr().Is4() == p.Src.Is4() }
-		return j.Rule == r.Origin && !r.Anyone && !slices.ContainsFunc(r.Blocks, everyone)
+		return j.Rule == r.Origin && !r.AnyPeer && !slices.ContainsFunc(r.Blocks, everyone)
 	}
 	return slices.ContainsFunc(r.Blocks, func(b netip.Prefix) bool {
 		other := p
@@ -121,15 +121,15 @@ func (w walker) otherwise(p desired.Packet, j desired.Judgement, r desired.Profi
 		if b.Addr().Is4() != p.Src.Is4() {
 			return false
 		}
-		again := w.State.Allows(other).Judged
-		i := slices.IndexFunc(again, func(o desired.Judgement) bool { return o.Direction == j.Direction })
+		again := w.State.Evaluate(other).Evaluated
+		i := slices.IndexFunc(again, func(o desired.Decision) bool { return o.Direction == j.Direction })
 		return i >= 0 && again[i].Allowed && again[i].Rule == r.Origin
 	})
 }
 
 // noteSelected tells where rules may select a pod of another node, which only podmarkd
 // knows: of a policy that is not applied yet, and of rules that were written without it.
-func (w walker) noteSelected(p desired.Packet, j desired.Judgement) {
+func (w walker) noteSelected(p desired.Packet, j desired.Decision) {
 	other := p.Src
 	if j.Direction == desired.Egress {
 		other = p.Dst

@@ -39,8 +39,8 @@ func TestUnknown(t *testing.T) {
 		{"IPVS is not used", "web", "192.168.50.1:30081", func(f *explain.Facts) { f.IPVS.Used = false }, []string{"kube-proxy does not use IPVS"}},
 		{"IPVS and the address is not here", "web", "10.96.0.10:80", func(f *explain.Facts) { f.Routes[addr("10.96.0.10")] = explain.Route{Interface: "eth0"} }, []string{"does not have that address", "no pod known here"}},
 		{"services by mark", "web", "192.168.50.1:22", func(f *explain.Facts) { f.IPVS.ByMark = 2 }, []string{"2 services that go by a fwmark"}},
-		{"another method", "web", "10.96.0.10:53/udp", func(f *explain.Facts) { f.IPVS.Services[1].Backends[0].Method = explain.Tunnel }, []string{"tunnel"}},
-		{"weight 0", "web", "10.96.0.10:53/udp", func(f *explain.Facts) { f.IPVS.Services[1].Backends[0].Weight = 0 }, []string{"weight 0"}},
+		{"another method", "web", "10.96.0.10:53/udp", func(f *explain.Facts) { f.IPVS.Services[1].Destinations[0].Method = explain.Tunnel }, []string{"tunnel"}},
+		{"weight 0", "web", "10.96.0.10:53/udp", func(f *explain.Facts) { f.IPVS.Services[1].Destinations[0].Weight = 0 }, []string{"weight 0"}},
 		{"a policy that is not applied", "10.2.0.4", "10.1.0.2:8080", proposed, []string{"10.2.0.4 may be a pod of another node that these policies select", "10.2.0.4 is no pod known"}},
 		{"a policy that is not applied, and no peers", "10.2.0.4", "10.1.0.3:8080", proposed, []string{"10.2.0.4 is no pod known"}},
 		{"a policy that is not applied, and a pod of this node", "web", "10.1.0.3:8080", proposed, nil},
@@ -71,7 +71,7 @@ func proposed(f *explain.Facts) { f.Proposed, f.State.Endpoints[0].Kubernetes = 
 
 // elsewhere makes the node know a client of another node, which web's rule lets in.
 func elsewhere(f *explain.Facts) {
-	f.State = f.State.With(policies.Members(faraway))
+	f.State = f.State.WithMembers(policies.Members(faraway))
 }
 
 // "outside" is an address that no narrow block names.
@@ -136,7 +136,7 @@ func TestSides(t *testing.T) {
 	twin := records[0]
 	twin.Namespace, twin.ID, twin.Addresses = "other", 9, []netip.Addr{addr("10.1.0.9")}
 	f.State = desired.Build(f.State.Node, policies, append(slices.Clone(records), twin))
-	f.Routes[addr("10.1.0.9")] = explain.Route{Interface: twin.Interface}
+	f.Routes[addr("10.1.0.9")] = explain.Route{Interface: twin.L3Interface}
 	for _, tt := range []struct{ src, dst, word string }{
 		{"nobody", "web", "nobody"},
 		{"client", "web:1", "other/web, shop/web"},

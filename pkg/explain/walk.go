@@ -113,7 +113,7 @@ func (w walker) walks() ([]Walk, error) {
 // the node itself.
 func (w walker) in(src netip.Addr) string {
 	if e := w.endpoint(src); e != nil {
-		return e.Interface
+		return e.L3Interface
 	}
 	r := w.route(src)
 	switch {
@@ -151,7 +151,7 @@ func (w walker) through(walk Walk, p desired.Packet, r Route) Walk {
 	p.Out = r.Interface
 	switch {
 	case p.In == "":
-		return w.judge(walk, p)
+		return w.evaluate(walk, p)
 	case w.pastHooks(p):
 		walk = walk.step("bridge", p.In, "the frame goes from port to port, past all hooks of IP")
 		if w.dropped(p) {
@@ -160,7 +160,7 @@ func (w walker) through(walk Walk, p desired.Packet, r Route) Walk {
 		}
 		return walk.end(true, "not judged: br_netfilter is off, 'podmarkctl doctor' has the command")
 	}
-	return w.judge(walk.step(forward, w.forward, "judges both ends"), p)
+	return w.evaluate(walk.step(forward, w.forward, "judges both ends"), p)
 }
 
 // pastHooks holds for what goes from one port of a bridge to another where br_netfilter
@@ -170,7 +170,7 @@ func (w walker) pastHooks(p desired.Packet) bool {
 	if p.Dst.Is6() {
 		off = w.PastHooks6
 	}
-	return off && p.In == p.Out && slices.ContainsFunc(w.State.Endpoints, func(e desired.Endpoint) bool { return !e.Routed() && e.Interface == p.In })
+	return off && p.In == p.Out && slices.ContainsFunc(w.State.Endpoints, func(e desired.Endpoint) bool { return !e.Routed() && e.L3Interface == p.In })
 }
 
 // dropped holds for what the rules know to pass all hooks of IP, from or to an isolated pod.
@@ -205,11 +205,11 @@ func (w walker) toNode(walk Walk, p desired.Packet, r Route) []Walk {
 		return []Walk{w.delivered(walk, p)}
 	}
 	walk.Service = fmt.Sprintf("%s/%s", service.At, name(service.Protocol))
-	if len(service.Backends) == 0 {
+	if len(service.Destinations) == 0 {
 		return []Walk{walk.step(hook, ipvs, "takes it, and has nobody to send it to").end(false, "the service has no backend")}
 	}
 	var walks []Walk
-	for _, b := range service.Backends {
+	for _, b := range service.Destinations {
 		one := walk
 		one.Backend, one.To = &b, w.party(b.At.Addr(), b.At.Port())
 		one = one.step(hook, ipvs, "takes it, and sends it on to "+b.At.String())
@@ -236,13 +236,13 @@ func (w walker) behind(walk Walk, p desired.Packet) Walk {
 	}
 	p.Out = r.Interface
 	if p.In == "" {
-		return w.judge(walk.step(output, w.output, "has no ID: it is the node's own, and passes"), p)
+		return w.evaluate(walk.step(output, w.output, "has no ID: it is the node's own, and passes"), p)
 	}
 	does := "has an ID, so IPVS sent it on: judges both ends"
 	if w.unmark == "" {
 		does += ", and takes the ID off"
 	}
-	if walk = w.judge(walk.step(output, w.output, does), p); walk.Allowed && w.unmark != "" {
+	if walk = w.evaluate(walk.step(output, w.output, does), p); walk.Allowed && w.unmark != "" {
 		walk = walk.step(output, w.unmark, "takes the ID off")
 	}
 	return walk
@@ -258,12 +258,12 @@ func (w walker) classified(walk Walk, p desired.Packet, r Route) Walk {
 	last := &walk.Steps[len(walk.Steps)-1]
 	switch {
 	case r.Many || !w.maybeService(p):
-		last.Does += "; for the node, as far as can be told here: judges its egress"
-		if walk = w.judge(walk, p); walk.Allowed {
+		last.Action += "; for the node, as far as can be told here: judges its egress"
+		if walk = w.evaluate(walk, p); walk.Allowed {
 			walk.By = "" // it goes on
 		}
 	default:
-		last.Does += "; for a service, as far as can be told here: does not judge it"
+		last.Action += "; for a service, as far as can be told here: does not judge it"
 	}
 	if !w.Watched {
 		w.unsure("podmarkd does not run: which addresses are the node's, and which ports its services', the kernel knows as of when all rules were written last.")
@@ -293,14 +293,14 @@ func (w walker) delivered(walk Walk, p desired.Packet) Walk {
 	asked := walk.asked()
 	switch {
 	case p.In == "":
-		return w.judge(walk, p)
+		return w.evaluate(walk, p)
 	case w.Backend == config.BackendNFTables && from != nil:
-		return w.judge(walk.step(input, w.host, "IPVS did not send it elsewhere, so it is for the node: judges its egress"), p)
+		return w.evaluate(walk.step(input, w.host, "IPVS did not send it elsewhere, so it is for the node: judges its egress"), p)
 	case w.Backend == config.BackendNFTables:
 		walk = walk.step(input, w.host, "is from outside: what comes to the node is not judged")
-		return w.judge(walk, p)
+		return w.evaluate(walk, p)
 	case from == nil:
-		return w.judge(walk, p)
+		return w.evaluate(walk, p)
 	case asked != nil:
 		return walk.end(true, asked.String())
 	case walk.Backend != nil:
@@ -311,10 +311,10 @@ func (w walker) delivered(walk Walk, p desired.Packet) Walk {
 }
 
 // asked is what somebody has said already.
-func (w Walk) asked() *Judgement {
+func (w Walk) asked() *Decision {
 	for _, s := range w.Steps {
-		if s.Judged != nil {
-			return &s.Judged[0]
+		if s.Decision != nil {
+			return &s.Decision[0]
 		}
 	}
 	return nil
@@ -332,7 +332,7 @@ func (w walker) sent(walk Walk, p desired.Packet) Walk {
 		return walk
 	}
 	if !from.Routed() {
-		walk = walk.step(bridgeHook, w.guard, fmt.Sprintf("comes in by %s with that endpoint's own MAC address and address", from.Port))
+		walk = walk.step(bridgeHook, w.guard, fmt.Sprintf("comes in by %s with that endpoint's own MAC address and address", from.HostVeth))
 	}
 	return walk.step(prerouting, w.sender, "comes from "+nameOf(*from)+": its address, by its interface")
 }
@@ -346,16 +346,16 @@ func (w walker) identity(p desired.Packet) string {
 	return fmt.Sprintf("gives it ID %d, mark %s, of %s", from.ID, w.State.Layout.ID(from.ID), nameOf(*from))
 }
 
-// judge asks the state about a packet at the walk's last step, and ends the walk.
-func (w walker) judge(walk Walk, p desired.Packet) Walk {
-	v := w.State.Allows(p)
+// evaluate asks the state about a packet at the walk's last step, and ends the walk.
+func (w walker) evaluate(walk Walk, p desired.Packet) Walk {
+	v := w.State.Evaluate(p)
 	w.noteAssumed(p, v)
 	by := v.By
 	walk.Steps = slices.Clone(walk.Steps)
 	last := &walk.Steps[len(walk.Steps)-1]
-	for _, j := range v.Judged {
-		judgement := w.judgement(j)
-		last.Judged = append(last.Judged, judgement)
+	for _, j := range v.Evaluated {
+		judgement := w.decision(j)
+		last.Decision = append(last.Decision, judgement)
 		if !j.Allowed {
 			by = judgement.String()
 		}
@@ -363,8 +363,8 @@ func (w walker) judge(walk Walk, p desired.Packet) Walk {
 	return walk.end(v.Allowed, by)
 }
 
-func (w walker) judgement(j desired.Judgement) Judgement {
-	out := Judgement{
+func (w walker) decision(j desired.Decision) Decision {
+	out := Decision{
 		Direction: j.Direction.String(), ID: j.Endpoint,
 		Profile: j.Profile, Policies: w.State.Profiles[j.Profile].Policies, Rule: j.Rule, Allowed: j.Allowed, Audited: j.Audited,
 	}
@@ -377,7 +377,7 @@ func (w walker) judgement(j desired.Judgement) Judgement {
 }
 
 func (w Walk) step(hook, chain, does string) Walk {
-	w.Steps = append(slices.Clone(w.Steps), Step{Hook: hook, Chain: chain, Does: does})
+	w.Steps = append(slices.Clone(w.Steps), Step{Hook: hook, Chain: chain, Action: does})
 	return w
 }
 

@@ -61,7 +61,7 @@ func TestDamagedRecord(t *testing.T) {
 	}
 }
 
-// FuzzRecord puts any bytes in the place of the files of the state folder.
+// FuzzRecord puts any bytes in the place of the files of the state directory.
 func FuzzRecord(f *testing.F) {
 	good := record("a")
 	good.ID = 2
@@ -115,7 +115,7 @@ func FuzzRecord(f *testing.F) {
 		if err := errors.Join(s.Own(r), s.Release(good)); err != nil {
 			t.Error(err)
 		}
-		if _, err := s.Sweep(false); err != nil {
+		if _, err := s.RemoveTemporary(false); err != nil {
 			t.Error(err)
 		}
 		if got, err := s.Get(r.Key); err != nil || got.ID != r.ID || !s.Owns(r.Key, addr) {
@@ -124,10 +124,10 @@ func FuzzRecord(f *testing.F) {
 	})
 }
 
-// safe fails the test where a part of r could leave a folder or break a line.
+// safe fails the test where a part of r could leave a directory or break a line.
 func safe(t *testing.T, r attachment.Record) {
 	t.Helper()
-	for _, name := range []string{r.Interface, r.Port} {
+	for _, name := range []string{r.L3Interface, r.HostVeth} {
 		if name == "" || len(name) > 15 || name == "." || name == ".." || strings.ContainsAny(name, " \t\r\n\v\f/:\x00") {
 			t.Errorf("interface name %q", name)
 		}

@@ -1,6 +1,6 @@
 // Package ident keeps, on disk, which attachment has which ID.
 //
-// It owns the state folder (default /run/podmark, a tmpfs: allocations and
+// It owns the state directory (default /run/podmark, a tmpfs: allocations and
 // kernel state vanish together at a reboot):
 //
 //	lock                   held by whoever changes anything

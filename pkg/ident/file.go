@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ReadJSON decodes the file of the state folder at path into v. The error is fs.ErrNotExist
+// ReadJSON decodes the file of the state directory at path into v. The error is fs.ErrNotExist
 // when there is no file and ErrDamaged when it is not one that podmark has written, or does not
 // hold JSON of that shape.
 func ReadJSON(path string, v any) error {
@@ -27,7 +27,7 @@ func ReadJSON(path string, v any) error {
 	return nil
 }
 
-// Write replaces the file name, relative to the state folder, in one step: a
+// Write replaces the file name, relative to the state directory, in one step: a
 // reader, or whoever comes after a crash, finds the old content or the new. When
 // it returns, the new one outlives a loss of power too. ErrNoRoom where it cannot be written
 // for want of room.
@@ -63,7 +63,7 @@ func room(err error) error {
 	return err
 }
 
-// Remove deletes the file name, relative to the state folder; a missing one is fine. ErrNoRoom
+// Remove deletes the file name, relative to the state directory; a missing one is fine. ErrNoRoom
 // where the file system is read-only.
 func (s Store) Remove(name string) error {
 	if err := os.Remove(s.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -31,7 +31,7 @@ func limit(path string) int64 {
 	}
 }
 
-// open opens a file of the state folder, never waits for it, and follows no link.
+// open opens a file of the state directory, never waits for it, and follows no link.
 // ErrDamaged where it is anything but a plain file that podmark has written: one of this user's, that
 // nobody else may write to, of a size that it may have.
 func open(path string, flags int) (*os.File, error) {
@@ -65,7 +65,7 @@ func unopened(path string, err error) error {
 func ours(path string, info unix.Stat_t, kind uint32) error {
 	switch {
 	case info.Mode&unix.S_IFMT != kind && kind == unix.S_IFDIR:
-		return fmt.Errorf("%w: %q is no folder", ErrDamaged, path)
+		return fmt.Errorf("%w: %q is no directory", ErrDamaged, path)
 	case info.Mode&unix.S_IFMT != kind:
 		return fmt.Errorf("%w: %q is no plain file", ErrDamaged, path)
 	case int(info.Uid) != os.Geteuid():
@@ -76,7 +76,7 @@ func ours(path string, info unix.Stat_t, kind uint32) error {
 	return nil
 }
 
-// Read returns what the file of the state folder at path has. Errors: fs.ErrNotExist, and
+// Read returns what the file of the state directory at path has. Errors: fs.ErrNotExist, and
 // ErrDamaged when it is not one that podmark has written.
 func Read(path string) ([]byte, error) {
 	f, err := open(path, os.O_RDONLY)
@@ -87,8 +87,8 @@ func Read(path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, limit(path)))
 }
 
-// trusted is ErrDamaged where others may put files into the folder, or where that is none.
-// What is in it already may be forged, so nobody mends that but an operator. The state folder
+// trusted is ErrDamaged where others may put files into the directory, or where that is none.
+// What is in it already may be forged, so nobody fixes that but an operator. The state directory
 // itself may be a link: that is the operator's word.
 func (s Store) trusted(sub string) error {
 	path, stat := s.path(sub), unix.Lstat
@@ -100,12 +100,12 @@ func (s Store) trusted(sub string) error {
 		return &fs.PathError{Op: "stat", Path: path, Err: err}
 	}
 	if err := ours(path, info, unix.S_IFDIR); err != nil {
-		return fmt.Errorf("%w; find out who did that, then make it a folder of podmark's user with mode 0700, or remove it and restart the node's pods", err)
+		return fmt.Errorf("%w; find out who did that, then make it a directory of podmark's user with mode 0700, or remove it and restart the node's pods", err)
 	}
 	return nil
 }
 
-// names lists the folder sub; nothing where there is none. Who may write to the state folder
+// names lists the directory sub; nothing where there is none. Who may write to the state directory
 // may put another in its place.
 func (s Store) names(sub string) ([]string, error) {
 	err := s.trusted("")

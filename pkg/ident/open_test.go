@@ -18,14 +18,14 @@ import (
 
 // odd are the things that may be where podmark looks for a file of its own.
 var odd = map[string]func(path string) error{
-	"named pipe":  func(path string) error { return unix.Mkfifo(path, 0o600) },
-	"socket":      func(path string) error { return unix.Mknod(path, unix.S_IFSOCK|0o600, 0) },
-	"device":      func(path string) error { return unix.Mknod(path, unix.S_IFCHR|0o600, int(unix.Mkdev(1, 5))) }, // endless zeros
-	"link":        func(path string) error { return os.Symlink(filepath.Join(filepath.Dir(root(path)), "precious"), path) },
-	"broken link": func(path string) error { return os.Symlink(filepath.Join(filepath.Dir(root(path)), "nowhere"), path) },
-	"loop":        func(path string) error { return os.Symlink(path, path) },
-	"folder":      func(path string) error { return os.Mkdir(path, 0o700) },
-	"full folder": func(path string) error { return os.MkdirAll(filepath.Join(path, "more"), 0o700) },
+	"named pipe":     func(path string) error { return unix.Mkfifo(path, 0o600) },
+	"socket":         func(path string) error { return unix.Mknod(path, unix.S_IFSOCK|0o600, 0) },
+	"device":         func(path string) error { return unix.Mknod(path, unix.S_IFCHR|0o600, int(unix.Mkdev(1, 5))) }, // endless zeros
+	"link":           func(path string) error { return os.Symlink(filepath.Join(filepath.Dir(root(path)), "precious"), path) },
+	"broken link":    func(path string) error { return os.Symlink(filepath.Join(filepath.Dir(root(path)), "nowhere"), path) },
+	"loop":           func(path string) error { return os.Symlink(path, path) },
+	"directory":      func(path string) error { return os.Mkdir(path, 0o700) },
+	"full directory": func(path string) error { return os.MkdirAll(filepath.Join(path, "more"), 0o700) },
 	"huge": func(path string) error {
 		return errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, 1<<30))
 	},
@@ -36,7 +36,7 @@ var odd = map[string]func(path string) error{
 	"later":   func(path string) error { return os.WriteFile(path, []byte(`{"format":99}`), 0o600) },
 }
 
-// root is the state folder that path is in.
+// root is the state directory that path is in.
 func root(path string) string {
 	for filepath.Base(path) != "state" {
 		path = filepath.Dir(path)
@@ -74,15 +74,15 @@ func TestWhateverAFileIs(t *testing.T) {
 			return err
 		},
 		"DaemonLives": func(s ident.Store) error { _, err := s.DaemonLives(); return err },
-		"Note":        func(s ident.Store) error { return s.Note(ident.Call{Verb: "ADD"}) },
-		"Take":        func(s ident.Store) error { _, _, _, err := s.Take(); return err },
+		"Note":        func(s ident.Store) error { return s.RecordCall(ident.Call{Verb: "ADD"}) },
+		"Take":        func(s ident.Store) error { _, _, _, err := s.TakeCalls(); return err },
 		"Reserve": func(s ident.Store) error {
 			_, err := s.Reserve(layout(t, 0xff0000), record("a", "10.0.0.1"))
 			return err
 		},
 		"Own":     func(s ident.Store) error { return s.Own(record("a", "10.0.0.1")) },
 		"Release": func(s ident.Store) error { return s.Release(record("a", "10.0.0.1")) },
-		"Sweep":   func(s ident.Store) error { _, err := s.Sweep(false); return err },
+		"Sweep":   func(s ident.Store) error { _, err := s.RemoveTemporary(false); return err },
 		"Remove":  func(s ident.Store) error { return s.RemoveAll() },
 	}
 	// What says so for each file.
@@ -122,7 +122,7 @@ func TestWhateverAFileIs(t *testing.T) {
 				}
 				err := call(s)
 				harmless := kind == "later" && (strings.HasSuffix(file, "lock") || file == "calls") || kind == "huge" && file == "calls" ||
-					strings.HasSuffix(kind, "folder") && (file == "attachments" || file == "ids" || file == "addresses")
+					strings.HasSuffix(kind, "directory") && (file == "attachments" || file == "ids" || file == "addresses")
 				for _, v := range says {
 					if v == verb && !harmless && !errors.Is(err, ident.ErrDamaged) {
 						t.Errorf("%s is a %s: %s = %v, want damaged", file, kind, verb, err)
@@ -139,8 +139,8 @@ func TestWhateverAFileIs(t *testing.T) {
 	}
 }
 
-// A folder that others may write to is not trusted, nor mended.
-func TestFolderOfOthers(t *testing.T) {
+// A directory that others may write to is not trusted, nor fixed.
+func TestDirectoryOfOthers(t *testing.T) {
 	for _, sub := range []string{"", "attachments", "ids", "addresses"} {
 		for name, change := range map[string]func(path string) error{
 			"for all":        func(path string) error { return os.Chmod(path, 0o777) },

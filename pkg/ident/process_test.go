@@ -29,7 +29,7 @@ const (
 func TestMain(m *testing.M) {
 	switch role := os.Getenv(envRole); role {
 	case "":
-		// As in /run, where the state folder is, syncing a file costs nothing there.
+		// As in /run, where the state directory is, syncing a file costs nothing there.
 		if info, err := os.Stat("/dev/shm"); err == nil && info.IsDir() {
 			os.Setenv("TMPDIR", "/dev/shm")
 		}
@@ -58,7 +58,7 @@ func hold() {
 	bufio.NewReader(os.Stdin).ReadString('\n') //nolint:errcheck // the end is what it waits for
 }
 
-// work reserves and releases a few times, noting in the folder who has what.
+// work reserves and releases a few times, noting in the directory who has what.
 func work(name string) error {
 	s := ident.At(os.Getenv(envDir))
 	l, err := mark.NewLayout(0xff0000)
@@ -232,8 +232,8 @@ func TestDaemonLivesTakesNothing(t *testing.T) {
 	asking.Wait()
 }
 
-// An uninstall removes the folder with the lock in it, under those who wait for it: each of
-// them has the lock for itself all the same, of a folder that is there.
+// An uninstall removes the directory with the lock in it, under those who wait for it: each of
+// them has the lock for itself all the same, of a directory that is there.
 func TestLockIsRemoved(t *testing.T) {
 	const waiters, rounds = 64, 30 // so many that one opens the file as another removes it
 	s := newStore(t)
@@ -315,7 +315,7 @@ func TestReserveWithoutLock(t *testing.T) {
 	}
 }
 
-// A link that leads nowhere is no folder, and is told.
+// A link that leads nowhere is no directory, and is told.
 func TestLockBehindLink(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	if err := os.Symlink(dir+".gone", dir); err != nil {

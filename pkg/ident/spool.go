@@ -38,13 +38,13 @@ const (
 	spoolPause = 100 * time.Microsecond
 )
 
-// Note appends c to the spool, which is 5 system calls. It creates no folder: without
+// RecordCall appends c to the spool, which is 5 system calls. It creates no directory: without
 // one, the error is fs.ErrNotExist. A full spool stays as it is.
 //
 // Whoever writes has a share of the file's lock and Take has all of it, so nothing is
 // written between what Take reads and what it cuts off. Neither waits for long: a
 // writer that cannot get its share writes all the same, and then the call may be lost.
-func (s Store) Note(c Call) error {
+func (s Store) RecordCall(c Call) error {
 	fd, err := unix.Open(s.path(SpoolFile), unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {
 		return fmt.Errorf("opening the spool %q: %w", s.path(SpoolFile), unopened(s.path(SpoolFile), err))
@@ -68,11 +68,11 @@ func (s Store) Note(c Call) error {
 	return nil
 }
 
-// Take empties the spool and returns what was in it. A line that is not a call, such as
+// TakeCalls empties the spool and returns what was in it. A line that is not a call, such as
 // the end of what a full file system cut off, is left out and counted in damaged. Full
 // says that calls may have come that were not noted. No call is returned twice; who
 // dies before it has counted them has lost them. What is no spool goes, and counts as one damaged line.
-func (s Store) Take() (calls []Call, damaged int, full bool, err error) {
+func (s Store) TakeCalls() (calls []Call, damaged int, full bool, err error) {
 	f, err := open(s.path(SpoolFile), os.O_RDWR)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, 0, false, nil

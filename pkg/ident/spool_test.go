@@ -27,7 +27,7 @@ func spool(t testing.TB) (s ident.Store, file string) {
 func note(t testing.TB, s ident.Store, calls ...ident.Call) {
 	t.Helper()
 	for _, c := range calls {
-		if err := s.Note(c); err != nil {
+		if err := s.RecordCall(c); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -39,11 +39,11 @@ func TestSpool(t *testing.T) {
 	calls := []ident.Call{{Verb: "ADD", Took: 2750 * time.Microsecond}, {Verb: "DEL", Code: 101, Took: 30 * time.Second}, {Verb: "GC", Code: 999}}
 	for range 2 {
 		note(t, s, calls...)
-		got, damaged, full, err := s.Take()
+		got, damaged, full, err := s.TakeCalls()
 		if diff := cmp.Diff(calls, got); diff != "" || damaged != 0 || full || err != nil {
 			t.Errorf("%d damaged, full %v, %v:\n%s", damaged, full, err, diff)
 		}
-		if got, _, _, err := s.Take(); len(got) != 0 || err != nil {
+		if got, _, _, err := s.TakeCalls(); len(got) != 0 || err != nil {
 			t.Errorf("taken again: %v, %v", got, err)
 		}
 	}
@@ -52,18 +52,18 @@ func TestSpool(t *testing.T) {
 	}
 }
 
-// Where there is no folder, none is made, and nothing is there to be taken.
-func TestSpoolWithoutFolder(t *testing.T) {
+// Where there is no directory, none is made, and nothing is there to be taken.
+func TestSpoolWithoutDirectory(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	s := ident.At(dir)
-	if err := s.Note(ident.Call{Verb: "ADD"}); !errors.Is(err, fs.ErrNotExist) {
+	if err := s.RecordCall(ident.Call{Verb: "ADD"}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("noting: %v, want fs.ErrNotExist", err)
 	}
-	if calls, _, _, err := s.Take(); len(calls) != 0 || err != nil {
+	if calls, _, _, err := s.TakeCalls(); len(calls) != 0 || err != nil {
 		t.Errorf("taking: %v, %v", calls, err)
 	}
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the folder: %v", err)
+		t.Errorf("the directory: %v", err)
 	}
 }
 
@@ -80,12 +80,12 @@ func TestSpoolIsBounded(t *testing.T) {
 	if info, err := os.Stat(file); err != nil || info.Size() > ident.SpoolLimit+64 {
 		t.Errorf("%v, %v; want %d bytes", info, err, ident.SpoolLimit)
 	}
-	calls, damaged, full, err := s.Take()
+	calls, damaged, full, err := s.TakeCalls()
 	if len(calls) < ident.SpoolLimit/len(line) || damaged != 0 || !full || err != nil {
 		t.Errorf("%d calls, %d damaged, full %v, %v", len(calls), damaged, full, err)
 	}
 	note(t, s, ident.Call{Verb: "DEL"})
-	if calls, _, full, err := s.Take(); len(calls) != 1 || full || err != nil {
+	if calls, _, full, err := s.TakeCalls(); len(calls) != 1 || full || err != nil {
 		t.Errorf("afterwards %d calls, full %v, %v", len(calls), full, err)
 	}
 }
@@ -96,7 +96,7 @@ func TestSpoolIsDamaged(t *testing.T) {
 	if err := os.WriteFile(file, []byte("ADD 0 1\nADD 0\n\nLS 0 1\nADD -1 1\nADD 0 1e3\nADD 0 99999999999999\nDEL 5 2\nGC 0 1"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	calls, damaged, _, err := s.Take()
+	calls, damaged, _, err := s.TakeCalls()
 	want := []ident.Call{{Verb: "ADD", Took: time.Microsecond}, {Verb: "DEL", Code: 5, Took: 2 * time.Microsecond}}
 	if diff := cmp.Diff(want, calls); diff != "" || damaged != 7 || err != nil {
 		t.Errorf("%d damaged, %v:\n%s", damaged, err, diff)
@@ -114,7 +114,7 @@ func TestSpoolLosesNothing(t *testing.T) {
 		writing.Go(func() {
 			defer left.Add(-1)
 			for i := range each {
-				if err := s.Note(ident.Call{Verb: "ADD", Took: time.Duration(w*each+i) * time.Microsecond}); err != nil {
+				if err := s.RecordCall(ident.Call{Verb: "ADD", Took: time.Duration(w*each+i) * time.Microsecond}); err != nil {
 					t.Error(err)
 				}
 			}
@@ -123,7 +123,7 @@ func TestSpoolLosesNothing(t *testing.T) {
 	var mu sync.Mutex
 	var taken []int
 	take := func() {
-		calls, damaged, _, err := s.Take()
+		calls, damaged, _, err := s.TakeCalls()
 		if damaged != 0 {
 			t.Errorf("%d damaged", damaged)
 		}
@@ -162,7 +162,7 @@ func BenchmarkNote(b *testing.B) {
 	for i := 0; b.Loop(); i++ {
 		if i%10000 == 0 {
 			b.StopTimer()
-			_, _, _, _ = s.Take()
+			_, _, _, _ = s.TakeCalls()
 			b.StartTimer()
 		}
 		note(b, s, ident.Call{Verb: "ADD", Took: 2750 * time.Microsecond})

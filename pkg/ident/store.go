@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/attachment"
+	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/mark"
 )
 
@@ -26,17 +27,17 @@ import (
 var (
 	// ErrLockTimeout: another podmark process held the lock for too long.
 	ErrLockTimeout = errors.New("waiting for the lock of another podmark process timed out")
-	// ErrDamaged: a file of the state folder does not hold what podmark writes.
+	// ErrDamaged: a file of the state directory does not hold what podmark writes.
 	ErrDamaged = errors.New("state file is damaged")
 	// ErrExhausted: every ID of the mask is taken.
 	ErrExhausted = errors.New("mask exhausted")
-	// ErrNoRoom: the file system of the state folder is full, or read-only.
-	ErrNoRoom = errors.New("there is no room in the state folder")
+	// ErrNoRoom: the file system of the state directory is full, or read-only.
+	ErrNoRoom = errors.New("there is no room in the state directory")
 	// ErrClaimed: another daemon looks after the node.
 	ErrClaimed = errors.New("another podmarkd is running")
 )
 
-// Store is a state folder. Its methods other than Lock, Get, List, Empty, Note and
+// Store is a state directory. Its methods other than Lock, Get, List, Empty, Note and
 // Take are called with the lock held.
 type Store struct {
 	dir string
@@ -55,28 +56,29 @@ const (
 	// DaemonFile is where the daemon keeps its status, and DaemonLock what it holds.
 	DaemonFile = "daemon.json"
 	DaemonLock = "daemon.lock"
-	socketFile = "podmarkd.sock"
 	temporary  = ".tmp"
 )
 
-// At names the state folder dir without touching it.
+// At names the state directory dir without touching it.
 func At(dir string) Store { return Store{dir: dir} }
 
-// Dir returns the state folder.
+// Dir returns the state directory.
 func (s Store) Dir() string { return s.dir }
 
-// Path is that of a file of the folder.
+// Path is that of a file of the directory.
 func (s Store) Path(name string) string { return s.path(name) }
 
-// Folders are those that change whenever an attachment comes, goes or changes, or an
+// Directories are those that change whenever an attachment comes, goes or changes, or an
 // address another owner.
-func (s Store) Folders() [2]string { return [2]string{s.path(attachmentsDir), s.path(addressesDir)} }
+func (s Store) Directories() [2]string {
+	return [2]string{s.path(attachmentsDir), s.path(addressesDir)}
+}
 
 func (s Store) path(elem ...string) string {
 	return filepath.Join(append([]string{s.dir}, elem...)...)
 }
 
-// create makes the state folder if need be. [os.MkdirAll] says that it exists where an uninstall
+// create makes the state directory if need be. [os.MkdirAll] says that it exists where an uninstall
 // has removed it in the moment after.
 func (s Store) create() error {
 	for {
@@ -85,14 +87,14 @@ func (s Store) create() error {
 			return nil
 		}
 		info, errThere := os.Lstat(s.dir)
-		folder := errThere == nil && info.IsDir()
-		if !errors.Is(err, fs.ErrExist) || !folder && !errors.Is(errThere, fs.ErrNotExist) {
-			return fmt.Errorf("creating state folder: %w", err)
+		directory := errThere == nil && info.IsDir()
+		if !errors.Is(err, fs.ErrExist) || !directory && !errors.Is(errThere, fs.ErrNotExist) {
+			return fmt.Errorf("creating state directory: %w", err)
 		}
 	}
 }
 
-// Init creates the folders that are missing, 0700. ErrDamaged where others may write to one
+// Init creates the directories that are missing, 0700. ErrDamaged where others may write to one
 // that is there.
 func (s Store) Init() error {
 	if err := s.create(); err != nil {
@@ -100,7 +102,7 @@ func (s Store) Init() error {
 	}
 	for _, sub := range []string{"", attachmentsDir, idsDir, addressesDir} {
 		if err := os.Mkdir(s.path(sub), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return fmt.Errorf("creating state folder: %w", err)
+			return fmt.Errorf("creating state directory: %w", err)
 		}
 		if err := s.trusted(sub); err != nil {
 			return err
@@ -109,7 +111,7 @@ func (s Store) Init() error {
 	return nil
 }
 
-// Lock creates the state folder if need be and waits, at most until timeout or the end of
+// Lock creates the state directory if need be and waits, at most until timeout or the end of
 // ctx, to be the only podmark process that changes anything. The kernel drops the lock when
 // the process dies.
 func (s Store) Lock(ctx context.Context, timeout time.Duration) (unlock func(), err error) {
@@ -118,7 +120,7 @@ func (s Store) Lock(ctx context.Context, timeout time.Duration) (unlock func(), 
 	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
 		f, err := s.hold(lockFile)
 		if err != nil {
-			return nil, fmt.Errorf("locking the state folder: %w", err)
+			return nil, fmt.Errorf("locking the state directory: %w", err)
 		}
 		if f != nil {
 			if err := s.Init(); err != nil {
@@ -150,7 +152,7 @@ func (s Store) hold(name string) (*os.File, error) {
 			}
 		}
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // the folder has gone in between
+			continue // the directory has gone in between
 		}
 		if err != nil {
 			return nil, err
@@ -452,13 +454,13 @@ func (s Store) link(r attachment.Record, dryRun bool) (made bool, err error) {
 	return true, nil
 }
 
-// extent is the same for two folders that hold equally many files. A tmpfs, which state is on
+// extent is the same for two directories that hold equally many files. A tmpfs, which state is on
 // as a rule, tells it without reading them (BOGO_DIRENT_SIZE of Linux' mm/shmem.c).
 func (s Store) extent(sub string) (int64, error) {
 	var system unix.Statfs_t
-	var folder unix.Stat_t
-	if unix.Statfs(s.path(sub), &system) == nil && system.Type == unix.TMPFS_MAGIC && unix.Stat(s.path(sub), &folder) == nil {
-		return folder.Size, nil
+	var directory unix.Stat_t
+	if unix.Statfs(s.path(sub), &system) == nil && system.Type == unix.TMPFS_MAGIC && unix.Stat(s.path(sub), &directory) == nil {
+		return directory.Size, nil
 	}
 	n, err := s.count(sub)
 	return int64(n), err
@@ -597,11 +599,11 @@ func replaceLink(to, path string) error {
 	return os.Rename(path+temporary, path)
 }
 
-// Sweep removes the files that belong to no record: ID and address files of
+// RemoveTemporary removes the files that belong to no record: ID and address files of
 // records that are gone, records that cannot be read, and temporary files. An ID file that a
 // record lacks it makes: else another would get that ID. It returns what it removed or made, or
-// with dryRun what it would, relative to the folder, and says what it could not.
-func (s Store) Sweep(dryRun bool) (removed []string, err error) {
+// with dryRun what it would, relative to the directory, and says what it could not.
+func (s Store) RemoveTemporary(dryRun bool) (removed []string, err error) {
 	good := map[string]attachment.Record{}
 	records, _ := s.List() // the damaged ones are what this is for
 	for _, r := range records {
@@ -669,20 +671,20 @@ func (s Store) removeAll(names ...string) error {
 	return nil
 }
 
-// RemoveAll deletes the state folder's content, the lock last, and the folder
+// RemoveAll deletes the state directory's content, the lock last, and the directory
 // itself if nothing foreign is in it.
 func (s Store) RemoveAll() error {
 	if err := s.Clear(); err != nil {
 		return err
 	}
-	if err := s.removeAll(DaemonFile, DaemonFile+temporary, DaemonLock, socketFile, SpoolFile); err != nil {
+	if err := s.removeAll(DaemonFile, DaemonFile+temporary, DaemonLock, config.SocketName, SpoolFile); err != nil {
 		return err
 	}
 	if err := s.Remove(lockFile); err != nil {
 		return err
 	}
 	if err := os.Remove(s.dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.EROFS) {
-		return fmt.Errorf("removing state folder: %w", err)
+		return fmt.Errorf("removing state directory: %w", err)
 	}
 	return nil
 }

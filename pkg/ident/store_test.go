@@ -29,7 +29,7 @@ func newStore(t testing.TB) ident.Store {
 	return s
 }
 
-// newStoreIn is one below a folder of a file system that matters.
+// newStoreIn is one below a directory of a file system that matters.
 func newStoreIn(t testing.TB, parent string) ident.Store {
 	t.Helper()
 	dir, err := os.MkdirTemp(parent, "ident")
@@ -57,7 +57,7 @@ func layout(t testing.TB, mask uint32) mark.Layout {
 func record(name string, addresses ...string) attachment.Record {
 	r := attachment.Record{
 		Key:      attachment.Key{Network: "net", ContainerID: name, IfName: "eth0"},
-		Endpoint: attachment.Endpoint{Interface: "veth-" + name, Port: "veth-" + name},
+		Endpoint: attachment.Endpoint{L3Interface: "veth-" + name, HostVeth: "veth-" + name},
 	}
 	for _, a := range addresses {
 		r.Addresses = append(r.Addresses, netip.MustParseAddr(a))
@@ -84,7 +84,7 @@ func release(t *testing.T, s ident.Store, r attachment.Record) {
 	}
 }
 
-// files lists the state folder's files, relative to it.
+// files lists the state directory's files, relative to it.
 func files(t *testing.T, s ident.Store) []string {
 	t.Helper()
 	var names []string
@@ -268,7 +268,7 @@ func TestOwnership(t *testing.T) {
 			t.Errorf("after the late release owners are %q and %q", owner(four), owner(six))
 		}
 	}
-	// Its ID was given to another meanwhile, by whoever damaged the folder.
+	// Its ID was given to another meanwhile, by whoever damaged the directory.
 	write(t, s, "ids/2", young.Hash())
 	if err := s.Put(old); err != nil {
 		t.Fatal(err)
@@ -307,7 +307,7 @@ func TestSweep(t *testing.T) {
 	slices.Sort(waste)
 	for _, dryRun := range []bool{true, false} {
 		before := files(t, s)
-		got, err := s.Sweep(dryRun)
+		got, err := s.RemoveTemporary(dryRun)
 		slices.Sort(got)
 		if diff := cmp.Diff(waste, got); diff != "" || err != nil {
 			t.Errorf("swept: %v\n%s", err, diff)
@@ -321,7 +321,7 @@ func TestSweep(t *testing.T) {
 	if diff := cmp.Diff(keep, files(t, s)); diff != "" {
 		t.Errorf("files after the sweep:\n%s", diff)
 	}
-	if got, err := s.Sweep(false); err != nil || got != nil {
+	if got, err := s.RemoveTemporary(false); err != nil || got != nil {
 		t.Errorf("the second sweep: %v, %v", got, err)
 	}
 }
@@ -378,7 +378,7 @@ func TestRemoveAll(t *testing.T) {
 		}
 	}
 	if _, err := os.Stat(s.Dir()); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the folder is left: %v", err)
+		t.Errorf("the directory is left: %v", err)
 	}
 }
 
@@ -394,11 +394,11 @@ func TestLostID(t *testing.T) {
 	}
 	want := []string{fmt.Sprint("ids/", a.ID)}
 	for _, dryRun := range []bool{true, false} {
-		if got, err := s.Sweep(dryRun); err != nil || !slices.Equal(got, want) {
+		if got, err := s.RemoveTemporary(dryRun); err != nil || !slices.Equal(got, want) {
 			t.Errorf("Sweep(%t) = %q, %v; want %q", dryRun, got, err, want)
 		}
 	}
-	if got, err := s.Sweep(false); err != nil || got != nil {
+	if got, err := s.RemoveTemporary(false); err != nil || got != nil {
 		t.Errorf("another Sweep = %q, %v", got, err)
 	}
 	if err := os.Remove(filepath.Join(s.Dir(), "next")); err != nil {
@@ -432,7 +432,7 @@ func TestAllIDsAreLost(t *testing.T) {
 }
 
 // Nor does another get it before a Sweep has made it again, on a file system that counts the
-// names of a folder, and on one that does not.
+// names of a directory, and on one that does not.
 func TestLostIDIsNotGivenOut(t *testing.T) {
 	for _, parent := range []string{"/dev/shm", "/var/tmp"} {
 		for lost := range 8 { // of three files, one bit each

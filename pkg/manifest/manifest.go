@@ -1,4 +1,4 @@
-// Package manifest reads NetworkPolicy manifests from files, folders and a pipe, wherever
+// Package manifest reads NetworkPolicy manifests from files, directories and a pipe, wherever
 // that is: it needs no node.
 //
 //	sources, err := manifest.Read([]string{"policies/"}, false, os.Stdin)
@@ -32,8 +32,8 @@ func Compile(o policy.Options, sources ...policy.Source) (desired.Policies, []st
 // what writes to a pipe may have failed.
 const noPolicy = "to remove the node's policy, say 'podmarkctl apply --delete', or give a NetworkPolicyList with 'items: []'"
 
-// Read reads the manifests that paths name: files, folders, and "-" for stdin. What
-// is in subfolders is read where recursive says so.
+// Read reads the manifests that paths name: files, directories, and "-" for stdin. What
+// is in subdirectories is read where recursive says so.
 func Read(paths []string, recursive bool, stdin io.Reader) ([]policy.Source, error) {
 	var sources []policy.Source
 	for _, path := range paths {
@@ -72,16 +72,16 @@ func readSources(path string, recursive bool, stdin io.Reader) ([]policy.Source,
 	return sources, nil
 }
 
-// manifests lists a folder's manifests. A folder without any is refused.
+// manifests lists a directory's manifests. A directory without any is refused.
 //
-// Hidden subfolders are not read: the kubelet keeps what a ConfigMap says in one, and links to it.
+// Hidden subdirectories are not read: the kubelet keeps what a ConfigMap says in one, and links to it.
 func manifests(dir string, recursive bool) ([]string, error) {
 	var names []string
 	err := fs.WalkDir(os.DirFS(dir), ".", func(path string, d fs.DirEntry, err error) error {
 		name := filepath.Join(dir, path)
 		switch {
 		case err != nil:
-			return fmt.Errorf("reading folder %q: %w", dir, err)
+			return fmt.Errorf("reading directory %q: %w", dir, err)
 		case path == ".":
 		case d.IsDir() && (!recursive || strings.HasPrefix(d.Name(), ".")):
 			return fs.SkipDir
@@ -89,7 +89,7 @@ func manifests(dir string, recursive bool) ([]string, error) {
 			names = append(names, name)
 		case recursive && d.Type() == fs.ModeSymlink && !strings.HasPrefix(d.Name(), "."):
 			if to, err := os.Stat(name); err == nil && to.IsDir() {
-				return fmt.Errorf("%q is a link to a folder, and such are not followed: name what it leads to, or remove it", name)
+				return fmt.Errorf("%q is a link to a directory, and such are not followed: name what it leads to, or remove it", name)
 			}
 		}
 		return nil
@@ -98,7 +98,7 @@ func manifests(dir string, recursive bool) ([]string, error) {
 		return nil, err
 	}
 	if len(names) == 0 {
-		return nil, fmt.Errorf("folder %q has no *.yaml, *.yml or *.json: %s", dir, noPolicy)
+		return nil, fmt.Errorf("directory %q has no *.yaml, *.yml or *.json: %s", dir, noPolicy)
 	}
 	return names, nil
 }

@@ -16,7 +16,7 @@ const (
 	db  = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "db", "namespace": "shop"}, "spec": {"podSelector": {}}}`
 )
 
-// Files, folders and a pipe are read, together; what gives nothing is refused, and said by name.
+// Files, directories and a pipe are read, together; what gives nothing is refused, and said by name.
 func TestRead(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, text string) string {
@@ -42,18 +42,18 @@ func TestRead(t *testing.T) {
 		want  string // names, in order
 		err   string
 	}{
-		"a file":               {paths: []string{one}, want: "web"},
-		"a folder":             {paths: []string{all}, want: "db web"},
-		"stdin":                {paths: []string{"-"}, stdin: db, want: "db"},
-		"stdin and a file":     {paths: []string{"-", one}, stdin: db, want: "db web"},
-		"a wrong one":          {paths: []string{wrong}, err: "podSelectro"},
-		"a policy twice":       {paths: []string{one, all}, err: "shop/web"},
-		"no file":              {paths: []string{filepath.Join(dir, "none")}, err: "none"},
-		"nothing on stdin":     {paths: []string{"-"}, err: "--delete"},
-		"comments":             {paths: []string{comments}, err: "--delete"},
-		"namespaces alone":     {paths: []string{"-"}, stdin: "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}", err: "--delete"},
-		"an empty list":        {paths: []string{"-"}, stdin: "{apiVersion: v1, kind: List, items: []}"},
-		"a folder without any": {paths: []string{empty}, err: "--delete"},
+		"a file":                  {paths: []string{one}, want: "web"},
+		"a directory":             {paths: []string{all}, want: "db web"},
+		"stdin":                   {paths: []string{"-"}, stdin: db, want: "db"},
+		"stdin and a file":        {paths: []string{"-", one}, stdin: db, want: "db web"},
+		"a wrong one":             {paths: []string{wrong}, err: "podSelectro"},
+		"a policy twice":          {paths: []string{one, all}, err: "shop/web"},
+		"no file":                 {paths: []string{filepath.Join(dir, "none")}, err: "none"},
+		"nothing on stdin":        {paths: []string{"-"}, err: "--delete"},
+		"comments":                {paths: []string{comments}, err: "--delete"},
+		"namespaces alone":        {paths: []string{"-"}, stdin: "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}", err: "--delete"},
+		"an empty list":           {paths: []string{"-"}, stdin: "{apiVersion: v1, kind: List, items: []}"},
+		"a directory without any": {paths: []string{empty}, err: "--delete"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			sources, err := manifest.Read(tt.paths, false, strings.NewReader(tt.stdin))

@@ -24,7 +24,7 @@ import (
 // the runtime knows of them is in libcni's cache: it notes there what the plugins
 // returned at ADD, and forgets it at DEL.
 type adopter struct {
-	// cache is libcni's folder, /var/lib/cni with all runtimes we know.
+	// cache is libcni's directory, /var/lib/cni with all runtimes we know.
 	cache string
 	// every is how often it is read.
 	every time.Duration
@@ -161,7 +161,7 @@ func (a *adopter) one(ctx context.Context, cni *libcni.CNIConfig, n apply.Node, 
 	e.Namespace, e.Pod = pod.Namespace, pod.Name
 	e.Labels = network.Labels
 	if network.Policy != config.PolicyKubernetes {
-		e.Sources = network.Sources
+		e.AllowedSources = network.Sources
 	}
 	return n.Adopt(ctx, apply.SettingsOf(network.Config), attachment.Record{
 		Key: key, Endpoint: e, Netns: c.NetNS, UID: pod.UID, SourceBound: network.Sources,

@@ -36,7 +36,7 @@ func (c *collector) collect(ctx context.Context, n apply.Node, now time.Time) (a
 	seen := map[attachment.Key]time.Time{}
 	due := false
 	for _, r := range records {
-		if !Vanished(r) {
+		if !PodGone(r) {
 			continue
 		}
 		seen[r.Key] = now
@@ -51,18 +51,18 @@ func (c *collector) collect(ctx context.Context, n apply.Node, now time.Time) (a
 	}
 	c.swept = now
 	if !due {
-		files, err := n.Sweep(ctx)
+		files, err := n.RemoveOrphans(ctx)
 		return apply.Collected{Files: files}, err
 	}
-	return n.Collect(ctx, func(r attachment.Record) bool {
+	return n.CollectGarbage(ctx, func(r attachment.Record) bool {
 		since, ok := seen[r.Key]
-		return ok && now.Sub(since) >= c.after && Vanished(r)
+		return ok && now.Sub(since) >= c.after && PodGone(r)
 	}, false)
 }
 
-// Vanished holds for a pod of which nothing is left on the node, neither its interface
+// PodGone holds for a pod of which nothing is left on the node, neither its interface
 // nor its network namespace.
-func Vanished(r attachment.Record) bool {
+func PodGone(r attachment.Record) bool {
 	if r.Netns == "" || port.Alive(r.Endpoint) {
 		return false
 	}

@@ -39,7 +39,7 @@ func Explain(ctx context.Context, n apply.Node, q explain.Query, f explain.Facts
 	}
 	ports := []uint16{q.Port}
 	for _, s := range f.IPVS.Services {
-		for _, b := range s.Backends {
+		for _, b := range s.Destinations {
 			ports = append(ports, b.At.Port())
 		}
 	}
@@ -106,7 +106,7 @@ func readTable(addresses []netip.Addr) (explain.IPVS, error) {
 				continue
 			}
 			service := explain.Service{Protocol: desired.Protocol(s.Protocol), At: netip.AddrPortFrom(addr, s.Port)}
-			if service.Backends, err = readBackends(h, s); err != nil {
+			if service.Destinations, err = readBackends(h, s); err != nil {
 				return fmt.Errorf("reading the backends of %s/%s: %w", service.At, service.Protocol, err)
 			}
 			t.Services = append(t.Services, service)
@@ -125,22 +125,22 @@ var methods = map[uint32]explain.Method{
 }
 
 // readBackends reads those of a service, sorted.
-func readBackends(h *ipvs.Handle, s *ipvs.Service) ([]explain.Backend, error) {
+func readBackends(h *ipvs.Handle, s *ipvs.Service) ([]explain.Destination, error) {
 	list, err := h.GetDestinations(s)
 	if err != nil {
 		return nil, err
 	}
-	var out []explain.Backend
+	var out []explain.Destination
 	for _, d := range list {
 		addr, ok := netip.AddrFromSlice(d.Address)
 		if !ok {
 			continue
 		}
-		out = append(out, explain.Backend{
+		out = append(out, explain.Destination{
 			At: netip.AddrPortFrom(addr.Unmap(), d.Port), Weight: d.Weight, Method: methods[d.ConnectionFlags&ipvs.ConnFwdMask],
 		})
 	}
-	slices.SortFunc(out, func(a, b explain.Backend) int { return a.At.Compare(b.At) })
+	slices.SortFunc(out, func(a, b explain.Destination) int { return a.At.Compare(b.At) })
 	return out, nil
 }
 

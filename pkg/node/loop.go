@@ -22,14 +22,14 @@ import (
 	"github.com/podmark/podmark/pkg/foreign"
 )
 
-// Keeper looks after one node.
-type Keeper struct {
+// Agent looks after one node.
+type Agent struct {
 	Node apply.Node
 	// Ports are what others say about NodePorts. Changed tells that they may say
 	// something else; nil where they never do.
 	Ports   func() PortOptions
 	Changed <-chan struct{}
-	// ConfDir is the runtime's folder of network configurations, and Cache libcni's:
+	// ConfDir is the runtime's directory of network configurations, and Cache libcni's:
 	// from them a changed mask is known, and pods that were there before podmark.
 	// Without them, nil or empty, that is not done.
 	ConfDir func() string
@@ -51,8 +51,8 @@ type Keeper struct {
 	// Interval is how long the node is left alone when nothing is notified.
 	Interval time.Duration
 	Log      *slog.Logger
-	// Looked, if set, is told of each look, after it.
-	Looked func(Look)
+	// Reconciled, if set, is told of each look, after it.
+	Reconciled func(Reconciliation)
 	// ModeIs is told how services are done: before the first look, and whenever it has
 	// changed, by another goroutine than Looked.
 	ModeIs func(Mode)
@@ -60,38 +60,38 @@ type Keeper struct {
 	Proxy string
 }
 
-// Look is what was found and done when the node was looked at.
-type Look struct {
-	Time   time.Time
-	Reason Reason
+// Reconciliation is what was found and done when the node was looked at.
+type Reconciliation struct {
+	Time    time.Time
+	Trigger Trigger
 	// Idle is set where podmark has never run: nothing is there to be kept.
 	Idle  bool
 	Ports Decision
-	// Moved is the mask that the endpoints were moved to; 0 when they were not.
-	Moved uint32
+	// ChangedMask is the mask that the endpoints were moved to; 0 when they were not.
+	ChangedMask uint32
 	// Adopted are the pods from before podmark that have an ID now, and Unadopted is
 	// why others have none, told once for each.
-	Adopted   []attachment.Record
-	Unadopted error
-	// Enlisted are pods whose network asks for the policies of files now, and did not when they
+	Adopted  []attachment.Record
+	AdoptErr error
+	// Enforced are pods whose network asks for the policies of files now, and did not when they
 	// were added.
-	Enlisted []attachment.Record
+	Enforced []attachment.Record
 	// Coverage is who of the node's pods is policed, those without podmark among them.
 	Coverage desired.Coverage
 	// Unmarked are those without podmark, "namespace/name" by containers, as of the last time
 	// that the runtime's cache was read; nil before.
 	Unmarked map[string]string
-	// Asked is whether a network asks for policy, and Absent is what Present said.
-	Asked  bool
-	Absent error
+	// PolicyWanted is whether a network asks for policy, and Absent is what Present said.
+	PolicyWanted bool
+	NotInstalled error
 	// FelixMask is Calico's mask where it is not the node's, whose mask is Mask.
 	FelixMask *uint32
 	Mask      uint32
 	// Collisions are those who write bits of the mask, or of the one that would be taken,
 	// as of the last time that the rules were read; Unseen is why some were not.
 	Collisions []foreign.Collision
-	Unseen     error
-	Kept       apply.Kept
+	ForeignErr error
+	Repaired   apply.Reconciled
 	// Applied is how long it took to make the kernel agree, with the wait for the
 	// node's lock, and ApplyErr why it does not; both zero where that was not tried.
 	Applied  time.Duration
@@ -108,9 +108,9 @@ type Look struct {
 }
 
 // Unready is why the node is not as its configuration asks; nil where it is.
-func (l Look) Unready() error {
-	err := errors.Join(l.Err, l.Absent)
-	if l.Asked && l.Coverage.Open() > 0 {
+func (l Reconciliation) Unready() error {
+	err := errors.Join(l.Err, l.NotInstalled)
+	if l.PolicyWanted && l.Coverage.Open() > 0 {
 		err = errors.Join(err, errors.New(l.Coverage.String()))
 	}
 	return err
@@ -130,9 +130,9 @@ const (
 )
 
 // Run looks after the node until ctx is done. It leaves the data plane as it is.
-func (k Keeper) Run(ctx context.Context) error {
-	told, notified := make(chan Reason, 1), make(chan struct{}, 1)
-	tell := func(r Reason) {
+func (k Agent) Run(ctx context.Context) error {
+	told, notified := make(chan Trigger, 1), make(chan struct{}, 1)
+	tell := func(r Trigger) {
 		select {
 		case told <- r:
 		default: // a look is due anyway
@@ -146,7 +146,7 @@ func (k Keeper) Run(ctx context.Context) error {
 		return err
 	}
 	if k.ConfDir != nil {
-		go watchFolder(ctx, k.ConfDir, k.Interval, func() { tell(Configured) })
+		go watchDirectory(ctx, k.ConfDir, k.Interval, func() { tell(OnConfiguration) })
 	}
 	mode := modeWatch{every: k.Interval, proxy: k.Proxy, tell: k.ModeIs}
 	mode.read()
@@ -158,8 +158,8 @@ func (k Keeper) Run(ctx context.Context) error {
 	params := sysctls{set: k.SetSysctls, paces: map[string]pace{}}
 	var others others
 	var news newcomers
-	for reason := Started; ctx.Err() == nil; {
-		look := k.look(ctx, reason, &a, &params, &others)
+	for reason := OnStart; ctx.Err() == nil; {
+		look := k.reconcile(ctx, reason, &a, &params, &others)
 		if k.CollectAfter > 0 && look.Err == nil && !look.Idle {
 			look.Collected, look.Err = c.collect(ctx, k.Node, time.Now())
 		}
@@ -167,8 +167,8 @@ func (k Keeper) Run(ctx context.Context) error {
 		if !look.Idle && look.ApplyErr == nil {
 			look.Err = errors.Join(look.Err, news.welcome(k.Node)) // without the lock: nobody waits for it
 		}
-		if k.Looked != nil && ctx.Err() == nil {
-			k.Looked(look)
+		if k.Reconciled != nil && ctx.Err() == nil {
+			k.Reconciled(look)
 		}
 		var due bool
 		if reason, due = k.rest(ctx, min(pauseRatio*look.Took, mostRest), reason, told); due {
@@ -178,16 +178,16 @@ func (k Keeper) Run(ctx context.Context) error {
 		if len(a.seen) > 0 {
 			next = min(next, max(0, time.Until(a.next)))
 		}
-		if reason != Waited {
+		if reason != OnInterval {
 			next = min(next, follow)
 		}
 		select {
 		case <-ctx.Done():
 		case reason = <-told:
 		case <-k.Changed:
-			reason = Said
+			reason = OnNodePorts
 		case <-time.After(next):
-			reason = Waited
+			reason = OnInterval
 		}
 	}
 	return nil
@@ -196,7 +196,7 @@ func (k Keeper) Run(ctx context.Context) error {
 // rest leaves the node alone for a while, so that others get its lock. When it ends, a
 // look is due if something was notified meanwhile, and why; it ends early when that was
 // the rules being taken away.
-func (k Keeper) rest(ctx context.Context, pause time.Duration, before Reason, told <-chan Reason) (reason Reason, due bool) {
+func (k Agent) rest(ctx context.Context, pause time.Duration, before Trigger, told <-chan Trigger) (reason Trigger, due bool) {
 	end := time.After(pause)
 	wait(ctx, leastPause)
 	for reason = before; ; wait(ctx, leastPause) {
@@ -207,7 +207,7 @@ func (k Keeper) rest(ctx context.Context, pause time.Duration, before Reason, to
 			return reason, due
 		case reason = <-told:
 			due = true
-			if !k.Node.Stands(ctx) {
+			if !k.Node.Intact(ctx) {
 				return reason, true
 			}
 		}
@@ -216,7 +216,7 @@ func (k Keeper) rest(ctx context.Context, pause time.Duration, before Reason, to
 
 // needs are those of a node with its services in that mode. Damaged records are
 // reported by whoever keeps the rules.
-func (k Keeper) needs(mode Mode, networks map[string]network) Needs {
+func (k Agent) needs(mode Mode, networks map[string]network) Needs {
 	records, _ := k.Node.Records()
 	policed, bridged := false, false
 	for _, n := range networks {
@@ -234,9 +234,9 @@ func wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-// look finds out what is so, and has what follows from it carried out.
-func (k Keeper) look(ctx context.Context, reason Reason, a *adopter, params *sysctls, others *others) (l Look) {
-	l = Look{Time: time.Now(), Reason: reason}
+// reconcile finds out what is so, and has what follows from it carried out.
+func (k Agent) reconcile(ctx context.Context, reason Trigger, a *adopter, params *sysctls, others *others) (l Reconciliation) {
+	l = Reconciliation{Time: time.Now(), Trigger: reason}
 	dir := ""
 	if k.ConfDir != nil {
 		dir = k.ConfDir()
@@ -250,16 +250,16 @@ func (k Keeper) look(ctx context.Context, reason Reason, a *adopter, params *sys
 		unread = errors.Join(unread, k.Policies(from))
 	}
 	report := others.look(ctx, l.Time)
-	l.Unseen = report.Error()
-	l.Err = errors.Join(unread, k.keep(ctx, &l, networks, params, report))
-	l.Adopted, l.Unadopted = a.adopt(ctx, k.Node, networks, l.Time)
+	l.ForeignErr = report.Error()
+	l.Err = errors.Join(unread, k.reconcileNode(ctx, &l, networks, params, report))
+	l.Adopted, l.AdoptErr = a.adopt(ctx, k.Node, networks, l.Time)
 	l.Unmarked, l.Err = a.unmarked, errors.Join(l.Err, a.blind)
 	files := map[string]bool{}
 	for name, n := range networks {
 		files[name] = n.Policy == config.PolicyFiles
 	}
 	var err error
-	if l.Enlisted, err = k.Node.Enlist(ctx, files); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if l.Enforced, err = k.Node.EnforceRequested(ctx, files); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		l.Err = errors.Join(l.Err, fmt.Errorf("policing the pods of networks that ask for it now: %w", err))
 	}
 	l.Coverage, err = k.Node.Coverage(a.unmarked)
@@ -267,17 +267,17 @@ func (k Keeper) look(ctx context.Context, reason Reason, a *adopter, params *sys
 		l.Err = errors.Join(l.Err, fmt.Errorf("who is policed is not known: %w", err))
 	}
 	if k.Present != nil {
-		l.Absent = k.Present()
+		l.NotInstalled = k.Present()
 	}
 	for _, n := range networks {
-		l.Asked = l.Asked || n.Policy != config.PolicyNone
+		l.PolicyWanted = l.PolicyWanted || n.Policy != config.PolicyNone
 	}
 	return l
 }
 
-// keep moves the endpoints to the mask that the networks want, and has missing
+// reconcileNode moves the endpoints to the mask that the networks want, and has missing
 // things put back.
-func (k Keeper) keep(ctx context.Context, l *Look, networks map[string]network, params *sysctls, report foreign.Report) error {
+func (k Agent) reconcileNode(ctx context.Context, l *Reconciliation, networks map[string]network, params *sysctls, report foreign.Report) error {
 	facts, unread := readFacts()
 	l.mode, l.read = facts.mode(), unread == nil
 	configured, err := k.Node.Configured()
@@ -305,8 +305,8 @@ func (k Keeper) keep(ctx context.Context, l *Look, networks map[string]network, 
 	}
 	if errMask == nil && layout.Mask() != 0 {
 		var moved bool
-		if moved, errMask = k.Node.SetMask(ctx, layout); moved {
-			l.Moved = layout.Mask()
+		if moved, errMask = k.Node.ChangeMask(ctx, layout); moved {
+			l.ChangedMask = layout.Mask()
 		}
 	}
 	// What cannot be read does not keep from repairing: the NodePorts stay as they are.
@@ -316,15 +316,15 @@ func (k Keeper) keep(ctx context.Context, l *Look, networks map[string]network, 
 		ports = &apply.Ports{Ranges: l.Ports.Ranges, SCTP: l.Ports.SCTP, Source: l.Ports.Source}
 	}
 	l.Mask = configured.Layout.Mask()
-	if l.Moved != 0 {
-		l.Mask = l.Moved
+	if l.ChangedMask != 0 {
+		l.Mask = l.ChangedMask
 	}
 	l.Collisions = report.Collisions(kind.Backend(), l.Mask)
 	if felix := k.FelixMask(); felix != nil && *felix != l.Mask {
 		l.FelixMask = felix
 	}
 	start := time.Now()
-	l.Kept, l.ApplyErr = k.Node.Keep(ctx, ports)
+	l.Repaired, l.ApplyErr = k.Node.Reconcile(ctx, ports)
 	l.Applied = time.Since(start)
 	return errors.Join(unread, errMask, l.ApplyErr)
 }

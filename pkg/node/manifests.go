@@ -11,9 +11,9 @@ import (
 	"github.com/podmark/podmark/pkg/policy"
 )
 
-// PolicyFolder keeps the manifests of a folder the node's policy. What it holds when
+// PolicyDirectory keeps the manifests of a directory the node's policy. What it holds when
 // something in it is wrong changes nothing, and is told.
-type PolicyFolder struct {
+type PolicyDirectory struct {
 	Dir  string
 	Node apply.Node
 	// Settings are for a node on which podmark has not run.
@@ -25,14 +25,14 @@ type PolicyFolder struct {
 	Done func(apply.Applied, []string, error)
 }
 
-// settled is how long a folder is left alone after a notification: an editor writes,
+// settled is how long a directory is left alone after a notification: an editor writes,
 // renames and removes.
 const settled = 100 * time.Millisecond
 
-// Run follows the folder until ctx is done.
-func (f PolicyFolder) Run(ctx context.Context) {
+// Run follows the directory until ctx is done.
+func (f PolicyDirectory) Run(ctx context.Context) {
 	changed := make(chan struct{}, 1)
-	go watchFolder(ctx, func() string { return f.Dir }, f.Every, func() {
+	go watchDirectory(ctx, func() string { return f.Dir }, f.Every, func() {
 		select {
 		case changed <- struct{}{}:
 		default:
@@ -48,17 +48,17 @@ func (f PolicyFolder) Run(ctx context.Context) {
 		if err == nil && !slices.Equal(notes, noted) {
 			noted = notes
 			for _, note := range notes {
-				f.Log.Warn("not all in the folder counts as it is written", "folder", f.Dir, "note", note)
+				f.Log.Warn("The policy directory has objects that are not applied as written", "directory", f.Dir, "note", note)
 			}
 		}
 		switch {
 		case err == nil:
 			if said = ""; done.Changed {
-				f.Log.Info("policies of the folder are in force", "folder", f.Dir, "policies", done.Policies, "narrowed", done.Narrowed)
+				f.Log.Info("Policies in the directory are in force", "directory", f.Dir, "policies", done.Policies, "restricted", done.Restricted)
 			}
 		case err.Error() != said && ctx.Err() == nil:
 			said = err.Error()
-			f.Log.Error("the policies of the folder are not in force, those of before are", "folder", f.Dir, "error", err)
+			f.Log.Error("Policies in the directory are invalid; keeping the previous ones", "directory", f.Dir, "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -69,8 +69,8 @@ func (f PolicyFolder) Run(ctx context.Context) {
 	}
 }
 
-// read makes what the folder holds now the node's policy.
-func (f PolicyFolder) read(ctx context.Context) (apply.Applied, []string, error) {
+// read makes what the directory holds now the node's policy.
+func (f PolicyDirectory) read(ctx context.Context) (apply.Applied, []string, error) {
 	sources, err := manifest.Read([]string{f.Dir}, false, nil)
 	if err != nil {
 		return apply.Applied{}, nil, err

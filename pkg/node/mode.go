@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// mostPause is the longest pause between two reads of the mode. It leaves room for
+// longestPause is the longest pause between two reads of the mode. It leaves room for
 // others too, but a change has to be told of within a second.
-const mostPause = 300 * time.Millisecond
+const longestPause = 300 * time.Millisecond
 
 // modeWatch tells how services are done, in its own time: a look at the node waits for
 // the node's lock, and after the look before it leaves room for others.
@@ -28,7 +28,7 @@ type modeWatch struct {
 func (w *modeWatch) run(ctx context.Context, notified <-chan struct{}) {
 	took := time.Duration(0)
 	for next := w.every; ; {
-		wait(ctx, min(max(leastPause, pauseRatio*took), mostPause))
+		wait(ctx, min(max(leastPause, pauseRatio*took), longestPause))
 		select {
 		case <-ctx.Done():
 			return

@@ -20,8 +20,8 @@ type network struct {
 	onBridge bool
 }
 
-// networks reads those networks of a folder of configurations that chain podmark
-// with this state folder, by their names; dir may be empty, for none. A list that no runtime would take is left
+// networks reads those networks of a directory of configurations that chain podmark
+// with this state directory, by their names; dir may be empty, for none. A list that no runtime would take is left
 // out, and one whose entry is wrong too, with an error for it.
 func networks(dir, stateDir string) (map[string]network, error) {
 	if dir == "" {

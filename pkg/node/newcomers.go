@@ -43,7 +43,7 @@ func (c *newcomers) welcome(n apply.Node) error {
 	if err != nil {
 		return err
 	}
-	done, err := n.Rejudge(set)
+	done, err := n.Reevaluate(set)
 	if done {
 		c.known = known
 	}
@@ -58,7 +58,7 @@ func (c *newcomers) compare(records []attachment.Record) (now map[life][]netip.P
 		if !r.Committed {
 			continue
 		}
-		own := slices.DeleteFunc(slices.Clone(r.Sources), func(p netip.Prefix) bool { return !p.IsValid() })
+		own := slices.DeleteFunc(slices.Clone(r.AllowedSources), func(p netip.Prefix) bool { return !p.IsValid() })
 		for _, a := range r.Addresses {
 			own = append(own, netip.PrefixFrom(a, a.BitLen()))
 		}

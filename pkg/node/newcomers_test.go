@@ -16,7 +16,7 @@ func TestNewcomersCompare(t *testing.T) {
 			Addresses: []netip.Addr{netip.MustParseAddr(address)},
 		}}
 		for _, p := range further {
-			r.Sources = append(r.Sources, netip.MustParsePrefix(p))
+			r.AllowedSources = append(r.AllowedSources, netip.MustParsePrefix(p))
 		}
 		return r
 	}

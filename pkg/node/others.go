@@ -54,7 +54,7 @@ func awaited(n apply.Node, networks map[string]network, report foreign.Report) [
 
 // evade is the layout to move to from one that the node has chosen: none while nobody else
 // uses its bits, or where fewer are free than the node needs.
-func (k Keeper) evade(report foreign.Report, b config.Backend, now mark.Layout) mark.Layout {
+func (k Agent) evade(report foreign.Report, b config.Backend, now mark.Layout) mark.Layout {
 	for _, c := range report.Collisions(b, now.Mask()) {
 		if c.Whole { // other bits would not help
 			continue

@@ -13,23 +13,23 @@ import (
 )
 
 // Status is what the daemon has to say about itself and the node, in daemon.json of
-// the state folder.
+// the state directory.
 type Status struct {
 	// PID is the process in podmarkd's own PID namespace, and no sign that it lives: that is
 	// ident.Store.DaemonLives.
 	PID     int       `json:"pid"`
 	Version string    `json:"version"`
 	Started time.Time `json:"started"`
-	// Interval is the longest that passes between two looks, in seconds.
+	// Interval is the longest that passes between two reconciliations, in seconds.
 	Interval float64 `json:"intervalSeconds"`
-	// Looked is when the node was last looked at, and Reason why.
-	Looked time.Time `json:"looked"`
-	Reason Reason    `json:"reason"`
+	// LastReconcile is when the node was last looked at, and Trigger what caused that.
+	LastReconcile time.Time `json:"lastReconcile"`
+	Trigger       Trigger   `json:"trigger"`
 	// Error is what went wrong in that; empty when nothing did.
 	Error string `json:"error,omitempty"`
 	// Idle is set where podmark has never run.
 	Idle bool `json:"idle"`
-	// Mode is current, whenever Looked was.
+	// Mode is current, whenever LastReconcile was.
 	Mode  Mode     `json:"mode"`
 	Ports Decision `json:"ports"`
 	// FelixMask is the mask of FelixConfiguration, in hexadecimal, where it
@@ -37,23 +37,23 @@ type Status struct {
 	FelixMask string `json:"felixMask,omitempty"`
 	// Collisions are those who write bits of the mask.
 	Collisions []string `json:"collisions,omitempty"`
-	// Unseen is what of the rules of others could not be read.
-	Unseen string `json:"unseen,omitempty"`
+	// ForeignError is what of the rules of others could not be read.
+	ForeignError string `json:"foreignError,omitempty"`
 	// Sysctls are what the node needs of kernel parameters.
 	Sysctls  []Sysctl     `json:"sysctls,omitempty"`
 	Policies PolicyStatus `json:"policies"`
-	// Absent is why the next pod starts without podmark, or without what was asked for, or not at
+	// NotInstalled is why the next pod starts without podmark, or without what was asked for, or not at
 	// all; empty where it does not.
-	Absent string `json:"absent,omitempty"`
-	// Coverage is who of the node's pods was policed at the last look.
+	NotInstalled string `json:"notInstalled,omitempty"`
+	// Coverage is who of the node's pods was policed at the last reconciliation.
 	Coverage desired.Coverage `json:"coverage"`
 	// Unmarked are the pods that had started without podmark, "namespace/name" by containers;
 	// null where the runtime's cache has not been read.
 	Unmarked map[string]string `json:"unmarked"`
 	// Drift is what others have done to links of endpoints and not undone.
-	Drift []apply.Drift `json:"drift,omitempty"`
+	Drift []apply.EndpointDrift `json:"drift,omitempty"`
 	// Alterable is what is lacking to keep what has been judged as it is.
-	Alterable string `json:"alterable,omitempty"`
+	Alterable string `json:"checksumsLack,omitempty"`
 	// Repairs counts what was missing in the kernel since the start.
 	Repairs    int     `json:"repairs"`
 	LastRepair *Repair `json:"lastRepair,omitempty"`
@@ -65,7 +65,7 @@ type PolicySource string
 // The sources.
 const (
 	FromNobody     PolicySource = "none" // podmarkctl applies them, or nobody
-	FromFolder     PolicySource = "folder"
+	FromDirectory  PolicySource = "directory"
 	FromKubernetes PolicySource = "kubernetes"
 )
 
@@ -84,13 +84,13 @@ type PolicyStatus struct {
 	Policies int `json:"policies"`
 	Watches  int `json:"watches"`
 	Pods     int `json:"pods"`
-	// Noted is how many manifests of the folder count otherwise than they are written, and
+	// Noted is how many manifests of the directory count otherwise than they are written, and
 	// Notes are the first of them.
 	Noted int      `json:"noted,omitempty"`
 	Notes []string `json:"notes,omitempty"`
-	// Troubled policies are not in force as the API has them, and Troubles are some of them.
-	Troubled int             `json:"troubled,omitempty"`
-	Troubles []PolicyTrouble `json:"troubles,omitempty"`
+	// UnsyncedPolicies policies are not in force as the API has them, and Troubles are some of them.
+	UnsyncedPolicies int             `json:"unsynced,omitempty"`
+	Troubles         []PolicyTrouble `json:"unsyncedPolicies,omitempty"`
 }
 
 // PolicyTrouble is a policy that is not in force as the API has it. What is not known of it
@@ -125,40 +125,40 @@ func (p PolicyStatus) After(before PolicyStatus, now time.Time) PolicyStatus {
 
 // Repair is one time that something was missing in the kernel.
 type Repair struct {
-	Time    time.Time    `json:"time"`
-	Kind    missing.Kind `json:"kind"`
-	Missing string       `json:"missing"`
+	Time  time.Time    `json:"time"`
+	Kind  missing.Kind `json:"kind"`
+	Drift string       `json:"drift"`
 }
 
 // After is the status after one more look.
-func (s Status) After(l Look) Status {
-	s.Looked, s.Reason, s.Idle, s.Ports, s.Sysctls, s.Error = l.Time, l.Reason, l.Idle, l.Ports, l.Sysctls, ""
+func (s Status) After(l Reconciliation) Status {
+	s.LastReconcile, s.Trigger, s.Idle, s.Ports, s.Sysctls, s.Error = l.Time, l.Trigger, l.Idle, l.Ports, l.Sysctls, ""
 	if l.Err != nil {
 		s.Error = l.Err.Error()
 	}
 	if s.FelixMask = ""; l.FelixMask != nil {
 		s.FelixMask = fmt.Sprintf("%#x", *l.FelixMask)
 	}
-	if l.ApplyErr == nil || len(l.Kept.Drifted) > 0 { // else it is not known
-		s.Drift = l.Kept.Drifted
+	if l.ApplyErr == nil || len(l.Repaired.EndpointDrift) > 0 { // else it is not known
+		s.Drift = l.Repaired.EndpointDrift
 	}
 	if l.ApplyErr == nil {
-		s.Alterable = l.Kept.Alterable
+		s.Alterable = l.Repaired.Alterable
 	}
 	s.Coverage, s.Unmarked = l.Coverage, l.Unmarked
-	if s.Absent = ""; l.Absent != nil {
-		s.Absent = l.Absent.Error()
+	if s.NotInstalled = ""; l.NotInstalled != nil {
+		s.NotInstalled = l.NotInstalled.Error()
 	}
 	s.Collisions = nil
 	for _, c := range l.Collisions {
 		s.Collisions = append(s.Collisions, c.String())
 	}
-	if s.Unseen = ""; l.Unseen != nil {
-		s.Unseen = l.Unseen.Error()
+	if s.ForeignError = ""; l.ForeignErr != nil {
+		s.ForeignError = l.ForeignErr.Error()
 	}
-	if l.Kept.Missing != nil {
+	if l.Repaired.Drift != nil {
 		s.Repairs++
-		s.LastRepair = &Repair{l.Time, missing.KindOf(l.Kept.Missing), l.Kept.Missing.Error()}
+		s.LastRepair = &Repair{l.Time, missing.KindOf(l.Repaired.Drift), l.Repaired.Drift.Error()}
 	}
 	return s
 }
@@ -166,10 +166,10 @@ func (s Status) After(l Look) Status {
 // Stale reports whether the daemon should have looked at the node again by now:
 // three times over, and half a minute for a busy one.
 func (s Status) Stale(now time.Time) bool {
-	return now.Sub(s.Looked) > time.Duration(3*s.Interval*float64(time.Second))+30*time.Second
+	return now.Sub(s.LastReconcile) > time.Duration(3*s.Interval*float64(time.Second))+30*time.Second
 }
 
-// Write puts the status into the state folder.
+// Write puts the status into the state directory.
 func (s Status) Write(store ident.Store) error {
 	b, err := json.Marshal(s)
 	if err != nil {

@@ -21,7 +21,7 @@ func TestPolicyStatusSince(t *testing.T) {
 		{node.PolicyStatus{Source: node.FromKubernetes, Error: "b"}, false, 1},
 		{node.PolicyStatus{Source: node.FromKubernetes, Policies: 3}, true, 3},
 		{node.PolicyStatus{Source: node.FromKubernetes, Policies: 4}, true, 3},
-		{node.PolicyStatus{Source: node.FromFolder, Policies: 4}, true, 5},
+		{node.PolicyStatus{Source: node.FromDirectory, Policies: 4}, true, 5},
 	} {
 		p = tt.now.After(p, start.Add(time.Duration(i)*time.Minute))
 		if want := start.Add(time.Duration(tt.since) * time.Minute); p.Synced != tt.synced || !p.Since.Equal(want) || p.Policies != tt.now.Policies {

@@ -66,8 +66,8 @@ type Sysctl struct {
 // OK reports whether it is what it should be.
 func (s Sysctl) OK() bool { return s.Value == s.Want }
 
-// Mend is the command that makes it so.
-func (s Sysctl) Mend() string {
+// Fix is the command that makes it so.
+func (s Sysctl) Fix() string {
 	set := fmt.Sprintf("sysctl -w %s=%s", s.Name, s.Want)
 	if s.Value == "" {
 		return "modprobe " + s.Module + " && " + set

@@ -13,7 +13,7 @@ import (
 // pods that it has on bridges.
 func TestNeeds(t *testing.T) {
 	pod := func(port string, policed bool, addresses ...string) attachment.Record {
-		r := attachment.Record{Endpoint: attachment.Endpoint{Interface: "cni0", Port: port}, Policed: policed}
+		r := attachment.Record{Endpoint: attachment.Endpoint{L3Interface: "cni0", HostVeth: port}, Policed: policed}
 		for _, a := range addresses {
 			r.Addresses = append(r.Addresses, netip.MustParseAddr(a))
 		}

@@ -19,18 +19,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Reason says why the node was looked at.
-type Reason string
+// Trigger says why the node was looked at.
+type Trigger string
 
 // The reasons.
 const (
-	Started Reason = "start"
-	Changed Reason = "link or address"
-	Written Reason = "nf_tables"
-	Said    Reason = "NodePort source"
-	// Configured is a network configuration.
-	Configured Reason = "network configuration"
-	Waited     Reason = "interval"
+	OnStart         Trigger = "start"
+	OnLinkChange    Trigger = "link or address"
+	OnRulesetChange Trigger = "nf_tables"
+	OnNodePorts     Trigger = "NodePort source"
+	// OnConfiguration is a network configuration.
+	OnConfiguration Trigger = "network configuration"
+	OnInterval      Trigger = "interval"
 )
 
 // group is a notification of the kernel: include/uapi/linux/rtnetlink.h and
@@ -39,7 +39,7 @@ const (
 type group struct {
 	protocol int
 	number   uint32
-	reason   Reason
+	reason   Trigger
 	// kind is the only type of notification that there is room for; 0 for all.
 	kind uint16
 	// news tells whether a notification is worth a look.
@@ -49,10 +49,10 @@ type group struct {
 func groups() []group {
 	all := func(netlink.Message) bool { return true }
 	return []group{
-		{unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, Changed, 0, all},
-		{unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_IFADDR, Changed, 0, all},
-		{unix.NETLINK_ROUTE, unix.RTNLGRP_IPV6_IFADDR, Changed, 0, all},
-		{unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES, Written, newGeneration, fromOthers},
+		{unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, OnLinkChange, 0, all},
+		{unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_IFADDR, OnLinkChange, 0, all},
+		{unix.NETLINK_ROUTE, unix.RTNLGRP_IPV6_IFADDR, OnLinkChange, 0, all},
+		{unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES, OnRulesetChange, newGeneration, fromOthers},
 	}
 }
 
@@ -107,14 +107,14 @@ var comm = sync.OnceValue(func() string {
 // watch calls tell for every notification that is news until ctx is done. What it
 // says is not read: the node is looked at as a whole. One that was lost, because
 // they came too fast, is news.
-func watch(ctx context.Context, log *slog.Logger, tell func(Reason)) error {
+func watch(ctx context.Context, log *slog.Logger, tell func(Trigger)) error {
 	for _, g := range groups() {
 		c, err := netlink.Dial(g.protocol, &netlink.Config{Groups: 1 << (g.number - 1)})
 		if err != nil {
-			return fmt.Errorf("listening for notifications of %s: %w", g.reason, err)
+			return fmt.Errorf("Failed to listen for kernel notifications of %s: %w", g.reason, err)
 		}
 		if err := g.only(c); err != nil {
-			return errors.Join(fmt.Errorf("listening for notifications of %s: %w", g.reason, err), c.Close())
+			return errors.Join(fmt.Errorf("Failed to listen for kernel notifications of %s: %w", g.reason, err), c.Close())
 		}
 		go func() {
 			<-ctx.Done()
@@ -127,7 +127,7 @@ func watch(ctx context.Context, log *slog.Logger, tell func(Reason)) error {
 					return
 				}
 				if err != nil && !errors.Is(err, unix.ENOBUFS) {
-					log.Warn("listening for notifications", "of", g.reason, "error", err)
+					log.Warn("Failed to listen for kernel notifications", "of", g.reason, "error", err)
 					wait(ctx, time.Second)
 				}
 				if err != nil || slices.ContainsFunc(list, g.news) {
@@ -139,12 +139,12 @@ func watch(ctx context.Context, log *slog.Logger, tell func(Reason)) error {
 	return nil
 }
 
-// watchFolder calls tell when something in a folder changes, until ctx is done. The
-// folder may come and go, and become another: it is looked for every so often.
-func watchFolder(ctx context.Context, dir func() string, every time.Duration, tell func()) {
+// watchDirectory calls tell when something in a directory changes, until ctx is done. The
+// directory may come and go, and become another: it is looked for every so often.
+func watchDirectory(ctx context.Context, dir func() string, every time.Duration, tell func()) {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
-		return // the folder is read now and then anyway
+		return // the directory is read now and then anyway
 	}
 	defer w.Close()
 	for ctx.Err() == nil {

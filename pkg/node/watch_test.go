@@ -18,8 +18,8 @@ func TestOwnChangesAreNoNews(t *testing.T) {
 	netns.Enter(t)
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
-	told := make(chan Reason, 100)
-	if err := watch(ctx, slog.New(slog.DiscardHandler), func(r Reason) { told <- r }); err != nil {
+	told := make(chan Trigger, 100)
+	if err := watch(ctx, slog.New(slog.DiscardHandler), func(r Trigger) { told <- r }); err != nil {
 		t.Fatal(err)
 	}
 	layout, err := mark.NewLayout(0xffff0000)
@@ -38,7 +38,7 @@ func TestOwnChangesAreNoNews(t *testing.T) {
 	for i := range 2 {
 		select {
 		case r := <-told:
-			if r != Written {
+			if r != OnRulesetChange {
 				t.Errorf("told of %q", r)
 			}
 		case <-time.After(2 * time.Minute):

@@ -95,7 +95,7 @@ func checkRule(t *testing.T, rule desired.Rule) {
 			}
 		}
 	}
-	if rule.Nobody && len(rule.Peers)+len(rule.Blocks) > 0 {
+	if rule.MatchNone && len(rule.Peers)+len(rule.Blocks) > 0 {
 		t.Errorf("nobody, and somebody: %+v", rule)
 	}
 }

@@ -251,7 +251,7 @@ func TestWhole(t *testing.T) {
 // kustomize does not ask its file for a kind.
 func TestKustomizationWithoutKind(t *testing.T) {
 	a := policy.Source{Name: "web.yaml", Data: []byte(policyA)}
-	for _, name := range []string{"kustomization.yaml", "folder/kustomization.yml"} {
+	for _, name := range []string{"kustomization.yaml", "directory/kustomization.yml"} {
 		_, notes, err := policy.Options{}.Compile(a, policy.Source{Name: name, Data: []byte("resources: [web.yaml]\n")})
 		if err != nil {
 			t.Fatal(err)

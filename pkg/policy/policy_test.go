@@ -43,7 +43,7 @@ func records() []attachment.Record {
 			Key: attachment.Key{Network: "pods", ContainerID: c.name, IfName: "eth0"},
 			ID:  mark.First + mark.ID(i),
 			Endpoint: attachment.Endpoint{
-				Namespace: namespace, Pod: pod, Labels: c.labels, Interface: iface, Port: iface,
+				Namespace: namespace, Pod: pod, Labels: c.labels, L3Interface: iface, HostVeth: iface,
 				Addresses: []netip.Addr{
 					netip.MustParseAddr(fmt.Sprintf("10.0.0.%d", i+1)),
 					netip.MustParseAddr(fmt.Sprintf("fd00::%d", i+1)),
@@ -115,7 +115,7 @@ func locate(t *testing.T, name string, family int) (iface string, addr netip.Add
 	}
 	for i, r := range records() {
 		if cast[i].name == name {
-			return r.Interface, r.Addresses[family]
+			return r.L3Interface, r.Addresses[family]
 		}
 	}
 	addr, err := netip.ParseAddr(name)
@@ -128,12 +128,12 @@ func locate(t *testing.T, name string, family int) (iface string, addr netip.Add
 func check(t *testing.T, state desired.State, allow, deny []string) {
 	t.Helper()
 	for _, flow := range allow {
-		if v := state.Allows(packet(t, flow)); !v.Allowed {
+		if v := state.Evaluate(packet(t, flow)); !v.Allowed {
 			t.Errorf("%s: denied by %q, want allowed", flow, v.By)
 		}
 	}
 	for _, flow := range deny {
-		if v := state.Allows(packet(t, flow)); v.Allowed {
+		if v := state.Evaluate(packet(t, flow)); v.Allowed {
 			t.Errorf("%s: allowed by %q, want denied", flow, v.By)
 		}
 	}

@@ -47,7 +47,7 @@ func (r rule) compile(namespace string) (desired.Rule, field.ErrorList) {
 	// The rule names peers or ports, and none of them is left: an empty list would
 	// mean all there are.
 	if len(r.peers) > 0 && len(peers)+len(blocks) == 0 || len(r.ports) > 0 && len(ports)+len(names) == 0 {
-		return desired.Rule{Nobody: true}, errs
+		return desired.Rule{MatchNone: true}, errs
 	}
 	return desired.Rule{Peers: peers, Blocks: blocks, Ports: ports, NamedPorts: names}, errs
 }

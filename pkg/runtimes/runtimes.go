@@ -1,8 +1,8 @@
-// Package runtimes knows in which folders container runtimes look for network
+// Package runtimes knows in which directories container runtimes look for network
 // configurations and plugins: where Kubernetes distributions have them, and what follows
 // from what a runtime says of itself.
 //
-//	place, err := runtimes.Decide(runtimes.Folders{}, said, known)
+//	place, err := runtimes.Decide(runtimes.Directories{}, said, known)
 package runtimes
 
 import (
@@ -27,7 +27,7 @@ var (
 
 // Place is where a runtime looks.
 type Place struct {
-	// Conf is its folder of network configurations, Bins are those of plugins.
+	// Conf is its directory of network configurations, Bins are those of plugins.
 	Conf string
 	Bins []string
 	// Network is what the runtime takes of Conf; empty for the first file by name.
@@ -45,10 +45,10 @@ const (
 	Assumed Source = iota
 	Known
 	Given
-	Said
+	Reported
 )
 
-// NewPlace is a place with clean paths, each folder of plugins once.
+// NewPlace is a place with clean paths, each directory of plugins once.
 func NewPlace(conf string, bins ...string) Place {
 	p := Place{}
 	if conf != "" {
@@ -112,7 +112,7 @@ func OnNode(root string) []Place {
 	return out
 }
 
-// complete reports whether a folder has a configuration that a runtime would take, and
+// complete reports whether a directory has a configuration that a runtime would take, and
 // another its plugins.
 func complete(conf, bin string) bool {
 	chosen, _, err := conflist.Choose(read(conf), conflist.Wanted{Dir: conf})
@@ -135,7 +135,7 @@ func read(dir string) []conflist.File {
 }
 
 // Executable reports whether path is a program, or a link to one. So is a link that leads to
-// nothing: k3s has its plugins in another folder, which a container does not see, and where a
+// nothing: k3s has its plugins in another directory, which a container does not see, and where a
 // plugin really is missing no pod starts.
 func Executable(path string) bool {
 	info, err := os.Stat(path)
@@ -149,12 +149,12 @@ func Executable(path string) bool {
 // Auto is the value of flags for what is to be found.
 const Auto = "auto"
 
-// Folders are those that were given; empty for one that is to be found.
-type Folders struct{ Conf, Bin string }
+// Directories are those that were given; empty for one that is to be found.
+type Directories struct{ Conf, Bin string }
 
-// GivenBy are the folders by the values of --cni-conf-dir and --cni-bin-dir.
-func GivenBy(confDir, binDir string) (Folders, error) {
-	given := Folders{}
+// GivenBy are the directories by the values of --cni-conf-dir and --cni-bin-dir.
+func GivenBy(confDir, binDir string) (Directories, error) {
+	given := Directories{}
 	for _, f := range []struct {
 		flag, value string
 		to          *string
@@ -163,7 +163,7 @@ func GivenBy(confDir, binDir string) (Folders, error) {
 			continue
 		}
 		if !filepath.IsAbs(f.value) {
-			return Folders{}, fmt.Errorf("--%s %q: want an absolute path or %s", f.flag, f.value, Auto)
+			return Directories{}, fmt.Errorf("--%s %q: want an absolute path or %s", f.flag, f.value, Auto)
 		}
 		*f.to = f.value
 	}
@@ -173,7 +173,7 @@ func GivenBy(confDir, binDir string) (Folders, error) {
 // Decide picks the place: what the runtimes say comes before what is known of distributions,
 // and neither before what was given, but that has to be where a runtime looks, if any says
 // so. Where nothing is known it is where most look. Errors: ErrSeveral, ErrElsewhere.
-func Decide(given Folders, said, known []Place) (Place, error) {
+func Decide(given Directories, said, known []Place) (Place, error) {
 	if len(said) > 0 {
 		return among(given, said)
 	}
@@ -196,7 +196,7 @@ func Decide(given Folders, said, known []Place) (Place, error) {
 }
 
 // among picks one of the places that runtimes say.
-func among(given Folders, said []Place) (Place, error) {
+func among(given Directories, said []Place) (Place, error) {
 	fitting := slices.DeleteFunc(slices.Clone(said), func(p Place) bool { return !p.has(given) })
 	switch {
 	case len(fitting) == 0:
@@ -219,8 +219,8 @@ func listed(places []Place) string {
 	return strings.Join(out, "; ")
 }
 
-// has reports whether the given folders are those of the place.
-func (p Place) has(given Folders) bool {
+// has reports whether the given directories are those of the place.
+func (p Place) has(given Directories) bool {
 	return (given.Conf == "" || same(given.Conf, p.Conf)) && (given.Bin == "" || slices.ContainsFunc(p.Bins, func(b string) bool { return same(b, given.Bin) }))
 }
 
@@ -229,8 +229,8 @@ func (p Place) same(q Place) bool {
 	return same(p.Conf, q.Conf) && p.Network == q.Network && slices.EqualFunc(p.Bins, q.Bins, same)
 }
 
-// with is the place with the given folders as they were given, podmark's own first.
-func (p Place) with(given Folders) Place {
+// with is the place with the given directories as they were given, podmark's own first.
+func (p Place) with(given Directories) Place {
 	if given.Conf != "" {
 		p.Conf = given.Conf
 	}
@@ -241,7 +241,7 @@ func (p Place) with(given Folders) Place {
 	return p
 }
 
-// Sorted is the place with that folder of plugins first, which podmark's goes to, that has
+// Sorted is the place with that directory of plugins first, which podmark's goes to, that has
 // the main plugin.
 func (p Place) Sorted() Place {
 	chosen, _, err := conflist.Choose(read(p.Conf), conflist.Wanted{Network: p.Network, Dir: p.Conf})
@@ -259,7 +259,7 @@ func (p Place) Sorted() Place {
 	return p
 }
 
-// same reports whether two paths lead to one folder.
+// same reports whether two paths lead to one directory.
 func same(a, b string) bool {
 	if filepath.Clean(a) == filepath.Clean(b) {
 		return true

@@ -48,7 +48,7 @@ func TestDistributions(t *testing.T) {
 			said[[2]string{conf, bin}] = true
 			root := t.TempDir()
 			lay(t, filepath.Join(root, conf), filepath.Join(root, bin))
-			got, err := runtimes.Decide(runtimes.Folders{}, nil, runtimes.OnNode(root))
+			got, err := runtimes.Decide(runtimes.Directories{}, nil, runtimes.OnNode(root))
 			if err != nil || got.From != runtimes.Known || got.Conf != filepath.Join(root, conf) || !slices.Equal(got.Bins, []string{filepath.Join(root, bin)}) {
 				t.Errorf("%s: %+v, %v", name, got, err)
 			}
@@ -75,29 +75,29 @@ func TestDecide(t *testing.T) {
 		p.From = from
 		return p
 	}
-	const said, known = runtimes.Said, runtimes.Known
+	const said, known = runtimes.Reported, runtimes.Known
 	a, k3s := place(said, "/a", "/a/bin"), place(known, "/k3s", "/k3s/bin")
 	for _, tt := range []struct {
 		name        string
-		given       runtimes.Folders
+		given       runtimes.Directories
 		said, known []runtimes.Place
 		want        runtimes.Place
 		err         error
 	}{
-		{"nothing", runtimes.Folders{}, nil, nil, place(runtimes.Assumed, "/etc/cni/net.d", "/opt/cni/bin"), nil},
-		{"one folder given", runtimes.Folders{Conf: "/x"}, nil, nil, place(runtimes.Assumed, "/x", "/opt/cni/bin"), nil},
-		{"both given", runtimes.Folders{Conf: "/x", Bin: "/y"}, nil, []runtimes.Place{k3s}, place(runtimes.Given, "/x", "/y"), nil},
-		{"known", runtimes.Folders{}, nil, []runtimes.Place{k3s}, k3s, nil},
-		{"known by what is given", runtimes.Folders{Conf: "/k3s"}, nil, []runtimes.Place{place(known, "/a", "/a/bin"), k3s}, k3s, nil},
-		{"several are known", runtimes.Folders{}, nil, []runtimes.Place{k3s, place(known, "/a", "/a/bin")}, runtimes.Place{}, runtimes.ErrSeveral},
-		{"said before known", runtimes.Folders{}, []runtimes.Place{a}, []runtimes.Place{k3s}, a, nil},
-		{"two say the same", runtimes.Folders{}, []runtimes.Place{a, place(said, "/a", "/a/bin")}, nil, a, nil},
-		{"two say different things", runtimes.Folders{}, []runtimes.Place{a, place(said, "/b", "/a/bin")}, nil, runtimes.Place{}, runtimes.ErrSeveral},
-		{"two, and what is given", runtimes.Folders{Conf: "/b"}, []runtimes.Place{a, place(said, "/b", "/b/bin")}, nil, place(said, "/b", "/b/bin"), nil},
-		{"given as said", runtimes.Folders{Conf: "/a", Bin: "/a/bin"}, []runtimes.Place{a}, nil, a, nil},
-		{"given is one of several", runtimes.Folders{Bin: "/c"}, []runtimes.Place{place(said, "/a", "/b", "/c", "/d")}, nil, place(said, "/a", "/c", "/b", "/d"), nil},
-		{"another conf given", runtimes.Folders{Conf: "/x", Bin: "/a/bin"}, []runtimes.Place{a}, nil, runtimes.Place{}, runtimes.ErrElsewhere},
-		{"another bin given", runtimes.Folders{Bin: "/x"}, []runtimes.Place{a}, nil, runtimes.Place{}, runtimes.ErrElsewhere},
+		{"nothing", runtimes.Directories{}, nil, nil, place(runtimes.Assumed, "/etc/cni/net.d", "/opt/cni/bin"), nil},
+		{"one directory given", runtimes.Directories{Conf: "/x"}, nil, nil, place(runtimes.Assumed, "/x", "/opt/cni/bin"), nil},
+		{"both given", runtimes.Directories{Conf: "/x", Bin: "/y"}, nil, []runtimes.Place{k3s}, place(runtimes.Given, "/x", "/y"), nil},
+		{"known", runtimes.Directories{}, nil, []runtimes.Place{k3s}, k3s, nil},
+		{"known by what is given", runtimes.Directories{Conf: "/k3s"}, nil, []runtimes.Place{place(known, "/a", "/a/bin"), k3s}, k3s, nil},
+		{"several are known", runtimes.Directories{}, nil, []runtimes.Place{k3s, place(known, "/a", "/a/bin")}, runtimes.Place{}, runtimes.ErrSeveral},
+		{"said before known", runtimes.Directories{}, []runtimes.Place{a}, []runtimes.Place{k3s}, a, nil},
+		{"two say the same", runtimes.Directories{}, []runtimes.Place{a, place(said, "/a", "/a/bin")}, nil, a, nil},
+		{"two say different things", runtimes.Directories{}, []runtimes.Place{a, place(said, "/b", "/a/bin")}, nil, runtimes.Place{}, runtimes.ErrSeveral},
+		{"two, and what is given", runtimes.Directories{Conf: "/b"}, []runtimes.Place{a, place(said, "/b", "/b/bin")}, nil, place(said, "/b", "/b/bin"), nil},
+		{"given as said", runtimes.Directories{Conf: "/a", Bin: "/a/bin"}, []runtimes.Place{a}, nil, a, nil},
+		{"given is one of several", runtimes.Directories{Bin: "/c"}, []runtimes.Place{place(said, "/a", "/b", "/c", "/d")}, nil, place(said, "/a", "/c", "/b", "/d"), nil},
+		{"another conf given", runtimes.Directories{Conf: "/x", Bin: "/a/bin"}, []runtimes.Place{a}, nil, runtimes.Place{}, runtimes.ErrElsewhere},
+		{"another bin given", runtimes.Directories{Bin: "/x"}, []runtimes.Place{a}, nil, runtimes.Place{}, runtimes.ErrElsewhere},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := runtimes.Decide(tt.given, tt.said, tt.known)
@@ -112,14 +112,14 @@ func TestDecide(t *testing.T) {
 func TestGivenBy(t *testing.T) {
 	for _, tt := range []struct {
 		conf, bin string
-		want      runtimes.Folders
+		want      runtimes.Directories
 		words     string // of an error
 	}{
-		{runtimes.Auto, runtimes.Auto, runtimes.Folders{}, ""},
-		{"/c", runtimes.Auto, runtimes.Folders{Conf: "/c"}, ""},
-		{runtimes.Auto, "/b", runtimes.Folders{Bin: "/b"}, ""},
-		{"net.d", "/b", runtimes.Folders{}, "--cni-conf-dir"},
-		{"/c", "", runtimes.Folders{}, "--cni-bin-dir"},
+		{runtimes.Auto, runtimes.Auto, runtimes.Directories{}, ""},
+		{"/c", runtimes.Auto, runtimes.Directories{Conf: "/c"}, ""},
+		{runtimes.Auto, "/b", runtimes.Directories{Bin: "/b"}, ""},
+		{"net.d", "/b", runtimes.Directories{}, "--cni-conf-dir"},
+		{"/c", "", runtimes.Directories{}, "--cni-bin-dir"},
 	} {
 		got, err := runtimes.GivenBy(tt.conf, tt.bin)
 		if got != tt.want || (err != nil) != (tt.words != "") || err != nil && !strings.Contains(err.Error(), tt.words) {
@@ -128,20 +128,20 @@ func TestGivenBy(t *testing.T) {
 	}
 }
 
-// A folder may be given by another path to it.
-func TestSameFolder(t *testing.T) {
+// A directory may be given by another path to it.
+func TestSameDirectory(t *testing.T) {
 	dir := t.TempDir()
 	link := filepath.Join(dir, "current")
 	if err := errors.Join(os.Mkdir(filepath.Join(dir, "v1"), 0o755), os.Symlink("v1", link)); err != nil {
 		t.Fatal(err)
 	}
 	said := runtimes.NewPlace(filepath.Join(dir, "v1"), "/bin")
-	if got, err := runtimes.Decide(runtimes.Folders{Conf: link}, []runtimes.Place{said}, nil); err != nil || got.Conf != link {
+	if got, err := runtimes.Decide(runtimes.Directories{Conf: link}, []runtimes.Place{said}, nil); err != nil || got.Conf != link {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
 
-// podmark goes to the folder that has the main plugin.
+// podmark goes to the directory that has the main plugin.
 func TestSorted(t *testing.T) {
 	dir := t.TempDir()
 	conf, empty, bin := filepath.Join(dir, "conf"), filepath.Join(dir, "empty"), filepath.Join(dir, "bin")
@@ -159,14 +159,14 @@ func TestExecutable(t *testing.T) {
 	dir := t.TempDir()
 	path := func(name string) string { return filepath.Join(dir, name) }
 	for _, err := range []error{
-		os.WriteFile(path("program"), nil, 0o755), os.WriteFile(path("text"), nil, 0o644), os.Mkdir(path("folder"), 0o755),
+		os.WriteFile(path("program"), nil, 0o755), os.WriteFile(path("text"), nil, 0o644), os.Mkdir(path("directory"), 0o755),
 		os.Symlink("program", path("link")), os.Symlink("text", path("link to text")), os.Symlink("../elsewhere/bin/cni", path("link out")),
 	} {
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	for name, want := range map[string]bool{"program": true, "text": false, "folder": false, "link": true, "link to text": false, "link out": true, "none": false} {
+	for name, want := range map[string]bool{"program": true, "text": false, "directory": false, "link": true, "link to text": false, "link out": true, "none": false} {
 		if got := runtimes.Executable(path(name)); got != want {
 			t.Errorf("%s: %t", name, got)
 		}

@@ -36,8 +36,8 @@ import (
 var (
 	// ErrUnreachable: nobody answers at the socket.
 	ErrUnreachable = errors.New("podmarkd cannot be asked")
-	// ErrRefused: podmarkd says why it cannot tell.
-	ErrRefused = errors.New("podmarkd does not know the pod")
+	// ErrUnknownPod: podmarkd says why it cannot tell.
+	ErrUnknownPod = errors.New("podmarkd does not know the pod")
 )
 
 // Request is a question.
@@ -77,8 +77,8 @@ func (r Request) With(s apply.Settings) Request {
 	return r
 }
 
-// Answer is who the pod is.
-type Answer struct {
+// Response is who the pod is.
+type Response struct {
 	Labels map[string]string      `json:"labels,omitempty"`
 	Ports  []attachment.NamedPort `json:"ports,omitempty"`
 	// Sources is what the annotation [config.SourcesAnnotation] says.
@@ -100,27 +100,27 @@ type Answer struct {
 // limit is how long a message may be, in bytes: labels of an object of the API and more.
 const limit = 1 << 20
 
-// Ask puts a question to the podmarkd that listens at path, and waits for the answer
+// Get puts a question to the podmarkd that listens at path, and waits for the answer
 // until ctx is done. Errors: ErrUnreachable, ErrRefused.
-func Ask(ctx context.Context, path string, r Request) (Answer, error) {
+func Get(ctx context.Context, path string, r Request) (Response, error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	if err != nil {
-		return Answer{}, fmt.Errorf("%w: %w: is podmarkd running?", ErrUnreachable, err)
+		return Response{}, fmt.Errorf("%w: %w: is podmarkd running?", ErrUnreachable, err)
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
-	var a Answer
+	var a Response
 	err = json.NewEncoder(conn).Encode(r)
 	if err == nil {
 		err = json.NewDecoder(&limited{conn, limit}).Decode(&a)
 	}
 	switch {
 	case err != nil && ctx.Err() != nil:
-		return Answer{}, fmt.Errorf("%w: no answer at %q in time", ErrUnreachable, path)
+		return Response{}, fmt.Errorf("%w: no answer at %q in time", ErrUnreachable, path)
 	case err != nil:
-		return Answer{}, fmt.Errorf("%w: %q: %w", ErrUnreachable, path, err)
+		return Response{}, fmt.Errorf("%w: %q: %w", ErrUnreachable, path, err)
 	case a.Error != "":
-		return Answer{}, fmt.Errorf("%w: %s", ErrRefused, a.Error)
+		return Response{}, fmt.Errorf("%w: %s", ErrUnknownPod, a.Error)
 	}
 	return a, nil
 }
@@ -161,7 +161,7 @@ func Listen(path string) (net.Listener, error) {
 
 // Serve answers until ctx is done, and then returns when the questions under way have
 // ended. The context of answer ends with ctx, and when who asked has gone.
-func Serve(ctx context.Context, l net.Listener, answer func(context.Context, Request) (Answer, error)) {
+func Serve(ctx context.Context, l net.Listener, answer func(context.Context, Request) (Response, error)) {
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -173,11 +173,11 @@ func Serve(ctx context.Context, l net.Listener, answer func(context.Context, Req
 			}
 			continue
 		}
-		running.Go(func() { converse(ctx, conn, answer) })
+		running.Go(func() { serveConn(ctx, conn, answer) })
 	}
 }
 
-func converse(ctx context.Context, conn net.Conn, answer func(context.Context, Request) (Answer, error)) {
+func serveConn(ctx context.Context, conn net.Conn, answer func(context.Context, Request) (Response, error)) {
 	defer conn.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -192,7 +192,7 @@ func converse(ctx context.Context, conn net.Conn, answer func(context.Context, R
 	}()
 	a, err := answer(ctx, r)
 	if err != nil {
-		a = Answer{Error: err.Error()}
+		a = Response{Error: err.Error()}
 	}
 	_ = json.NewEncoder(conn).Encode(a)
 }

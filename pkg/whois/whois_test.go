@@ -23,7 +23,7 @@ import (
 	"github.com/podmark/podmark/pkg/whois"
 )
 
-type answering func(context.Context, whois.Request) (whois.Answer, error)
+type answering func(context.Context, whois.Request) (whois.Response, error)
 
 // serve answers at the socket that it returns until the test ends, or end is called, which
 // returns when all questions have ended.
@@ -56,16 +56,16 @@ func TestAsk(t *testing.T) {
 		Layout: layout, NodePorts: []desired.PortRange{{First: 30000, Last: 32767}}, Backend: config.BackendNFTables,
 		MarkCollision: config.CollisionRefuse, AllowTunnels: true,
 	}
-	want := whois.Answer{
+	want := whois.Response{
 		Labels: map[string]string{"app": "web"}, Ports: []attachment.NamedPort{{Name: "http", Protocol: 6, Number: 80}},
 		Sources: "10.9.0.0/24", Addresses: []netip.Addr{netip.MustParseAddr("fd00::1")},
 	}
 	var asked whois.Request
-	path, end := serve(t, func(_ context.Context, r whois.Request) (whois.Answer, error) {
+	path, end := serve(t, func(_ context.Context, r whois.Request) (whois.Response, error) {
 		asked = r
 		return want, nil
 	})
-	got, err := whois.Ask(t.Context(), path, question.With(settings))
+	got, err := whois.Get(t.Context(), path, question.With(settings))
 	end()
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" || err != nil {
 		t.Errorf("the answer: %v\n%s", err, diff)
@@ -96,30 +96,30 @@ func TestErrors(t *testing.T) {
 		want   error
 		words  string
 	}{
-		"refused": {func(context.Context, whois.Request) (whois.Answer, error) {
-			return whois.Answer{Labels: map[string]string{"app": "web"}}, errors.New("no such pod")
-		}, whois.ErrRefused, "no such pod"},
-		"too long": {func(context.Context, whois.Request) (whois.Answer, error) {
-			return whois.Answer{Sources: tooMuch}, nil
+		"refused": {func(context.Context, whois.Request) (whois.Response, error) {
+			return whois.Response{Labels: map[string]string{"app": "web"}}, errors.New("no such pod")
+		}, whois.ErrUnknownPod, "no such pod"},
+		"too long": {func(context.Context, whois.Request) (whois.Response, error) {
+			return whois.Response{Sources: tooMuch}, nil
 		}, whois.ErrUnreachable, "more than 1048576 bytes"},
 	}
 	for name, c := range answers {
 		path, _ := serve(t, c.answer)
-		got, err := whois.Ask(t.Context(), path, question)
+		got, err := whois.Get(t.Context(), path, question)
 		if !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.words) || got.Labels != nil {
 			t.Errorf("%s: %+v, %v", name, got, err)
 		}
 	}
 	none := filepath.Join(t.TempDir(), "s")
-	if _, err := whois.Ask(t.Context(), none, question); !errors.Is(err, whois.ErrUnreachable) || !strings.Contains(err.Error(), "is podmarkd running?") {
+	if _, err := whois.Get(t.Context(), none, question); !errors.Is(err, whois.ErrUnreachable) || !strings.Contains(err.Error(), "is podmarkd running?") {
 		t.Errorf("nobody there: %v", err)
 	}
 	// A question that is too long is none, and who asks it hears nothing.
-	path, _ := serve(t, func(context.Context, whois.Request) (whois.Answer, error) {
+	path, _ := serve(t, func(context.Context, whois.Request) (whois.Response, error) {
 		t.Error("it was asked")
-		return whois.Answer{}, nil
+		return whois.Response{}, nil
 	})
-	if _, err := whois.Ask(t.Context(), path, whois.Request{Pod: tooMuch}); !errors.Is(err, whois.ErrUnreachable) {
+	if _, err := whois.Get(t.Context(), path, whois.Request{Pod: tooMuch}); !errors.Is(err, whois.ErrUnreachable) {
 		t.Errorf("a question that is too long: %v", err)
 	}
 	for _, text := range []string{"", "{", "[]", `{"namespace": 1}`} {
@@ -131,7 +131,7 @@ func TestErrors(t *testing.T) {
 			t.Error(err)
 		}
 		_ = conn.(*net.UnixConn).CloseWrite()
-		if err := json.NewDecoder(conn).Decode(&whois.Answer{}); err == nil {
+		if err := json.NewDecoder(conn).Decode(&whois.Response{}); err == nil {
 			t.Errorf("%q is answered", text)
 		}
 		conn.Close()
@@ -141,15 +141,15 @@ func TestErrors(t *testing.T) {
 // Who asks may stop to wait: then it is told so, and so is who answers.
 func TestAskedNoMore(t *testing.T) {
 	asked, ended := make(chan struct{}), make(chan error, 1)
-	path, _ := serve(t, func(ctx context.Context, _ whois.Request) (whois.Answer, error) {
+	path, _ := serve(t, func(ctx context.Context, _ whois.Request) (whois.Response, error) {
 		close(asked)
 		<-ctx.Done()
 		ended <- ctx.Err()
-		return whois.Answer{}, ctx.Err()
+		return whois.Response{}, ctx.Err()
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { <-asked; cancel() }()
-	if _, err := whois.Ask(ctx, path, question); !errors.Is(err, whois.ErrUnreachable) || !strings.Contains(err.Error(), "in time") {
+	if _, err := whois.Get(ctx, path, question); !errors.Is(err, whois.ErrUnreachable) || !strings.Contains(err.Error(), "in time") {
 		t.Errorf("no answer: %v", err)
 	}
 	<-ended
@@ -158,18 +158,18 @@ func TestAskedNoMore(t *testing.T) {
 // The end of podmarkd is that of the questions that it is asked, which it waits for.
 func TestServeEnds(t *testing.T) {
 	asked, answered := make(chan struct{}), false
-	path, end := serve(t, func(ctx context.Context, _ whois.Request) (whois.Answer, error) {
+	path, end := serve(t, func(ctx context.Context, _ whois.Request) (whois.Response, error) {
 		close(asked)
 		<-ctx.Done()
 		for range 1000 { // everybody else has had a turn by then
 			runtime.Gosched()
 		}
 		answered = true
-		return whois.Answer{}, errors.New("podmarkd ends")
+		return whois.Response{}, errors.New("podmarkd ends")
 	})
 	told := make(chan error)
 	go func() {
-		_, err := whois.Ask(context.Background(), path, question)
+		_, err := whois.Get(context.Background(), path, question)
 		told <- err
 	}()
 	<-asked
@@ -177,10 +177,10 @@ func TestServeEnds(t *testing.T) {
 	if !answered {
 		t.Error("Serve has returned before its answers")
 	}
-	if err := <-told; !errors.Is(err, whois.ErrRefused) || !strings.Contains(err.Error(), "podmarkd ends") {
+	if err := <-told; !errors.Is(err, whois.ErrUnknownPod) || !strings.Contains(err.Error(), "podmarkd ends") {
 		t.Errorf("who asked: %v", err)
 	}
-	if _, err := whois.Ask(t.Context(), path, question); !errors.Is(err, whois.ErrUnreachable) {
+	if _, err := whois.Get(t.Context(), path, question); !errors.Is(err, whois.ErrUnreachable) {
 		t.Errorf("behind the end: %v", err)
 	}
 }

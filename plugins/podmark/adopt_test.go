@@ -123,7 +123,9 @@ func TestEnlist(t *testing.T) {
 			t.Errorf("status says of a pod of a network without policy:\n%s", said)
 		}
 		n.configure(nil)
-		wait.For(t, "the pod is policed", func() bool { return strings.Contains(k.said(), "policed, as its network asks for it now") })
+		wait.For(t, "the pod is policed", func() bool {
+			return strings.Contains(k.said(), "Enforcing policy on a pod, as its network requests it now")
+		})
 		if said := n.ctl("status"); !strings.Contains(said, "1 of 1 pods policed") {
 			t.Errorf("status says of the pod then:\n%s", said)
 		}

@@ -29,10 +29,10 @@ func TestClosedWhilePodmarkdIsAsked(t *testing.T) {
 		served := make(chan struct{})
 		go func() {
 			defer close(served)
-			whois.Serve(ctx, l, func(context.Context, whois.Request) (whois.Answer, error) {
+			whois.Serve(ctx, l, func(context.Context, whois.Request) (whois.Response, error) {
 				close(asked)
 				<-known
-				return whois.Answer{}, nil
+				return whois.Response{}, nil
 			})
 		}()
 		t.Cleanup(func() { cancel(); <-served })
@@ -93,7 +93,7 @@ func TestClosedWhilePodmarkdIsAsked(t *testing.T) {
 }
 
 // answers has somebody answer the plugin in podmarkd's place.
-func (n *node) answers(answer func(whois.Request) whois.Answer) {
+func (n *node) answers(answer func(whois.Request) whois.Response) {
 	n.t.Helper()
 	if err := ident.At(n.dir).Init(); err != nil {
 		n.t.Fatal(err)
@@ -106,7 +106,7 @@ func (n *node) answers(answer func(whois.Request) whois.Answer) {
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		whois.Serve(ctx, l, func(_ context.Context, r whois.Request) (whois.Answer, error) { return answer(r), nil })
+		whois.Serve(ctx, l, func(_ context.Context, r whois.Request) (whois.Response, error) { return answer(r), nil })
 	}()
 	n.t.Cleanup(func() { cancel(); <-served })
 }
@@ -117,7 +117,7 @@ func TestPromise(t *testing.T) {
 	n := newNode(t, nftables)
 	p := n.addPod()
 	var asked []whois.Request
-	n.answers(func(r whois.Request) whois.Answer {
+	n.answers(func(r whois.Request) whois.Response {
 		asked = append(asked, r)
 		promised := [2]desired.ProfileID{"0123456789abcdef", ""}
 		if len(asked) > 2 {
@@ -126,7 +126,7 @@ func TestPromise(t *testing.T) {
 		if got := n.attachments(); len(got) > 0 {
 			t.Errorf("the answer is wrong, and there is %q", got)
 		}
-		return whois.Answer{UID: "who", Profiles: &promised}
+		return whois.Response{UID: "who", Profiles: &promised}
 	})
 	p.add(conf{"policy": "kubernetes"}).ok(t)
 	if len(asked) != 3 {

@@ -22,9 +22,9 @@ type harm struct {
 	// What CHECK says of it.
 	code  uint
 	words []string
-	// mends is what puts it right: the pod's "ADD", "ADD of another" with the same
+	// fixes is what puts it right: the pod's "ADD", "ADD of another" with the same
 	// policy, "gc". Nothing where there is no pod any more.
-	mends []string
+	fixes []string
 }
 
 var (
@@ -57,73 +57,73 @@ func flush(chain ...string) func(*testing.T, *pod) {
 }
 
 var harms = []harm{
-	{name: "IPv4 element deleted", in: inIPTables, do: ipset(func(p *pod) []string { return []string{"del", p.n.set("ep4"), p.v4 + "," + p.veth} }), code: 5, words: []string{"podmark-ep4", "10.1.0."}, mends: byItself},
-	{name: "IPv6 element deleted", in: inIPTables, do: ipset(func(p *pod) []string { return []string{"del", p.n.set("ep6"), p.v6 + "," + p.veth} }), code: 5, words: []string{"podmark-ep6", "fd00:10::"}, mends: byItself},
-	{name: "profile member deleted", in: inIPTables, do: ipset(func(p *pod) []string { return []string{"del", p.n.set("e4"), p.v4} }), code: 5, words: []string{"podmark-e4"}, mends: byItself},
-	{name: "egress profile flushed", in: inIPTables, do: func(_ *testing.T, p *pod) { p.n.iptables("-F", p.n.chain("PODMARK-E-")) }, code: 5, words: []string{"PODMARK-E-"}, mends: byAnything},
-	{name: "ingress profile flushed", in: inIPTables, do: func(_ *testing.T, p *pod) { p.n.iptables("-F", p.n.chain("PODMARK-I-")) }, code: 5, words: []string{"PODMARK-I-"}, mends: byAnything},
-	{name: "dispatch flushed", in: inIPTables, do: flush("PODMARK-INGRESS"), code: 5, words: []string{"PODMARK-I-"}, mends: byAnything},
-	{name: "marking flushed", in: inIPTables, do: flush("PODMARK-MARK"), code: 5, words: []string{"no rule uses"}, mends: byAnything},
-	{name: "input flushed", in: inIPTables, do: flush("PODMARK-INPUT"), code: 5, words: []string{"no rule uses"}, mends: byAnything},
-	{name: "rules flushed", in: inIPTables, do: flush(), code: 5, words: []string{"no rule uses"}, mends: byAnything},
+	{name: "IPv4 element deleted", in: inIPTables, do: ipset(func(p *pod) []string { return []string{"del", p.n.set("ep4"), p.v4 + "," + p.veth} }), code: 5, words: []string{"podmark-ep4", "10.1.0."}, fixes: byItself},
+	{name: "IPv6 element deleted", in: inIPTables, do: ipset(func(p *pod) []string { return []string{"del", p.n.set("ep6"), p.v6 + "," + p.veth} }), code: 5, words: []string{"podmark-ep6", "fd00:10::"}, fixes: byItself},
+	{name: "profile member deleted", in: inIPTables, do: ipset(func(p *pod) []string { return []string{"del", p.n.set("e4"), p.v4} }), code: 5, words: []string{"podmark-e4"}, fixes: byItself},
+	{name: "egress profile flushed", in: inIPTables, do: func(_ *testing.T, p *pod) { p.n.iptables("-F", p.n.chain("PODMARK-E-")) }, code: 5, words: []string{"PODMARK-E-"}, fixes: byAnything},
+	{name: "ingress profile flushed", in: inIPTables, do: func(_ *testing.T, p *pod) { p.n.iptables("-F", p.n.chain("PODMARK-I-")) }, code: 5, words: []string{"PODMARK-I-"}, fixes: byAnything},
+	{name: "dispatch flushed", in: inIPTables, do: flush("PODMARK-INGRESS"), code: 5, words: []string{"PODMARK-I-"}, fixes: byAnything},
+	{name: "marking flushed", in: inIPTables, do: flush("PODMARK-MARK"), code: 5, words: []string{"no rule uses"}, fixes: byAnything},
+	{name: "input flushed", in: inIPTables, do: flush("PODMARK-INPUT"), code: 5, words: []string{"no rule uses"}, fixes: byAnything},
+	{name: "rules flushed", in: inIPTables, do: flush(), code: 5, words: []string{"no rule uses"}, fixes: byAnything},
 	// Those of the whole node too, of which an ADD knows nothing.
-	{name: "sets flushed", in: inIPTables, do: ipset(func(*pod) []string { return []string{"flush"} }), code: 5, words: []string{"podmark-"}, mends: byGC},
+	{name: "sets flushed", in: inIPTables, do: ipset(func(*pod) []string { return []string{"flush"} }), code: 5, words: []string{"podmark-"}, fixes: byGC},
 
 	{name: "IPv4 element deleted", in: inNFTables, do: nft(func(p *pod) string {
 		return fmt.Sprintf("delete element inet podmark senders4 { %q . %s }", p.veth, p.v4)
-	}), code: 5, words: []string{"senders4", "10.1.0."}, mends: byItself},
+	}), code: 5, words: []string{"senders4", "10.1.0."}, fixes: byItself},
 	{name: "IPv6 element deleted", in: inNFTables, do: nft(func(p *pod) string {
 		return fmt.Sprintf("delete element inet podmark senders6 { %q . %s }", p.veth, p.v6)
-	}), code: 5, words: []string{"senders6", "fd00:10::"}, mends: byItself},
+	}), code: 5, words: []string{"senders6", "fd00:10::"}, fixes: byItself},
 	{name: "ingress element deleted", in: inNFTables, do: nft(func(p *pod) string {
 		return fmt.Sprintf("delete element inet podmark ingress4 { %q . %s }", p.veth, p.v4)
-	}), code: 5, words: []string{"ingress4", "10.1.0."}, mends: byItself},
-	{name: "ID deleted", in: inNFTables, do: nft(func(p *pod) string { return "delete element inet podmark egress { ipv4 . " + p.mark() + " }" }), code: 5, words: []string{"egress"}, mends: byItself},
+	}), code: 5, words: []string{"ingress4", "10.1.0."}, fixes: byItself},
+	{name: "ID deleted", in: inNFTables, do: nft(func(p *pod) string { return "delete element inet podmark egress { ipv4 . " + p.mark() + " }" }), code: 5, words: []string{"egress"}, fixes: byItself},
 	{name: "ID led to no profile", in: inNFTables, do: nft(func(p *pod) string {
 		value := regexp.MustCompile(`0x[0-9a-f]{8}`).ReplaceAllString(p.n.value("egress", "ipv4 . "+p.mark()), "0x00000000")
 		return fmt.Sprintf("delete element inet podmark egress { ipv4 . %[1]s }; add element inet podmark egress { ipv4 . %[1]s : %[2]s }", p.mark(), value)
-	}), code: 5, words: []string{"egress"}, mends: byItself},
-	{name: "egress profile flushed", in: inNFTables, do: nft(func(p *pod) string { return "flush chain inet podmark " + p.n.chain("e4-") }), code: 5, words: []string{" e4-"}, mends: byAnything},
-	{name: "ingress profile flushed", in: inNFTables, do: nft(func(p *pod) string { return "flush chain inet podmark " + p.n.chain("i4-") }), code: 5, words: []string{" i4-"}, mends: byAnything},
+	}), code: 5, words: []string{"egress"}, fixes: byItself},
+	{name: "egress profile flushed", in: inNFTables, do: nft(func(p *pod) string { return "flush chain inet podmark " + p.n.chain("e4-") }), code: 5, words: []string{" e4-"}, fixes: byAnything},
+	{name: "ingress profile flushed", in: inNFTables, do: nft(func(p *pod) string { return "flush chain inet podmark " + p.n.chain("i4-") }), code: 5, words: []string{" i4-"}, fixes: byAnything},
 	{name: "rule of a profile deleted", in: inNFTables, do: nft(func(p *pod) string {
 		path := "inet podmark " + p.n.chain("e4-")
 		return "delete rule " + path + " handle " + p.n.handles(path)[0]
-	}), code: 5, words: []string{" e4-"}, mends: byAnything},
-	{name: "dispatch flushed", in: inNFTables, do: nftCommand("flush chain inet podmark ingress"), code: 5, words: []string{"inet podmark"}, mends: byAnything},
+	}), code: 5, words: []string{" e4-"}, fixes: byAnything},
+	{name: "dispatch flushed", in: inNFTables, do: nftCommand("flush chain inet podmark ingress"), code: 5, words: []string{"inet podmark"}, fixes: byAnything},
 	{name: "profile led to by nobody", in: inNFTables, do: nft(func(p *pod) string {
 		return "delete element inet podmark egress-profiles { " + p.n.number("e4-") + " }"
-	}), code: 5, words: []string{"egress-profiles", "e4-"}, mends: byAnything},
-	{name: "forward flushed", in: inNFTables, do: nftCommand("flush chain inet podmark forward"), code: 5, words: []string{"inet podmark"}, mends: byAnything},
+	}), code: 5, words: []string{"egress-profiles", "e4-"}, fixes: byAnything},
+	{name: "forward flushed", in: inNFTables, do: nftCommand("flush chain inet podmark forward"), code: 5, words: []string{"inet podmark"}, fixes: byAnything},
 	{name: "rule deleted", in: inNFTables, do: nft(func(p *pod) string {
 		const path = "inet podmark egress"
 		return "delete rule " + path + " handle " + p.n.handles(path)[0]
-	}), code: 5, words: []string{"inet podmark"}, mends: byAnything},
-	{name: "all rules flushed", in: inNFTables, do: nftCommand("flush table inet podmark; flush table bridge podmark"), code: 5, words: []string{"inet podmark"}, mends: byAnything},
-	{name: "all elements deleted", in: inNFTables, do: func(_ *testing.T, p *pod) { p.n.flushMaps() }, code: 5, words: []string{"inet podmark"}, mends: byGC},
-	{name: "a foreign rule", in: inNFTables, do: nftCommand("insert rule inet podmark related accept"), code: 5, words: []string{"inet podmark related"}, mends: byAnything},
-	{name: "a foreign chain", in: inNFTables, do: nftCommand("add chain inet podmark foreign; add rule inet podmark foreign accept; insert rule inet podmark related jump foreign"), code: 5, words: []string{"inet podmark related"}, mends: byAnything},
-	{name: "a map that is another", in: inNFTables, do: nftCommand("flush table inet podmark; delete map inet podmark sources4; add set inet podmark sources4 { type mark; }"), code: 5, words: []string{"inet podmark"}, mends: byAnything},
-	{name: "table inet deleted", in: inNFTables, do: nftCommand("delete table inet podmark"), code: 5, words: []string{"inet podmark"}, mends: byAnything},
-	{name: "table bridge deleted", in: inNFTables, do: nftCommand("delete table bridge podmark"), code: 5, words: []string{"bridge podmark"}, mends: byAnything},
+	}), code: 5, words: []string{"inet podmark"}, fixes: byAnything},
+	{name: "all rules flushed", in: inNFTables, do: nftCommand("flush table inet podmark; flush table bridge podmark"), code: 5, words: []string{"inet podmark"}, fixes: byAnything},
+	{name: "all elements deleted", in: inNFTables, do: func(_ *testing.T, p *pod) { p.n.flushMaps() }, code: 5, words: []string{"inet podmark"}, fixes: byGC},
+	{name: "a foreign rule", in: inNFTables, do: nftCommand("insert rule inet podmark related accept"), code: 5, words: []string{"inet podmark related"}, fixes: byAnything},
+	{name: "a foreign chain", in: inNFTables, do: nftCommand("add chain inet podmark foreign; add rule inet podmark foreign accept; insert rule inet podmark related jump foreign"), code: 5, words: []string{"inet podmark related"}, fixes: byAnything},
+	{name: "a map that is another", in: inNFTables, do: nftCommand("flush table inet podmark; delete map inet podmark sources4; add set inet podmark sources4 { type mark; }"), code: 5, words: []string{"inet podmark"}, fixes: byAnything},
+	{name: "table inet deleted", in: inNFTables, do: nftCommand("delete table inet podmark"), code: 5, words: []string{"inet podmark"}, fixes: byAnything},
+	{name: "table bridge deleted", in: inNFTables, do: nftCommand("delete table bridge podmark"), code: 5, words: []string{"bridge podmark"}, fixes: byAnything},
 
 	// As many rules as before, and others.
 	{name: "rule of a profile replaced", in: inNFTables, do: nft(func(p *pod) string {
 		path := "inet podmark " + p.n.chain("i4-")
 		return "replace rule " + path + " handle " + p.n.handles(path)[0] + " accept"
-	}), code: 5, words: []string{" i4-"}, mends: byGC},
+	}), code: 5, words: []string{" i4-"}, fixes: byGC},
 	{name: "rule of the frame replaced", in: inNFTables, do: nft(func(p *pod) string {
 		const path = "inet podmark spoofed"
 		return "replace rule " + path + " handle " + p.n.handles(path)[0] + " accept"
-	}), code: 5, words: []string{"inet podmark spoofed"}, mends: byGC},
+	}), code: 5, words: []string{"inet podmark spoofed"}, fixes: byGC},
 	{name: "rules of a profile swapped", in: inNFTables, do: nft(func(p *pod) string {
 		path := "inet podmark " + p.n.chain("i4-")
 		last := p.n.handles(path)
 		return "delete rule " + path + " handle " + last[len(last)-1] + "; insert rule " + path + " counter drop"
-	}), code: 5, words: []string{" i4-"}, mends: byGC},
-	{name: "table dormant", in: inNFTables, do: nftCommand("add table inet podmark { flags dormant; }"), code: 5, words: []string{"inet podmark", "dormant"}, mends: byAnything},
+	}), code: 5, words: []string{" i4-"}, fixes: byGC},
+	{name: "table dormant", in: inNFTables, do: nftCommand("add table inet podmark { flags dormant; }"), code: 5, words: []string{"inet podmark", "dormant"}, fixes: byAnything},
 
-	{name: "all gone", in: backends, do: func(_ *testing.T, p *pod) { p.n.wipe() }, code: 5, words: []string{"incomplete"}, mends: byAnything},
-	{name: "device group changed", in: backends, do: func(_ *testing.T, p *pod) { p.n.exec("", "ip", "link", "set", p.veth, "group", "0") }, code: 5, words: []string{"group 0", "1886", "veth"}, mends: byADD},
+	{name: "all gone", in: backends, do: func(_ *testing.T, p *pod) { p.n.wipe() }, code: 5, words: []string{"incomplete"}, fixes: byAnything},
+	{name: "device group changed", in: backends, do: func(_ *testing.T, p *pod) { p.n.exec("", "ip", "link", "set", p.veth, "group", "0") }, code: 5, words: []string{"group 0", "1886", "veth"}, fixes: byADD},
 	{name: "host side gone", in: backends, do: func(_ *testing.T, p *pod) { p.unlink() }, code: 5, words: []string{"eth0"}},
 	{name: "address added", in: backends, do: func(_ *testing.T, p *pod) { p.v4 = "10.1.9.9" }, code: 5, words: []string{"10.1.9.9", "was added as"}},
 	{name: "record removed", in: backends, do: func(t *testing.T, p *pod) {
@@ -173,7 +173,7 @@ func (n *node) number(prefix string) string {
 func (p *pod) mark() string { return fmt.Sprintf("0x%08x", uint32(p.record(p.n.t).ID)<<16) }
 
 // CHECK complains of what was done to a pod, changing nothing and running no
-// command, and an ADD or a gc mends it.
+// command, and an ADD or a gc fixes it.
 func TestHarm(t *testing.T) {
 	eachBackend(t, func(t *testing.T, n *node) {
 		n.withHost().apply(webPolicy)
@@ -206,7 +206,7 @@ func TestHarm(t *testing.T) {
 			switch {
 			case !slices.Contains(h.in, n.backend):
 				continue
-			case h.mends == nil:
+			case h.fixes == nil:
 				n.run(t, h.name, func(t *testing.T) {
 					victim := n.addPod()
 					victim.add().ok(t)
@@ -217,15 +217,15 @@ func TestHarm(t *testing.T) {
 				kernel = n.kernel()
 				continue
 			}
-			for _, mend := range h.mends {
-				n.run(t, h.name+", then "+mend, func(t *testing.T) {
+			for _, fix := range h.fixes {
+				n.run(t, h.name+", then "+fix, func(t *testing.T) {
 					defer func() {
 						if t.Failed() {
 							n.ctl("gc") // for the next
 						}
 					}()
 					harmed(t, h, p)
-					switch mend {
+					switch fix {
 					case "ADD":
 						p.add().ok(t)
 					case "ADD of another":

@@ -95,7 +95,7 @@ func testConcurrent(t *testing.T, n *node) {
 	}
 }
 
-// Who waits for the lock while an uninstall takes the whole state folder away, or comes right
+// Who waits for the lock while an uninstall takes the whole state directory away, or comes right
 // after, begins a new life: no ADD fails, and in the end everything is there.
 func TestUninstallWhileOthersWait(t *testing.T) {
 	inTurn(t, func(t *testing.T, n *node) {

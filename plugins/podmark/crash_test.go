@@ -29,7 +29,7 @@ var crashes = []struct {
 	// node is set where the whole node is brought up to date: of an ADD only that is
 	// gone through then.
 	node bool
-	// full is whether the file system of the state folder has no room meanwhile.
+	// full is whether the file system of the state directory has no room meanwhile.
 	full bool
 }{
 	{
@@ -260,7 +260,7 @@ func (k *killer) round(t *testing.T, number int, next string) bool {
 			t.Errorf("left in the kernel:\n%s", diff)
 		}
 		if diff := cmp.Diff(k.files, k.n.files()); diff != "" {
-			t.Errorf("left in the state folder:\n%s", diff)
+			t.Errorf("left in the state directory:\n%s", diff)
 		}
 	})
 }

@@ -76,7 +76,7 @@ func TestDelUnknown(t *testing.T) {
 			p := n.addPod()
 			p.del(conf{"cniVersion": version}).ok(t)
 			if _, err := os.Stat(n.dir); !errors.Is(err, os.ErrNotExist) {
-				t.Errorf("state folder: %v", err)
+				t.Errorf("state directory: %v", err)
 			}
 		})
 	}

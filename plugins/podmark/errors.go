@@ -43,7 +43,7 @@ var codes = []struct {
 	{apply.ErrSource, types.ErrInvalidNetworkConfig, "policy comes from elsewhere"},
 	{apply.ErrPromise, types.ErrTryAgainLater, "the pod's policies change all the time"},
 	{whois.ErrUnreachable, types.ErrTryAgainLater, "podmarkd does not answer"},
-	{whois.ErrRefused, types.ErrTryAgainLater, "podmarkd does not know the pod"},
+	{whois.ErrUnknownPod, types.ErrTryAgainLater, "podmarkd does not know the pod"},
 	{endpoint.ErrNoHostInterface, codeNoHostInterface, "no host-side interface"},
 	{endpoint.ErrNoAddress, types.ErrInvalidNetworkConfig, "no address to police"},
 	{endpoint.ErrNetns, types.ErrInvalidEnvironmentVariables, "CNI_NETNS unusable"},

@@ -16,7 +16,7 @@ import (
 	"github.com/podmark/podmark/test/wait"
 )
 
-// Names that want out of a folder or into a rule.
+// Names that want out of a directory or into a rule.
 var hostile = []string{
 	"../../../../tmp/escaped", "/etc/passwd", "..", ".", "", "a/b",
 	"x\nflush", "x -j ACCEPT\nCOMMIT\n*filter\n-F", "x y", "x\ty", "x\x00y", "eth0:1", "a,b c", "waytoolonginterfacename",
@@ -74,7 +74,7 @@ func TestForgedRecord(t *testing.T) {
 			}
 		}
 		if b, err := os.ReadFile(outside); err != nil || string(b) != "precious" {
-			t.Errorf("a file outside the state folder: %q, %v", b, err)
+			t.Errorf("a file outside the state directory: %q, %v", b, err)
 		}
 		victim.check().ok(t)
 	})
@@ -96,7 +96,7 @@ var odd = map[string]func(path string, content []byte) error{
 	},
 }
 
-// Whatever is in the place of a file of the state folder: every call comes to an end well within its
+// Whatever is in the place of a file of the state directory: every call comes to an end well within its
 // deadline, none panics, and the pod that is there stays policed, as does one that comes.
 func TestWhateverAFileIs(t *testing.T) {
 	eachKind(t, func(t *testing.T, n *node) {
@@ -193,8 +193,8 @@ func TestHostilePrevResult(t *testing.T) {
 			keys := conf{"prevResult": r, "args": conf{"cni": conf{"labels": map[string]string{"app": "web", name + "x": name}}}}
 			p.add(keys).ok(t)
 			got := p.record(t)
-			if got.Interface != p.veth || got.Port != p.veth {
-				t.Errorf("interface %q, port %q after name %q", got.Interface, got.Port, name)
+			if got.L3Interface != p.veth || got.HostVeth != p.veth {
+				t.Errorf("interface %q, port %q after name %q", got.L3Interface, got.HostVeth, name)
 			}
 			env := append(p.env(), "CNI_ARGS=K8S_POD_NAMESPACE="+strings.ReplaceAll(name, "\x00", "")+";K8S_POD_NAME="+strings.ReplaceAll(name, "\x00", "")+";=;;x")
 			n.call("ADD", p.conf(keys), env...).ok(t)

@@ -92,10 +92,10 @@ func verb(name string, deadline time.Duration, run func(context.Context, *call) 
 		ctx, cancel := context.WithTimeout(context.Background(), deadline)
 		defer cancel()
 		if err := run(ctx, &c); err != nil {
-			c.log.Error("failed", "error", err, "duration", time.Since(start))
+			c.log.Error("Call failed", "error", err, "duration", time.Since(start))
 			return coded(err)
 		}
-		c.log.Info("done", "duration", time.Since(start))
+		c.log.Info("Call succeeded", "duration", time.Since(start))
 		return nil
 	}
 }
@@ -107,7 +107,7 @@ func (c call) warn(text string) {
 }
 
 // note leaves word of the call for podmarkd's metrics. Of a configuration that cannot
-// be read nobody knows the state folder, and STATUS changes nothing.
+// be read nobody knows the state directory, and STATUS changes nothing.
 func (c call) note(verb string, err error, took time.Duration) {
 	if c.config.StateDir == "" || verb == "STATUS" {
 		return
@@ -116,7 +116,7 @@ func (c call) note(verb string, err error, took time.Duration) {
 	if coded := (*types.Error)(nil); errors.As(err, &coded) {
 		code = coded.Code
 	}
-	err = ident.At(c.config.StateDir).Note(ident.Call{Verb: verb, Code: code, Took: took})
+	err = ident.At(c.config.StateDir).RecordCall(ident.Call{Verb: verb, Code: code, Took: took})
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		fmt.Fprintf(os.Stderr, "podmark: the call is not counted: %v\n", err)
 	}
@@ -180,12 +180,12 @@ func addAnswered(ctx context.Context, c *call, r attachment.Record, sent func() 
 		if !errors.Is(err, apply.ErrPromise) || asking.Err() != nil {
 			return added, err
 		}
-		c.log.Info("asking again", "reason", err)
+		c.log.Info("Asking podmarkd again", "reason", err)
 	}
 }
 
 // ask has podmarkd say who the pod is, and which profiles it gets; nil from one that does not
-// tell. Where it cannot and failOpen is set, the pod starts without its policy, which
+// tell. Where it cannot and failOpen is set, The pod starts without its policy, which
 // podmarkd gives it as soon as it is back.
 func ask(ctx context.Context, c *call, r attachment.Record) (told attachment.Record, promised *[2]desired.ProfileID, err error) {
 	if r.Namespace == "" || r.Pod == "" {
@@ -193,17 +193,17 @@ func ask(ctx context.Context, c *call, r attachment.Record) (told attachment.Rec
 	}
 	r.Kubernetes = true
 	question := whois.Request{Namespace: r.Namespace, Pod: r.Pod, UID: r.UID, Attachment: r.Key}.With(apply.SettingsOf(c.config))
-	answer, err := whois.Ask(ctx, c.config.DaemonSocket, question)
+	answer, err := whois.Get(ctx, c.config.DaemonSocket, question)
 	switch {
 	case err == nil:
-		r.Labels, r.Ports = answer.Labels, answer.Ports
+		r.Labels, r.NamedPorts = answer.Labels, answer.Ports
 		r.UID, r.NamespaceUID = cmp.Or(r.UID, answer.UID), answer.NamespaceUID
-		if r.Sources, err = config.Sources(answer.Sources, r.SourceBound); err != nil {
+		if r.AllowedSources, err = config.Sources(answer.Sources, r.SourceBound); err != nil {
 			return r, nil, types.NewError(types.ErrInvalidNetworkConfig, "the pod asks for sources that it may not have", err.Error())
 		}
 	case c.config.FailOpen:
 		r.Policed = false
-		c.log.Warn("the pod starts without its policy", "error", err)
+		c.log.Warn("The pod starts without its policy", "error", err)
 		fmt.Fprintf(os.Stderr, "podmark: failOpen: %s/%s starts without its policy: %v\n", r.Namespace, r.Pod, err)
 	default:
 		return r, nil, err
@@ -216,7 +216,7 @@ func cmdDel(ctx context.Context, c *call) error {
 	if left != nil {
 		// An error would keep the runtime from deleting the plugins before us, and
 		// with them the pod's address; the next change removes what is left.
-		c.log.Warn("left for the next change", "error", left)
+		c.log.Warn("Kernel cleanup deferred to the next change", "error", left)
 		fmt.Fprintf(os.Stderr, "podmark: DEL of %s left something for the next change or 'podmarkctl gc': %v\n", c.key(), left)
 	}
 	return err
@@ -242,20 +242,20 @@ func cmdGC(ctx context.Context, c *call) error {
 	for _, a := range valid.List {
 		keep[attachment.Key{Network: c.config.Network, ContainerID: a.ContainerID, IfName: a.IfName}] = true
 	}
-	done, err := c.node.Collect(ctx, func(r attachment.Record) bool {
+	done, err := c.node.CollectGarbage(ctx, func(r attachment.Record) bool {
 		switch {
 		case r.Network != c.config.Network || keep[r.Key]:
 			return false
 		case len(valid.List) == 0:
 			// A runtime that knows no pods sends an empty list, and so does one
 			// that has lost its memory: believe it only where the pod is gone.
-			return apply.Gone(r)
+			return apply.HostVethGone(r)
 		default:
 			return true
 		}
 	}, false)
 	if done.Left != nil {
-		c.log.Warn("left for the next change", "error", done.Left)
+		c.log.Warn("Kernel cleanup deferred to the next change", "error", done.Left)
 		fmt.Fprintf(os.Stderr, "podmark: GC left something for the next change or 'podmarkctl gc': %v\n", done.Left)
 	}
 	return err
@@ -287,7 +287,7 @@ func endpointOf(c *call) (result types100.Result, e attachment.Endpoint, counter
 	p := podOf(c.Args)
 	e.Namespace, e.Pod, e.Labels = p.Namespace, p.Name, c.config.Labels
 	if c.config.Policy != config.PolicyKubernetes {
-		e.Sources = c.config.Sources
+		e.AllowedSources = c.config.Sources
 	}
 	return result, e, counters, nil
 }

@@ -30,7 +30,7 @@ import (
 type conf = map[string]any
 
 // node is the test's own network namespace, set up as a Kubernetes node with
-// one host outside, and a state folder.
+// one host outside, and a state directory.
 type node struct {
 	t       *testing.T
 	backend backend
@@ -273,7 +273,7 @@ func (n *node) status(more ...conf) reply { return n.call("STATUS", n.conf(more.
 
 func (n *node) gc(more ...conf) reply { return n.call("GC", n.conf(more...)) }
 
-// files are the state folder's files with their content, but for the lock, the
+// files are the state directory's files with their content, but for the lock, the
 // cursor, the spool and the socket, which are nobody's.
 func (n *node) files() map[string]string {
 	n.t.Helper()
@@ -308,7 +308,7 @@ func (n *node) attachments() []string {
 	return slices.Sorted(maps.Keys(files))
 }
 
-// shims makes the node's PATH a folder in which every command that podmark might
+// shims makes the node's PATH a directory in which every command that podmark might
 // run notes its name and then runs. What was run is told by the returned func,
 // which forgets it.
 func (n *node) shims() (ran func() []string) {
@@ -346,7 +346,7 @@ func (n *node) shims() (ran func() []string) {
 	}
 }
 
-// holdLock takes the lock of the state folder as another podmark process would.
+// holdLock takes the lock of the state directory as another podmark process would.
 func (n *node) holdLock() (release func()) {
 	n.t.Helper()
 	if err := os.MkdirAll(n.dir, 0o700); err != nil {

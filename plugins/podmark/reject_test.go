@@ -25,11 +25,11 @@ func TestAddRefused(t *testing.T) {
 		words []string
 	}{
 		{name: "no container ID", env: func(*pod) []string { return []string{"CNI_CONTAINERID="} }, code: 4, words: []string{"CNI_CONTAINERID"}},
-		{name: "container ID leaves the folder", env: func(*pod) []string { return []string{"CNI_CONTAINERID=../../etc/passwd"} }, code: 4, words: []string{"../../etc/passwd"}},
+		{name: "container ID leaves the directory", env: func(*pod) []string { return []string{"CNI_CONTAINERID=../../etc/passwd"} }, code: 4, words: []string{"../../etc/passwd"}},
 		{name: "interface name with a slash", env: func(*pod) []string { return []string{"CNI_IFNAME=../eth0"} }, code: 4, words: []string{"/"}},
 		{name: "network namespace missing", env: func(*pod) []string { return []string{"CNI_NETNS=/run/netns/does-not-exist"} }, code: 4, words: []string{"CNI_NETNS", "/run/netns/does-not-exist"}},
 		{name: "network namespace is no namespace", env: func(*pod) []string { return []string{"CNI_NETNS=/etc/passwd"} }, code: 4, words: []string{"CNI_NETNS", "/etc/passwd"}},
-		{name: "state folder is a file", conf: func(p *pod) conf {
+		{name: "state directory is a file", conf: func(p *pod) conf {
 			file := filepath.Join(p.n.t.TempDir(), "file")
 			if err := os.WriteFile(file, nil, 0o600); err != nil {
 				p.n.t.Fatal(err)
@@ -131,13 +131,13 @@ func TestAddWithoutBackend(t *testing.T) {
 	}
 }
 
-// A wrong configuration does not even make the state folder.
+// A wrong configuration does not even make the state directory.
 func TestAddRefusedOnVirginNode(t *testing.T) {
 	n := newNode(t, nftables)
 	p := n.addPod()
 	p.add(conf{"iptablesMarkMask": 1}).fails(t, 7)
 	if _, err := os.Stat(n.dir); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("state folder: %v", err)
+		t.Errorf("state directory: %v", err)
 	}
 }
 
@@ -201,7 +201,7 @@ func (p *pod) macvlan() {
 	}
 }
 
-// write puts a file into the state folder.
+// write puts a file into the state directory.
 func (n *node) write(t *testing.T, name, content string) {
 	t.Helper()
 	if err := os.WriteFile(filepath.Join(n.dir, name), []byte(content), 0o600); err != nil {
@@ -233,8 +233,8 @@ func TestBridge(t *testing.T) {
 		n.ctl("gc")
 		kernel := n.kernel()
 		p.add().ok(t)
-		if r := p.record(t); r.Interface != "cni0" || r.Port != p.veth {
-			t.Errorf("interface %q, port %q", r.Interface, r.Port)
+		if r := p.record(t); r.L3Interface != "cni0" || r.HostVeth != p.veth {
+			t.Errorf("interface %q, port %q", r.L3Interface, r.HostVeth)
 		}
 		p.check().ok(t)
 		p.is(t, policed)

@@ -11,13 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// room is a file system of its own for the state folder, with little of it.
+// room is a file system of its own for the state directory, with little of it.
 type room struct {
 	t   *testing.T
 	dir string
 }
 
-// small gives the node's state folder, which is not there yet, such a file system.
+// small gives the node's state directory, which is not there yet, such a file system.
 func (n *node) small(t *testing.T) *room {
 	t.Helper()
 	r := &room{t, filepath.Dir(n.dir)}

@@ -15,15 +15,15 @@ func TestAllowedSources(t *testing.T) {
 	kubernetes := conf{"policy": "kubernetes"}
 	files := n.addPod()
 	files.add(allow).ok(t)
-	if r := files.record(t); fmt.Sprint(r.Sources) != "[172.16.0.0/12 fd00:30::/32]" {
-		t.Errorf("by files: %v", r.Sources)
+	if r := files.record(t); fmt.Sprint(r.AllowedSources) != "[172.16.0.0/12 fd00:30::/32]" {
+		t.Errorf("by files: %v", r.AllowedSources)
 	}
 	files.check(allow).ok(t)
 	files.check().fails(t, 5, "allowedSourcePrefixes")
 	files.add(conf{"allowedSourcePrefixes": []string{"172.16.0.1/12"}}).fails(t, 7, "allowedSourcePrefixes", "172.16.0.0/12")
 
 	annotation := ""
-	n.answers(func(whois.Request) whois.Answer { return whois.Answer{Sources: annotation} })
+	n.answers(func(whois.Request) whois.Response { return whois.Response{Sources: annotation} })
 
 	p := n.addPod()
 	for _, tt := range []struct {
@@ -45,8 +45,8 @@ func TestAllowedSources(t *testing.T) {
 			continue
 		}
 		r.ok(t)
-		if got := p.record(t); fmt.Sprint(got.Sources) != tt.want {
-			t.Errorf("%q: %v, want %s", tt.annotation, got.Sources, tt.want)
+		if got := p.record(t); fmt.Sprint(got.AllowedSources) != tt.want {
+			t.Errorf("%q: %v, want %s", tt.annotation, got.AllowedSources, tt.want)
 		}
 		p.check(append(tt.more, kubernetes)...).ok(t)
 	}

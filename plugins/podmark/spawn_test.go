@@ -84,7 +84,7 @@ func TestOneFamilyLeaves(t *testing.T) {
 		k := n.keeper()
 		wait.For(t, "podmarkd has looked", func() bool { _, err := os.Stat(filepath.Join(n.dir, "daemon.json")); return err == nil })
 		k.end()
-		if said := k.said(); strings.Contains(said, "repaired") {
+		if said := k.said(); strings.Contains(said, "Repaired") {
 			t.Errorf("podmarkd has repaired something: %s", said)
 		}
 	})

@@ -28,7 +28,7 @@ func TestCallsAreNoted(t *testing.T) {
 	n.gc(mask, conf{"cni.dev/valid-attachments": []conf{}}).ok(t)
 	a.del(mask).ok(t)
 	n.status(mask).ok(t)
-	calls, damaged, full, err := ident.At(n.dir).Take()
+	calls, damaged, full, err := ident.At(n.dir).TakeCalls()
 	if damaged != 0 || full || err != nil {
 		t.Fatalf("%d damaged, full %v, %v", damaged, full, err)
 	}
@@ -45,12 +45,12 @@ func TestCallsAreNoted(t *testing.T) {
 	}
 }
 
-// Where podmark has no state folder, a call leaves no trace of itself.
+// Where podmark has no state directory, a call leaves no trace of itself.
 func TestNothingIsNotedWithoutState(t *testing.T) {
 	n := newNode(t, nftables)
 	n.addPod().del().ok(t)
 	if _, err := os.Stat(n.dir); err == nil {
-		t.Error("a DEL made the folder")
+		t.Error("a DEL made the directory")
 	}
 	p := n.addPod()
 	p.add().ok(t)

@@ -39,7 +39,7 @@ func TestStatus(t *testing.T) {
 			n.status().fails(t, 50, "node.json")
 		})
 	})
-	t.Run("folder of others", func(t *testing.T) {
+	t.Run("directory of others", func(t *testing.T) {
 		eachBackend(t, func(t *testing.T, n *node) {
 			n.addPod().add().ok(t)
 			if err := os.Chmod(n.dir, 0o777); err != nil {

@@ -16,7 +16,7 @@ import (
 )
 
 // says reports whether node.json has that value under a key. What it holds is the
-// state folder's own business: tests look at it where nothing else tells.
+// state directory's own business: tests look at it where nothing else tells.
 func (n *node) says(t *testing.T, key, value string) bool {
 	t.Helper()
 	return strings.Contains(n.files()["node.json"], fmt.Sprintf("%q:%q", key, value))
@@ -126,7 +126,7 @@ func TestAutoIsRemembered(t *testing.T) {
 	}
 }
 
-// A node whose kubelet has changed its variant, or whose state folder was lost, has
+// A node whose kubelet has changed its variant, or whose state directory was lost, has
 // rules of what enforced before: they go.
 func TestFormerBackend(t *testing.T) {
 	lose := func(t *testing.T, n *node) { n.lose(t) }
@@ -175,7 +175,7 @@ func TestFormerBackend(t *testing.T) {
 	}
 }
 
-// lose deletes the state folder.
+// lose deletes the state directory.
 func (n *node) lose(t *testing.T) {
 	t.Helper()
 	if err := os.RemoveAll(n.dir); err != nil {
@@ -184,7 +184,7 @@ func (n *node) lose(t *testing.T) {
 }
 
 // An image with one variant of iptables has its commands by their plain names only.
-// They are as good as the others to remove what a lost state folder has forgotten.
+// They are as good as the others to remove what a lost state directory has forgotten.
 func TestPlainCommands(t *testing.T) {
 	ends := map[string]func(t *testing.T, n *node, p *pod) (left string){
 		"uninstall": func(_ *testing.T, n *node, _ *pod) string {

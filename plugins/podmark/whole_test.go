@@ -59,7 +59,7 @@ func TestLostPolicies(t *testing.T) {
 }
 
 // Whenever an uninstall ends half-way, the next ADD begins a life that has nothing of the one
-// before, in the kernel or in the state folder.
+// before, in the kernel or in the state directory.
 func TestUninstallEndsHalfWay(t *testing.T) {
 	eachBackend(t, func(t *testing.T, n *node) {
 		p, stale := n.addPod(), n.addPod()

@@ -37,7 +37,7 @@ connections that it forbids stop at their next packet; no other is touched. One
 invalid document, or a source without any, or no NetworkPolicy at all, and nothing
 changes: a list of policies with "items: []", or --delete, says that there is none.
 
-A reboot empties the state folder. Until policies are applied again, these endpoints
+A reboot empties the state directory. Until policies are applied again, these endpoints
 are open, and status, doctor and podmarkd say so; podmarkd --policy-dir does it by itself.
 
 Notes on stderr name what counts otherwise than its author may think, and --strict
@@ -76,11 +76,11 @@ are of "default" without -n. Network policies of other APIs are always refused.`
 			}
 			return o.print(cmd.OutOrStdout(), applied{done, covers}, func(w io.Writer) error {
 				live := "no live connection is touched"
-				if done.Narrowed {
+				if done.Restricted {
 					live = "live connections are judged again"
 				}
-				if done.TakenBack > 0 {
-					live += fmt.Sprintf(", %d of them taken out of flowtables", done.TakenBack)
+				if done.Flows > 0 {
+					live += fmt.Sprintf(", %d of them taken out of flowtables", done.Flows)
 				}
 				_, err := fmt.Fprintf(w, "%d policies in force, epoch %d: %s\n%s\n", done.Policies, done.Epoch, live, covers)
 				for _, idle := range covers.Idle {
@@ -90,7 +90,7 @@ are of "default" without -n. Network policies of other APIs are always refused.`
 			})
 		},
 	}
-	from.addFlags(cmd, "filename", "f", "a manifest, a folder of them (*.yaml, *.yml, *.json), or - for stdin; may be repeated")
+	from.addFlags(cmd, "filename", "f", "a manifest, a directory of them (*.yaml, *.yml, *.json), or - for stdin; may be repeated")
 	cmd.Flags().BoolVar(&del, "delete", false, "remove the node's policy: every endpoint is open")
 	return cmd
 }

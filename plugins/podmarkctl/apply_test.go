@@ -91,12 +91,12 @@ func TestApply(t *testing.T) {
 			args []string
 			want map[string]any
 		}{
-			{"first", []string{"-f", dir}, map[string]any{"policies": 1., "coverage": all, "epoch": 2., "narrowed": true}},
-			{"the same", []string{"-f", filepath.Join(dir, "web.yaml")}, map[string]any{"policies": 1., "coverage": all, "epoch": 2., "narrowed": false}},
-			{"another port", []string{"-f", filepath.Join(others, "port.yaml")}, map[string]any{"policies": 1., "coverage": all, "epoch": 3., "narrowed": true}},
-			{"a rule more", []string{"-f", filepath.Join(others, "more.yaml")}, map[string]any{"policies": 1., "coverage": all, "epoch": 3., "narrowed": false}},
-			{"the rule goes", []string{"-f", filepath.Join(others, "port.yaml")}, map[string]any{"policies": 1., "coverage": all, "epoch": 4., "narrowed": true}},
-			{"delete", []string{"--delete"}, map[string]any{"policies": 0., "coverage": all, "epoch": 4., "narrowed": false}},
+			{"first", []string{"-f", dir}, map[string]any{"policies": 1., "coverage": all, "epoch": 2., "restricted": true}},
+			{"the same", []string{"-f", filepath.Join(dir, "web.yaml")}, map[string]any{"policies": 1., "coverage": all, "epoch": 2., "restricted": false}},
+			{"another port", []string{"-f", filepath.Join(others, "port.yaml")}, map[string]any{"policies": 1., "coverage": all, "epoch": 3., "restricted": true}},
+			{"a rule more", []string{"-f", filepath.Join(others, "more.yaml")}, map[string]any{"policies": 1., "coverage": all, "epoch": 3., "restricted": false}},
+			{"the rule goes", []string{"-f", filepath.Join(others, "port.yaml")}, map[string]any{"policies": 1., "coverage": all, "epoch": 4., "restricted": true}},
+			{"delete", []string{"--delete"}, map[string]any{"policies": 0., "coverage": all, "epoch": 4., "restricted": false}},
 		}
 		for _, s := range steps {
 			if diff := cmp.Diff(s.want, apply(s.args...)); diff != "" {
@@ -132,10 +132,10 @@ func TestApplyInvalid(t *testing.T) {
 		{"namespaces alone", map[string]string{"a.yaml": namespaces, "b.yaml": deployment}, []string{"a.yaml: no NetworkPolicy in it but 2 namespaces", "b.yaml: no NetworkPolicy in it but 1 of other kinds", "--delete", "items: []"}},
 		{"not YAML", map[string]string{"a.yaml": webPolicy, "b.json": "{"}, []string{"b.json"}},
 		{"twice the same", map[string]string{"a.yaml": webPolicy, "b.yaml": webPolicy}, []string{"b.yaml", "default/web"}},
-		{"empty folder", nil, []string{"--delete"}},
+		{"empty directory", nil, []string{"--delete"}},
 		{"nothing but comments", map[string]string{"a.yaml": "# a: b\n", "b.yaml": "# nothing\n---\n# at all\n"}, []string{"a.yaml: no manifest", "b.yaml: no manifest", "--delete"}},
 		{"one that is being written", map[string]string{"a.yaml": webPolicy, "b.yaml": "", "c.json": " \n"}, []string{"b.yaml: no manifest", "c.json: no manifest", "--delete"}},
-		{"folder without manifests", map[string]string{"README.md": "x"}, []string{"*.yaml", "--delete"}},
+		{"directory without manifests", map[string]string{"README.md": "x"}, []string{"*.yaml", "--delete"}},
 	}
 	for _, tt := range tests {
 		dir := manifests(t, tt.files)
@@ -194,7 +194,7 @@ func TestApplyOnVirginNode(t *testing.T) {
 	n := newNode(t, nftables)
 	n.ctlIn("kind: nonsense", "apply", "-f", "-").fails(t, "stdin: document 1", "apiVersion")
 	if _, err := lstat(n.dir); err == nil {
-		t.Error("an invalid policy made the state folder")
+		t.Error("an invalid policy made the state directory")
 	}
 	n.ctlIn(webPolicy, "apply", "-f", "-").ok(t)
 	if got := n.ctl("list", "-o", "json").ok(t).stdout; got != "[]\n" {
@@ -461,17 +461,17 @@ func TestApplyNamespace(t *testing.T) {
 	}
 }
 
-// With -R folders are read as deep as they go, but for those that are hidden, as the kubelet's of
+// With -R directories are read as deep as they go, but for those that are hidden, as the kubelet's of
 // a ConfigMap.
 func TestApplyRecursive(t *testing.T) {
 	n := newNode(t, nftables)
 	named := func(name string) string { return strings.Replace(webPolicy, "name: web", "name: "+name, 1) }
 	dir := manifests(t, map[string]string{"a.yaml": named("a"), "README.md": "x"})
-	for folder, name := range map[string]string{"sub": "b", "sub/sub": "c", ".hidden": "a", "..data/x": "a"} {
-		if err := os.MkdirAll(filepath.Join(dir, folder), 0o700); err != nil {
+	for directory, name := range map[string]string{"sub": "b", "sub/sub": "c", ".hidden": "a", "..data/x": "a"} {
+		if err := os.MkdirAll(filepath.Join(dir, directory), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		write(t, filepath.Join(dir, folder, "p.json"), named(name))
+		write(t, filepath.Join(dir, directory, "p.json"), named(name))
 	}
 	if err := os.Symlink(filepath.Join(dir, "a.yaml"), filepath.Join(dir, "sub", "README")); err != nil {
 		t.Fatal(err)
@@ -497,11 +497,11 @@ func TestApplyRecursive(t *testing.T) {
 	if err := os.Symlink(t.TempDir(), filepath.Join(dir, "sub", "elsewhere")); err != nil {
 		t.Fatal(err)
 	}
-	n.ctl("apply", "-R", "-f", dir).fails(t, "sub/elsewhere", "link to a folder")
+	n.ctl("apply", "-R", "-f", dir).fails(t, "sub/elsewhere", "link to a directory")
 	n.ctl("apply", "-f", dir).ok(t)
 }
 
-// -k reads what kustomize, or else kubectl, makes of a folder, and is nothing where neither is or
+// -k reads what kustomize, or else kubectl, makes of a directory, and is nothing where neither is or
 // it fails.
 func TestApplyKustomize(t *testing.T) {
 	n := newNode(t, nftables)
@@ -548,7 +548,7 @@ func TestCheck(t *testing.T) {
 		{"a wrong one", strings.Replace(webPolicy, "podSelector", "podSelectro", 1), "-"},
 		{"nothing", "", "-"},
 		{"no policy", namespaces, "-"},
-		{"an empty folder", "", empty},
+		{"an empty directory", "", empty},
 		{"no file", "", "/does/not/exist"},
 	} {
 		files := n.files()

@@ -44,6 +44,6 @@ Exit status: 0 apply would take them, 2 it would not, or wrong usage.`,
 			})
 		},
 	}
-	from.addFlags(cmd, "filename", "f", "a manifest, a folder of them (*.yaml, *.yml, *.json), or - for stdin; may be repeated")
+	from.addFlags(cmd, "filename", "f", "a manifest, a directory of them (*.yaml, *.yml, *.json), or - for stdin; may be repeated")
 	return cmd
 }

@@ -183,8 +183,8 @@ func TestGC(t *testing.T) {
 
 func TestUninstall(t *testing.T) {
 	for name, before := range map[string]func(n *node){
-		"known node":        func(*node) {},
-		"lost state folder": func(n *node) { n.lose() },
+		"known node":           func(*node) {},
+		"lost state directory": func(n *node) { n.lose() },
 		"tables gone": func(n *node) {
 			for _, family := range []string{"inet", "bridge"} {
 				n.exec("", "nft", fmt.Sprintf("add table %s podmark; delete table %s podmark", family, family))
@@ -237,7 +237,7 @@ func testUninstall(t *testing.T, n *node, harm func(n *node)) {
 	n.ctlIn(webPolicy, "apply", "-f", "-").ok(t)
 	n.addPod(map[string]string{"app": "web"})
 	n.addPod(nil)
-	// A veth that a lost state folder has forgotten.
+	// A veth that a lost state directory has forgotten.
 	n.exec("", "ip", "link", "add", "lost", "type", "veth", "peer", "name", "lost0")
 	n.exec("", "ip", "link", "set", "lost", "group", "1886")
 	harm(n)
@@ -262,7 +262,7 @@ func testUninstall(t *testing.T, n *node, harm func(n *node)) {
 		t.Errorf("left in the kernel:\n%s", diff)
 	}
 	if _, err := lstat(n.dir); err == nil {
-		t.Errorf("state folder is left: %v", n.files())
+		t.Errorf("state directory is left: %v", n.files())
 	}
 	n.ctl("uninstall", "--yes").ok(t)
 	n.addPod(nil) // comes back by itself

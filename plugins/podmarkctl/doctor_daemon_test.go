@@ -67,13 +67,13 @@ func TestDoctorDaemon(t *testing.T) {
 	p.well()
 	write(t, p.dir+"/attachments/0123456789abcdef0123456789abcdef", "{")
 	p.eventually("it cannot do its work", func() bool { return len(of(p.doctor(), "podmarkd")) > 0 })
-	p.shell(p.finds("podmarkd", "damaged", "state", "leaked").Mend)
+	p.shell(p.finds("podmarkd", "damaged", "state", "leaked").Fix)
 	p.eventually("it can again", func() bool { return len(p.doctor()) == 0 })
 	_ = first.Process.Signal(unix.SIGTERM)
 	_ = first.Wait()
 	found := p.finds("podmarkd", "does not run")
-	if want := "podmarkd --state-dir " + p.dir; found.Mend != want {
-		t.Errorf("mend %q, want %q", found.Mend, want)
+	if want := "podmarkd --state-dir " + p.dir; found.Fix != want {
+		t.Errorf("fix %q, want %q", found.Fix, want)
 	}
 	second := p.podmarkd()
 	p.well()
@@ -93,13 +93,13 @@ func TestDoctorDaemon(t *testing.T) {
 	if err := json.Unmarshal([]byte(p.files()["daemon.json"]), &status); err != nil {
 		t.Fatal(err)
 	}
-	status["looked"] = time.Now().Add(-time.Hour)
+	status["lastReconcile"] = time.Now().Add(-time.Hour)
 	b, err := json.Marshal(status)
 	if err != nil {
 		t.Fatal(err)
 	}
 	write(t, p.dir+"/daemon.json", string(b))
-	p.shell(p.finds("podmarkd", "has not looked").Mend)
+	p.shell(p.finds("podmarkd", "has not looked").Fix)
 	_ = second.Wait()
 	p.finds("podmarkd", "does not run")
 }

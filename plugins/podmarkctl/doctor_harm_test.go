@@ -19,7 +19,7 @@ type harmed struct {
 	pods     int
 	backends []backend
 	do       func(p *patient)
-	// Without a mend, the command cannot be run here.
+	// Without a fix, the command cannot be run here.
 	noMend bool
 }
 
@@ -32,7 +32,7 @@ func harms() []harmed {
 		{name: "attachment damaged", check: "state", words: "attachments/", also: []string{"leaked"}, pods: 1, backends: one, do: func(p *patient) {
 			write(p.t, p.dir+"/attachments/0123456789abcdef0123456789abcdef", "{")
 		}},
-		{name: "state folder lost", check: "state", words: "no state", pods: 1, do: func(p *patient) { p.lose() }},
+		{name: "state directory lost", check: "state", words: "no state", pods: 1, do: func(p *patient) { p.lose() }},
 		{name: "policy lost", check: "state", words: "no state", do: func(p *patient) { p.lose() }},
 		{name: "flushed", check: "kernel", words: "in the kernel", pods: 1, do: func(p *patient) {
 			if p.backend == nftables {
@@ -119,7 +119,7 @@ func harms() []harmed {
 		{name: "networks differ", check: "settings", words: "iptablesMarkMask, kubeNodePortRanges, backend, allowTunnels, stateDir", backends: one, do: func(p *patient) {
 			p.list("20-other.conflist", "other", map[string]any{"iptablesMarkMask": "0xff0000", "kubeNodePortRanges": []int{1}, "backend": "iptables", "allowTunnels": true, "stateDir": "/run/other"})
 		}},
-		{name: "another state folder", check: "settings", words: "/run/other", backends: one, noMend: true, do: func(p *patient) {
+		{name: "another state directory", check: "settings", words: "/run/other", backends: one, noMend: true, do: func(p *patient) {
 			p.list("10-net.conflist", "net", map[string]any{"stateDir": "/run/other"})
 		}},
 		{name: "plugin missing", check: "plugin", words: "no such file", backends: one, do: func(p *patient) { p.exec("", "rm", p.bin+"/podmark") }},

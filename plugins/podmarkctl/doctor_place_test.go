@@ -16,7 +16,7 @@ import (
 // looksAt fails the test unless the table says all of words of where the runtime looks.
 func (p *patient) looksAt(words ...string) {
 	p.t.Helper()
-	table := p.ctl(append([]string{"doctor"}, p.folders...)...).stdout
+	table := p.ctl(append([]string{"doctor"}, p.directories...)...).stdout
 	for _, w := range words {
 		if !strings.Contains(table, w) {
 			p.t.Errorf("doctor does not say %q:\n%s", w, table)
@@ -24,48 +24,48 @@ func (p *patient) looksAt(words ...string) {
 	}
 }
 
-// Doctor looks where the runtime says, and says so. Its mends go there too.
+// Doctor looks where the runtime says, and says so. Its fixes go there too.
 func TestDoctorAsks(t *testing.T) {
 	p := newPatient(t, nftables, 1)
 	r := fakecri.New(t, p.conf, p.bin)
 	asked := []string{"--runtime-endpoint", "unix://" + r.Socket}
 	given := append([]string{"--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin}, asked...)
-	p.folders = asked
+	p.directories = asked
 	p.well()
 	p.looksAt(p.conf, p.bin, r.Socket)
-	p.folders = given
+	p.directories = given
 	p.well()
 
-	// podmark's plugin may be in another folder than the main plugin.
-	p.folders = asked
+	// podmark's plugin may be in another directory than the main plugin.
+	p.directories = asked
 	other := t.TempDir()
 	r.Reads(p.conf, other, p.bin)
 	p.well()
 	p.exec("", "mv", filepath.Join(p.bin, "podmark"), other)
 	p.well()
 	p.exec("", "rm", filepath.Join(other, "podmark"))
-	if f := p.finds("plugin", filepath.Join(p.bin, "podmark")); !strings.Contains(f.Mend, r.Socket) {
-		t.Errorf("it asks another runtime: %s", f.Mend)
+	if f := p.finds("plugin", filepath.Join(p.bin, "podmark")); !strings.Contains(f.Fix, r.Socket) {
+		t.Errorf("it asks another runtime: %s", f.Fix)
 	}
-	p.mend("plugin")
+	p.fix("plugin")
 	p.well()
 
-	// It looks elsewhere: what is in the other folders is nothing.
+	// It looks elsewhere: what is in the other directories is nothing.
 	elsewhere := t.TempDir()
 	r.Reads(elsewhere, p.bin)
-	p.folders = given
+	p.directories = given
 	f := p.finds("runtime", elsewhere)
 	if f.Severity != doctor.Error || !strings.Contains(f.What, p.conf) {
 		t.Errorf("%+v", f)
 	}
-	p.folders = asked
-	if f := p.finds("conflist", elsewhere); !strings.HasPrefix(f.Mend, "# ") {
-		t.Errorf("the runtime has said which folder it is: %s", f.Mend)
+	p.directories = asked
+	if f := p.finds("conflist", elsewhere); !strings.HasPrefix(f.Fix, "# ") {
+		t.Errorf("the runtime has said which directory it is: %s", f.Fix)
 	}
 
 	// Who is named and does not say is told, and the rest is looked at.
 	r.Reads("")
-	p.folders = given
+	p.directories = given
 	if f := p.finds("could-not-look", r.Socket); f.Severity != doctor.Unknown || !strings.Contains(f.Why, "conflist") {
 		t.Errorf("%+v", f)
 	}
@@ -92,7 +92,7 @@ func TestDoctorKnown(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	p.folders = nil
+	p.directories = nil
 	p.looksAt("/etc/cni/net.d", "/opt/cni/bin", "where most runtimes look")
 	p.finds("conflist", "/etc/cni/net.d")
 
@@ -108,10 +108,10 @@ func TestDoctorKnown(t *testing.T) {
 	p.plugins("10-net.conflist", "net", "1.0.0", mainPlugin("ptp"))
 	p.exec("", "rm", filepath.Join(bin, "podmark"))
 	f := p.finds("conflist", conf)
-	if !strings.Contains(f.Mend, conf) || !strings.Contains(f.Mend, bin) {
-		t.Errorf("mend: %s", f.Mend)
+	if !strings.Contains(f.Fix, conf) || !strings.Contains(f.Fix, bin) {
+		t.Errorf("fix: %s", f.Fix)
 	}
-	p.shell(f.Mend)
+	p.shell(f.Fix)
 	p.well()
 
 	for _, dir := range []string{"/run/containerd", "/run/crio"} {
@@ -127,6 +127,6 @@ func TestDoctorKnown(t *testing.T) {
 	if f := p.finds("runtime", other); f.Severity != doctor.Error || !strings.Contains(f.What, conf) {
 		t.Errorf("%+v", f)
 	}
-	p.folders = []string{"--cni-conf-dir", conf}
+	p.directories = []string{"--cni-conf-dir", conf}
 	p.well()
 }

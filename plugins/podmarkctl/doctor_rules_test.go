@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// wanted is what a rule of somebody else's gives: nothing, a finding whose command mends it,
+// wanted is what a rule of somebody else's gives: nothing, a finding whose command fixes it,
 // or one with advice, because it is theirs to change.
 type wanted int
 
@@ -118,7 +118,7 @@ func TestDoctorRules(t *testing.T) {
 	}
 }
 
-// sees fails the test unless the check finds what is wanted, and its mend is what it may be.
+// sees fails the test unless the check finds what is wanted, and its fix is what it may be.
 func (p *patient) sees(check, name string, want wanted) {
 	p.t.Helper()
 	if want == green {
@@ -126,17 +126,17 @@ func (p *patient) sees(check, name string, want wanted) {
 		return
 	}
 	p.kubectl()
-	mend := p.finds(check, name).Mend
-	if strings.HasPrefix(mend, "# ") != (want == advice) || strings.Contains(mend, "delete") || strings.Contains(mend, " -D ") {
-		p.t.Errorf("mend: %s", mend)
+	fix := p.finds(check, name).Fix
+	if strings.HasPrefix(fix, "# ") != (want == advice) || strings.Contains(fix, "delete") || strings.Contains(fix, " -D ") {
+		p.t.Errorf("fix: %s", fix)
 	}
 	if want == red {
-		p.mend(check)
+		p.fix(check)
 	}
 }
 
 // With iptables the ID is in the mark from mangle INPUT to security OUTPUT, so other rules
-// matter: a move to nftables mends those that ask for a mark in between.
+// matter: a move to nftables fixes those that ask for a mark in between.
 func TestDoctorRulesIPTables(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -171,7 +171,7 @@ func TestDoctorRulesIPTables(t *testing.T) {
 			p.exec("", "ipset", "create", "marks", "hash:ip", "skbinfo")
 			p.exec("", "iptables-nft", append([]string{"-t", tt.table, "-A", tt.chain}, strings.Fields(tt.rule)...)...)
 			if tt.check == "mark-compares" && tt.want == red {
-				p.shell(p.finds(tt.check, "chain ip "+tt.table+" "+tt.chain).Mend)
+				p.shell(p.finds(tt.check, "chain ip "+tt.table+" "+tt.chain).Fix)
 				p.backend.key = "nftables"
 				p.addPod(nil)
 				p.well()
@@ -200,7 +200,7 @@ func TestDoctorRoutes(t *testing.T) {
 					p.well()
 					return
 				}
-				p.shell(p.finds("mark-compares", "ip rule").Mend)
+				p.shell(p.finds("mark-compares", "ip rule").Fix)
 				p.backend.key = "nftables"
 				p.addPod(nil)
 				p.well()
@@ -209,7 +209,7 @@ func TestDoctorRoutes(t *testing.T) {
 	}
 }
 
-// Parameters that let an ID out are found, and their mend takes them back.
+// Parameters that let an ID out are found, and their fix takes them back.
 func TestDoctorReflects(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"net.ipv4.fwmark_reflect", "net.ipv6.fwmark_reflect", "net.ipv4.tcp_fwmark_accept"} {
@@ -219,7 +219,7 @@ func TestDoctorReflects(t *testing.T) {
 			p.well()
 			p.exec("", "sysctl", "-qw", name+"=1")
 			p.finds("mark-sysctls", name)
-			p.mend("mark-sysctls")
+			p.fix("mark-sysctls")
 		})
 	}
 }

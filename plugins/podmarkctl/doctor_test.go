@@ -17,12 +17,12 @@ import (
 	"github.com/podmark/podmark/test/testnode"
 )
 
-// patient is a node with a conflist and the plugin's folder, on which nothing is wrong.
+// patient is a node with a conflist and the plugin's directory, on which nothing is wrong.
 type patient struct {
 	*node
 	conf, bin string
-	// folders are flags that say where the runtime looks.
-	folders []string
+	// directories are flags that say where the runtime looks.
+	directories []string
 	// path is where its shell looks for commands.
 	path string
 }
@@ -31,7 +31,7 @@ func newPatient(t *testing.T, b backend, pods int) *patient {
 	t.Helper()
 	p := &patient{node: newNode(t, b), conf: t.TempDir(), bin: t.TempDir()}
 	p.path = testnode.Programs(t) + ":" + os.Getenv("PATH")
-	p.folders = []string{"--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin, "--runtime-endpoint", ""}
+	p.directories = []string{"--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin, "--runtime-endpoint", ""}
 	p.list("10-net.conflist", "net", nil)
 	p.exec("", "cp", filepath.Join(testnode.Programs(p.t), "podmark"), p.bin)
 	for _, plugin := range []string{"ptp", "bridge", "host-local", "portmap"} {
@@ -86,14 +86,14 @@ func (p *patient) plugins(file, network, version string, plugins ...any) {
 // whether that is anything.
 func (p *patient) doctor(args ...string) []doctor.Finding {
 	p.t.Helper()
-	args = slices.Concat([]string{"doctor", "-o", "json"}, p.folders, args)
+	args = slices.Concat([]string{"doctor", "-o", "json"}, p.directories, args)
 	o := p.start("", "env", append([]string{"PATH=" + p.path, filepath.Join(testnode.Programs(p.t), "podmarkctl"), "--state-dir", p.dir}, args...)...)
 	var found []doctor.Finding
 	if err := json.Unmarshal([]byte(o.stdout), &found); err != nil || o.stderr != "" || o.exit != min(len(found), 1) {
 		p.t.Fatalf("exit %d, stderr %q, %v:\n%s", o.exit, o.stderr, err, o.stdout)
 	}
 	for _, f := range found {
-		if f.Check == "" || f.Severity == "" || f.What == "" || f.Why == "" || f.Mend == "" {
+		if f.Check == "" || f.Severity == "" || f.What == "" || f.Why == "" || f.Fix == "" {
 			p.t.Errorf("incomplete: %+v", f)
 		}
 	}
@@ -139,15 +139,15 @@ func (p *patient) finds(check, words string, also ...string) doctor.Finding {
 	return doctor.Finding{}
 }
 
-// mend runs the command of every finding of the check, until there is none: each
+// fix runs the command of every finding of the check, until there is none: each
 // must go away by its own.
-func (p *patient) mend(check string) {
+func (p *patient) fix(check string) {
 	p.t.Helper()
 	for before := of(p.doctor(), check); len(before) > 0; {
-		p.shell(before[0].Mend)
+		p.shell(before[0].Fix)
 		now := of(p.doctor(), check)
 		if len(now) >= len(before) {
-			p.t.Fatalf("%s\n%s: before %+v\nand behind it: %+v", check, before[0].Mend, before, now)
+			p.t.Fatalf("%s\n%s: before %+v\nand behind it: %+v", check, before[0].Fix, before, now)
 		}
 		before = now
 	}
@@ -174,7 +174,7 @@ func (p *patient) dropIn(keys map[string]any) {
 }
 
 // Each thing that is wrong is found, by its check and no other, and its command
-// mends it.
+// fixes it.
 func TestDoctor(t *testing.T) {
 	t.Parallel()
 	for _, h := range harms() {
@@ -190,7 +190,7 @@ func TestDoctor(t *testing.T) {
 				h.do(p)
 				p.finds(h.check, h.words, h.also...)
 				if !h.noMend {
-					p.mend(h.check)
+					p.fix(h.check)
 				}
 			})
 		}
@@ -219,7 +219,7 @@ func TestDoctorDropIn(t *testing.T) {
 	p.well()
 	p.dropIn(map[string]any{"iptablesMarkMask": "0xff0000"})
 	p.finds("settings", "0xff0000")
-	p.mend("settings")
+	p.fix("settings")
 	p.well()
 }
 
@@ -229,7 +229,7 @@ func TestDoctorVariant(t *testing.T) {
 	p := newPatient(t, iptablesLegacy, 1)
 	p.iptables("-X", "KUBE-IPTABLES-HINT")
 	p.exec("", "iptables-nft", "-t", "mangle", "-N", "KUBE-IPTABLES-HINT")
-	p.shell(p.finds("iptables-variant", "iptables-legacy").Mend)
+	p.shell(p.finds("iptables-variant", "iptables-legacy").Fix)
 	p.backend.key = "nftables"
 	p.addPod(nil)
 	p.well()
@@ -247,7 +247,7 @@ func TestDoctorIDs(t *testing.T) {
 	p.addPod(nil)
 	p.kubectl()
 	p.finds("ids", "2 of the 2 IDs")
-	p.mend("ids")
+	p.fix("ids")
 }
 
 // What cannot be looked at is said, and what can is.
@@ -269,7 +269,7 @@ func TestDoctorCouldNotLook(t *testing.T) {
 		t.Fatal(err)
 	}
 	found := of(p.doctor("--lock-timeout", "50ms"), "could-not-look")
-	if len(found) != 3 || !strings.Contains(found[0].Mend, "fuser") {
+	if len(found) != 3 || !strings.Contains(found[0].Fix, "fuser") {
 		t.Errorf("with the lock held: %+v", found)
 	}
 }
@@ -286,7 +286,7 @@ func TestDoctorChangesNothing(t *testing.T) {
 		t.Error("it changed something")
 	}
 	virgin := &patient{node: newNode(t, nftables), path: p.path}
-	virgin.folders = []string{"--cni-conf-dir", filepath.Join(t.TempDir(), "none"), "--cni-bin-dir", "/nonexistent", "--runtime-endpoint", ""}
+	virgin.directories = []string{"--cni-conf-dir", filepath.Join(t.TempDir(), "none"), "--cni-bin-dir", "/nonexistent", "--runtime-endpoint", ""}
 	kernel = virgin.kernel()
 	virgin.finds("conflist", "no such file")
 	if kernel != virgin.kernel() || len(virgin.files()) > 0 {
@@ -300,7 +300,7 @@ func TestDoctorTable(t *testing.T) {
 		t.Skipf("there is a finding on every node of this kernel: %v", err)
 	}
 	p := newPatient(t, nftables, 0)
-	run := func() output { return p.ctl(append([]string{"doctor"}, p.folders...)...) }
+	run := func() output { return p.ctl(append([]string{"doctor"}, p.directories...)...) }
 	checks := fmt.Sprintf("the runtime has network configurations in %q and plugins in [%q] (given)\nchecks: %d, findings: ", p.conf, p.bin, len(doctor.Checks()))
 	rest := "\nnot looked at, which may write marks: " + strings.Join(foreign.NotLookedAt(), "; ") + "\n"
 	if o := run().ok(t); o.stdout != checks+"0"+rest {
@@ -309,7 +309,7 @@ func TestDoctorTable(t *testing.T) {
 	p.exec("", "rm", p.bin+"/podmark")
 	f := p.finds("plugin", "podmark")
 	o := run()
-	want := fmt.Sprintf("%s: %s\n  what  %s\n  why   %s\n  mend  %s\n\n%s1%s", f.Severity, f.Check, f.What, f.Why, f.Mend, checks, rest)
+	want := fmt.Sprintf("%s: %s\n  what  %s\n  why   %s\n  fix  %s\n\n%s1%s", f.Severity, f.Check, f.What, f.Why, f.Fix, checks, rest)
 	if o.exit != 1 || o.stderr != "" || o.stdout != want {
 		t.Errorf("exit %d, stderr %q, want:\n%sgot:\n%s", o.exit, o.stderr, want, o.stdout)
 	}
@@ -350,19 +350,19 @@ func TestDoctorMultus(t *testing.T) {
 		p.plugins("10-net.conflist", "net", "1.0.0", ptp)
 		multus(file, list(ptp))
 		f := p.finds("conflist", "10-net.conflist")
-		if strings.Contains(f.Mend, "multus") || strings.Contains(f.Mend, ".off") {
-			t.Errorf("mend: %s", f.Mend)
+		if strings.Contains(f.Fix, "multus") || strings.Contains(f.Fix, ".off") {
+			t.Errorf("fix: %s", f.Fix)
 		}
-		p.shell(f.Mend)
-		if f := p.finds("conflist", file); !strings.HasPrefix(f.Mend, "# ") {
-			t.Errorf("its copy is older: %s", f.Mend)
+		p.shell(f.Fix)
+		if f := p.finds("conflist", file); !strings.HasPrefix(f.Fix, "# ") {
+			t.Errorf("its copy is older: %s", f.Fix)
 		}
 		multus(file, list(ptp, p.entry(nil)))
 		p.list("10-net.conflist", "net", nil)
 		p.well()
 		multus(file, map[string]any{"name": "elsewhere", "type": "macvlan"})
-		if f := p.finds("conflist", file, "settings"); !strings.Contains(f.Mend, "--cni-conf-name") {
-			t.Errorf("with a network that is not known: %s", f.Mend)
+		if f := p.finds("conflist", file, "settings"); !strings.Contains(f.Fix, "--cni-conf-name") {
+			t.Errorf("with a network that is not known: %s", f.Fix)
 		}
 		p.exec("", "rm", filepath.Join(p.conf, file))
 	}

@@ -76,7 +76,7 @@ func followDrops(cmd *cobra.Command, o *options) error {
 		return errors.Join(err, fmt.Errorf("this node does not log what it drops: %s", lacks))
 	}
 	// What is counted from here on is told of, by a line or by a number.
-	if err := f.look(ctx); err != nil {
+	if err := f.refresh(ctx); err != nil {
 		return err
 	}
 	l, err := droplog.Listen()
@@ -135,7 +135,7 @@ func (f *follower) run(ctx context.Context, l *droplog.Listener) error {
 			if quiet++; quiet > 2 && f.tally.Settled() {
 				continue
 			}
-			if err := f.look(ctx); err != nil && ctx.Err() == nil {
+			if err := f.refresh(ctx); err != nil && ctx.Err() == nil {
 				return err
 			}
 		}
@@ -191,8 +191,8 @@ func (f *follower) show(h heard) error {
 	return nil
 }
 
-// look reads the counters, and prints how many packets were not told of.
-func (f *follower) look(ctx context.Context) error {
+// refresh reads the counters, and prints how many packets were not told of.
+func (f *follower) refresh(ctx context.Context) error {
 	rules, err := f.node.Counters(ctx)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

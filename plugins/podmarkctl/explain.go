@@ -14,7 +14,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/explain"
@@ -71,7 +70,7 @@ Exit status: 0 allowed, 1 denied to one backend at least, 2 wrong usage or failu
 			return err
 		},
 	}
-	from.addFlags(cmd, "policy", "", "ask about a policy instead of the node's: a manifest, a folder, or - for stdin; may be repeated")
+	from.addFlags(cmd, "policy", "", "ask about a policy instead of the node's: a manifest, a directory, or - for stdin; may be repeated")
 	return cmd
 }
 
@@ -86,7 +85,7 @@ func (o *options) locate(q explain.Query) map[string][]netip.Addr {
 		if !ok {
 			continue
 		}
-		a, err := whois.Ask(ctx, filepath.Join(o.stateDir, config.SocketName), whois.Request{Namespace: namespace, Pod: pod, Locate: true})
+		a, err := whois.Get(ctx, filepath.Join(o.stateDir, config.SocketName), whois.Request{Namespace: namespace, Pod: pod, Locate: true})
 		if err == nil && len(a.Addresses) > 0 {
 			found[side.Name] = a.Addresses
 		}
@@ -105,14 +104,14 @@ func (o *options) explain(ctx context.Context, q explain.Query, policies *desire
 	if f.State, err = o.node().Preview(settings, policies); err != nil {
 		return explain.Answer{}, err
 	}
-	if _, f.Unsettled, err = o.node().Remembered(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if _, f.Unsettled, err = o.node().EnforcedPolicies(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return explain.Answer{}, err
 	}
 	kind, err := o.node().Kind()
 	if err != nil {
 		return explain.Answer{}, err
 	}
-	if kind == apply.NFTables {
+	if kind == config.NFTables {
 		f.Backend = config.BackendNFTables
 	}
 	f.Elsewhere = o.locate(q)

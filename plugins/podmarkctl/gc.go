@@ -21,7 +21,7 @@ func newGC(o *options) *cobra.Command {
   podmarkctl gc`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			done, err := o.node().Collect(cmd.Context(), apply.Gone, dryRun)
+			done, err := o.node().CollectGarbage(cmd.Context(), apply.HostVethGone, dryRun)
 			if err != nil {
 				return err
 			}

@@ -73,8 +73,8 @@ func TestKubernetes(t *testing.T) {
 	p.list("10-net.conflist", "net", p.keys)
 	p.finds("policy-socket", "does not answer")
 	p.addPod(nil)
-	if f := p.finds("policy-open", "default/web-2", "policy-socket"); !strings.HasPrefix(f.Mend, "# ") { // a pod that is deleted comes back as it is
-		t.Errorf("mend %q", f.Mend)
+	if f := p.finds("policy-open", "default/web-2", "policy-socket"); !strings.HasPrefix(f.Fix, "# ") { // a pod that is deleted comes back as it is
+		t.Errorf("fix %q", f.Fix)
 	}
 	unpoliced := func() (names []string) {
 		t.Helper()
@@ -115,7 +115,7 @@ func TestKubernetes(t *testing.T) {
 
 	p.list("20-files.conflist", "files", nil)
 	p.finds("policy-source", "20-files.conflist")
-	p.mend("policy-source")
+	p.fix("policy-source")
 	p.well()
 	stop(with, with.Process.Pid)
 	if f := p.finds("podmarkd", "does not run"); f.Severity != "error" || !strings.Contains(f.Why, "starts without its policy") {
@@ -123,18 +123,18 @@ func TestKubernetes(t *testing.T) {
 	}
 }
 
-// The status says how the folder is.
-func TestStatusOfFolder(t *testing.T) {
+// The status says how the directory is.
+func TestStatusOfDirectory(t *testing.T) {
 	p := newPatient(t, nftables, 1)
 	dir := manifests(t, map[string]string{"web.yaml": webPolicy})
 	p.podmarkd("--policy-dir", dir)
 	says := func(words string) func() bool {
 		return func() bool { return strings.Contains(p.ctl("status").ok(t).stdout, words) }
 	}
-	p.eventually("it is in force", says("from the folder, 1 in force, as it says since "))
+	p.eventually("it is in force", says("from the directory, 1 in force, as it says since "))
 	write(t, filepath.Join(dir, "shop.yaml"), deployment)
 	p.eventually("what is passed over is said", says("shop.yaml: document 1: apps/v1 Deployment default/shop: "))
-	if s := p.ctl("status").ok(t).stdout; !strings.Contains(s, "from the folder, 1 in force, as it says since ") {
+	if s := p.ctl("status").ok(t).stdout; !strings.Contains(s, "from the directory, 1 in force, as it says since ") {
 		t.Errorf("it is not in force: %s", s)
 	}
 	write(t, filepath.Join(dir, "shop.yaml"), strings.Repeat("---"+deployment, 12))

@@ -28,7 +28,7 @@ type listed struct {
 	Namespace string       `json:"namespace"`
 	Pod       string       `json:"pod"`
 	Interface string       `json:"interface"`
-	Port      string       `json:"port"`
+	HostVeth  string       `json:"hostVeth"`
 	Addresses []netip.Addr `json:"addresses"`
 	// Sources are prefixes that it may send from besides.
 	Sources []netip.Prefix    `json:"sources,omitempty"`
@@ -77,7 +77,7 @@ an ID: it alone sees them.`,
 				list = append(list, listed{
 					ID: e.ID, Mark: state.Layout.ID(e.ID).String(),
 					Namespace: e.Namespace, Pod: e.Pod,
-					Interface: e.Interface, Port: e.Port, Addresses: e.Addresses, Sources: e.Sources, Labels: e.Labels,
+					Interface: e.L3Interface, HostVeth: e.HostVeth, Addresses: e.Addresses, Sources: e.AllowedSources, Labels: e.Labels,
 					Ingress:   profileOf(state, e.Profiles[desired.Ingress]),
 					Egress:    profileOf(state, e.Profiles[desired.Egress]),
 					Unpoliced: gap != "", Because: gap,
@@ -96,7 +96,7 @@ an ID: it alone sees them.`,
 				if err := listTable(w, list); err != nil || len(list) == 0 {
 					return err
 				}
-				covers := desired.Cover(records, unmarked, state.Applied)
+				covers := desired.CoverageOf(records, unmarked, state.Applied)
 				covers.Unseen = unseen
 				_, err := fmt.Fprintln(w, covers)
 				return err
@@ -149,10 +149,10 @@ func (l listed) name() string {
 }
 
 func (l listed) where() string {
-	if l.Port == l.Interface {
-		return l.Port
+	if l.HostVeth == l.Interface {
+		return l.HostVeth
 	}
-	return l.Port + "@" + l.Interface
+	return l.HostVeth + "@" + l.Interface
 }
 
 func (p *listedProfile) String() string {

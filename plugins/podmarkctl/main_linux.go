@@ -8,7 +8,6 @@ import (
 
 	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/config"
-	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
 )
 
@@ -28,5 +27,5 @@ func (o *options) node() apply.Node {
 // defaults are the settings of a node on which the plugin has not run yet.
 // No mask is named: the network's may be another one, and begins with its first endpoint.
 func defaults() apply.Settings {
-	return apply.Settings{NodePorts: []desired.PortRange{{First: 30000, Last: 32767}}, Backend: config.BackendAuto}
+	return apply.Settings{NodePorts: []config.PortRange{config.DefaultNodePorts}, Backend: config.BackendAuto}
 }

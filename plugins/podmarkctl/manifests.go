@@ -28,8 +28,8 @@ type manifests struct {
 func (m *manifests) addFlags(cmd *cobra.Command, name, letter, usage string) {
 	flags := cmd.Flags()
 	flags.StringArrayVarP(&m.files, name, letter, nil, usage)
-	flags.StringVarP(&m.kustomize, "kustomize", "k", "", "a folder that 'kustomize build' or 'kubectl kustomize', whichever is in PATH, makes the manifests of")
-	flags.BoolVarP(&m.recursive, "recursive", "R", false, "read the subfolders of folders too, but for hidden ones")
+	flags.StringVarP(&m.kustomize, "kustomize", "k", "", "a directory that 'kustomize build' or 'kubectl kustomize', whichever is in PATH, makes the manifests of")
+	flags.BoolVarP(&m.recursive, "recursive", "R", false, "read the subdirectories of directories too, but for hidden ones")
 	flags.StringVarP(&m.options.Namespace, "namespace", "n", "", "namespace of the policies that name none, \"default\" without it; one that names another is refused")
 	flags.BoolVar(&m.options.Strict, "strict", false, "refuse what is passed over with a note, or counts otherwise than it is written")
 	if m.file = "--" + name; letter != "" {
@@ -47,7 +47,7 @@ func (m *manifests) check(cmd *cobra.Command) error {
 	case len(m.files) > 0 && flags.Changed("kustomize"):
 		return fmt.Errorf("-k %q beside %s: name one of them", m.kustomize, m.file)
 	case flags.Changed("kustomize") && m.kustomize == "":
-		return errors.New("-k \"\": want a folder")
+		return errors.New("-k \"\": want a directory")
 	case flags.Changed("namespace") && m.options.Namespace == "":
 		return errors.New("-n \"\": want the name of a namespace, or no -n")
 	case m.recursive && len(m.files) == 0:
@@ -78,7 +78,7 @@ func (m *manifests) read(cmd *cobra.Command) (*desired.Policies, error) {
 	return &policies, nil
 }
 
-// sources reads the files, or has the folder built.
+// sources reads the files, or has the directory built.
 func (m *manifests) sources(cmd *cobra.Command) ([]policy.Source, error) {
 	if m.kustomize == "" {
 		return manifest.Read(m.files, m.recursive, cmd.InOrStdin())
@@ -87,10 +87,10 @@ func (m *manifests) sources(cmd *cobra.Command) ([]policy.Source, error) {
 	return []policy.Source{{Name: m.kustomize, Data: data}}, err
 }
 
-// builders are the programs that make manifests of a folder.
+// builders are the programs that make manifests of a directory.
 var builders = [][]string{{"kustomize", "build"}, {"kubectl", "kustomize"}}
 
-// kustomize has the first builder that is there make the manifests of a folder. To link one in
+// kustomize has the first builder that is there make the manifests of a directory. To link one in
 // would make podmarkctl larger by 7 MB, and bring its own git and HTTP clients.
 func kustomize(ctx context.Context, dir string, warnings io.Writer) ([]byte, error) {
 	for _, b := range builders {

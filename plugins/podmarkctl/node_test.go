@@ -60,7 +60,7 @@ func eachBackend(t *testing.T, test func(t *testing.T, n *node)) {
 	}
 }
 
-// node is the test's own network namespace and a state folder. What enforces is
+// node is the test's own network namespace and a state directory. What enforces is
 // the backend from the first pod on.
 type node struct {
 	t       *testing.T
@@ -242,7 +242,7 @@ func (n *node) kernel() string {
 	return changing.ReplaceAllString(out+n.exec("", "ip", "-o", "link"), "")
 }
 
-// files are the state folder's files with their content, but for locks and sockets.
+// files are the state directory's files with their content, but for locks and sockets.
 func (n *node) files() map[string]string {
 	n.t.Helper()
 	files := map[string]string{}
@@ -266,12 +266,12 @@ func (n *node) files() map[string]string {
 	return files
 }
 
-// names lists what is in the folders of the state folder.
+// names lists what is in the directories of the state directory.
 func (n *node) names() []string {
 	return slices.DeleteFunc(slices.Sorted(maps.Keys(n.files())), func(s string) bool { return !strings.Contains(s, "/") })
 }
 
-// manifests writes files into a new folder.
+// manifests writes files into a new directory.
 func manifests(t *testing.T, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()

@@ -8,7 +8,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/apply/iptables"
 	"github.com/podmark/podmark/pkg/apply/nftables"
 	"github.com/podmark/podmark/pkg/config"
@@ -62,7 +61,7 @@ peers, are not among them.`,
 			return o.print(cmd.OutOrStdout(), r, r.print)
 		},
 	}
-	from.addFlags(cmd, "filename", "f", "a policy to render instead of the node's: a manifest, a folder, or - for stdin")
+	from.addFlags(cmd, "filename", "f", "a policy to render instead of the node's: a manifest, a directory, or - for stdin")
 	cmd.Flags().StringVar(&backend, "backend", string(config.BackendAuto), "auto, nftables or iptables")
 	return cmd
 }
@@ -74,7 +73,7 @@ func (o *options) renderer(wanted config.Backend) (config.Backend, error) {
 		return wanted, nil
 	case config.BackendAuto:
 		kind, err := o.node().Kind()
-		if err == nil && kind != apply.NFTables {
+		if err == nil && kind != config.NFTables {
 			return config.BackendIPTables, nil
 		}
 		return config.BackendNFTables, err

@@ -13,7 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/node"
 )
@@ -21,11 +21,11 @@ import (
 // status is what 'status -o json' shows.
 type status struct {
 	// Backend is empty where podmark has never run.
-	Backend   apply.Kind `json:"backend"`
-	Mask      string     `json:"mask"`
-	Epoch     uint32     `json:"epoch"`
-	Endpoints int        `json:"endpoints"`
-	Capacity  int        `json:"capacity"`
+	Backend   config.Kind `json:"backend"`
+	Mask      string      `json:"mask"`
+	Epoch     uint32      `json:"epoch"`
+	Endpoints int         `json:"endpoints"`
+	Capacity  int         `json:"capacity"`
 	// Coverage is who of the node's pods is policed.
 	Coverage desired.Coverage `json:"coverage"`
 	// Tunnels are what pods may not wrap packets in.
@@ -33,7 +33,7 @@ type status struct {
 	// Flowtables are those of the node, by nft's names, and Unjudged is how many flows they
 	// carry past the hooks that the policy in force has not judged.
 	Flowtables []string `json:"flowtables,omitempty"`
-	Unjudged   int      `json:"unjudged,omitempty"`
+	Unjudged   int      `json:"bypassing,omitempty"`
 	// Daemon is null where none has ever run; Running tells whether it still does.
 	Running bool         `json:"running"`
 	Daemon  *node.Status `json:"daemon"`
@@ -119,7 +119,7 @@ func (o *options) unmarked() (pods map[string]string, unseen string) {
 	case err != nil:
 		return nil, err.Error()
 	case d.Stale(time.Now()):
-		return nil, "podmarkd has not looked since " + d.Looked.Format(time.RFC3339)
+		return nil, "podmarkd has not looked since " + d.LastReconcile.Format(time.RFC3339)
 	case d.Unmarked == nil:
 		return nil, "podmarkd has not read the runtime's cache"
 	}
@@ -128,15 +128,15 @@ func (o *options) unmarked() (pods map[string]string, unseen string) {
 
 // policiesRow shows how it goes with the policies that podmarkd follows.
 func policiesRow(row func(name, format string, args ...any), p node.PolicyStatus) {
-	from, ok := map[node.PolicySource]string{node.FromFolder: "the folder", node.FromKubernetes: "the Kubernetes API"}[p.Source]
+	from, ok := map[node.PolicySource]string{node.FromDirectory: "the directory", node.FromKubernetes: "the Kubernetes API"}[p.Source]
 	if !ok {
 		return
 	}
 	how := "as it says"
 	if !p.Synced {
 		how = "not as it says"
-	} else if p.Troubled > 0 {
-		how = fmt.Sprintf("as it says but for %d policies", p.Troubled)
+	} else if p.UnsyncedPolicies > 0 {
+		how = fmt.Sprintf("as it says but for %d policies", p.UnsyncedPolicies)
 	}
 	seen := ""
 	if p.Source == node.FromKubernetes {
@@ -155,7 +155,7 @@ func policiesRow(row func(name, format string, args ...any), p node.PolicyStatus
 	for _, t := range p.Troubles {
 		row("policy", "%s: %s since %s: %s", t.Of(), t.Reason, t.Since.Format(time.RFC3339), t.Text)
 	}
-	if more := p.Troubled - len(p.Troubles); more > 0 {
+	if more := p.UnsyncedPolicies - len(p.Troubles); more > 0 {
 		row("policy", "and %d more that are not in force as the API has them", more)
 	}
 }
@@ -198,12 +198,12 @@ func (s status) table(w io.Writer) error {
 		row("podmarkd", "runs since %s", d.Started.Format(time.RFC3339))
 	}
 	if d != nil {
-		row("looked", "%s, because of: %s", d.Looked.Format(time.RFC3339), d.Reason)
+		row("reconciled", "%s, triggered by: %s", d.LastReconcile.Format(time.RFC3339), d.Trigger)
 		if d.Error != "" {
 			row("error", "%s", d.Error)
 		}
-		if d.Absent != "" {
-			row("installed", "no: %s", d.Absent)
+		if d.NotInstalled != "" {
+			row("installed", "no: %s", d.NotInstalled)
 		}
 		says := ""
 		if d.Mode.Proxy != "" {
@@ -212,7 +212,7 @@ func (s status) table(w io.Writer) error {
 		if d.Mode.Leftover() {
 			says += ": what IPVS has was left over, and takes packets all the same"
 		}
-		row("services", "%s, %d in IPVS%s", map[bool]string{true: "IPVS", false: "not by IPVS"}[d.Mode.IPVS], d.Mode.Services, says)
+		row("proxy mode", "%s, %d services in IPVS%s", map[bool]string{true: "IPVS", false: "other"}[d.Mode.IPVS], d.Mode.Services, says)
 		if !d.Idle {
 			row("NodePorts", "%s %v, of %v by %s", d.Ports.Mode, d.Ports.Ranges, d.Ports.Configured, d.Ports.Source)
 		}
@@ -227,7 +227,7 @@ func (s status) table(w io.Writer) error {
 		}
 		for _, p := range d.Sysctls {
 			if !p.OK() {
-				row("sysctl", "%s is not %s: %s", p.Name, p.Want, p.Mend())
+				row("sysctl", "%s is not %s: %s", p.Name, p.Want, p.Fix())
 			}
 		}
 		for _, drift := range d.Drift {
@@ -236,7 +236,7 @@ func (s status) table(w io.Writer) error {
 		policiesRow(row, d.Policies)
 		row("repairs", "%d", d.Repairs)
 		if d.LastRepair != nil {
-			row("last repair", "%s, %s: %s", d.LastRepair.Time.Format(time.RFC3339), d.LastRepair.Kind, d.LastRepair.Missing)
+			row("last repair", "%s, %s: %s", d.LastRepair.Time.Format(time.RFC3339), d.LastRepair.Kind, d.LastRepair.Drift)
 		}
 	}
 	return tw.Flush()

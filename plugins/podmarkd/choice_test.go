@@ -48,8 +48,8 @@ func TestInstallWhere(t *testing.T) {
 		{"bridge in a VLAN", map[string]string{list: chain("cbr0", `{"type": "bridge", "vlan": 7, "ipam": {"type": "host-local"}}`)}, nil, nil, []string{"vlan", "104"}, nil},
 		{"no addresses", map[string]string{list: chain("cbr0", `{"type": "ptp"}`)}, nil, nil, []string{"ipam", "code 7"}, nil},
 		{"Cilium", map[string]string{list: chain("cbr0", "cilium-cni")}, nil, nil, []string{"cilium-cni", "BPF"}, nil},
-		{"main plugin in another folder", map[string]string{list: chain("cbr0", "weave-net")}, nil, nil, []string{"weave-net", "--cni-bin-dir"}, nil},
-		{"plugin of main in another folder", map[string]string{list: chain("cbr0", `{"type": "ptp", "ipam": {"type": "whereabouts"}}`)}, nil, nil, []string{"whereabouts", "--cni-bin-dir"}, nil},
+		{"main plugin in another directory", map[string]string{list: chain("cbr0", "weave-net")}, nil, nil, []string{"weave-net", "--cni-bin-dir"}, nil},
+		{"plugin of main in another directory", map[string]string{list: chain("cbr0", `{"type": "ptp", "ipam": {"type": "whereabouts"}}`)}, nil, nil, []string{"whereabouts", "--cni-bin-dir"}, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p := newPlace(t)

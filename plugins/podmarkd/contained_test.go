@@ -28,7 +28,7 @@ import (
 type inPod struct {
 	*host
 	*place
-	// root stands for the node's root folder.
+	// root stands for the node's root directory.
 	root      string
 	container contain.Container
 }
@@ -127,7 +127,7 @@ func (p *inPod) start(change func(*contain.Container)) *daemon {
 
 // ready says what podmarkd's probe says.
 func (d *daemon) ready() error {
-	if !strings.Contains(d.log.String(), "serving metrics") {
+	if !strings.Contains(d.log.String(), "Serving metrics") {
 		return errors.New("it does not serve")
 	}
 	if code, why := d.get("/readyz"); code != 200 {
@@ -290,8 +290,8 @@ func TestContainedNamespaces(t *testing.T) {
 		}
 	}
 	p.eventually("both are collected, and the third is not", func() error {
-		if got := d.metric("podmark_collected_total"); got != "2" {
-			return fmt.Errorf("podmark_collected_total %s", got)
+		if got := d.metric("podmark_garbage_collected_total"); got != "2" {
+			return fmt.Errorf("podmark_garbage_collected_total %s", got)
 		}
 		return nil
 	})
@@ -322,7 +322,7 @@ func TestContainedAdopts(t *testing.T) {
 	}
 	d := p.start(nil)
 	p.eventually("the pod is adopted", func() error {
-		if list := p.records(); len(list) != 1 || list[0].Namespace != "shop" || list[0].Pod != "web-0" || list[0].Port != "veth1" || !list[0].Committed {
+		if list := p.records(); len(list) != 1 || list[0].Namespace != "shop" || list[0].Pod != "web-0" || list[0].HostVeth != "veth1" || !list[0].Committed {
 			return fmt.Errorf("records %+v", list)
 		}
 		return nil
@@ -364,10 +364,10 @@ func TestContainedUninstall(t *testing.T) {
 	if b, err := os.ReadFile(filepath.Join(p.conf, "10-a.conflist")); err != nil || !bytes.Equal(b, []byte(list)) {
 		t.Errorf("the conflist is not as it was: %v\n%s", err, b)
 	}
-	// Then the chart has podmarkd run with no folder, and it is ready; with the folders it misses podmark.
+	// Then the chart has podmarkd run with no directory, and it is ready; with the directories it misses podmark.
 	d = runs("--listen=127.0.0.1:9469")
 	p.eventually("it is not ready, and says why", func() error {
-		if !strings.Contains(d.log.String(), "serving metrics") {
+		if !strings.Contains(d.log.String(), "Serving metrics") {
 			return errors.New("it does not serve")
 		}
 		if code, why := d.get("/readyz"); code != 503 || !strings.Contains(why, "no entry") {
@@ -386,7 +386,7 @@ func TestContainedWithoutIptables(t *testing.T) {
 	p.addPod() // the plugin finds those of the node
 	d := p.start(nil)
 	p.eventually("it is not ready, and says why", func() error {
-		if !strings.Contains(d.log.String(), "serving metrics") {
+		if !strings.Contains(d.log.String(), "Serving metrics") {
 			return errors.New("it does not serve")
 		}
 		code, why := d.get("/readyz")
@@ -433,7 +433,7 @@ func TestContainedIptables(t *testing.T) {
 			p.iptables("-F")
 			d = with()
 			p.eventually("without NET_RAW it is not", func() error {
-				if !strings.Contains(d.log.String(), "the node cannot be kept current") {
+				if !strings.Contains(d.log.String(), "Reconciliation failed") {
 					return errors.New("it does not say so")
 				}
 				return nil

@@ -81,7 +81,7 @@ SIGINT, 2 wrong usage or failure.`,
 			if o.interval < leastInterval {
 				return fmt.Errorf("--interval %s: want %s or more", o.interval, leastInterval)
 			}
-			// Without folders there is nothing to be kept installed in, nor to be seen.
+			// Without directories there is nothing to be kept installed in, nor to be seen.
 			if o.keepInstalled || o.install.confDir != "" {
 				if _, err := runtimes.GivenBy(o.install.confDir, o.install.binDir); err != nil {
 					return err
@@ -95,17 +95,17 @@ SIGINT, 2 wrong usage or failure.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.DurationVar(&o.interval, "interval", 10*time.Second, "how long the node is left alone when the kernel notifies of nothing")
-	flags.DurationVar(&o.collect, "collect-after", 5*time.Minute, "how long interface and network namespace of a pod must have been gone until it is deleted without a DEL; 0 for never")
-	flags.StringVar(&o.cache, "cni-cache-dir", libcni.CacheDir, "where the runtime notes what plugins returned: from there pods are adopted that were there before podmark; empty for no adoption")
+	flags.DurationVar(&o.interval, "interval", 10*time.Second, "maximum time between reconciliations")
+	flags.DurationVar(&o.collect, "collect-after", 5*time.Minute, "garbage-collect a pod this long after its interface and network namespace disappeared; 0 disables")
+	flags.StringVar(&o.cache, "cni-cache-dir", libcni.CacheDir, "directory in which the runtime caches the results of plugins; podmarkd adopts the pods it finds there; empty disables adoption")
 	flags.StringSliceVar(&o.portRange, "node-port-ranges", nil, "NodePort ranges, as 30000-32767 (default the plugin's kubeNodePortRanges)")
 	flags.StringVar(&o.portMode, "node-port-mode", "", "exact, the default: only the ports in use count as NodePorts; range: the whole ranges")
 	flags.StringVar(&o.configFile, "config", "", "YAML file with nodePortRanges and nodePortMode, read again whenever it changes")
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "how to ask the API server for node ports and for their range (default as a pod does, where it is one)")
 	flags.StringSliceVar(&o.staticPods, "static-pod-dirs", []string{"/etc/kubernetes/manifests"}, "where the manifest of a kube-apiserver may be, whose flags say the range")
 	flags.StringVar(&o.nodeName, "node-name", "", "the Node that this is, where the API server is asked (default the host's name)")
-	flags.StringVar(&o.policyDir, "policy-dir", "", "folder with NetworkPolicy manifests that are the node's policy, as with 'podmarkctl apply', and again whenever they change; for networks with \"policy\": \"files\"")
-	flags.StringVar(&o.socket, "socket", "", "where the plugin asks who a pod is, its daemonSocket (default podmarkd.sock in the state folder)")
+	flags.StringVar(&o.policyDir, "policy-dir", "", "directory with NetworkPolicy manifests that are the node's policy, as with 'podmarkctl apply', and again whenever they change; for networks with \"policy\": \"files\"")
+	flags.StringVar(&o.socket, "socket", "", "where the plugin asks who a pod is, its daemonSocket (default podmarkd.sock in the state directory)")
 	flags.BoolVar(&o.setSysctls, "set-sysctls", false, "set net.ipv4.vs.conntrack and net.bridge.bridge-nf-call-iptables and -ip6tables to 1 where they are needed and are not, and net.ipv4.conf.all.accept_source_route to 0; without it podmarkd only warns")
 	flags.StringVar(&o.proxy, "kube-proxy-metrics", "127.0.0.1:10249", "where kube-proxy on this node serves its metrics, and says its mode, which is shown; empty for nowhere")
 	flags.StringVar(&o.listen, "listen", "127.0.0.1:9469", "address for /metrics, /healthz and /readyz; empty for none")
@@ -240,7 +240,7 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 		return err
 	}
 	n = policies.members(n)
-	tell := func(node.Look) {}
+	tell := func(node.Reconciliation) {}
 	if ports.API != nil {
 		name, err := o.nodeNamed()
 		if err != nil {
@@ -253,8 +253,8 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 		defer e.stop()
 		of := newPolicyEvents(e.client, name, log)
 		defer of.stop()
-		tell = func(l node.Look) {
-			e.looked(l)
+		tell = func(l node.Reconciliation) {
+			e.reconciled(l)
 			of.tell(policies.troubles(), time.Now())
 		}
 	}
@@ -263,13 +263,13 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 		status: node.Status{PID: os.Getpid(), Version: version(), Started: time.Now(), Interval: o.interval.Seconds()},
 	}
 	changed := make(chan struct{}, 1)
-	k := node.Keeper{
+	k := node.Agent{
 		Node: n, Interval: o.interval, CollectAfter: o.collect, Log: log, Changed: changed,
 		ConfDir: func() string { return o.install.configurations(ctx) }, Cache: o.cache, Proxy: o.proxy, SetSysctls: o.setSysctls,
-		Ports:     func() node.PortOptions { return ports.Current().Options() },
-		FelixMask: func() *uint32 { return ports.Current().FelixMask },
-		Present:   func() error { return o.install.present(ctx) },
-		Looked:    r.looked, ModeIs: r.modeIs, Policies: policies.seen,
+		Ports:      func() node.PortOptions { return ports.Current().Options() },
+		FelixMask:  func() *uint32 { return ports.Current().FelixMask },
+		Present:    func() error { return o.install.present(ctx) },
+		Reconciled: r.reconciled, ModeIs: r.modeIs, Policies: policies.seen,
 	}
 	if o.listen != "" {
 		l, err := net.Listen("tcp", o.listen)
@@ -279,14 +279,14 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 		server := &http.Server{Handler: m.handler(o.interval), ReadHeaderTimeout: 5 * time.Second}
 		defer server.Close()
 		go func() { _ = server.Serve(l) }()
-		log.Info("serving metrics", "address", l.Addr().String())
+		log.Info("Serving metrics", "address", l.Addr().String())
 	}
-	log.Info("started", "version", version(), "stateDir", o.stateDir)
+	log.Info("Started podmarkd", "version", version(), "stateDir", o.stateDir)
 	var running sync.WaitGroup
 	if o.keepInstalled {
 		running.Go(func() {
 			if err := guard(ctx, o.install, log); err != nil {
-				log.Error("podmark is not kept installed", "error", err)
+				log.Error("Failed to keep podmark installed", "error", err)
 			}
 		})
 	}
@@ -311,6 +311,6 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 	if err := errors.Join(err, unsaid, unpoliced); err != nil {
 		return err
 	}
-	log.Info("ended, and left the data plane as it is")
+	log.Info("Stopped; the data plane stays in place")
 	return nil
 }

@@ -93,8 +93,8 @@ func TestRepair(t *testing.T) {
 				if err != nil || s.Repairs <= i {
 					return fmt.Errorf("%d repairs: %w", s.Repairs, err)
 				}
-				if s.Repairs > i+1 || !strings.Contains(s.LastRepair.Missing, harm.word) {
-					t.Fatalf("%s: repair %d of %q, want repair %d of something with %q", harm.name, s.Repairs, s.LastRepair.Missing, i+1, harm.word)
+				if s.Repairs > i+1 || !strings.Contains(s.LastRepair.Drift, harm.word) {
+					t.Fatalf("%s: repair %d of %q, want repair %d of something with %q", harm.name, s.Repairs, s.LastRepair.Drift, i+1, harm.word)
 				}
 				return nil
 			})
@@ -128,7 +128,7 @@ func TestNothingToRepair(t *testing.T) {
 			t.Fatal(err)
 		}
 		h.eventually("it has looked once more", func() error {
-			if s, err := d.status(); err != nil || !s.Looked.After(first.Looked) || s.Idle {
+			if s, err := d.status(); err != nil || !s.LastReconcile.After(first.LastReconcile) || s.Idle {
 				return fmt.Errorf("%+v, %w", s, err)
 			}
 			return nil
@@ -324,15 +324,15 @@ func TestCollect(t *testing.T) {
 			if got := listed(); got != "web-1 web-3 " || strings.Contains(kernel, "10.1.0.3") || !strings.Contains(kernel, "10.1.0.4") {
 				return fmt.Errorf("%s are known, and in the kernel is\n%s", got, kernel)
 			}
-			if got := d.metric("podmark_collected_total"); got != "1" {
-				return fmt.Errorf("podmark_collected_total %s", got)
+			if got := d.metric("podmark_garbage_collected_total"); got != "1" {
+				return fmt.Errorf("podmark_garbage_collected_total %s", got)
 			}
 			return nil
 		})
 	})
 }
 
-// What crashes left in the state folder is removed; a damaged record is not, because its
+// What crashes left in the state directory is removed; a damaged record is not, because its
 // pod may be alive.
 func TestSweep(t *testing.T) {
 	t.Parallel()
@@ -402,7 +402,7 @@ func TestProxySays(t *testing.T) {
 	for _, tt := range []struct{ says, shown string }{{"nftables", ", kube-proxy says nftables"}, {"ipvs", ", kube-proxy says ipvs"}, {"<html>", ""}} {
 		says.Store(tt.says)
 		h.eventually("it is shown", func() error {
-			if out := h.ctl("", "status"); !strings.Contains(out, "not by IPVS, 0 in IPVS"+tt.shown+"\n") {
+			if out := h.ctl("", "status"); !strings.Contains(out, "other, 0 services in IPVS"+tt.shown+"\n") {
 				return errors.New(out)
 			}
 			return nil
@@ -508,7 +508,7 @@ func TestUsage(t *testing.T) {
 			}
 		}
 		if _, err := os.Stat(dir); err == nil {
-			t.Errorf("%v %v: made a state folder", tt.env, tt.args)
+			t.Errorf("%v %v: made a state directory", tt.env, tt.args)
 		}
 	}
 }

@@ -45,7 +45,7 @@ func TestGroupLost(t *testing.T) {
 		h.exec("", "ip", "link", "set", "veth2", "group", "7")
 		h.eventually("the group is back", func() error {
 			s, err := d.status()
-			if err != nil || s.Repairs != 1 || s.LastRepair.Kind != missing.Group || !strings.Contains(s.LastRepair.Missing, `"veth2" is in device group 7`) {
+			if err != nil || s.Repairs != 1 || s.LastRepair.Kind != missing.Group || !strings.Contains(s.LastRepair.Drift, `"veth2" is in device group 7`) {
 				return fmt.Errorf("%+v, %w", s, err)
 			}
 			return nil
@@ -56,7 +56,7 @@ func TestGroupLost(t *testing.T) {
 		if got := d.metric(`podmark_repairs_total{kind="group"}`); got != "1" {
 			t.Errorf("%s repairs of a group", got)
 		}
-		if n := d.lines("level=WARN", "repaired", "kind=group", "web-2"); n != 1 {
+		if n := d.lines("level=WARN", "Repaired the data plane", "kind=group", "web-2"); n != 1 {
 			t.Errorf("%d lines of the log say it:\n%s", n, d.log)
 		}
 	})
@@ -104,9 +104,9 @@ func TestDrift(t *testing.T) {
 				}
 				return fmt.Errorf("%+v", events)
 			})
-			looks := d.values()[`podmark_looks_total{reason="interval"}`]
+			looks := d.values()[`podmark_reconciles_total{trigger="interval"}`]
 			h.eventually("it has looked some more", func() error {
-				if n := d.values()[`podmark_looks_total{reason="interval"}`]; n < looks+3 {
+				if n := d.values()[`podmark_reconciles_total{trigger="interval"}`]; n < looks+3 {
 					return fmt.Errorf("%v looks", n)
 				}
 				return nil
@@ -183,15 +183,15 @@ func TestUpgradeOfRecords(t *testing.T) {
 		}
 		for _, r := range records {
 			index := 0
-			if r.Port == "veth1" {
+			if r.HostVeth == "veth1" {
 				link, err := netlink.LinkByName("veth1")
 				if err != nil {
 					t.Fatal(err)
 				}
 				index = link.Attrs().Index
 			}
-			if r.PortIndex != index || r.InterfaceIndex != index {
-				t.Errorf("%s has the numbers %d and %d, want %d", r.Port, r.PortIndex, r.InterfaceIndex, index)
+			if r.HostVethIndex != index || r.L3InterfaceIndex != index {
+				t.Errorf("%s has the numbers %d and %d, want %d", r.HostVeth, r.HostVethIndex, r.L3InterfaceIndex, index)
 			}
 		}
 	})

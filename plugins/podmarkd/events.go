@@ -63,8 +63,8 @@ func newEvents(api *rest.Config, nodeName string) (*events, error) {
 	}, nil
 }
 
-// looked sends what follows from a look.
-func (e *events) looked(l node.Look) {
+// reconciled sends what follows from a look.
+func (e *events) reconciled(l node.Reconciliation) {
 	for _, w := range warnings(l) {
 		if e.pending.due(w, time.Now()) {
 			e.recorder.Event(e.node, corev1.EventTypeWarning, w.reason, w.text)
@@ -76,7 +76,7 @@ func (e *events) looked(l node.Look) {
 type warning struct{ reason, text string }
 
 // warnings are what a look says of each reason.
-func warnings(l node.Look) []warning {
+func warnings(l node.Reconciliation) []warning {
 	ports, mask := warning{reason: reasonPorts}, warning{reason: reasonMask}
 	if len(l.Ports.Outside) > 0 {
 		ports.text = fmt.Sprintf("NodePorts %s are in use and in no range of %v, which is by %s. Where podmark enforces with iptables, pods are judged for them as for a process of the node. Give podmarkd the ranges of the API server.",
@@ -86,8 +86,8 @@ func warnings(l node.Look) []warning {
 		mask.text = fmt.Sprintf("The mask of FelixConfiguration is %#x, and podmark's on this node is %#x.", *l.FelixMask, l.Mask)
 	}
 	drift := warning{reason: reasonDrift}
-	if n := len(l.Kept.Drifted); n > 0 {
-		drift.text = fmt.Sprintf("Links of pods are not as they were added: %s. These pods may have no network, and 'podmarkctl doctor' on the node says how to mend it.", firstOf(l.Kept.Drifted, n))
+	if n := len(l.Repaired.EndpointDrift); n > 0 {
+		drift.text = fmt.Sprintf("Links of pods are not as they were added: %s. These pods may have no network, and 'podmarkctl doctor' on the node says how to fix it.", firstOf(l.Repaired.EndpointDrift, n))
 	}
 	bits := warning{reason: reasonBits}
 	for _, c := range l.Collisions {
@@ -101,7 +101,7 @@ func warnings(l node.Look) []warning {
 
 // firstOf lists the first three of n drifts: an event has room for 1024 bytes, and a pod's
 // name may have 316.
-func firstOf(list []apply.Drift, n int) string {
+func firstOf(list []apply.EndpointDrift, n int) string {
 	const most = 3
 	var texts []string
 	for i, d := range list {

@@ -54,7 +54,7 @@ func newPolicyEvents(client *rest.RESTClient, node string, log *slog.Logger) *po
 				err := create(ctx, client, &event)
 				if apierrors.IsForbidden(err) && !forbidden {
 					forbidden = true
-					log.Warn("policies that are not in force are told by no event: give podmarkd the right to create events", "error", cluster.Line(err.Error()))
+					log.Warn("Cannot create events about policies that are not in force: grant podmarkd the right to create events", "error", cluster.Line(err.Error()))
 				}
 			}
 		}

@@ -117,9 +117,9 @@ func TestWarnings(t *testing.T) {
 	if text := h.ctl("", "status"); !strings.Contains(text, "0xff000000 in FelixConfiguration") || !strings.Contains(text, "[40000] are in use") {
 		t.Errorf("podmarkctl status:\n%s", text)
 	}
-	looks := d.values()[`podmark_looks_total{reason="interval"}`]
+	looks := d.values()[`podmark_reconciles_total{trigger="interval"}`]
 	h.eventually("it has looked some more", func() error {
-		if n := d.values()[`podmark_looks_total{reason="interval"}`]; n < looks+5 {
+		if n := d.values()[`podmark_reconciles_total{trigger="interval"}`]; n < looks+5 {
 			return fmt.Errorf("%v looks", n)
 		}
 		return nil
@@ -184,7 +184,7 @@ func TestNoWarnings(t *testing.T) {
 		}
 		return nil
 	})
-	d.become("it looks all the same", map[string]float64{"podmark_last_look_ok": 1})
+	d.become("it looks all the same", map[string]float64{"podmark_last_reconcile_success": 1})
 	if code := d.stop(); code != 0 {
 		t.Errorf("ended with %d", code)
 	}

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// What of a folder is passed over is logged once, and again when it is something else.
-func TestFolderNotes(t *testing.T) {
+// What of a directory is passed over is logged once, and again when it is something else.
+func TestDirectoryNotes(t *testing.T) {
 	h := newHost(t, nftables)
 	dir := t.TempDir()
 	put := func(name, text string) {
@@ -52,9 +52,9 @@ func TestFolderNotes(t *testing.T) {
 	}
 }
 
-// Where no policy is left in the folder, those of before are in force, and that is told, until
+// Where no policy is left in the directory, those of before are in force, and that is told, until
 // a list says that there are none.
-func TestFolderWithoutPolicy(t *testing.T) {
+func TestDirectoryWithoutPolicy(t *testing.T) {
 	h := newHost(t, nftables)
 	dir := t.TempDir()
 	put := func(name, text string) {

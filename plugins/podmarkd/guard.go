@@ -41,14 +41,14 @@ func guard(ctx context.Context, o *installOptions, log *slog.Logger) error {
 		return fmt.Errorf("watching network configurations: %w", err)
 	}
 	defer w.Close()
-	g := guardian{options: o, log: log}
+	g := installKeeper{options: o, log: log}
 	for ctx.Err() == nil {
 		// Armed first: what happens while it looks is an event.
 		place, err := g.locate(ctx)
 		armed := err == nil && errors.Join(watch(w, place.Conf), watch(w, place.Bins[0])) == nil
 		var pause time.Duration
 		if err == nil {
-			pause = g.look(ctx)
+			pause = g.install(ctx)
 		}
 		next := again
 		if !armed || g.problem != "" {
@@ -59,7 +59,7 @@ func guard(ctx context.Context, o *installOptions, log *slog.Logger) error {
 	return nil
 }
 
-// watch arms w for a folder, once: a folder that was removed has left w by itself.
+// watch arms w for a directory, once: a directory that was removed has left w by itself.
 func watch(w *fsnotify.Watcher, dir string) error {
 	if slices.Contains(w.WatchList(), dir) {
 		return nil
@@ -67,8 +67,8 @@ func watch(w *fsnotify.Watcher, dir string) error {
 	return w.Add(dir)
 }
 
-// guardian is what the guard remembers.
-type guardian struct {
+// installKeeper is what the guard remembers.
+type installKeeper struct {
 	options *installOptions
 	log     *slog.Logger
 	// entry is the last that was seen, for a conflist that was written without it.
@@ -82,7 +82,7 @@ type guardian struct {
 }
 
 // locate finds where to install, and says when that is another place.
-func (g *guardian) locate(ctx context.Context) (runtimes.Place, error) {
+func (g *installKeeper) locate(ctx context.Context) (runtimes.Place, error) {
 	place, err := g.options.locate(ctx)
 	switch {
 	case ctx.Err() != nil:
@@ -90,25 +90,25 @@ func (g *guardian) locate(ctx context.Context) (runtimes.Place, error) {
 		g.failed(ctx, err)
 	case g.place != place.String():
 		g.place = place.String()
-		g.log.Info("found the folders of the runtime", "configurations", place.Conf, "plugins", place.Bins, "how", place.How)
+		g.log.Info("Found the directories of the container runtime", "configurations", place.Conf, "plugins", place.Bins, "how", place.How)
 	}
 	return place, err
 }
 
 // failed says why nothing can be installed, once.
-func (g *guardian) failed(ctx context.Context, err error) {
+func (g *installKeeper) failed(ctx context.Context, err error) {
 	if err.Error() != g.problem {
 		level := slog.LevelError
 		if errors.Is(err, conflist.ErrNone) {
 			level = slog.LevelInfo
 		}
-		g.log.Log(ctx, level, "podmark cannot be installed yet", "error", err)
+		g.log.Log(ctx, level, "Cannot install podmark yet", "error", err)
 	}
 	g.problem = err.Error()
 }
 
-// look installs what is missing and returns how long to leave the node alone.
-func (g *guardian) look(ctx context.Context) time.Duration {
+// install installs what is missing and returns how long to leave the node alone.
+func (g *installKeeper) install(ctx context.Context) time.Duration {
 	done, err := g.options.install(ctx, g.entry, nil, false)
 	switch {
 	case ctx.Err() != nil:
@@ -125,9 +125,9 @@ func (g *guardian) look(ctx context.Context) time.Duration {
 		g.installed = true
 		return 0
 	}
-	message := "installed"
+	message := "Installed"
 	if g.installed {
-		message = "put back"
+		message = "Installed again"
 	}
 	for _, c := range done.Changes {
 		g.log.Info(message, "verb", c.Verb, "path", c.Path, "why", c.Why)
@@ -139,10 +139,10 @@ func (g *guardian) look(ctx context.Context) time.Duration {
 	return g.repaired()
 }
 
-func (g *guardian) repaired() time.Duration {
+func (g *installKeeper) repaired() time.Duration {
 	pause := g.pace.repaired(time.Now())
 	if pause > 0 {
-		g.log.Warn("somebody else keeps taking podmark out of the conflist; leaving it alone for a while",
+		g.log.Warn("Another program keeps removing podmark from the conflist; pausing",
 			"pause", pause, "hint", "let only one agent own the conflist; for Cilium set cni.exclusive=false")
 	}
 	return pause
@@ -150,7 +150,7 @@ func (g *guardian) repaired() time.Duration {
 
 // wait returns when something happened and it is quiet again, but not before pause
 // is over, and at the latest after limit.
-func (g *guardian) wait(ctx context.Context, w *fsnotify.Watcher, pause, limit time.Duration) {
+func (g *installKeeper) wait(ctx context.Context, w *fsnotify.Watcher, pause, limit time.Duration) {
 	start := time.Now()
 	var first time.Time
 	timer := time.NewTimer(limit)
@@ -163,7 +163,7 @@ func (g *guardian) wait(ctx context.Context, w *fsnotify.Watcher, pause, limit t
 			return
 		case err := <-w.Errors:
 			// Events may be lost.
-			g.log.Warn("watching network configurations", "error", err)
+			g.log.Warn("Failed to watch network configurations", "error", err)
 		case e := <-w.Events:
 			if isTemporary(filepath.Base(e.Name)) {
 				continue

@@ -131,8 +131,8 @@ func TestGuardKeepsEntry(t *testing.T) {
 	})
 }
 
-// Folders that are removed, moved or made later are watched again.
-func TestGuardFolders(t *testing.T) {
+// Directories that are removed, moved or made later are watched again.
+func TestGuardDirectories(t *testing.T) {
 	p, h, _ := guarded(t)
 	const name = "10-a.conflist"
 	p.write(name, chain("net", "ptp"))
@@ -142,12 +142,12 @@ func TestGuardFolders(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.write(name, chain("net", "ptp"))
-	back("folder made anew")
+	back("directory made anew")
 	if err := errors.Join(os.Rename(p.conf, p.conf+".old"), os.Mkdir(p.conf, 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	p.write(name, chain("net", "ptp"))
-	back("folder moved away")
+	back("directory moved away")
 	if err := errors.Join(os.RemoveAll(p.bin), os.Mkdir(p.bin, 0o755)); err != nil {
 		t.Fatal(err)
 	}

@@ -48,18 +48,18 @@ type installOptions struct {
 	hasAPI bool
 }
 
-func (o *installOptions) addFolders(flags *pflag.FlagSet) {
-	flags.StringVar(&o.confDir, "cni-conf-dir", runtimes.Auto, "the runtime's folder of network configurations; auto is what the runtime says, else what a known distribution has")
-	flags.StringVar(&o.binDir, "cni-bin-dir", runtimes.Auto, "the runtime's folder of plugins; auto as above")
-	flags.StringVar(&o.endpoint, "runtime-endpoint", runtimes.Auto, "socket of the runtime that is asked for its folders; auto is those of containerd, CRI-O, k3s and MicroK8s, empty is none")
+func (o *installOptions) addDirectoryFlags(flags *pflag.FlagSet) {
+	flags.StringVar(&o.confDir, "cni-conf-dir", runtimes.Auto, "the runtime's directory of network configurations; auto is what the runtime says, else what a known distribution has")
+	flags.StringVar(&o.binDir, "cni-bin-dir", runtimes.Auto, "the runtime's directory of plugins; auto as above")
+	flags.StringVar(&o.endpoint, "runtime-endpoint", runtimes.Auto, "socket of the runtime that is asked for its directories; auto is those of containerd, CRI-O, k3s and MicroK8s, empty is none")
 }
 
 func (o *installOptions) addFlags(flags *pflag.FlagSet) {
-	o.addFolders(flags)
+	o.addDirectoryFlags(flags)
 	flags.StringVar(&o.confName, "cni-conf-name", "", "the file of the conflist that gets the entry (default the first by name; behind Multus, that of its default network)")
 	flags.StringVar(&o.entryFile, "entry", "", `file with the entry for the conflist (default the entry that is there, else one of the defaults and --policy)`)
 	flags.StringVar(&o.policy, "policy", "", "where the entry takes policies from: kubernetes, files or none (default what it says; kubernetes for a new one, where podmarkd has an API server)")
-	flags.StringVar(&o.source, "source", "", "folder with the plugin podmark (default that of podmarkd)")
+	flags.StringVar(&o.source, "source", "", "directory with the plugin podmark (default that of podmarkd)")
 	flags.BoolVar(&o.dropIn, "drop-in", false, "put the entry into a file of its own; needs containerd 2.1 or CRI-O 1.33, older ones ignore it")
 }
 
@@ -102,13 +102,13 @@ func newInstall(common *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "install",
 		Short: "Install the plugin and its entry in the active conflist",
-		Long: `Install puts the plugin podmark into the runtime's folder, then its entry at the
+		Long: `Install puts the plugin podmark into the runtime's directory, then its entry at the
 end of the conflist that runtimes take: the first by name. Where that is Multus', it
 is the conflist that Multus calls. Everything else in the conflist stays byte for
 byte. When nothing differs, nothing is written.
 
 Before it writes anything it asks whether pods could start then: the main plugin, the
-plugins in the runtime's folder, the version of CNI, the kernel.
+plugins in the runtime's directory, the version of CNI, the kernel.
 
 A new entry says where policies come from. In a pod that is the Kubernetes API; elsewhere
 you choose with --policy: with "none" pods are marked and not policed.
@@ -230,7 +230,7 @@ func (o *installOptions) install(ctx context.Context, known []byte, judge func(c
 	first := slices.Concat(binary, s.left())
 	// Another process may write at the same time; its content is the next one's base.
 	for try := range 20 {
-		var f folder
+		var f confDirectory
 		if f, err = s.read(); err != nil {
 			return installed{}, err
 		}
@@ -267,8 +267,8 @@ func (o *installOptions) install(ctx context.Context, known []byte, judge func(c
 	return installed{}, err
 }
 
-// plan says what is to be changed in a folder, in an order that may end anywhere.
-func (f folder) plan(s site, given, known []byte, policy string, dropIn bool) (installed, error) {
+// plan says what is to be changed in a directory, in an order that may end anywhere.
+func (f confDirectory) plan(s site, given, known []byte, policy string, dropIn bool) (installed, error) {
 	active, n, skipped, err := f.active(s)
 	if err != nil {
 		return installed{}, err
@@ -286,7 +286,7 @@ func (f folder) plan(s site, given, known []byte, policy string, dropIn bool) (i
 	if active.Unused != nil {
 		done.Notes = append(done.Notes, fmt.Sprintf("pods start without podmark: %v", active.Unused))
 	}
-	if active.Copied {
+	if active.StaleCopy {
 		done.Notes = append(done.Notes, fmt.Sprintf("%q has a copy of %q without podmark's entry as it is here, and Multus calls that until it writes the file anew: its daemon does when the conflist changes; restart it otherwise", filepath.Join(s.conf, active.Multus), done.Conflist))
 	}
 	if done.Entry, done.from, err = f.entry(s, active.File, n, given, known); err != nil {
@@ -302,7 +302,7 @@ func (f folder) plan(s site, given, known []byte, policy string, dropIn bool) (i
 		return installed{}, fmt.Errorf("the entry for %q: %w", done.Conflist, err)
 	}
 	for _, bad := range skipped {
-		done.Notes = append(done.Notes, fmt.Sprintf("%q comes first and cannot be read; containerd has no network until it is mended: %v", bad.Name, bad.Reason))
+		done.Notes = append(done.Notes, fmt.Sprintf("%q comes first and cannot be read; containerd has no network until it is fixed: %v", bad.Name, bad.Reason))
 	}
 	if dropIn && n.OnlyInlined {
 		dropIn = false
@@ -351,9 +351,9 @@ func inserted(list []byte, n conflist.Network, entry []byte) ([]byte, error) {
 }
 
 // works asks whether an ADD behind the conflist's main plugin could work, and whether the
-// runtime finds the conflist's plugins where podmark's goes: it is another folder else, or a
+// runtime finds the conflist's plugins where podmark's goes: it is another directory else, or a
 // plugin is missing without which no pod starts.
-func (f folder) works(s site, active conflist.Choice) (warning string, err error) {
+func (f confDirectory) works(s site, active conflist.Choice) (warning string, err error) {
 	path := filepath.Join(s.conf, active.Name)
 	if warning, err = conflist.Behind(active.Content); err != nil {
 		return "", fmt.Errorf("%q: %w", path, err)
@@ -364,16 +364,16 @@ func (f folder) works(s site, active conflist.Choice) (warning string, err error
 	}
 	missing := slices.DeleteFunc(programs, func(p string) bool { return f.programs[p] })
 	if len(missing) > 0 {
-		return "", fmt.Errorf("%q calls the plugins %q, which are not in %q: the runtime looks into another folder, which --cni-bin-dir names, or they are not installed yet", path, missing, append([]string{s.bin}, s.others...))
+		return "", fmt.Errorf("%q calls the plugins %q, which are not in %q: the runtime looks into another directory, which --cni-bin-dir names, or they are not installed yet", path, missing, append([]string{s.bin}, s.others...))
 	}
 	return warning, nil
 }
 
 // active is the conflist that gets the entry, what it says, and what comes before it.
-func (f folder) active(s site) (conflist.Choice, conflist.Network, []conflist.Skipped, error) {
+func (f confDirectory) active(s site) (conflist.Choice, conflist.Network, []conflist.Skipped, error) {
 	active, skipped, err := f.choose(s.wanted)
 	if errors.Is(err, conflist.ErrNone) {
-		err = fmt.Errorf("%w; the agent of the main plugin has not written it yet, or --cni-conf-dir is another folder; docs/operations.md has those of distributions", err)
+		err = fmt.Errorf("%w; the agent of the main plugin has not written it yet, or --cni-conf-dir is another directory; docs/operations.md has those of distributions", err)
 	}
 	if err == nil && f.links[active.Name] {
 		err = fmt.Errorf("%q is a symbolic link, and runtimes do not notice when what it leads to changes: make it a file", active.Name)
@@ -389,9 +389,9 @@ func (f folder) active(s site) (conflist.Choice, conflist.Network, []conflist.Sk
 }
 
 // rewrite is the change of a conflist to wanted, if there is one. Runtimes do not
-// watch the folders of networks, so the conflist is written again, the same, when
+// watch the directories of networks, so the conflist is written again, the same, when
 // something is changed there, or was since the conflist was written.
-func (f folder) rewrite(s site, list conflist.File, wanted []byte, changed bool) (change, bool) {
+func (f confDirectory) rewrite(s site, list conflist.File, wanted []byte, changed bool) (change, bool) {
 	c := change{Path: filepath.Join(s.conf, list.Name), content: wanted, before: list.Content}
 	n, err := conflist.Parse(list.Content)
 	sub, ok := f.networks[n.Name]
@@ -399,7 +399,7 @@ func (f folder) rewrite(s site, list conflist.File, wanted []byte, changed bool)
 	case !bytes.Equal(wanted, list.Content):
 		c.Verb, c.Why = "write", "podmark's entry"
 	case changed, err == nil && ok && sub.modified.After(f.modified[list.Name]) && !sub.modified.Equal(s.reloaded[n.Name]):
-		c.Verb, c.Why = "reload", "so that the runtime reads the folder of the network"
+		c.Verb, c.Why = "reload", "so that the runtime reads the directory of the network"
 	default:
 		return change{}, false
 	}
@@ -419,7 +419,7 @@ var errNoPolicy = errors.New(`nothing says where policies come from: give --poli
 
 // entry is the entry for the active conflist, and the file that it is from; empty for one that
 // is not there yet. Errors: errNoPolicy where it would be new, and known is nil.
-func (f folder) entry(s site, active conflist.File, n conflist.Network, given, known []byte) (entry json.RawMessage, from string, err error) {
+func (f confDirectory) entry(s site, active conflist.File, n conflist.Network, given, known []byte) (entry json.RawMessage, from string, err error) {
 	if given != nil {
 		return given, "", nil
 	}
@@ -537,7 +537,7 @@ func (o *installOptions) binary(s site) ([]change, error) {
 	}
 	content, err := os.ReadFile(from)
 	if err != nil {
-		return nil, fmt.Errorf("reading the plugin: %w; --source names the folder it is in", err)
+		return nil, fmt.Errorf("reading the plugin: %w; --source names the directory it is in", err)
 	}
 	c := change{Verb: "write", Path: filepath.Join(s.bin, pluginFile), Why: "the plugin is not there", content: content}
 	info, err := os.Stat(c.Path)
@@ -569,7 +569,7 @@ func (o *installOptions) plugin() (string, error) {
 	return filepath.Join(filepath.Dir(self), pluginFile), nil
 }
 
-// left are the temporary files of crashes in the folder of plugins.
+// left are the temporary files of crashes in the directory of plugins.
 func (s site) left() []change {
 	var out []change
 	paths, _ := filepath.Glob(filepath.Join(s.bin, temporaryPrefix+"*"+temporarySuffix))

@@ -169,7 +169,7 @@ func TestInstallRefused(t *testing.T) {
 		}
 		p.fails([]string{"10-a.conflist", "link"}, "install")
 	})
-	t.Run("no folder", func(t *testing.T) {
+	t.Run("no directory", func(t *testing.T) {
 		p := newPlace(t)
 		if err := os.Remove(p.conf); err != nil {
 			t.Fatal(err)
@@ -293,7 +293,7 @@ func TestInstallKilled(t *testing.T) {
 	}{
 		{"first", nil, []string{"install"}, 1},
 		{"first, with a drop-in", nil, []string{"install", "--drop-in"}, 1},
-		// The runtime reads the folder after the last step only.
+		// The runtime reads the directory after the last step only.
 		{"to a drop-in", []string{"install"}, []string{"install", "--drop-in"}, 2},
 		{"from a drop-in", []string{"install", "--drop-in"}, []string{"install"}, 1},
 	} {

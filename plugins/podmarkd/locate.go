@@ -16,9 +16,9 @@ func (o *installOptions) locate(ctx context.Context) (runtimes.Place, error) {
 		return runtimes.Place{}, err
 	}
 	last := o.found.Load()
-	said, err := cri.Said(ctx, o.endpoint)
+	said, err := cri.Places(ctx, o.endpoint)
 	if err != nil {
-		if last != nil && last.From == runtimes.Said && ctx.Err() == nil {
+		if last != nil && last.From == runtimes.Reported && ctx.Err() == nil {
 			return *last, nil
 		}
 		return runtimes.Place{}, err
@@ -37,7 +37,7 @@ func (o *installOptions) locate(ctx context.Context) (runtimes.Place, error) {
 	return place, nil
 }
 
-// configurations is the folder of network configurations, empty where none was given. It is
+// configurations is the directory of network configurations, empty where none was given. It is
 // looked for until it is found.
 func (o *installOptions) configurations(ctx context.Context) string {
 	if o.confDir == "" {

@@ -9,7 +9,7 @@ import (
 	"github.com/podmark/podmark/test/fakecri"
 )
 
-// The folders are those that the runtime says. What is given has to be among them.
+// The directories are those that the runtime says. What is given has to be among them.
 func TestInstallAsks(t *testing.T) {
 	const name = "10-a.conflist"
 	for _, tt := range []struct {
@@ -19,7 +19,7 @@ func TestInstallAsks(t *testing.T) {
 		words []string
 	}{
 		{"nothing given", func(*place) []string { return []string{} }, func(p *place) (string, []string) { return p.conf, []string{p.bin} }, nil},
-		{"several folders of plugins", func(*place) []string { return []string{} }, func(p *place) (string, []string) { return p.conf, []string{p.state, p.bin} }, nil},
+		{"several directories of plugins", func(*place) []string { return []string{} }, func(p *place) (string, []string) { return p.conf, []string{p.state, p.bin} }, nil},
 		{"given as it says", func(p *place) []string { return []string{"--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin} }, func(p *place) (string, []string) { return p.conf, []string{p.bin} }, nil},
 		{"configurations elsewhere", func(p *place) []string { return []string{"--cni-conf-dir", p.conf} }, func(p *place) (string, []string) { return "/var/lib/k3s/net.d", []string{p.bin} }, []string{"/var/lib/k3s/net.d", "cniConfDir"}},
 		{"plugins elsewhere", func(p *place) []string { return []string{"--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin} }, func(p *place) (string, []string) { return p.conf, []string{"/var/lib/k3s/bin"} }, []string{"/var/lib/k3s/bin", "cniBinDir"}},
@@ -30,7 +30,7 @@ func TestInstallAsks(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			p := newPlace(t)
 			p.write(name, chain("net", "ptp", "portmap"))
-			p.folders = tt.given(p)
+			p.directories = tt.given(p)
 			conf, bins := tt.says(p)
 			r := fakecri.New(t, conf, bins...)
 			args := []string{"install", "--runtime-endpoint", "unix://" + r.Socket}
@@ -52,7 +52,7 @@ func TestInstallAsks(t *testing.T) {
 	})
 }
 
-// podmarkd follows a runtime that reads other folders after a restart, and holds to what it
+// podmarkd follows a runtime that reads other directories after a restart, and holds to what it
 // said while it is away.
 func TestGuardAsks(t *testing.T) {
 	t.Parallel()

@@ -46,9 +46,9 @@ func TestCollisions(t *testing.T) {
 		if text := h.ctl("", "status"); !strings.Contains(text, "kube-router") {
 			t.Errorf("podmarkctl status:\n%s", text)
 		}
-		looks := d.values()[`podmark_looks_total{reason="interval"}`]
+		looks := d.values()[`podmark_reconciles_total{trigger="interval"}`]
 		h.eventually("it has looked some more", func() error {
-			if n := d.values()[`podmark_looks_total{reason="interval"}`]; n < looks+5 {
+			if n := d.values()[`podmark_reconciles_total{trigger="interval"}`]; n < looks+5 {
 				return fmt.Errorf("%v looks", n)
 			}
 			return nil

@@ -27,18 +27,18 @@ import (
 type metrics struct {
 	node     apply.Node
 	registry *prometheus.Registry
-	last     atomic.Pointer[node.Look]
+	last     atomic.Pointer[node.Reconciliation]
 	packets  *packetMetrics
 	mode     atomic.Pointer[node.Mode]
 
-	looks     *prometheus.CounterVec
-	repairs   *prometheus.CounterVec
-	collected prometheus.Counter
-	adopted   prometheus.Counter
-	replaced  *prometheus.CounterVec
-	failures  prometheus.Counter
-	followed  policyMetrics
-	takenBack prometheus.Counter
+	reconciles *prometheus.CounterVec
+	repairs    *prometheus.CounterVec
+	collected  prometheus.Counter
+	adopted    prometheus.Counter
+	replaced   *prometheus.CounterVec
+	failures   prometheus.Counter
+	followed   policyMetrics
+	takenBack  prometheus.Counter
 	// offloadRead is told how flowtables were read.
 	offloadRead func(error)
 }
@@ -46,24 +46,24 @@ type metrics struct {
 func newMetrics(n apply.Node, log *slog.Logger) *metrics {
 	m := &metrics{
 		node: n, registry: prometheus.NewRegistry(),
-		looks:     counterVec("podmark_looks_total", "Looks at the node, by reason.", "reason"),
-		repairs:   counterVec("podmark_repairs_total", "Times that something was missing in the kernel and was put back, by its kind.", "kind"),
-		collected: counter("podmark_collected_total", "Attachments of pods that were gone and had no DEL."),
-		adopted:   counter("podmark_adopted_total", "Pods from before podmark that got an ID while they ran."),
-		replaced:  counterVec("podmark_replaced_sets_total", "Sets of the node that had gone stale, by name.", "set"),
-		failures:  counter("podmark_look_failures_total", "Looks that ended in an error."),
-		followed:  newPolicyMetrics(),
-		takenBack: counter("podmark_offloaded_flows_taken_back_total", "Live connections that were taken out of somebody else's flowtable because a change of the policies may forbid them."),
+		reconciles: counterVec("podmark_reconciles_total", "Reconciliations of the node, by what triggered them.", "trigger"),
+		repairs:    counterVec("podmark_repairs_total", "Times that something was missing in the kernel and was put back, by its kind.", "kind"),
+		collected:  counter("podmark_garbage_collected_total", "Attachments of pods that were gone and had no DEL."),
+		adopted:    counter("podmark_adopted_total", "Pods from before podmark that got an ID while they ran."),
+		replaced:   counterVec("podmark_replaced_sets_total", "Sets of the node that had gone stale, by name.", "set"),
+		failures:   counter("podmark_reconcile_failures_total", "Looks that ended in an error."),
+		followed:   newPolicyMetrics(),
+		takenBack:  counter("podmark_offloaded_flows_reclaimed_total", "Live connections that were taken out of somebody else's flowtable because a change of the policies may forbid them."),
 	}
 	// A counter that is not there until it is 1 never seems to grow.
 	for _, k := range missing.Kinds() {
 		m.repairs.WithLabelValues(string(k))
 	}
-	unread := unreadMetrics{log: log, failures: counterVec("podmark_unread_total", "Times that a source of metrics could not be read for a scrape.", "source")}
+	unread := unreadMetrics{log: log, failures: counterVec("podmark_source_errors_total", "Times that a source of metrics could not be read for a scrape.", "source")}
 	m.packets, m.offloadRead = newPacketMetrics(n, unread.of("packets")), unread.of("flowtables")
 	m.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		m.looks, m.repairs, m.collected, m.adopted, m.replaced, m.failures, m.takenBack, m,
+		m.reconciles, m.repairs, m.collected, m.adopted, m.replaced, m.failures, m.takenBack, m,
 		unread.failures, m.packets, newCallMetrics(n.Store, unread.of("calls")),
 	)
 	m.registry.MustRegister(m.followed.all()...)
@@ -95,22 +95,22 @@ func (u unreadMetrics) of(source string) func(error) {
 			text = err.Error()
 		}
 		if old := before.Swap(&text); text != "" && (old == nil || *old != text) {
-			u.log.Warn("a source of metrics cannot be read", "source", source, "error", text)
+			u.log.Warn("Failed to read a source of metrics", "source", source, "error", text)
 		}
 	}
 }
 
-// looked counts a look.
-func (m *metrics) looked(l node.Look) {
+// reconciled counts a look.
+func (m *metrics) reconciled(l node.Reconciliation) {
 	m.last.Store(&l)
-	m.packets.looked(l)
-	m.looks.WithLabelValues(string(l.Reason)).Inc()
-	if l.Kept.Missing != nil {
-		m.repairs.WithLabelValues(string(missing.KindOf(l.Kept.Missing))).Inc()
+	m.packets.reconciled(l)
+	m.reconciles.WithLabelValues(string(l.Trigger)).Inc()
+	if l.Repaired.Drift != nil {
+		m.repairs.WithLabelValues(string(missing.KindOf(l.Repaired.Drift))).Inc()
 	}
 	m.collected.Add(float64(len(l.Collected.Attachments)))
 	m.adopted.Add(float64(len(l.Adopted)))
-	for _, set := range l.Kept.Replaced {
+	for _, set := range l.Repaired.Replaced {
 		m.replaced.WithLabelValues(set).Inc()
 	}
 	if l.Err != nil {
@@ -120,26 +120,26 @@ func (m *metrics) looked(l node.Look) {
 
 // The gauges, which are read off the last look and the node's files.
 var (
-	pods         = gauge("podmark_pods", "Pods that are known on the node, those without podmark among them; hostNetwork pods have no endpoint and do not count.")
-	podsPoliced  = gauge("podmark_pods_policed", "Those of them that are policed.")
-	podsOpen     = gauge("podmark_pods_unpoliced", "Those that are not, by reason: none (their network asks for no policy), unanswered (failOpen, or from before podmark), unmarked (started without podmark).", "reason")
-	installedAt  = gauge("podmark_installed", "0 where podmark is not in the conflist that the runtime takes, or something that the list calls is missing: the next pod starts without it, or not at all. 0 too where its entry has unknown keys or no policy.")
-	idsInUse     = gauge("podmark_ids_in_use", "IDs that endpoints have.")
-	idsCapacity  = gauge("podmark_ids_capacity", "Endpoints that iptablesMarkMask has IDs for; 0 before the first ADD.")
-	proxyIPVS    = gauge("podmark_proxy_ipvs", "1 where kube-proxy uses IPVS: there are services, and kube-ipvs0.")
-	ipvsServices = gauge("podmark_ipvs_services", "Virtual services of IPVS.")
-	portsInfo    = gauge("podmark_node_ports_info", "1, with whose NodePort ranges are used, and how.", "source", "mode")
-	portsOutside = gauge("podmark_node_ports_outside_range", "NodePorts in use that are in no configured range.")
-	felixDiffers = gauge("podmark_felix_mask_differs", "1 where the mask of FelixConfiguration is not the node's.")
-	collisions   = gauge("podmark_mark_collision_bits", "Bits of the mask that a known program uses, or a rule of nobody known (other) writes where they matter.", "user")
-	sysctlOK     = gauge("podmark_sysctl_ok", "1 where a kernel parameter that the node needs is what it should be; one that is not needed is left out.", "name")
-	lookTime     = gauge("podmark_last_look_timestamp_seconds", "When the node was last looked at.")
-	lookSeconds  = gauge("podmark_last_look_duration_seconds", "How long that took.")
-	lookOK       = gauge("podmark_last_look_ok", "1 when it ended without an error.")
-	applySeconds = gauge("podmark_last_apply_duration_seconds", "How long it took last to make the kernel agree with the node's state.")
-	driftedLinks = gauge("podmark_endpoint_drift", "Links of endpoints that others have changed and not changed back, by what they did.", "change")
-	applyError   = gauge("podmark_last_apply_error", "1 where the kernel could not be made to agree.")
-	unjudged     = gauge("podmark_offloaded_flows_unjudged", "Live connections of isolated pods that somebody else's flowtable carries past the policy in force.")
+	pods             = gauge("podmark_pods", "Pods that are known on the node, those without podmark among them; hostNetwork pods have no endpoint and do not count.")
+	podsPoliced      = gauge("podmark_pods_policed", "Those of them that are policed.")
+	podsOpen         = gauge("podmark_pods_unpoliced", "Those that are not, by reason: none (their network asks for no policy), unanswered (failOpen, or from before podmark), unmarked (started without podmark).", "reason")
+	installedAt      = gauge("podmark_installed", "0 where podmark is not in the conflist that the runtime takes, or something that the list calls is missing: the next pod starts without it, or not at all. 0 too where its entry has unknown keys or no policy.")
+	idsInUse         = gauge("podmark_ids_in_use", "IDs that endpoints have.")
+	idsCapacity      = gauge("podmark_ids_capacity", "Endpoints that iptablesMarkMask has IDs for; 0 before the first ADD.")
+	proxyIPVS        = gauge("podmark_proxy_ipvs", "1 where kube-proxy uses IPVS: there are services, and kube-ipvs0.")
+	ipvsServices     = gauge("podmark_ipvs_services", "Virtual services of IPVS.")
+	portsInfo        = gauge("podmark_node_ports_info", "1, with whose NodePort ranges are used, and how.", "source", "mode")
+	portsOutside     = gauge("podmark_node_ports_outside_range", "NodePorts in use are outside the configured ranges.")
+	felixDiffers     = gauge("podmark_felix_mask_differs", "1 where the mask of FelixConfiguration is not the node's.")
+	collisions       = gauge("podmark_mark_collision_bits", "Bits of the mask that a known program uses, or a rule of nobody known (other) writes where they matter.", "user")
+	sysctlOK         = gauge("podmark_sysctl_ok", "1 where a kernel parameter that the node needs is what it should be; one that is not needed is left out.", "name")
+	reconcileTime    = gauge("podmark_last_reconcile_timestamp_seconds", "When the node was last looked at.")
+	reconcileSeconds = gauge("podmark_last_reconcile_duration_seconds", "How long that took.")
+	reconcileOK      = gauge("podmark_last_reconcile_success", "1 when it ended without an error.")
+	applySeconds     = gauge("podmark_last_dataplane_sync_duration_seconds", "How long it took last to make the kernel agree with the node's state.")
+	driftedLinks     = gauge("podmark_endpoint_drift", "Links of endpoints that others have changed and not changed back, by what they did.", "change")
+	applyError       = gauge("podmark_last_dataplane_sync_error", "1 where the kernel could not be made to agree.")
+	unjudged         = gauge("podmark_offloaded_flows_bypassing", "Live connections of isolated pods that somebody else's flowtable carries past the policy in force.")
 )
 
 func gauge(name, help string, labels ...string) *prometheus.Desc {
@@ -150,7 +150,7 @@ func gauge(name, help string, labels ...string) *prometheus.Desc {
 func (m *metrics) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		pods, podsPoliced, podsOpen, installedAt, idsInUse, idsCapacity, proxyIPVS, ipvsServices, portsInfo, portsOutside, felixDiffers, collisions, sysctlOK,
-		lookTime, lookSeconds, lookOK, applySeconds, driftedLinks, applyError, unjudged,
+		reconcileTime, reconcileSeconds, reconcileOK, applySeconds, driftedLinks, applyError, unjudged,
 	} {
 		out <- d
 	}
@@ -183,7 +183,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	}
 	set(pods, float64(l.Coverage.Pods))
 	set(podsPoliced, float64(l.Coverage.Policed))
-	set(installedAt, number(l.Absent == nil))
+	set(installedAt, number(l.NotInstalled == nil))
 	for _, reason := range desired.Gaps() {
 		set(podsOpen, float64(l.Coverage.Of(reason)), string(reason))
 	}
@@ -195,7 +195,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 		set(applyError, number(l.ApplyErr != nil))
 		for _, change := range port.Changes() {
 			n := 0
-			for _, d := range l.Kept.Drifted {
+			for _, d := range l.Repaired.EndpointDrift {
 				if d.Change == change {
 					n++
 				}
@@ -209,13 +209,13 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	for _, s := range l.Sysctls {
 		set(sysctlOK, number(s.OK()), s.Name)
 	}
-	set(lookTime, float64(l.Time.UnixMilli())/1000)
-	set(lookSeconds, l.Took.Seconds())
-	set(lookOK, number(l.Err == nil))
+	set(reconcileTime, float64(l.Time.UnixMilli())/1000)
+	set(reconcileSeconds, l.Took.Seconds())
+	set(reconcileOK, number(l.Err == nil))
 }
 
 // collided are the bits of the mask that each user has, none where it is not seen.
-func collided(l node.Look) map[string]uint32 {
+func collided(l node.Reconciliation) map[string]uint32 {
 	out := map[string]uint32{foreign.Collision{}.Name(): 0}
 	for _, u := range foreign.Users() {
 		out[u.Name] = 0
@@ -239,7 +239,7 @@ func (m *metrics) handler(interval time.Duration) http.Handler {
 	mux := http.NewServeMux()
 	// To compress them takes more memory than they have, each time.
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{DisableCompression: true}))
-	answer := func(path string, ill func(*node.Look) error) {
+	answer := func(path string, ill func(*node.Reconciliation) error) {
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
 			l := m.last.Load()
 			if l == nil {
@@ -251,13 +251,13 @@ func (m *metrics) handler(interval time.Duration) http.Handler {
 			}
 		})
 	}
-	stale := func(l *node.Look) error {
+	stale := func(l *node.Reconciliation) error {
 		if time.Since(l.Time) < 3*interval+30*time.Second {
 			return nil
 		}
 		return fmt.Errorf("the node was last looked at %s", l.Time.Format(time.RFC3339))
 	}
 	answer("/healthz", stale)
-	answer("/readyz", func(l *node.Look) error { return errors.Join(stale(l), l.Unready()) })
+	answer("/readyz", func(l *node.Reconciliation) error { return errors.Join(stale(l), l.Unready()) })
 	return mux
 }

@@ -56,7 +56,7 @@ func (m *callMetrics) Describe(out chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (m *callMetrics) Collect(out chan<- prometheus.Metric) {
-	calls, damaged, full, err := m.store.Take()
+	calls, damaged, full, err := m.store.TakeCalls()
 	m.read(err)
 	for _, c := range calls {
 		m.calls.WithLabelValues(c.Verb, fmt.Sprint(c.Code)).Inc()

@@ -50,18 +50,18 @@ func newPacketMetrics(n apply.Node, read func(error)) *packetMetrics {
 	return &packetMetrics{node: n, read: read, policies: map[desired.ProfileID]string{}}
 }
 
-// looked takes over which policies a profile stands for. The first look is where
+// reconciled takes over which policies a profile stands for. The first look is where
 // counting begins.
-func (m *packetMetrics) looked(l node.Look) {
+func (m *packetMetrics) reconciled(l node.Reconciliation) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if l.Kept.Policies != nil {
-		m.current = l.Kept.Policies
+	if l.Repaired.Policies != nil {
+		m.current = l.Repaired.Policies
 	}
 	for id, names := range m.current {
 		m.policies[id] = policiesLabel(names)
 	}
-	if (l.Kept.Missing != nil || l.Moved != 0) && l.ApplyErr == nil && m.asked.Before(l.Time) {
+	if (l.Repaired.Drift != nil || l.ChangedMask != 0) && l.ApplyErr == nil && m.asked.Before(l.Time) {
 		m.totals.Rewritten()
 	}
 	if m.asked.IsZero() {

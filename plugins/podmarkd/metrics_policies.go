@@ -18,7 +18,7 @@ type policyMetrics struct {
 func newPolicyMetrics() policyMetrics {
 	return policyMetrics{
 		took: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "podmark_policy_change_seconds", Help: "How long it took to enforce what the Kubernetes API said, with the wait for the node's lock.",
+			Name: "podmark_policy_sync_duration_seconds", Help: "How long it took to enforce what the Kubernetes API said, with the wait for the node's lock.",
 			Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}),
 		whole:    counter("podmark_policy_rewrites_total", "Changes for which everything was written anew: the first, and those that found something missing."),
@@ -37,14 +37,14 @@ func (m *metrics) following(c *cluster.Cluster) {
 		if c == nil {
 			return view.Size{}
 		}
-		return c.Sight().Size
+		return c.Status().Size
 	}
 	for _, g := range []struct {
 		name, help string
 		of         func(view.Size) int
 	}{
 		{"podmark_policy_watches", "Watches of the Kubernetes API that policies need.", func(s view.Size) int { return s.Wanted }},
-		{"podmark_policy_watches_behind", "Those of which not all has been seen yet.", func(s view.Size) int { return s.Behind }},
+		{"podmark_policy_watches_unsynced", "Those of which not all has been seen yet.", func(s view.Size) int { return s.Unsynced }},
 		{"podmark_policy_pods", "Pods of the Kubernetes API that are known, the node's own among them.", func(s view.Size) int { return s.Pods }},
 	} {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: g.name, Help: g.help}, func() float64 { return float64(g.of(size())) }))
@@ -54,7 +54,7 @@ func (m *metrics) following(c *cluster.Cluster) {
 // troubled exports how many policies are not in force as the Kubernetes API has them.
 type troubled struct{ list func() []view.Trouble }
 
-var troubledDesc = prometheus.NewDesc("podmark_policies_troubled",
+var troubledDesc = prometheus.NewDesc("podmark_policies_unsynced",
 	"Policies of the Kubernetes API that are not in force as they are there, or namespaces of which none are known, by reason.", []string{"reason"}, nil)
 
 // Describe implements [prometheus.Collector].
@@ -74,12 +74,12 @@ func (t troubled) Collect(to chan<- prometheus.Metric) {
 // follow exports whether what is followed is in force.
 func (m *metrics) follow(status func() node.PolicyStatus) {
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "podmark_policies_synced", Help: "0 where the policies of the Kubernetes API or of the folder are not in force as they are there.",
+		Name: "podmark_policies_synced", Help: "0 where the policies of the Kubernetes API or of the directory are not in force as they are there.",
 	}, func() float64 { return number(status().Error == "") }))
 }
 
 // round counts a change that the Kubernetes API brought.
-func (m *metrics) round(r cluster.Round) {
+func (m *metrics) round(r cluster.SyncResult) {
 	p := m.followed
 	if r.Err == nil && !r.Applied.Changed {
 		p.policies.Set(float64(r.Applied.Policies))

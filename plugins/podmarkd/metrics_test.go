@@ -312,7 +312,7 @@ func TestNotReady(t *testing.T) {
 		}
 	}
 	d := h.startIn([]string{"PATH=" + dir})
-	d.become("all is well", map[string]float64{"podmark_last_apply_error": 0, "podmark_last_look_ok": 1})
+	d.become("all is well", map[string]float64{"podmark_last_dataplane_sync_error": 0, "podmark_last_reconcile_success": 1})
 	if code, body := d.get("/readyz"); code != 200 || body != "1 of 1 pods policed\n" {
 		t.Errorf("/readyz: %d %s", code, body)
 	}
@@ -327,9 +327,9 @@ func TestNotReady(t *testing.T) {
 		}
 		return nil
 	})
-	d.become("the metrics say so", map[string]float64{"podmark_last_apply_error": 1, "podmark_last_look_ok": 0})
+	d.become("the metrics say so", map[string]float64{"podmark_last_dataplane_sync_error": 1, "podmark_last_reconcile_success": 0})
 	h.eventually("a scrape that cannot read the kernel says so, and has the rest", func() error {
-		if v := d.values(); v[`podmark_unread_total{source="packets"}`] == 0 || v["podmark_ids_in_use"] != 1 {
+		if v := d.values(); v[`podmark_source_errors_total{source="packets"}`] == 0 || v["podmark_ids_in_use"] != 1 {
 			return fmt.Errorf("%v", v)
 		}
 		return nil
@@ -337,8 +337,8 @@ func TestNotReady(t *testing.T) {
 	if err := os.Rename(hidden+".not", hidden); err != nil {
 		t.Fatal(err)
 	}
-	d.become("it can again", map[string]float64{"podmark_last_apply_error": 0, "podmark_last_look_ok": 1})
-	if v := d.values(); v["podmark_last_apply_duration_seconds"] <= 0 {
-		t.Errorf("podmark_last_apply_duration_seconds %v", v["podmark_last_apply_duration_seconds"])
+	d.become("it can again", map[string]float64{"podmark_last_dataplane_sync_error": 0, "podmark_last_reconcile_success": 1})
+	if v := d.values(); v["podmark_last_dataplane_sync_duration_seconds"] <= 0 {
+		t.Errorf("podmark_last_dataplane_sync_duration_seconds %v", v["podmark_last_dataplane_sync_duration_seconds"])
 	}
 }

@@ -62,7 +62,7 @@ func eachBackend(t *testing.T, test func(t *testing.T, n *host)) {
 	}
 }
 
-// host is the test's own network namespace and a state folder.
+// host is the test's own network namespace and a state directory.
 type host struct {
 	t       *testing.T
 	backend backend

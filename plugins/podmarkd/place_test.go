@@ -41,8 +41,8 @@ type place struct {
 	env              []string
 	// policy is what --policy says; empty for nothing.
 	policy string
-	// folders are flags that take the place of those that say where the runtime looks.
-	folders []string
+	// directories are flags that take the place of those that say where the runtime looks.
+	directories []string
 }
 
 func newPlace(t *testing.T) *place {
@@ -62,7 +62,7 @@ func newPlace(t *testing.T) *place {
 	return p
 }
 
-// plugins puts programs of these names into the runtime's folder.
+// plugins puts programs of these names into the runtime's directory.
 func (p *place) plugins(names ...string) {
 	p.t.Helper()
 	for _, name := range names {
@@ -79,8 +79,8 @@ type outcome struct {
 }
 
 func (p *place) flags() []string {
-	if p.folders != nil {
-		return append([]string{"--state-dir", p.state}, p.folders...)
+	if p.directories != nil {
+		return append([]string{"--state-dir", p.state}, p.directories...)
 	}
 	return []string{"--state-dir", p.state, "--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin}
 }
@@ -210,7 +210,7 @@ func (p *place) hasPlugin() {
 	}
 }
 
-// reloads runs f and reports whether containerd would have read the folder again:
+// reloads runs f and reports whether containerd would have read the directory again:
 // it does not for Create and Chmod.
 func (p *place) reloads(f func()) bool {
 	p.t.Helper()

@@ -19,18 +19,18 @@ import (
 	"github.com/podmark/podmark/pkg/whois"
 )
 
-// policies are where those of the node come from: a folder, the Kubernetes API for
+// policies are where those of the node come from: a directory, the Kubernetes API for
 // networks that say so, or neither, where podmarkctl applies them.
 type policies struct {
-	cluster *cluster.Cluster // nil where the API server is not asked
-	folder  *node.PolicyFolder
-	socket  string
-	log     *slog.Logger
-	metrics *metrics
+	cluster   *cluster.Cluster // nil where the API server is not asked
+	directory *node.PolicyDirectory
+	socket    string
+	log       *slog.Logger
+	metrics   *metrics
 
 	mu       sync.Mutex
 	networks map[string]config.Policy
-	// wrong is what is wrong with these, and read how the folder was read last.
+	// wrong is what is wrong with these, and read how the directory was read last.
 	wrong error
 	read  node.PolicyStatus
 }
@@ -48,7 +48,7 @@ func (o daemonOptions) newPolicies(n apply.Node, api *rest.Config, log *slog.Log
 			return nil, err
 		}
 		p.cluster.Follows = func(network string) bool { return p.of(network) == config.PolicyKubernetes }
-		p.cluster.Done = func(r cluster.Round) {
+		p.cluster.Done = func(r cluster.SyncResult) {
 			m.round(r)
 			p.reclaimed(r.Applied.Reclaimed)
 		}
@@ -61,7 +61,7 @@ func (o daemonOptions) newPolicies(n apply.Node, api *rest.Config, log *slog.Log
 		if err != nil {
 			return nil, err
 		}
-		p.folder = &node.PolicyFolder{Dir: o.policyDir, Node: n, Settings: apply.SettingsOf(defaults), Every: o.interval, Log: log, Done: p.folderRead}
+		p.directory = &node.PolicyDirectory{Dir: o.policyDir, Node: n, Settings: apply.SettingsOf(defaults), Every: o.interval, Log: log, Done: p.directoryRead}
 	}
 	return p, nil
 }
@@ -69,7 +69,7 @@ func (o daemonOptions) newPolicies(n apply.Node, api *rest.Config, log *slog.Log
 // members has n know who of other nodes is in the sets.
 func (p *policies) members(n apply.Node) apply.Node {
 	if p.cluster != nil {
-		n.Complete = p.cluster.Complete
+		n.RemoteMembers = p.cluster.Complete
 	}
 	return n
 }
@@ -118,12 +118,12 @@ func (p *policies) judge(networks map[string]config.Policy) error {
 
 // reclaimed counts and logs what a change did about flows in flowtables.
 func (p *policies) reclaimed(r apply.Reclaimed) {
-	p.metrics.takenBack.Add(float64(r.TakenBack))
+	p.metrics.takenBack.Add(float64(r.Flows))
 	if trouble := r.Trouble(); trouble != "" {
-		p.log.Warn("the policy does not hold for some live connections; podmarkctl doctor says what to do", "reason", trouble)
+		p.log.Warn("Policy is not enforced on some live connections; run 'podmarkctl doctor'", "reason", trouble)
 	}
-	if r.TakenBack > 0 {
-		p.log.Info("live connections were taken out of flowtables, and are judged again", "connections", r.TakenBack)
+	if r.Flows > 0 {
+		p.log.Info("Removed live connections from flowtables; they are evaluated again", "connections", r.Flows)
 	}
 }
 
@@ -138,8 +138,8 @@ func (p *policies) troubles() []view.Trouble {
 // mostNotes is how many notes the status has.
 const mostNotes = 10
 
-// folderRead takes over how the folder was read.
-func (p *policies) folderRead(done apply.Applied, notes []string, err error) {
+// directoryRead takes over how the directory was read.
+func (p *policies) directoryRead(done apply.Applied, notes []string, err error) {
 	p.reclaimed(done.Reclaimed)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -159,10 +159,10 @@ func (p *policies) status() node.PolicyStatus {
 	p.mu.Unlock()
 	switch {
 	case following && p.cluster != nil:
-		c := p.cluster.Sight()
+		c := p.cluster.Status()
 		s = node.PolicyStatus{Source: node.FromKubernetes, Policies: c.Policies, Watches: c.Watches, Pods: c.Pods}
 		troubles := p.cluster.Troubles()
-		s.Troubled = len(troubles)
+		s.UnsyncedPolicies = len(troubles)
 		for _, t := range view.Foremost(troubles) {
 			s.Troubles = append(s.Troubles, node.PolicyTrouble{Namespace: t.Namespace, Policy: t.Policy, Reason: string(t.Reason), Since: t.Since, Text: cluster.Line(t.Text)})
 		}
@@ -171,8 +171,8 @@ func (p *policies) status() node.PolicyStatus {
 		}
 	case following:
 		s = node.PolicyStatus{Source: node.FromKubernetes}
-	case p.folder != nil:
-		s.Source = node.FromFolder
+	case p.directory != nil:
+		s.Source = node.FromDirectory
 	default:
 		s.Source = node.FromNobody
 	}
@@ -193,13 +193,13 @@ func (p *policies) run(ctx context.Context) error {
 	}
 	var running sync.WaitGroup
 	defer running.Wait()
-	answer := func(context.Context, whois.Request) (whois.Answer, error) { return whois.Answer{}, errNoAPI }
+	answer := func(context.Context, whois.Request) (whois.Response, error) { return whois.Response{}, errNoAPI }
 	if p.cluster != nil {
 		answer = p.cluster.Answer
 	}
 	running.Go(func() { whois.Serve(ctx, l, answer) })
-	if p.folder != nil {
-		running.Go(func() { p.folder.Run(ctx) })
+	if p.directory != nil {
+		running.Go(func() { p.directory.Run(ctx) })
 	}
 	if p.cluster == nil {
 		<-ctx.Done()

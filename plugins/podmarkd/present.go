@@ -19,7 +19,7 @@ var (
 )
 
 // present says why the next pod would start without podmark, or with another one than was asked
-// for, or not at all; nil where it is installed, or no folder is to be looked at.
+// for, or not at all; nil where it is installed, or no directory is to be looked at.
 func (o *installOptions) present(ctx context.Context) error {
 	if o.confDir == "" {
 		return nil
@@ -41,7 +41,7 @@ func (o *installOptions) present(ctx context.Context) error {
 }
 
 // present looks for podmark in the conflist that runtimes take, and for all that the list calls.
-func (f folder) present(s site, stateDir string) error {
+func (f confDirectory) present(s site, stateDir string) error {
 	active, _, err := f.choose(s.wanted)
 	if err != nil {
 		return fmt.Errorf("looking for the conflist in %q: %w", s.conf, err)
@@ -68,7 +68,7 @@ func (f folder) present(s site, stateDir string) error {
 		return fmt.Errorf("%q calls podmark first, before the plugin that makes the interface: every ADD fails; podmarkd install puts the entry to the end", path)
 	case active.Unused != nil:
 		return active.Unused
-	case active.Copied:
+	case active.StaleCopy:
 		return fmt.Errorf("%q has a copy of %q without podmark's entry as it is there, and Multus calls that: restart Multus' pod on this node", filepath.Join(s.conf, active.Multus), path)
 	case !f.programs[pluginFile]:
 		return fmt.Errorf("there is no plugin %q that can be executed in %q", pluginFile, s.bin)

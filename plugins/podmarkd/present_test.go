@@ -84,9 +84,9 @@ func TestPresentOnlyWhereItWorks(t *testing.T) {
 	}
 	d := h.start("--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin, "--cni-conf-name", name, "--cni-cache-dir", cache)
 	for _, tt := range []struct {
-		name       string
-		harm, mend func() error
-		word       string
+		name      string
+		harm, fix func() error
+		word      string
 	}{
 		{"podmark is first", func() error { return p.rename(name, chain("net", entry, "ptp")) }, func() error { return p.rename(name, good) }, "calls podmark first"},
 		{"the plugin is a link to nothing", func() error {
@@ -105,7 +105,7 @@ func TestPresentOnlyWhereItWorks(t *testing.T) {
 			}
 			return nil
 		})
-		if err := tt.mend(); err != nil {
+		if err := tt.fix(); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -10,7 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// A folder of a network whose time is in the future has the conflist written once, not at each
+// A directory of a network whose time is in the future has the conflist written once, not at each
 // look of the guard.
 func TestReloadOnce(t *testing.T) {
 	dir := t.TempDir()

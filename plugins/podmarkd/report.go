@@ -21,7 +21,7 @@ import (
 type reporter struct {
 	log     *slog.Logger
 	metrics *metrics
-	tell    func(node.Look) // events
+	tell    func(node.Reconciliation) // events
 	store   ident.Store
 	// policies says how it goes with what is followed.
 	policies func() node.PolicyStatus
@@ -30,12 +30,12 @@ type reporter struct {
 	status node.Status
 }
 
-// looked reports a look.
-func (r *reporter) looked(l node.Look) {
-	r.metrics.looked(l)
+// reconciled reports a look.
+func (r *reporter) reconciled(l node.Reconciliation) {
+	r.metrics.reconciled(l)
 	r.tell(l)
 	r.change(func(s node.Status) node.Status {
-		logLook(r.log, s, l)
+		logReconciliation(r.log, s, l)
 		return s.After(l)
 	})
 }
@@ -44,11 +44,11 @@ func (r *reporter) looked(l node.Look) {
 func (r *reporter) modeIs(mode node.Mode) {
 	r.metrics.mode.Store(&mode)
 	r.change(func(s node.Status) node.Status {
-		if mode.IPVS != s.Mode.IPVS || mode.Proxy != s.Mode.Proxy || s.Looked.IsZero() {
-			r.log.Info("proxy mode", "mode", mode.String(), "services", mode.Services, "kube-proxy", mode.Proxy)
+		if mode.IPVS != s.Mode.IPVS || mode.Proxy != s.Mode.Proxy || s.LastReconcile.IsZero() {
+			r.log.Info("Detected the proxy mode", "mode", mode.String(), "services", mode.Services, "kubeProxy", mode.Proxy)
 		}
 		if mode.Leftover() && !s.Mode.Leftover() {
-			r.log.Warn("IPVS has services although kube-proxy does not use it", "kube-proxy", mode.Proxy, "services", mode.Services)
+			r.log.Warn("IPVS has services, but kube-proxy does not use IPVS", "kubeProxy", mode.Proxy, "services", mode.Services)
 		}
 		s.Mode = mode
 		return s
@@ -60,100 +60,100 @@ func (r *reporter) change(f func(node.Status) node.Status) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.status = f(r.status)
-	if r.status.Looked.IsZero() {
+	if r.status.LastReconcile.IsZero() {
 		return
 	}
 	r.status.Policies = r.policies().After(r.status.Policies, time.Now())
 	if err := r.status.Write(r.store); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		r.log.Error("writing the status", "error", err)
+		r.log.Error("Failed to write the status", "error", err)
 	}
 }
 
-// logLook says what a look found that the one before did not.
-func logLook(log *slog.Logger, before node.Status, l node.Look) {
-	log.Debug("looked", "reason", l.Reason, "took", l.Took)
+// logReconciliation says what a look found that the one before did not.
+func logReconciliation(log *slog.Logger, before node.Status, l node.Reconciliation) {
+	log.Debug("Reconciled the node", "trigger", l.Trigger, "duration", l.Took)
 	switch {
 	case l.Err != nil && l.Err.Error() != before.Error:
-		log.Error("the node cannot be kept current", "error", l.Err)
+		log.Error("Reconciliation failed", "error", l.Err)
 	case l.Err == nil && before.Error != "":
-		log.Info("the node can be kept current again")
+		log.Info("Reconciliation succeeds again")
 	}
-	switch now := before.After(l).Absent; {
-	case now != "" && now != before.Absent:
-		log.Error("podmark is not installed as it should be", "reason", now)
-	case now == "" && before.Absent != "":
-		log.Info("podmark is installed as it should be again")
+	switch now := before.After(l).NotInstalled; {
+	case now != "" && now != before.NotInstalled:
+		log.Error("podmark is not installed correctly", "reason", now)
+	case now == "" && before.NotInstalled != "":
+		log.Info("podmark is installed correctly again")
 	}
-	if l.Kept.Missing != nil {
-		log.Warn("repaired", "missing", l.Kept.Missing, "kind", string(missing.KindOf(l.Kept.Missing)), "reason", l.Reason)
+	if l.Repaired.Drift != nil {
+		log.Warn("Repaired the data plane", "drift", l.Repaired.Drift, "kind", string(missing.KindOf(l.Repaired.Drift)), "trigger", l.Trigger)
 	}
 	logDrift(log, before.Drift, before.After(l).Drift)
 	if now := before.After(l).Alterable; now != "" && now != before.Alterable {
-		log.Warn("a pod may have the kernel write a checksum over a port or an address that was judged", "lacking", now)
+		log.Warn("Checksum protection is missing: a pod can have the kernel overwrite a port or an address after the verdict", "lacking", now)
 	}
-	if l.Moved != 0 {
-		log.Warn("moved the endpoints to another mask", "iptablesMarkMask", fmt.Sprintf("%#x", l.Moved))
+	if l.ChangedMask != 0 {
+		log.Warn("Migrated the endpoints to another mask", "iptablesMarkMask", fmt.Sprintf("%#x", l.ChangedMask))
 	}
-	if l.Unadopted != nil {
-		log.Warn("a pod from before podmark has no ID", "error", l.Unadopted)
+	if l.AdoptErr != nil {
+		log.Warn("Failed to adopt a running pod", "error", l.AdoptErr)
 	}
 	for _, r := range l.Adopted {
-		log.Info("adopted", "attachment", r.Key.String(), "pod", r.Namespace+"/"+r.Pod, "id", r.ID)
+		log.Info("Adopted a running pod", "attachment", r.Key.String(), "pod", r.Namespace+"/"+r.Pod, "id", r.ID)
 	}
-	for _, r := range l.Enlisted {
-		log.Info("policed, as its network asks for it now", "attachment", r.Key.String(), "pod", r.Namespace+"/"+r.Pod, "id", r.ID)
+	for _, r := range l.Enforced {
+		log.Info("Enforcing policy on a pod, as its network requests it now", "attachment", r.Key.String(), "pod", r.Namespace+"/"+r.Pod, "id", r.ID)
 	}
 	for _, r := range l.Collected.Attachments {
-		log.Warn("collected", "attachment", r.Key.String(), "pod", r.Namespace+"/"+r.Pod, "id", r.ID)
+		log.Warn("Removed a stale attachment", "attachment", r.Key.String(), "pod", r.Namespace+"/"+r.Pod, "id", r.ID)
 	}
 	for _, name := range l.Collected.Files {
-		log.Warn("removed a file that a crash left", "file", name)
+		log.Warn("Removed a file that a crash left", "file", name)
 	}
 	if l.FelixMask != nil && fmt.Sprintf("%#x", *l.FelixMask) != before.FelixMask {
-		log.Warn("the mask of FelixConfiguration is another", "felix", fmt.Sprintf("%#x", *l.FelixMask), "podmark", fmt.Sprintf("%#x", l.Mask))
+		log.Warn("FelixConfiguration has another mask", "felix", fmt.Sprintf("%#x", *l.FelixMask), "podmark", fmt.Sprintf("%#x", l.Mask))
 	}
-	if t := l.Kept.Tunnels; t != nil {
-		log.Info("tunnels that pods may not send", "udpPorts", t.UDPPorts, "protocols", fmt.Sprint(t.Protocols))
+	if t := l.Repaired.Tunnels; t != nil {
+		log.Info("Pods may not send packets of these tunnels", "udpPorts", t.UDPPorts, "protocols", fmt.Sprint(t.Protocols))
 	}
-	if u := l.Kept.Unfiltered; u != nil && *u != (desired.Unfiltered{}) {
-		log.Warn("frames between ports of a bridge are not handed to IP: what isolated pods send each other there is dropped, allowed or not", "ipv4", u.IPv4, "ipv6", u.IPv6)
+	if u := l.Repaired.Unfiltered; u != nil && *u != (desired.Unfiltered{}) {
+		log.Warn("Bridged frames bypass the IP hooks: traffic between isolated pods on a bridge is dropped, allowed or not", "ipv4", u.IPv4, "ipv6", u.IPv6)
 	} else if u != nil {
-		log.Info("frames between ports of a bridge are handed to IP again")
+		log.Info("Bridged frames pass the IP hooks again")
 	}
 	for _, c := range l.Collisions {
 		if !slices.Contains(before.Collisions, c.String()) {
-			log.Warn("bits of the mask are another program's", "user", c.Name(), "harm", c.Harm.String(), "finding", c.String(), "hint", "podmarkctl doctor names a free mask; iptablesMarkMask auto moves to one")
+			log.Warn("Another program uses bits of the mask", "user", c.Name(), "harm", c.Harm.String(), "finding", c.String(), "hint", "podmarkctl doctor names a free mask; iptablesMarkMask auto moves to one")
 		}
 	}
 	if len(l.Collisions) == 0 && len(before.Collisions) > 0 {
-		log.Info("nobody else uses bits of the mask any more")
+		log.Info("No other program uses bits of the mask any longer")
 	}
-	if l.Unseen != nil && l.Unseen.Error() != before.Unseen {
-		log.Warn("some rules of others cannot be read", "error", l.Unseen)
+	if l.ForeignErr != nil && l.ForeignErr.Error() != before.ForeignError {
+		log.Warn("Failed to read some rules of other programs", "error", l.ForeignErr)
 	}
-	for _, set := range l.Kept.Replaced {
-		log.Info("brought up to date", "set", set)
+	for _, set := range l.Repaired.Replaced {
+		log.Info("Updated a set", "set", set)
 	}
 	logSysctls(log, before.Sysctls, l.Sysctls)
 	if fmt.Sprint(l.Ports) != fmt.Sprint(before.Ports) && !l.Idle {
-		log.Info("NodePorts", "source", l.Ports.Source, "mode", l.Ports.Mode, "ranges", fmt.Sprint(l.Ports.Ranges))
+		log.Info("NodePort ranges changed", "source", l.Ports.Source, "mode", l.Ports.Mode, "ranges", fmt.Sprint(l.Ports.Ranges))
 		if len(l.Ports.Outside) > 0 {
-			log.Warn("NodePorts in use that are in no configured range", "ports", l.Ports.Outside, "ranges", fmt.Sprint(l.Ports.Configured))
+			log.Warn("NodePorts in use are outside the configured ranges", "ports", l.Ports.Outside, "ranges", fmt.Sprint(l.Ports.Configured))
 		}
 	}
 }
 
 // logDrift says what others have done to links of endpoints since the look before, and
 // what they have undone.
-func logDrift(log *slog.Logger, before, now []apply.Drift) {
+func logDrift(log *slog.Logger, before, now []apply.EndpointDrift) {
 	for _, d := range now {
 		if !slices.Contains(before, d) {
-			log.Warn("a link of an endpoint has drifted", "drift", d.String(), "change", string(d.Change), "attachment", d.Key.String())
+			log.Warn("A link of an endpoint has drifted", "drift", d.String(), "change", string(d.Change), "attachment", d.Key.String())
 		}
 	}
 	for _, d := range before {
 		if !slices.Contains(now, d) {
-			log.Info("a link of an endpoint drifts no more", "drift", d.String(), "attachment", d.Key.String())
+			log.Info("A link of an endpoint no longer drifts", "drift", d.String(), "attachment", d.Key.String())
 		}
 	}
 }
@@ -163,13 +163,13 @@ func logDrift(log *slog.Logger, before, now []apply.Drift) {
 func logSysctls(log *slog.Logger, before, now []node.Sysctl) {
 	for _, s := range now {
 		if s.Before != "" {
-			log.Warn("set a kernel parameter that podmark needs", "sysctl", s.Name, "before", s.Before, "now", s.Value)
+			log.Warn("Set a kernel parameter that podmark needs", "sysctl", s.Name, "before", s.Before, "now", s.Value)
 			continue
 		}
 		same := func(old node.Sysctl) bool { return old.Name == s.Name && old.Value == s.Value && old.Error == s.Error }
 		if s.OK() || slices.ContainsFunc(before, same) {
 			continue
 		}
-		log.Warn("a kernel parameter is not what podmark needs", "sysctl", s.Name, "value", s.Value, "want", s.Want, "mend", s.Mend(), "error", s.Error)
+		log.Warn("A kernel parameter has not the value that podmark needs", "sysctl", s.Name, "value", s.Value, "want", s.Want, "fix", s.Fix(), "error", s.Error)
 	}
 }

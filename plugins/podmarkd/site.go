@@ -22,7 +22,7 @@ import (
 )
 
 const (
-	// dropInFile is podmark's in the folder of a network.
+	// dropInFile is podmark's in the directory of a network.
 	dropInFile = "50-podmark.conf"
 	pluginFile = "podmark"
 	// Temporary files have no name that a runtime would read.
@@ -37,14 +37,14 @@ var errChanged = errors.New("somebody else keeps writing the file")
 // site is where CNI configurations and plugins are on this node.
 type site struct {
 	conf, bin string
-	// others are further folders of plugins, which podmark only looks into.
+	// others are further directories of plugins, which podmark only looks into.
 	others []string
 	// wanted is the conflist that was asked for, or what runtimes take.
 	wanted conflist.Wanted
 	// setAside is whether files count, too, that agents may have put away under another name:
 	// runtimes do not read these.
 	setAside bool
-	// reloaded are the times of folders of networks for which their conflists were written, by
+	// reloaded are the times of directories of networks for which their conflists were written, by
 	// network. A clock that was put back leaves one that is later than any conflist.
 	reloaded map[string]time.Time
 	// step is called after each change with its name: tests end the process there.
@@ -53,8 +53,8 @@ type site struct {
 	swap func(a, b string) error
 }
 
-// folder is what the folder of configurations holds.
-type folder struct {
+// confDirectory is what the directory of configurations holds.
+type confDirectory struct {
 	// files are the regular files that count and are no larger than maxConfiguration; unread is why
 	// others are not among them that are configurations by their names.
 	files    []conflist.File
@@ -69,7 +69,7 @@ type folder struct {
 	left []string
 }
 
-// network is a folder that has a network's name, for plugins in files of their own.
+// network is a directory that has a network's name, for plugins in files of their own.
 type network struct {
 	modified time.Time
 	// dropIn is nil without one of podmark's.
@@ -84,9 +84,9 @@ func isTemporary(name string) bool {
 	return strings.HasPrefix(name, temporaryPrefix) && strings.HasSuffix(name, temporarySuffix)
 }
 
-// read reads the folder of configurations, and which plugins there are. What disappears meanwhile is left out.
-func (s site) read() (folder, error) {
-	f := folder{unread: map[string]error{}, modified: map[string]time.Time{}, links: map[string]bool{}, networks: map[string]network{}, programs: s.programs()}
+// read reads the directory of configurations, and which plugins there are. What disappears meanwhile is left out.
+func (s site) read() (confDirectory, error) {
+	f := confDirectory{unread: map[string]error{}, modified: map[string]time.Time{}, links: map[string]bool{}, networks: map[string]network{}, programs: s.programs()}
 	entries, err := os.ReadDir(s.conf)
 	if err != nil {
 		return f, fmt.Errorf("reading network configurations: %w", err)
@@ -115,7 +115,7 @@ func (s site) read() (folder, error) {
 }
 
 // skip notes a file that cannot be read, if a runtime would read it and it is still there.
-func (f *folder) skip(name string, err error) {
+func (f *confDirectory) skip(name string, err error) {
 	if conflist.IsConfiguration(name) && !errors.Is(err, fs.ErrNotExist) {
 		f.unread[name] = fmt.Errorf("reading network configurations: %w", err)
 	}
@@ -123,7 +123,7 @@ func (f *folder) skip(name string, err error) {
 
 // choose picks the conflist as conflist.Choose does. A file that cannot be read is an error
 // where runtimes could take it.
-func (f folder) choose(want conflist.Wanted) (conflist.Choice, []conflist.Skipped, error) {
+func (f confDirectory) choose(want conflist.Wanted) (conflist.Choice, []conflist.Skipped, error) {
 	chosen, skipped, err := conflist.Choose(f.files, want)
 	last := max(chosen.Name, chosen.Multus)
 	for _, unread := range slices.Sorted(maps.Keys(f.unread)) {
@@ -152,8 +152,8 @@ func (s site) programs() map[string]bool {
 	return out
 }
 
-// readNetwork reads a folder, which may be anybody's.
-func (f *folder) readNetwork(path string, modified time.Time) network {
+// readNetwork reads a directory, which may be anybody's.
+func (f *confDirectory) readNetwork(path string, modified time.Time) network {
 	n := network{modified: modified}
 	entries, err := os.ReadDir(path)
 	failed := func(err error) {
@@ -182,7 +182,7 @@ func (f *folder) readNetwork(path string, modified time.Time) network {
 func (s site) lock(ctx context.Context, timeout time.Duration) (unlock func(), err error) {
 	dir, err := os.Open(s.conf)
 	if err != nil {
-		return nil, fmt.Errorf("opening the folder of network configurations: %w; --cni-conf-dir says where it is", err)
+		return nil, fmt.Errorf("opening the directory of network configurations: %w; --cni-conf-dir says where it is", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -204,7 +204,7 @@ func (s site) lock(ctx context.Context, timeout time.Duration) (unlock func(), e
 	}
 }
 
-// create writes a file by a temporary one in the same folder, which readers never
+// create writes a file by a temporary one in the same directory, which readers never
 // see half of, and which may be a program that runs.
 func (s site) create(path string, content io.Reader, mode fs.FileMode) error {
 	tmp, err := s.temporary(path, content, mode, nil)
@@ -216,7 +216,7 @@ func (s site) create(path string, content io.Reader, mode fs.FileMode) error {
 		return errors.Join(fmt.Errorf("writing %q: %w", path, err), os.Remove(tmp))
 	}
 	s.step("renamed " + filepath.Base(path))
-	return syncFolder(filepath.Dir(path))
+	return syncDirectory(filepath.Dir(path))
 }
 
 // temporary writes a synced file beside path. With like it gets the owner of that.
@@ -267,7 +267,7 @@ func (s site) replace(path string, content, before []byte) error {
 		return fmt.Errorf("writing %q: %w", path, err)
 	}
 	s.step("removed what was " + filepath.Base(path))
-	return syncFolder(filepath.Dir(path))
+	return syncDirectory(filepath.Dir(path))
 }
 
 // exchange swaps tmp, which holds content, and path, which should hold before. If
@@ -316,7 +316,7 @@ func overwrite(tmp, path string, before []byte) error {
 	return os.Rename(tmp, path)
 }
 
-// remove deletes a file or an empty folder; a missing one is fine.
+// remove deletes a file or an empty directory; a missing one is fine.
 func (s site) remove(path string) error {
 	if err := os.Remove(path); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -325,7 +325,7 @@ func (s site) remove(path string) error {
 		return fmt.Errorf("removing %q: %w", path, err)
 	}
 	s.step("removed " + filepath.Base(path))
-	return syncFolder(filepath.Dir(path))
+	return syncDirectory(filepath.Dir(path))
 }
 
 // act makes the changes, in order.
@@ -353,8 +353,8 @@ func (s site) act(changes []change) error {
 	return nil
 }
 
-// syncFolder makes what was renamed or removed in dir last.
-func syncFolder(dir string) error {
+// syncDirectory makes what was renamed or removed in dir last.
+func syncDirectory(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
 		return err

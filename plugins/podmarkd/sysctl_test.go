@@ -28,7 +28,7 @@ func onBridge(t *testing.T) (h *host, confDir string) {
 	return h, h.bridgeList()
 }
 
-// bridgeList makes a folder with such a conflist.
+// bridgeList makes a directory with such a conflist.
 func (h *host) bridgeList() string {
 	h.t.Helper()
 	dir := h.t.TempDir()
@@ -83,8 +83,8 @@ func TestSysctlsAreLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.eventually("it looks again", func() error {
-		if s, err := d.status(); err != nil || !s.Looked.After(first.Looked) {
-			return fmt.Errorf("%v, %w", s.Looked, err)
+		if s, err := d.status(); err != nil || !s.LastReconcile.After(first.LastReconcile) {
+			return fmt.Errorf("%v, %w", s.LastReconcile, err)
 		}
 		return nil
 	})
@@ -92,7 +92,7 @@ func TestSysctlsAreLeft(t *testing.T) {
 		t.Error("a parameter was set")
 	}
 	if n := strings.Count(d.log.String(), "sysctl -w "+bridgeFour+"=1"); n != 1 {
-		t.Errorf("it is said %d times how to mend it", n)
+		t.Errorf("it is said %d times how to fix it", n)
 	}
 	h.exec("", "sysctl", "-qw", bridgeFour+"=1", bridgeSix+"=1")
 	d.is("1")

@@ -45,7 +45,7 @@ Multus' own. End podmarkd first.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), cmd.OutOrStdout()) },
 	}
-	o.addFolders(cmd.Flags())
+	o.addDirectoryFlags(cmd.Flags())
 	cmd.Flags().DurationVar(&o.wait, "wait", 0, "how long to wait for the last pod that was started with podmark")
 	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "say what would be changed and change nothing")
 	return cmd
@@ -126,7 +126,7 @@ func (o *uninstallOptions) finish(ctx context.Context, n apply.Node, s site, out
 	return err
 }
 
-// lock is the site's; nobody has to be kept out of a folder that is not there.
+// lock is the site's; nobody has to be kept out of a directory that is not there.
 func (o *uninstallOptions) lock(ctx context.Context, s site) (unlock func(), err error) {
 	if unlock, err = s.lock(ctx, o.lockTimeout); errors.Is(err, fs.ErrNotExist) {
 		return func() {}, nil
@@ -134,7 +134,7 @@ func (o *uninstallOptions) lock(ctx context.Context, s site) (unlock func(), err
 	return unlock, err
 }
 
-// removeEntries takes podmark out of every conflist and drop-in folder.
+// removeEntries takes podmark out of every conflist and drop-in directory.
 func (o *uninstallOptions) removeEntries(ctx context.Context, s site, out io.Writer) error {
 	unlock, err := o.lock(ctx, s)
 	if err != nil {
@@ -164,7 +164,7 @@ func (o *uninstallOptions) unnamed(s site, out io.Writer) error {
 }
 
 // naming are the files that have podmark called, by whomever.
-func (f folder) naming(s site) (paths []string) {
+func (f confDirectory) naming(s site) (paths []string) {
 	for _, file := range f.files {
 		if conflist.Calls(file.Content, pluginFile) {
 			paths = append(paths, filepath.Join(s.conf, file.Name))
@@ -185,7 +185,7 @@ func (o *uninstallOptions) takeOut(s site, out io.Writer) (err error) {
 		return nil
 	}
 	for range 20 {
-		var f folder
+		var f confDirectory
 		if f, err = s.read(); err != nil {
 			return err
 		}
@@ -204,10 +204,10 @@ func (o *uninstallOptions) takeOut(s site, out io.Writer) (err error) {
 	return err
 }
 
-// without says what is to be changed in a folder for podmark to be gone from it.
+// without says what is to be changed in a directory for podmark to be gone from it.
 // Files that an agent has set aside under another name are among it: they may come back.
-func (f folder) without(s site, stateDir string) ([]change, error) {
-	var changes, folders []change
+func (f confDirectory) without(s site, stateDir string) ([]change, error) {
+	var changes, directories []change
 	if unread := slices.Sorted(maps.Keys(f.unread)); unread != nil {
 		return nil, f.unread[unread[0]] // it may have an entry
 	}
@@ -229,7 +229,7 @@ func (f folder) without(s site, stateDir string) ([]change, error) {
 			changes = append(changes, change{Verb: "remove", Path: filepath.Join(s.conf, name, dropInFile), Why: "podmark's entry"})
 		}
 		if n.others == 0 && (n.dropIn != nil || f.hasList(name)) {
-			folders = append(folders, change{Verb: "remove", Path: filepath.Join(s.conf, name), Why: "empty"})
+			directories = append(directories, change{Verb: "remove", Path: filepath.Join(s.conf, name), Why: "empty"})
 		}
 	}
 	for _, file := range f.files {
@@ -258,13 +258,13 @@ func (f folder) without(s site, stateDir string) ([]change, error) {
 			changes = append(changes, c)
 		}
 	}
-	// The folders last: while they are there, a second try knows that the runtime
+	// The directories last: while they are there, a second try knows that the runtime
 	// may not have read the conflist since.
-	return slices.Concat(changes, folders), nil
+	return slices.Concat(changes, directories), nil
 }
 
 // hasList reports whether there is a list of that network.
-func (f folder) hasList(network string) bool {
+func (f confDirectory) hasList(network string) bool {
 	return slices.ContainsFunc(f.files, func(file conflist.File) bool {
 		n, err := conflist.Parse(file.Content)
 		return err == nil && n.Name == network
@@ -307,11 +307,11 @@ func living(ctx context.Context, n apply.Node, dryRun bool) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("counting attachments: %w", err)
 	}
-	live := slices.DeleteFunc(slices.Clone(list), node.Vanished)
+	live := slices.DeleteFunc(slices.Clone(list), node.PodGone)
 	if len(live) == len(list) || dryRun {
 		return len(live), nil
 	}
-	if _, err := n.Collect(ctx, node.Vanished, false); err != nil {
+	if _, err := n.CollectGarbage(ctx, node.PodGone, false); err != nil {
 		return 0, fmt.Errorf("collecting what pods left that are gone: %w", err)
 	}
 	return len(live), nil

@@ -42,7 +42,7 @@ func (p *place) isGone(h *host, files map[string]string, kernel string) {
 		p.t.Errorf("kernel:\n%s", diff)
 	}
 	if _, err := os.Stat(p.state); !errors.Is(err, os.ErrNotExist) {
-		p.t.Errorf("state folder: %v", err)
+		p.t.Errorf("state directory: %v", err)
 	}
 }
 

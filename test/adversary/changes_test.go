@@ -73,7 +73,7 @@ var filtering = []attack{{name: "frames between ports kept from IP", at: onBridg
 func (s *scene) looks() {
 	s.Helper()
 	err := s.Do(func() error {
-		_, err := apply.Node{Store: ident.At(s.StateDir), LockTimeout: wait.Still}.Keep(context.Background(), nil)
+		_, err := apply.Node{Store: ident.At(s.StateDir), LockTimeout: wait.Still}.Reconcile(context.Background(), nil)
 		return err
 	})
 	if err != nil {

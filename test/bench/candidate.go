@@ -158,7 +158,7 @@ func lanes(list []candidate, p population, alive bool) ([]*lane, error) {
 		}
 		l := &lane{candidate: c, node: node}
 		connect := func(i int) (*link, error) {
-			return node.connect(linkOptions{name: p.records[i].Interface, addr: p.addr(i), alive: alive})
+			return node.connect(linkOptions{name: p.records[i].L3Interface, addr: p.addr(i), alive: alive})
 		}
 		var errSender, errReceiver error
 		l.sender, errSender = connect(p.sender)

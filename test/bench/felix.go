@@ -149,7 +149,7 @@ func policyChain(d desired.Direction, policy string) string {
 func (f *felix) endpointChains() {
 	for _, r := range f.records {
 		for d, prefix := range map[desired.Direction]string{desired.Ingress: "cali-tw-", desired.Egress: "cali-fw-"} {
-			name := prefix + r.Interface[len("cali"):]
+			name := prefix + r.L3Interface[len("cali"):]
 			f.chain(name)
 			f.rule(name, "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT")
 			f.rule(name, "-m conntrack --ctstate INVALID -j DROP")
@@ -173,7 +173,7 @@ func (f *felix) endpointChains() {
 func (f *felix) suffixes() []string {
 	var names []string
 	for _, r := range f.records {
-		names = append(names, r.Interface[len("cali"):])
+		names = append(names, r.L3Interface[len("cali"):])
 	}
 	slices.Sort(names)
 	return names
@@ -208,7 +208,7 @@ func (f *felix) marks() {
 	f.chain("cali-from-endpoint-mark")
 	numbers := map[string]int{}
 	for i, r := range f.records {
-		numbers[r.Interface[len("cali"):]] = i
+		numbers[r.L3Interface[len("cali"):]] = i
 	}
 	for _, name := range f.suffixes() {
 		f.rule("cali-from-endpoint-mark", "%s -g cali-fw-%s", bits(felixMark(numbers[name]), felixEndpoint), name)

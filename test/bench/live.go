@@ -247,7 +247,7 @@ func (v *live) round() (r liveRound, err error) {
 		return r, nil
 	}
 	begin := time.Now()
-	err = v.node.do(func() error { return conntrack.ClearOthers(v.now.Layout.ID(mark.None)) })
+	err = v.node.do(func() error { return conntrack.ClearOtherEpochs(v.now.Layout.ID(mark.None)) })
 	r.wrap = time.Since(begin)
 	return r, err
 }
@@ -267,7 +267,7 @@ func (v *live) change() (time.Duration, error) {
 		policies.Policies[0].Ingress = &less
 	}
 	next := desired.Build(node, policies, v.p.records)
-	from, to := desired.Between(v.now, next)
+	from, to := desired.Diff(v.now, next)
 	v.now = next
 	begin := time.Now()
 	err := v.node.do(func() error { return podmarks()[v.name].Update(context.Background(), from, to) })

@@ -73,7 +73,7 @@ func run(args []string) error {
 	var o options
 	flags := flag.NewFlagSet(args[0], flag.ExitOnError)
 	flags.StringVar(&o.bin, "bin", "bin", "where podmark, podmarkctl, podmarkd, noop and cni are")
-	flags.StringVar(&o.dir, "dir", "", "an empty folder on a tmpfs, for state")
+	flags.StringVar(&o.dir, "dir", "", "an empty directory on a tmpfs, for state")
 	sizes := flags.String("sizes", "", "how many endpoints there are, rising")
 	flags.IntVar(&o.rounds, "rounds", 0, "how often each candidate is measured")
 	if err := flags.Parse(args[1:]); err != nil {

@@ -132,7 +132,7 @@ func (p *plugin) prepare(o options) (err error) {
 	return errors.Join(errAdd, errDel, p.usesBackend())
 }
 
-// linkVariant makes a folder in which "iptables" is one variant.
+// linkVariant makes a directory in which "iptables" is one variant.
 func linkVariant(dir, variant string) error {
 	if _, err := os.Stat(dir); err == nil {
 		return nil

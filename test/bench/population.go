@@ -63,7 +63,7 @@ func populate(endpoints, profiles int, protocol desired.Protocol) (population, e
 	for i := range order {
 		order[i] = i
 	}
-	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(p.records[a].Interface, p.records[b].Interface) })
+	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(p.records[a].L3Interface, p.records[b].L3Interface) })
 	// Names go into sixteen branches by their first digit: the middle of the ninth.
 	at := min(endpoints*17/32, endpoints-2)
 	p.sender, p.receiver = order[at], order[at+1]
@@ -80,11 +80,11 @@ func populate(endpoints, profiles int, protocol desired.Protocol) (population, e
 func (p population) number() {
 	for i := range p.records {
 		r := &p.records[i]
-		r.PortIndex = 1<<20 + i
-		if link, err := net.InterfaceByName(r.Port); (i == p.sender || i == p.receiver) && err == nil {
-			r.PortIndex = link.Index
+		r.HostVethIndex = 1<<20 + i
+		if link, err := net.InterfaceByName(r.HostVeth); (i == p.sender || i == p.receiver) && err == nil {
+			r.HostVethIndex = link.Index
 		}
-		r.InterfaceIndex = r.PortIndex
+		r.L3InterfaceIndex = r.HostVethIndex
 	}
 }
 
@@ -120,8 +120,8 @@ func record(i, g int) attachment.Record {
 		ID:  mark.First + mark.ID(i),
 		Endpoint: attachment.Endpoint{
 			Namespace: namespace, Pod: fmt.Sprintf("pod-%d", i),
-			Labels:    map[string]string{"group": group(g), "role": role(i % rulesPerPolicy)},
-			Interface: name, Port: name,
+			Labels:      map[string]string{"group": group(g), "role": role(i % rulesPerPolicy)},
+			L3Interface: name, HostVeth: name,
 			Addresses: []netip.Addr{
 				netip.AddrFrom4([4]byte{10, 64, byte((i + 1) >> 8), byte(i + 1)}),
 				netip.MustParseAddr(fmt.Sprintf("fd00:64::%x", i+1)),

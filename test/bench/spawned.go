@@ -9,18 +9,18 @@ import (
 	"path/filepath"
 )
 
-// counter is a folder with every command there is, each of which notes that it
+// counter is a directory with every command there is, each of which notes that it
 // was started and then becomes the real one.
 type counter struct{ dir, log string }
 
-// newCounter makes the folder for the commands of a search path.
+// newCounter makes the directory for the commands of a search path.
 func newCounter(dir, path string) (counter, error) {
 	c := counter{dir: dir, log: dir + ".log"}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return c, err
 	}
-	for _, folder := range filepath.SplitList(path) {
-		entries, err := os.ReadDir(folder)
+	for _, directory := range filepath.SplitList(path) {
+		entries, err := os.ReadDir(directory)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -30,9 +30,9 @@ func newCounter(dir, path string) (counter, error) {
 		for _, e := range entries {
 			name := filepath.Join(dir, e.Name())
 			if _, err := os.Lstat(name); err == nil {
-				continue // an earlier folder has it
+				continue // an earlier directory has it
 			}
-			script := fmt.Sprintf("#!/bin/sh\necho >>'%s'\nexec '%s' \"$@\"\n", c.log, filepath.Join(folder, e.Name()))
+			script := fmt.Sprintf("#!/bin/sh\necho >>'%s'\nexec '%s' \"$@\"\n", c.log, filepath.Join(directory, e.Name()))
 			if err := os.WriteFile(name, []byte(script), 0o755); err != nil {
 				return c, err
 			}

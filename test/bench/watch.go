@@ -50,8 +50,8 @@ func (t town) kinds() []kind {
 
 // allowed asks the model.
 func (k kind) allowed(s desired.State) bool {
-	return s.Allows(desired.Packet{
-		In: k.from.Interface, Out: k.to.Interface,
+	return s.Evaluate(desired.Packet{
+		In: k.from.L3Interface, Out: k.to.L3Interface,
 		Src: k.from.Addresses[0], Dst: k.to.Addresses[0],
 		Protocol: desired.UDP, DstPort: k.port,
 	}).Allowed
@@ -76,7 +76,7 @@ func (t town) watch() (*watch, error) {
 	links := map[netip.Addr]*link{}
 	for _, r := range []attachment.Record{t.records[t.sender], t.records[t.receiver], t.joiner, t.free, t.open} {
 		a := r.Addresses[0]
-		l, err := node.connect(linkOptions{name: r.Interface, addr: a})
+		l, err := node.connect(linkOptions{name: r.L3Interface, addr: a})
 		if err != nil {
 			return nil, err
 		}

@@ -354,19 +354,19 @@ func (n *node) until(what string, f func() error) {
 	}
 }
 
-// empty says what is left of pods, in the state folder and in the kernel.
+// empty says what is left of pods, in the state directory and in the kernel.
 func (n *node) empty() {
 	if err := n.GC(n.Network); err != nil {
 		n.t.Errorf("GC at the end: %v", err)
 	}
 	n.until("nothing is left", func() error {
-		for _, folder := range []string{"attachments", "ids", "addresses"} {
-			list, err := os.ReadDir(filepath.Join(n.StateDir, folder))
+		for _, directory := range []string{"attachments", "ids", "addresses"} {
+			list, err := os.ReadDir(filepath.Join(n.StateDir, directory))
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
 			if len(list) > 0 {
-				return fmt.Errorf("%d files are left in %s, the first of them %s", len(list), folder, list[0].Name())
+				return fmt.Errorf("%d files are left in %s, the first of them %s", len(list), directory, list[0].Name())
 			}
 		}
 		kernel := n.Node.Run("nft", "list", "ruleset")

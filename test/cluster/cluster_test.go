@@ -150,14 +150,14 @@ func TestSetsAreKept(t *testing.T) {
 		if k.Backend() != lab.NFTables {
 			list, prefix, flush = []string{"ipset", "list", "-n"}, "podmark-p4-", []string{"ipset", "flush"}
 		}
-		// Again and again: a round that happens to fill the set mends it without a word.
+		// Again and again: a round that happens to fill the set fixes it without a word.
 		wait.For(t, "podmarkd says that a set had been changed", func() bool {
 			for _, word := range strings.Fields(k.Node.Run(list[0], list[1:]...)) {
 				if strings.HasPrefix(word, prefix) {
 					k.Node.Run(flush[0], append(flush[1:], word)...)
 				}
 			}
-			return strings.Contains(k.Said(), "somebody had changed a set")
+			return strings.Contains(k.Said(), "Repaired a set")
 		}, k.Progress)
 		k.Eventually("it is again", far.NS, to, lab.OK)
 
@@ -168,7 +168,7 @@ func TestSetsAreKept(t *testing.T) {
 				k.Iptables(f, "-t", "mangle", "-F")
 			}
 		}
-		wait.For(t, "podmarkd repairs", func() bool { return strings.Contains(k.Said(), "msg=repaired") }, k.Progress)
+		wait.For(t, "podmarkd repairs", func() bool { return strings.Contains(k.Said(), "Repaired the data plane") }, k.Progress)
 		k.Eventually("after a flush too", far.NS, to, lab.OK)
 	})
 }

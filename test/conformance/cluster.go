@@ -53,6 +53,7 @@ type Cluster struct {
 	made     uint16 // how many services there were
 
 	lastHeard atomic.Int64 // when, in nanoseconds; see heard
+	slowest   atomic.Int64 // of the answers of late, in nanoseconds
 
 	mu        sync.Mutex
 	unsettled bool

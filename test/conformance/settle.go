@@ -18,13 +18,15 @@ import (
 	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/policy"
 	"github.com/podmark/podmark/pkg/whois"
+	"github.com/podmark/podmark/test/wait"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// settleLimit is how long podmarkd may take to enforce what the API says.
-const settleLimit = 2 * time.Minute
+// settleLimit is how long podmarkd may take to enforce what the API says: far more than it takes
+// where it is slow, since only a test that fails waits for it.
+const settleLimit = wait.Still
 
 // changed notes that what is enforced may be behind the API.
 func (c *Cluster) changed() {
@@ -144,8 +146,8 @@ func (c *Cluster) ask(ctx context.Context, pods []corev1.Pod) (bool, error) {
 	known, errs := make([]bool, len(pods)), make([]error, len(pods))
 	for i, p := range pods {
 		asking.Go(func() {
-			var a whois.Answer
-			a, errs[i] = whois.Ask(ctx, filepath.Join(c.node.StateDir, "podmarkd.sock"), whois.Request{
+			var a whois.Response
+			a, errs[i] = whois.Get(ctx, filepath.Join(c.node.StateDir, "podmarkd.sock"), whois.Request{
 				Namespace: p.Namespace, Pod: p.Name, UID: string(p.UID),
 				Mask: 0xffff0000, Backend: config.Backend(c.Backend.Key()),
 			})

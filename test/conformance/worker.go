@@ -69,6 +69,7 @@ type call struct {
 	to       netip.AddrPort
 	protocol lab.Protocol
 	fd       int // -1 before and after
+	begun    time.Time
 	answered bool
 }
 
@@ -110,6 +111,7 @@ func dial(calls []*call, from netip.Addr) error {
 }
 
 func (c *call) dial(from netip.Addr) (err error) {
+	c.begun = time.Now()
 	domain, kind := unix.AF_INET, unix.SOCK_STREAM
 	if from.Is6() {
 		domain = unix.AF_INET6
@@ -144,8 +146,8 @@ func sockaddr(at netip.AddrPort) unix.Sockaddr {
 }
 
 // listen takes answers until all calls have one, or none has come to any pod for a while: a
-// machine that is busy still works off the calls of others then. A refusal is an error:
-// policies drop, so it says that nobody is there.
+// machine that is busy still works off the calls of others then, and how slow it is, the answers
+// of before tell. A refusal is an error: policies drop, so it says that nobody is there.
 func (c *Cluster) listen(calls []*call) error {
 	for c.heard(); ; {
 		var waiting []*call
@@ -160,8 +162,9 @@ func (c *Cluster) listen(calls []*call) error {
 			}
 			waiting, fds = append(waiting, call), append(fds, unix.PollFd{Fd: int32(call.fd), Events: ready})
 		}
-		left := c.Silence - time.Since(time.Unix(0, c.lastHeard.Load()))
+		left := max(c.Silence, 2*time.Duration(c.slowest.Load())) - time.Since(time.Unix(0, c.lastHeard.Load()))
 		if len(waiting) == 0 || left <= 0 {
+			c.slowest.Store(c.slowest.Load() * 7 / 8) // the machine may have less to do now
 			return nil
 		}
 		n, err := unix.Poll(fds, int(left.Milliseconds())+1)
@@ -171,13 +174,16 @@ func (c *Cluster) listen(calls []*call) error {
 		if n <= 0 {
 			continue
 		}
-		c.heard()
 		for i, call := range waiting {
 			if fds[i].Revents == 0 {
 				continue
 			}
 			if err := call.take(); err != nil {
 				return fmt.Errorf("calling %v/%v: %w", call.to, call.protocol, err)
+			}
+			if call.answered {
+				c.heard()
+				c.slowest.Store(max(c.slowest.Load(), int64(time.Since(call.begun))))
 			}
 		}
 	}
@@ -186,13 +192,13 @@ func (c *Cluster) listen(calls []*call) error {
 // heard notes that an answer has come to a pod of the cluster, or may come from now on.
 func (c *Cluster) heard() { c.lastHeard.Store(time.Now().UnixNano()) }
 
-// take ends a call that has got an answer.
+// take ends a call that has got an answer, or that its own side has given up.
 func (c *call) take() error {
 	code, err := unix.GetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_ERROR)
-	if err == nil && code != 0 {
+	if err == nil && code != 0 && unix.Errno(code) != unix.ETIMEDOUT {
 		err = unix.Errno(code)
 	}
-	c.answered = err == nil
+	c.answered = err == nil && code == 0
 	c.close()
 	return err
 }

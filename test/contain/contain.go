@@ -24,7 +24,7 @@ import (
 
 // Container is what a process gets. Its network namespace is the caller's.
 type Container struct {
-	// Root is an empty folder, over which the container's files are mounted.
+	// Root is an empty directory, over which the container's files are mounted.
 	Root string
 	// Image has a file of this machine for each path of the image.
 	Image map[string]string
@@ -38,7 +38,7 @@ type Container struct {
 	Args, Env                 []string
 }
 
-// Mount is a file or folder of the node in a container.
+// Mount is a file or directory of the node in a container.
 type Mount struct {
 	From, To string
 	ReadOnly bool
@@ -50,7 +50,7 @@ const variable = "PODMARK_CONTAINER"
 
 // Command is the container's process: 1 in a process namespace of its own, so all of
 // the container ends with it. It ends with the thread that starts it. root is an empty
-// folder.
+// directory.
 func (c Container) Command(root string) *exec.Cmd {
 	c.Root = root
 	b, err := json.Marshal(c)

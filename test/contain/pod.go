@@ -11,11 +11,11 @@ import (
 
 // Node is where a pod is run.
 type Node struct {
-	// Root stands for the node's root folder: what is mounted from /run is from Root/run.
+	// Root stands for the node's root directory: what is mounted from /run is from Root/run.
 	Root string
 	// Image is every image: a file of this machine for each path in it.
 	Image map[string]string
-	// ConfigMaps are folders with their files, by name.
+	// ConfigMaps are directories with their files, by name.
 	ConfigMaps map[string]string
 }
 

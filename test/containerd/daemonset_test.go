@@ -17,7 +17,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// container is the DaemonSet's as a kubelet asks a runtime for it. The node's folders
+// container is the DaemonSet's as a kubelet asks a runtime for it. The node's directories
 // are those that containerd sees, but for CNI's, which are the test's.
 func (n *node) container(t *testing.T) *cri.ContainerConfig {
 	t.Helper()
@@ -45,13 +45,13 @@ func (n *node) container(t *testing.T) *cri.ContainerConfig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	folders := map[string]string{"/etc/cni/net.d": n.conf, "/opt/cni/bin": n.bin}
+	directories := map[string]string{"/etc/cni/net.d": n.conf, "/opt/cni/bin": n.bin}
 	var mounts []*cri.Mount
 	for _, m := range spec.VolumeMounts {
 		mount := &cri.Mount{ContainerPath: m.MountPath, HostPath: config, Readonly: m.ReadOnly}
 		for _, v := range pod.Volumes {
 			if v.Name == m.Name && v.HostPath != nil {
-				if mount.HostPath = folders[v.HostPath.Path]; mount.HostPath == "" {
+				if mount.HostPath = directories[v.HostPath.Path]; mount.HostPath == "" {
 					mount.HostPath = v.HostPath.Path
 				}
 			}

@@ -18,7 +18,7 @@ const (
 
 var errEntry = errors.New("the entry is there, or is not")
 
-// While containerd watches its folder, podmark comes, is put back and goes; no moment
+// While containerd watches its directory, podmark comes, is put back and goes; no moment
 // passes in which the node would not be ready, and each pod that starts is known.
 func TestInstall(t *testing.T) {
 	n := newNode(t)

@@ -29,10 +29,10 @@ import (
 	"github.com/podmark/podmark/test/wait"
 )
 
-// root is the work tree; go test runs tests in their package's folder.
+// root is the work tree; go test runs tests in their package's directory.
 const root = "../.."
 
-// loopback is a folder with the CNI plugin that containerd itself calls.
+// loopback is a directory with the CNI plugin that containerd itself calls.
 var loopback string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -61,7 +61,7 @@ func run(m *testing.M) int {
 // node is a network namespace with a containerd, whose pods have no other.
 type node struct {
 	t *testing.T
-	// dir is the folder below which everything is; conf and bin are CNI's.
+	// dir is the directory below which everything is; conf and bin are CNI's.
 	dir, conf, bin, state string
 	address               string
 	cri                   cri.RuntimeServiceClient
@@ -237,7 +237,7 @@ func (n *node) run(name string, args ...string) string {
 	return string(out)
 }
 
-// podmarkd is that with this node's folders.
+// podmarkd is that with this node's directories.
 func (n *node) podmarkd(args ...string) *exec.Cmd {
 	args = append(args, "--state-dir", n.state, "--cni-conf-dir", n.conf, "--cni-bin-dir", n.bin)
 	cmd := exec.Command(filepath.Join(root, "bin/podmarkd"), args...)

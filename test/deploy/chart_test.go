@@ -30,7 +30,7 @@ import (
 	"github.com/podmark/podmark/pkg/config"
 )
 
-// root is the work tree; go test runs tests in their package's folder.
+// root is the work tree; go test runs tests in their package's directory.
 const root = "../.."
 
 func load(t *testing.T) *chart.Chart {
@@ -240,20 +240,20 @@ func TestValues(t *testing.T) {
 		}
 	}
 	if !slices.Equal(paths, []string{"/run/podmark", "/etc/c", "/opt/b", "/var/lib/cni", "/var/run/netns", "/sys/fs/bpf"}) {
-		t.Errorf("folders %q", paths)
+		t.Errorf("directories %q", paths)
 	}
 	if pod.NodeSelector["a"] != "b" || len(pod.Tolerations) != 0 || pod.PriorityClassName != "p" || pod.Containers[0].Resources.Limits.Memory().String() != "1Gi" {
 		t.Errorf("%+v", pod)
 	}
-	folders := []string{"--cni-conf-dir=/etc/c", "--cni-bin-dir=/opt/b", "--runtime-endpoint="}
+	directories := []string{"--cni-conf-dir=/etc/c", "--cni-bin-dir=/opt/b", "--runtime-endpoint="}
 	// The same container, but for what it runs: first it uninstalls, then podmarkd is one to which
 	// nothing is missing. TestContainedUninstall runs both.
 	first, then := pod.InitContainers[0], pod.Containers[0]
 	at := func(name string) string {
 		return first.VolumeMounts[slices.IndexFunc(first.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == name })].MountPath
 	}
-	if at("cni-conf") != "/etc/c" || at("cni-bin") != "/opt/b" || slices.ContainsFunc(folders, func(f string) bool { return !slices.Contains(first.Args, f) }) {
-		t.Errorf("folders at %s and %s, args %q", at("cni-conf"), at("cni-bin"), first.Args)
+	if at("cni-conf") != "/etc/c" || at("cni-bin") != "/opt/b" || slices.ContainsFunc(directories, func(f string) bool { return !slices.Contains(first.Args, f) }) {
+		t.Errorf("directories at %s and %s, args %q", at("cni-conf"), at("cni-bin"), first.Args)
 	}
 	if first.Command[1] != "uninstall" || !slices.Equal(then.Args, []string{"--cni-conf-dir=", "--listen=127.0.0.1:9469"}) {
 		t.Errorf("%q, then %q", first.Command, then.Args)

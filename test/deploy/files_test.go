@@ -107,7 +107,7 @@ func TestUnit(t *testing.T) {
 	}
 }
 
-// docs/operations.md names files, values and folders that there are.
+// docs/operations.md names files, values and directories that there are.
 func TestOperations(t *testing.T) {
 	document := string(read(t, "docs/operations.md"))
 	for _, name := range regexp.MustCompile(`conf/[a-zA-Z/.-]*[a-zA-Z]`).FindAllString(document, -1) {

@@ -22,7 +22,7 @@ import (
 )
 
 // boot runs systemd as process 1 of namespaces of its own, with a few targets and the
-// units in the folder UNITS. /run, /opt, /etc and /usr/local/lib are the test's: what is
+// units in the directory UNITS. /run, /opt, /etc and /usr/local/lib are the test's: what is
 // written there is gone with it.
 const boot = `set -e
 mount --make-rprivate /

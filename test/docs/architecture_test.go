@@ -1,6 +1,9 @@
 package docs_test
 
 import (
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -97,4 +100,94 @@ func TestTestDirectories(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("directories of tests that there are (-) and that CONTRIBUTING.md has (+):\n%s", diff)
 	}
+}
+
+// Each Go name of these documents exists: package.Name, package.Type.Member or Type.Member.
+func TestGoNames(t *testing.T) {
+	declared := goNames(t)
+	name := regexp.MustCompile(`^(?:[a-z]+|[A-Z][A-Za-z]+)(?:\.[A-Z][A-Za-z]+)+$`)
+	n := 0
+	for _, document := range documents(t) {
+		if !slices.Contains([]string{architecture, "docs/glossary.md", packetPath}, document) && !strings.HasPrefix(document, "docs/design/") {
+			continue
+		}
+		for _, s := range spans(fence.ReplaceAllString(read(t, document), "")) {
+			if !name.MatchString(s) {
+				continue
+			}
+			if n++; !declared[s] {
+				t.Errorf("%s names %s, which is not in the code", document, s)
+			}
+		}
+	}
+	if n < 30 {
+		t.Errorf("%d names were found", n)
+	}
+}
+
+// goNames are the names that packages declare, each with its package and without.
+func goNames(t *testing.T) map[string]bool {
+	t.Helper()
+	names := map[string]bool{}
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		declare := func(parts ...string) {
+			name := strings.Join(parts, ".")
+			names[name], names[file.Name.Name+"."+name] = true, true
+		}
+		for _, decl := range file.Decls {
+			switch decl := decl.(type) {
+			case *ast.FuncDecl:
+				if decl.Recv == nil {
+					declare(decl.Name.Name)
+				} else {
+					declare(typeName(decl.Recv.List[0].Type), decl.Name.Name)
+				}
+			case *ast.GenDecl:
+				for _, spec := range decl.Specs {
+					if s, ok := spec.(*ast.TypeSpec); ok {
+						declare(s.Name.Name)
+						for _, field := range fields(s) {
+							declare(s.Name.Name, field)
+						}
+					}
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
+// typeName is the name of a receiver's type.
+func typeName(e ast.Expr) string {
+	if s, ok := e.(*ast.StarExpr); ok {
+		e = s.X
+	}
+	if i, ok := e.(*ast.Ident); ok {
+		return i.Name
+	}
+	return ""
+}
+
+// fields are the names of a struct's fields.
+func fields(s *ast.TypeSpec) []string {
+	var out []string
+	if s, ok := s.Type.(*ast.StructType); ok {
+		for _, field := range s.Fields.List {
+			for _, name := range field.Names {
+				out = append(out, name.Name)
+			}
+		}
+	}
+	return out
 }

@@ -109,7 +109,7 @@ func TestPolicies(t *testing.T) {
 		namespace, pod, _ := strings.Cut(name, "/")
 		records = append(records, attachment.Record{ID: mark.First + mark.ID(len(records)), Policed: true, Committed: true, Endpoint: attachment.Endpoint{
 			Namespace: namespace, Pod: pod, Labels: map[string]string{"app": pod},
-			Interface: pod, Port: pod, Addresses: []netip.Addr{addr},
+			L3Interface: pod, HostVeth: pod, Addresses: []netip.Addr{addr},
 		}})
 	}
 	state := desired.Build(desired.Node{Layout: layout, Epoch: 1}, policies, records)
@@ -144,7 +144,7 @@ func TestPolicies(t *testing.T) {
 			_, p.Out, _ = strings.Cut(tt.to, "/")
 			p.Dst = pods[tt.to]
 		}
-		if v := state.Allows(p); v.Allowed != tt.want {
+		if v := state.Evaluate(p); v.Allowed != tt.want {
 			t.Errorf("%q to %q, %v %d: allowed is %v (%s)", tt.from, tt.to, tt.protocol, tt.port, v.Allowed, v.By)
 		}
 	}

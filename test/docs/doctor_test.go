@@ -31,8 +31,8 @@ func TestDoctor(t *testing.T) {
 			t.Errorf("docs/operations.md does not say that doctor does not look at %s", way)
 		}
 	}
-	if !strings.Contains(operations, "`"+doctor.Unlooked+"`") {
-		t.Errorf("docs/operations.md does not name %s", doctor.Unlooked)
+	if !strings.Contains(operations, "`"+doctor.NotChecked+"`") {
+		t.Errorf("docs/operations.md does not name %s", doctor.NotChecked)
 	}
 }
 

@@ -21,7 +21,7 @@ func TestExplain(t *testing.T) {
 		State: example(t), Backend: config.BackendNFTables, Watched: true,
 		IPVS: explain.IPVS{Loaded: true, Used: true, Services: []explain.Service{{
 			Protocol: desired.TCP, At: at("10.96.0.80:80"),
-			Backends: []explain.Backend{
+			Destinations: []explain.Destination{
 				{At: at("10.22.0.2:8080"), Weight: 1, Method: explain.Masquerade},
 				{At: at("10.24.0.9:8080"), Weight: 1, Method: explain.Masquerade},
 			},

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// root is the work tree; go test runs tests in their package's folder.
+// root is the work tree; go test runs tests in their package's directory.
 const root = "../.."
 
 // documents are those that users and contributors read.

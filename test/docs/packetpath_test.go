@@ -98,12 +98,12 @@ func exampleOf(t *testing.T, manifests string) desired.State {
 	records := []attachment.Record{
 		{ID: 2, Policed: true, Committed: true, Endpoint: attachment.Endpoint{
 			Namespace: "shop", Pod: "web", Labels: map[string]string{"app": "web"},
-			Interface: "veth1a2b3c4d", Port: "veth1a2b3c4d", InterfaceIndex: 7, PortIndex: 7,
+			L3Interface: "veth1a2b3c4d", HostVeth: "veth1a2b3c4d", L3InterfaceIndex: 7, HostVethIndex: 7,
 			Addresses: addrs("10.22.0.2", "fd00:22::2"),
 		}},
 		{ID: 3, Policed: true, Committed: true, Endpoint: attachment.Endpoint{
 			Namespace: "shop", Pod: "db", Labels: map[string]string{"app": "db"},
-			Interface: "cni0", Port: "veth5e6f7a8b", InterfaceIndex: 5, PortIndex: 8, MAC: "0a:58:0a:17:00:02",
+			L3Interface: "cni0", HostVeth: "veth5e6f7a8b", L3InterfaceIndex: 5, HostVethIndex: 8, MAC: "0a:58:0a:17:00:02",
 			Addresses: addrs("10.23.0.2", "fd00:23::2"),
 		}},
 	}

@@ -239,7 +239,7 @@ func TestPodmarkctl(t *testing.T) {
 					}
 				}
 			}
-			// These change nothing; with a state folder of the test's, the node does not matter.
+			// These change nothing; with a state directory of the test's, the node does not matter.
 			if command == "list" || command == "render" || slices.Contains(args, "--dry-run") {
 				run(append(args, "--state-dir", filepath.Join(t.TempDir(), "state"))...)
 			}
@@ -293,7 +293,7 @@ func TestLinks(t *testing.T) {
 func TestNumbers(t *testing.T) {
 	readme := read(t, "README.md")
 	for _, want := range []struct{ text, file, code string }{
-		{"at most 600", "pkg/config/config.go", "maxLockTimeout       = 10 * time.Minute"},
+		{"at most 600", "pkg/config/config.go", "maxLockTimeout     = 10 * time.Minute"},
 		{"group 1886", "pkg/apply/port/port.go", "const Group = 1886"},
 		{"0.3.0, 0.3.1, 0.4.0, 1.0.0 and 1.1.0", "pkg/config/version.go", `VersionsStartingFrom("0.3.0")`},
 		{"0 if\nall went well, 2 for wrong usage or failure", "plugins/podmarkctl/main.go", "exitFailure = 2"},

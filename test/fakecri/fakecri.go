@@ -1,4 +1,4 @@
-// Package fakecri is a container runtime that says which folders of CNI it reads, and does
+// Package fakecri is a container runtime that says which directories of CNI it reads, and does
 // nothing else.
 package fakecri
 
@@ -25,7 +25,7 @@ type Runtime struct {
 	server *grpc.Server
 }
 
-// New is a runtime that listens, and reads these folders.
+// New is a runtime that listens, and reads these directories.
 func New(t testing.TB, conf string, bins ...string) *Runtime {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "cri") // the path of a socket is short
@@ -36,7 +36,7 @@ func New(t testing.TB, conf string, bins ...string) *Runtime {
 	return At(t, filepath.Join(dir, "sock"), conf, bins...)
 }
 
-// At is that runtime with this socket, whose folder is there.
+// At is that runtime with this socket, whose directory is there.
 func At(t testing.TB, socket, conf string, bins ...string) *Runtime {
 	t.Helper()
 	r := &Runtime{Socket: socket, t: t}
@@ -50,7 +50,7 @@ func (r *Runtime) Status(context.Context, *runtimeapi.StatusRequest) (*runtimeap
 	return &runtimeapi.StatusResponse{Info: map[string]string{"config": r.config.Load().(string)}}, nil
 }
 
-// Reads has the runtime read these folders from now on; none where it is not to say.
+// Reads has the runtime read these directories from now on; none where it is not to say.
 func (r *Runtime) Reads(conf string, bins ...string) {
 	r.t.Helper()
 	b, err := json.Marshal(map[string]any{"cni": map[string]any{"confDir": conf, "binDirs": bins}})

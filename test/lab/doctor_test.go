@@ -23,7 +23,7 @@ type patient struct {
 	*cluster
 	t         *testing.T
 	bin, conf string
-	// plugins is the runtime's folder of plugins.
+	// plugins is the runtime's directory of plugins.
 	plugins string
 }
 
@@ -74,15 +74,15 @@ func (p *patient) finds(checks ...string) []doctor.Finding {
 	return found
 }
 
-// mend runs the commands of findings, on the node.
-func (p *patient) mend(found []doctor.Finding) {
+// fix runs the commands of findings, on the node.
+func (p *patient) fix(found []doctor.Finding) {
 	p.t.Helper()
 	for _, f := range found {
-		p.Run("sh", "-c", fmt.Sprintf("PATH=%s:$PATH; %s", p.bin, f.Mend))
+		p.Run("sh", "-c", fmt.Sprintf("PATH=%s:$PATH; %s", p.bin, f.Fix))
 	}
 }
 
-// What IPVS and bridges need is found where it is missing, and mended by what is
+// What IPVS and bridges need is found where it is missing, and fixed by what is
 // said, or by a podmarkd that may; so is a NodePort outside the ranges. Nothing else is
 // wrong on a node with kube-proxy's rules, and without IPVS its parameter does not
 // matter, nor does a port.
@@ -97,7 +97,7 @@ func TestDoctor(t *testing.T) {
 			if !strings.Contains(ports[0].What, fmt.Sprintf("NodePorts %d are", oddPort)) {
 				t.Errorf("%+v", ports)
 			}
-			p.mend(ports)
+			p.fix(ports)
 			p.finds()
 			// IPVS compares the whole mark, and an ID is in it.
 			p.Run("ipvsadm", "-A", "-f", "14146")
@@ -113,13 +113,13 @@ func TestDoctor(t *testing.T) {
 				if len(found) != 2 {
 					t.Errorf("want one for each family: %+v", found)
 				}
-				p.mend(found)
+				p.fix(found)
 			}
 			p.finds()
 			p.Sysctl("net/ipv4/vs/conntrack", "0")
 			p.daemon(onBridge)
 			if !onBridge {
-				p.mend(p.finds("ipvs-conntrack"))
+				p.fix(p.finds("ipvs-conntrack"))
 			}
 			p.finds()
 			p.Run("ipvsadm", "-C")
@@ -147,7 +147,7 @@ func (p *patient) daemon(set bool) {
 	is := func(s node.Status) bool { c, needed := ipvsConntrack(s); return needed && c.Value == want }
 	becomes(p.t, p.Node, "it has looked", is)
 	first := time.Now()
-	becomes(p.t, p.Node, "it has looked again", func(s node.Status) bool { return is(s) && s.Looked.After(first) })
+	becomes(p.t, p.Node, "it has looked again", func(s node.Status) bool { return is(s) && s.LastReconcile.After(first) })
 	if got := strings.TrimSpace(p.Run("sysctl", "-n", "net.ipv4.vs.conntrack")); got != want {
 		p.t.Errorf("net.ipv4.vs.conntrack is %s, want %s", got, want)
 	}

@@ -327,7 +327,7 @@ func TestUninstall(t *testing.T) {
 			t.Errorf("links are left in the device group: %s", links)
 		}
 		if _, err := os.Stat(c.StateDir); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("the state folder is left: %v", err)
+			t.Errorf("the state directory is left: %v", err)
 		}
 		lab.Table(t, c.everything())
 		for _, p := range []*lab.Pod{c.a, c.b} {

@@ -70,7 +70,7 @@ func TestInVRF(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", pod.Name, err)
 		}
-		if e.VRF != "red" || e.VRFIndex == 0 || e.PortIndex == 0 || e.InterfaceIndex == 0 || e.Routed() != (pod == plain) || !e.Routed() && e.Interface != "cni0" {
+		if e.VRF != "red" || e.VRFIndex == 0 || e.HostVethIndex == 0 || e.L3InterfaceIndex == 0 || e.Routed() != (pod == plain) || !e.Routed() && e.L3Interface != "cni0" {
 			t.Errorf("%s: %+v", pod.Name, e)
 		}
 	}

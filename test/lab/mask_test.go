@@ -53,7 +53,7 @@ func TestMaskMoves(t *testing.T) {
 				lab.Table(t, rows)
 			}
 			err := c.Do(func() error {
-				moved, err := n.SetMask(ctx, to)
+				moved, err := n.ChangeMask(ctx, to)
 				if !moved && err == nil {
 					err = fmt.Errorf("nothing was moved to %#x", mask)
 				}

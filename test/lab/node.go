@@ -96,7 +96,7 @@ type Node struct {
 	*NS
 	Variant  Variant
 	PodCIDRs []netip.Prefix
-	// Dir is a folder for the node's files; it vanishes with the test.
+	// Dir is a directory for the node's files; it vanishes with the test.
 	Dir string
 	// StateDir is for the plugin under test, on whatever file system Dir is.
 	StateDir string

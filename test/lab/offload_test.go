@@ -133,7 +133,7 @@ table inet outwards {
 	// An endpoint that comes, or is adopted, takes its own back.
 	before := carried(c.Node)
 	ofA := len(slices.DeleteFunc(slices.Clone(allowed), func(f liveFlow) bool { return strings.HasPrefix(f.name, "b to outside") }))
-	if err := c.Do(func() error { return conntrack.Unjudge(c.a.Addresses, 0xffff0000) }); err != nil {
+	if err := c.Do(func() error { return conntrack.ResetVerdict(c.a.Addresses, 0xffff0000) }); err != nil {
 		t.Error(err)
 	}
 	if n := carried(c.Node); n > before-ofA {

@@ -277,11 +277,11 @@ func (n *Node) Status(network Network) error {
 	return n.cni.GetStatusNetworkList(context.Background(), list)
 }
 
-// Programs is the folder with podmark's programs. Tests that run where there is a Go
+// Programs is the directory with podmark's programs. Tests that run where there is a Go
 // toolchain build them into one of their own; empty is that of scripts/build.sh.
 var Programs string
 
-// program is where a program of podmark's is; empty is for their folder.
+// program is where a program of podmark's is; empty is for their directory.
 func program(t testing.TB, name string) string {
 	t.Helper()
 	if Programs != "" {
@@ -290,7 +290,7 @@ func program(t testing.TB, name string) string {
 	return filepath.Join(bin(t), name)
 }
 
-// bin is where scripts/build.sh and scripts/tools.sh put programs. Tests run in a folder
+// bin is where scripts/build.sh and scripts/tools.sh put programs. Tests run in a directory
 // two below the module's, as go test has it.
 func bin(t testing.TB) string {
 	t.Helper()

@@ -119,7 +119,7 @@ func (n *realNode) apply(manifests string) {
 	}
 }
 
-// write makes a file of the node's folder and returns its path.
+// write makes a file of the node's directory and returns its path.
 func (n *realNode) write(name, content string) string {
 	n.t.Helper()
 	path := filepath.Join(n.Dir, name)

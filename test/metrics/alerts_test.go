@@ -58,22 +58,22 @@ func alertCases() map[string]alertCase {
 		}
 	}
 	return map[string]alertCase{
-		"PodmarkNotKept":    {[]store{{of("podmark_last_look_ok", steady(0))}}, []store{{of("podmark_last_look_ok", steady(1))}}},
-		"PodmarkApplyFails": {[]store{{of("podmark_last_apply_error", steady(1))}}, []store{{of("podmark_last_apply_error", steady(0))}}},
+		"PodmarkNotKept":    {[]store{{of("podmark_last_reconcile_success", steady(0))}}, []store{{of("podmark_last_reconcile_success", steady(1))}}},
+		"PodmarkApplyFails": {[]store{{of("podmark_last_dataplane_sync_error", steady(1))}}, []store{{of("podmark_last_dataplane_sync_error", steady(0))}}},
 		"PodmarkStale": {
-			[]store{{of("podmark_last_look_timestamp_seconds", steady(now-301))}},
-			[]store{{of("podmark_last_look_timestamp_seconds", steady(now-60))}},
+			[]store{{of("podmark_last_reconcile_timestamp_seconds", steady(now-301))}},
+			[]store{{of("podmark_last_reconcile_timestamp_seconds", steady(now-60))}},
 		},
 		"PodmarkDown": {
 			[]store{
 				{},
-				{of("podmark_last_look_ok", gone(1)), of("up", steady(0)), elsewhere("podmark_last_look_ok"), elsewhere("up")},
-				{of("podmark_last_look_ok", gone(1)), of("up", gone(1)), elsewhere("podmark_last_look_ok"), elsewhere("up")},
-				{of("up", steady(0)), elsewhere("podmark_last_look_ok"), elsewhere("up")}, // never well
+				{of("podmark_last_reconcile_success", gone(1)), of("up", steady(0)), elsewhere("podmark_last_reconcile_success"), elsewhere("up")},
+				{of("podmark_last_reconcile_success", gone(1)), of("up", gone(1)), elsewhere("podmark_last_reconcile_success"), elsewhere("up")},
+				{of("up", steady(0)), elsewhere("podmark_last_reconcile_success"), elsewhere("up")}, // never well
 			},
 			[]store{
-				{of("podmark_last_look_ok", steady(0)), of("up", steady(1))},
-				{of("podmark_last_look_ok", steady(1)), of("up", steady(1)), {labels.FromStrings("__name__", "up", "job", "another", "instance", "node-1"), steady(0)}},
+				{of("podmark_last_reconcile_success", steady(0)), of("up", steady(1))},
+				{of("podmark_last_reconcile_success", steady(1)), of("up", steady(1)), {labels.FromStrings("__name__", "up", "job", "another", "instance", "node-1"), steady(0)}},
 			},
 		},
 		"PodmarkPodsUnpoliced": {
@@ -82,11 +82,11 @@ func alertCases() map[string]alertCase {
 		},
 		"PodmarkNotInstalled": {[]store{{of("podmark_installed", steady(0))}}, []store{{of("podmark_installed", steady(1))}}},
 		"PodmarkPoliciesTroubled": {
-			[]store{{of("podmark_policies_troubled", steady(2), "reason", "Forbidden")}},
-			[]store{{of("podmark_policies_troubled", steady(0), "reason", "Forbidden")}},
+			[]store{{of("podmark_policies_unsynced", steady(2), "reason", "Forbidden")}},
+			[]store{{of("podmark_policies_unsynced", steady(0), "reason", "Forbidden")}},
 		},
 		"PodmarkPoliciesNotSynced": {[]store{{of("podmark_policies_synced", steady(0))}}, []store{{of("podmark_policies_synced", steady(1))}}},
-		"PodmarkFlowsUnjudged":     {[]store{{of("podmark_offloaded_flows_unjudged", steady(3))}}, []store{{of("podmark_offloaded_flows_unjudged", steady(0))}}},
+		"PodmarkFlowsUnjudged":     {[]store{{of("podmark_offloaded_flows_bypassing", steady(3))}}, []store{{of("podmark_offloaded_flows_bypassing", steady(0))}}},
 		"PodmarkMaskExhausted": {
 			[]store{{of("podmark_allocation_failures_total", once(1))}},
 			[]store{{of("podmark_allocation_failures_total", steady(7))}},
@@ -133,8 +133,8 @@ func alertCases() map[string]alertCase {
 			[]store{{of("podmark_sysctl_ok", steady(1), "name", "net.ipv4.vs.conntrack")}},
 		},
 		"PodmarkCallsNotCounted": {
-			[]store{{of("podmark_spool_full_total", once(1))}, {of("podmark_unread_total", from(0, 1), "source", "packets")}},
-			[]store{{of("podmark_spool_full_total", steady(1)), of("podmark_unread_total", once(2), "source", "packets")}},
+			[]store{{of("podmark_spool_full_total", once(1))}, {of("podmark_source_errors_total", from(0, 1), "source", "packets")}},
+			[]store{{of("podmark_spool_full_total", steady(1)), of("podmark_source_errors_total", once(2), "source", "packets")}},
 		},
 	}
 }

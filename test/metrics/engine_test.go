@@ -22,7 +22,7 @@ const (
 	spent = time.Hour        // of scrapes, at the end of which expressions are evaluated
 )
 
-// end is when; podmark_last_look_timestamp_seconds of a scrape is made to fit. The first scrape
+// end is when; podmark_last_reconcile_timestamp_seconds of a scrape is made to fit. The first scrape
 // is at 0, as promtool has it.
 var end = time.Unix(int64(spent/time.Second), 0)
 
@@ -131,7 +131,7 @@ func samples(families map[string]*dto.MetricFamily) store {
 		for _, p := range pairs {
 			b.Set(p.GetName(), p.GetValue())
 		}
-		if name == "podmark_last_look_timestamp_seconds" {
+		if name == "podmark_last_reconcile_timestamp_seconds" {
 			value = float64(end.Unix())
 		}
 		out = append(out, series{b.Labels(), func(int) float64 { return value }})

@@ -68,7 +68,7 @@ func scrape(t *testing.T) map[string]*dto.MetricFamily {
 		filepath.Join(n.bin, "podmarkctl"), "--state-dir", n.dir, "apply", "-f", "-")
 	n.addPod()
 	address := n.startDaemon()
-	n.until(address, "a look", "podmark_last_look_ok")
+	n.until(address, "a look", "podmark_last_reconcile_success")
 	// So that one of the node's own sets is stale, and is replaced.
 	n.run("", "ip", "addr", "add", "192.0.2.7/32", "dev", "lo")
 	return n.until(address, "a replaced set, and the drops and audits of policies", "podmark_replaced_sets_total", "podmark_policy_dropped_packets_total", "podmark_policy_audited_packets_total")
@@ -125,7 +125,7 @@ func (n node) addPod() {
 	}
 }
 
-// bridgeList makes a folder with a network whose pods are on a bridge: it needs kernel
+// bridgeList makes a directory with a network whose pods are on a bridge: it needs kernel
 // parameters.
 func (n node) bridgeList() string {
 	n.t.Helper()

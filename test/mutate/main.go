@@ -26,7 +26,7 @@ import (
 
 // mutant is a small change that matters: To in the place of From, which its file has once.
 type mutant struct {
-	// Package is its folder, and File its name in there.
+	// Package is its directory, and File its name in there.
 	Package, File string
 	From, To      string
 	// Why is what would be wrong.
@@ -129,7 +129,7 @@ func run(jobs int, picked *regexp.Regexp, limit time.Duration) error {
 
 // test runs the tests of a package, with a change if there is one: nil where they find it out,
 // or take longer than the limit; 0 is none.
-func test(dir, folder string, m *mutant, limit time.Duration) (out string, err error) {
+func test(dir, directory string, m *mutant, limit time.Duration) (out string, err error) {
 	dir, err = os.MkdirTemp(dir, "")
 	if err != nil {
 		return "", err
@@ -147,12 +147,12 @@ func test(dir, folder string, m *mutant, limit time.Duration) (out string, err e
 		}
 		args = append(args, "-overlay", overlay)
 	}
-	if b, err := exec.Command("go", append(args, "./"+folder)...).CombinedOutput(); err != nil {
+	if b, err := exec.Command("go", append(args, "./"+directory)...).CombinedOutput(); err != nil {
 		return string(b), fmt.Errorf("%w: %w", errBuild, err)
 	}
 	cmd := exec.Command(binary, "-test.failfast", "-test.timeout="+limit.String())
 	var b bytes.Buffer
-	cmd.Dir, cmd.Stdout, cmd.Stderr = folder, &b, &b
+	cmd.Dir, cmd.Stdout, cmd.Stderr = directory, &b, &b
 	cmd.Env = append(os.Environ(), "TMPDIR="+dir, "CI=", "PODMARK_LAB=")
 	if os.Geteuid() == 0 {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
@@ -162,7 +162,7 @@ func test(dir, folder string, m *mutant, limit time.Duration) (out string, err e
 	case err == nil:
 		return b.String(), errSurvived
 	case !errors.As(err, &exit):
-		return b.String(), fmt.Errorf("running the tests of %s: %w", folder, err)
+		return b.String(), fmt.Errorf("running the tests of %s: %w", directory, err)
 	case m == nil:
 		return b.String(), err
 	}

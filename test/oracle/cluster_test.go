@@ -158,7 +158,7 @@ func (c cluster) judge(f flow) verdict {
 				}
 			}
 		}
-		return s.Allows(p).Allowed
+		return s.Evaluate(p).Allowed
 	}
 	if fromPod && toPod && src.node == dst.node {
 		return verdict{

@@ -39,7 +39,7 @@ func (n *node) startDaemon(bin, kubeconfig string) (daemon, error) {
 // inSync is whether podmarkd says that so many policies are in force. /readyz tells of
 // the node alone.
 func (d daemon) inSync(policies int) error {
-	n, err := d.metrics("podmark_policies", "podmark_policy_watches_behind")
+	n, err := d.metrics("podmark_policies", "podmark_policy_watches_unsynced")
 	switch {
 	case err != nil:
 		return err

@@ -17,7 +17,7 @@ import (
 func measure(ctx context.Context, flags *flag.FlagSet, args []string) error {
 	o := clusterFlags(flags)
 	bin := flags.String("bin", "bin", "where podmarkd is")
-	dir := flags.String("dir", "", "an empty folder on a tmpfs, for state")
+	dir := flags.String("dir", "", "an empty directory on a tmpfs, for state")
 	backend := flags.String("backend", string(config.BackendNFTables), "nftables or iptables")
 	rate := flags.Int("rate", 500, "events a second")
 	period := flags.Duration("for", 30*time.Second, "how long to measure without events, and with them")

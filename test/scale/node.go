@@ -84,16 +84,16 @@ func (n *node) attach(ctx context.Context, p *corev1.Pod) error {
 	r := attachment.Record{
 		Key: attachment.Key{Network: network, ContainerID: string(p.UID), IfName: fmt.Sprintf("c%d", i)},
 		Endpoint: attachment.Endpoint{
-			Namespace: p.Namespace, Pod: p.Name, Labels: p.Labels, Ports: policy.NamedPorts(&p.Spec),
-			Interface: fmt.Sprintf("veth%d", i), Port: fmt.Sprintf("veth%d", i),
+			Namespace: p.Namespace, Pod: p.Name, Labels: p.Labels, NamedPorts: policy.NamedPorts(&p.Spec),
+			L3Interface: fmt.Sprintf("veth%d", i), HostVeth: fmt.Sprintf("veth%d", i),
 		},
 		Netns: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(n.pods)), UID: string(p.UID), Policed: true, Kubernetes: true,
 	}
-	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: r.Interface}, PeerName: r.IfName, PeerNamespace: netlink.NsFd(int(n.pods))}
+	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: r.L3Interface}, PeerName: r.IfName, PeerNamespace: netlink.NsFd(int(n.pods))}
 	if err := netlink.LinkAdd(veth); err != nil {
-		return fmt.Errorf("making %s: %w", r.Interface, err)
+		return fmt.Errorf("making %s: %w", r.L3Interface, err)
 	}
-	link, err := netlink.LinkByName(r.Interface)
+	link, err := netlink.LinkByName(r.L3Interface)
 	if err != nil {
 		return err
 	}

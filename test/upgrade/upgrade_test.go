@@ -1,5 +1,5 @@
 // Package upgrade_test replaces podmark's programs on a node whose pods run, by those of a
-// podmark to come, and puts them back. Which format its state folder has is a build tag.
+// podmark to come, and puts them back. Which format its state directory has is a build tag.
 package upgrade_test
 
 import (
@@ -17,7 +17,7 @@ import (
 	"github.com/podmark/podmark/test/testnode"
 )
 
-// The builds, by their tag. A podmark goes on from the state folder of late, and not from that
+// The builds, by their tag. A podmark goes on from the state directory of late, and not from that
 // of next.
 const (
 	now  = ""
@@ -27,7 +27,7 @@ const (
 
 var programs = []string{"podmark", "podmarkd"}
 
-// builds is the folder with a folder of programs for each build.
+// builds is the directory with a directory of programs for each build.
 var builds string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -158,7 +158,7 @@ func upgrade(t *testing.T, backend lab.Backend, tag string) {
 		refused := func(what string, err error) {
 			t.Helper()
 			if err == nil || !strings.Contains(err.Error(), "newer podmark") {
-				t.Errorf("%s after a rollback: %v, want that the state folder is a newer podmark's", what, err)
+				t.Errorf("%s after a rollback: %v, want that the state directory is a newer podmark's", what, err)
 			}
 		}
 		k.Put(lab.Manifest{Name: "late", Labels: map[string]string{"app": "web"}, NodeName: lab.NodeName})

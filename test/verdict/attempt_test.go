@@ -74,7 +74,7 @@ func try(t *testing.T, b *bench, state desired.State, when string, attempts []at
 		a := attempts[i]
 		var want, why []string
 		for _, p := range a.outs {
-			v := state.Allows(p)
+			v := state.Evaluate(p)
 			if why = append(why, v.By); v.Allowed {
 				want = append(want, place(p))
 			}
@@ -352,7 +352,7 @@ func answers(r *rand.Rand, b *bench, state desired.State, flows []*live) []attem
 		}
 		a := b.sent(from, p)
 		a.kind, a.flags = kind, frame.ACK
-		f.now = state.Allows(a.packet).Allowed && !beside(state, a.packet)
+		f.now = state.Evaluate(a.packet).Allowed && !beside(state, a.packet)
 		out = append(out, a)
 	}
 	return out

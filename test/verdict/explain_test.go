@@ -70,7 +70,7 @@ func TestExplainNodePort(t *testing.T) {
 			var packets []desired.Packet
 			for _, proto := range []desired.Protocol{desired.TCP, desired.UDP, desired.SCTP, icmp} {
 				for _, port := range []uint16{22, 29999, 30000, 32767, 32768} {
-					packets = append(packets, desired.Packet{In: live[0].Interface, Src: live[0].Addresses[0], Dst: b.host[0], Protocol: proto, DstPort: port, ICMPType: 8})
+					packets = append(packets, desired.Packet{In: live[0].L3Interface, Src: live[0].Addresses[0], Dst: b.host[0], Protocol: proto, DstPort: port, ICMPType: 8})
 				}
 			}
 			got := b.send(packets)
@@ -124,7 +124,7 @@ func TestExplainLinkLocal(t *testing.T) {
 				for _, proto := range []desired.Protocol{desired.TCP, desired.UDP, icmp} {
 					for _, port := range []uint16{53, 80} {
 						for _, from := range live[:2] { // of both namespaces
-							packets = append(packets, desired.Packet{In: from.Interface, Src: from.Addresses[0], Dst: to, Protocol: proto, DstPort: port, ICMPType: 8})
+							packets = append(packets, desired.Packet{In: from.L3Interface, Src: from.Addresses[0], Dst: to, Protocol: proto, DstPort: port, ICMPType: 8})
 						}
 					}
 				}

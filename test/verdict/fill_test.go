@@ -21,7 +21,7 @@ func TestFill(t *testing.T) {
 				Peers:      []desired.Peer{{Namespace: "one"}},
 				NamedPorts: []desired.NamedPort{{Protocol: desired.SCTP, Name: "bulk"}},
 			}}}}}}
-			nobody, ports := desired.Build(nodeOf(t, b), policies, nil), records(b)[3].Ports
+			nobody, ports := desired.Build(nodeOf(t, b), policies, nil), records(b)[3].NamedPorts
 			with := func(from, to int) desired.State {
 				var pods []desired.Pod
 				for i := from; i < to; i++ {
@@ -29,7 +29,7 @@ func TestFill(t *testing.T) {
 						netip.AddrFrom4([4]byte{10, 9, byte(i >> 8), byte(i)}), netip.MustParseAddr(fmt.Sprintf("fd00:9::%x", i)),
 					}})
 				}
-				return nobody.With(policies.Members(pods...))
+				return nobody.WithMembers(policies.Members(pods...))
 			}
 			fill := func(s desired.State, want int) {
 				t.Helper()

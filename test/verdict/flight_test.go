@@ -120,7 +120,7 @@ func olderFlows(t *testing.T, b *bench, backend apply.Backend) {
 		if tt.closed {
 			group(b, []attachment.Record{tt.is})
 		}
-		if err := conntrack.Unjudge(pod.addrs, node.Layout.Mask()); err != nil {
+		if err := conntrack.ResetVerdict(pod.addrs, node.Layout.Mask()); err != nil {
 			t.Fatal(err)
 		}
 		if tt.closed {

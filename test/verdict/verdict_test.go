@@ -134,7 +134,7 @@ func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend apply.Back
 					packets, passed = append(packets, a.packet), append(passed, came[i])
 				}
 				// The packet of a service is judged as what comes out.
-				if came[i] && slices.ContainsFunc(a.outs, func(p desired.Packet) bool { return state.Allows(p).Audited }) {
+				if came[i] && slices.ContainsFunc(a.outs, func(p desired.Packet) bool { return state.Evaluate(p).Audited }) {
 					wanted++
 				}
 			}
@@ -187,7 +187,7 @@ var apps = []string{"web", "db", "cache"}
 func group(b *bench, live []attachment.Record) {
 	for _, w := range b.wires[:podCount] { // those on a bridge are in none
 		g := 0
-		if slices.ContainsFunc(live, func(r attachment.Record) bool { return r.Port == w.name }) {
+		if slices.ContainsFunc(live, func(r attachment.Record) bool { return r.HostVeth == w.name }) {
 			g = port.Group
 		}
 		b.run("ip", "link", "set", w.name, "group", fmt.Sprint(g))
@@ -211,11 +211,11 @@ func records(b *bench) []attachment.Record {
 			ID:  mark.First + mark.ID(3*i),
 			Endpoint: attachment.Endpoint{
 				Namespace: []string{"one", "two"}[i%2], Pod: w.name,
-				Labels:    map[string]string{"app": apps[i%len(apps)], "n": fmt.Sprint(i)},
-				Interface: w.l3, Port: w.name, InterfaceIndex: master.Index, PortIndex: w.index,
+				Labels:      map[string]string{"app": apps[i%len(apps)], "n": fmt.Sprint(i)},
+				L3Interface: w.l3, HostVeth: w.name, L3InterfaceIndex: master.Index, HostVethIndex: w.index,
 				MAC: w.far.String(), Addresses: w.addrs,
 				// What the names stand for differs from pod to pod.
-				Ports: []attachment.NamedPort{
+				NamedPorts: []attachment.NamedPort{
 					{Name: "http", Protocol: uint8(desired.TCP), Number: somePorts[i%len(somePorts)]},
 					{Name: "http", Protocol: uint8(desired.UDP), Number: somePorts[(i+3)%len(somePorts)]},
 					{Name: "bulk", Protocol: uint8(desired.SCTP), Number: somePorts[(i+5)%len(somePorts)]},
@@ -224,12 +224,12 @@ func records(b *bench) []attachment.Record {
 			Policed: true, Committed: true,
 		}
 		if i == 1 || i == podCount+1 {
-			r.Sources = []netip.Prefix{
+			r.AllowedSources = []netip.Prefix{
 				netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 30, byte(i), 0}), 24),
 				netip.MustParsePrefix(fmt.Sprintf("fd00:30:%x::/48", i)),
 			}
 			if i == podCount+1 || b.pods == podCount { // one of them: what two have, iptables asks both about
-				r.Sources = append(r.Sources, netip.PrefixFrom(b.host[0], 32), netip.PrefixFrom(b.host[1], 128))
+				r.AllowedSources = append(r.AllowedSources, netip.PrefixFrom(b.host[0], 32), netip.PrefixFrom(b.host[1], 128))
 			}
 		}
 		out = append(out, r)

@@ -1,10 +1,10 @@
 // Package conntrack makes live flows be judged again, over netlink.
 //
 // A flow that was judged and allowed carries the policy epoch in its conntrack
-// mark. [Unjudge] takes it off the flows of one address, [Rejudge] off those of many, [Clear]
-// takes a number off the flows that carry it, so that it can be given out again, [ClearOthers]
-// every other number, and [Forget] drops the flows of an address that is nobody's any more.
-// [TakeBack] brings flows back to the hooks that a flowtable carries past them.
+// mark. [ResetVerdict] takes it off the flows of one address, [Reevaluate] off those of many, [ClearEpoch]
+// takes a number off the flows that carry it, so that it can be given out again, [ClearOtherEpochs]
+// every other number, and [DeleteFlows] drops the flows of an address that is nobody's any more.
+// [Reclaim] brings flows back to the hooks that a flowtable carries past them.
 //
 // Attribute numbers: include/uapi/linux/netfilter/nfnetlink_conntrack.h.
 package conntrack
@@ -66,19 +66,19 @@ const (
 	filterSrc = 1 << 0
 )
 
-// Forget deletes every flow that one of addrs started or answers: for addresses
+// DeleteFlows deletes every flow that one of addrs started or answers: for addresses
 // whose endpoint is gone. A flow of a live endpoint must not be deleted: the next
 // packet might be a reply, which would begin a flow in the other direction. The error is
-// unix.EBUSY where nothing stays but flows that a flowtable carries, see [TakeBack].
-func Forget(addrs []netip.Addr) error {
+// unix.EBUSY where nothing stays but flows that a flowtable carries, see [Reclaim].
+func DeleteFlows(addrs []netip.Addr) error {
 	return eachOf(addrs, func(c *netlink.Conn, f flow) error { return f.delete(c) })
 }
 
-// Unjudge takes the bits of mask off the mark of every flow that one of addrs
+// ResetVerdict takes the bits of mask off the mark of every flow that one of addrs
 // started or answers, so that its next packet in the original direction is judged. A flow
 // that a flowtable carries is brought back to the hooks where the kernel can; where it
 // cannot, [Offloaded] counts it.
-func Unjudge(addrs []netip.Addr, mask uint32) error {
+func ResetVerdict(addrs []netip.Addr, mask uint32) error {
 	return eachOf(addrs, func(c *netlink.Conn, f flow) error {
 		if f.offloaded() {
 			if taken, err := f.takeBack(c, mask); taken || err != nil {
@@ -206,14 +206,14 @@ func sourceFilter(tuple, asked, other uint16, addr netip.Addr) func(*netlink.Att
 	}
 }
 
-// Clear sets the bits of m.Mask to zero in the mark of every flow that has
+// ClearEpoch sets the bits of m.Mask to zero in the mark of every flow that has
 // m.Value there. Other bits stay.
-func Clear(m mark.Mark) error {
+func ClearEpoch(m mark.Mark) error {
 	return strip(m.Mask, marked(m), func(f flow) bool { return f.mark&m.Mask == m.Value })
 }
 
-// Rejudge does so for those flows alone that one of the addresses in set started or answers.
-func Rejudge(m mark.Mark, set *netipx.IPSet) error {
+// Reevaluate does so for those flows alone that one of the addresses in set started or answers.
+func Reevaluate(m mark.Mark, set *netipx.IPSet) error {
 	return strip(m.Mask, marked(m), func(f flow) bool {
 		return f.mark&m.Mask == m.Value && (set.Contains(f.orig.src) || set.Contains(f.reply.src))
 	})
@@ -227,9 +227,9 @@ func marked(m mark.Mark) func(*netlink.AttributeEncoder) {
 	}
 }
 
-// ClearOthers sets the bits of m.Mask to zero in the mark of every flow that has
+// ClearOtherEpochs sets the bits of m.Mask to zero in the mark of every flow that has
 // anything but m.Value there. Other bits stay.
-func ClearOthers(m mark.Mark) error {
+func ClearOtherEpochs(m mark.Mark) error {
 	return strip(m.Mask, func(*netlink.AttributeEncoder) {}, func(f flow) bool { return f.mark&m.Mask != m.Value })
 }
 

@@ -96,7 +96,7 @@ func testForget(t *testing.T) {
 		{"10.1.0.2", "4 6 7"},
 		{"fd00::2", "4 7"},
 	} {
-		if err := conntrack.Forget([]netip.Addr{netip.MustParseAddr(step.addr)}); err != nil {
+		if err := conntrack.DeleteFlows([]netip.Addr{netip.MustParseAddr(step.addr)}); err != nil {
 			t.Fatal(err)
 		}
 		if got := sources(t); got != step.left {
@@ -112,7 +112,7 @@ func TestUnjudge(t *testing.T) {
 	entry(t, "-p udp -s 10.1.0.3 -d 10.9.0.1 --sport 3 --dport 53 -m 0x10abc")
 	entry(t, "-p udp -s fd00::2 -d fd00::9 --sport 4 --dport 53 -m 0x10000")
 	addrs := []netip.Addr{netip.MustParseAddr("10.1.0.2"), netip.MustParseAddr("fd00::2")}
-	if err := conntrack.Unjudge(addrs, 0xff0000); err != nil {
+	if err := conntrack.ResetVerdict(addrs, 0xff0000); err != nil {
 		t.Fatal(err)
 	}
 	for m, want := range map[string]string{"0xabc/0xffffffff": "1 2", "0x10abc/0xffffffff": "3", "0/0xffffffff": "4"} {
@@ -138,7 +138,7 @@ func TestRejudge(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := conntrack.Rejudge(mark.Mark{Value: 0x10000, Mask: 0xff0000}, set); err != nil {
+	if err := conntrack.Reevaluate(mark.Mark{Value: 0x10000, Mask: 0xff0000}, set); err != nil {
 		t.Fatal(err)
 	}
 	for m, want := range map[string]string{"0xabc/0xffffffff": "1 2 5", "0x10abc/0xffffffff": "4 6", "0x20abc/0xffffffff": "3"} {
@@ -153,7 +153,7 @@ func TestClear(t *testing.T) {
 	entry(t, "-p udp -s 10.1.0.2 -d 10.9.0.1 --sport 1 --dport 53 -m 0x10abc")
 	entry(t, "-p udp -s 10.1.0.2 -d 10.9.0.1 --sport 2 --dport 53 -m 0x20abc")
 	entry(t, "-p udp -s fd00::2 -d fd00::9 --sport 3 --dport 53 -m 0x10000")
-	if err := conntrack.Clear(mark.Mark{Value: 0x10000, Mask: 0xff0000}); err != nil {
+	if err := conntrack.ClearEpoch(mark.Mark{Value: 0x10000, Mask: 0xff0000}); err != nil {
 		t.Fatal(err)
 	}
 	for m, want := range map[string]string{"0xabc/0xffffffff": "1", "0x20abc/0xffffffff": "2", "0/0xffffffff": "3"} {
@@ -168,7 +168,7 @@ func TestClearOthersAmongMany(t *testing.T) {
 	netns.Enter(t)
 	crowd(t, 1234)
 	entry(t, "-p udp -s 10.1.0.2 -d 10.9.0.1 --sport 1 --dport 53 -m 0x20abc")
-	if err := conntrack.ClearOthers(mark.Mark{Value: 0x20000, Mask: 0xff0000}); err != nil {
+	if err := conntrack.ClearOtherEpochs(mark.Mark{Value: 0x20000, Mask: 0xff0000}); err != nil {
 		t.Fatal(err)
 	}
 	for m, want := range map[string]int{"0xabc/0xffffffff": 1234, "0x10abc/0xffffffff": 0, "0x20abc/0xffffffff": 1} {
@@ -195,7 +195,7 @@ func benchmarkForget(b *testing.B, others int) {
 	crowd(b, others)
 	addrs := []netip.Addr{netip.MustParseAddr("10.1.0.2"), netip.MustParseAddr("fd00::2")}
 	for b.Loop() {
-		if err := conntrack.Forget(addrs); err != nil {
+		if err := conntrack.DeleteFlows(addrs); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -34,7 +34,7 @@ type Reclaimed struct {
 	Left int
 }
 
-// TakeBack has flows go through the hooks again that a flowtable carries past them and
+// Reclaim has flows go through the hooks again that a flowtable carries past them and
 // that do not carry m, of those that one of the addresses in set started or answers. They lose the bits
 // of m.Mask, so that their next packet in the original direction is judged. The owner of the
 // flowtable may give them to it again once they have passed.
@@ -49,7 +49,7 @@ type Reclaimed struct {
 // A kernel that does not let entries of a flowtable be deleted answers EBUSY, and its flows
 // are left: Linux before 5.4.245, 5.10.182, 5.15.115, 6.1.32, 6.3.6 and 6.4 ("netfilter:
 // ctnetlink: Support offloaded conntrack entry deletion").
-func TakeBack(m mark.Mark, set *netipx.IPSet) (Reclaimed, error) {
+func Reclaim(m mark.Mark, set *netipx.IPSet) (Reclaimed, error) {
 	var done Reclaimed
 	err := eachOffloaded(m, set, func(c *netlink.Conn, f flow) error {
 		taken, err := f.takeBack(c, m.Mask)

@@ -97,7 +97,7 @@ func TestTakeBackNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	done, err := conntrack.TakeBack(m, set)
+	done, err := conntrack.Reclaim(m, set)
 	if err != nil || done != (conntrack.Reclaimed{}) {
 		t.Errorf("%+v, %v", done, err)
 	}

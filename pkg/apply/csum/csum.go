@@ -38,9 +38,9 @@ import (
 // mount namespace of a container it would hold for that container alone.
 const Mount = "/sys/fs/bpf"
 
-// folder is podmark's in there, one for each network namespace: behind it comes the cookie of that,
+// directory is podmark's in there, one for each network namespace: behind it comes the cookie of that,
 // which no other namespace gets again (Linux 5.14, SO_NETNS_COOKIE).
-const folder = "podmark-"
+const directory = "podmark-"
 
 // The program comes ahead of defragmentation, at priority -400, behind which the parts of
 // a packet are one. A BPF program has a priority to itself (EBUSY), so the next one is taken where
@@ -70,7 +70,7 @@ func Sync() error {
 		return err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("making a folder for links of BPF: %w", err)
+		return fmt.Errorf("making a directory for links of BPF: %w", err)
 	}
 	var p *ebpf.Program
 	for _, h := range hooks {
@@ -111,7 +111,7 @@ func (h hook) attach(p *ebpf.Program, path string) error {
 	}
 }
 
-// clean detaches what is in a folder but for the links of these hooks.
+// clean detaches what is in a directory but for the links of these hooks.
 func clean(dir string, but ...hook) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -177,7 +177,7 @@ func Remove() error {
 		return err
 	}
 	if err := os.Remove(dir); err != nil {
-		return fmt.Errorf("removing the folder for links of BPF: %w", err)
+		return fmt.Errorf("removing the directory for links of BPF: %w", err)
 	}
 	return nil
 }
@@ -188,7 +188,7 @@ const Kernel = "Linux 6.4 with NETFILTER_BPF_LINK and DEBUG_INFO_BTF"
 
 var errNoBPFFS = errors.New("no bpffs is mounted at " + Mount)
 
-// place is the folder of the caller's network namespace.
+// place is the directory of the caller's network namespace.
 func place() (string, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(Mount, &st); err != nil || st.Type != unix.BPF_FS_MAGIC {
@@ -203,5 +203,5 @@ func place() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("asking which network namespace this is (Linux 5.14 says): %w", err)
 	}
-	return filepath.Join(Mount, folder+strconv.FormatUint(cookie, 10)), nil
+	return filepath.Join(Mount, directory+strconv.FormatUint(cookie, 10)), nil
 }

@@ -77,7 +77,7 @@ func TestFaults(t *testing.T) {
 					if tt.sync {
 						return n.backend().Sync(ctx, tt.to)
 					}
-					from, to := desired.Between(tt.from, tt.to)
+					from, to := desired.Diff(tt.from, tt.to)
 					return n.backend().Update(ctx, from, to)
 				}
 			}

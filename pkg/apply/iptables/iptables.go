@@ -148,7 +148,7 @@ func errVeths(c content) error {
 // returns ErrIncomplete when no generation has a complete frame.
 func (b Backend) generationInUse(conn setConn, f family, node desired.Node) (generation, error) {
 	for _, gen := range []generation{genA, genB} {
-		complete, err := b.framed(conn, naming{f, gen}, node)
+		complete, err := b.baseChainsIntact(conn, naming{f, gen}, node)
 		if err != nil {
 			return "", err
 		}
@@ -159,9 +159,9 @@ func (b Backend) generationInUse(conn setConn, f family, node desired.Node) (gen
 	return "", fmt.Errorf("%w: no rule uses set %s, or some that should do not", missing.Chain.Err(), naming{f, genA}.endpoints().Name)
 }
 
-// framed reports whether the rules that do not depend on who is on the node use their sets.
-func (b Backend) framed(conn setConn, n naming, node desired.Node) (bool, error) {
-	for set, want := range b.frameReferences(n, node) {
+// baseChainsIntact reports whether the rules that do not depend on who is on the node use their sets.
+func (b Backend) baseChainsIntact(conn setConn, n naming, node desired.Node) (bool, error) {
+	for set, want := range b.baseChainReferences(n, node) {
 		if used, err := references(conn, set); err != nil || used < want {
 			return false, err
 		}
@@ -169,10 +169,10 @@ func (b Backend) framed(conn setConn, n naming, node desired.Node) (bool, error)
 	return true, nil
 }
 
-// frameReferences counts the rules that use each set where nobody is on the node.
-func (b Backend) frameReferences(n naming, node desired.Node) map[string]uint32 {
+// baseChainReferences counts the rules that use each set where nobody is on the node.
+func (b Backend) baseChainReferences(n naming, node desired.Node) map[string]uint32 {
 	out := map[string]uint32{}
-	for _, c := range b.possible(frame(desired.State{Node: node}, n)) {
+	for _, c := range b.possible(baseChains(desired.State{Node: node}, n)) {
 		for _, r := range c.rules {
 			words := strings.Fields(r)
 			for i, word := range words {

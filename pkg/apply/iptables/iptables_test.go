@@ -30,9 +30,9 @@ func records(n int) []attachment.Record {
 		out = append(out, attachment.Record{
 			Key: attachment.Key{Network: "net", ContainerID: name, IfName: "eth0"}, ID: mark.First + mark.ID(i), Policed: true, Committed: true,
 			Endpoint: attachment.Endpoint{
-				Namespace: "one", Pod: name, Interface: name, Port: name,
-				Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), netip.MustParseAddr(fmt.Sprintf("fd00:1::%x", i+1))},
-				Sources:   []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 2, byte(i), 0}), 24), netip.MustParsePrefix(fmt.Sprintf("fd00:2:%x::/48", i))},
+				Namespace: "one", Pod: name, L3Interface: name, HostVeth: name,
+				Addresses:      []netip.Addr{netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), netip.MustParseAddr(fmt.Sprintf("fd00:1::%x", i+1))},
+				AllowedSources: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 2, byte(i), 0}), 24), netip.MustParsePrefix(fmt.Sprintf("fd00:2:%x::/48", i))},
 			},
 		})
 	}
@@ -140,7 +140,7 @@ func TestFamilyOfOne(t *testing.T) {
 		ctx := context.Background()
 		ipv4 := records(2)
 		for i := range ipv4 {
-			ipv4[i].Addresses, ipv4[i].Sources = ipv4[i].Addresses[:1], nil
+			ipv4[i].Addresses, ipv4[i].AllowedSources = ipv4[i].Addresses[:1], nil
 		}
 		both := records(3)[2]
 		for name, order := range map[string][]attachment.Record{

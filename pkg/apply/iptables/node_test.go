@@ -40,13 +40,13 @@ type node struct {
 	drained int
 }
 
-const folder = "PODMARK_TEST_IPTABLES" // of the node, for the commands
+const directory = "PODMARK_TEST_IPTABLES" // of the node, for the commands
 
 var errHarmed = errors.New("as the test wants it")
 
 func TestMain(m *testing.M) {
-	if name := filepath.Base(os.Args[0]); os.Getenv(folder) != "" && strings.Contains(name, "-nft") {
-		if err := command(os.Getenv(folder), name, os.Args[1:], os.Stdin, os.Stdout); err != nil {
+	if name := filepath.Base(os.Args[0]); os.Getenv(directory) != "" && strings.Contains(name, "-nft") {
+		if err := command(os.Getenv(directory), name, os.Args[1:], os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -70,7 +70,7 @@ func newNode(t *testing.T) *node {
 		}
 	}
 	t.Setenv("PATH", n.dir)
-	t.Setenv(folder, n.dir)
+	t.Setenv(directory, n.dir)
 	t.Setenv("GORACE", "atexit_sleep_ms=0") // a second for each command, else
 	n.harm(0, false)
 	return n

@@ -41,9 +41,9 @@ func marksOf(s desired.State) marks {
 	}
 }
 
-// frame renders the static chains of one family: all that does not depend on
+// baseChains renders the static chains of one family: all that does not depend on
 // who is on the node, but for what leads to the profiles and host veths of s.
-func frame(s desired.State, n naming) []chain {
+func baseChains(s desired.State, n naming) []chain {
 	m := marksOf(s)
 	chains := []chain{
 		{mangle, chainSender, renderSender(s, n)},
@@ -80,7 +80,7 @@ func frame(s desired.State, n naming) []chain {
 
 // chainsOf renders every chain of one family.
 func chainsOf(s desired.State, n naming) []chain {
-	chains := frame(s, n)
+	chains := baseChains(s, n)
 	for _, id := range s.ProfileIDs() {
 		chains = append(chains, profile(s.Profiles[id], n, s.Unlogged)...)
 	}
@@ -514,14 +514,14 @@ func list(p desired.Profile, w way, n naming, unlogged bool) []string {
 	for _, r := range p.Rules {
 		comment := fmt.Sprintf("-m comment --comment %q ", truncate(r.Origin, 200))
 		var peers []string
-		if r.Anyone {
+		if r.AnyPeer {
 			peers = []string{""}
 		}
 		for _, id := range r.Peers {
 			peers = append(peers, in(n.peers(id), peer))
 		}
 		if b := blocksOf(r, n.family); len(b) > 0 {
-			peers = append(peers, in(n.blocks(desired.BlocksID(b)), peer))
+			peers = append(peers, in(n.blocks(blocksID(b)), peer))
 		}
 		for _, peer := range peers {
 			for _, ports := range portMatches(r, w, n) {

@@ -1,6 +1,9 @@
 package iptables
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -72,7 +75,7 @@ func profileSets(p desired.Profile, n naming) []content {
 		if len(blocks) == 0 {
 			continue
 		}
-		c := content{Set: n.blocks(desired.BlocksID(blocks))}
+		c := content{Set: n.blocks(blocksID(blocks))}
 		for _, b := range blocks {
 			c.elements = append(c.elements, ipset.Element{Prefix: b})
 		}
@@ -81,6 +84,15 @@ func profileSets(p desired.Profile, n naming) []content {
 		}
 	}
 	return sets
+}
+
+// blocksID names a list of prefixes by its content.
+func blocksID(blocks []netip.Prefix) string {
+	sum := sha256.New()
+	for _, b := range blocks {
+		fmt.Fprintf(sum, "%d:%s", len(b.String()), b)
+	}
+	return hex.EncodeToString(sum.Sum(nil)[:8])
 }
 
 // populations renders the sets that rules name, with what is in them.
@@ -119,7 +131,7 @@ func memberships(s desired.State, n naming) []content {
 		out[i].elements = append(out[i].elements, elements...)
 	}
 	for _, e := range s.Endpoints {
-		own, nets := ofAddresses(e.Addresses, n.family), ofPrefixes(e.Sources, n.family)
+		own, nets := ofAddresses(e.Addresses, n.family), ofPrefixes(e.AllowedSources, n.family)
 		for _, d := range desired.Directions {
 			if id := e.Profiles[d]; id != "" {
 				add(n.members(d, id), own...)
@@ -129,11 +141,11 @@ func memberships(s desired.State, n naming) []content {
 		add(n.self(), own...)
 	}
 	for _, e := range s.Endpoints {
-		for _, iface := range []string{e.Interface, e.VRF} {
+		for _, iface := range []string{e.L3Interface, e.VRF} {
 			if iface == "" {
 				continue
 			}
-			add(n.further(), behind(ofPrefixes(e.Sources, n.family), iface, s.Layout.ID(e.ID))...)
+			add(n.further(), behind(ofPrefixes(e.AllowedSources, n.family), iface, s.Layout.ID(e.ID))...)
 			add(n.endpoints(), behind(ofAddresses(e.Addresses, n.family), iface, s.Layout.ID(e.ID))...)
 		}
 	}
@@ -141,7 +153,7 @@ func memberships(s desired.State, n naming) []content {
 		if len(e.Addresses) == 0 {
 			continue
 		}
-		add(n.veths(vethsNumber(e.ID)), ipset.Element{Prefix: everything(n.family), Iface: e.Port})
+		add(n.veths(vethsNumber(e.ID)), ipset.Element{Prefix: everything(n.family), Iface: e.HostVeth})
 		add(n.claims(), ofAddresses(e.Addresses, n.family)...)
 	}
 	return out

@@ -67,7 +67,7 @@ func (b Backend) move(ctx context.Context, conn setConn, from, to desired.State,
 	if obsolete, err = b.populate(conn, from, to, n.family); err != nil {
 		return nil, err
 	}
-	if err := b.appear(ctx, conn, from, to, n); err != nil {
+	if err := b.addProfiles(ctx, conn, from, to, n); err != nil {
 		return nil, err
 	}
 	old, added := memberships(from, n), memberships(to, n)
@@ -81,7 +81,7 @@ func (b Backend) move(ctx context.Context, conn setConn, from, to desired.State,
 	if err := b.del(conn, slices.DeleteFunc(slices.Clone(gone), ofProfile)); err != nil {
 		return nil, err
 	}
-	return obsolete, b.leave(conn, slices.DeleteFunc(gone, func(c content) bool { return !ofProfile(c) }))
+	return obsolete, b.removeProfiles(conn, slices.DeleteFunc(gone, func(c content) bool { return !ofProfile(c) }))
 }
 
 // populate brings the sets that rules name to what to says, with those that are new, and
@@ -130,10 +130,10 @@ func (b Backend) del(conn setConn, list []content) error {
 	return nil
 }
 
-// leave takes endpoints out of their profiles. A packet may be between the rule that knows
+// removeProfiles takes endpoints out of their profiles. A packet may be between the rule that knows
 // the endpoint and that of the profile, or between those of two profiles, so those on their
 // way go first.
-func (b Backend) leave(conn setConn, members []content) error {
+func (b Backend) removeProfiles(conn setConn, members []content) error {
 	if len(members) == 0 {
 		return nil
 	}
@@ -143,9 +143,9 @@ func (b Backend) leave(conn setConn, members []content) error {
 	return b.del(conn, members)
 }
 
-// appear writes the rules of the profiles and host veths of to that are not in place, and
+// addProfiles writes the rules of the profiles and host veths of to that are not in place, and
 // makes the sets that those will name which are rewritten later.
-func (b Backend) appear(ctx context.Context, conn setConn, from, to desired.State, n naming) error {
+func (b Backend) addProfiles(ctx context.Context, conn setConn, from, to desired.State, n naming) error {
 	var lines []string
 	for _, id := range to.ProfileIDs() {
 		p := to.Profiles[id]
@@ -208,14 +208,14 @@ func rewrite(chains ...chain) []string {
 	return lines
 }
 
-// reframe lists those of the static chains that change with the epoch.
-func (b Backend) reframe(from, to desired.State, n naming) []string {
+// rewriteBaseChains lists those of the static chains that change with the epoch.
+func (b Backend) rewriteBaseChains(from, to desired.State, n naming) []string {
 	var lines []string
 	if from.Epoch == to.Epoch {
 		return nil
 	}
-	before := b.possible(frame(from, n))
-	for i, c := range b.possible(frame(to, n)) {
+	before := b.possible(baseChains(from, n))
+	for i, c := range b.possible(baseChains(to, n)) {
 		switch c.name {
 		case chainInput, chainForward, chainAnswer, chainOutput, chainPolice:
 			if !slices.Equal(c.rules, before[i].rules) {
@@ -297,7 +297,7 @@ func (b Backend) finish(ctx context.Context, conn setConn, from, to desired.Stat
 		lines = append(lines, fmt.Sprintf("-D %s %s", chainSender, fromVeth(c.Set)), fmt.Sprintf("-D %s %s", chainBeyond, toVeth(c.Set)))
 		sets = append(sets, c.Name)
 	}
-	if err := b.restoreLines(ctx, n.family, append(lines, b.reframe(from, to, n)...)); err != nil {
+	if err := b.restoreLines(ctx, n.family, append(lines, b.rewriteBaseChains(from, to, n)...)); err != nil {
 		return err
 	}
 	for _, name := range sets {

@@ -9,7 +9,7 @@ package missing
 import "errors"
 
 // Err is what the error of every kind is: the data plane is not as a Sync left it,
-// and a Sync mends that.
+// and a Sync fixes that.
 var Err = errors.New("the data plane is incomplete")
 
 // Kind is what is missing.

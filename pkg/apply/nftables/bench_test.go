@@ -21,8 +21,8 @@ var sizes = []int{10, 1000, 4000}
 // nth is the i-th of many endpoints, isolated both ways.
 func nth(i int) attachment.Record {
 	r := pod(2, "web", fmt.Sprintf("veth%d", i))
-	r.ContainerID, r.Port, r.ID = r.Interface, r.Interface, mark.First+mark.ID(i)
-	r.InterfaceIndex, r.PortIndex = 1000+i, 1000+i
+	r.ContainerID, r.HostVeth, r.ID = r.L3Interface, r.L3Interface, mark.First+mark.ID(i)
+	r.L3InterfaceIndex, r.HostVethIndex = 1000+i, 1000+i
 	r.Addresses = []netip.Addr{
 		netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}),
 		netip.AddrFrom16([16]byte{0xfd, 13: byte(i >> 16), 14: byte(i >> 8), 15: byte(i)}),
@@ -122,7 +122,7 @@ func BenchmarkVerdicts(b *testing.B) {
 		own := chain{table: inet, name: fmt.Sprintf("id-%d", r.ID)}
 		own.rules = rules(on(setMark(id)))
 		return append([]command{addChain(own), addRule(own, 0)}, append(
-			addElements(endpoints, []element{{key: link(r.InterfaceIndex).and(r.Addresses[0].AsSlice()), chain: own.name}}),
+			addElements(endpoints, []element{{key: link(r.L3InterfaceIndex).and(r.Addresses[0].AsSlice()), chain: own.name}}),
 			addElements(egress, []element{{key: string(native(id.Value)), chain: web.name}})...)...)
 	}
 	for _, size := range sizes {
@@ -136,12 +136,12 @@ func BenchmarkVerdicts(b *testing.B) {
 			commands := []command{addTable(inet), addSet(endpoints), addSet(egress), addChain(web)}
 			web := web
 			for i := range 10 {
-				web.rules = append(web.rules, rule{parts: on(counter(), giveBack())})
+				web.rules = append(web.rules, rule{parts: on(counter(), returnVerdict())})
 				commands = append(commands, addRule(web, i))
 			}
 			for i, h := range []hook{hookInput, hookForward} {
 				base := chain{table: inet, name: fmt.Sprint("base-", i), hook: &h, rules: rules(
-					on(vmap(v4.inputAndSource(endpoints, reg), endpoints)), on(vmap(maskedMark(0xffff0000, reg), egress)))}
+					on(lookup(v4.inputAndSource(endpoints, reg), endpoints)), on(lookup(maskedMark(0xffff0000, reg), egress)))}
 				commands = append(append(commands, addChain(base)), fill(base)...)
 			}
 			for i := range size {
@@ -161,7 +161,7 @@ func BenchmarkVerdicts(b *testing.B) {
 	}
 }
 
-func vmap(key part, s set) part {
+func lookup(key part, s set) part {
 	key.exprs = append(key.exprs, &expr.Lookup{SourceRegister: reg, SetName: s.name, IsDestRegSet: true})
 	return key
 }

@@ -25,8 +25,8 @@ const (
 	longestReport       = 512
 )
 
-// bridgeFrame renders the static chains of table bridge.
-func bridgeFrame(n desired.Node) []chain {
+// bridgeBaseChains renders the static chains of table bridge.
+func bridgeBaseChains(n desired.Node) []chain {
 	own4, own6 := own(v4), own(v6)
 	// What an endpoint's port sends has its own MAC address and one of its addresses.
 	fromOwn4 := func(address *expr.Payload, text string) part {
@@ -71,16 +71,16 @@ func bridgeFrame(n desired.Node) []chain {
 		//	@ll,128,16 0x8100 @ll,144,16 & 0xfff == 0x0 goto spoofed-frames
 		//	@ll,128,16 0x88a8 @ll,144,16 & 0xfff == 0x0 goto spoofed-frames
 		{table: bridge, name: chainTagged, rules: rules(
-			on(behindTag(unix.ETH_P_IP), untagged(v4).receives("@nh,128,32", v4.address(false, reg)), goTo(chainStray)),
-			on(behindTag(unix.ETH_P_IPV6), untagged(v6).receives("@nh,192,128", v6.address(false, reg)), goTo(chainStray)),
-			on(behindTag(unix.ETH_P_IP), in(bare("@nh,96,32", v4.address(true, reg)), claimed(v4)), goTo(chainFrames)),
-			on(behindTag(unix.ETH_P_IPV6), in(bare("@nh,64,128", v6.address(true, reg)), claimed(v6)), goTo(chainFrames)),
-			on(behindTag(unix.ETH_P_ARP), in(bare("@nh,112,32", arpAddress(reg)), claimed(v4)), goTo(chainFrames)),
-			on(behindTag(unix.ETH_P_IPV6), advertisement(), in(bare("@th,64,128", target(reg)), claimed(v6)), goTo(chainFrames)),
-			on(behindTag(unix.ETH_P_IPV6), fromNobody(), solicitation(), in(bare("@th,64,128", target(reg)), claimed(v6)), goTo(chainFrames)),
-			on(behindTag(unix.ETH_P_ARP), probe("@nh,112,32 0.0.0.0"), in(bare("@nh,192,32", arpTarget(reg)), claimed(v4)), goTo(chainFrames)),
-			on(behindTag(unix.ETH_P_8021Q), innerNoVLAN(), goTo(chainFrames)),
-			on(behindTag(unix.ETH_P_8021AD), innerNoVLAN(), goTo(chainFrames)),
+			on(behindTag(unix.ETH_P_IP), untagged(v4).receives("@nh,128,32", v4.address(false, reg)), gotoChain(chainStray)),
+			on(behindTag(unix.ETH_P_IPV6), untagged(v6).receives("@nh,192,128", v6.address(false, reg)), gotoChain(chainStray)),
+			on(behindTag(unix.ETH_P_IP), in(bare("@nh,96,32", v4.address(true, reg)), claimed(v4)), gotoChain(chainFrames)),
+			on(behindTag(unix.ETH_P_IPV6), in(bare("@nh,64,128", v6.address(true, reg)), claimed(v6)), gotoChain(chainFrames)),
+			on(behindTag(unix.ETH_P_ARP), in(bare("@nh,112,32", arpAddress(reg)), claimed(v4)), gotoChain(chainFrames)),
+			on(behindTag(unix.ETH_P_IPV6), advertisement(), in(bare("@th,64,128", target(reg)), claimed(v6)), gotoChain(chainFrames)),
+			on(behindTag(unix.ETH_P_IPV6), fromNobody(), solicitation(), in(bare("@th,64,128", target(reg)), claimed(v6)), gotoChain(chainFrames)),
+			on(behindTag(unix.ETH_P_ARP), probe("@nh,112,32 0.0.0.0"), in(bare("@nh,192,32", arpTarget(reg)), claimed(v4)), gotoChain(chainFrames)),
+			on(behindTag(unix.ETH_P_8021Q), innerNoVLAN(), gotoChain(chainFrames)),
+			on(behindTag(unix.ETH_P_8021AD), innerNoVLAN(), gotoChain(chainFrames)),
 		)},
 		// What is neither IP nor ARP is dropped, tagged frames with it: behind a tag
 		// br_netfilter does not look. So is what tells others where to send: redirects,
@@ -101,19 +101,19 @@ func bridgeFrame(n desired.Node) []chain {
 		//	ether type ip6 iif . ether saddr . ip6 saddr @routers6 accept
 		//	goto spoofed-frames
 		{table: bridge, name: chainGuard, rules: rules(
-			on(ip, v4.icmpTypes(nil, 5), goTo(chainFrames)),
-			on(ip, igmpOfRouters(), goTo(chainFrames)),
-			on(ip, protocols(desired.PIM), goTo(chainFrames)),
+			on(ip, v4.icmpTypes(nil, 5), gotoChain(chainFrames)),
+			on(ip, igmpOfRouters(), gotoChain(chainFrames)),
+			on(ip, protocols(desired.PIM), gotoChain(chainFrames)),
 			on(ip, fromOwn4(v4.address(true, reg), "ip saddr"), accept()),
-			on(arp, goTo(chainARP)),
-			on(ip6, v6.icmpTypes(nil, 130, 131, 132, 133, 134, 135, 136, 137, 143, 151, 152, 153), goTo(chainND)),
-			on(ip6, protocols(unix.IPPROTO_AH), goTo(chainFrames)),
+			on(arp, gotoChain(chainARP)),
+			on(ip6, v6.icmpTypes(nil, 130, 131, 132, 133, 134, 135, 136, 137, 143, 151, 152, 153), gotoChain(chainND)),
+			on(ip6, protocols(unix.IPPROTO_AH), gotoChain(chainFrames)),
 			on(ip6, own6.holds("iif . ether saddr . ip6 saddr", expr.MetaKeyIIF, sender(), v6.address(true, reg)), accept()),
-			on(ip, in(bare("ip saddr", v4.address(true, reg)), claimed(v4)), goTo(chainFrames)),
-			on(ip6, in(bare("ip6 saddr", v6.address(true, reg)), claimed(v6)), goTo(chainFrames)),
+			on(ip, in(bare("ip saddr", v4.address(true, reg)), claimed(v4)), gotoChain(chainFrames)),
+			on(ip6, in(bare("ip6 saddr", v6.address(true, reg)), claimed(v6)), gotoChain(chainFrames)),
 			on(ip, routers(v4).holds("iif . ether saddr . ip saddr", expr.MetaKeyIIF, sender(), v4.address(true, reg)), accept()),
 			on(ip6, routers(v6).holds("iif . ether saddr . ip6 saddr", expr.MetaKeyIIF, sender(), v6.address(true, reg)), accept()),
-			on(goTo(chainFrames)),
+			on(gotoChain(chainFrames)),
 		)},
 		// An ARP of IPv4 over Ethernet, whose sender is the endpoint, with nothing behind
 		// its end but the zeros that fill up an Ethernet frame.
@@ -134,10 +134,10 @@ func bridgeFrame(n desired.Node) []chain {
 				payload(expr.PayloadBaseNetworkHeader, 44, 2, reg), equal(0, 0),
 			}}
 			return rules(
-				on(tooFast(), goTo(chainFrames)),
+				on(tooFast(), gotoChain(chainFrames)),
 				on(arp, ethernet, byFrame, bySender, frameLength(28), accept()),
 				on(arp, clone(ethernet), clone(byFrame), clone(bySender), frameLength(46), padding, accept()),
-				on(goTo(chainFrames)),
+				on(gotoChain(chainFrames)),
 			)
 		}()},
 		chainOfNeighbours(),
@@ -182,16 +182,16 @@ func bridgeFrame(n desired.Node) []chain {
 		{table: bridge, name: chainArrive, rules: rules(
 			on(ip, own4.holds("oif . ether daddr . ip daddr", expr.MetaKeyOIF, receiver(), v4.address(false, reg)), accept()),
 			on(arp, arpLength(), accept()),
-			on(ip6, v6.icmpTypes(nil, 133, 135, 136), bareHopLimit(255), beyond(longestSolicitation), goTo(chainStray)),
-			on(ip6, v6.icmpTypes(nil, 134), bareHopLimit(255), beyond(longestReport), goTo(chainStray)),
+			on(ip6, v6.icmpTypes(nil, 133, 135, 136), bareHopLimit(255), beyond(longestSolicitation), gotoChain(chainStray)),
+			on(ip6, v6.icmpTypes(nil, 134), bareHopLimit(255), beyond(longestReport), gotoChain(chainStray)),
 			on(ip6, own6.holds("oif . ether daddr . ip6 daddr", expr.MetaKeyOIF, receiver(), v6.address(false, reg)), accept()),
 			on(ip6, v6.icmpTypes(nil, 134, 135, 136), bareHopLimit(255), accept()),
 			on(ip6, v6.icmpTypes(nil, 130), bareHopLimit(1), upTo(longestReport), linkMulticast(bare("ip6 daddr", v6.address(false, reg))), accept()),
-			on(ip, in(bare("ip daddr", v4.address(false, reg)), claimed(v4)), goTo(chainStray)),
-			on(ip6, in(bare("ip6 daddr", v6.address(false, reg)), claimed(v6)), goTo(chainStray)),
+			on(ip, in(bare("ip daddr", v4.address(false, reg)), claimed(v4)), gotoChain(chainStray)),
+			on(ip6, in(bare("ip6 daddr", v6.address(false, reg)), claimed(v6)), gotoChain(chainStray)),
 			on(ip, routers(v4).holds("oif . ether daddr . ip daddr", expr.MetaKeyOIF, receiver(), v4.address(false, reg)), accept()),
 			on(ip6, routers(v6).holds("oif . ether daddr . ip6 daddr", expr.MetaKeyOIF, receiver(), v6.address(false, reg)), accept()),
-			on(goTo(chainStray)),
+			on(gotoChain(chainStray)),
 		)},
 		end(bridge, chainFrames, counters.Spoofed, n.Unlogged),
 		end(bridge, chainStray, counters.Stray, n.Unlogged),
@@ -233,16 +233,16 @@ func chainOfNeighbours() chain {
 		return s.holds("iif . ether saddr . ip6 saddr", expr.MetaKeyIIF, sender(), v6.address(true, reg))
 	}
 	return chain{table: bridge, name: chainND, rules: rules(
-		on(tooFast(), goTo(chainFrames)),
-		on(fragment(), goTo(chainFrames)),
+		on(tooFast(), gotoChain(chainFrames)),
+		on(fragment(), gotoChain(chainFrames)),
 		on(ip6, fromNobody(), v6.icmpTypes(nil, 133), bareHopLimit(255), upTo(longestSolicitation), from(linkLocals()), accept()),
 		takes(own(v6)),
 		takes(linkLocals()),
 		on(ip6, fromNobody(), v6.icmpTypes(nil, 131, 132, 143), bareHopLimit(1), upTo(longestReport), from(linkLocals()), accept()),
-		on(ip6, fromNobody(), goTo(chainFrames)),
-		on(ip6, from(own(v6)), goTo(chainNDOwn)),
-		on(ip6, from(linkLocals()), goTo(chainNDOwn)),
-		on(goTo(chainFrames)),
+		on(ip6, fromNobody(), gotoChain(chainFrames)),
+		on(ip6, from(own(v6)), gotoChain(chainNDOwn)),
+		on(ip6, from(linkLocals()), gotoChain(chainNDOwn)),
+		on(gotoChain(chainFrames)),
 	)}
 }
 
@@ -267,7 +267,7 @@ func chainOfSpeakers() chain {
 			on(ip6, advertisement(), bareHopLimit(255), exactly(32), clone(option),
 				s.holds("iif . @th,208,48 . @th,64,128", expr.MetaKeyIIF, payload(expr.PayloadBaseTransportHeader, 26, 6, reg), target(reg)), accept()))
 	}
-	return chain{table: bridge, name: chainNDOwn, rules: rules(append(list, on(goTo(chainFrames)))...)}
+	return chain{table: bridge, name: chainNDOwn, rules: rules(append(list, on(gotoChain(chainFrames)))...)}
 }
 
 // What a frame holds.

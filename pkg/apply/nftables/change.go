@@ -3,26 +3,26 @@ package nftables
 import "slices"
 
 // whole lists what turns have into want. Rules are all written anew, so that ones
-// somebody meddled with are mended; elements only where they differ. Who is in a policy's
+// somebody meddled with are fixed; elements only where they differ. Who is in a policy's
 // set stays there.
 func whole(have actual, want ruleset) (ch change) {
 	for _, t := range want.tables {
-		ch.at = append(ch.at, addTable(t)) // of one that is there: wake it
+		ch.commit = append(ch.commit, addTable(t)) // of one that is there: wake it
 	}
-	ch.ahead, have = prepare(have, want)
+	ch.prepare, have = prepare(have, want)
 	for _, c := range want.chains {
 		if !has(have.chains, c) {
-			ch.at = append(ch.at, addChain(c))
+			ch.commit = append(ch.commit, addChain(c))
 		}
 	}
 	for _, c := range have.chains {
 		switch {
 		case has(want.chains, c):
-			ch.at = append(ch.at, flushChain(c))
+			ch.commit = append(ch.commit, flushChain(c))
 		case c.atHook():
-			ch.at = append(ch.at, flushChain(c), deleteChain(c))
+			ch.commit = append(ch.commit, flushChain(c), deleteChain(c))
 		default:
-			ch.behind = append(ch.behind, flushChain(c))
+			ch.cleanup = append(ch.cleanup, flushChain(c))
 		}
 	}
 	kept := map[string]elements{}
@@ -33,24 +33,24 @@ func whole(have actual, want ruleset) (ch change) {
 			continue
 		}
 		if i >= 0 {
-			ch.at = append(ch.at, deleteSet(s)) // too small
+			ch.commit = append(ch.commit, deleteSet(s)) // too small
 		}
-		ch.at = append(ch.at, addSet(s))
+		ch.commit = append(ch.commit, addSet(s))
 	}
 	for _, c := range want.chains {
-		ch.at = append(ch.at, fill(c)...)
+		ch.commit = append(ch.commit, fill(c)...)
 	}
 	for _, s := range want.sets {
-		ch.at = append(ch.at, replaceElements(s, kept[s.name], want.elements[s.name])...)
+		ch.commit = append(ch.commit, replaceElements(s, kept[s.name], want.elements[s.name])...)
 	}
 	for _, s := range have.sets {
 		if !slices.ContainsFunc(want.sets, func(w set) bool { return w.name == s.name }) {
-			ch.behind = append(ch.behind, deleteSet(s))
+			ch.cleanup = append(ch.cleanup, deleteSet(s))
 		}
 	}
 	for _, c := range have.chains {
 		if !has(want.chains, c) && !c.atHook() {
-			ch.behind = append(ch.behind, deleteChain(c))
+			ch.cleanup = append(ch.cleanup, deleteChain(c))
 		}
 	}
 	return ch
@@ -123,5 +123,5 @@ func nothing(have actual) []command {
 
 // fresh lists what builds want from nothing, whatever there is.
 func fresh(have actual, want ruleset) change {
-	return change{at: append(nothing(have), whole(actual{}, want).at...)}
+	return change{commit: append(nothing(have), whole(actual{}, want).commit...)}
 }

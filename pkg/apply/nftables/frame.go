@@ -42,14 +42,14 @@ var (
 // it, as the kernel counts them; logs are those of the rules that a kernel which cannot log
 // is not given, ports and protocols those for tunnels of the kind, guard is what is left of uses
 // where Guard alone is there, and unfiltered are those for each family that bridges keep from IP.
-type frameUse struct {
+type chainUse struct {
 	chain
 	uses, logs, ports, protocols, guard, unfiltered int
 }
 
-// frameUses lists the static chains. An ADD asks for the counts and renders no frame: that
+// baseChainUses lists the static chains. An ADD asks for the counts and renders no frame: that
 // takes longer than the kernel's answer.
-var frameUses = []frameUse{
+var baseChainUses = []chainUse{
 	{chain{table: inet, name: chainSender}, 8, 0, 0, 0, 8, 0},
 	{chain{table: inet, name: chainStranger}, 9, 0, 0, 0, 9, 0},
 	{chain{table: inet, name: chainOpening}, 7, 0, 1, 0, 0, 0},
@@ -87,16 +87,16 @@ var frameUses = []frameUse{
 // usesOf is how many uses each of the static chains has in a node's frame, and guardUses in
 // what Guard has of it.
 func usesOf(n desired.Node) map[string]int {
-	return countUses(n, func(f frameUse) int { return f.uses })
+	return countUses(n, func(f chainUse) int { return f.uses })
 }
 
 func guardUses(n desired.Node) map[string]int {
-	return countUses(n, func(f frameUse) int { return f.guard })
+	return countUses(n, func(f chainUse) int { return f.guard })
 }
 
-func countUses(n desired.Node, of func(frameUse) int) map[string]int {
+func countUses(n desired.Node, of func(chainUse) int) map[string]int {
 	out := map[string]int{}
-	for _, f := range frameUses {
+	for _, f := range baseChainUses {
 		uses := of(f)
 		if uses == 0 {
 			continue
@@ -120,13 +120,13 @@ func countUses(n desired.Node, of func(frameUse) int) map[string]int {
 	return out
 }
 
-// frame renders the static chains: all that does not depend on who is on the node.
-func frame(s desired.State) []chain {
-	return append(inetFrame(s), bridgeFrame(s.Node)...)
+// baseChains renders the static chains: all that does not depend on who is on the node.
+func baseChains(s desired.State) []chain {
+	return append(inetBaseChains(s), bridgeBaseChains(s.Node)...)
 }
 
-// inetFrame renders those of table inet.
-func inetFrame(s desired.State) []chain {
+// inetBaseChains renders those of table inet.
+func inetBaseChains(s desired.State) []chain {
 	none, outside, epoch := s.Layout.ID(mark.None), s.Layout.ID(mark.Outside), s.Layout.Mark(s.Epoch)
 	clear := on(markIsNot(none), setMark(none))
 	return []chain{
@@ -145,8 +145,8 @@ func inetFrame(s desired.State) []chain {
 		{table: inet, name: chainSender, hook: &hookSender, rules: []rule{
 			{parts: on(in(v4.inputAndSource(senders(v4), reg), senders(v4)), accept())},
 			{parts: on(in(v6.inputAndSource(senders(v6), reg), senders(v6)), accept())},
-			{on(lead(v4.inputAndSource(further(v4), keyReg), further(v4)), fromLocal(), jump(chainSpoofed)), "by the ID in map " + further(v4).name},
-			{on(lead(v6.inputAndSource(further(v6), keyReg), further(v6)), fromLocal(), jump(chainSpoofed)), "by the ID in map " + further(v6).name},
+			{on(mapTo(v4.inputAndSource(further(v4), keyReg), further(v4)), fromLocal(), jump(chainSpoofed)), "by the ID in map " + further(v4).name},
+			{on(mapTo(v6.inputAndSource(further(v6), keyReg), further(v6)), fromLocal(), jump(chainSpoofed)), "by the ID in map " + further(v6).name},
 			{parts: on(in(input(), veths()), jump(chainStranger))},
 			{parts: on(deviceGroup("iifgroup", expr.MetaKeyIIFGROUP, port.Group), jump(chainStranger))},
 			{parts: on(in(v4.sourceTwice(), self(v4)), jump(chainSpoofed))},
@@ -167,11 +167,11 @@ func inetFrame(s desired.State) []chain {
 		{table: inet, name: chainStranger, rules: []rule{
 			{parts: on(onLink(), v6.icmpTypes(v6.is(), 133, 135, 136), hopLimit(255), upTo(longestSolicitation), accept())},
 			{parts: on(onLink(), v6.icmpTypes(v6.is(), 131, 132, 143), hopLimit(1), upTo(longestReport), accept())},
-			{parts: on(in(v4.sourceTwice(), self(v4)), goTo(chainSpoofed))},
-			{parts: on(in(v6.sourceTwice(), self(v6)), goTo(chainSpoofed))},
-			{on(lead(v4.inputAndSource(further(v4), keyReg), further(v4)), accept()), "by the ID in map " + further(v4).name},
-			{on(lead(v6.inputAndSource(further(v6), keyReg), further(v6)), accept()), "by the ID in map " + further(v6).name},
-			{parts: on(goTo(chainSpoofed))},
+			{parts: on(in(v4.sourceTwice(), self(v4)), gotoChain(chainSpoofed))},
+			{parts: on(in(v6.sourceTwice(), self(v6)), gotoChain(chainSpoofed))},
+			{on(mapTo(v4.inputAndSource(further(v4), keyReg), further(v4)), accept()), "by the ID in map " + further(v4).name},
+			{on(mapTo(v6.inputAndSource(further(v6), keyReg), further(v6)), accept()), "by the ID in map " + further(v6).name},
+			{parts: on(gotoChain(chainSpoofed))},
 		}},
 		// Both ends are judged, and the flow gets the epoch.
 		//
@@ -232,8 +232,8 @@ func inetFrame(s desired.State) []chain {
 			toProfile(desired.Egress)(v6.source(keyReg), sources(v6)),
 			toProfile(desired.Egress)(v4.outputAndSource(further(v4), keyReg), further(v4)),
 			toProfile(desired.Egress)(v6.outputAndSource(further(v6), keyReg), further(v6)),
-			{parts: on(in(output(), veths()), goTo(chainUnclassified))},
-			{parts: on(deviceGroup("oifgroup", expr.MetaKeyOIFGROUP, port.Group), goTo(chainUnclassified))},
+			{parts: on(in(output(), veths()), gotoChain(chainUnclassified))},
+			{parts: on(deviceGroup("oifgroup", expr.MetaKeyOIFGROUP, port.Group), gotoChain(chainUnclassified))},
 		}},
 		//	iif . ip daddr map @ingress4 vmap @ingress-profiles
 		//	iif . ip6 daddr map @ingress6 vmap @ingress-profiles
@@ -257,10 +257,10 @@ func inetFrame(s desired.State) []chain {
 		//	icmpv6 type { 130, 131, 132, 143 } ip6 hoplimit 1 ip6 daddr ff02::/16 accept
 		//	meta l4proto { 4, 41, 47 } goto tunnel
 		{table: inet, name: chainUnusual, rules: append(rules(
-			on(v4.icmpTypes(v4.is(), 5), in(input(), veths()), goTo(chainSpoofed)),
-			on(v4.icmpTypes(v4.is(), 5), in(v4.sourceTwice(), self(v4)), goTo(chainSpoofed)),
-			on(v6.icmpTypes(v6.is(), 130, 134, 137), in(input(), veths()), goTo(chainSpoofed)),
-			on(v6.icmpTypes(v6.is(), 130, 134, 137), in(v6.sourceTwice(), self(v6)), goTo(chainSpoofed)),
+			on(v4.icmpTypes(v4.is(), 5), in(input(), veths()), gotoChain(chainSpoofed)),
+			on(v4.icmpTypes(v4.is(), 5), in(v4.sourceTwice(), self(v4)), gotoChain(chainSpoofed)),
+			on(v6.icmpTypes(v6.is(), 130, 134, 137), in(input(), veths()), gotoChain(chainSpoofed)),
+			on(v6.icmpTypes(v6.is(), 130, 134, 137), in(v6.sourceTwice(), self(v6)), gotoChain(chainSpoofed)),
 			on(v6.icmpTypes(v6.is(), desired.DiscoveryTypes...), hopLimit(255), accept()),
 			on(v6.icmpTypes(v6.is(), desired.ListenerTypes...), hopLimit(1), linkMulticast(v6.dst()), accept()),
 		), wrapped(s.Tunnels)...)},
@@ -272,11 +272,11 @@ func inetFrame(s desired.State) []chain {
 		//	iif . ip saddr map @further4 goto encapsulated
 		//	iif . ip6 saddr map @further6 goto encapsulated
 		{table: inet, name: chainTunnel, rules: []rule{
-			{parts: on(in(input(), veths()), goTo(chainEncapsulated))},
-			{parts: on(in(v4.sourceTwice(), self(v4)), goTo(chainEncapsulated))},
-			{parts: on(in(v6.sourceTwice(), self(v6)), goTo(chainEncapsulated))},
-			{on(lead(v4.inputAndSource(further(v4), keyReg), further(v4)), goTo(chainEncapsulated)), "by the ID in map " + further(v4).name},
-			{on(lead(v6.inputAndSource(further(v6), keyReg), further(v6)), goTo(chainEncapsulated)), "by the ID in map " + further(v6).name},
+			{parts: on(in(input(), veths()), gotoChain(chainEncapsulated))},
+			{parts: on(in(v4.sourceTwice(), self(v4)), gotoChain(chainEncapsulated))},
+			{parts: on(in(v6.sourceTwice(), self(v6)), gotoChain(chainEncapsulated))},
+			{on(mapTo(v4.inputAndSource(further(v4), keyReg), further(v4)), gotoChain(chainEncapsulated)), "by the ID in map " + further(v4).name},
+			{on(mapTo(v6.inputAndSource(further(v6), keyReg), further(v6)), gotoChain(chainEncapsulated)), "by the ID in map " + further(v6).name},
 		}},
 		// The ID of where a packet comes from. IPv4 itself takes nothing from a link
 		// that says to be from the node; IPv6 does, and in output a source of the node's
@@ -287,8 +287,8 @@ func inetFrame(s desired.State) []chain {
 		//	fib saddr type local goto spoofed
 		//	meta mark set meta mark & 0x0000ffff | 0x00010000
 		{table: inet, name: chainClassify, rules: append(origin(func(key part, leads set) rule {
-			return rule{on(setMarkFrom(s.Layout, key, leads), giveBack()), "by the ID in map " + leads.name}
-		}), rules(on(fromLocal(), goTo(chainSpoofed)), on(setMark(outside)))...)},
+			return rule{on(setMarkFrom(s.Layout, key, leads), returnVerdict()), "by the ID in map " + leads.name}
+		}), rules(on(fromLocal(), gotoChain(chainSpoofed)), on(setMark(outside)))...)},
 		// The egress profile of whom a packet comes from. A profile returns what it
 		// allows; number 0 returns at once.
 		//
@@ -296,14 +296,14 @@ func inetFrame(s desired.State) []chain {
 		//	...
 		//	meta nfproto ipv6 fib saddr type local goto spoofed
 		{table: inet, name: chainOrigin, rules: append(origin(toProfile(desired.Egress)),
-			rule{parts: on(v6.only(), fromLocal(), goTo(chainSpoofed))})},
+			rule{parts: on(v6.only(), fromLocal(), gotoChain(chainSpoofed))})},
 		// The egress profile of who has the ID; one that nobody has is dropped.
 		//
 		//	meta nfproto . meta mark & 0xffff0000 map @egress vmap @egress-profiles
 		//	goto unclassified
 		{table: inet, name: chainEgress, rules: []rule{
 			toProfile(desired.Egress)(familyAndID(s.Layout.Mask(), keyReg), egress()),
-			{parts: on(goTo(chainUnclassified))},
+			{parts: on(gotoChain(chainUnclassified))},
 		}},
 		// The ingress profile of whom the packet goes to. What goes elsewhere
 		// returns, but for the veths of endpoints: one that is not complete yet, or
@@ -323,10 +323,10 @@ func inetFrame(s desired.State) []chain {
 			toProfile(desired.Ingress)(v6.outputAndDestination(ingress(v6), keyReg), ingress(v6)),
 			toProfile(desired.Ingress)(v4.outputAndDestination(onward(v4), keyReg), onward(v4)),
 			toProfile(desired.Ingress)(v6.outputAndDestination(onward(v6), keyReg), onward(v6)),
-			{parts: on(in(output(), veths()), goTo(chainUnclassified))},
-			{parts: on(deviceGroup("oifgroup", expr.MetaKeyOIFGROUP, port.Group), goTo(chainUnclassified))},
-			{parts: on(in(v4.destinationTwice(), self(v4)), goTo(chainUnclassified))},
-			{parts: on(in(v6.destinationTwice(), self(v6)), goTo(chainUnclassified))},
+			{parts: on(in(output(), veths()), gotoChain(chainUnclassified))},
+			{parts: on(deviceGroup("oifgroup", expr.MetaKeyOIFGROUP, port.Group), gotoChain(chainUnclassified))},
+			{parts: on(in(v4.destinationTwice(), self(v4)), gotoChain(chainUnclassified))},
+			{parts: on(in(v6.destinationTwice(), self(v6)), gotoChain(chainUnclassified))},
 		}},
 		end(inet, chainSpoofed, counters.Spoofed, s.Unlogged),
 		end(inet, chainUnclassified, counters.Unclassified, s.Unlogged),
@@ -441,8 +441,8 @@ func aboutFlow(f family, types []uint8) []rule {
 	return []rule{
 		{parts: on(clone(of), in(f.sourceAndEnd(false), self(f)), accept())},
 		{parts: on(clone(of), in(f.sourceAndEnd(true), self(f)), accept())},
-		{parts: on(clone(of), in(f.sourceTwice(), self(f)), giveBack())},
-		{on(clone(of), lead(f.inputAndSource(further(f), keyReg), further(f)), giveBack()), "by the ID in map " + further(f).name},
+		{parts: on(clone(of), in(f.sourceTwice(), self(f)), returnVerdict())},
+		{on(clone(of), mapTo(f.inputAndSource(further(f), keyReg), further(f)), returnVerdict()), "by the ID in map " + further(f).name},
 		{parts: on(clone(of), accept())},
 	}
 }
@@ -491,7 +491,7 @@ func wrapped(t desired.Tunnels) []rule {
 	if len(t.Protocols) == 0 {
 		return nil
 	}
-	return rules(on(protocols(protocolsOf(t)...), goTo(chainTunnel)))
+	return rules(on(protocols(protocolsOf(t)...), gotoChain(chainTunnel)))
 }
 
 func protocolsOf(t desired.Tunnels) []desired.Protocol {
@@ -518,8 +518,8 @@ func origin(found func(key part, leads set) rule) []rule {
 		found(v6.source(keyReg), sources(v6)),
 		found(v4.inputAndSource(further(v4), keyReg), further(v4)),
 		found(v6.inputAndSource(further(v6), keyReg), further(v6)),
-		{parts: on(in(input(), veths()), goTo(chainSpoofed))},
-		{parts: on(deviceGroup("iifgroup", expr.MetaKeyIIFGROUP, port.Group), goTo(chainSpoofed))},
+		{parts: on(in(input(), veths()), gotoChain(chainSpoofed))},
+		{parts: on(deviceGroup("iifgroup", expr.MetaKeyIIFGROUP, port.Group), gotoChain(chainSpoofed))},
 	}
 }
 
@@ -540,6 +540,6 @@ func end(t nftables.Table, name string, why counters.Reason, unlogged bool) chai
 // toProfile goes to the profile whose number leads holds for the key.
 func toProfile(d desired.Direction) func(key part, leads set) rule {
 	return func(key part, leads set) rule {
-		return rule{on(lead(key, leads), follow(profiles(d))), "by the number in map " + leads.name}
+		return rule{on(mapTo(key, leads), vmap(profiles(d))), "by the number in map " + leads.name}
 	}
 }

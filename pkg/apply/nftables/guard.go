@@ -52,7 +52,7 @@ func (g Guard) Sync(ctx context.Context, want desired.State) error {
 		return err
 	}
 	r := func() ruleset { return renderGuard(want) }
-	mend := func(c *conn) (change, error) {
+	fix := func(c *conn) (change, error) {
 		have, err := readAll(c, tables())
 		return whole(have, r()), err
 	}
@@ -60,7 +60,7 @@ func (g Guard) Sync(ctx context.Context, want desired.State) error {
 		have, err := readAll(c, tables())
 		return fresh(have, r()), err
 	}
-	return Backend(g).transact(ctx, "synced senders", mend, rebuild)
+	return Backend(g).transact(ctx, "synced senders", fix, rebuild)
 }
 
 // Remove removes both tables.
@@ -76,7 +76,7 @@ func (g Guard) Update(ctx context.Context, from, to desired.State) error {
 		for _, s := range staticSets() {
 			if s.ofGuard() {
 				gone, _ := differences(old[s.name], added[s.name])
-				ch.at = append(append(ch.at, deleteElements(s, gone)...), addElements(s, added[s.name].sorted())...)
+				ch.commit = append(append(ch.commit, deleteElements(s, gone)...), addElements(s, added[s.name].sorted())...)
 			}
 		}
 		return ch, nil
@@ -94,7 +94,7 @@ func (g Guard) Stands(_ context.Context, n desired.Node) error {
 		return err
 	}
 	defer c.close()
-	return checkFrame(c, guardUses(n))
+	return checkBaseChains(c, guardUses(n))
 }
 
 // Check reports the first thing of want that is not in place, changing nothing.

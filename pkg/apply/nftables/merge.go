@@ -22,7 +22,7 @@ import (
 // either, the highest first. 'nft list' shows the shifts of the value alone.
 func setMarkFrom(layout mark.Layout, key part, leads set) part {
 	const a, b, value, old = keyReg + 1, keyReg + 2, idReg, keyReg + 3
-	p := lead(key, leads)
+	p := mapTo(key, leads)
 	p.text = fmt.Sprintf("meta mark set meta mark & %s | %s", hex(^layout.Mask()), p.text)
 	p.exprs = append(p.exprs, load(expr.MetaKeyMARK, old))
 	for high := uint32(32); high > 0; {

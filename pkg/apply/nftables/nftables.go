@@ -24,7 +24,7 @@ import (
 )
 
 // ErrIncomplete is returned when the tables are not as a Sync left them, as
-// before the first endpoint or after 'nft flush ruleset': a Sync mends that.
+// before the first endpoint or after 'nft flush ruleset': a Sync fixes that.
 var ErrIncomplete = missing.Err
 
 // Backend applies states. Its methods are not safe for concurrent use: the
@@ -42,7 +42,7 @@ type Backend struct {
 // in flight, a chain that came in the transaction that leads to it is empty, and what
 // falls off the end of a chain passes. So chains are there before anything leads to
 // them, and go when nothing does.
-type change struct{ ahead, at, behind []command }
+type change struct{ prepare, commit, cleanup []command }
 
 // plan decides on a change by what there is.
 type plan func(*conn) (change, error)
@@ -52,7 +52,7 @@ func (b Backend) Sync(ctx context.Context, want desired.State) error {
 	if err := want.Filled(); err != nil {
 		return err
 	}
-	mend := func(c *conn) (change, error) {
+	fix := func(c *conn) (change, error) {
 		have, err := readAll(c, tables())
 		if err != nil {
 			return change{}, err
@@ -64,14 +64,14 @@ func (b Backend) Sync(ctx context.Context, want desired.State) error {
 		have, err := readAll(c, tables())
 		return fresh(have, render(want, numbers{}.with(want))), err
 	}
-	return b.transact(ctx, "synced", mend, rebuild)
+	return b.transact(ctx, "synced", fix, rebuild)
 }
 
 // Remove removes both tables. A kernel without nf_tables has none.
 func (b Backend) Remove(ctx context.Context) error {
 	err := b.transact(ctx, "removed", func(c *conn) (change, error) {
 		have, err := readAll(c, tables())
-		return change{at: nothing(have)}, err
+		return change{commit: nothing(have)}, err
 	})
 	if errors.Is(err, unix.EPROTONOSUPPORT) {
 		return nil
@@ -115,7 +115,7 @@ func (b Backend) transact(ctx context.Context, step string, plans ...plan) error
 		if err != nil {
 			return err
 		}
-		for _, commands := range [][]command{ch.ahead, ch.at, ch.behind} {
+		for _, commands := range [][]command{ch.prepare, ch.commit, ch.cleanup} {
 			if len(commands) == 0 {
 				continue
 			}
@@ -160,30 +160,30 @@ func update(c *conn, from, to desired.State) (ch change, err error) {
 	old, added := placed(from, used), placed(to, n)
 	goneSets, comeSets := setsBetween(from, to)
 	for _, s := range comeSets {
-		ch.ahead = append(ch.ahead, addSet(s))
+		ch.prepare = append(ch.prepare, addSet(s))
 	}
-	come, rewritten, err := appear(c, from, to, used, n)
+	come, rewritten, err := addProfiles(c, from, to, used, n)
 	if err != nil {
 		return ch, err
 	}
-	ch.ahead = append(ch.ahead, come...)
-	ch.at = append(rewritten, reframe(from, to)...)
+	ch.prepare = append(ch.prepare, come...)
+	ch.commit = append(rewritten, rewriteBaseChains(from, to)...)
 	for _, s := range setsOf(to) {
 		// What should be there is added in any case: somebody may have deleted it.
 		gone, _ := differences(old[s.name], added[s.name])
-		ch.at = append(ch.at, deleteElements(s, gone)...)
-		ch.at = append(ch.at, addElements(s, added[s.name].sorted())...)
+		ch.commit = append(ch.commit, deleteElements(s, gone)...)
+		ch.commit = append(ch.commit, addElements(s, added[s.name].sorted())...)
 	}
-	var leaving []half
-	for _, h := range halves(from) {
+	var leaving []familyProfile
+	for _, h := range familyProfiles(from) {
 		_, kept := to.Profiles[h.ID]
 		if _, there := used[h.Direction][h.chain()]; there && !kept {
 			leaving = append(leaving, h)
 		}
 	}
-	ch.behind, err = vanish(leaving, used, old)
+	ch.cleanup, err = removeProfiles(leaving, used, old)
 	for _, s := range goneSets {
-		ch.behind = append(ch.behind, deleteSet(s))
+		ch.cleanup = append(ch.cleanup, deleteSet(s))
 	}
 	return ch, err
 }
@@ -205,14 +205,14 @@ func setsBetween(from, to desired.State) (gone, come []set) {
 	return lacks(setsOf(from), setsOf(to)), lacks(setsOf(to), setsOf(from))
 }
 
-// reframe lists what rewrites those of the static chains that change with the epoch.
-func reframe(from, to desired.State) []command {
+// rewriteBaseChains lists what rewrites those of the static chains that change with the epoch.
+func rewriteBaseChains(from, to desired.State) []command {
 	if from.Epoch == to.Epoch {
 		return nil
 	}
 	var out []command
-	before := frame(from)
-	for i, c := range frame(to) {
+	before := baseChains(from)
+	for i, c := range baseChains(to) {
 		if c.text() != before[i].text() {
 			out = append(out, refill(c)...)
 		}
@@ -231,11 +231,11 @@ func fill(c chain) (out []command) {
 	return out
 }
 
-// appear lists what makes the chains of to that are not there, and what gives those that
+// addProfiles lists what makes the chains of to that are not there, and what gives those that
 // from has otherwise their new rules.
-func appear(c *conn, from, to desired.State, used, n numbers) (come, rewritten []command, err error) {
-	wanted := halves(to)
-	expected := make([]half, len(wanted))
+func addProfiles(c *conn, from, to desired.State, used, n numbers) (come, rewritten []command, err error) {
+	wanted := familyProfiles(to)
+	expected := make([]familyProfile, len(wanted))
 	for i, h := range wanted {
 		expected[i] = h
 		if old, ok := from.Profiles[h.ID]; ok {
@@ -246,7 +246,7 @@ func appear(c *conn, from, to desired.State, used, n numbers) (come, rewritten [
 	if err != nil {
 		return nil, nil, err
 	}
-	var added []half
+	var added []familyProfile
 	for i, h := range wanted {
 		ch := h.render()
 		if there[h.chain()] {
@@ -272,9 +272,9 @@ func appear(c *conn, from, to desired.State, used, n numbers) (come, rewritten [
 	return come, rewritten, nil
 }
 
-// vanish lists what removes those of the leaving profiles that no endpoint is left
+// removeProfiles lists what removes those of the leaving profiles that no endpoint is left
 // in but those of old. An endpoint may have addresses of one family only.
-func vanish(leaving []half, used numbers, old map[string]elements) ([]command, error) {
+func removeProfiles(leaving []familyProfile, used numbers, old map[string]elements) ([]command, error) {
 	var out []command
 	others := map[desired.ProfileID]bool{}
 	for _, m := range leadingMaps() {
@@ -308,15 +308,15 @@ func vanish(leaving []half, used numbers, old map[string]elements) ([]command, e
 func leadingMaps() []set { return []set{egress(), ingress(v4), ingress(v6)} }
 
 // inMap lists those of the chains to which map m leads.
-func inMap(m set, list []half) []half {
-	return slices.DeleteFunc(slices.Clone(list), func(h half) bool {
+func inMap(m set, list []familyProfile) []familyProfile {
+	return slices.DeleteFunc(slices.Clone(list), func(h familyProfile) bool {
 		return h.Direction == desired.Egress && m != egress() || h.Direction == desired.Ingress && m != ingress(h.family)
 	})
 }
 
 // leadsTo names those of the chains to which map m leads anybody who is not among
 // except. It reads until it has found them all.
-func leadsTo(c *conn, m set, list []half, n numbers, except elements) (map[string]bool, error) {
+func leadsTo(c *conn, m set, list []familyProfile, n numbers, except elements) (map[string]bool, error) {
 	found := map[string]bool{}
 	if len(list) == 0 {
 		return found, nil
@@ -341,7 +341,7 @@ func (b Backend) Stands(_ context.Context, n desired.Node) error {
 		return err
 	}
 	defer c.close()
-	return checkFrame(c, usesOf(n))
+	return checkBaseChains(c, usesOf(n))
 }
 
 // Check reports the first thing of want that is not in place, changing nothing: an element, or
@@ -364,7 +364,7 @@ func check(want desired.State, stamps func(*conn, []chain) error) error {
 		return err
 	}
 	defer c.close()
-	if err := checkFrame(c, usesOf(want.Node)); err != nil {
+	if err := checkBaseChains(c, usesOf(want.Node)); err != nil {
 		return err
 	}
 	var n numbers
@@ -375,7 +375,7 @@ func check(want desired.State, stamps func(*conn, []chain) error) error {
 		}
 		n[d] = numbersOf(list)
 	}
-	for _, h := range halves(want) {
+	for _, h := range familyProfiles(want) {
 		if _, led := n[h.Direction][h.chain()]; !led {
 			return fmt.Errorf("%w: map %s does not lead to chain %s", missing.Element.Err(), path(inet, profiles(h.Direction).name), h.chain())
 		}
@@ -385,7 +385,7 @@ func check(want desired.State, stamps func(*conn, []chain) error) error {
 	if err := checkElements(c, r); err != nil {
 		return err
 	}
-	if _, err = checkProfiles(c, halves(want), n); err != nil {
+	if _, err = checkProfiles(c, familyProfiles(want), n); err != nil {
 		return err
 	}
 	return stamps(c, r.chains)
@@ -414,7 +414,7 @@ func (b Backend) Keep(ctx context.Context, want desired.State) ([]string, error)
 
 // checkProfiles tells which of the chains are there. One that lacks a rule, or to
 // which nothing leads, is an error, as is one that is not there and has a number.
-func checkProfiles(c *conn, list []half, n numbers) (map[string]bool, error) {
+func checkProfiles(c *conn, list []familyProfile, n numbers) (map[string]bool, error) {
 	there := map[string]bool{}
 	if len(list) == 0 {
 		return there, nil
@@ -438,9 +438,9 @@ func checkProfiles(c *conn, list []half, n numbers) (map[string]bool, error) {
 	return there, nil
 }
 
-// checkFrame reports a table that sleeps, or the first static chain that has not as many uses
+// checkBaseChains reports a table that sleeps, or the first static chain that has not as many uses
 // as it should: it lacks a rule, or one that leads to it. What the rules say is not read.
-func checkFrame(c *conn, wanted map[string]int) error {
+func checkBaseChains(c *conn, wanted map[string]int) error {
 	for _, t := range tables() {
 		_, awake, err := c.table(t)
 		switch {
@@ -453,7 +453,7 @@ func checkFrame(c *conn, wanted map[string]int) error {
 		}
 	}
 	var chains []chain
-	for _, f := range frameUses {
+	for _, f := range baseChainUses {
 		if wanted[f.name] > 0 {
 			chains = append(chains, f.chain)
 		}

@@ -67,7 +67,7 @@ func TestFrameUses(t *testing.T) {
 		for name, of := range map[string]struct {
 			chains []chain
 			uses   map[string]int
-		}{"the backend": {frame(s), usesOf(s.Node)}, "the guard": {renderGuard(s).chains, guardUses(s.Node)}} {
+		}{"the backend": {baseChains(s), usesOf(s.Node)}, "the guard": {renderGuard(s).chains, guardUses(s.Node)}} {
 			want := map[string]int{}
 			for _, c := range of.chains {
 				uses := len(c.rules)
@@ -108,7 +108,7 @@ func (r rule) references(name string) int {
 // No hook goes to a chain: where that ends, the hook ends too, and accepts.
 func TestHooksDoNotGo(t *testing.T) {
 	s := node(t, 0xffff0000)
-	for _, c := range append(frame(s), renderGuard(s).chains...) {
+	for _, c := range append(baseChains(s), renderGuard(s).chains...) {
 		for _, r := range c.rules {
 			if c.hook != nil && strings.Contains(r.String(), "goto ") {
 				t.Errorf("%s: %s", c.name, r)
@@ -288,7 +288,7 @@ func TestEveryRuleIsStamped(t *testing.T) {
 				t.Error(err)
 			}
 			if diff := cmp.Diff(sorted(before), sorted(list(t))); diff != "" {
-				t.Errorf("after mending:\n%s", diff)
+				t.Errorf("after fixing:\n%s", diff)
 			}
 		})
 	}
@@ -374,7 +374,7 @@ func TestDamage(t *testing.T) {
 				t.Fatal(err)
 			}
 			if diff := cmp.Diff(sorted(before), sorted(list(t))); diff != "" {
-				t.Errorf("after mending:\n%s", diff)
+				t.Errorf("after fixing:\n%s", diff)
 			}
 		})
 	}

@@ -67,7 +67,7 @@ func try(r ruleset) error {
 	}
 	added := actual{tables: map[nftables.TableFamily]bool{inet.Family: true, bridge.Family: true}}
 	ch := whole(added, ruleset{chains: r.chains, sets: r.sets, elements: r.elements})
-	commands = slices.Concat(commands, ch.ahead, ch.at)
+	commands = slices.Concat(commands, ch.prepare, ch.commit)
 	for _, t := range r.tables {
 		t.Name = probeTable
 		commands = append(commands, deleteTable(t))
@@ -94,11 +94,11 @@ func probeState() (desired.State, error) {
 	}
 	isolation := &desired.Isolation{Rules: []desired.Rule{rule}}
 	policies := desired.Policies{Policies: []desired.Policy{{Namespace: "probe", Name: "probe", Ingress: isolation, Egress: isolation}}}
-	e := attachment.Endpoint{Namespace: "probe", Interface: "probe0", Port: "probe0", Addresses: []netip.Addr{prefixes[0].Addr(), prefixes[1].Addr()}}
-	e.InterfaceIndex, e.PortIndex, e.Sources = 1, 1, prefixes
+	e := attachment.Endpoint{Namespace: "probe", L3Interface: "probe0", HostVeth: "probe0", Addresses: []netip.Addr{prefixes[0].Addr(), prefixes[1].Addr()}}
+	e.L3InterfaceIndex, e.HostVethIndex, e.AllowedSources = 1, 1, prefixes
 	onBridge := e
-	onBridge.InterfaceIndex, onBridge.PortIndex = 2, 3
-	onBridge.Port, onBridge.MAC = "probe1", "02:00:00:00:00:01"
+	onBridge.L3InterfaceIndex, onBridge.HostVethIndex = 2, 3
+	onBridge.HostVeth, onBridge.MAC = "probe1", "02:00:00:00:00:01"
 	tunnels := desired.Tunnels{UDPPorts: []uint16{1, 2}, Protocols: []uint8{1, 2}}
 	return desired.Build(desired.Node{Layout: layout, Epoch: 1, Unlogged: true, Tunnels: tunnels}, policies, []attachment.Record{
 		{ID: mark.First, Endpoint: e, Policed: true},

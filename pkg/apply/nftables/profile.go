@@ -17,26 +17,26 @@ import (
 // maxComment is what nft lets a comment be.
 const maxComment = 128
 
-// half is a profile for the packets of one family: a chain.
-type half struct {
+// familyProfile is a profile for the packets of one family: a chain.
+type familyProfile struct {
 	desired.Profile
 	family family
 	// unlogged: see desired.Node.
 	unlogged bool
 }
 
-// halves lists the chains of s in a stable order.
-func halves(s desired.State) []half {
-	var out []half
+// familyProfiles lists the chains of s in a stable order.
+func familyProfiles(s desired.State) []familyProfile {
+	var out []familyProfile
 	for _, id := range s.ProfileIDs() {
 		for _, f := range []family{v4, v6} {
-			out = append(out, half{s.Profiles[id], f, s.Unlogged})
+			out = append(out, familyProfile{s.Profiles[id], f, s.Unlogged})
 		}
 	}
 	return out
 }
 
-func (h half) chain() string { return chainOf(h.Direction, h.family, h.ID) }
+func (h familyProfile) chain() string { return chainOf(h.Direction, h.family, h.ID) }
 
 // render gives the flat list of what is allowed; the rest is logged and dropped. In a
 // profile that audits it is counted instead, and falls off the end of the chain, which
@@ -49,12 +49,12 @@ func (h half) chain() string { return chainOf(h.Direction, h.family, h.ID) }
 //	ip daddr . meta l4proto . th dport @t4-07b89b9e2d02df2a counter return comment "shop/web ingress[2]"
 //	limit rate 10/second burst 50 packets log prefix "podmark:drop:ingress:0f5eba8e1fdbf5d1" group 1886 snaplen 128
 //	counter drop comment "shop/web"
-func (h half) render() chain {
+func (h familyProfile) render() chain {
 	c := chain{table: inet, name: h.chain()}
 	for _, r := range h.Rules {
 		for _, others := range otherSide(r, h.Direction, h.family) {
 			for _, ports := range append(portMatches(r), tupleMatches(r, h.family)...) {
-				parts := slices.Concat(ports, others, on(counter(), giveBack()))
+				parts := slices.Concat(ports, others, on(counter(), returnVerdict()))
 				c.rules = append(c.rules, rule{parts: parts, comment: truncate(r.Origin)})
 			}
 		}
@@ -81,7 +81,7 @@ func truncate(s string) string {
 // otherSide renders whom of a family the rule speaks about, one match each; an
 // empty one is anyone.
 func otherSide(r desired.ProfileRule, d desired.Direction, f family) [][]part {
-	if r.Anyone {
+	if r.AnyPeer {
 		return [][]part{nil}
 	}
 	field := f.src()

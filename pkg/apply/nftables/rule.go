@@ -237,15 +237,15 @@ const (
 	keyReg = idReg + 1 // where the key begins, then the number
 )
 
-// lead looks what key has loaded up in leads.
-func lead(key part, leads set) part {
+// mapTo looks what key has loaded up in leads.
+func mapTo(key part, leads set) part {
 	key.exprs = append(key.exprs, &expr.Lookup{SourceRegister: keyReg, DestRegister: idReg, IsDestRegSet: true, SetName: leads.name})
 	key.text += " map @" + leads.name
 	return key
 }
 
-// follow goes where profiles sends the number that lead has found.
-func follow(profiles set) part {
+// vmap goes where profiles sends the number that lead has found.
+func vmap(profiles set) part {
 	return part{text: "vmap @" + profiles.name, exprs: []any{&expr.Lookup{SourceRegister: keyReg, SetName: profiles.name, IsDestRegSet: true}}}
 }
 
@@ -555,11 +555,11 @@ func logged(k counters.Key) []part {
 
 func verdict(text string, v expr.Verdict) part { return part{text: text, exprs: []any{&v}} }
 
-func accept() part   { return verdict("accept", expr.Verdict{Kind: expr.VerdictAccept}) }
-func drop() part     { return verdict("drop", expr.Verdict{Kind: expr.VerdictDrop}) }
-func giveBack() part { return verdict("return", expr.Verdict{Kind: expr.VerdictReturn}) }
+func accept() part        { return verdict("accept", expr.Verdict{Kind: expr.VerdictAccept}) }
+func drop() part          { return verdict("drop", expr.Verdict{Kind: expr.VerdictDrop}) }
+func returnVerdict() part { return verdict("return", expr.Verdict{Kind: expr.VerdictReturn}) }
 
-func goTo(to string) part {
+func gotoChain(to string) part {
 	return verdict("goto "+to, expr.Verdict{Kind: expr.VerdictGoto, Chain: to})
 }
 

@@ -65,7 +65,7 @@ func (n numbers) with(s desired.State) numbers {
 			taken[number] = true
 		}
 		number := uint32(none)
-		for _, h := range halves(s) {
+		for _, h := range familyProfiles(s) {
 			if _, ok := out[d][h.chain()]; ok || h.Direction != d {
 				continue
 			}
@@ -81,7 +81,7 @@ func (n numbers) with(s desired.State) numbers {
 // only leaves the chains of s.
 func (n numbers) only(s desired.State) numbers {
 	out := numbers{map[string]uint32{}, map[string]uint32{}}
-	for _, h := range halves(s) {
+	for _, h := range familyProfiles(s) {
 		if number, ok := n[h.Direction][h.chain()]; ok {
 			out[h.Direction][h.chain()] = number
 		}
@@ -99,11 +99,11 @@ func (n numbers) of(d desired.Direction, f family, id desired.ProfileID) uint32 
 
 // render derives the whole ruleset.
 func render(s desired.State, n numbers) ruleset {
-	r := ruleset{tables: tables(), chains: frame(s), sets: setsOf(s), elements: placed(s, n)}
+	r := ruleset{tables: tables(), chains: baseChains(s), sets: setsOf(s), elements: placed(s, n)}
 	for _, d := range desired.Directions {
 		r.elements[profiles(d).name] = elements{}.with(profileElement(none, ""))
 	}
-	for _, h := range halves(s) {
+	for _, h := range familyProfiles(s) {
 		r.chains = append(r.chains, h.render())
 		r.elements[profiles(h.Direction).name].with(profileElement(n[h.Direction][h.chain()], h.chain()))
 	}
@@ -211,9 +211,9 @@ func place(s desired.State, e desired.Endpoint, n numbers, put func(set, element
 	}
 	id := s.Layout.ID(e.ID).Value
 	number := func(d desired.Direction, f family) uint32 { return n.of(d, f, e.Profiles[d]) }
-	put(veths(), link(e.PortIndex).element())
-	put(ports(), link(e.PortIndex).element())
-	inputs := []link{link(e.InterfaceIndex)}
+	put(veths(), link(e.HostVethIndex).element())
+	put(ports(), link(e.HostVethIndex).element())
+	inputs := []link{link(e.L3InterfaceIndex)}
 	if e.VRF != "" {
 		inputs = append(inputs, link(e.VRFIndex))
 	}
@@ -231,7 +231,7 @@ func place(s desired.State, e desired.Endpoint, n numbers, put func(set, element
 		put(sources(f), leading(key(a.AsSlice()), a.String(), id, number(desired.Egress, f)))
 		put(claimed(f), element{key: key(a.AsSlice()), text: a.String()})
 	}
-	for _, p := range e.Sources {
+	for _, p := range e.AllowedSources {
 		f := familyOf(p.Addr())
 		for _, in := range inputs {
 			first, last := in.span(p)
@@ -242,7 +242,7 @@ func place(s desired.State, e desired.Endpoint, n numbers, put func(set, element
 	mac, err := net.ParseMAC(e.MAC)
 	switch {
 	case e.Routed(): // nothing enters it as the port of a bridge
-		put(isolated(), link(e.PortIndex).element())
+		put(isolated(), link(e.HostVethIndex).element())
 	case err == nil: // package port refuses to open a port without
 		placeOnBridge(s, e, mac, put)
 	}
@@ -250,14 +250,14 @@ func place(s desired.State, e desired.Endpoint, n numbers, put func(set, element
 
 // placeOnBridge puts an endpoint on a bridge into the sets of the bridge table.
 func placeOnBridge(s desired.State, e desired.Endpoint, mac net.HardwareAddr, put func(set, element)) {
-	port := link(e.PortIndex)
+	port := link(e.HostVethIndex)
 	at := func(to set, a netip.Addr) {
 		put(to, element{key: port.and(mac, a.AsSlice()), text: port.text(mac, a)})
 	}
 	for _, a := range e.Addresses {
 		at(own(familyOf(a)), a)
 	}
-	for _, p := range e.Sources {
+	for _, p := range e.AllowedSources {
 		first, last := port.span(p, mac)
 		put(routers(familyOf(p.Addr())), element{key: first, end: last, text: port.text(mac, p)})
 	}
@@ -267,11 +267,11 @@ func placeOnBridge(s desired.State, e desired.Endpoint, mac net.HardwareAddr, pu
 	}
 	if s.Isolates(e.Profiles[desired.Ingress]) {
 		put(isolated(), port.element())
-		for _, p := range e.Sources {
+		for _, p := range e.AllowedSources {
 			put(untagged(familyOf(p.Addr())), behindMAC(mac, p))
 		}
 		for _, a := range e.Addresses {
-			if !slices.ContainsFunc(e.Sources, func(p netip.Prefix) bool { return p.Contains(a) }) { // intervals must not overlap
+			if !slices.ContainsFunc(e.AllowedSources, func(p netip.Prefix) bool { return p.Contains(a) }) { // intervals must not overlap
 				put(untagged(familyOf(a)), behindMAC(mac, netip.PrefixFrom(a, a.BitLen())))
 			}
 		}

@@ -57,9 +57,9 @@ func pod(id mark.ID, app, iface string) attachment.Record {
 		Key: attachment.Key{Network: "net", ContainerID: app, IfName: "eth0"}, ID: id, Policed: true, Committed: true,
 		Endpoint: attachment.Endpoint{
 			Namespace: "shop", Pod: app, Labels: map[string]string{"app": app},
-			Interface: iface, Port: "veth" + n, InterfaceIndex: index, PortIndex: 100 + int(id), MAC: "02:00:00:00:00:0" + n,
+			L3Interface: iface, HostVeth: "veth" + n, L3InterfaceIndex: index, HostVethIndex: 100 + int(id), MAC: "02:00:00:00:00:0" + n,
 			Addresses: addrs("10.22.0."+n, "fd00:22::"+n),
-			Ports: []attachment.NamedPort{
+			NamedPorts: []attachment.NamedPort{
 				{Name: "http", Protocol: uint8(desired.TCP), Number: 8000 + uint16(id)},
 				{Name: "bulk", Protocol: uint8(desired.SCTP), Number: 99},
 			},
@@ -71,9 +71,9 @@ func pod(id mark.ID, app, iface string) attachment.Record {
 // which is a router.
 func records() []attachment.Record {
 	client := pod(4, "client", "veth4")
-	client.Sources = prefixes("172.30.0.0/24", "192.168.7.5/32", "fd00:30::/48")
+	client.AllowedSources = prefixes("172.30.0.0/24", "192.168.7.5/32", "fd00:30::/48")
 	db := pod(3, "db", "cni0")
-	db.Sources = prefixes("172.31.0.0/24", "fd00:31::/48")
+	db.AllowedSources = prefixes("172.31.0.0/24", "fd00:31::/48")
 	return []attachment.Record{pod(2, "web", "veth2"), db, client}
 }
 

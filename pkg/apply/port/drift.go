@@ -54,17 +54,17 @@ func (l Links) named(name string) (Link, bool) {
 // links. One whose host veth is gone, or no more a port of the interface that it was, gets
 // none: nothing comes in by a link of number 0, so that endpoint is closed.
 func (l Links) Locate(e attachment.Endpoint) attachment.Endpoint {
-	port, ok := l.named(e.Port)
+	port, ok := l.named(e.HostVeth)
 	if !ok || port.Kind != "veth" {
 		return e
 	}
 	l3 := port
 	if !e.Routed() {
-		if l3, ok = l.named(e.Interface); !ok || port.Master != l3.Index {
+		if l3, ok = l.named(e.L3Interface); !ok || port.Master != l3.Index {
 			return e
 		}
 	}
-	e.PortIndex, e.InterfaceIndex = port.Index, l3.Index
+	e.HostVethIndex, e.L3InterfaceIndex = port.Index, l3.Index
 	return e
 }
 
@@ -125,9 +125,9 @@ func Drifts(e attachment.Endpoint, lookUp func(index int) (Link, bool)) []Drift 
 		}
 		return lookUp(index)
 	}
-	port, ok := find(e.PortIndex)
+	port, ok := find(e.HostVethIndex)
 	if !ok {
-		return []Drift{{Change: Gone, Link: e.Port}}
+		return []Drift{{Change: Gone, Link: e.HostVeth}}
 	}
 	var out []Drift
 	compare := func(l Link, name string, master int, masterName string) {
@@ -146,12 +146,12 @@ func Drifts(e attachment.Endpoint, lookUp func(index int) (Link, bool)) []Drift 
 		out = append(out, Drift{Change: Moved, Link: l.Name, Was: masterName, Is: is})
 	}
 	if !e.Routed() {
-		compare(port, e.Port, e.InterfaceIndex, e.Interface)
-		if l3, ok := find(e.InterfaceIndex); ok {
-			compare(l3, e.Interface, e.VRFIndex, e.VRF)
+		compare(port, e.HostVeth, e.L3InterfaceIndex, e.L3Interface)
+		if l3, ok := find(e.L3InterfaceIndex); ok {
+			compare(l3, e.L3Interface, e.VRFIndex, e.VRF)
 		}
 	} else {
-		compare(port, e.Port, e.VRFIndex, e.VRF)
+		compare(port, e.HostVeth, e.VRFIndex, e.VRF)
 		if port.Group != Group {
 			out = append(out, Drift{Change: Ungrouped, Link: port.Name, Group: port.Group})
 		}

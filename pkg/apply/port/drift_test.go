@@ -28,9 +28,9 @@ func node() port.Links {
 }
 
 var (
-	routed  = attachment.Endpoint{Port: "v", Interface: "v", PortIndex: 10, InterfaceIndex: 10}
-	inVRF   = attachment.Endpoint{Port: "w", Interface: "w", PortIndex: 11, InterfaceIndex: 11, VRF: "red", VRFIndex: 20}
-	bridged = attachment.Endpoint{Port: "b", Interface: "cni0", PortIndex: 12, InterfaceIndex: 30, VRF: "blue", VRFIndex: 21}
+	routed  = attachment.Endpoint{HostVeth: "v", L3Interface: "v", HostVethIndex: 10, L3InterfaceIndex: 10}
+	inVRF   = attachment.Endpoint{HostVeth: "w", L3Interface: "w", HostVethIndex: 11, L3InterfaceIndex: 11, VRF: "red", VRFIndex: 20}
+	bridged = attachment.Endpoint{HostVeth: "b", L3Interface: "cni0", HostVethIndex: 12, L3InterfaceIndex: 30, VRF: "blue", VRFIndex: 21}
 )
 
 func TestDrifts(t *testing.T) {
@@ -56,7 +56,7 @@ func TestDrifts(t *testing.T) {
 			l[40] = port.Link{Index: 40, Name: "v", Kind: "veth", Group: port.Group}
 			delete(l, 10)
 		}, []port.Drift{{Change: port.Gone, Link: "v"}}},
-		{"never found", attachment.Endpoint{Port: "v", Interface: "v"}, nil, []port.Drift{{Change: port.Gone, Link: "v"}}},
+		{"never found", attachment.Endpoint{HostVeth: "v", L3Interface: "v"}, nil, []port.Drift{{Change: port.Gone, Link: "v"}}},
 		{"renamed", routed, change(10, rename("x")), []port.Drift{{Change: port.Renamed, Link: "x", Was: "v", Is: "x"}}},
 		{"ungrouped", routed, change(10, func(l *port.Link) { l.Group = 3 }), []port.Drift{{Change: port.Ungrouped, Link: "v", Group: 3}}},
 		{"onto a bridge", routed, change(10, master(31)), []port.Drift{moved("v", "", "br1")}},
@@ -101,9 +101,9 @@ func TestLocate(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			e := node().Locate(attachment.Endpoint{Port: tt.port, Interface: tt.iface})
-			if e.PortIndex != tt.wantPort || e.InterfaceIndex != tt.wantTop {
-				t.Errorf("port %d, interface %d, want %d and %d", e.PortIndex, e.InterfaceIndex, tt.wantPort, tt.wantTop)
+			e := node().Locate(attachment.Endpoint{HostVeth: tt.port, L3Interface: tt.iface})
+			if e.HostVethIndex != tt.wantPort || e.L3InterfaceIndex != tt.wantTop {
+				t.Errorf("port %d, interface %d, want %d and %d", e.HostVethIndex, e.L3InterfaceIndex, tt.wantPort, tt.wantTop)
 			}
 		})
 	}

@@ -38,21 +38,21 @@ const (
 	stateForwarding = 3
 )
 
-// Close makes the endpoint's port pass nothing until [Open] and, when it is
+// Block makes the endpoint's port pass nothing until [Unblock] and, when it is
 // routed, the backend has its element.
-func Close(e attachment.Endpoint) error { return guard(e, stateListening) }
+func Block(e attachment.Endpoint) error { return guard(e, stateListening) }
 
-// Hold guards a port as Close and Open do together, without closing it: for an
+// Guard guards a port as Close and Open do together, without closing it: for an
 // endpoint that is running. When it is routed, the backend has its element.
-func Hold(e attachment.Endpoint) error { return guard(e, stateForwarding) }
+func Guard(e attachment.Endpoint) error { return guard(e, stateForwarding) }
 
 func guard(e attachment.Endpoint, state byte) error {
 	if e.Routed() {
-		return Regroup(e)
+		return SetGroup(e)
 	}
 	link, err := find(e)
 	if err != nil {
-		return fmt.Errorf("guarding port %q: %w", e.Port, err)
+		return fmt.Errorf("guarding port %q: %w", e.HostVeth, err)
 	}
 	entry, err := forwardingEntry(e, link)
 	if err != nil {
@@ -60,67 +60,67 @@ func guard(e attachment.Endpoint, state byte) error {
 	}
 	// First the entry: a locked port takes no frame without one.
 	if err := netlink.NeighSet(entry); err != nil {
-		return fmt.Errorf("holding bridge port %q to MAC %s: %w", e.Port, e.MAC, err)
+		return fmt.Errorf("holding bridge port %q to MAC %s: %w", e.HostVeth, e.MAC, err)
 	}
 	if err := setBridgePort(link, state, true); err != nil {
-		return fmt.Errorf("locking bridge port %q: %w", e.Port, err)
+		return fmt.Errorf("locking bridge port %q: %w", e.HostVeth, err)
 	}
 	return nil
 }
 
-// Regroup puts a routed host veth into podmark's device group.
-func Regroup(e attachment.Endpoint) error {
+// SetGroup puts a routed host veth into podmark's device group.
+func SetGroup(e attachment.Endpoint) error {
 	if err := setGroup(e, Group); err != nil {
-		return fmt.Errorf("putting %q into device group %d: %w", e.Port, Group, err)
+		return fmt.Errorf("putting %q into device group %d: %w", e.HostVeth, Group, err)
 	}
 	return nil
 }
 
-// Open lets a bridge port forward again. A routed port is opened by its element.
-func Open(e attachment.Endpoint) error {
+// Unblock lets a bridge port forward again. A routed port is opened by its element.
+func Unblock(e attachment.Endpoint) error {
 	if e.Routed() {
 		return nil
 	}
 	link, err := find(e)
 	if err != nil {
-		return fmt.Errorf("opening port %q: %w", e.Port, err)
+		return fmt.Errorf("opening port %q: %w", e.HostVeth, err)
 	}
 	if err := setBridgePort(link, stateForwarding, true); err != nil {
-		return fmt.Errorf("opening bridge port %q: %w", e.Port, err)
+		return fmt.Errorf("opening bridge port %q: %w", e.HostVeth, err)
 	}
 	return nil
 }
 
-// Release gives the port back as the main plugin made it. A port that is gone is fine.
-func Release(e attachment.Endpoint) error {
+// Restore gives the port back as the main plugin made it. A port that is gone is fine.
+func Restore(e attachment.Endpoint) error {
 	link, err := find(e)
 	if gone(err) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("releasing port %q: %w", e.Port, err)
+		return fmt.Errorf("releasing port %q: %w", e.HostVeth, err)
 	}
 	if e.Routed() {
-		return ReleaseLink(link)
+		return RestoreLink(link)
 	}
 	if link.Attrs().MasterIndex == 0 {
 		return nil // no bridge port any more
 	}
 	if err := setBridgePort(link, stateForwarding, false); err != nil {
-		return fmt.Errorf("releasing bridge port %q: %w", e.Port, err)
+		return fmt.Errorf("releasing bridge port %q: %w", e.HostVeth, err)
 	}
 	entry, err := forwardingEntry(e, link)
 	if err != nil {
 		return err
 	}
 	if err := netlink.NeighDel(entry); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("releasing bridge port %q: %w", e.Port, err)
+		return fmt.Errorf("releasing bridge port %q: %w", e.HostVeth, err)
 	}
 	return nil
 }
 
-// ReleaseLink takes a link out of the device group if it is in it.
-func ReleaseLink(link netlink.Link) error {
+// RestoreLink takes a link out of the device group if it is in it.
+func RestoreLink(link netlink.Link) error {
 	if link.Attrs().Group != Group {
 		return nil
 	}
@@ -130,9 +130,9 @@ func ReleaseLink(link netlink.Link) error {
 	return nil
 }
 
-// Shut closes the port again at a DEL. A port that is gone is fine, and a routed
+// BlockForDelete closes the port again at a DEL. A port that is gone is fine, and a routed
 // one needs nothing: it stays in the group until the main plugin deletes it.
-func Shut(e attachment.Endpoint) error {
+func BlockForDelete(e attachment.Endpoint) error {
 	if e.Routed() {
 		return nil
 	}
@@ -141,11 +141,11 @@ func Shut(e attachment.Endpoint) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("closing port %q: %w", e.Port, err)
+		return fmt.Errorf("closing port %q: %w", e.HostVeth, err)
 	}
 	// A port whose link is down passes nothing and takes no state.
 	if err := setBridgePort(link, stateListening, true); err != nil && !errors.Is(err, unix.ENETDOWN) {
-		return fmt.Errorf("blocking bridge port %q: %w", e.Port, err)
+		return fmt.Errorf("blocking bridge port %q: %w", e.HostVeth, err)
 	}
 	return nil
 }
@@ -183,10 +183,10 @@ func Alive(e attachment.Endpoint) bool {
 // find reads the host veth: by its number, which no other link gets. Only a record of an
 // older podmark lacks that.
 func find(e attachment.Endpoint) (netlink.Link, error) {
-	if e.PortIndex != 0 {
-		return netlink.LinkByIndex(e.PortIndex)
+	if e.HostVethIndex != 0 {
+		return netlink.LinkByIndex(e.HostVethIndex)
 	}
-	return netlink.LinkByName(e.Port)
+	return netlink.LinkByName(e.HostVeth)
 }
 
 // BridgeFiltered reports whether frames between two ports of one bridge pass the
@@ -214,7 +214,7 @@ func gone(err error) bool {
 func forwardingEntry(e attachment.Endpoint, link netlink.Link) (*netlink.Neigh, error) {
 	mac, err := net.ParseMAC(e.MAC)
 	if err != nil {
-		return nil, fmt.Errorf("MAC address of port %q: %w", e.Port, err)
+		return nil, fmt.Errorf("MAC address of port %q: %w", e.HostVeth, err)
 	}
 	return &netlink.Neigh{
 		LinkIndex:    link.Attrs().Index,
@@ -230,10 +230,10 @@ func forwardingEntry(e attachment.Endpoint, link netlink.Link) (*netlink.Neigh, 
 func setGroup(e attachment.Endpoint, group uint32) error {
 	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Index = int32(e.PortIndex)
+	msg.Index = int32(e.HostVethIndex)
 	req.AddData(msg)
-	if e.PortIndex == 0 {
-		req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(e.Port)))
+	if e.HostVethIndex == 0 {
+		req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(e.HostVeth)))
 	}
 	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
 	_, err := req.Execute(unix.NETLINK_ROUTE, 0)

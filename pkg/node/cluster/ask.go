@@ -37,17 +37,17 @@ func pauseAfter(failures int, random float64) time.Duration {
 
 // Answer tells who a pod is, once all that its policies mean is known and in the kernel.
 // The pod's own rules come with its ADD.
-func (c *Cluster) Answer(ctx context.Context, r whois.Request) (whois.Answer, error) {
+func (c *Cluster) Answer(ctx context.Context, r whois.Request) (whois.Response, error) {
 	if r.Locate {
 		p, err := c.fetch(ctx, view.Name{Namespace: r.Namespace, Name: r.Pod})
 		if err != nil {
-			return whois.Answer{}, err
+			return whois.Response{}, err
 		}
-		return whois.Answer{Addresses: p.Addresses.List()}, nil
+		return whois.Response{Addresses: p.Addresses.List()}, nil
 	}
 	settings, err := r.Settings()
 	if err != nil {
-		return whois.Answer{}, fmt.Errorf("the plugin's iptablesMarkMask: %w", err)
+		return whois.Response{}, fmt.Errorf("the plugin's iptablesMarkMask: %w", err)
 	}
 	ask := view.Ask{Attachment: r.Attachment, Namespace: r.Namespace, Pod: r.Pod, UID: r.UID}
 	c.mu.Lock()
@@ -64,26 +64,26 @@ func (c *Cluster) Answer(ctx context.Context, r whois.Request) (whois.Answer, er
 		if ask.UID == "" && fetched.IsZero() {
 			fetched = time.Now()
 			if unknown = c.look(ctx, ask); errors.Is(unknown, errOther) {
-				return whois.Answer{}, unknown
+				return whois.Response{}, unknown
 			}
 		}
 		c.mu.Lock()
 		p, why := c.view.Answer(ask, time.Now())
 		if errors.Is(why, view.ErrRefused) { // the kubelet tries again
 			c.mu.Unlock()
-			return whois.Answer{}, fmt.Errorf("pod %s/%s: %w", ask.Namespace, ask.Pod, why)
+			return whois.Response{}, fmt.Errorf("pod %s/%s: %w", ask.Namespace, ask.Pod, why)
 		}
 		// What is answered is what the last round has decided for, and it is in the kernel.
 		decided := p != nil && c.view.Decided(p)
 		if target == 0 && why == nil || target != 0 && c.done >= target && !decided {
-			target = c.round + 1
+			target = c.sync + 1
 			c.view.Stir()
 			c.poke()
 		}
-		if target != 0 && c.done >= target && c.done == c.round && decided {
+		if target != 0 && c.done >= target && c.done == c.sync && decided {
 			profiles := c.view.Profiles(p)
 			c.mu.Unlock()
-			return whois.Answer{Labels: p.Own.Labels, Ports: p.Ports, Sources: p.Own.Sources, UID: p.Own.ID(), NamespaceUID: p.NamespaceUID(), Profiles: &profiles}, nil
+			return whois.Response{Labels: p.Own.Labels, Ports: p.Ports, Sources: p.Own.Sources, UID: p.Own.ID(), NamespaceUID: p.NamespaceUID(), Profiles: &profiles}, nil
 		}
 		news := c.news
 		why = errors.Join(why, c.failed)
@@ -91,7 +91,7 @@ func (c *Cluster) Answer(ctx context.Context, r whois.Request) (whois.Answer, er
 		if p == nil && time.Since(fetched) >= fetchEvery {
 			fetched = time.Now()
 			if unknown = c.look(ctx, ask); errors.Is(unknown, errOther) {
-				return whois.Answer{}, unknown
+				return whois.Response{}, unknown
 			}
 			continue
 		}
@@ -100,7 +100,7 @@ func (c *Cluster) Answer(ctx context.Context, r whois.Request) (whois.Answer, er
 			if p != nil {
 				unknown = nil
 			}
-			return whois.Answer{}, fmt.Errorf("pod %s/%s: %w", ask.Namespace, ask.Pod, errors.Join(unknown, why, context.Cause(ctx)))
+			return whois.Response{}, fmt.Errorf("pod %s/%s: %w", ask.Namespace, ask.Pod, errors.Join(unknown, why, context.Cause(ctx)))
 		case <-news:
 		case <-time.After(fetchEvery):
 		}
@@ -133,8 +133,8 @@ func (c *Cluster) look(ctx context.Context, ask view.Ask) error {
 // questions is how many are asked at once.
 const questions = 8
 
-// inquire finds out for the view what a namespace is.
-func (c *Cluster) inquire(ctx context.Context, namespace string) {
+// fetchUnknown finds out for the view what a namespace is.
+func (c *Cluster) fetchUnknown(ctx context.Context, namespace string) {
 	select {
 	case c.asking <- struct{}{}:
 	case <-ctx.Done():

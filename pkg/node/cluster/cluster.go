@@ -36,7 +36,7 @@ type Cluster struct {
 	// are older than that; nil for those only that say so themselves.
 	Follows func(network string) bool
 	// Done, if set, is told of each round, after it.
-	Done func(Round)
+	Done func(SyncResult)
 
 	clients clients
 	poked   chan struct{}
@@ -44,15 +44,15 @@ type Cluster struct {
 
 	mu      sync.Mutex
 	view    *view.View
-	watches map[view.Watch]*watching
+	watches map[view.Watch]*reflectorStore
 	// settings are those of a node on which podmark has not run yet, as the plugin says.
 	settings apply.Settings
-	// round counts the rounds that have begun to decide, and done is the last of them that
+	// sync counts the rounds that have begun to decide, and done is the last of them that
 	// is in the kernel. news is closed, and made anew, whenever something changes.
-	round, done uint64
-	news        chan struct{}
-	failed      error
-	active      bool
+	sync, done uint64
+	news       chan struct{}
+	failed     error
+	active     bool
 	// unanswered counts, by namespace, questions in a row that the API has not answered.
 	unanswered map[string]int
 	ctx        context.Context // that of Run, for the watches it starts
@@ -60,18 +60,18 @@ type Cluster struct {
 
 // New makes a cluster that is not followed yet.
 func New(node apply.Node, nodeName string, api *rest.Config, log *slog.Logger) (*Cluster, error) {
-	words := newWords()
+	words := newInterner()
 	clients, err := newClients(api, words, nodeName)
 	if err != nil {
 		return nil, err
 	}
 	c := &Cluster{
 		Name: nodeName, API: api, Log: log, clients: clients, poked: make(chan struct{}, 1), asking: make(chan struct{}, questions),
-		watches: map[view.Watch]*watching{}, news: make(chan struct{}), unanswered: map[string]int{},
+		watches: map[view.Watch]*reflectorStore{}, news: make(chan struct{}), unanswered: map[string]int{},
 	}
 	c.view = view.New(nodeName, func(network string) bool { return c.Follows != nil && c.Follows(network) })
 	c.Node = node
-	c.Node.Complete = c.Complete
+	c.Node.RemoteMembers = c.Complete
 	return c, nil
 }
 
@@ -94,7 +94,7 @@ func (c *Cluster) Activate() {
 }
 
 // change lets the event of a watch into the view.
-func (c *Cluster) change(s *watching, f func(now time.Time)) {
+func (c *Cluster) change(s *reflectorStore, f func(now time.Time)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s.ended {
@@ -119,8 +119,8 @@ func (c *Cluster) announce() {
 	c.news = make(chan struct{})
 }
 
-// speak logs what the view has to say.
-func (c *Cluster) speak() {
+// log logs what the view has to say.
+func (c *Cluster) log() {
 	for _, n := range c.view.Notes() {
 		if n.Trouble {
 			c.Log.Warn(n.Text, n.Args...)
@@ -130,18 +130,18 @@ func (c *Cluster) speak() {
 	}
 }
 
-// Sight is how much of the cluster is known, and in force.
-type Sight struct {
+// Status is how much of the cluster is known, and in force.
+type Status struct {
 	view.Size
 	// Err is why what is in force may not be what the API says.
 	Err error
 }
 
-// Sight tells it as it is now.
-func (c *Cluster) Sight() Sight {
+// Status tells it as it is now.
+func (c *Cluster) Status() Status {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return Sight{c.view.Size(), errors.Join(c.failed, c.view.Err(time.Now()))}
+	return Status{c.view.Size(), errors.Join(c.failed, c.view.Err(time.Now()))}
 }
 
 // Troubles are the policies that are not in force as the API has them, by namespace.

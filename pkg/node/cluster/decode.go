@@ -35,7 +35,7 @@ const largest = 16 << 20
 // podSerializer decodes what the API server says of pods.
 type podSerializer struct {
 	runtime.NegotiatedSerializer
-	words *words
+	words *interner
 	node  string
 }
 
@@ -99,7 +99,7 @@ func eventType(b []byte) string {
 // decoder decodes Pods, and leaves everything else to client-go.
 type decoder struct {
 	runtime.Serializer
-	words *words
+	words *interner
 	node  string
 }
 
@@ -196,7 +196,7 @@ func (d decoder) pod(b []byte) (*pod, error) {
 	return d.words.keep(f, d.node), nil
 }
 
-func (f *facts) read(b []byte, w *words) error {
+func (f *facts) read(b []byte, w *interner) error {
 	for part, err := range fieldsOf(b) {
 		if err != nil {
 			return err
@@ -285,7 +285,7 @@ func entry(b []byte) (e desired.Label, err error) {
 	return e, nil
 }
 
-func (f *facts) readSpec(b []byte, w *words) error {
+func (f *facts) readSpec(b []byte, w *interner) error {
 	for part, err := range fieldsOf(b) {
 		if err != nil {
 			return err
@@ -309,7 +309,7 @@ func (f *facts) readSpec(b []byte, w *words) error {
 	return nil
 }
 
-func (f *facts) readPort(b []byte, w *words) error {
+func (f *facts) readPort(b []byte, w *interner) error {
 	var p corev1.ContainerPort
 	for part, err := range fieldsOf(b) {
 		if err != nil {

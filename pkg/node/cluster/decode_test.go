@@ -33,7 +33,7 @@ const here = "node-1"
 // forms are how an API server writes objects.
 type forms struct {
 	codecs  serializer.CodecFactory
-	words   *words
+	words   *interner
 	decoder map[string]decoder // by media type
 }
 
@@ -43,7 +43,7 @@ func newForms(t testing.TB) forms {
 	if err := corev1.AddToScheme(scheme); err != nil {
 		t.Fatal(err)
 	}
-	f := forms{serializer.NewCodecFactory(scheme), newWords(), map[string]decoder{}}
+	f := forms{serializer.NewCodecFactory(scheme), newInterner(), map[string]decoder{}}
 	for _, info := range (podSerializer{f.codecs.WithoutConversion(), f.words, here}).SupportedMediaTypes() {
 		f.decoder[info.MediaType] = info.Serializer.(decoder)
 	}

@@ -135,7 +135,7 @@ func factsOf(p *corev1.Pod) *facts {
 }
 
 // keep is what is kept of a Pod on the node of that name, in memory of its own.
-func (w *words) keep(f *facts, node string) *pod {
+func (w *interner) keep(f *facts, node string) *pod {
 	f.named = policy.AppendNamed(f.named[:0], f.ports)
 	f.readAddresses()
 	version, _ := strconv.ParseUint(string(f.version), 10, 64)
@@ -185,9 +185,9 @@ func (f *facts) readAddresses() {
 	}
 }
 
-// words keeps one copy of each word, of each set of labels and of each list of ports, and of
+// interner keeps one copy of each word, of each set of labels and of each list of ports, and of
 // what a template makes of them.
-type words struct {
+type interner struct {
 	mu        sync.Mutex
 	single    map[string]string
 	lists     map[string][]attachment.NamedPort // by what is in them
@@ -195,20 +195,20 @@ type words struct {
 	templates map[*desired.LabelSet]*desired.Template
 }
 
-// mostWords bounds what is remembered of pods that are gone.
-const mostWords = 1 << 16
+// maxInterned bounds what is remembered of pods that are gone.
+const maxInterned = 1 << 16
 
-func newWords() *words {
-	return &words{single: map[string]string{}, lists: map[string][]attachment.NamedPort{}, sets: desired.NewLabelSets(), templates: map[*desired.LabelSet]*desired.Template{}}
+func newInterner() *interner {
+	return &interner{single: map[string]string{}, lists: map[string][]attachment.NamedPort{}, sets: desired.NewLabelSets(), templates: map[*desired.LabelSet]*desired.Template{}}
 }
 
-func (w *words) word(b []byte) string {
+func (w *interner) word(b []byte) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if known, ok := w.single[string(b)]; ok {
 		return known
 	}
-	if len(w.single) > mostWords {
+	if len(w.single) > maxInterned {
 		clear(w.single)
 	}
 	s := string(b)
@@ -216,7 +216,7 @@ func (w *words) word(b []byte) string {
 	return s
 }
 
-func (w *words) labels(labels []desired.Label) *desired.LabelSet {
+func (w *interner) labels(labels []desired.Label) *desired.LabelSet {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.sets.Of(labels)
@@ -224,13 +224,13 @@ func (w *words) labels(labels []desired.Label) *desired.LabelSet {
 
 // template is that of pods of the namespace with such labels and ports. Pods with the same
 // labels are of one, as a rule.
-func (w *words) template(namespace string, labels *desired.LabelSet, ports []attachment.NamedPort) *desired.Template {
+func (w *interner) template(namespace string, labels *desired.LabelSet, ports []attachment.NamedPort) *desired.Template {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if known := w.templates[labels]; known != nil && known.Namespace == namespace && slices.Equal(known.Ports, ports) {
 		return known
 	}
-	if len(w.templates) > mostWords {
+	if len(w.templates) > maxInterned {
 		clear(w.templates)
 	}
 	t := &desired.Template{Namespace: namespace, Labels: labels, Ports: ports}
@@ -238,7 +238,7 @@ func (w *words) template(namespace string, labels *desired.LabelSet, ports []att
 	return t
 }
 
-func (w *words) ports(list []attachment.NamedPort) []attachment.NamedPort {
+func (w *interner) ports(list []attachment.NamedPort) []attachment.NamedPort {
 	if len(list) == 0 {
 		return nil
 	}
@@ -253,7 +253,7 @@ func (w *words) ports(list []attachment.NamedPort) []attachment.NamedPort {
 	if known, ok := w.lists[string(key)]; ok {
 		return known
 	}
-	if len(w.lists) > mostWords {
+	if len(w.lists) > maxInterned {
 		clear(w.lists)
 	}
 	own := slices.Clip(slices.Clone(list))

@@ -10,8 +10,8 @@ import (
 	"github.com/podmark/podmark/pkg/attachment"
 )
 
-// Round is what one round did.
-type Round struct {
+// SyncResult is what one round did.
+type SyncResult struct {
 	Time    time.Time
 	Took    time.Duration
 	Applied apply.Applied
@@ -90,19 +90,19 @@ func (c *Cluster) patience() time.Duration {
 
 // keep looks at the set behind the one that was looked at last.
 func (c *Cluster) keep(ctx context.Context, after string) string {
-	set, changed, err := c.Node.KeepSet(ctx, after)
+	set, changed, err := c.Node.ReconcileSet(ctx, after)
 	switch {
 	case err != nil && ctx.Err() == nil:
-		c.Log.Warn("looking at a set", "behind", after, "error", err)
+		c.Log.Warn("Failed to check a set", "after", after, "error", err)
 	case changed > 0:
-		c.Log.Warn("somebody had changed a set", "set", set, "elements", changed)
+		c.Log.Warn("Repaired a set", "set", set, "elements", changed)
 	}
 	return set
 }
 
 // remember reads what a former podmarkd left.
 func (c *Cluster) remember() error {
-	policies, _, err := c.Node.Remembered()
+	policies, _, err := c.Node.EnforcedPolicies()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -117,7 +117,7 @@ func (c *Cluster) remember() error {
 
 // turn has a round, if one is due. Before the first one everything must be known that a
 // policy means, but for what the API refuses: what was enforced before goes on until then.
-func (c *Cluster) turn(ctx context.Context) (r Round, did bool) {
+func (c *Cluster) turn(ctx context.Context) (r SyncResult, did bool) {
 	r.Time = time.Now()
 	c.mu.Lock()
 	if !c.active {
@@ -130,23 +130,23 @@ func (c *Cluster) turn(ctx context.Context) (r Round, did bool) {
 		}
 	}
 	ready := c.follow(r.Time)
-	c.speak()
+	c.log()
 	settings := c.settings
 	due := c.view.Begun() && c.view.Changed() || !c.view.Begun() && ready
 	c.mu.Unlock()
 	if !due {
 		return r, false
 	}
-	r.Applied, r.Err = c.Node.Revise(ctx, settings, c.decide)
+	r.Applied, r.Err = c.Node.UpdatePolicies(ctx, settings, c.decide)
 	r.Took = time.Since(r.Time)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.speak()
+	c.log()
 	if errors.Is(r.Err, fs.ErrNotExist) { // podmark has not run here, and no pod has come
-		return Round{}, false
+		return SyncResult{}, false
 	}
 	if c.failed = r.Err; r.Err == nil {
-		c.done = c.round
+		c.done = c.sync
 	} else {
 		c.view.Lost()
 	}
@@ -155,10 +155,10 @@ func (c *Cluster) turn(ctx context.Context) (r Round, did bool) {
 }
 
 // decide is what is to be enforced from now on, given the attachments.
-func (c *Cluster) decide(records []attachment.Record) apply.Revision {
+func (c *Cluster) decide(records []attachment.Record) apply.PolicyUpdate {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.round++
+	c.sync++
 	return c.view.Decide(records, time.Now())
 }
 
@@ -175,7 +175,7 @@ func (c *Cluster) follow(now time.Time) (ready bool) {
 		delete(c.watches, w)
 	}
 	for _, namespace := range c.view.Questions() {
-		go c.inquire(c.ctx, namespace)
+		go c.fetchUnknown(c.ctx, namespace)
 	}
 	return ready
 }

@@ -25,9 +25,9 @@ import (
 	"github.com/podmark/podmark/pkg/node/source"
 )
 
-// watching is a watch under way: the store of its reflector, which keeps nothing but
+// reflectorStore is a watch under way: the store of its reflector, which keeps nothing but
 // hands everything to the cluster.
-type watching struct {
+type reflectorStore struct {
 	view.Watch
 	c    *Cluster
 	stop context.CancelFunc
@@ -50,7 +50,7 @@ const (
 	burst   = 200
 )
 
-func newClients(base *rest.Config, words *words, node string) (c clients, err error) {
+func newClients(base *rest.Config, words *interner, node string) (c clients, err error) {
 	base = rest.CopyConfig(base)
 	base.QPS, base.Burst = queries, burst
 	core, errCore := source.CoreClient(base)
@@ -91,9 +91,9 @@ func jsonOf(s runtime.NegotiatedSerializer) runtime.Serializer {
 
 // start begins to watch. The reflector of client-go lists, watches, and lists again when
 // it has to.
-func (c *Cluster) start(ctx context.Context, w view.Watch) *watching {
+func (c *Cluster) start(ctx context.Context, w view.Watch) *reflectorStore {
 	ctx, stop := context.WithCancel(ctx)
-	s := &watching{Watch: w, c: c, stop: stop}
+	s := &reflectorStore{Watch: w, c: c, stop: stop}
 	client, example := c.clients.pods, runtime.Object(&pod{})
 	switch w.Kind {
 	case view.Policies:
@@ -144,7 +144,7 @@ func (c *Cluster) start(ctx context.Context, w view.Watch) *watching {
 
 // tell notes whether the API shows what is watched. One that is behind is asked again by
 // the reflector, which is no fault.
-func (s *watching) tell(err error) {
+func (s *reflectorStore) tell(err error) {
 	if apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || errors.Is(err, context.Canceled) {
 		return
 	}
@@ -158,7 +158,7 @@ func (s *watching) tell(err error) {
 		return
 	}
 	if s.c.view.Failed(s.Watch, err, class, time.Now()) {
-		s.c.Log.Warn("the API server does not show what policies need", "error", err)
+		s.c.Log.Warn("The API server does not serve what policies need", "error", err)
 	}
 	if err != nil {
 		s.c.poke() // another watch may take its place
@@ -175,17 +175,17 @@ func classOf(err error) view.Class {
 }
 
 // known is the pod that the view has, where that is the same.
-func (s *watching) known(p *view.Pod) *view.Pod {
+func (s *reflectorStore) known(p *view.Pod) *view.Pod {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
 	return s.c.view.Known(s.Watch, p)
 }
 
 // Add takes over a new object.
-func (s *watching) Add(v any) error { return s.Update(v) }
+func (s *reflectorStore) Add(v any) error { return s.Update(v) }
 
 // Update takes over an object.
-func (s *watching) Update(v any) error {
+func (s *reflectorStore) Update(v any) error {
 	o, err := s.c.object(v)
 	if err != nil {
 		return err
@@ -195,7 +195,7 @@ func (s *watching) Update(v any) error {
 }
 
 // Delete takes over that an object is gone, or is no more what is watched.
-func (s *watching) Delete(v any) error {
+func (s *reflectorStore) Delete(v any) error {
 	if unknown, ok := v.(cache.DeletedFinalStateUnknown); ok {
 		v = unknown.Obj
 	}
@@ -208,7 +208,7 @@ func (s *watching) Delete(v any) error {
 }
 
 // Replace takes over all that there is.
-func (s *watching) Replace(list []any, resourceVersion string) error {
+func (s *reflectorStore) Replace(list []any, resourceVersion string) error {
 	version, _ := strconv.ParseUint(resourceVersion, 10, 64) // of another form, none is higher than another
 	var objects []view.Object
 	if s.begun != nil {
@@ -227,9 +227,9 @@ func (s *watching) Replace(list []any, resourceVersion string) error {
 }
 
 // Resync does nothing: what was said goes on to hold.
-func (s *watching) Resync() error { return nil }
+func (s *reflectorStore) Resync() error { return nil }
 
-var _ cache.ReflectorStore = (*watching)(nil)
+var _ cache.ReflectorStore = (*reflectorStore)(nil)
 
 // fetch asks for one pod. A watch may be behind what the kubelet knows.
 func (c *Cluster) fetch(ctx context.Context, n view.Name) (*view.Pod, error) {

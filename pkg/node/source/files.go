@@ -23,16 +23,16 @@ const largest = 1 << 20
 // and removes, and in between a file may be empty or missing.
 const settle = 100 * time.Millisecond
 
-// watchFiles reads the files again when something in their folders changes. Folders
+// watchFiles reads the files again when something in their directories changes. Directories
 // are watched and not files, because editors and the kubelet replace files.
-// Notifications may be missed (a link to another folder, a folder made later, no more
+// Notifications may be missed (a link to another directory, a directory made later, no more
 // inotify instances for this user), so files are read now and then without one.
 func (w *Watcher) watchFiles(ctx context.Context) {
-	folders := slices.Clone(w.ManifestDirs)
+	directories := slices.Clone(w.ManifestDirs)
 	if w.ConfigFile != "" {
-		folders = append(folders, filepath.Dir(w.ConfigFile))
+		directories = append(directories, filepath.Dir(w.ConfigFile))
 	}
-	if len(folders) == 0 {
+	if len(directories) == 0 {
 		return
 	}
 	var events chan fsnotify.Event
@@ -48,7 +48,7 @@ func (w *Watcher) watchFiles(ctx context.Context) {
 	defer ticker.Stop()
 	for {
 		if notifier != nil {
-			for _, f := range folders {
+			for _, f := range directories {
 				_ = notifier.Add(f) // one that is not there, or not yet, is read all the same
 			}
 		}
@@ -146,7 +146,7 @@ func manifests(dir string) ([]string, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading folder %q: %w", dir, err)
+		return nil, fmt.Errorf("reading directory %q: %w", dir, err)
 	}
 	var names []string
 	for _, e := range entries {

@@ -174,7 +174,7 @@ func ParseArguments(command []string) (*APIServer, error) {
 	// --etcd-servers, so a command that only mentions it is told apart by that.
 	if value == "" {
 		if given || server && etcd {
-			return &APIServer{Range: byDefault(), ByDefault: true}, nil
+			return &APIServer{Range: config.DefaultNodePorts, ByDefault: true}, nil
 		}
 		return nil, nil
 	}
@@ -199,9 +199,6 @@ func words(command []string) []string {
 	}
 	return out
 }
-
-// byDefault is the range of a kube-apiserver that is told none.
-func byDefault() desired.PortRange { return desired.PortRange{First: 30000, Last: 32767} }
 
 // ParsePod reads the arguments of a pod's containers; nil where none is a
 // kube-apiserver, or the pod has ended.

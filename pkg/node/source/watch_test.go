@@ -168,7 +168,7 @@ func TestConfigFile(t *testing.T) {
 	w.becomes(t, fromFile(8, 8))
 }
 
-// A folder that is not there cannot be watched, nor what a link leads to.
+// A directory that is not there cannot be watched, nor what a link leads to.
 func TestPolled(t *testing.T) {
 	dir := t.TempDir()
 	name := filepath.Join(dir, "later", "podmarkd.yaml")
@@ -211,7 +211,7 @@ func TestWrongConfigFileAtStart(t *testing.T) {
 	}
 	w := source.Watcher{ConfigFile: dir, Log: slog.New(slog.DiscardHandler)}
 	if err := w.Run(t.Context(), func() {}); err == nil {
-		t.Error("a folder is taken for a file")
+		t.Error("a directory is taken for a file")
 	}
 }
 
@@ -247,7 +247,7 @@ func TestManifests(t *testing.T) {
 	w.becomes(t, source.Facts{})
 }
 
-// A pipe in the folder would be waited on for ever.
+// A pipe in the directory would be waited on for ever.
 func TestManifestsThatAreNoFiles(t *testing.T) {
 	dir := t.TempDir()
 	pipe(t, filepath.Join(dir, "a"))

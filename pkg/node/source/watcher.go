@@ -115,7 +115,7 @@ func (w *Watcher) tell(level slog.Level, source string, err error) {
 	w.told[source] = text
 	w.mu.Unlock()
 	if text != "" && text != before {
-		w.Log.Log(context.Background(), level, "looking for NodePorts", "source", source, "error", text)
+		w.Log.Log(context.Background(), level, "Failed to read a source of NodePort ranges", "source", source, "error", text)
 	}
 }
 

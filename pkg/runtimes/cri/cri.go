@@ -1,4 +1,4 @@
-// Package cri asks container runtimes, by the Container Runtime Interface, which folders
+// Package cri asks container runtimes, by the Container Runtime Interface, which directories
 // of CNI they read.
 //
 // It makes one call of gRPC with net/http: grpc and the types of cri-api would add 9 MB to
@@ -26,9 +26,9 @@ import (
 	"github.com/podmark/podmark/pkg/runtimes"
 )
 
-// ErrSilent: nothing at the socket says which folders are read: there is no socket, or a
+// ErrNoDirectories: nothing at the socket says which directories are read: there is no socket, or a
 // runtime that does not tell, as CRI-O up to 1.33.
-var ErrSilent = errors.New("no runtime says which folders it reads")
+var ErrNoDirectories = errors.New("no runtime says which directories it reads")
 
 const (
 	// patience is how long a runtime may take, and maxAnswer far above any answer, in bytes.
@@ -38,16 +38,16 @@ const (
 	unimplemented = "12"
 )
 
-// Said lists what runtimes say, by the value of --runtime-endpoint: one socket, which must
+// Places lists what runtimes say, by the value of --runtime-endpoint: one socket, which must
 // answer; nobody where it is empty; or runtimes.Auto. Of the usual sockets those count that
 // somebody listens at.
-func Said(ctx context.Context, endpoint string) ([]runtimes.Place, error) {
+func Places(ctx context.Context, endpoint string) ([]runtimes.Place, error) {
 	if endpoint == "" {
 		return nil, nil
 	}
 	if endpoint != runtimes.Auto {
 		place, err := Ask(ctx, strings.TrimPrefix(endpoint, "unix://"))
-		if errors.Is(err, ErrSilent) {
+		if errors.Is(err, ErrNoDirectories) {
 			err = fmt.Errorf("%w: leave --runtime-endpoint empty, and give --cni-conf-dir and --cni-bin-dir", err)
 		}
 		if err != nil {
@@ -59,7 +59,7 @@ func Said(ctx context.Context, endpoint string) ([]runtimes.Place, error) {
 	for _, socket := range runtimes.Sockets {
 		place, err := Ask(ctx, socket)
 		switch {
-		case errors.Is(err, ErrSilent), errors.Is(err, syscall.ECONNREFUSED):
+		case errors.Is(err, ErrNoDirectories), errors.Is(err, syscall.ECONNREFUSED):
 		case err != nil:
 			return nil, fmt.Errorf("%w; --runtime-endpoint names another runtime, or none", err)
 		default:
@@ -73,7 +73,7 @@ func Said(ctx context.Context, endpoint string) ([]runtimes.Place, error) {
 func Ask(ctx context.Context, socket string) (runtimes.Place, error) {
 	info, err := os.Stat(socket)
 	if errors.Is(err, fs.ErrNotExist) {
-		return runtimes.Place{}, fmt.Errorf("%w: there is no %q", ErrSilent, socket)
+		return runtimes.Place{}, fmt.Errorf("%w: there is no %q", ErrNoDirectories, socket)
 	}
 	if err == nil && info.Mode()&fs.ModeSocket == 0 {
 		err = errors.New("it is not a socket")
@@ -86,12 +86,12 @@ func Ask(ctx context.Context, socket string) (runtimes.Place, error) {
 	}
 	var place runtimes.Place
 	if err == nil {
-		place, err = folders(answer)
+		place, err = directories(answer)
 	}
 	if err != nil {
 		return runtimes.Place{}, fmt.Errorf("asking the runtime at %q: %w", socket, err)
 	}
-	place.How, place.From = "the runtime at "+socket+" says so", runtimes.Said
+	place.How, place.From = "the runtime at "+socket+" says so", runtimes.Reported
 	return place, nil
 }
 
@@ -132,7 +132,7 @@ func status(ctx context.Context, socket string) ([]byte, error) {
 	case resp.StatusCode != http.StatusOK:
 		return nil, fmt.Errorf("HTTP status %s", resp.Status)
 	case code == unimplemented:
-		return nil, fmt.Errorf("%w: it does not speak CRI v1", ErrSilent)
+		return nil, fmt.Errorf("%w: it does not speak CRI v1", ErrNoDirectories)
 	case code != "0":
 		return nil, fmt.Errorf("gRPC status %q: %s", code, result.Get("Grpc-Message"))
 	case len(body) < 5 || body[0] != 0 || uint64(binary.BigEndian.Uint32(body[1:])) != uint64(len(body)-5):
@@ -141,9 +141,9 @@ func status(ctx context.Context, socket string) ([]byte, error) {
 	return body[5:], nil
 }
 
-// folders reads them from a StatusResponse: containerd has its configuration as JSON in
-// info["config"], with several folders of plugins from 2.1 on, and so has CRI-O.
-func folders(message []byte) (runtimes.Place, error) {
+// directories reads them from a StatusResponse: containerd has its configuration as JSON in
+// info["config"], with several directories of plugins from 2.1 on, and so has CRI-O.
+func directories(message []byte) (runtimes.Place, error) {
 	text, err := configuration(message)
 	if err != nil {
 		return runtimes.Place{}, err
@@ -171,7 +171,7 @@ func folders(message []byte) (runtimes.Place, error) {
 			return p, nil
 		}
 	}
-	return runtimes.Place{}, fmt.Errorf("%w: its status does not have them", ErrSilent)
+	return runtimes.Place{}, fmt.Errorf("%w: its status does not have them", ErrNoDirectories)
 }
 
 // configuration is info["config"] of a StatusResponse, nil without one: info is field 2, a

@@ -85,7 +85,7 @@ func TestAsk(t *testing.T) {
 			socket := listen(t, func(s *grpc.Server) { runtimeapi.RegisterRuntimeServiceServer(s, tt.server) })
 			got, err := cri.Ask(t.Context(), socket)
 			if tt.words != "" {
-				if err == nil || !strings.Contains(err.Error(), tt.words) || !strings.Contains(err.Error(), socket) || errors.Is(err, cri.ErrSilent) != tt.silent {
+				if err == nil || !strings.Contains(err.Error(), tt.words) || !strings.Contains(err.Error(), socket) || errors.Is(err, cri.ErrNoDirectories) != tt.silent {
 					t.Fatalf("%+v, %v", got, err)
 				}
 				return
@@ -93,7 +93,7 @@ func TestAsk(t *testing.T) {
 			if !strings.Contains(got.How, socket) {
 				t.Errorf("it does not say how it knows: %q", got.How)
 			}
-			if got.From != runtimes.Said {
+			if got.From != runtimes.Reported {
 				t.Errorf("source %v", got.From)
 			}
 			got.How, got.From = "", 0
@@ -106,17 +106,17 @@ func TestAsk(t *testing.T) {
 
 // What is no runtime is told from one that is broken.
 func TestAskNobody(t *testing.T) {
-	if _, err := cri.Ask(t.Context(), filepath.Join(t.TempDir(), "sock")); !errors.Is(err, cri.ErrSilent) {
+	if _, err := cri.Ask(t.Context(), filepath.Join(t.TempDir(), "sock")); !errors.Is(err, cri.ErrNoDirectories) {
 		t.Errorf("no socket: %v", err)
 	}
-	if _, err := cri.Ask(t.Context(), listen(t, func(*grpc.Server) {})); !errors.Is(err, cri.ErrSilent) {
+	if _, err := cri.Ask(t.Context(), listen(t, func(*grpc.Server) {})); !errors.Is(err, cri.ErrNoDirectories) {
 		t.Errorf("no CRI: %v", err)
 	}
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := cri.Ask(t.Context(), file); err == nil || errors.Is(err, cri.ErrSilent) {
+	if _, err := cri.Ask(t.Context(), file); err == nil || errors.Is(err, cri.ErrNoDirectories) {
 		t.Errorf("a file: %v", err)
 	}
 	// One that never answers.
@@ -175,7 +175,7 @@ func TestSaid(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			runtimes.Sockets = tt.usual
-			said, err := cri.Said(t.Context(), tt.endpoint)
+			said, err := cri.Places(t.Context(), tt.endpoint)
 			if (err != nil) != tt.fails || err != nil && !strings.Contains(err.Error(), tt.words) {
 				t.Errorf("%v", err)
 			}

@@ -84,11 +84,11 @@ func (v *View) Answer(a Ask, now time.Time) (p *Pod, waits error) {
 		return nil, errUnknown
 	}
 	for _, w := range []Watch{{Kind: Pods, Node: v.node}, {Kind: Policies, Namespace: a.Namespace}} {
-		if s := v.watches[w]; v.stuck(s, now) && s.refused() {
+		if s := v.watches[w]; v.failingWatches(s, now) && s.refused() {
 			return p, fmt.Errorf("%w: %w", ErrRefused, s.err)
 		}
 		if !v.synced(w) {
-			return p, v.blame(w)
+			return p, v.whyNotSynced(w)
 		}
 	}
 	if e := v.expected[a]; e != nil && !p.Own.place.sure && now.Sub(e.since) <= hold {

@@ -45,8 +45,8 @@ func (v *View) Attach(records []attachment.Record) (changed []attachment.Record)
 			sources := v.sources(r, p, records)
 			// Whose it was when it came goes on to hold.
 			of := cmp.Or(r.NamespaceUID, p.Own.place.uid)
-			if !r.Kubernetes || r.NamespaceUID != of || !r.Policed || !maps.Equal(r.Labels, p.Own.Labels) || !slices.Equal(r.Ports, p.Ports) || !slices.Equal(r.Sources, sources) {
-				r.Kubernetes, r.Policed, r.Labels, r.Ports, r.Sources = true, true, p.Own.Labels, p.Ports, sources
+			if !r.Kubernetes || r.NamespaceUID != of || !r.Policed || !maps.Equal(r.Labels, p.Own.Labels) || !slices.Equal(r.NamedPorts, p.Ports) || !slices.Equal(r.AllowedSources, sources) {
+				r.Kubernetes, r.Policed, r.Labels, r.NamedPorts, r.AllowedSources = true, true, p.Own.Labels, p.Ports, sources
 				r.NamespaceUID = of
 				records[i] = r
 				changed = append(changed, r)
@@ -142,21 +142,21 @@ func (v *View) sources(r attachment.Record, p *Pod, all []attachment.Record) []n
 		return list
 	}
 	if v.refused[r.Key] != p.Own.Sources {
-		v.note(true, "a pod asks for sources that it may not have, and keeps those that it had", "pod", r.Namespace+"/"+r.Pod, "has", r.Sources, "error", err)
+		v.note(true, "a pod asks for sources that it may not have, and keeps those that it had", "pod", r.Namespace+"/"+r.Pod, "has", r.AllowedSources, "error", err)
 		v.refused[r.Key] = p.Own.Sources
 	}
 	if !r.Kubernetes { // what it had was the whole network's
 		return nil
 	}
-	return r.Sources
+	return r.AllowedSources
 }
 
 // contended says whose the prefixes are already, in part, that a pod asks for.
 func contended(r attachment.Record, list []netip.Prefix, all []attachment.Record) error {
-	r.Sources = list
+	r.AllowedSources = list
 	for _, other := range all {
 		if p, both := r.Contends(other.Endpoint); both && other.Key != r.Key {
-			return fmt.Errorf("annotation %s names %s, from which pod %s/%s behind %s may send already", config.SourcesAnnotation, p, other.Namespace, other.Pod, r.Interface)
+			return fmt.Errorf("annotation %s names %s, from which pod %s/%s behind %s may send already", config.SourcesAnnotation, p, other.Namespace, other.Pod, r.L3Interface)
 		}
 	}
 	return nil

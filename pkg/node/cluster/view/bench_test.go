@@ -48,7 +48,7 @@ func BenchmarkSize(b *testing.B) {
 		b.Run(name+"decide", func(b *testing.B) {
 			for b.Loop() {
 				v := New("node", nil)
-				v.watches[Watch{Kind: Policies, Namespace: "shop"}] = &sight{Watch: Watch{Kind: Policies, Namespace: "shop"}}
+				v.watches[Watch{Kind: Policies, Namespace: "shop"}] = &watchState{Watch: Watch{Kind: Policies, Namespace: "shop"}}
 				v.Attach([]attachment.Record{r})
 				v.Listed(Watch{Kind: Policies, Namespace: "shop"}, []Object{p}, 1, time.Unix(1, 0))
 				v.Plan(time.Unix(1, 0))

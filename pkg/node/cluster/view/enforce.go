@@ -33,8 +33,8 @@ func selecting(p desired.Policy, pods []member) bool {
 	return slices.ContainsFunc(pods, func(m member) bool { return m.selects(p) })
 }
 
-// crowd lists the node's pods by namespace, with those that are expected.
-func (v *View) crowd() map[string][]member {
+// localPodLabels lists the node's pods by namespace, with those that are expected.
+func (v *View) localPodLabels() map[string][]member {
 	out := map[string][]member{}
 	for _, r := range v.residents {
 		out[r.Namespace] = append(out[r.Namespace], r.member)
@@ -54,7 +54,7 @@ func (p *Pod) member() member { return member{p.Own.Labels, p.Own.place.uid} }
 // next is what the node's policies are to be. waits is set where that will change by
 // itself.
 func (v *View) next(now time.Time) (next desired.Policies, waits bool) {
-	v.decided, next.Listed = v.crowd(), true
+	v.decided, next.Listed = v.localPodLabels(), true
 	next.Policies, waits = v.effective(now)
 	for n := range v.decided {
 		if labels := v.namespaces[n]; len(labels) > 0 {
@@ -109,7 +109,7 @@ func (v *View) effective(now time.Time) (list []desired.Policy, waits bool) {
 func (v *View) waits(p *known, w world, now time.Time) error {
 	switch watch := v.lacks(p, w); {
 	case watch != nil && now.Sub(later(p.since, v.sought(*watch, now))) <= hold:
-		return v.blame(*watch)
+		return v.whyNotSynced(*watch)
 	case watch == nil && now.Sub(p.since) <= hold && !p.place.sure && p.place.uid == "":
 		return fmt.Errorf("the UID of namespace %s is not known yet", p.Namespace)
 	}

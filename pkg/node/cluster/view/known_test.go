@@ -19,7 +19,7 @@ func TestKnown(t *testing.T) {
 	}
 	v := New("node", nil)
 	for _, w := range []Watch{mine, other} {
-		v.watches[w] = &sight{Watch: w}
+		v.watches[w] = &watchState{Watch: w}
 	}
 	if p := is(nil); v.Known(mine, p) != p {
 		t.Error("one is known that was never told")

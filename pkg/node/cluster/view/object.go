@@ -57,10 +57,10 @@ type Pod struct {
 // telling is who tells of a pod. Pods share it, and it is never changed.
 type telling struct {
 	// seen are the watches that see it.
-	seen []*sight
+	seen []*watchState
 	// by has told what it is, after the versions had gone back so often; nil where that sees
 	// it no more.
-	by      *sight
+	by      *watchState
 	history uint32
 }
 

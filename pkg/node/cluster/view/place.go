@@ -116,7 +116,7 @@ const nowhere = "-"
 // former namespace of the name that has pods here: not of the one of now, unless that is going.
 func (v *View) outliving(p *known, is Space) (list []*known) {
 	of := map[string]bool{}
-	for _, m := range v.crowd()[p.Namespace] {
+	for _, m := range v.localPodLabels()[p.Namespace] {
 		switch uid := cmp.Or(m.namespaceUID, is.UID, nowhere); {
 		case uid == is.UID && !is.Ending: // somebody has deleted it there
 		case !of[uid]:

@@ -27,7 +27,7 @@ func (v *View) Plan(now time.Time) (begin, end []Watch, ready bool) {
 	maps.DeleteFunc(v.tooMuch, func(_ Watch, until time.Time) bool { return now.After(until) })
 	wanted := map[Watch]bool{{Kind: Pods, Node: v.node}: true}
 	w := v.world()
-	crowd := v.crowd()
+	crowd := v.localPodLabels()
 	for namespace, pods := range crowd {
 		wanted[Watch{Kind: Policies, Namespace: namespace}] = true
 		large := v.large(namespace, pods)
@@ -50,16 +50,16 @@ func (v *View) Plan(now time.Time) (begin, end []Watch, ready bool) {
 	ready = true
 	for watch := range v.wanted {
 		if v.watches[watch] == nil {
-			if v.premature(watch, now) {
+			if v.tooEarly(watch, now) {
 				ready = false
 				continue
 			}
-			v.watches[watch] = &sight{Watch: watch, begun: now}
+			v.watches[watch] = &watchState{Watch: watch, begun: now}
 			begin = append(begin, watch)
 		}
 		s := v.watches[watch]
 		s.idle = time.Time{}
-		ready = ready && (s.synced || watch.Node == "" && v.stuck(s, now))
+		ready = ready && (s.synced || watch.Node == "" && v.failingWatches(s, now))
 	}
 	for _, s := range v.idle(now) {
 		end = append(end, s.Watch)
@@ -87,8 +87,8 @@ func (v *View) accepted(wanted map[Watch]bool) map[Watch]bool {
 
 // idle lists the watches that are to end: those that are not needed for long, that are too
 // many, or that the API has refused.
-func (v *View) idle(now time.Time) (list []*sight) {
-	var lingering []*sight
+func (v *View) idle(now time.Time) (list []*watchState) {
+	var lingering []*watchState
 	for watch, s := range v.watches {
 		if v.wanted[watch] {
 			continue
@@ -107,15 +107,15 @@ func (v *View) idle(now time.Time) (list []*sight) {
 			lingering = append(lingering, s)
 		}
 	}
-	slices.SortFunc(lingering, func(a, b *sight) int {
+	slices.SortFunc(lingering, func(a, b *watchState) int {
 		return cmp.Or(b.idle.Compare(a.idle), strings.Compare(a.String(), b.String()))
 	})
 	return append(list, lingering[min(mostIdle, len(lingering)):]...)
 }
 
-// premature reports whether it may turn out yet that a watch is not needed: one policy that
+// tooEarly reports whether it may turn out yet that a watch is not needed: one policy that
 // means every pod makes superfluous those for others. What takes long is not waited for.
-func (v *View) premature(w Watch, now time.Time) bool {
+func (v *View) tooEarly(w Watch, now time.Time) bool {
 	for earlier := range v.wanted {
 		if s := v.watches[earlier]; w.follows(earlier) && (s == nil || !s.synced && !s.refused() && now.Sub(s.begun) < hold) {
 			return true
@@ -126,7 +126,7 @@ func (v *View) premature(w Watch, now time.Time) bool {
 
 // covered reports whether all that is wanted and that s sees is seen by another: one watch
 // takes over from another only when it has caught up.
-func (v *View) covered(s *sight) bool {
+func (v *View) covered(s *watchState) bool {
 	for watch := range v.wanted {
 		if (s.covers(watch) || s.synced && watch.covers(s.Watch)) && (v.watches[watch] == nil || !v.watches[watch].synced) {
 			return false
@@ -141,15 +141,15 @@ func (v *View) covered(s *sight) bool {
 func (v *View) Err(now time.Time) error {
 	for _, w := range slices.SortedFunc(maps.Keys(v.wanted), func(a, b Watch) int { return strings.Compare(a.String(), b.String()) }) {
 		s := v.watches[w]
-		if s == nil || s.err != nil && (s.class == NoAnswer || w.Node != "") || !s.synced && !v.stuck(s, now) {
-			return v.blame(w)
+		if s == nil || s.err != nil && (s.class == NoAnswer || w.Node != "") || !s.synced && !v.failingWatches(s, now) {
+			return v.whyNotSynced(w)
 		}
 	}
 	return nil
 }
 
-// blame is why a watch is not there yet.
-func (v *View) blame(w Watch) error {
+// whyNotSynced is why a watch is not there yet.
+func (v *View) whyNotSynced(w Watch) error {
 	if s := v.culprit(w); s != nil {
 		return s.err
 	}
@@ -157,7 +157,7 @@ func (v *View) blame(w Watch) error {
 }
 
 // culprit is the narrowest watch that would show what w does and fails; nil for none.
-func (v *View) culprit(w Watch) *sight {
+func (v *View) culprit(w Watch) *watchState {
 	for _, by := range w.coveredBy() {
 		if s := v.watches[by]; s != nil && s.err != nil {
 			return s

@@ -557,7 +557,7 @@ func (w *randomWorld) plug() {
 	w.asks = slices.Delete(w.asks, i, i+1)
 	w.records[a.Attachment] = attachment.Record{
 		Key: a.Attachment, UID: a.UID, Policed: true, Kubernetes: true, Committed: true, NamespaceUID: is.NamespaceUID(),
-		Endpoint: attachment.Endpoint{Namespace: a.Namespace, Pod: a.Pod, Labels: is.Own.Labels, Ports: is.Ports, Addresses: []netip.Addr{w.free()}},
+		Endpoint: attachment.Endpoint{Namespace: a.Namespace, Pod: a.Pod, Labels: is.Own.Labels, NamedPorts: is.Ports, Addresses: []netip.Addr{w.free()}},
 	}
 	w.Stir()
 	if w.IntN(2) == 0 { // the kubelet reports it
@@ -609,7 +609,7 @@ func (w *randomWorld) turn() bool {
 		for _, r := range w.records {
 			w.served[UIDOf(r.UID)] = true
 		}
-		w.enforce(rev.Policies, rev.Unknown, rev.Gone, rev.Come)
+		w.enforce(rev.Policies, rev.Unknown, rev.Removed, rev.Added)
 		w.counts["rounds"]++
 	}
 	return due || len(begin)+len(end)+len(questions) > 0
@@ -634,7 +634,7 @@ func (w *randomWorld) enforce(policies *desired.Policies, unknown bool, gone, co
 		set.Tuples = slices.DeleteFunc(slices.Clone(was.TupleSets[id].Tuples), func(a netip.AddrPort) bool { return slices.Contains(gone.Tuples[id], a) })
 		next.TupleSets[id] = set
 	}
-	w.kernel = next.With(come)
+	w.kernel = next.WithMembers(come)
 }
 
 // settle lets everything that is said be heard, and what takes a while pass.
@@ -701,8 +701,8 @@ func (w *randomWorld) compare() {
 		if p.Own == nil {
 			continue
 		}
-		if r, there := w.records[key(p.Own.UID)]; there && (!maps.Equal(r.Labels, p.Own.Labels) || !slices.Equal(r.Ports, p.Ports)) {
-			t.Errorf("%s has labels %v and ports %v, want %v and %v", r.Key, r.Labels, r.Ports, p.Own.Labels, p.Ports)
+		if r, there := w.records[key(p.Own.UID)]; there && (!maps.Equal(r.Labels, p.Own.Labels) || !slices.Equal(r.NamedPorts, p.Ports)) {
+			t.Errorf("%s has labels %v and ports %v, want %v and %v", r.Key, r.Labels, r.NamedPorts, p.Own.Labels, p.Ports)
 		}
 	}
 	is, want := desired.Build(desired.Node{}, w.inForce, records), desired.Build(desired.Node{}, model, records)

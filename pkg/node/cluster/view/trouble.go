@@ -70,9 +70,9 @@ func (v *View) Failed(w Watch, err error, class Class, now time.Time) (news bool
 	return news
 }
 
-// stuck reports whether nobody is to wait for a watch any more: the API has refused it for
+// failingWatches reports whether nobody is to wait for a watch any more: the API has refused it for
 // long enough, or answers others and not this one. While the API is away no watch is stuck.
-func (v *View) stuck(s *sight, now time.Time) bool {
+func (v *View) failingWatches(s *watchState, now time.Time) bool {
 	switch {
 	case s == nil || s.synced:
 		return false
@@ -120,9 +120,9 @@ type Trouble struct {
 // Troubles lists them by namespace and name. A change that is a moment old is none.
 func (v *View) Troubles(now time.Time) (list []Trouble) {
 	world := v.world()
-	for namespace, pods := range v.crowd() {
+	for namespace, pods := range v.localPodLabels() {
 		of := Watch{Kind: Policies, Namespace: namespace}
-		if s := v.watches[of]; v.stuck(s, now) || s != nil && s.synced && v.sick(of, now) {
+		if s := v.watches[of]; v.failingWatches(s, now) || s != nil && s.synced && v.failing(of, now) {
 			t := v.troubleOf(of)
 			t.Namespace = namespace
 			list = append(list, t)
@@ -131,7 +131,7 @@ func (v *View) Troubles(now time.Time) (list []Trouble) {
 		for _, p := range v.policies[namespace] {
 			t := Trouble{Reason: ReasonTooLarge, Since: p.since}
 			needs := p.needs.in(world)
-			sick := slices.IndexFunc(needs, func(w Watch) bool { return v.sick(w, now) })
+			sick := slices.IndexFunc(needs, func(w Watch) bool { return v.failing(w, now) })
 			switch {
 			case !selecting(p.Policy, pods):
 				continue
@@ -165,9 +165,9 @@ func Foremost(list []Trouble) (some []Trouble) {
 	return some
 }
 
-// sick reports whether what a watch would see is not known, or the API has refused for a
+// failing reports whether what a watch would see is not known, or the API has refused for a
 // while to say what has changed since.
-func (v *View) sick(w Watch, now time.Time) bool {
+func (v *View) failing(w Watch, now time.Time) bool {
 	return !slices.ContainsFunc(w.coveredBy(), func(by Watch) bool {
 		s := v.watches[by]
 		return s != nil && s.synced && !(s.refused() && now.Sub(s.failing) > slow)
@@ -175,11 +175,11 @@ func (v *View) sick(w Watch, now time.Time) bool {
 }
 
 // refused reports whether the API answers, and does not show what is watched.
-func (s *sight) refused() bool { return s.err != nil && s.class != NoAnswer }
+func (s *watchState) refused() bool { return s.err != nil && s.class != NoAnswer }
 
 // troubleOf is what is wrong with a watch.
 func (v *View) troubleOf(w Watch) Trouble {
-	t := Trouble{Reason: ReasonNoAnswer, Text: v.blame(w).Error()}
+	t := Trouble{Reason: ReasonNoAnswer, Text: v.whyNotSynced(w).Error()}
 	if s := v.culprit(w); s != nil {
 		t.Reason, t.Since = s.class.reason(), s.failing
 	} else if s := v.watches[w]; s != nil {

@@ -23,7 +23,7 @@ type View struct {
 	node    string
 	follows func(network string) bool
 
-	watches map[Watch]*sight
+	watches map[Watch]*watchState
 	wanted  map[Watch]bool
 	// tooMuch are watches that the API has refused, each until it is asked for again, and
 	// answered is when the API has last answered.
@@ -44,7 +44,7 @@ type View struct {
 	asking map[string]bool
 	// history is the highest of all watches. fetched stands for what was asked for besides.
 	history uint32
-	fetched *sight
+	fetched *watchState
 	index   *desired.Index
 	// residents are the attachments of the node that have their policies from the API, and
 	// expected those that the plugin has asked for, and that are not there yet.
@@ -65,8 +65,8 @@ type View struct {
 	notes []Note
 }
 
-// sight is a watch, and how far it is.
-type sight struct {
+// watchState is a watch, and how far it is.
+type watchState struct {
 	Watch
 	// synced is set once all has been seen that there was. err, of a class, is why that takes
 	// long, and failing when that began.
@@ -105,7 +105,7 @@ type known struct {
 }
 
 // tells is t with the watch among those that see the pod.
-func (s *sight) tells(t telling) *telling {
+func (s *watchState) tells(t telling) *telling {
 	if !slices.Contains(t.seen, s) {
 		t.seen = append(slices.Clip(t.seen), s)
 	}
@@ -129,8 +129,8 @@ type Note struct {
 // that; nil for those only that say so themselves.
 func New(node string, follows func(network string) bool) *View {
 	v := &View{
-		node: node, follows: follows, watches: map[Watch]*sight{}, tooMuch: map[Watch]time.Time{},
-		pods: pods{}, leaving: map[Name]*Pod{}, namespaces: map[string]map[string]string{}, edition: 1, policies: map[string][]*known{}, own: map[Name]*Pod{}, spaces: map[string]Space{}, asking: map[string]bool{}, fetched: &sight{},
+		node: node, follows: follows, watches: map[Watch]*watchState{}, tooMuch: map[Watch]time.Time{},
+		pods: pods{}, leaving: map[Name]*Pod{}, namespaces: map[string]map[string]string{}, edition: 1, policies: map[string][]*known{}, own: map[Name]*Pod{}, spaces: map[string]Space{}, asking: map[string]bool{}, fetched: &watchState{},
 		residents: map[attachment.Key]resident{}, expected: map[Ask]*expectation{},
 		refused: map[attachment.Key]string{}, dirty: true,
 	}
@@ -230,7 +230,7 @@ func (v *View) Gone(w Watch, o Object) {
 	}
 }
 
-func (v *View) take(s *sight, o Object, now time.Time) {
+func (v *View) take(s *watchState, o Object, now time.Time) {
 	switch o := o.(type) {
 	case *Pod:
 		s.highest = max(s.highest, o.Version)
@@ -248,7 +248,7 @@ func (v *View) take(s *sight, o Object, now time.Time) {
 }
 
 // takePod takes over a pod that a watch sees, as by has told.
-func (v *View) takePod(s *sight, p *Pod, by *sight) {
+func (v *View) takePod(s *watchState, p *Pod, by *watchState) {
 	n := p.name()
 	old, told := v.pods.get(n), telling{by: by, history: by.history}
 	was := old.telling()
@@ -272,7 +272,7 @@ func (v *View) takePod(s *sight, p *Pod, by *sight) {
 		p.Name = old.Name
 	}
 	v.pods.put(p)
-	v.enrol(old, p)
+	v.indexPod(old, p)
 	if delete(v.leaving, n); p.Until != 0 {
 		v.leaving[n] = p
 	}
@@ -303,9 +303,9 @@ func (t telling) follows(known telling, newer bool) bool {
 	return newer
 }
 
-// enrol puts a pod where others may be allowed to speak to it, or takes it out. One that
+// indexPod puts a pod where others may be allowed to speak to it, or takes it out. One that
 // had an attachment here has its addresses by that, and when that is gone has none.
-func (v *View) enrol(old, p *Pod) {
+func (v *View) indexPod(old, p *Pod) {
 	var was *desired.IndexedPod
 	if old.enrolled() {
 		was = &old.IndexedPod
@@ -403,7 +403,7 @@ func (p *known) leave() {
 
 // drop takes over that a watch sees something no more: whatever has the name where uid is
 // zero.
-func (v *View) drop(s *sight, n Name, uid UID) {
+func (v *View) drop(s *watchState, n Name, uid UID) {
 	switch s.Kind {
 	case Pods:
 		p := v.pods.get(n)
@@ -414,7 +414,7 @@ func (v *View) drop(s *sight, n Name, uid UID) {
 		if t.by == s {
 			t.by = nil // who sees it still says what it is
 		}
-		t.seen = slices.DeleteFunc(slices.Clone(t.seen), func(other *sight) bool { return other == s })
+		t.seen = slices.DeleteFunc(slices.Clone(t.seen), func(other *watchState) bool { return other == s })
 		if p.told = &t; len(t.seen) == 0 {
 			v.pods.remove(n)
 			delete(v.own, n)
@@ -436,7 +436,7 @@ func (v *View) drop(s *sight, n Name, uid UID) {
 }
 
 // seenBy lists what a watch sees.
-func (v *View) seenBy(s *sight) map[Name]bool {
+func (v *View) seenBy(s *watchState) map[Name]bool {
 	out := map[Name]bool{}
 	switch s.Kind {
 	case Pods:
@@ -460,7 +460,7 @@ func (v *View) seenBy(s *sight) map[Name]bool {
 }
 
 // forget drops what only a watch that has ended saw.
-func (v *View) forget(s *sight) {
+func (v *View) forget(s *watchState) {
 	delete(v.watches, s.Watch)
 	if s.Kind == Policies {
 		delete(v.policies, s.Namespace)
@@ -497,8 +497,8 @@ func (v *View) Changed() bool { return v.dirty || v.index.Changed() }
 func (v *View) Hurried() bool { return len(v.expected) > 0 || v.dirty }
 
 // Decide is what is to be enforced from now on, given the attachments.
-func (v *View) Decide(records []attachment.Record, now time.Time) apply.Revision {
-	var rev apply.Revision
+func (v *View) Decide(records []attachment.Record, now time.Time) apply.PolicyUpdate {
+	var rev apply.PolicyUpdate
 	rev.Records = v.Attach(records)
 	if v.dirty {
 		if next, waits := v.next(now); !v.begun || v.lost || !reflect.DeepEqual(next, v.applied) {
@@ -510,7 +510,7 @@ func (v *View) Decide(records []attachment.Record, now time.Time) apply.Revision
 		}
 	}
 	if rev.Unknown = v.lost || !v.begun; !rev.Unknown { // all sets are filled then
-		rev.Gone, rev.Come = v.index.Changes()
+		rev.Removed, rev.Added = v.index.Changes()
 	}
 	v.index.Settle()
 	v.begun, v.lost = true, false
@@ -523,7 +523,7 @@ type Size struct {
 	Policies int
 	// Watches are under way, Wanted those that policies need, and Behind those of them of
 	// which not all has been seen yet.
-	Watches, Wanted, Behind int
+	Watches, Wanted, Unsynced int
 	// Pods are those that are known, the node's own among them.
 	Pods int
 }
@@ -533,7 +533,7 @@ func (v *View) Size() Size {
 	s := Size{Policies: len(v.applied.Policies), Watches: len(v.watches), Wanted: len(v.wanted), Pods: v.pods.count()}
 	for w := range v.wanted {
 		if watch := v.watches[w]; watch == nil || !watch.synced {
-			s.Behind++
+			s.Unsynced++
 		}
 	}
 	return s

@@ -450,7 +450,7 @@ func TestLaggingWatch(t *testing.T) {
 	v := New("node", nil)
 	quick, slow := Watch{Kind: Pods, Node: "node"}, Watch{Kind: Pods, Namespace: "shop"}
 	for _, w := range []Watch{quick, slow} {
-		v.watches[w] = &sight{Watch: w, synced: true}
+		v.watches[w] = &watchState{Watch: w, synced: true}
 	}
 	at := func(version uint64, p *Pod) *Pod { p.Version = version; return p }
 	v.Seen(quick, at(1, pod("web", "1", "a")), time.Time{})
@@ -685,7 +685,7 @@ func TestVersionsGoBack(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			v := New("node", nil)
 			for _, w := range []Watch{one, two} {
-				v.watches[w] = &sight{Watch: w}
+				v.watches[w] = &watchState{Watch: w}
 			}
 			tt.told(v)
 			if got := value(v.pods.get(Name{"shop", "web"}).Labels, "app"); got != tt.want {

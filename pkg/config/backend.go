@@ -1,0 +1,33 @@
+package config
+
+// Backend is what enforces policy, as an operator asks for it.
+type Backend string
+
+// The values of the key "backend".
+const (
+	BackendAuto     Backend = "auto" // nftables where the kernel can, else iptables
+	BackendNFTables Backend = "nftables"
+	BackendIPTables Backend = "iptables"
+)
+
+// Kind is what enforces policy on a node. Of iptables it tells the variants apart: each has its
+// own rules in the kernel.
+type Kind string
+
+// The kinds.
+const (
+	NFTables       Kind = "nftables"
+	IPTablesNFT    Kind = "iptables-nft"
+	IPTablesLegacy Kind = "iptables-legacy"
+)
+
+// Kinds lists them, in the order in which a node is searched for what is left of them.
+func Kinds() []Kind { return []Kind{NFTables, IPTablesNFT, IPTablesLegacy} }
+
+// Backend is the one of which the kind is.
+func (k Kind) Backend() Backend {
+	if k == NFTables {
+		return BackendNFTables
+	}
+	return BackendIPTables
+}
