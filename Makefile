@@ -17,7 +17,7 @@ release: ## build for nodes of amd64 and arm64, and podmarkctl for macOS, into d
 unit: ## run what needs no root and no kernel feature, within a minute (PKG=./pkg/desired RUN=regexp)
 	@scripts/unit.sh
 
-soak-tests: ## run 'make test' three times beside four busy loops (TIMES= LOOPS= PKG=./pkg/node/...)
+soak-tests: ## run 'make test' three times beside four busy loops (TIMES= LOOPS= PKG=./pkg/agent/...)
 	@scripts/soak-tests.sh
 
 exhaustive: ## run all of which 'make test' does a share on this machine's kernel (PKG=./plugins/podmark RUN=regexp)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks which package imports which. Data flows one way,
 #
-#   mark | xtables | config, conflist -> foreign, runtimes -> attachment -> endpoint, desired -> ident, policy, explain -> apply -> whois, manifest -> node -> doctor
+#   mark | xtables | config, conflist -> foreign, runtimes -> attachment -> endpoint, desired -> state, policy, explain -> dataplane -> node -> podapi, manifest -> agent -> doctor
 #
 # and no package imports one to its right, nor a neighbour of the same place. Some are pure:
 # they import nothing that acts, nor anything of podmark's that does.
@@ -13,18 +13,18 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 module=$(go list -m)
 go list -f '{{.ImportPath}} {{join .Imports " "}}' ./... | awk -v module="$module" '
   BEGIN {
-    n = split("mark,xtables config,conflist foreign,runtimes attachment endpoint,desired ident,policy,explain apply whois,manifest node doctor", places, " ")
+    n = split("mark,xtables config,conflist foreign,runtimes attachment endpoint,desired state,policy,explain dataplane node podapi,manifest agent doctor", places, " ")
     for (i = 1; i <= n; i++) {
       m = split(places[i], names, ",")
       for (j = 1; j <= m; j++) place[names[j]] = i
     }
     split("mark config conflist attachment policy desired explain", names, " ")
     for (i in names) pure[names[i]] = 1
-    view = module "/pkg/node/cluster/view"
+    view = module "/pkg/agent/kube/view"
     split("os os/exec net net/http syscall io/ioutil github.com/vishvananda/netlink", names, " ")
     for (i in names) acts[names[i]] = 1
   }
-  # unit names the part of pkg/ that an import path belongs to: "apply" for pkg/apply/nftables.
+  # unit names the part of pkg/ that an import path belongs to: "dataplane" for pkg/dataplane/nftables.
   function unit(path) {
     if (index(path, module "/pkg/") != 1) return ""
     path = substr(path, length(module "/pkg/") + 1)
@@ -46,8 +46,8 @@ go list -f '{{.ImportPath}} {{join .Imports " "}}' ./... | awk -v module="$modul
       if ((from in pure || $1 == view) && $i in acts) bad("is pure and imports " $i)
       if (from in pure && to != "" && !(to in pure)) bad("is pure and imports " to ", which is not")
       if ($1 == view && $i ~ /^k8s\.io\// && $i != "k8s.io/apimachinery/pkg/util/validation") bad("is pure and imports " $i)
-      if ($1 == module "/plugins/podmark" && (to == "policy" || to == "node")) bad("imports " to)
-      if ($i ~ /^k8s\.io\/client-go/ && from != "node" && $1 != module "/plugins/podmarkd" && index($1, module "/test/") != 1) bad("imports " $i ": only pkg/node asks the API")
+      if ($1 == module "/plugins/podmark" && (to == "policy" || to == "agent")) bad("imports " to)
+      if ($i ~ /^k8s\.io\/client-go/ && from != "agent" && $1 != module "/plugins/podmarkd" && index($1, module "/test/") != 1) bad("imports " $i ": only pkg/agent asks the API")
     }
   }
   END { exit failed }
@@ -57,8 +57,8 @@ if reached=$(go list -deps ./pkg/{mark,config,conflist,attachment,policy,desired
   echo "arrows: what is pure reaches:" "$reached"
   exit 1
 fi
-if grep -n 'time\.\(Now\|Since\|Until\|After\)(' pkg/node/cluster/view/*.go | grep -v _test.go; then
-  echo "arrows: pkg/node/cluster/view is pure and reads a clock"
+if grep -n 'time\.\(Now\|Since\|Until\|After\)(' pkg/agent/kube/view/*.go | grep -v _test.go; then
+  echo "arrows: pkg/agent/kube/view is pure and reads a clock"
   exit 1
 fi
 if [[ -d plugins/podmark ]] && kubernetes=$(go list -deps ./plugins/podmark | grep '^k8s\.io/'); then

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs all tests three times in a row beside four busy loops, on two processors: they must hold on
 # a machine that does much else. Nothing is taken from the cache of test results.
-#   TIMES=3 LOOPS=4     PKG=./pkg/node/...   only the tests of these packages
+#   TIMES=3 LOOPS=4     PKG=./pkg/agent/...   only the tests of these packages
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/env.sh

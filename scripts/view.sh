@@ -6,4 +6,4 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/env.sh
 
-PODMARK_STEPS=${STEPS:-1000000} PODMARK_SEED=${SEED:-} go test ./pkg/node/cluster/view -count=1 -timeout 5h -run '^TestRandomWatches$' -v
+PODMARK_STEPS=${STEPS:-1000000} PODMARK_SEED=${SEED:-} go test ./pkg/agent/kube/view -count=1 -timeout 5h -run '^TestRandomWatches$' -v

@@ -1,5 +1,5 @@
 // Package attachment says what podmark knows of an attachment: one interface of one container on one
-// network. It is values alone: package endpoint finds them out, and package ident keeps them.
+// network. It is values alone: package endpoint finds them out, and package state keeps them.
 package attachment
 
 import (

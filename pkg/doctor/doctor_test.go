@@ -9,16 +9,16 @@ import (
 	"testing"
 	"time"
 
-	"github.com/podmark/podmark/pkg/apply/csum"
-	"github.com/podmark/podmark/pkg/apply/flowtable"
+	"github.com/podmark/podmark/pkg/agent"
 	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/conflist"
+	"github.com/podmark/podmark/pkg/dataplane/checksum"
+	"github.com/podmark/podmark/pkg/dataplane/flowtable"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/doctor"
 	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/pkg/mark"
-	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/runtimes"
 )
 
@@ -49,9 +49,9 @@ func healthy(t *testing.T, mask uint32) doctor.Facts {
 			IDs:       1,
 		},
 		Networks: []doctor.Network{{File: runtimes.Default().Conf + "/10-net.conflist", Network: parsed, Content: list, Entry: entry, Config: c}},
-		Daemon:   &node.Status{PID: 1, Interval: 10, LastReconcile: now.Add(-5 * time.Second)}, DaemonRuns: true,
-		Mode: node.Mode{IPVS: true, Link: true, Services: 3}, PortsInUse: []uint16{30000, 32767},
-		Sysctls: []node.Sysctl{{Name: "net.ipv4.vs.conntrack", Want: "1", Value: "1", Module: "ip_vs"}},
+		Daemon:   &agent.Status{PID: 1, Interval: 10, LastReconcile: now.Add(-5 * time.Second)}, DaemonRuns: true,
+		Mode: agent.Mode{IPVS: true, Link: true, Services: 3}, PortsInUse: []uint16{30000, 32767},
+		Sysctls: []agent.Sysctl{{Name: "net.ipv4.vs.conntrack", Want: "1", Value: "1", Module: "ip_vs"}},
 		Tracked: 10, Tracks: 100,
 	}
 }
@@ -95,7 +95,7 @@ func TestDropLog(t *testing.T) {
 // A kernel that cannot is not fixed by what fixes others.
 func TestChecksumsOfOldKernel(t *testing.T) {
 	f := healthy(t, 0xffff0000)
-	f.State.Alterable = "loading the program: no such member (" + csum.Kernel + " can)"
+	f.State.Alterable = "loading the program: no such member (" + checksum.Kernel + " can)"
 	if x := only(t, f, "checksums", "CAP_NET_RAW"); !strings.HasPrefix(x.Fix, "# ") {
 		t.Errorf("%s", x.Fix)
 	}
@@ -238,7 +238,7 @@ func TestRare(t *testing.T) {
 	f = healthy(t, 0xffff0000)
 	f.PortsInUse = append(f.PortsInUse, 40000)
 	only(t, f, "node-ports", "40000", `"kubeNodePortRanges":["30000-32767","40000-40000"]`)
-	f.Daemon.Ports = node.Decision{Source: "--node-port-ranges", Configured: []desired.PortRange{{First: 30000, Last: 32767}}}
+	f.Daemon.Ports = agent.Decision{Source: "--node-port-ranges", Configured: []desired.PortRange{{First: 30000, Last: 32767}}}
 	if x := only(t, f, "node-ports", "# have --node-port-ranges say 30000-32767,40000-40000"); !strings.HasPrefix(x.Fix, "# ") {
 		t.Errorf("a second podmarkd does not start beside one that runs: %s", x.Fix)
 	}
@@ -246,7 +246,7 @@ func TestRare(t *testing.T) {
 	f.Sysctls[0].Value = ""
 	only(t, f, "ipvs-conntrack", "modprobe ip_vs && sysctl -w net.ipv4.vs.conntrack=1")
 	f = healthy(t, 0xffff0000)
-	f.Sysctls = append(f.Sysctls, node.Sysctl{Name: "net.ipv4.conf.all.accept_source_route", Want: "0", Value: "1"})
+	f.Sysctls = append(f.Sysctls, agent.Sysctl{Name: "net.ipv4.conf.all.accept_source_route", Want: "0", Value: "1"})
 	only(t, f, "source-route", "sysctl -w net.ipv4.conf.all.accept_source_route=0")
 }
 

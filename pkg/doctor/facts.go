@@ -4,11 +4,11 @@ import (
 	"encoding/json"
 	"time"
 
-	"github.com/podmark/podmark/pkg/apply"
-	"github.com/podmark/podmark/pkg/apply/flowtable"
+	"github.com/podmark/podmark/pkg/agent"
 	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/conflist"
+	"github.com/podmark/podmark/pkg/dataplane/flowtable"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/pkg/mark"
@@ -62,12 +62,12 @@ type Facts struct {
 	ConfName        string // the conflist that was asked for; empty for the one that runtimes take
 	Unread          []Unread
 	State           State
-	Daemon          *node.Status // nil where none has ever run
+	Daemon          *agent.Status // nil where none has ever run
 	DaemonRuns      bool
 	Sockets         map[string]error // where the plugin asks podmarkd, and why nobody answers
-	Mode            node.Mode
+	Mode            agent.Mode
 	PortsInUse      []uint16
-	Sysctls         []node.Sysctl
+	Sysctls         []agent.Sysctl
 	Reflects        []string        // those of the marks of what the node sends that are on
 	Active          conflist.Choice // the conflist that the node uses; with ErrPlain what it uses instead
 	ActiveErr       error           // why there is none
@@ -104,9 +104,9 @@ type State struct {
 	IDs        int
 	// NodeDamaged is about node.json, Damaged about attachments.
 	NodeDamaged, Damaged error
-	Leaked               apply.Collected
+	Leaked               node.Collected
 	// Drifts is what others did to links of endpoints.
-	Drifts []apply.EndpointDrift
+	Drifts []node.EndpointDrift
 	// Missing is what the kernel lacks, Backend why nothing can enforce, NFTables why nftables
 	// could not where iptables does.
 	Missing, Backend, NFTables error

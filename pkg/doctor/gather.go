@@ -10,22 +10,22 @@ import (
 	"strings"
 	"time"
 
-	"github.com/podmark/podmark/pkg/apply"
-	"github.com/podmark/podmark/pkg/apply/nftables"
-	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/agent"
 	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/dataplane/hostport"
+	"github.com/podmark/podmark/pkg/dataplane/nftables"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/pkg/foreign/fwmark"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/runtimes"
+	"github.com/podmark/podmark/pkg/state"
 )
 
 // Options say which node is looked at: the one of the process's network namespace.
 type Options struct {
-	Node apply.Node
+	Node node.Node
 	// Given are the runtime's directories as far as they are not to be found, and Endpoint says
 	// which runtime is asked for them: see cri.Said.
 	Given    runtimes.Directories
@@ -47,9 +47,9 @@ func Gather(ctx context.Context, o Options) Facts {
 	f.readDaemon(o.Node)
 	f.readSockets(ctx)
 	var err error
-	f.Mode, f.PortsInUse, err = node.Observe()
+	f.Mode, f.PortsInUse, err = agent.Observe()
 	f.note(PartServices, err, "modprobe ip_vs")
-	f.Sysctls = node.ReadSysctls(f.needs())
+	f.Sysctls = agent.ReadSysctls(f.needs())
 	for _, s := range f.Sysctls {
 		if s.Error != "" {
 			f.note(PartSysctls, errors.New(s.Error), asRoot)
@@ -96,13 +96,13 @@ func (f *Facts) note(p Part, err error, fix string) {
 }
 
 // needs are the node's, as podmarkd sees them.
-func (f *Facts) needs() node.Needs {
+func (f *Facts) needs() agent.Needs {
 	n, ok := f.active()
 	policed := ok && n.Err == nil && n.Config.Policy != config.PolicyNone
-	return node.NeedsOf(f.Mode, f.State.Records, policed, policed && len(n.Types) > 0 && node.OnBridge(n.Types[0]))
+	return agent.NeedsOf(f.Mode, f.State.Records, policed, policed && len(n.Types) > 0 && agent.OnBridge(n.Types[0]))
 }
 
-func (f *Facts) readState(ctx context.Context, n apply.Node) {
+func (f *Facts) readState(ctx context.Context, n node.Node) {
 	s := &f.State
 	settings, err := n.Configured()
 	s.Layout, s.NodePorts = settings.Layout, settings.NodePorts
@@ -110,7 +110,7 @@ func (f *Facts) readState(ctx context.Context, n apply.Node) {
 	case errors.Is(err, fs.ErrNotExist):
 		f.readUsable(ctx, n)
 		return
-	case errors.Is(err, ident.ErrDamaged):
+	case errors.Is(err, state.ErrDamaged):
 		s.NodeDamaged = err
 		return
 	case err != nil:
@@ -124,7 +124,7 @@ func (f *Facts) readState(ctx context.Context, n apply.Node) {
 	}
 	covers, err := n.Coverage(nil)
 	s.Unapplied = covers.Of(desired.Unapplied) > 0
-	if s.Idle = covers.Idle; !errors.Is(err, ident.ErrDamaged) { // that is said of what is damaged
+	if s.Idle = covers.Idle; !errors.Is(err, state.ErrDamaged) { // that is said of what is damaged
 		f.note(PartState, err, asRoot)
 	}
 	s.Kind, err = n.Kind()
@@ -138,7 +138,7 @@ func (f *Facts) readState(ctx context.Context, n apply.Node) {
 	f.note(PartState, err, asRoot)
 	s.IDs, _, err = n.IDs()
 	f.note(PartState, err, asRoot)
-	if s.Records, err = n.Records(); errors.Is(err, ident.ErrDamaged) {
+	if s.Records, err = n.Records(); errors.Is(err, state.ErrDamaged) {
 		s.Damaged = err
 	} else {
 		f.note(PartState, err, asRoot)
@@ -152,7 +152,7 @@ func (f *Facts) readState(ctx context.Context, n apply.Node) {
 	s.Drifts, err = n.EndpointDrifts()
 	f.note(PartLinks, err, asRoot)
 	switch s.Missing, err = n.Diff(ctx); {
-	case errors.Is(err, apply.ErrBackend):
+	case errors.Is(err, node.ErrBackend):
 		s.Backend = err
 	case err != nil:
 		f.note(PartKernel, err, locked)
@@ -164,7 +164,7 @@ func (f *Facts) readState(ctx context.Context, n apply.Node) {
 // gone holds for an attachment of which nothing is left but its record: one whose
 // ADD or DEL is under way still has its namespace.
 func gone(r attachment.Record) bool {
-	if port.Alive(r.Endpoint) {
+	if hostport.Alive(r.Endpoint) {
 		return false
 	}
 	_, err := os.Stat(r.Netns)
@@ -172,20 +172,20 @@ func gone(r attachment.Record) bool {
 }
 
 // readUsable asks whether the next ADD would have something to enforce with.
-func (f *Facts) readUsable(ctx context.Context, n apply.Node) {
+func (f *Facts) readUsable(ctx context.Context, n node.Node) {
 	active, ok := f.active()
 	if !ok || active.Err != nil {
 		return
 	}
-	settings := apply.SettingsOf(active.Config)
+	settings := node.SettingsOf(active.Config)
 	// What else keeps an ADD from succeeding other checks find.
-	if err := n.Status(ctx, settings); errors.Is(err, apply.ErrBackend) {
+	if err := n.Status(ctx, settings); errors.Is(err, node.ErrBackend) {
 		f.State.Backend = err
 	}
 }
 
-func (f *Facts) readDaemon(n apply.Node) {
-	d, err := node.ReadStatus(n.Store)
+func (f *Facts) readDaemon(n node.Node) {
+	d, err := agent.ReadStatus(n.Store)
 	if errors.Is(err, fs.ErrNotExist) {
 		return
 	}

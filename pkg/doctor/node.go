@@ -7,16 +7,16 @@ import (
 	"strings"
 	"time"
 
-	"github.com/podmark/podmark/pkg/apply"
-	"github.com/podmark/podmark/pkg/apply/csum"
-	"github.com/podmark/podmark/pkg/apply/port"
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/dataplane/checksum"
+	"github.com/podmark/podmark/pkg/dataplane/hostport"
 	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/node"
 )
 
 func checkState(f Facts) []Finding {
 	var out []Finding
-	if err := f.State.NodeDamaged; errors.Is(err, apply.ErrLost) {
+	if err := f.State.NodeDamaged; errors.Is(err, node.ErrLost) {
 		out = append(out, Finding{
 			Severity: Error, What: err.Error(),
 			Why: "no pod starts and no policy changes; pods that run are held to the policies that were in force. Where a network says \"policy\": \"kubernetes\", podmarkd applies them, as soon as it runs and has the API",
@@ -55,7 +55,7 @@ func leftInKernel(f Facts) string {
 		}
 	}
 	for _, l := range f.Links {
-		if l.Group == port.Group {
+		if l.Group == hostport.Group {
 			return fmt.Sprintf("the device group %d of link %s", l.Group, l.Name)
 		}
 	}
@@ -109,9 +109,9 @@ func checkChecksums(f Facts) []Finding {
 	if f.State.Alterable == "" {
 		return nil
 	}
-	fix := "mountpoint -q " + csum.Mount + " || mount -t bpf bpffs " + csum.Mount + "; " + ctl(f, "gc")
-	if strings.Contains(f.State.Alterable, csum.Kernel) {
-		fix = "# run " + csum.Kernel + ", or drop CAP_NET_RAW from pods"
+	fix := "mountpoint -q " + checksum.Mount + " || mount -t bpf bpffs " + checksum.Mount + "; " + ctl(f, "gc")
+	if strings.Contains(f.State.Alterable, checksum.Kernel) {
+		fix = "# run " + checksum.Kernel + ", or drop CAP_NET_RAW from pods"
 	}
 	return []Finding{{
 		Severity: Warning,

@@ -5,7 +5,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/podmark/podmark/pkg/apply/flowtable"
+	"github.com/podmark/podmark/pkg/dataplane/flowtable"
 )
 
 // checkOffload finds flows that a flowtable carries past the hooks although the policy has

@@ -7,10 +7,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/podmark/podmark/pkg/agent"
 	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/node"
 )
 
 // following lists the networks whose policies come from the Kubernetes API.
@@ -126,7 +126,7 @@ func checkBehind(f Facts) []Finding {
 	}
 	p := f.Daemon.Policies
 	// Without a watch there is nothing to wait for.
-	hopeless := p.Source == node.FromKubernetes && p.Watches == 0
+	hopeless := p.Source == agent.FromKubernetes && p.Watches == 0
 	if p.Synced || p.Error == "" || !hopeless && f.Now.Sub(p.Since) < patience {
 		return troubled(p)
 	}
@@ -138,7 +138,7 @@ func checkBehind(f Facts) []Finding {
 	switch {
 	case hopeless:
 		found.Fix = follower(f)
-	case p.Source == node.FromKubernetes:
+	case p.Source == agent.FromKubernetes:
 		found.Fix = "kubectl get --raw /readyz  # if it is well: podmarkd's way to it, its account, and the roles of conf/"
 	default:
 		found.Fix = "# fix the manifest; podmarkd reads the directory again by itself"
@@ -147,7 +147,7 @@ func checkBehind(f Facts) []Finding {
 }
 
 // troubled is what is wrong with single policies.
-func troubled(p node.PolicyStatus) []Finding {
+func troubled(p agent.PolicyStatus) []Finding {
 	if len(p.Troubles) == 0 {
 		return nil
 	}
@@ -284,7 +284,7 @@ func checkSilent(f Facts) []Finding {
 // source is where a network of the node is to take its policies from that does not say so.
 func (f Facts) source() config.Policy {
 	following := f.State.Kubernetes || len(f.following()) > 0
-	if following || f.Daemon != nil && f.DaemonRuns && f.Daemon.Policies.Source == node.FromKubernetes {
+	if following || f.Daemon != nil && f.DaemonRuns && f.Daemon.Policies.Source == agent.FromKubernetes {
 		return config.PolicyKubernetes
 	}
 	return config.PolicyFiles

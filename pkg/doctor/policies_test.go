@@ -7,12 +7,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/podmark/podmark/pkg/agent"
 	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/conflist"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/doctor"
-	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/runtimes"
 )
 
@@ -42,7 +42,7 @@ func networked(t *testing.T, keys ...string) doctor.Facts {
 		f.Networks = append(f.Networks, n)
 	}
 	f.Sockets = map[string]error{}
-	f.Daemon.Policies = node.PolicyStatus{Source: node.FromKubernetes, Socket: socket, Synced: true, Watches: 3, Since: f.Now.Add(-time.Hour)}
+	f.Daemon.Policies = agent.PolicyStatus{Source: agent.FromKubernetes, Socket: socket, Synced: true, Watches: 3, Since: f.Now.Add(-time.Hour)}
 	return f
 }
 
@@ -170,7 +170,7 @@ func TestPolicies(t *testing.T) {
 			name: "the API refuses something", networks: []string{kubernetes}, check: "policy-behind", words: []string{"2 policies", "shop/web", "Forbidden", "kubectl -n shop get events"},
 			do: func(f *doctor.Facts) {
 				p := &f.Daemon.Policies
-				p.UnsyncedPolicies, p.Troubles = 2, []node.PolicyTrouble{{Namespace: "shop", Policy: "web", Reason: "Forbidden", Since: f.Now, Text: "no"}}
+				p.UnsyncedPolicies, p.Troubles = 2, []agent.PolicyTrouble{{Namespace: "shop", Policy: "web", Reason: "Forbidden", Since: f.Now, Text: "no"}}
 			},
 		},
 		{name: "not for long", networks: []string{kubernetes}, do: func(f *doctor.Facts) { behind(f, 10*time.Second, 3, "no route") }},
@@ -183,7 +183,7 @@ func TestPolicies(t *testing.T) {
 		},
 		{name: "a manifest is wrong", networks: []string{files}, check: "policy-behind", words: []string{"web.yaml"}, do: func(f *doctor.Facts) {
 			behind(f, time.Hour, 0, "web.yaml: no such field")
-			f.Daemon.Policies.Source = node.FromDirectory
+			f.Daemon.Policies.Source = agent.FromDirectory
 		}},
 		{
 			name: "let in", networks: []string{kubernetes}, check: "policy-open", words: []string{"2 of 4 pods policed, 2 unpoliced", "shop/web", "kubectl -n shop delete pod web && kubectl -n shop delete pod db"},

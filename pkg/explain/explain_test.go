@@ -7,10 +7,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/podmark/podmark/pkg/apply/iptables"
-	"github.com/podmark/podmark/pkg/apply/nftables"
 	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/dataplane/iptables"
+	"github.com/podmark/podmark/pkg/dataplane/nftables"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/explain"
 	"github.com/podmark/podmark/pkg/mark"

@@ -5,9 +5,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/podmark/podmark/pkg/apply/iptables"
-	"github.com/podmark/podmark/pkg/apply/nftables"
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/dataplane/iptables"
+	"github.com/podmark/podmark/pkg/dataplane/nftables"
 	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/pkg/mark"
 )

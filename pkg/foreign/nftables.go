@@ -49,7 +49,7 @@ func readNFTables() ([]Chain, []Rule, error) {
 	for _, m := range ruleList {
 		c := newChain(m, unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN)
 		i := slices.Index(chains, c)
-		if i < 0 || c.Own() { // package apply looks at those
+		if i < 0 || c.Own() { // package node looks at those
 			continue
 		}
 		handle := m.attributes.long(unix.NFTA_RULE_HANDLE)

@@ -8,7 +8,7 @@ import (
 )
 
 // How podmark's own chains and tables are called: names of packages iptables and
-// nftables below pkg/apply, which are behind this one.
+// nftables below pkg/node, which are behind this one.
 const (
 	ownChains = "PODMARK-"
 	ownTable  = "podmark"

@@ -9,8 +9,8 @@ import (
 	"testing"
 
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/ident"
-	"github.com/podmark/podmark/pkg/whois"
+	"github.com/podmark/podmark/pkg/podapi"
+	"github.com/podmark/podmark/pkg/state"
 	"github.com/podmark/podmark/test/wait"
 )
 
@@ -21,7 +21,7 @@ func TestClosedWhilePodmarkdIsAsked(t *testing.T) {
 		p := n.withHost().addPod().listen()
 		n.settle()
 		asked, known := make(chan struct{}), make(chan struct{})
-		l, err := whois.Listen(filepath.Join(n.dir, "podmarkd.sock"))
+		l, err := podapi.Listen(filepath.Join(n.dir, "podmarkd.sock"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -29,10 +29,10 @@ func TestClosedWhilePodmarkdIsAsked(t *testing.T) {
 		served := make(chan struct{})
 		go func() {
 			defer close(served)
-			whois.Serve(ctx, l, func(context.Context, whois.Request) (whois.Response, error) {
+			podapi.Serve(ctx, l, func(context.Context, podapi.Request) (podapi.Response, error) {
 				close(asked)
 				<-known
-				return whois.Response{}, nil
+				return podapi.Response{}, nil
 			})
 		}()
 		t.Cleanup(func() { cancel(); <-served })
@@ -93,12 +93,12 @@ func TestClosedWhilePodmarkdIsAsked(t *testing.T) {
 }
 
 // answers has somebody answer the plugin in podmarkd's place.
-func (n *node) answers(answer func(whois.Request) whois.Response) {
+func (n *node) answers(answer func(podapi.Request) podapi.Response) {
 	n.t.Helper()
-	if err := ident.At(n.dir).Init(); err != nil {
+	if err := state.At(n.dir).Init(); err != nil {
 		n.t.Fatal(err)
 	}
-	l, err := whois.Listen(filepath.Join(n.dir, "podmarkd.sock"))
+	l, err := podapi.Listen(filepath.Join(n.dir, "podmarkd.sock"))
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -106,7 +106,7 @@ func (n *node) answers(answer func(whois.Request) whois.Response) {
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		whois.Serve(ctx, l, func(_ context.Context, r whois.Request) (whois.Response, error) { return answer(r), nil })
+		podapi.Serve(ctx, l, func(_ context.Context, r podapi.Request) (podapi.Response, error) { return answer(r), nil })
 	}()
 	n.t.Cleanup(func() { cancel(); <-served })
 }
@@ -116,8 +116,8 @@ func (n *node) answers(answer func(whois.Request) whois.Response) {
 func TestPromise(t *testing.T) {
 	n := newNode(t, nftables)
 	p := n.addPod()
-	var asked []whois.Request
-	n.answers(func(r whois.Request) whois.Response {
+	var asked []podapi.Request
+	n.answers(func(r podapi.Request) podapi.Response {
 		asked = append(asked, r)
 		promised := [2]desired.ProfileID{"0123456789abcdef", ""}
 		if len(asked) > 2 {
@@ -126,7 +126,7 @@ func TestPromise(t *testing.T) {
 		if got := n.attachments(); len(got) > 0 {
 			t.Errorf("the answer is wrong, and there is %q", got)
 		}
-		return whois.Response{UID: "who", Profiles: &promised}
+		return podapi.Response{UID: "who", Profiles: &promised}
 	})
 	p.add(conf{"policy": "kubernetes"}).ok(t)
 	if len(asked) != 3 {

@@ -8,8 +8,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
+	"github.com/podmark/podmark/pkg/state"
 )
 
 // each runs f for every pod at once, on threads of the node's namespace.
@@ -56,7 +56,7 @@ func testConcurrent(t *testing.T, n *node) {
 	del := func(p *pod) { unharmed(p.del(patient), "DEL", p) }
 	distinct := func() {
 		t.Helper()
-		records, err := ident.At(n.dir).List()
+		records, err := state.At(n.dir).List()
 		if err != nil {
 			t.Fatal(err)
 		}

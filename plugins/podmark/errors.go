@@ -5,12 +5,12 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 
-	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/endpoint"
-	"github.com/podmark/podmark/pkg/ident"
-	"github.com/podmark/podmark/pkg/whois"
+	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/podapi"
+	"github.com/podmark/podmark/pkg/state"
 )
 
 // Codes of podmark's own; the CNI specification leaves 100 and up to plugins.
@@ -31,19 +31,19 @@ var codes = []struct {
 	msg  string
 }{
 	{config.ErrSyntax, types.ErrDecodingFailure, "network configuration cannot be read"},
-	{ident.ErrExhausted, codeExhausted, "no free endpoint ID"},
-	{ident.ErrLockTimeout, codeLockTimeout, "podmark is busy"},
-	{apply.ErrNewer, codeNewer, "the node's state is a newer podmark's"},
-	{ident.ErrDamaged, codeDamaged, "podmark's state is damaged"},
-	{apply.ErrLayout, types.ErrInvalidNetworkConfig, "iptablesMarkMask changed"},
-	{apply.ErrTaken, types.ErrInvalidNetworkConfig, "iptablesMarkMask is in use"},
-	{apply.ErrNotFound, types.ErrUnknownContainer, "attachment unknown"},
-	{apply.ErrBackend, codeBackend, "backend unusable"},
-	{apply.ErrContended, types.ErrInvalidNetworkConfig, "address or source prefix in use"},
-	{apply.ErrSource, types.ErrInvalidNetworkConfig, "policy comes from elsewhere"},
-	{apply.ErrPromise, types.ErrTryAgainLater, "the pod's policies change all the time"},
-	{whois.ErrUnreachable, types.ErrTryAgainLater, "podmarkd does not answer"},
-	{whois.ErrUnknownPod, types.ErrTryAgainLater, "podmarkd does not know the pod"},
+	{state.ErrExhausted, codeExhausted, "no free endpoint ID"},
+	{state.ErrLockTimeout, codeLockTimeout, "podmark is busy"},
+	{node.ErrNewer, codeNewer, "the node's state is a newer podmark's"},
+	{state.ErrDamaged, codeDamaged, "podmark's state is damaged"},
+	{node.ErrLayout, types.ErrInvalidNetworkConfig, "iptablesMarkMask changed"},
+	{node.ErrTaken, types.ErrInvalidNetworkConfig, "iptablesMarkMask is in use"},
+	{node.ErrNotFound, types.ErrUnknownContainer, "attachment unknown"},
+	{node.ErrBackend, codeBackend, "backend unusable"},
+	{node.ErrContended, types.ErrInvalidNetworkConfig, "address or source prefix in use"},
+	{node.ErrSource, types.ErrInvalidNetworkConfig, "policy comes from elsewhere"},
+	{node.ErrPromise, types.ErrTryAgainLater, "the pod's policies change all the time"},
+	{podapi.ErrUnreachable, types.ErrTryAgainLater, "podmarkd does not answer"},
+	{podapi.ErrUnknownPod, types.ErrTryAgainLater, "podmarkd does not know the pod"},
 	{endpoint.ErrNoHostInterface, codeNoHostInterface, "no host-side interface"},
 	{endpoint.ErrNoAddress, types.ErrInvalidNetworkConfig, "no address to police"},
 	{endpoint.ErrNetns, types.ErrInvalidEnvironmentVariables, "CNI_NETNS unusable"},

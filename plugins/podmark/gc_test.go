@@ -7,13 +7,13 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/state"
 )
 
 // known lists the container IDs that podmark has a record of.
 func (n *node) known() []string {
 	n.t.Helper()
-	records, err := ident.At(n.dir).List()
+	records, err := state.At(n.dir).List()
 	if err != nil {
 		n.t.Fatal(err)
 	}

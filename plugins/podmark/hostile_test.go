@@ -81,7 +81,7 @@ func TestForgedRecord(t *testing.T) {
 }
 
 // odd are things that may be where podmark looks for a file of its own, which had that
-// content; package ident has a longer list.
+// content; package state has a longer list.
 var odd = map[string]func(path string, content []byte) error{
 	"named pipe": func(path string, _ []byte) error { return unix.Mkfifo(path, 0o600) },
 	"link": func(path string, content []byte) error {

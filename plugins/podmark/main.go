@@ -21,13 +21,13 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
-	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/endpoint"
-	"github.com/podmark/podmark/pkg/ident"
-	"github.com/podmark/podmark/pkg/whois"
+	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/podapi"
+	"github.com/podmark/podmark/pkg/state"
 )
 
 // Deadlines: a runtime ends a plugin that outlives its own with SIGKILL, so ours
@@ -61,7 +61,7 @@ func about() string {
 type call struct {
 	*skel.CmdArgs
 	config config.Config
-	node   apply.Node
+	node   node.Node
 	log    *slog.Logger
 }
 
@@ -88,7 +88,7 @@ func verb(name string, deadline time.Duration, run func(context.Context, *call) 
 		log, closeLog := openLog(c.config.LogFile)
 		defer closeLog()
 		c.log = log.With("verb", name, "network", c.config.Network, "container", args.ContainerID, "ifname", args.IfName)
-		c.node = apply.Node{Store: ident.At(c.config.StateDir), LockTimeout: c.config.LockTimeout, Programs: true, Step: stepHook(), Warn: c.warn}
+		c.node = node.Node{Store: state.At(c.config.StateDir), LockTimeout: c.config.LockTimeout, Programs: true, Step: stepHook(), Warn: c.warn}
 		ctx, cancel := context.WithTimeout(context.Background(), deadline)
 		defer cancel()
 		if err := run(ctx, &c); err != nil {
@@ -116,7 +116,7 @@ func (c call) note(verb string, err error, took time.Duration) {
 	if coded := (*types.Error)(nil); errors.As(err, &coded) {
 		code = coded.Code
 	}
-	err = ident.At(c.config.StateDir).RecordCall(ident.Call{Verb: verb, Code: code, Took: took})
+	err = state.At(c.config.StateDir).RecordCall(state.Call{Verb: verb, Code: code, Took: took})
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		fmt.Fprintf(os.Stderr, "podmark: the call is not counted: %v\n", err)
 	}
@@ -149,7 +149,7 @@ func cmdAdd(ctx context.Context, c *call) error {
 		Key: c.key(), Endpoint: e, Netns: c.Netns, UID: podOf(c.Args).UID,
 		Policed: c.config.Policy != config.PolicyNone, SourceBound: c.config.Sources,
 	}
-	settings := apply.SettingsOf(c.config)
+	settings := node.SettingsOf(c.config)
 	if c.config.Policy != config.PolicyKubernetes {
 		r, err = c.node.Add(ctx, settings, r, nil, counters.HasSent)
 	} else if err = c.node.Close(ctx, settings, r, counters.HasSent); err == nil {
@@ -176,8 +176,8 @@ func addAnswered(ctx context.Context, c *call, r attachment.Record, sent func() 
 		if err != nil {
 			return r, err
 		}
-		added, err := c.node.Add(ctx, apply.SettingsOf(c.config), told, promised, sent)
-		if !errors.Is(err, apply.ErrPromise) || asking.Err() != nil {
+		added, err := c.node.Add(ctx, node.SettingsOf(c.config), told, promised, sent)
+		if !errors.Is(err, node.ErrPromise) || asking.Err() != nil {
 			return added, err
 		}
 		c.log.Info("Asking podmarkd again", "reason", err)
@@ -192,8 +192,8 @@ func ask(ctx context.Context, c *call, r attachment.Record) (told attachment.Rec
 		return r, nil, types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_ARGS does not name the pod", `"policy": "kubernetes" needs K8S_POD_NAMESPACE and K8S_POD_NAME, which Kubernetes runtimes set`)
 	}
 	r.Kubernetes = true
-	question := whois.Request{Namespace: r.Namespace, Pod: r.Pod, UID: r.UID, Attachment: r.Key}.With(apply.SettingsOf(c.config))
-	answer, err := whois.Get(ctx, c.config.DaemonSocket, question)
+	question := podapi.Request{Namespace: r.Namespace, Pod: r.Pod, UID: r.UID, Attachment: r.Key}.With(node.SettingsOf(c.config))
+	answer, err := podapi.Get(ctx, c.config.DaemonSocket, question)
 	switch {
 	case err == nil:
 		r.Labels, r.NamedPorts = answer.Labels, answer.Ports
@@ -249,7 +249,7 @@ func cmdGC(ctx context.Context, c *call) error {
 		case len(valid.List) == 0:
 			// A runtime that knows no pods sends an empty list, and so does one
 			// that has lost its memory: believe it only where the pod is gone.
-			return apply.HostVethGone(r)
+			return node.HostVethGone(r)
 		default:
 			return true
 		}
@@ -262,7 +262,7 @@ func cmdGC(ctx context.Context, c *call) error {
 }
 
 func cmdStatus(ctx context.Context, c *call) error {
-	err := c.node.Status(ctx, apply.SettingsOf(c.config))
+	err := c.node.Status(ctx, node.SettingsOf(c.config))
 	if errors.Is(err, context.DeadlineExceeded) {
 		return nil // slow is not unavailable
 	}

@@ -20,7 +20,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
-	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/state"
 	testns "github.com/podmark/podmark/test/netns"
 	"github.com/podmark/podmark/test/testnode"
 	"github.com/podmark/podmark/test/wait"
@@ -288,7 +288,7 @@ func (n *node) files() map[string]string {
 			to, err = os.Readlink(path)
 			b = []byte(to)
 		}
-		if name, _ := filepath.Rel(n.dir, path); name != "lock" && name != "next" && name != ident.SpoolFile {
+		if name, _ := filepath.Rel(n.dir, path); name != "lock" && name != "next" && name != state.SpoolFile {
 			files[name] = string(b)
 		}
 		return err
@@ -302,7 +302,7 @@ func (n *node) files() map[string]string {
 // attachments are the files but for those of the node, by name.
 func (n *node) attachments() []string {
 	files := n.files()
-	for _, name := range []string{ident.NodeFile, ident.PoliciesFile} {
+	for _, name := range []string{state.NodeFile, state.PoliciesFile} {
 		delete(files, name)
 	}
 	return slices.Sorted(maps.Keys(files))

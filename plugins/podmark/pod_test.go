@@ -12,7 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/podmark/podmark/pkg/attachment"
-	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/state"
 )
 
 // webPolicy lets pods labelled app=web talk to port 9002 of the host outside, and
@@ -141,7 +141,7 @@ func (p *pod) unlink() {
 // record reads what podmark knows of the pod.
 func (p *pod) record(t *testing.T) attachment.Record {
 	t.Helper()
-	r, err := ident.At(p.n.dir).Get(p.key())
+	r, err := state.At(p.n.dir).Get(p.key())
 	if err != nil {
 		t.Fatalf("record of %s: %v", p.id, err)
 	}

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/podmark/podmark/pkg/whois"
+	"github.com/podmark/podmark/pkg/podapi"
 )
 
 // A pod has what its network allows, or with the Kubernetes API what it asks for inside of
@@ -23,7 +23,7 @@ func TestAllowedSources(t *testing.T) {
 	files.add(conf{"allowedSourcePrefixes": []string{"172.16.0.1/12"}}).fails(t, 7, "allowedSourcePrefixes", "172.16.0.0/12")
 
 	annotation := ""
-	n.answers(func(whois.Request) whois.Response { return whois.Response{Sources: annotation} })
+	n.answers(func(podapi.Request) podapi.Response { return podapi.Response{Sources: annotation} })
 
 	p := n.addPod()
 	for _, tt := range []struct {

@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/state"
 )
 
 // Each call leaves word of its verb and its error code, with how long it took; STATUS
@@ -28,7 +28,7 @@ func TestCallsAreNoted(t *testing.T) {
 	n.gc(mask, conf{"cni.dev/valid-attachments": []conf{}}).ok(t)
 	a.del(mask).ok(t)
 	n.status(mask).ok(t)
-	calls, damaged, full, err := ident.At(n.dir).TakeCalls()
+	calls, damaged, full, err := state.At(n.dir).TakeCalls()
 	if damaged != 0 || full || err != nil {
 		t.Fatalf("%d damaged, full %v, %v", damaged, full, err)
 	}
@@ -56,7 +56,7 @@ func TestNothingIsNotedWithoutState(t *testing.T) {
 	p.add().ok(t)
 	n.ctl("uninstall", "--yes")
 	p.del().ok(t)
-	if _, err := os.Stat(filepath.Join(n.dir, ident.SpoolFile)); err == nil {
+	if _, err := os.Stat(filepath.Join(n.dir, state.SpoolFile)); err == nil {
 		t.Error("it is there after podmarkctl uninstall")
 	}
 }
@@ -64,7 +64,7 @@ func TestNothingIsNotedWithoutState(t *testing.T) {
 // A spool that cannot be written is no reason to refuse a pod.
 func TestSpoolUnwritable(t *testing.T) {
 	n := newNode(t, nftables)
-	if err := os.MkdirAll(filepath.Join(n.dir, ident.SpoolFile), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(n.dir, state.SpoolFile), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	r := n.addPod().add().ok(t)

@@ -8,8 +8,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/podmark/podmark/pkg/apply"
-	"github.com/podmark/podmark/pkg/ident"
+	enforced "github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/state"
 	"github.com/podmark/podmark/test/testnode"
 	"github.com/podmark/podmark/test/wait"
 )
@@ -70,7 +70,7 @@ func TestUninstallEndsHalfWay(t *testing.T) {
 		// interrupted reports whether an uninstall had as many steps.
 		interrupted := func(after int) (did bool) {
 			steps := 0
-			here := apply.Node{Store: ident.At(n.dir), LockTimeout: time.Minute, Programs: true, Step: func(string) {
+			here := enforced.Node{Store: state.At(n.dir), LockTimeout: time.Minute, Programs: true, Step: func(string) {
 				if steps++; steps == after {
 					panic("interrupted")
 				}

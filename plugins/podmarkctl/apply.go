@@ -9,14 +9,14 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/policy"
 )
 
 // applied is what 'apply -o json' shows.
 type applied struct {
-	apply.Applied
+	node.Applied
 	Coverage desired.Coverage `json:"coverage"`
 }
 

@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/podmark/podmark/pkg/apply/csum"
+	"github.com/podmark/podmark/pkg/dataplane/checksum"
 	"github.com/podmark/podmark/test/needs"
 )
 
@@ -241,11 +241,11 @@ func testUninstall(t *testing.T, n *node, harm func(n *node)) {
 	n.exec("", "ip", "link", "add", "lost", "type", "veth", "peer", "name", "lost0")
 	n.exec("", "ip", "link", "set", "lost", "group", "1886")
 	harm(n)
-	if err := csum.Check(); err != nil && needs.Checksums() == nil {
+	if err := checksum.Check(); err != nil && needs.Checksums() == nil {
 		t.Errorf("before it is uninstalled: %v", err)
 	}
 	n.ctl("uninstall", "--yes").ok(t)
-	if err := csum.Check(); err == nil {
+	if err := checksum.Check(); err == nil {
 		t.Error("it looks where checksums go, and is uninstalled")
 	}
 	for pod := 1; pod <= 2; pod++ {

@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/state"
 	"github.com/podmark/podmark/test/testnode"
 	"github.com/podmark/podmark/test/wait"
 )
@@ -154,7 +154,7 @@ func TestDaemonRuns(t *testing.T) {
 	renumber(os.Getpid())
 	p.runs(false)
 	// Who uninstalls keeps podmarkd away, and is none.
-	release, err := ident.At(p.dir).Claim()
+	release, err := state.At(p.dir).Claim()
 	if err != nil {
 		t.Fatal(err)
 	}

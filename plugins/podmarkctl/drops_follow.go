@@ -16,9 +16,9 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"github.com/podmark/podmark/pkg/apply"
-	"github.com/podmark/podmark/pkg/apply/droplog"
+	"github.com/podmark/podmark/pkg/dataplane/droplog"
 	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/node"
 )
 
 // event is one line of 'drops --follow -o json': a packet, or how many were not told of.
@@ -50,7 +50,7 @@ const (
 
 // follower shows packets.
 type follower struct {
-	node      apply.Node
+	node      node.Node
 	out, side io.Writer // lines, and what goes wrong
 	json      bool
 

@@ -11,7 +11,7 @@ import (
 	"github.com/gopacket/gopacket/layers"
 	"golang.org/x/sys/unix"
 
-	"github.com/podmark/podmark/pkg/apply/droplog"
+	"github.com/podmark/podmark/pkg/dataplane/droplog"
 	"github.com/podmark/podmark/pkg/desired"
 )
 

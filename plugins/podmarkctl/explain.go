@@ -14,11 +14,11 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/podmark/podmark/pkg/agent"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/explain"
-	"github.com/podmark/podmark/pkg/node"
-	"github.com/podmark/podmark/pkg/whois"
+	"github.com/podmark/podmark/pkg/podapi"
 )
 
 func newExplain(o *options) *cobra.Command {
@@ -85,7 +85,7 @@ func (o *options) locate(q explain.Query) map[string][]netip.Addr {
 		if !ok {
 			continue
 		}
-		a, err := whois.Get(ctx, filepath.Join(o.stateDir, config.SocketName), whois.Request{Namespace: namespace, Pod: pod, Locate: true})
+		a, err := podapi.Get(ctx, filepath.Join(o.stateDir, config.SocketName), podapi.Request{Namespace: namespace, Pod: pod, Locate: true})
 		if err == nil && len(a.Addresses) > 0 {
 			found[side.Name] = a.Addresses
 		}
@@ -118,5 +118,5 @@ func (o *options) explain(ctx context.Context, q explain.Query, policies *desire
 	if f.Watched, err = o.node().Store.DaemonLives(); err != nil {
 		return explain.Answer{}, err
 	}
-	return node.Explain(ctx, o.node(), q, f)
+	return agent.Explain(ctx, o.node(), q, f)
 }

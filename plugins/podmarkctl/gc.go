@@ -8,8 +8,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/attachment"
+	"github.com/podmark/podmark/pkg/node"
 )
 
 func newGC(o *options) *cobra.Command {
@@ -21,7 +21,7 @@ func newGC(o *options) *cobra.Command {
   podmarkctl gc`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			done, err := o.node().CollectGarbage(cmd.Context(), apply.HostVethGone, dryRun)
+			done, err := o.node().CollectGarbage(cmd.Context(), node.HostVethGone, dryRun)
 			if err != nil {
 				return err
 			}

@@ -6,9 +6,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/config"
-	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/state"
 )
 
 // onNode is the command of a verb of [ofNodes].
@@ -19,13 +19,13 @@ func onNode(o *options, verb string) *cobra.Command {
 	}[verb](o)
 }
 
-func (o *options) node() apply.Node {
+func (o *options) node() node.Node {
 	warn := func(text string) { fmt.Fprintf(os.Stderr, "podmarkctl: %s\n", text) }
-	return apply.Node{Store: ident.At(o.stateDir), LockTimeout: o.lockTimeout, Programs: true, Warn: warn}
+	return node.Node{Store: state.At(o.stateDir), LockTimeout: o.lockTimeout, Programs: true, Warn: warn}
 }
 
 // defaults are the settings of a node on which the plugin has not run yet.
 // No mask is named: the network's may be another one, and begins with its first endpoint.
-func defaults() apply.Settings {
-	return apply.Settings{NodePorts: []config.PortRange{config.DefaultNodePorts}, Backend: config.BackendAuto}
+func defaults() node.Settings {
+	return node.Settings{NodePorts: []config.PortRange{config.DefaultNodePorts}, Backend: config.BackendAuto}
 }

@@ -20,7 +20,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/state"
 	"github.com/podmark/podmark/test/netns"
 	"github.com/podmark/podmark/test/saved"
 	"github.com/podmark/podmark/test/share"
@@ -247,7 +247,7 @@ func (n *node) files() map[string]string {
 	n.t.Helper()
 	files := map[string]string{}
 	err := filepath.WalkDir(n.dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || d.Type() == fs.ModeSocket || strings.HasSuffix(d.Name(), "lock") || d.Name() == ident.SpoolFile {
+		if err != nil || d.IsDir() || d.Type() == fs.ModeSocket || strings.HasSuffix(d.Name(), "lock") || d.Name() == state.SpoolFile {
 			return err
 		}
 		b, err := os.ReadFile(path)

@@ -8,9 +8,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/podmark/podmark/pkg/apply/iptables"
-	"github.com/podmark/podmark/pkg/apply/nftables"
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/dataplane/iptables"
+	"github.com/podmark/podmark/pkg/dataplane/nftables"
 )
 
 // rendered is what 'render -o json' shows: a ruleset for nftables, families for

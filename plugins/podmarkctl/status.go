@@ -13,9 +13,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/podmark/podmark/pkg/agent"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/node"
 )
 
 // status is what 'status -o json' shows.
@@ -35,8 +35,8 @@ type status struct {
 	Flowtables []string `json:"flowtables,omitempty"`
 	Unjudged   int      `json:"bypassing,omitempty"`
 	// Daemon is null where none has ever run; Running tells whether it still does.
-	Running bool         `json:"running"`
-	Daemon  *node.Status `json:"daemon"`
+	Running bool          `json:"running"`
+	Daemon  *agent.Status `json:"daemon"`
 }
 
 func newStatus(o *options) *cobra.Command {
@@ -82,7 +82,7 @@ func readStatus(o *options) (status, error) {
 	if s.Coverage, err = o.coverage(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return s, err
 	}
-	d, err := node.ReadStatus(o.node().Store)
+	d, err := agent.ReadStatus(o.node().Store)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
@@ -112,7 +112,7 @@ func (o *options) unmarked() (pods map[string]string, unseen string) {
 	if err == nil && !lives {
 		return nil, "podmarkd does not run"
 	}
-	d, errRead := node.ReadStatus(store)
+	d, errRead := agent.ReadStatus(store)
 	switch err = errors.Join(err, errRead); {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, "podmarkd has not looked yet"
@@ -127,8 +127,8 @@ func (o *options) unmarked() (pods map[string]string, unseen string) {
 }
 
 // policiesRow shows how it goes with the policies that podmarkd follows.
-func policiesRow(row func(name, format string, args ...any), p node.PolicyStatus) {
-	from, ok := map[node.PolicySource]string{node.FromDirectory: "the directory", node.FromKubernetes: "the Kubernetes API"}[p.Source]
+func policiesRow(row func(name, format string, args ...any), p agent.PolicyStatus) {
+	from, ok := map[agent.PolicySource]string{agent.FromDirectory: "the directory", agent.FromKubernetes: "the Kubernetes API"}[p.Source]
 	if !ok {
 		return
 	}
@@ -139,7 +139,7 @@ func policiesRow(row func(name, format string, args ...any), p node.PolicyStatus
 		how = fmt.Sprintf("as it says but for %d policies", p.UnsyncedPolicies)
 	}
 	seen := ""
-	if p.Source == node.FromKubernetes {
+	if p.Source == agent.FromKubernetes {
 		seen = fmt.Sprintf("; %d watches show %d pods", p.Watches, p.Pods)
 	}
 	row("policies", "from %s, %d in force, %s since %s%s", from, p.Policies, how, p.Since.Format(time.RFC3339), seen)

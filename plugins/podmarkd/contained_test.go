@@ -17,7 +17,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	"sigs.k8s.io/yaml"
 
-	"github.com/podmark/podmark/pkg/apply/csum"
+	"github.com/podmark/podmark/pkg/dataplane/checksum"
 	"github.com/podmark/podmark/test/contain"
 	"github.com/podmark/podmark/test/needs"
 	"github.com/podmark/podmark/test/testnode"
@@ -63,8 +63,8 @@ func newInPod(t *testing.T, b backend) *inPod {
 	if err := unix.Mount(filepath.Join(p.root, namespaces), namespaces, "", unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)
 	}
-	bpf := filepath.Join(p.root, csum.Mount)
-	if err := errors.Join(os.MkdirAll(bpf, 0o755), unix.Mount(csum.Mount, bpf, "", unix.MS_BIND, "")); err != nil {
+	bpf := filepath.Join(p.root, checksum.Mount)
+	if err := errors.Join(os.MkdirAll(bpf, 0o755), unix.Mount(checksum.Mount, bpf, "", unix.MS_BIND, "")); err != nil {
 		t.Fatal(err)
 	}
 	manifest, err := os.ReadFile("../../conf/kustomize/daemonset.yaml")
@@ -453,18 +453,18 @@ func TestContainedChecksums(t *testing.T) {
 		"there":   {},
 		"removed": {remove: true, says: "a BPF program"},
 		"without the mount": {change: func(c *contain.Container) {
-			c.Mounts = slices.DeleteFunc(c.Mounts, func(m contain.Mount) bool { return m.To == csum.Mount })
+			c.Mounts = slices.DeleteFunc(c.Mounts, func(m contain.Mount) bool { return m.To == checksum.Mount })
 		}, says: "no bpffs is mounted"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			needs.All(t, needs.Checksums)
 			p := newInPod(t, nftables)
 			p.addPod()
-			if err := csum.Check(); err != nil {
+			if err := checksum.Check(); err != nil {
 				t.Fatalf("behind the ADD of a pod: %v", err)
 			}
 			if tt.remove {
-				if err := csum.Remove(); err != nil {
+				if err := checksum.Remove(); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -21,9 +21,9 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
+	"github.com/podmark/podmark/pkg/agent"
+	"github.com/podmark/podmark/pkg/agent/nodeports"
 	"github.com/podmark/podmark/pkg/config"
-	"github.com/podmark/podmark/pkg/node"
-	"github.com/podmark/podmark/pkg/node/source"
 	"github.com/podmark/podmark/pkg/runtimes"
 )
 
@@ -175,10 +175,10 @@ func fromEnvironment(flags *pflag.FlagSet) error {
 }
 
 // sources are where NodePorts are looked for.
-func (o daemonOptions) sources(log *slog.Logger) (*source.Watcher, error) {
-	w := &source.Watcher{Mode: node.PortMode(o.portMode), ConfigFile: o.configFile, ManifestDirs: o.staticPods, Log: log}
-	if w.Mode != "" && w.Mode != node.PortsExact && w.Mode != node.PortsRange {
-		return nil, fmt.Errorf("--node-port-mode %q: want %s or %s", o.portMode, node.PortsExact, node.PortsRange)
+func (o daemonOptions) sources(log *slog.Logger) (*nodeports.Watcher, error) {
+	w := &nodeports.Watcher{Mode: agent.PortMode(o.portMode), ConfigFile: o.configFile, ManifestDirs: o.staticPods, Log: log}
+	if w.Mode != "" && w.Mode != agent.PortsExact && w.Mode != agent.PortsRange {
+		return nil, fmt.Errorf("--node-port-mode %q: want %s or %s", o.portMode, agent.PortsExact, agent.PortsRange)
 	}
 	for _, text := range o.portRange {
 		r, err := config.ParsePortRange(text)
@@ -190,7 +190,7 @@ func (o daemonOptions) sources(log *slog.Logger) (*source.Watcher, error) {
 	// Later it may come and go; at the start it is a mistake.
 	var err error
 	if o.configFile != "" {
-		if _, err = source.ReadConfig(o.configFile); err != nil {
+		if _, err = nodeports.ReadConfig(o.configFile); err != nil {
 			return nil, fmt.Errorf("--config: %w", err)
 		}
 	}
@@ -221,7 +221,7 @@ func (o daemonOptions) nodeNamed() (string, error) {
 }
 
 // keep looks after the node until ctx is done.
-func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source.Watcher) error {
+func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *nodeports.Watcher) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	n := o.node()
@@ -240,7 +240,7 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 		return err
 	}
 	n = policies.members(n)
-	tell := func(node.Reconciliation) {}
+	tell := func(agent.Reconciliation) {}
 	if ports.API != nil {
 		name, err := o.nodeNamed()
 		if err != nil {
@@ -253,20 +253,20 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 		defer e.stop()
 		of := newPolicyEvents(e.client, name, log)
 		defer of.stop()
-		tell = func(l node.Reconciliation) {
+		tell = func(l agent.Reconciliation) {
 			e.reconciled(l)
 			of.tell(policies.troubles(), time.Now())
 		}
 	}
 	r := &reporter{
 		log: log, metrics: m, tell: tell, store: n.Store, policies: policies.status,
-		status: node.Status{PID: os.Getpid(), Version: version(), Started: time.Now(), Interval: o.interval.Seconds()},
+		status: agent.Status{PID: os.Getpid(), Version: version(), Started: time.Now(), Interval: o.interval.Seconds()},
 	}
 	changed := make(chan struct{}, 1)
-	k := node.Agent{
+	k := agent.Agent{
 		Node: n, Interval: o.interval, CollectAfter: o.collect, Log: log, Changed: changed,
 		ConfDir: func() string { return o.install.configurations(ctx) }, Cache: o.cache, Proxy: o.proxy, SetSysctls: o.setSysctls,
-		Ports:      func() node.PortOptions { return ports.Current().Options() },
+		Ports:      func() agent.PortOptions { return ports.Current().Options() },
 		FelixMask:  func() *uint32 { return ports.Current().FelixMask },
 		Present:    func() error { return o.install.present(ctx) },
 		Reconciled: r.reconciled, ModeIs: r.modeIs, Policies: policies.seen,

@@ -16,9 +16,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/podmark/podmark/pkg/apply/missing"
 	"github.com/podmark/podmark/pkg/attachment"
-	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/dataplane/drift"
+	"github.com/podmark/podmark/pkg/state"
 	"github.com/podmark/podmark/test/testnode"
 )
 
@@ -36,43 +36,43 @@ type harm struct {
 	name string
 	do   func(h *host)
 	word string
-	kind missing.Kind
+	kind drift.Kind
 }
 
 func harms(b backend) []harm {
 	if b == nftables {
 		nft := func(command string) func(*host) { return func(h *host) { h.exec("", "nft", command) } }
 		return []harm{
-			{"nft flush ruleset", nft("flush ruleset"), "missing", missing.Chain},
-			{"table gone", nft("delete table inet podmark"), "missing", missing.Chain},
-			{"chain flushed", nft("flush chain inet podmark forward"), "inet podmark", missing.Chain},
-			{"rule inserted", nft("insert rule inet podmark forward accept"), "inet podmark forward", missing.Chain},
-			{"element gone", nft(`delete element inet podmark senders4 { "veth1" . 10.1.0.2 }`), "senders4", missing.Element},
-			{"maps flushed", nft("flush map inet podmark ingress4"), "ingress4", missing.Element},
+			{"nft flush ruleset", nft("flush ruleset"), "missing", drift.Chain},
+			{"table gone", nft("delete table inet podmark"), "missing", drift.Chain},
+			{"chain flushed", nft("flush chain inet podmark forward"), "inet podmark", drift.Chain},
+			{"rule inserted", nft("insert rule inet podmark forward accept"), "inet podmark forward", drift.Chain},
+			{"element gone", nft(`delete element inet podmark senders4 { "veth1" . 10.1.0.2 }`), "senders4", drift.Element},
+			{"maps flushed", nft("flush map inet podmark ingress4"), "ingress4", drift.Element},
 		}
 	}
 	rule := func(args ...string) func(*host) { return func(h *host) { h.iptables(args...) } }
 	return []harm{
-		{"iptables -F", rule("-F"), "no rule uses", missing.Chain},
-		{"hook gone", rule("-D", "FORWARD", "-j", "PODMARK-FORWARD"), "FORWARD", missing.Hook},
-		{"hook not first", rule("-I", "OUTPUT", "1", "-j", "ACCEPT"), "OUTPUT", missing.Hook},
-		{"chain flushed", rule("-F", "PODMARK-SPOOFED"), "PODMARK-SPOOFED", missing.Chain},
-		{"hook of table security gone", rule("-t", "security", "-D", "OUTPUT", "-j", "PODMARK-CLEAR"), "security OUTPUT", missing.Hook},
-		{"guard of bridges gone", func(h *host) { h.exec("", "nft", "delete table bridge podmark") }, "bridge podmark", missing.Chain},
-		{"rule inserted", rule("-I", "PODMARK-POLICE", "1", "-j", "RETURN"), "PODMARK-POLICE", missing.Chain},
+		{"iptables -F", rule("-F"), "no rule uses", drift.Chain},
+		{"hook gone", rule("-D", "FORWARD", "-j", "PODMARK-FORWARD"), "FORWARD", drift.Hook},
+		{"hook not first", rule("-I", "OUTPUT", "1", "-j", "ACCEPT"), "OUTPUT", drift.Hook},
+		{"chain flushed", rule("-F", "PODMARK-SPOOFED"), "PODMARK-SPOOFED", drift.Chain},
+		{"hook of table security gone", rule("-t", "security", "-D", "OUTPUT", "-j", "PODMARK-CLEAR"), "security OUTPUT", drift.Hook},
+		{"guard of bridges gone", func(h *host) { h.exec("", "nft", "delete table bridge podmark") }, "bridge podmark", drift.Chain},
+		{"rule inserted", rule("-I", "PODMARK-POLICE", "1", "-j", "RETURN"), "PODMARK-POLICE", drift.Chain},
 		{"ipset destroy", func(h *host) {
 			h.iptables("-F")
 			h.iptables("-X")
 			h.eventually("the kernel lets go of the sets", func() error { return exec.Command("ipset", "destroy").Run() })
 			h.iptables("-N", "KUBE-IPTABLES-HINT")
-		}, "no rule uses", missing.Chain},
+		}, "no rule uses", drift.Chain},
 		{"element gone", func(h *host) {
 			for name := range strings.FieldsSeq(h.exec("", "ipset", "list", "-n")) {
 				if strings.HasPrefix(name, "podmark-ep4") {
 					h.exec("", "ipset", "flush", name)
 				}
 			}
-		}, "podmark-ep4", missing.Element},
+		}, "podmark-ep4", drift.Element},
 	}
 }
 
@@ -84,7 +84,7 @@ func TestRepair(t *testing.T) {
 		h.addPod()
 		d := h.start()
 		want := h.kernel()
-		byKind := map[missing.Kind]int{}
+		byKind := map[drift.Kind]int{}
 		for i, harm := range harms(h.backend) {
 			byKind[harm.kind]++
 			d.paused(func() { harm.do(h) }) // it would come in between
@@ -102,7 +102,7 @@ func TestRepair(t *testing.T) {
 			if diff := cmp.Diff(want, strings.ReplaceAll(h.kernel(), foreign, "")); diff != "" {
 				t.Fatalf("%s: after the repair:\n%s", harm.name, diff)
 			}
-			for _, k := range missing.Kinds() {
+			for _, k := range drift.Kinds() {
 				if got := d.metric(fmt.Sprintf("podmark_repairs_total{kind=%q}", k)); got != fmt.Sprint(byKind[k]) {
 					t.Errorf("%s: podmark_repairs_total of %s is %s, want %d", harm.name, k, got, byKind[k])
 				}
@@ -416,7 +416,7 @@ func TestProxySays(t *testing.T) {
 // records are the node's attachments, by ID.
 func (h *host) records() []attachment.Record {
 	h.t.Helper()
-	list, err := ident.At(h.dir).List()
+	list, err := state.At(h.dir).List()
 	if err != nil {
 		h.t.Fatal(err)
 	}

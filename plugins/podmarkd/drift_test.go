@@ -11,9 +11,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/podmark/podmark/pkg/apply/missing"
-	"github.com/podmark/podmark/pkg/apply/port"
-	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/dataplane/drift"
+	"github.com/podmark/podmark/pkg/dataplane/hostport"
+	"github.com/podmark/podmark/pkg/state"
 )
 
 // group is the device group of a link.
@@ -45,12 +45,12 @@ func TestGroupLost(t *testing.T) {
 		h.exec("", "ip", "link", "set", "veth2", "group", "7")
 		h.eventually("the group is back", func() error {
 			s, err := d.status()
-			if err != nil || s.Repairs != 1 || s.LastRepair.Kind != missing.Group || !strings.Contains(s.LastRepair.Drift, `"veth2" is in device group 7`) {
+			if err != nil || s.Repairs != 1 || s.LastRepair.Kind != drift.Group || !strings.Contains(s.LastRepair.Drift, `"veth2" is in device group 7`) {
 				return fmt.Errorf("%+v, %w", s, err)
 			}
 			return nil
 		})
-		if h.group("veth1") != port.Group || h.group("veth2") != port.Group {
+		if h.group("veth1") != hostport.Group || h.group("veth2") != hostport.Group {
 			t.Error("a host veth is not in the device group")
 		}
 		if got := d.metric(`podmark_repairs_total{kind="group"}`); got != "1" {
@@ -66,13 +66,13 @@ func TestGroupLost(t *testing.T) {
 func TestDrift(t *testing.T) {
 	tests := []struct {
 		name     string
-		change   port.Change
+		change   hostport.Change
 		word     string
 		do, undo [][]string
 	}{
-		{"renamed", port.Renamed, `renamed to "other"`, [][]string{{"link", "set", "veth1", "name", "other"}}, [][]string{{"link", "set", "other", "name", "veth1"}}},
-		{"onto a bridge", port.Moved, `enslaved to "br0"`, [][]string{{"link", "set", "veth1", "master", "br0"}}, [][]string{{"link", "set", "veth1", "nomaster"}}},
-		{"deleted", port.Gone, "is gone", [][]string{{"link", "del", "veth1"}}, nil},
+		{"renamed", hostport.Renamed, `renamed to "other"`, [][]string{{"link", "set", "veth1", "name", "other"}}, [][]string{{"link", "set", "other", "name", "veth1"}}},
+		{"onto a bridge", hostport.Moved, `enslaved to "br0"`, [][]string{{"link", "set", "veth1", "master", "br0"}}, [][]string{{"link", "set", "veth1", "nomaster"}}},
+		{"deleted", hostport.Gone, "is gone", [][]string{{"link", "del", "veth1"}}, nil},
 	}
 	eachBackend(t, func(t *testing.T, h *host) {
 		h.addPod()
@@ -170,14 +170,14 @@ func TestUpgradeOfRecords(t *testing.T) {
 		h.ctl("", "gc", "--dry-run")
 		d := h.start("--collect-after", "1h")
 		h.eventually("what is gone is said", func() error {
-			if s, err := d.status(); err != nil || len(s.Drift) != 1 || s.Drift[0].Change != port.Gone || s.Drift[0].Pod != "default/web-2" {
+			if s, err := d.status(); err != nil || len(s.Drift) != 1 || s.Drift[0].Change != hostport.Gone || s.Drift[0].Pod != "default/web-2" {
 				return fmt.Errorf("%+v, %w", s.Drift, err)
 			}
 			return nil
 		})
 		h.exec("", "ip", "link", "add", "veth2", "type", "veth", "peer", "name", "veth3")
 		h.ctl("", "apply", "--delete")
-		records, err := ident.At(h.dir).List()
+		records, err := state.At(h.dir).List()
 		if err != nil {
 			t.Fatal(err)
 		}

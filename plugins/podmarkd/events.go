@@ -12,9 +12,9 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/record"
 
-	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/agent"
+	"github.com/podmark/podmark/pkg/agent/nodeports"
 	"github.com/podmark/podmark/pkg/node"
-	"github.com/podmark/podmark/pkg/node/source"
 )
 
 // The reasons of events.
@@ -47,7 +47,7 @@ type events struct {
 
 // newEvents sends events on the Node of that name.
 func newEvents(api *rest.Config, nodeName string) (*events, error) {
-	client, err := source.CoreClient(api)
+	client, err := nodeports.CoreClient(api)
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +64,7 @@ func newEvents(api *rest.Config, nodeName string) (*events, error) {
 }
 
 // reconciled sends what follows from a look.
-func (e *events) reconciled(l node.Reconciliation) {
+func (e *events) reconciled(l agent.Reconciliation) {
 	for _, w := range warnings(l) {
 		if e.pending.due(w, time.Now()) {
 			e.recorder.Event(e.node, corev1.EventTypeWarning, w.reason, w.text)
@@ -76,7 +76,7 @@ func (e *events) reconciled(l node.Reconciliation) {
 type warning struct{ reason, text string }
 
 // warnings are what a look says of each reason.
-func warnings(l node.Reconciliation) []warning {
+func warnings(l agent.Reconciliation) []warning {
 	ports, mask := warning{reason: reasonPorts}, warning{reason: reasonMask}
 	if len(l.Ports.Outside) > 0 {
 		ports.text = fmt.Sprintf("NodePorts %s are in use and in no range of %v, which is by %s. Where podmark enforces with iptables, pods are judged for them as for a process of the node. Give podmarkd the ranges of the API server.",
@@ -101,7 +101,7 @@ func warnings(l node.Reconciliation) []warning {
 
 // firstOf lists the first three of n drifts: an event has room for 1024 bytes, and a pod's
 // name may have 316.
-func firstOf(list []apply.EndpointDrift, n int) string {
+func firstOf(list []node.EndpointDrift, n int) string {
 	const most = 3
 	var texts []string
 	for i, d := range list {

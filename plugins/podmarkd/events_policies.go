@@ -16,8 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 
-	"github.com/podmark/podmark/pkg/node/cluster"
-	"github.com/podmark/podmark/pkg/node/cluster/view"
+	"github.com/podmark/podmark/pkg/agent/kube"
+	"github.com/podmark/podmark/pkg/agent/kube/view"
 )
 
 const (
@@ -54,7 +54,7 @@ func newPolicyEvents(client *rest.RESTClient, node string, log *slog.Logger) *po
 				err := create(ctx, client, &event)
 				if apierrors.IsForbidden(err) && !forbidden {
 					forbidden = true
-					log.Warn("Cannot create events about policies that are not in force: grant podmarkd the right to create events", "error", cluster.Line(err.Error()))
+					log.Warn("Cannot create events about policies that are not in force: grant podmarkd the right to create events", "error", kube.Line(err.Error()))
 				}
 			}
 		}
@@ -90,7 +90,7 @@ func policyEvent(t view.Trouble, node string, now time.Time) corev1.Event {
 	when := metav1.NewTime(now)
 	return corev1.Event{
 		ObjectMeta:     metav1.ObjectMeta{Namespace: t.Namespace, Name: policyEventName(t)},
-		InvolvedObject: of, Type: corev1.EventTypeWarning, Reason: "Policy" + string(t.Reason), Message: text + cluster.Line(t.Text),
+		InvolvedObject: of, Type: corev1.EventTypeWarning, Reason: "Policy" + string(t.Reason), Message: text + kube.Line(t.Text),
 		Source: corev1.EventSource{Component: "podmarkd", Host: node}, FirstTimestamp: when, LastTimestamp: when, Count: 1,
 	}
 }

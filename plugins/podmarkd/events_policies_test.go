@@ -9,7 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 
-	"github.com/podmark/podmark/pkg/node/cluster/view"
+	"github.com/podmark/podmark/pkg/agent/kube/view"
 )
 
 // What is wrong with a policy is told when it has been for a while, and again after half an

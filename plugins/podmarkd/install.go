@@ -21,13 +21,13 @@ import (
 	"github.com/spf13/pflag"
 	"k8s.io/client-go/rest"
 
-	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/conflist"
 	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/pkg/foreign/fwmark"
-	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/runtimes"
+	"github.com/podmark/podmark/pkg/state"
 )
 
 // installOptions are the flags of everything that installs.
@@ -159,9 +159,9 @@ func (o *installOptions) asks(ctx context.Context, planned installed) ([]string,
 	if err != nil {
 		return nil, err
 	}
-	n := apply.Node{Store: ident.At(c.StateDir), LockTimeout: o.lockTimeout}
-	settings := apply.SettingsOf(c)
-	if err := n.Status(ctx, settings); errors.Is(err, apply.ErrBackend) {
+	n := node.Node{Store: state.At(c.StateDir), LockTimeout: o.lockTimeout}
+	settings := node.SettingsOf(c)
+	if err := n.Status(ctx, settings); errors.Is(err, node.ErrBackend) {
 		return nil, fmt.Errorf("every ADD would fail with code 102: %w", err)
 	}
 	if now, err := n.Configured(); err == nil {
@@ -170,7 +170,7 @@ func (o *installOptions) asks(ctx context.Context, planned installed) ([]string,
 		}
 	}
 	report := foreign.Read(ctx).With(fwmark.Services())
-	_, notes, err := apply.Begin(report, n.WillEnforce(c.Backend), settings)
+	_, notes, err := node.Begin(report, n.WillEnforce(c.Backend), settings)
 	if err == nil && report.Error() != nil {
 		notes = append(notes, report.Error().Error())
 	}

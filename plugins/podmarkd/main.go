@@ -17,9 +17,9 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/config"
-	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/state"
 )
 
 // exitFailure is the status for wrong usage and for what could not be done.
@@ -88,6 +88,6 @@ func version() string {
 	return "unknown"
 }
 
-func (o *options) node() apply.Node {
-	return apply.Node{Store: ident.At(o.stateDir), LockTimeout: o.lockTimeout, Step: stepHook()}
+func (o *options) node() node.Node {
+	return node.Node{Store: state.At(o.stateDir), LockTimeout: o.lockTimeout, Step: stepHook()}
 }

@@ -14,9 +14,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"github.com/podmark/podmark/pkg/apply"
-	"github.com/podmark/podmark/pkg/apply/missing"
-	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/agent"
+	"github.com/podmark/podmark/pkg/dataplane/drift"
+	"github.com/podmark/podmark/pkg/dataplane/hostport"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/pkg/node"
@@ -25,11 +25,11 @@ import (
 // metrics is what the daemon exports. What the node's files and the kernel say is read
 // when it is asked for; what looks found is kept. docs/operations.md has the list.
 type metrics struct {
-	node     apply.Node
+	node     node.Node
 	registry *prometheus.Registry
-	last     atomic.Pointer[node.Reconciliation]
+	last     atomic.Pointer[agent.Reconciliation]
 	packets  *packetMetrics
-	mode     atomic.Pointer[node.Mode]
+	mode     atomic.Pointer[agent.Mode]
 
 	reconciles *prometheus.CounterVec
 	repairs    *prometheus.CounterVec
@@ -43,7 +43,7 @@ type metrics struct {
 	offloadRead func(error)
 }
 
-func newMetrics(n apply.Node, log *slog.Logger) *metrics {
+func newMetrics(n node.Node, log *slog.Logger) *metrics {
 	m := &metrics{
 		node: n, registry: prometheus.NewRegistry(),
 		reconciles: counterVec("podmark_reconciles_total", "Reconciliations of the node, by what triggered them.", "trigger"),
@@ -56,7 +56,7 @@ func newMetrics(n apply.Node, log *slog.Logger) *metrics {
 		takenBack:  counter("podmark_offloaded_flows_reclaimed_total", "Live connections that were taken out of somebody else's flowtable because a change of the policies may forbid them."),
 	}
 	// A counter that is not there until it is 1 never seems to grow.
-	for _, k := range missing.Kinds() {
+	for _, k := range drift.Kinds() {
 		m.repairs.WithLabelValues(string(k))
 	}
 	unread := unreadMetrics{log: log, failures: counterVec("podmark_source_errors_total", "Times that a source of metrics could not be read for a scrape.", "source")}
@@ -101,12 +101,12 @@ func (u unreadMetrics) of(source string) func(error) {
 }
 
 // reconciled counts a look.
-func (m *metrics) reconciled(l node.Reconciliation) {
+func (m *metrics) reconciled(l agent.Reconciliation) {
 	m.last.Store(&l)
 	m.packets.reconciled(l)
 	m.reconciles.WithLabelValues(string(l.Trigger)).Inc()
 	if l.Repaired.Drift != nil {
-		m.repairs.WithLabelValues(string(missing.KindOf(l.Repaired.Drift))).Inc()
+		m.repairs.WithLabelValues(string(drift.KindOf(l.Repaired.Drift))).Inc()
 	}
 	m.collected.Add(float64(len(l.Collected.Attachments)))
 	m.adopted.Add(float64(len(l.Adopted)))
@@ -193,7 +193,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 		set(felixDiffers, number(l.FelixMask != nil))
 		set(applySeconds, l.Applied.Seconds())
 		set(applyError, number(l.ApplyErr != nil))
-		for _, change := range port.Changes() {
+		for _, change := range hostport.Changes() {
 			n := 0
 			for _, d := range l.Repaired.EndpointDrift {
 				if d.Change == change {
@@ -215,7 +215,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 }
 
 // collided are the bits of the mask that each user has, none where it is not seen.
-func collided(l node.Reconciliation) map[string]uint32 {
+func collided(l agent.Reconciliation) map[string]uint32 {
 	out := map[string]uint32{foreign.Collision{}.Name(): 0}
 	for _, u := range foreign.Users() {
 		out[u.Name] = 0
@@ -239,7 +239,7 @@ func (m *metrics) handler(interval time.Duration) http.Handler {
 	mux := http.NewServeMux()
 	// To compress them takes more memory than they have, each time.
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{DisableCompression: true}))
-	answer := func(path string, ill func(*node.Reconciliation) error) {
+	answer := func(path string, ill func(*agent.Reconciliation) error) {
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
 			l := m.last.Load()
 			if l == nil {
@@ -251,13 +251,13 @@ func (m *metrics) handler(interval time.Duration) http.Handler {
 			}
 		})
 	}
-	stale := func(l *node.Reconciliation) error {
+	stale := func(l *agent.Reconciliation) error {
 		if time.Since(l.Time) < 3*interval+30*time.Second {
 			return nil
 		}
 		return fmt.Errorf("the node was last looked at %s", l.Time.Format(time.RFC3339))
 	}
 	answer("/healthz", stale)
-	answer("/readyz", func(l *node.Reconciliation) error { return errors.Join(stale(l), l.Unready()) })
+	answer("/readyz", func(l *agent.Reconciliation) error { return errors.Join(stale(l), l.Unready()) })
 	return mux
 }

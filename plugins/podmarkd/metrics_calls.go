@@ -5,13 +5,13 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/state"
 )
 
 // callMetrics is what the plugin does, from the spool. That is emptied when somebody asks
 // for metrics, and not before: what nobody has asked for is there for the next daemon.
 type callMetrics struct {
-	store ident.Store
+	store state.Store
 	read  func(error)
 
 	calls     *prometheus.CounterVec
@@ -24,7 +24,7 @@ type callMetrics struct {
 // codeExhausted is the plugin's code for a mask without a free ID; see README.md.
 const codeExhausted = 100
 
-func newCallMetrics(store ident.Store, read func(error)) *callMetrics {
+func newCallMetrics(store state.Store, read func(error)) *callMetrics {
 	m := &callMetrics{
 		store: store, read: read,
 		calls: counterVec("podmark_plugin_calls_total", "Calls of the plugin, by verb and CNI error code; code 0 is success.", "verb", "code"),
@@ -36,7 +36,7 @@ func newCallMetrics(store ident.Store, read func(error)) *callMetrics {
 		damaged:   counter("podmark_spool_damaged_total", "Lines of the spool that are no call, and were not counted."),
 		full:      counter("podmark_spool_full_total", "Times that the spool was found full, so that calls may not have been counted."),
 	}
-	for _, verb := range ident.Verbs() {
+	for _, verb := range state.Verbs() {
 		m.calls.WithLabelValues(verb, "0")
 		m.seconds.WithLabelValues(verb)
 	}

@@ -11,8 +11,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/podmark/podmark/pkg/apply"
-	"github.com/podmark/podmark/pkg/apply/counters"
+	"github.com/podmark/podmark/pkg/agent"
+	"github.com/podmark/podmark/pkg/dataplane/counters"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/node"
 )
@@ -34,7 +34,7 @@ const (
 
 // packetMetrics is what the kernel's rules drop, since the daemon's first look.
 type packetMetrics struct {
-	node apply.Node
+	node node.Node
 	read func(error)
 
 	mu     sync.Mutex
@@ -46,13 +46,13 @@ type packetMetrics struct {
 	current  map[desired.ProfileID][]string
 }
 
-func newPacketMetrics(n apply.Node, read func(error)) *packetMetrics {
+func newPacketMetrics(n node.Node, read func(error)) *packetMetrics {
 	return &packetMetrics{node: n, read: read, policies: map[desired.ProfileID]string{}}
 }
 
 // reconciled takes over which policies a profile stands for. The first look is where
 // counting begins.
-func (m *packetMetrics) reconciled(l node.Reconciliation) {
+func (m *packetMetrics) reconciled(l agent.Reconciliation) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if l.Repaired.Policies != nil {

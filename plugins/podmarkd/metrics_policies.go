@@ -3,9 +3,9 @@ package main
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/podmark/podmark/pkg/node"
-	"github.com/podmark/podmark/pkg/node/cluster"
-	"github.com/podmark/podmark/pkg/node/cluster/view"
+	"github.com/podmark/podmark/pkg/agent"
+	"github.com/podmark/podmark/pkg/agent/kube"
+	"github.com/podmark/podmark/pkg/agent/kube/view"
 )
 
 // policyMetrics are what following the Kubernetes API comes to.
@@ -32,7 +32,7 @@ func (p policyMetrics) all() []prometheus.Collector {
 }
 
 // following exports how much of the cluster is followed; nil where none is.
-func (m *metrics) following(c *cluster.Cluster) {
+func (m *metrics) following(c *kube.Cluster) {
 	size := func() view.Size {
 		if c == nil {
 			return view.Size{}
@@ -72,14 +72,14 @@ func (t troubled) Collect(to chan<- prometheus.Metric) {
 }
 
 // follow exports whether what is followed is in force.
-func (m *metrics) follow(status func() node.PolicyStatus) {
+func (m *metrics) follow(status func() agent.PolicyStatus) {
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "podmark_policies_synced", Help: "0 where the policies of the Kubernetes API or of the directory are not in force as they are there.",
 	}, func() float64 { return number(status().Error == "") }))
 }
 
 // round counts a change that the Kubernetes API brought.
-func (m *metrics) round(r cluster.SyncResult) {
+func (m *metrics) round(r kube.SyncResult) {
 	p := m.followed
 	if r.Err == nil && !r.Applied.Changed {
 		p.policies.Set(float64(r.Applied.Policies))

@@ -24,8 +24,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/podmark/podmark/pkg/ident"
-	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/agent"
+	"github.com/podmark/podmark/pkg/state"
 	"github.com/podmark/podmark/test/contain"
 	"github.com/podmark/podmark/test/netns"
 	"github.com/podmark/podmark/test/saved"
@@ -296,7 +296,7 @@ func (h *host) startIn(env []string, args ...string) *daemon {
 	return d
 }
 
-func (d *daemon) status() (node.Status, error) { return node.ReadStatus(ident.At(d.h.dir)) }
+func (d *daemon) status() (agent.Status, error) { return agent.ReadStatus(state.At(d.h.dir)) }
 
 // stop ends podmarkd as a service manager does and returns its exit status.
 func (d *daemon) stop() int {

@@ -11,19 +11,19 @@ import (
 
 	"k8s.io/client-go/rest"
 
-	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/agent"
+	"github.com/podmark/podmark/pkg/agent/kube"
+	"github.com/podmark/podmark/pkg/agent/kube/view"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/node"
-	"github.com/podmark/podmark/pkg/node/cluster"
-	"github.com/podmark/podmark/pkg/node/cluster/view"
-	"github.com/podmark/podmark/pkg/whois"
+	"github.com/podmark/podmark/pkg/podapi"
 )
 
 // policies are where those of the node come from: a directory, the Kubernetes API for
 // networks that say so, or neither, where podmarkctl applies them.
 type policies struct {
-	cluster   *cluster.Cluster // nil where the API server is not asked
-	directory *node.PolicyDirectory
+	cluster   *kube.Cluster // nil where the API server is not asked
+	directory *agent.PolicyDirectory
 	socket    string
 	log       *slog.Logger
 	metrics   *metrics
@@ -32,11 +32,11 @@ type policies struct {
 	networks map[string]config.Policy
 	// wrong is what is wrong with these, and read how the directory was read last.
 	wrong error
-	read  node.PolicyStatus
+	read  agent.PolicyStatus
 }
 
 // newPolicies sets up what flags and networks ask for; api is nil where there is none.
-func (o daemonOptions) newPolicies(n apply.Node, api *rest.Config, log *slog.Logger, m *metrics) (*policies, error) {
+func (o daemonOptions) newPolicies(n node.Node, api *rest.Config, log *slog.Logger, m *metrics) (*policies, error) {
 	p := &policies{socket: o.socket, log: log, metrics: m}
 	m.follow(p.status)
 	if api != nil {
@@ -44,15 +44,15 @@ func (o daemonOptions) newPolicies(n apply.Node, api *rest.Config, log *slog.Log
 		if err != nil {
 			return nil, err
 		}
-		if p.cluster, err = cluster.New(n, name, api, log); err != nil {
+		if p.cluster, err = kube.New(n, name, api, log); err != nil {
 			return nil, err
 		}
 		p.cluster.Follows = func(network string) bool { return p.of(network) == config.PolicyKubernetes }
-		p.cluster.Done = func(r cluster.SyncResult) {
+		p.cluster.Done = func(r kube.SyncResult) {
 			m.round(r)
 			p.reclaimed(r.Applied.Reclaimed)
 		}
-		p.cluster.Node.Cache = &apply.Cache{}
+		p.cluster.Node.Cache = &node.Cache{}
 	}
 	m.following(p.cluster)
 	m.registry.MustRegister(troubled{p.troubles})
@@ -61,13 +61,13 @@ func (o daemonOptions) newPolicies(n apply.Node, api *rest.Config, log *slog.Log
 		if err != nil {
 			return nil, err
 		}
-		p.directory = &node.PolicyDirectory{Dir: o.policyDir, Node: n, Settings: apply.SettingsOf(defaults), Every: o.interval, Log: log, Done: p.directoryRead}
+		p.directory = &agent.PolicyDirectory{Dir: o.policyDir, Node: n, Settings: node.SettingsOf(defaults), Every: o.interval, Log: log, Done: p.directoryRead}
 	}
 	return p, nil
 }
 
 // members has n know who of other nodes is in the sets.
-func (p *policies) members(n apply.Node) apply.Node {
+func (p *policies) members(n node.Node) node.Node {
 	if p.cluster != nil {
 		n.RemoteMembers = p.cluster.Complete
 	}
@@ -117,7 +117,7 @@ func (p *policies) judge(networks map[string]config.Policy) error {
 }
 
 // reclaimed counts and logs what a change did about flows in flowtables.
-func (p *policies) reclaimed(r apply.Reclaimed) {
+func (p *policies) reclaimed(r node.Reclaimed) {
 	p.metrics.takenBack.Add(float64(r.Flows))
 	if trouble := r.Trouble(); trouble != "" {
 		p.log.Warn("Policy is not enforced on some live connections; run 'podmarkctl doctor'", "reason", trouble)
@@ -139,7 +139,7 @@ func (p *policies) troubles() []view.Trouble {
 const mostNotes = 10
 
 // directoryRead takes over how the directory was read.
-func (p *policies) directoryRead(done apply.Applied, notes []string, err error) {
+func (p *policies) directoryRead(done node.Applied, notes []string, err error) {
 	p.reclaimed(done.Reclaimed)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -152,7 +152,7 @@ func (p *policies) directoryRead(done apply.Applied, notes []string, err error) 
 }
 
 // status is how it goes with what is followed; since when is for others to say.
-func (p *policies) status() node.PolicyStatus {
+func (p *policies) status() agent.PolicyStatus {
 	p.mu.Lock()
 	s, wrong := p.read, p.wrong
 	following := follow(p.networks)
@@ -160,24 +160,24 @@ func (p *policies) status() node.PolicyStatus {
 	switch {
 	case following && p.cluster != nil:
 		c := p.cluster.Status()
-		s = node.PolicyStatus{Source: node.FromKubernetes, Policies: c.Policies, Watches: c.Watches, Pods: c.Pods}
+		s = agent.PolicyStatus{Source: agent.FromKubernetes, Policies: c.Policies, Watches: c.Watches, Pods: c.Pods}
 		troubles := p.cluster.Troubles()
 		s.UnsyncedPolicies = len(troubles)
 		for _, t := range view.Foremost(troubles) {
-			s.Troubles = append(s.Troubles, node.PolicyTrouble{Namespace: t.Namespace, Policy: t.Policy, Reason: string(t.Reason), Since: t.Since, Text: cluster.Line(t.Text)})
+			s.Troubles = append(s.Troubles, agent.PolicyTrouble{Namespace: t.Namespace, Policy: t.Policy, Reason: string(t.Reason), Since: t.Since, Text: kube.Line(t.Text)})
 		}
 		if wrong == nil {
 			wrong = c.Err
 		}
 	case following:
-		s = node.PolicyStatus{Source: node.FromKubernetes}
+		s = agent.PolicyStatus{Source: agent.FromKubernetes}
 	case p.directory != nil:
-		s.Source = node.FromDirectory
+		s.Source = agent.FromDirectory
 	default:
-		s.Source = node.FromNobody
+		s.Source = agent.FromNobody
 	}
 	if wrong != nil {
-		s.Error = cluster.Line(wrong.Error())
+		s.Error = kube.Line(wrong.Error())
 	}
 	s.Socket = p.socket
 	return s
@@ -187,17 +187,17 @@ var errNoAPI = errors.New("podmarkd has no API server to ask: give --kubeconfig"
 
 // run answers the plugin, and follows the sources, until ctx is done.
 func (p *policies) run(ctx context.Context) error {
-	l, err := whois.Listen(p.socket)
+	l, err := podapi.Listen(p.socket)
 	if err != nil {
 		return err
 	}
 	var running sync.WaitGroup
 	defer running.Wait()
-	answer := func(context.Context, whois.Request) (whois.Response, error) { return whois.Response{}, errNoAPI }
+	answer := func(context.Context, podapi.Request) (podapi.Response, error) { return podapi.Response{}, errNoAPI }
 	if p.cluster != nil {
 		answer = p.cluster.Answer
 	}
-	running.Go(func() { whois.Serve(ctx, l, answer) })
+	running.Go(func() { podapi.Serve(ctx, l, answer) })
 	if p.directory != nil {
 		running.Go(func() { p.directory.Run(ctx) })
 	}

@@ -9,11 +9,11 @@ import (
 	"sync"
 	"time"
 
-	"github.com/podmark/podmark/pkg/apply"
-	"github.com/podmark/podmark/pkg/apply/missing"
+	"github.com/podmark/podmark/pkg/agent"
+	"github.com/podmark/podmark/pkg/dataplane/drift"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/state"
 )
 
 // reporter tells what the keeper finds: in the log, the metrics, the status file, and
@@ -21,29 +21,29 @@ import (
 type reporter struct {
 	log     *slog.Logger
 	metrics *metrics
-	tell    func(node.Reconciliation) // events
-	store   ident.Store
+	tell    func(agent.Reconciliation) // events
+	store   state.Store
 	// policies says how it goes with what is followed.
-	policies func() node.PolicyStatus
+	policies func() agent.PolicyStatus
 
 	mu     sync.Mutex
-	status node.Status
+	status agent.Status
 }
 
 // reconciled reports a look.
-func (r *reporter) reconciled(l node.Reconciliation) {
+func (r *reporter) reconciled(l agent.Reconciliation) {
 	r.metrics.reconciled(l)
 	r.tell(l)
-	r.change(func(s node.Status) node.Status {
+	r.change(func(s agent.Status) agent.Status {
 		logReconciliation(r.log, s, l)
 		return s.After(l)
 	})
 }
 
 // modeIs reports how services are done, which is looked at by itself.
-func (r *reporter) modeIs(mode node.Mode) {
+func (r *reporter) modeIs(mode agent.Mode) {
 	r.metrics.mode.Store(&mode)
-	r.change(func(s node.Status) node.Status {
+	r.change(func(s agent.Status) agent.Status {
 		if mode.IPVS != s.Mode.IPVS || mode.Proxy != s.Mode.Proxy || s.LastReconcile.IsZero() {
 			r.log.Info("Detected the proxy mode", "mode", mode.String(), "services", mode.Services, "kubeProxy", mode.Proxy)
 		}
@@ -56,7 +56,7 @@ func (r *reporter) modeIs(mode node.Mode) {
 }
 
 // change changes the status, and writes it from the first look on.
-func (r *reporter) change(f func(node.Status) node.Status) {
+func (r *reporter) change(f func(agent.Status) agent.Status) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.status = f(r.status)
@@ -70,7 +70,7 @@ func (r *reporter) change(f func(node.Status) node.Status) {
 }
 
 // logReconciliation says what a look found that the one before did not.
-func logReconciliation(log *slog.Logger, before node.Status, l node.Reconciliation) {
+func logReconciliation(log *slog.Logger, before agent.Status, l agent.Reconciliation) {
 	log.Debug("Reconciled the node", "trigger", l.Trigger, "duration", l.Took)
 	switch {
 	case l.Err != nil && l.Err.Error() != before.Error:
@@ -85,7 +85,7 @@ func logReconciliation(log *slog.Logger, before node.Status, l node.Reconciliati
 		log.Info("podmark is installed correctly again")
 	}
 	if l.Repaired.Drift != nil {
-		log.Warn("Repaired the data plane", "drift", l.Repaired.Drift, "kind", string(missing.KindOf(l.Repaired.Drift)), "trigger", l.Trigger)
+		log.Warn("Repaired the data plane", "drift", l.Repaired.Drift, "kind", string(drift.KindOf(l.Repaired.Drift)), "trigger", l.Trigger)
 	}
 	logDrift(log, before.Drift, before.After(l).Drift)
 	if now := before.After(l).Alterable; now != "" && now != before.Alterable {
@@ -145,7 +145,7 @@ func logReconciliation(log *slog.Logger, before node.Status, l node.Reconciliati
 
 // logDrift says what others have done to links of endpoints since the look before, and
 // what they have undone.
-func logDrift(log *slog.Logger, before, now []apply.EndpointDrift) {
+func logDrift(log *slog.Logger, before, now []node.EndpointDrift) {
 	for _, d := range now {
 		if !slices.Contains(before, d) {
 			log.Warn("A link of an endpoint has drifted", "drift", d.String(), "change", string(d.Change), "attachment", d.Key.String())
@@ -160,13 +160,13 @@ func logDrift(log *slog.Logger, before, now []apply.EndpointDrift) {
 
 // logSysctls says what differs from the look before: what was set, and what is
 // wrong and was not before, or is wrong in another way.
-func logSysctls(log *slog.Logger, before, now []node.Sysctl) {
+func logSysctls(log *slog.Logger, before, now []agent.Sysctl) {
 	for _, s := range now {
 		if s.Before != "" {
 			log.Warn("Set a kernel parameter that podmark needs", "sysctl", s.Name, "before", s.Before, "now", s.Value)
 			continue
 		}
-		same := func(old node.Sysctl) bool { return old.Name == s.Name && old.Value == s.Value && old.Error == s.Error }
+		same := func(old agent.Sysctl) bool { return old.Name == s.Name && old.Value == s.Value && old.Error == s.Error }
 		if s.OK() || slices.ContainsFunc(before, same) {
 			continue
 		}

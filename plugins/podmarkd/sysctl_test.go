@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/agent"
 	"github.com/podmark/podmark/test/needs"
 	"github.com/podmark/podmark/test/testnode"
 )
@@ -56,7 +56,7 @@ func (d *daemon) is(value string) {
 	d.h.t.Helper()
 	d.h.eventually("both parameters are "+value, func() error {
 		s, err := d.status()
-		ours := slices.DeleteFunc(s.Sysctls, func(p node.Sysctl) bool { return p.Name != bridgeFour && p.Name != bridgeSix })
+		ours := slices.DeleteFunc(s.Sysctls, func(p agent.Sysctl) bool { return p.Name != bridgeFour && p.Name != bridgeSix })
 		if err != nil || len(ours) != 2 {
 			return fmt.Errorf("%+v, %w", s.Sysctls, err)
 		}

@@ -16,7 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/agent"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/conflist"
 	"github.com/podmark/podmark/pkg/node"
@@ -89,7 +89,7 @@ gone; 'podmarkctl list' shows them, 'podmarkctl gc' forgets those that lost thei
 
 // finish removes what no pod needs any more. While the last pod was waited for, others may have
 // written podmark into a file again: the plugin goes only when none names it.
-func (o *uninstallOptions) finish(ctx context.Context, n apply.Node, s site, out io.Writer) error {
+func (o *uninstallOptions) finish(ctx context.Context, n node.Node, s site, out io.Writer) error {
 	binary := filepath.Join(s.bin, pluginFile)
 	unlock, err := o.lock(ctx, s)
 	if err != nil {
@@ -284,7 +284,7 @@ func sameState(entry []byte, stateDir string) error {
 
 // drained waits, at most as long as --wait says, until no attachment is left, and
 // returns how many are.
-func (o *uninstallOptions) drained(ctx context.Context, n apply.Node) (live int, err error) {
+func (o *uninstallOptions) drained(ctx context.Context, n node.Node) (live int, err error) {
 	ticker := time.NewTicker(200 * time.Millisecond)
 	defer ticker.Stop()
 	for deadline := time.Now().Add(o.wait); ; {
@@ -302,16 +302,16 @@ func (o *uninstallOptions) drained(ctx context.Context, n apply.Node) (live int,
 
 // living counts the attachments but for those of pods that are gone, which it collects:
 // containerd deletes a pod by the conflist of now, so no DEL comes once the entry is out.
-func living(ctx context.Context, n apply.Node, dryRun bool) (int, error) {
+func living(ctx context.Context, n node.Node, dryRun bool) (int, error) {
 	list, err := n.Records()
 	if err != nil {
 		return 0, fmt.Errorf("counting attachments: %w", err)
 	}
-	live := slices.DeleteFunc(slices.Clone(list), node.PodGone)
+	live := slices.DeleteFunc(slices.Clone(list), agent.PodGone)
 	if len(live) == len(list) || dryRun {
 		return len(live), nil
 	}
-	if _, err := n.CollectGarbage(ctx, node.PodGone, false); err != nil {
+	if _, err := n.CollectGarbage(ctx, agent.PodGone, false); err != nil {
 		return 0, fmt.Errorf("collecting what pods left that are gone: %w", err)
 	}
 	return len(live), nil
@@ -319,7 +319,7 @@ func living(ctx context.Context, n apply.Node, dryRun bool) (int, error) {
 
 // records counts the attachments, those that were not finished too. A damaged one
 // is an error: nobody knows whether its pod lives.
-func records(n apply.Node) (int, error) {
+func records(n node.Node) (int, error) {
 	list, err := n.Records()
 	if err != nil {
 		return 0, fmt.Errorf("counting attachments: %w", err)

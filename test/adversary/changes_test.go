@@ -9,8 +9,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/podmark/podmark/pkg/apply"
-	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/state"
 	"github.com/podmark/podmark/test/frame"
 	"github.com/podmark/podmark/test/lab"
 	"github.com/podmark/podmark/test/wait"
@@ -73,7 +73,7 @@ var filtering = []attack{{name: "frames between ports kept from IP", at: onBridg
 func (s *scene) looks() {
 	s.Helper()
 	err := s.Do(func() error {
-		_, err := apply.Node{Store: ident.At(s.StateDir), LockTimeout: wait.Still}.Reconcile(context.Background(), nil)
+		_, err := node.Node{Store: state.At(s.StateDir), LockTimeout: wait.Still}.Reconcile(context.Background(), nil)
 		return err
 	})
 	if err != nil {

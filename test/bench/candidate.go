@@ -7,10 +7,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/podmark/podmark/pkg/apply"
-	"github.com/podmark/podmark/pkg/apply/csum"
-	"github.com/podmark/podmark/pkg/apply/iptables"
-	"github.com/podmark/podmark/pkg/apply/nftables"
+	"github.com/podmark/podmark/pkg/dataplane/checksum"
+	"github.com/podmark/podmark/pkg/dataplane/iptables"
+	"github.com/podmark/podmark/pkg/dataplane/nftables"
+	"github.com/podmark/podmark/pkg/node"
 )
 
 // candidate is a way to police a node, or a reason not to.
@@ -36,11 +36,11 @@ const (
 )
 
 // podmarks are podmark's backends, as on a node whose kernel has nf_tables.
-func podmarks() map[string]apply.Backend {
-	with := func(v iptables.Variant) apply.Backend {
-		return apply.Guarded{Backend: iptables.Backend{Variant: v, Wait: time.Minute}}
+func podmarks() map[string]node.Backend {
+	with := func(v iptables.Variant) node.Backend {
+		return node.Guarded{Backend: iptables.Backend{Variant: v, Wait: time.Minute}}
 	}
-	return map[string]apply.Backend{
+	return map[string]node.Backend{
 		withNFTables:              nftables.Backend{},
 		"podmark iptables-nft":    with(iptables.NFT),
 		"podmark iptables-legacy": with(iptables.Legacy),
@@ -66,7 +66,7 @@ func accept(node space, p population) error {
 
 // lookAtChecksums attaches the program that does, where the kernel can.
 func lookAtChecksums() error {
-	if err := csum.Sync(); err != nil {
+	if err := checksum.Sync(); err != nil {
 		progress("measured without %s: %v", checksums, err)
 	}
 	return nil
@@ -107,8 +107,8 @@ func candidates() []candidate {
 
 // forgetSockets takes the rules out by which a backend knows the node's own sockets. What
 // IPVS sends on has no socket; here a socket plays IPVS.
-func (s space) forgetSockets(b apply.Backend) error {
-	if b, ok := b.(apply.Guarded); ok {
+func (s space) forgetSockets(b node.Backend) error {
+	if b, ok := b.(node.Guarded); ok {
 		return errors.Join(s.forgetOwner(b.Variant, "mangle", "OUTPUT"), s.forgetOwner(b.Variant, "security", "CLEAR"))
 	}
 	chain := []string{"inet", nftables.Table, "output"}

@@ -12,8 +12,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/podmark/podmark/pkg/ident"
-	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/agent"
+	"github.com/podmark/podmark/pkg/state"
 )
 
 const (
@@ -126,7 +126,7 @@ func (p *plugin) startDaemon(o options) (daemon, error) {
 		return d, err
 	}
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		if s, err := node.ReadStatus(ident.At(p.state)); err == nil && s.PID == d.cmd.Process.Pid {
+		if s, err := agent.ReadStatus(state.At(p.state)); err == nil && s.PID == d.cmd.Process.Pid {
 			return d, nil
 		}
 	}

@@ -5,7 +5,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/podmark/podmark/pkg/apply/iptables"
+	"github.com/podmark/podmark/pkg/dataplane/iptables"
 	"github.com/podmark/podmark/pkg/desired"
 )
 

@@ -19,7 +19,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
-	"github.com/podmark/podmark/pkg/apply/port"
+	"github.com/podmark/podmark/pkg/dataplane/hostport"
 )
 
 // space is a network namespace: a node or a pod. It lives as long as the program.
@@ -186,7 +186,7 @@ func (s space) connect(o linkOptions) (*link, error) {
 			return err
 		}
 		l.near, l.index = made.Attrs().HardwareAddr, made.Attrs().Index
-		return netlink.LinkSetGroup(made, port.Group)
+		return netlink.LinkSetGroup(made, hostport.Group)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("making veth %s: %w", o.name, err)

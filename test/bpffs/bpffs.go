@@ -10,13 +10,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/podmark/podmark/pkg/apply/csum"
+	"github.com/podmark/podmark/pkg/dataplane/checksum"
 )
 
 const variable = "PODMARK_BPFFS"
 
 // Main goes on in a mount namespace of the process's own, where a new bpffs is at
-// [csum.Mount]: what tests leave there, and the network namespaces that it keeps, ends with the
+// [checksum.Mount]: what tests leave there, and the network namespaces that it keeps, ends with the
 // process. Where that cannot be had, everything stays as it is. It is what TestMain does first.
 func Main() {
 	if os.Getenv(variable) != "" || os.Geteuid() != 0 {
@@ -36,7 +36,7 @@ func own() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return fmt.Errorf("leaving the machine's mounts: %w", err)
 	}
-	if err := unix.Mount("bpffs", csum.Mount, "bpf", 0, "mode=700"); err != nil {
+	if err := unix.Mount("bpffs", checksum.Mount, "bpf", 0, "mode=700"); err != nil {
 		return fmt.Errorf("mounting a bpffs: %w", err)
 	}
 	return unix.Exec("/proc/self/exe", os.Args, append(os.Environ(), variable+"=1"))

@@ -6,8 +6,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/podmark/podmark/pkg/ident"
-	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/agent"
+	"github.com/podmark/podmark/pkg/state"
 	"github.com/podmark/podmark/test/lab"
 	"github.com/podmark/podmark/test/wait"
 )
@@ -52,7 +52,7 @@ func TestTooLarge(t *testing.T) {
 		k.RunPod(lab.Manifest{Namespace: "other", Name: "web", Labels: app("web")})
 		k.Eventually("with a large one", far.NS, toWeb, lab.Blocked)
 		wait.For(t, "the status says why", func() bool {
-			s, err := node.ReadStatus(ident.At(k.StateDir))
+			s, err := agent.ReadStatus(state.At(k.StateDir))
 			return err == nil && len(s.Policies.Troubles) == 1 && s.Policies.Troubles[0].Of() == "default/web" && s.Policies.Troubles[0].Reason == "TooLarge"
 		})
 		k.Apply(policy("web", "web", ingress(fromFar)))
@@ -111,7 +111,7 @@ func TestRefused(t *testing.T) {
 			k.Eventually("a client elsewhere, after the restart", far.NS, toWeb, tt.far)
 			if tt.reason != "" {
 				wait.For(t, "the status says why", func() bool {
-					s, err := node.ReadStatus(ident.At(k.StateDir))
+					s, err := agent.ReadStatus(state.At(k.StateDir))
 					return err == nil && len(s.Policies.Troubles) == 1 && s.Policies.Troubles[0].Namespace == "default" && s.Policies.Troubles[0].Reason == tt.reason
 				})
 				wait.For(t, "an event is made", func() bool { return k.API.Traffic()[""]["events"].Writes > 0 })

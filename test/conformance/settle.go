@@ -13,15 +13,16 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/podmark/podmark/pkg/config"
-	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/ident"
-	"github.com/podmark/podmark/pkg/policy"
-	"github.com/podmark/podmark/pkg/whois"
-	"github.com/podmark/podmark/test/wait"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/podapi"
+	"github.com/podmark/podmark/pkg/policy"
+	"github.com/podmark/podmark/pkg/state"
+	"github.com/podmark/podmark/test/wait"
 )
 
 // settleLimit is how long podmarkd may take to enforce what the API says: far more than it takes
@@ -113,7 +114,7 @@ func effective(policies []networkingv1.NetworkPolicy, pods []corev1.Pod, namespa
 // those that podmarkd keeps.
 func (c *Cluster) compare(want []desired.Policy, namespaces []corev1.Namespace) (said, kept string, err error) {
 	var got desired.Policies
-	err = ident.ReadJSON(filepath.Join(c.node.StateDir, ident.PoliciesFile), &got)
+	err = state.ReadJSON(filepath.Join(c.node.StateDir, state.PoliciesFile), &got)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", "", err
 	}
@@ -146,8 +147,8 @@ func (c *Cluster) ask(ctx context.Context, pods []corev1.Pod) (bool, error) {
 	known, errs := make([]bool, len(pods)), make([]error, len(pods))
 	for i, p := range pods {
 		asking.Go(func() {
-			var a whois.Response
-			a, errs[i] = whois.Get(ctx, filepath.Join(c.node.StateDir, "podmarkd.sock"), whois.Request{
+			var a podapi.Response
+			a, errs[i] = podapi.Get(ctx, filepath.Join(c.node.StateDir, "podmarkd.sock"), podapi.Request{
 				Namespace: p.Namespace, Pod: p.Name, UID: string(p.UID),
 				Mask: 0xffff0000, Backend: config.Backend(c.Backend.Key()),
 			})

@@ -23,7 +23,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/state"
 	"github.com/podmark/podmark/test/needs"
 	"github.com/podmark/podmark/test/netns"
 	"github.com/podmark/podmark/test/wait"
@@ -390,7 +390,7 @@ func (p *pod) mustEnd() {
 // marked is whether podmark knows it, finished and by its name.
 func (p *pod) marked() bool {
 	p.t.Helper()
-	list, err := ident.At(p.state).List()
+	list, err := state.At(p.state).List()
 	if err != nil {
 		p.t.Fatal(err)
 	}

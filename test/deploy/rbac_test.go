@@ -20,12 +20,12 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/client-go/rest"
 
-	"github.com/podmark/podmark/pkg/apply"
+	"github.com/podmark/podmark/pkg/agent/kube"
+	"github.com/podmark/podmark/pkg/agent/nodeports"
 	"github.com/podmark/podmark/pkg/config"
-	"github.com/podmark/podmark/pkg/ident"
-	"github.com/podmark/podmark/pkg/node/cluster"
-	"github.com/podmark/podmark/pkg/node/source"
-	"github.com/podmark/podmark/pkg/whois"
+	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/podapi"
+	"github.com/podmark/podmark/pkg/state"
 	"github.com/podmark/podmark/test/fakeapi"
 	"github.com/podmark/podmark/test/wait"
 )
@@ -233,7 +233,7 @@ func ask(t *testing.T, streams bool, rights map[right]bool) map[right]bool {
 	defer running.Wait()
 	defer stop()
 	api := &rest.Config{Host: server.URL}
-	w := source.Watcher{API: api, Log: slog.New(slog.DiscardHandler)}
+	w := nodeports.Watcher{API: api, Log: slog.New(slog.DiscardHandler)}
 	running.Go(func() {
 		if err := w.Run(ctx, func() {}); err != nil {
 			t.Error(err)
@@ -272,7 +272,7 @@ func ask(t *testing.T, streams bool, rights map[right]bool) map[right]bool {
 // further: what it asks the API comes before.
 func follow(ctx context.Context, t *testing.T, running *sync.WaitGroup, api *rest.Config) {
 	t.Helper()
-	store := ident.At(filepath.Join(t.TempDir(), "state"))
+	store := state.At(filepath.Join(t.TempDir(), "state"))
 	if err := store.Init(); err != nil {
 		t.Fatal(err)
 	}
@@ -281,7 +281,7 @@ func follow(ctx context.Context, t *testing.T, running *sync.WaitGroup, api *res
 		t.Fatal(err)
 	}
 	context.AfterFunc(ctx, unlock)
-	c, err := cluster.New(apply.Node{Store: store, LockTimeout: time.Millisecond}, "node", api, slog.New(slog.DiscardHandler))
+	c, err := kube.New(node.Node{Store: store, LockTimeout: time.Millisecond}, "node", api, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -291,7 +291,7 @@ func follow(ctx context.Context, t *testing.T, running *sync.WaitGroup, api *res
 		}
 	})
 	running.Go(func() {
-		if _, err := c.Answer(ctx, whois.Request{Namespace: "shop", Pod: "web", Mask: config.DefaultMask}); err == nil {
+		if _, err := c.Answer(ctx, podapi.Request{Namespace: "shop", Pod: "web", Mask: config.DefaultMask}); err == nil {
 			t.Error("it answered, without the lock")
 		}
 	})

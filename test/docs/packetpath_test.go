@@ -14,10 +14,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/podmark/podmark/pkg/apply/iptables"
-	"github.com/podmark/podmark/pkg/apply/nftables"
 	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/dataplane/iptables"
+	"github.com/podmark/podmark/pkg/dataplane/nftables"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/pkg/policy"
@@ -384,7 +384,7 @@ func TestTestsExist(t *testing.T) {
 // entry of test/adversary that exists.
 func TestNamedTests(t *testing.T) {
 	var all strings.Builder
-	for _, pattern := range []string{"test/lab/*_test.go", "test/verdict/*_test.go", "test/adversary/*_test.go", "plugins/*/*_test.go", "pkg/apply/*_test.go", "pkg/apply/csum/*_test.go"} {
+	for _, pattern := range []string{"test/lab/*_test.go", "test/verdict/*_test.go", "test/adversary/*_test.go", "plugins/*/*_test.go", "pkg/node/*_test.go", "pkg/dataplane/checksum/*_test.go"} {
 		files, err := filepath.Glob(filepath.Join(root, pattern))
 		if err != nil {
 			t.Fatal(err)

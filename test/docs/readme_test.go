@@ -294,7 +294,7 @@ func TestNumbers(t *testing.T) {
 	readme := read(t, "README.md")
 	for _, want := range []struct{ text, file, code string }{
 		{"at most 600", "pkg/config/config.go", "maxLockTimeout     = 10 * time.Minute"},
-		{"group 1886", "pkg/apply/port/port.go", "const Group = 1886"},
+		{"group 1886", "pkg/dataplane/hostport/port.go", "const Group = 1886"},
 		{"0.3.0, 0.3.1, 0.4.0, 1.0.0 and 1.1.0", "pkg/config/version.go", `VersionsStartingFrom("0.3.0")`},
 		{"0 if\nall went well, 2 for wrong usage or failure", "plugins/podmarkctl/main.go", "exitFailure = 2"},
 		{"none of kube-proxy's 0xc000", "pkg/mark/mark.go", "KubeProxy uint32 = 0xC000"},

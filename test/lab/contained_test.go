@@ -9,7 +9,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	"sigs.k8s.io/yaml"
 
-	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/agent"
 	"github.com/podmark/podmark/test/bpffs"
 	"github.com/podmark/podmark/test/contain"
 	"github.com/podmark/podmark/test/lab"
@@ -73,7 +73,7 @@ func TestDaemonContained(t *testing.T) {
 			t.Logf("podmarkd said:\n%s", log.String())
 		}
 	})
-	becomes(t, c.Node, "it has read IPVS", func(s node.Status) bool { return s.Mode.IPVS && s.Mode.Services > 0 && s.Error == "" })
+	becomes(t, c.Node, "it has read IPVS", func(s agent.Status) bool { return s.Mode.IPVS && s.Mode.Services > 0 && s.Error == "" })
 	c.Node.Run("nft", "delete", "table", "inet", "podmark")
-	becomes(t, c.Node, "it has repaired", func(s node.Status) bool { return s.Repairs > 0 && s.Error == "" })
+	becomes(t, c.Node, "it has repaired", func(s agent.Status) bool { return s.Repairs > 0 && s.Error == "" })
 }

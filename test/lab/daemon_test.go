@@ -10,9 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/podmark/podmark/pkg/agent"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/ident"
-	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/state"
 	"github.com/podmark/podmark/test/lab"
 	"github.com/podmark/podmark/test/wait"
 )
@@ -40,10 +40,10 @@ func startDaemon(t *testing.T, n *lab.Node, args ...string) {
 }
 
 // becomes waits until podmarkd says that the node is as check wants it.
-func becomes(t *testing.T, n *lab.Node, what string, check func(node.Status) bool) {
+func becomes(t *testing.T, n *lab.Node, what string, check func(agent.Status) bool) {
 	t.Helper()
 	wait.Until(t, what, func() error {
-		s, err := node.ReadStatus(ident.At(n.StateDir))
+		s, err := agent.ReadStatus(state.At(n.StateDir))
 		if err == nil && !check(s) {
 			err = fmt.Errorf("it is %+v", s)
 		}
@@ -60,8 +60,8 @@ func TestDaemonKnowsNodePorts(t *testing.T) {
 		startDaemon(t, c.Node)
 		// NodePorts that are next to each other.
 		used, odd := desired.PortRange{First: nodePort, Last: localPort}, desired.PortRange{First: oddPort, Last: oddPort}
-		ports := func(want ...desired.PortRange) func(node.Status) bool {
-			return func(s node.Status) bool {
+		ports := func(want ...desired.PortRange) func(agent.Status) bool {
+			return func(s agent.Status) bool {
 				return slices.Equal(s.Ports.Ranges, want) && slices.Equal(s.Ports.Outside, []uint16{oddPort})
 			}
 		}
@@ -104,14 +104,16 @@ func TestDaemonKnowsIPVS(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, lab.Options{Backend: lab.NFTables}, routed)
 	startDaemon(t, c.Node)
-	ipvs := func(want bool) func(node.Status) bool { return func(s node.Status) bool { return s.Mode.IPVS == want } }
+	ipvs := func(want bool) func(agent.Status) bool {
+		return func(s agent.Status) bool { return s.Mode.IPVS == want }
+	}
 	becomes(t, c.Node, "IPVS is used", ipvs(true))
 	c.Node.Run("ip", "link", "del", "kube-ipvs0")
 	becomes(t, c.Node, "the link is gone", ipvs(false))
 	c.Node.Run("ip", "link", "add", "kube-ipvs0", "type", "dummy")
 	becomes(t, c.Node, "the link is back", ipvs(true))
 	c.Node.Run("ipvsadm", "-C")
-	becomes(t, c.Node, "services are gone, and the link is not", func(s node.Status) bool { return !s.Mode.IPVS && s.Mode.Link })
+	becomes(t, c.Node, "services are gone, and the link is not", func(s agent.Status) bool { return !s.Mode.IPVS && s.Mode.Link })
 }
 
 // While others flush everything again and again, what is forbidden is soon forbidden
@@ -120,7 +122,7 @@ func TestDaemonRepairs(t *testing.T) {
 	onRouted(t, func(t *testing.T, c *cluster) {
 		apply(t, c.Node, isolate("a", "Egress")+allowAToB)
 		startDaemon(t, c.Node)
-		becomes(t, c.Node, "it has looked", func(s node.Status) bool { return s.Mode.IPVS })
+		becomes(t, c.Node, "it has looked", func(s agent.Status) bool { return s.Mode.IPVS })
 		live := c.a.Stream(lab.Request{Protocol: lab.TCP, To: c.b.At(lab.V4, podPort)})
 		rows := []lab.Row{
 			{Name: "pod to pod", From: c.a.NS, Protocol: lab.TCP, To: c.b.At(lab.V4, podPort), By: "b"},
@@ -134,7 +136,7 @@ func TestDaemonRepairs(t *testing.T) {
 					c.Iptables(f, "-t", "mangle", "-F")
 				}
 			}
-			becomes(t, c.Node, "it has repaired", func(s node.Status) bool { return s.Repairs > i })
+			becomes(t, c.Node, "it has repaired", func(s agent.Status) bool { return s.Repairs > i })
 			lab.Table(t, rows)
 			if r := live.Ping(10 * time.Second); r.Outcome != lab.OK {
 				t.Errorf("a live connection: %v", r)

@@ -12,8 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/podmark/podmark/pkg/agent"
 	"github.com/podmark/podmark/pkg/doctor"
-	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/test/lab"
 	"github.com/podmark/podmark/test/needs"
 )
@@ -124,16 +124,16 @@ func TestDoctor(t *testing.T) {
 			p.finds()
 			p.Run("ipvsadm", "-C")
 			p.Sysctl("net/ipv4/vs/conntrack", "0")
-			becomes(t, p.Node, "nothing is needed of IPVS", func(s node.Status) bool { _, needed := ipvsConntrack(s); return !needed })
+			becomes(t, p.Node, "nothing is needed of IPVS", func(s agent.Status) bool { _, needed := ipvsConntrack(s); return !needed })
 			p.finds()
 		})
 	}
 }
 
-func ipvsConntrack(s node.Status) (node.Sysctl, bool) {
-	i := slices.IndexFunc(s.Sysctls, func(s node.Sysctl) bool { return s.Name == "net.ipv4.vs.conntrack" })
+func ipvsConntrack(s agent.Status) (agent.Sysctl, bool) {
+	i := slices.IndexFunc(s.Sysctls, func(s agent.Sysctl) bool { return s.Name == "net.ipv4.vs.conntrack" })
 	if i < 0 {
-		return node.Sysctl{}, false
+		return agent.Sysctl{}, false
 	}
 	return s.Sysctls[i], true
 }
@@ -144,10 +144,10 @@ func (p *patient) daemon(set bool) {
 	p.t.Helper()
 	startDaemon(p.t, p.Node, fmt.Sprintf("--set-sysctls=%v", set), "--cni-conf-dir", p.conf, "--cni-bin-dir", p.plugins)
 	want := map[bool]string{true: "1", false: "0"}[set]
-	is := func(s node.Status) bool { c, needed := ipvsConntrack(s); return needed && c.Value == want }
+	is := func(s agent.Status) bool { c, needed := ipvsConntrack(s); return needed && c.Value == want }
 	becomes(p.t, p.Node, "it has looked", is)
 	first := time.Now()
-	becomes(p.t, p.Node, "it has looked again", func(s node.Status) bool { return is(s) && s.LastReconcile.After(first) })
+	becomes(p.t, p.Node, "it has looked again", func(s agent.Status) bool { return is(s) && s.LastReconcile.After(first) })
 	if got := strings.TrimSpace(p.Run("sysctl", "-n", "net.ipv4.vs.conntrack")); got != want {
 		p.t.Errorf("net.ipv4.vs.conntrack is %s, want %s", got, want)
 	}

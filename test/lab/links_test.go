@@ -9,8 +9,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
 
-	"github.com/podmark/podmark/pkg/apply/tunnel"
 	"github.com/podmark/podmark/pkg/attachment"
+	"github.com/podmark/podmark/pkg/dataplane/tunnel"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/test/lab"

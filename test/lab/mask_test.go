@@ -8,9 +8,9 @@ import (
 	"testing"
 	"time"
 
-	nodes "github.com/podmark/podmark/pkg/apply"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
+	nodes "github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/state"
 	"github.com/podmark/podmark/test/lab"
 )
 
@@ -71,7 +71,7 @@ func TestMaskMoves(t *testing.T) {
 func (c *cluster) remark(t *testing.T, former, now mark.Layout) {
 	t.Helper()
 	var rules strings.Builder
-	records, err := ident.At(c.StateDir).List()
+	records, err := state.At(c.StateDir).List()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,5 +106,5 @@ func layoutOf(t *testing.T, mask uint32) mark.Layout {
 }
 
 func nodeOf(n *lab.Node) nodes.Node {
-	return nodes.Node{Store: ident.At(n.StateDir), LockTimeout: 2 * time.Minute}
+	return nodes.Node{Store: state.At(n.StateDir), LockTimeout: 2 * time.Minute}
 }

@@ -9,10 +9,11 @@ import (
 	"testing"
 
 	"github.com/containernetworking/cni/libcni"
-	"github.com/podmark/podmark/pkg/apply/csum"
+	"github.com/vishvananda/netlink"
+
+	"github.com/podmark/podmark/pkg/dataplane/checksum"
 	"github.com/podmark/podmark/test/needs"
 	"github.com/podmark/podmark/test/share"
-	"github.com/vishvananda/netlink"
 )
 
 // Variant is one of the two programs that speak iptables.
@@ -136,7 +137,7 @@ func NewNode(t testing.TB, o Options) *Node {
 	n.StateDir = filepath.Join(n.Dir, "state")
 	// What podmark leaves in the bpffs would keep the namespace.
 	t.Cleanup(func() {
-		if err := n.Do(csum.Remove); err != nil {
+		if err := n.Do(checksum.Remove); err != nil {
 			t.Error(err)
 		}
 	})

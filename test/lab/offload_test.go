@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/podmark/podmark/pkg/apply/conntrack"
+	"github.com/podmark/podmark/pkg/dataplane/conntrack"
 	"github.com/podmark/podmark/test/lab"
 	"github.com/podmark/podmark/test/share"
 	"github.com/podmark/podmark/test/wait"

@@ -13,8 +13,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/podmark/podmark/pkg/ident"
-	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/agent"
+	"github.com/podmark/podmark/pkg/state"
 	"github.com/podmark/podmark/test/lab"
 	"github.com/podmark/podmark/test/wait"
 )
@@ -24,7 +24,7 @@ import (
 func TestDaemonKnowsIPVSAtOnce(t *testing.T) {
 	c := newCluster(t, lab.Options{Backend: lab.NFTables}, routed)
 	startDaemon(t, c.Node, "--interval", "1m")
-	becomes(t, c.Node, "it has looked", func(s node.Status) bool { return s.Mode.IPVS })
+	becomes(t, c.Node, "it has looked", func(s agent.Status) bool { return s.Mode.IPVS })
 	mode := watchMode(t, c.Node)
 
 	lock, err := os.Open(filepath.Join(c.StateDir, "lock"))
@@ -85,7 +85,7 @@ func watchMode(t *testing.T, n *lab.Node) *modeWatch {
 			now := time.Now()
 			_, err := links.LinkByName("kube-ipvs0")
 			list, _ := services.GetServices()
-			status, _ := node.ReadStatus(ident.At(n.StateDir))
+			status, _ := agent.ReadStatus(state.At(n.StateDir))
 			w.mu.Lock()
 			if is := err == nil && len(list) > 0; is != w.kernel {
 				// It was so before it was seen.

@@ -9,8 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/podmark/podmark/pkg/agent"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/test/lab"
 	"github.com/podmark/podmark/test/share"
 )
@@ -74,7 +74,7 @@ func realKubeProxy(t *testing.T, backend lab.Backend) {
 	startDaemon(t, n.Node, "--interval", "1m", "--listen", metricsAt, "--config", config, "--kubeconfig", n.Dir+"/kubeconfig")
 
 	// kube-proxy runs, its link is there, and there is no service.
-	becomes(t, n.Node, "a link without services", func(s node.Status) bool { return s.Mode.Link && !s.Mode.IPVS })
+	becomes(t, n.Node, "a link without services", func(s agent.Status) bool { return s.Mode.Link && !s.Mode.IPVS })
 	mode := watchMode(t, n.Node)
 
 	n.createService("web", webNodePort, webDeniedPort)
@@ -94,7 +94,7 @@ func realKubeProxy(t *testing.T, backend lab.Backend) {
 		t.Fatal(err)
 	}
 	widened := []desired.PortRange{{First: 30000, Last: 32767}, {First: 40000, Last: 40999}}
-	becomes(t, n.Node, "the range is another", func(s node.Status) bool { return slices.Equal(s.Ports.Configured, widened) })
+	becomes(t, n.Node, "the range is another", func(s agent.Status) bool { return slices.Equal(s.Ports.Configured, widened) })
 	n.createService("odd", oddNodePort, oddDeniedPort)
 	becomes(t, n.Node, "NodePorts of both Services", portsAre(widened, webNodePort, webDeniedPort, oddNodePort, oddDeniedPort))
 	odd, oddDenied := n.allowed("odd", oddNodePort), n.denied("odd", oddDeniedPort)
@@ -130,7 +130,7 @@ func realKubeProxy(t *testing.T, backend lab.Backend) {
 		}
 	}
 	mode.becomes(false, "the last Service is deleted")
-	becomes(t, n.Node, "the link without services", func(s node.Status) bool {
+	becomes(t, n.Node, "the link without services", func(s agent.Status) bool {
 		return s.Mode.Link && !s.Mode.IPVS && len(s.Ports.Ranges) == 0
 	})
 }
@@ -165,12 +165,12 @@ func (n *realNode) returnToIPVS(c *clients, mode *modeWatch) {
 
 // portsAre is whether podmarkd takes exactly these for NodePorts, and finds none of
 // them outside of the configured ranges, if these are given.
-func portsAre(configured []desired.PortRange, ports ...uint16) func(node.Status) bool {
+func portsAre(configured []desired.PortRange, ports ...uint16) func(agent.Status) bool {
 	var want []desired.PortRange
 	for _, p := range ports {
 		want = append(want, desired.PortRange{First: p, Last: p})
 	}
-	return func(s node.Status) bool {
+	return func(s agent.Status) bool {
 		return slices.Equal(s.Ports.Ranges, want) && len(s.Ports.Outside) == 0 &&
 			(configured == nil || slices.Equal(s.Ports.Configured, configured))
 	}
@@ -181,7 +181,7 @@ func (n *realNode) says(ipvs bool) {
 	n.t.Helper()
 	var status struct {
 		Running bool
-		Daemon  node.Status
+		Daemon  agent.Status
 	}
 	if err := json.Unmarshal([]byte(podmarkctl(n.t, n.Node, "status", "-o", "json")), &status); err != nil {
 		n.t.Fatal(err)

@@ -1,14 +1,14 @@
 package main
 
 const (
-	applying  = "pkg/apply"
-	ipt       = "pkg/apply/iptables"
-	nft       = "pkg/apply/nftables"
+	applying  = "pkg/node"
+	ipt       = "pkg/dataplane/iptables"
+	nft       = "pkg/dataplane/nftables"
 	deciding  = "pkg/desired"
-	keeping   = "pkg/ident"
+	keeping   = "pkg/state"
 	attaching = "pkg/attachment"
-	asking    = "pkg/whois"
-	following = "pkg/node/cluster/view"
+	asking    = "pkg/podapi"
+	following = "pkg/agent/kube/view"
 )
 
 // mutants is the list.
@@ -28,20 +28,20 @@ var mutants = []mutant{
 	{applying, "node.go", "\tcase !empty:\n", "\tcase false:\n", "the mask changes under live endpoints"},
 	{applying, "node.go", "from scratch.\n\tf.Synced = false\n", "from scratch.\n", "half a change stays in the kernel"},
 	{applying, "node.go", "if err := n.removeFormer(ctx, f); err != nil {", "if err := error(nil); err != nil {", "the former backend's rules stay"},
-	{applying, "revise.go", "applied.Restricted = !was.Synced || rev.Unknown", "applied.Restricted = rev.Unknown", "what an interrupted change forbade goes on"},
-	{applying, "revise.go", "rev.Unknown || from.Restricts(to) ||", "rev.Unknown ||", "what a policy forbids goes on in live connections"},
-	{applying, "revise.go", "from, to = from.WithMembers(rev.Removed), to.WithMembers(rev.Added)", "to = to.WithMembers(rev.Added)", "live connections of a pod elsewhere go on when it is no peer any more"},
-	{applying, "revise.go", "\tcase 1:\n", "\tcase 0:\n", "flows carry an epoch's number from before the wrap"},
-	{applying, "revise.go", "\tcase s.Layout.Max():\n", "\tcase 0:\n", "flows carry the highest number from the change that wrapped"},
-	{applying, "revise.go", "f.FormerHash, f.PoliciesHash = f.PoliciesHash, hashOf(policies)", "f.PoliciesHash = hashOf(policies)", "policies are lost where a change ends between its two files"},
-	{applying, "whole.go", "f.Synced = false\n\treturn n.saveBestEffort(f)", "return nil", "a gc that ends on the way leaves an endpoint whose ID is given out again"},
-	{applying, "whole.go", "f.Uninstalling = true", "f.Uninstalling = false", "an interrupted uninstall leaves a node that seems to enforce"},
-	{applying, "whole.go", "used >= capacity", "used > capacity", "STATUS says nothing of a mask that is full"},
-	{applying, "move.go", "|| taken[id]", "", "two endpoints get one ID in another mask"},
-	{applying, "move.go", "owner[outside.Value] = \"\"", "", "an endpoint's mark means outside in another mask"},
-	{applying, "keep.go", "rewrite := f.Backend != config.NFTables &&", "rewrite := false &&", "iptables judges services of SCTP as processes of the node"},
+	{applying, "policies.go", "applied.Restricted = !was.Synced || rev.Unknown", "applied.Restricted = rev.Unknown", "what an interrupted change forbade goes on"},
+	{applying, "policies.go", "rev.Unknown || from.Restricts(to) ||", "rev.Unknown ||", "what a policy forbids goes on in live connections"},
+	{applying, "policies.go", "from, to = from.WithMembers(rev.Removed), to.WithMembers(rev.Added)", "to = to.WithMembers(rev.Added)", "live connections of a pod elsewhere go on when it is no peer any more"},
+	{applying, "policies.go", "\tcase 1:\n", "\tcase 0:\n", "flows carry an epoch's number from before the wrap"},
+	{applying, "policies.go", "\tcase s.Layout.Max():\n", "\tcase 0:\n", "flows carry the highest number from the change that wrapped"},
+	{applying, "policies.go", "f.FormerHash, f.PoliciesHash = f.PoliciesHash, hashOf(policies)", "f.PoliciesHash = hashOf(policies)", "policies are lost where a change ends between its two files"},
+	{applying, "gc.go", "f.Synced = false\n\treturn n.saveBestEffort(f)", "return nil", "a gc that ends on the way leaves an endpoint whose ID is given out again"},
+	{applying, "uninstall.go", "f.Uninstalling = true", "f.Uninstalling = false", "an interrupted uninstall leaves a node that seems to enforce"},
+	{applying, "read.go", "used >= capacity", "used > capacity", "STATUS says nothing of a mask that is full"},
+	{applying, "mask.go", "|| taken[id]", "", "two endpoints get one ID in another mask"},
+	{applying, "mask.go", "owner[outside.Value] = \"\"", "", "an endpoint's mark means outside in another mask"},
+	{applying, "reconcile.go", "rewrite := f.Backend != config.NFTables &&", "rewrite := false &&", "iptables judges services of SCTP as processes of the node"},
 	{applying, "survey.go", "from.Restricts(to)", "to.Restricts(from)", "a live flow through a new tunnel is never judged"},
-	{applying, "drift.go", "d.Change != port.Ungrouped", "true", "a veth stays out of podmark's device group"},
+	{applying, "drift.go", "d.Change != hostport.Ungrouped", "true", "a veth stays out of podmark's device group"},
 	{applying, "format.go", "if h.Reads <= format {", "if true {", "an older podmark goes on from what it does not understand"},
 	{applying, "format.go", "f.PoliciesHash, f.Synced = is, false", "f.PoliciesHash, f.Synced = is, true", "half a change counts as done"},
 	{applying, "cache.go", "s.recognised.Sub(changed) > coarse", "s.recognised.Sub(changed) >= 0", "a file that changes twice in a tick of the clock is not read again"},
@@ -82,10 +82,10 @@ var mutants = []mutant{
 	{keeping, "store.go", "uint32(old.ID) <= layout.Max() && s.holds(old.ID, hash)", "s.holds(old.ID, hash)", "an ADD again keeps an ID that does not fit"},
 	{keeping, "store.go", "err == nil && leadsTo(f.Name(), f)", "err == nil", "two processes hold the lock after an uninstall"},
 
-	{asking, "whois.go", "unix.Fchmod(int(fd), 0o600)", "unix.Fchmod(int(fd), 0o666)", "everybody may ask who a pod is"},
-	{asking, "whois.go", "l.left -= n", "", "a message without an end fills the memory"},
-	{asking, "whois.go", "case a.Error != \"\":", "case false:", "a pod starts although podmarkd has refused"},
-	{asking, "whois.go", "_, _ = conn.Read(make([]byte, 1))\n\t\tcancel()", "_, _ = conn.Read(make([]byte, 1))", "a question goes on when who asked has gone"},
+	{asking, "podapi.go", "unix.Fchmod(int(fd), 0o600)", "unix.Fchmod(int(fd), 0o666)", "everybody may ask who a pod is"},
+	{asking, "podapi.go", "l.left -= n", "", "a message without an end fills the memory"},
+	{asking, "podapi.go", "case a.Error != \"\":", "case false:", "a pod starts although podmarkd has refused"},
+	{asking, "podapi.go", "_, _ = conn.Read(make([]byte, 1))\n\t\tcancel()", "_, _ = conn.Read(make([]byte, 1))", "a question goes on when who asked has gone"},
 
 	{following, "enforce.go", "next.Listed = v.localPodLabels(), true", "next.Listed = v.localPodLabels(), false", "a local pod of a namespace that nobody knows is a peer by a label that it lacks"},
 	{following, "enforce.go", "later(p.since, v.sought(*watch, now))", "p.since", "a new policy cuts off its peers because a round took long"},

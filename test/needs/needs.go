@@ -23,7 +23,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/podmark/podmark/pkg/apply/csum"
+	"github.com/podmark/podmark/pkg/dataplane/checksum"
 )
 
 // Feature tells why something is not there, or nil.
@@ -152,7 +152,7 @@ func VLANFiltering() error {
 
 // Checksums is a kernel, and a bpffs, with which podmark can look where checksums go.
 func Checksums() error {
-	err := inNewNetns(func() error { return errors.Join(csum.Sync(), csum.Remove()) })
+	err := inNewNetns(func() error { return errors.Join(checksum.Sync(), checksum.Remove()) })
 	if err != nil {
 		return fmt.Errorf("BPF programs of netfilter: %w", err)
 	}

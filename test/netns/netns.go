@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/podmark/podmark/pkg/apply/csum"
+	"github.com/podmark/podmark/pkg/dataplane/checksum"
 	"github.com/podmark/podmark/test/needs"
 )
 
@@ -24,7 +24,7 @@ func Enter(t testing.TB) {
 	}
 	// What podmark leaves in the bpffs would keep the namespace.
 	t.Cleanup(func() {
-		if err := csum.Remove(); err != nil {
+		if err := checksum.Remove(); err != nil {
 			t.Error(err)
 		}
 	})

@@ -110,8 +110,8 @@ func attached(p desired.Pod, id mark.ID, iface string) attachment.Record {
 		Key: attachment.Key{Network: "pods", ContainerID: p.Namespace + "/" + p.Name, IfName: "eth0"},
 		ID:  id,
 		Endpoint: attachment.Endpoint{
-			Namespace: p.Namespace, Pod: p.Name, Labels: p.Labels, Interface: iface, Port: iface,
-			Addresses: p.Addresses, Ports: p.Ports,
+			Namespace: p.Namespace, Pod: p.Name, Labels: p.Labels, L3Interface: iface, HostVeth: iface,
+			Addresses: p.Addresses, NamedPorts: p.Ports,
 		},
 		Policed: true, Committed: true,
 	}

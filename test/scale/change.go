@@ -18,8 +18,8 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/podmark/podmark/pkg/agent/nodeports"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/node/source"
 	"github.com/podmark/podmark/pkg/policy"
 )
 
@@ -46,10 +46,10 @@ func (n *node) latency(ctx context.Context, kubeconfig string) error {
 	}
 	config.BearerToken, config.QPS = "scale", -1
 	p := prober{namespace: n.attached[0].Namespace, table: &nftables.Table{Family: nftables.TableFamilyINet, Name: "podmark"}}
-	if p.core, err = source.CoreClient(config); err != nil {
+	if p.core, err = nodeports.CoreClient(config); err != nil {
 		return err
 	}
-	if p.networking, err = source.Client(config, "/apis", networkingv1.SchemeGroupVersion, networkingv1.AddToScheme); err != nil {
+	if p.networking, err = nodeports.Client(config, "/apis", networkingv1.SchemeGroupVersion, networkingv1.AddToScheme); err != nil {
 		return err
 	}
 	if p.kernel, err = nftables.New(); err != nil {

@@ -18,13 +18,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
-	"github.com/podmark/podmark/pkg/apply"
 	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
-	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/ident"
 	"github.com/podmark/podmark/pkg/mark"
+	enforced "github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/policy"
+	"github.com/podmark/podmark/pkg/state"
 	"github.com/podmark/podmark/test/scale/cluster"
 )
 
@@ -111,8 +110,8 @@ func (n *node) attach(ctx context.Context, p *corev1.Pod) error {
 	if err != nil {
 		return err
 	}
-	settings := apply.Settings{Layout: layout, Backend: n.backend, NodePorts: []desired.PortRange{{First: 30000, Last: 32767}}}
-	at := apply.Node{Store: ident.At(n.state), LockTimeout: time.Minute}
+	settings := enforced.Settings{Layout: layout, Backend: n.backend, NodePorts: []config.PortRange{config.DefaultNodePorts}}
+	at := enforced.Node{Store: state.At(n.state), LockTimeout: time.Minute}
 	if _, err := at.Add(ctx, settings, r, nil, func() (bool, error) { return false, nil }); err != nil {
 		return err
 	}

@@ -12,14 +12,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/podmark/podmark/pkg/apply"
-	"github.com/podmark/podmark/pkg/apply/counters"
-	"github.com/podmark/podmark/pkg/apply/iptables"
-	"github.com/podmark/podmark/pkg/apply/nftables"
-	"github.com/podmark/podmark/pkg/apply/port"
 	"github.com/podmark/podmark/pkg/attachment"
+	"github.com/podmark/podmark/pkg/dataplane/counters"
+	"github.com/podmark/podmark/pkg/dataplane/hostport"
+	"github.com/podmark/podmark/pkg/dataplane/iptables"
+	"github.com/podmark/podmark/pkg/dataplane/nftables"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/mark"
+	"github.com/podmark/podmark/pkg/node"
 )
 
 const (
@@ -63,15 +63,15 @@ const alone = "iptables-legacy-alone"
 
 var legacy = iptables.Backend{Variant: iptables.Legacy, Wait: 30 * time.Second}
 
-func driveAlone(t *testing.T, r *rand.Rand, backend apply.Backend) tally {
+func driveAlone(t *testing.T, r *rand.Rand, backend node.Backend) tally {
 	return drive(t, r, newBenchOf(t, podCount, 0), alone, backend)
 }
 
-func backends() map[string]apply.Backend {
-	return map[string]apply.Backend{
+func backends() map[string]node.Backend {
+	return map[string]node.Backend{
 		"nftables":        nftables.Backend{},
-		"iptables-nft":    apply.Guarded{Backend: iptables.Backend{Variant: iptables.NFT, Wait: 30 * time.Second}},
-		"iptables-legacy": apply.Guarded{Backend: legacy},
+		"iptables-nft":    node.Guarded{Backend: iptables.Backend{Variant: iptables.NFT, Wait: 30 * time.Second}},
+		"iptables-legacy": node.Guarded{Backend: legacy},
 	}
 }
 
@@ -88,7 +88,7 @@ func nodeOf(t *testing.T, b *bench) desired.Node {
 }
 
 // drive has all rounds, and tells what they have shown.
-func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend apply.Backend) tally {
+func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend node.Backend) tally {
 	ctx := context.Background()
 	node := nodeOf(t, b)
 	sum := tally{kinds: map[string][2]int{}}
@@ -188,7 +188,7 @@ func group(b *bench, live []attachment.Record) {
 	for _, w := range b.wires[:podCount] { // those on a bridge are in none
 		g := 0
 		if slices.ContainsFunc(live, func(r attachment.Record) bool { return r.HostVeth == w.name }) {
-			g = port.Group
+			g = hostport.Group
 		}
 		b.run("ip", "link", "set", w.name, "group", fmt.Sprint(g))
 	}
@@ -238,7 +238,7 @@ func records(b *bench) []attachment.Record {
 }
 
 // audited is how many packets the kernel let pass that an audited policy would deny.
-func audited(ctx context.Context, t *testing.T, backend apply.Backend) uint64 {
+func audited(ctx context.Context, t *testing.T, backend node.Backend) uint64 {
 	t.Helper()
 	rules, err := backend.Counters(ctx)
 	if err != nil {

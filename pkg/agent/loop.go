@@ -1,0 +1,330 @@
+// Package agent keeps a node's data plane current while the daemon runs. It listens
+// to the kernel, looks at the node whenever something may have changed, and has
+// package node put right what is not as it should be.
+//
+// It decides nothing about packets, and owns nothing that the plugin needs: when
+// the daemon is gone, what is in the kernel stays as it is.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/podmark/podmark/pkg/attachment"
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/foreign"
+	"github.com/podmark/podmark/pkg/node"
+)
+
+// Agent looks after one node.
+type Agent struct {
+	Node node.Node
+	// Ports are what others say about NodePorts. Changed tells that they may say
+	// something else; nil where they never do.
+	Ports   func() PortOptions
+	Changed <-chan struct{}
+	// ConfDir is the runtime's directory of network configurations, and Cache libcni's:
+	// from them a changed mask is known, and pods that were there before podmark.
+	// Without them, nil or empty, that is not done.
+	ConfDir func() string
+	Cache   string
+	// Policies, if set, is told at each look where each network takes its policies from,
+	// and says what is wrong with that.
+	Policies func(networks map[string]config.Policy) error
+	// Present, if set, says at each look why the next pod would start without podmark, or without
+	// what was asked for, or not at all.
+	Present func() error
+	// FelixMask is the iptablesMarkMask that Calico was told; nil where nobody says.
+	FelixMask func() *uint32
+	// CollectAfter is how long a pod must have been gone until what its DEL should
+	// have taken back is collected; 0 for never.
+	CollectAfter time.Duration
+	// SetSysctls lets kernel parameters be set that the node needs; else they are
+	// only looked at.
+	SetSysctls bool
+	// Interval is how long the node is left alone when nothing is notified.
+	Interval time.Duration
+	Log      *slog.Logger
+	// Reconciled, if set, is told of each look, after it.
+	Reconciled func(Reconciliation)
+	// ModeIs is told how services are done: before the first look, and whenever it has
+	// changed, by another goroutine than Looked.
+	ModeIs func(Mode)
+	// Proxy is where kube-proxy on the node serves its metrics; empty for nowhere.
+	Proxy string
+}
+
+// Reconciliation is what was found and done when the node was looked at.
+type Reconciliation struct {
+	Time    time.Time
+	Trigger Trigger
+	// Idle is set where podmark has never run: nothing is there to be kept.
+	Idle  bool
+	Ports Decision
+	// ChangedMask is the mask that the endpoints were moved to; 0 when they were not.
+	ChangedMask uint32
+	// Adopted are the pods from before podmark that have an ID now, and Unadopted is
+	// why others have none, told once for each.
+	Adopted  []attachment.Record
+	AdoptErr error
+	// Enforced are pods whose network asks for the policies of files now, and did not when they
+	// were added.
+	Enforced []attachment.Record
+	// Coverage is who of the node's pods is policed, those without podmark among them.
+	Coverage desired.Coverage
+	// Unmarked are those without podmark, "namespace/name" by containers, as of the last time
+	// that the runtime's cache was read; nil before.
+	Unmarked map[string]string
+	// PolicyWanted is whether a network asks for policy, and Absent is what Present said.
+	PolicyWanted bool
+	NotInstalled error
+	// FelixMask is Calico's mask where it is not the node's, whose mask is Mask.
+	FelixMask *uint32
+	Mask      uint32
+	// Collisions are those who write bits of the mask, or of the one that would be taken,
+	// as of the last time that the rules were read; Unseen is why some were not.
+	Collisions []foreign.Collision
+	ForeignErr error
+	Repaired   node.Reconciled
+	// Applied is how long it took to make the kernel agree, with the wait for the
+	// node's lock, and ApplyErr why it does not; both zero where that was not tried.
+	Applied  time.Duration
+	ApplyErr error
+	// Collected is what pods had left that no DEL came for.
+	Collected node.Collected
+	// Sysctls are what the node needs of kernel parameters.
+	Sysctls []Sysctl
+	Took    time.Duration
+	Err     error
+	// mode is how services are done, where it could be read.
+	mode Mode
+	read bool
+}
+
+// Unready is why the node is not as its configuration asks; nil where it is.
+func (l Reconciliation) Unready() error {
+	err := errors.Join(l.Err, l.NotInstalled)
+	if l.PolicyWanted && l.Coverage.Open() > 0 {
+		err = errors.Join(err, errors.New(l.Coverage.String()))
+	}
+	return err
+}
+
+// Between two looks a pause leaves room for others: notifications come in bursts,
+// and a look holds the node's lock, for which plugins wait.
+const (
+	leastPause = 100 * time.Millisecond
+	pauseRatio = 9 // of the time that the look before took
+	// mostRest is the longest pause: what took a minute on a busy node must not leave it alone
+	// for ten.
+	mostRest = 30 * time.Second
+	// follow is when to look again after something was notified. What kube-proxy
+	// does to IPVS is not: it comes right after an address that is.
+	follow = 500 * time.Millisecond
+)
+
+// Run looks after the node until ctx is done. It leaves the data plane as it is.
+func (k Agent) Run(ctx context.Context) error {
+	told, notified := make(chan Trigger, 1), make(chan struct{}, 1)
+	tell := func(r Trigger) {
+		select {
+		case told <- r:
+		default: // a look is due anyway
+		}
+		select {
+		case notified <- struct{}{}:
+		default:
+		}
+	}
+	if err := watch(ctx, k.Log, tell); err != nil {
+		return err
+	}
+	if k.ConfDir != nil {
+		go watchDirectory(ctx, k.ConfDir, k.Interval, func() { tell(OnConfiguration) })
+	}
+	mode := modeWatch{every: k.Interval, proxy: k.Proxy, tell: k.ModeIs}
+	mode.read()
+	var running sync.WaitGroup
+	defer running.Wait()
+	running.Go(func() { mode.run(ctx, notified) })
+	c := collector{after: k.CollectAfter}
+	a := adopter{cache: k.Cache, every: k.Interval}
+	params := sysctls{set: k.SetSysctls, paces: map[string]pace{}}
+	var others others
+	var news newcomers
+	for reason := OnStart; ctx.Err() == nil; {
+		look := k.reconcile(ctx, reason, &a, &params, &others)
+		if k.CollectAfter > 0 && look.Err == nil && !look.Idle {
+			look.Collected, look.Err = c.collect(ctx, k.Node, time.Now())
+		}
+		look.Took = time.Since(look.Time)
+		if !look.Idle && look.ApplyErr == nil {
+			look.Err = errors.Join(look.Err, news.welcome(k.Node)) // without the lock: nobody waits for it
+		}
+		if k.Reconciled != nil && ctx.Err() == nil {
+			k.Reconciled(look)
+		}
+		var due bool
+		if reason, due = k.rest(ctx, min(pauseRatio*look.Took, mostRest), reason, told); due {
+			continue
+		}
+		next := k.Interval
+		if len(a.seen) > 0 {
+			next = min(next, max(0, time.Until(a.next)))
+		}
+		if reason != OnInterval {
+			next = min(next, follow)
+		}
+		select {
+		case <-ctx.Done():
+		case reason = <-told:
+		case <-k.Changed:
+			reason = OnNodePorts
+		case <-time.After(next):
+			reason = OnInterval
+		}
+	}
+	return nil
+}
+
+// rest leaves the node alone for a while, so that others get its lock. When it ends, a
+// look is due if something was notified meanwhile, and why; it ends early when that was
+// the rules being taken away.
+func (k Agent) rest(ctx context.Context, pause time.Duration, before Trigger, told <-chan Trigger) (reason Trigger, due bool) {
+	end := time.After(pause)
+	wait(ctx, leastPause)
+	for reason = before; ; wait(ctx, leastPause) {
+		select {
+		case <-ctx.Done():
+			return reason, false
+		case <-end:
+			return reason, due
+		case reason = <-told:
+			due = true
+			if !k.Node.Intact(ctx) {
+				return reason, true
+			}
+		}
+	}
+}
+
+// needs are those of a node with its services in that mode. Damaged records are
+// reported by whoever keeps the rules.
+func (k Agent) needs(mode Mode, networks map[string]network) Needs {
+	records, _ := k.Node.Records()
+	policed, bridged := false, false
+	for _, n := range networks {
+		if n.Policy != config.PolicyNone {
+			policed, bridged = true, bridged || n.onBridge
+		}
+	}
+	return NeedsOf(mode, records, policed, bridged)
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// reconcile finds out what is so, and has what follows from it carried out.
+func (k Agent) reconcile(ctx context.Context, reason Trigger, a *adopter, params *sysctls, others *others) (l Reconciliation) {
+	l = Reconciliation{Time: time.Now(), Trigger: reason}
+	dir := ""
+	if k.ConfDir != nil {
+		dir = k.ConfDir()
+	}
+	networks, unread := networks(dir, k.Node.Store.Dir())
+	if k.Policies != nil {
+		from := map[string]config.Policy{}
+		for name, n := range networks {
+			from[name] = n.Policy
+		}
+		unread = errors.Join(unread, k.Policies(from))
+	}
+	report := others.look(ctx, l.Time)
+	l.ForeignErr = report.Error()
+	l.Err = errors.Join(unread, k.reconcileNode(ctx, &l, networks, params, report))
+	l.Adopted, l.AdoptErr = a.adopt(ctx, k.Node, networks, l.Time)
+	l.Unmarked, l.Err = a.unmarked, errors.Join(l.Err, a.blind)
+	files := map[string]bool{}
+	for name, n := range networks {
+		files[name] = n.Policy == config.PolicyFiles
+	}
+	var err error
+	if l.Enforced, err = k.Node.EnforceRequested(ctx, files); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		l.Err = errors.Join(l.Err, fmt.Errorf("policing the pods of networks that ask for it now: %w", err))
+	}
+	l.Coverage, err = k.Node.Coverage(a.unmarked)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		l.Err = errors.Join(l.Err, fmt.Errorf("who is policed is not known: %w", err))
+	}
+	if k.Present != nil {
+		l.NotInstalled = k.Present()
+	}
+	for _, n := range networks {
+		l.PolicyWanted = l.PolicyWanted || n.Policy != config.PolicyNone
+	}
+	return l
+}
+
+// reconcileNode moves the endpoints to the mask that the networks want, and has missing
+// things put back.
+func (k Agent) reconcileNode(ctx context.Context, l *Reconciliation, networks map[string]network, params *sysctls, report foreign.Report) error {
+	facts, unread := readFacts()
+	l.mode, l.read = facts.mode(), unread == nil
+	configured, err := k.Node.Configured()
+	if errors.Is(err, fs.ErrNotExist) {
+		l.Idle = true
+		l.Collisions = awaited(k.Node, networks, report)
+		if l.read && len(networks) > 0 { // ahead of the first pod
+			l.Sysctls = params.look(k.needs(l.mode, networks), time.Now())
+		}
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if l.read { // ahead of the rules, which may say what is dropped without them
+		l.Sysctls = params.look(k.needs(l.mode, networks), time.Now())
+	}
+	layout, errMask := layoutOf(networks)
+	kind, errKind := k.Node.Kind()
+	if errKind != nil {
+		return errKind
+	}
+	if len(networks) > 0 && errMask == nil && layout.Mask() == 0 {
+		layout = k.evade(report, kind.Backend(), configured.Layout)
+	}
+	if errMask == nil && layout.Mask() != 0 {
+		var moved bool
+		if moved, errMask = k.Node.ChangeMask(ctx, layout); moved {
+			l.ChangedMask = layout.Mask()
+		}
+	}
+	// What cannot be read does not keep from repairing: the NodePorts stay as they are.
+	var ports *node.Ports
+	if unread == nil {
+		l.Ports = k.Ports().decide(configured.NodePorts, facts)
+		ports = &node.Ports{Ranges: l.Ports.Ranges, SCTP: l.Ports.SCTP, Source: l.Ports.Source}
+	}
+	l.Mask = configured.Layout.Mask()
+	if l.ChangedMask != 0 {
+		l.Mask = l.ChangedMask
+	}
+	l.Collisions = report.Collisions(kind.Backend(), l.Mask)
+	if felix := k.FelixMask(); felix != nil && *felix != l.Mask {
+		l.FelixMask = felix
+	}
+	start := time.Now()
+	l.Repaired, l.ApplyErr = k.Node.Reconcile(ctx, ports)
+	l.Applied = time.Since(start)
+	return errors.Join(unread, errMask, l.ApplyErr)
+}

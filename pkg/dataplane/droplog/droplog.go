@@ -1,0 +1,68 @@
+// Package droplog is how the kernel tells of the packets that podmark's rules drop, or
+// would drop if the policy were not audited: what it sends to which group of NFLOG.
+// Rules say so, in both backends; whoever wants to know listens.
+//
+// This part is pure; listen.go hears the kernel.
+package droplog
+
+import (
+	"fmt"
+	"regexp"
+	"sync"
+
+	"github.com/podmark/podmark/pkg/dataplane/counters"
+	"github.com/podmark/podmark/pkg/desired"
+)
+
+// Group is the NFLOG group of all messages. It is an interface; see CHANGELOG.md.
+const Group = 1886
+
+// Size is how many bytes of a packet a message has: room for the headers, those that
+// IPv6 puts before the ports too.
+const Size = 128
+
+// A rule logs PerSecond packets, and Burst at once after a silence. A connection that
+// is not allowed is tried some times a minute, so what is wrong somewhere in a policy
+// shows at once. In a flood, the messages of a profile and family cost less than a
+// thousandth of a CPU, and a reader can keep up; the counters have the rest.
+const (
+	PerSecond = 10
+	Burst     = 50
+)
+
+// Prefix is what a message begins with: "podmark:drop:ingress:<profile>",
+// "podmark:audit:egress:<profile>", "podmark:drop:spoofed". NFLOG of iptables has room
+// for 63 bytes.
+func Prefix(k counters.Key) string {
+	switch k.Reason {
+	case counters.Policy:
+		return fmt.Sprintf("podmark:drop:%s:%s", k.Direction, k.Profile)
+	case counters.Audit:
+		return fmt.Sprintf("podmark:audit:%s:%s", k.Direction, k.Profile)
+	default:
+		return fmt.Sprintf("podmark:drop:%s", k.Reason)
+	}
+}
+
+var prefix = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^podmark:(?:drop:(spoofed|unclassified|encapsulated|stray)|(drop|audit):(ingress|egress):([0-9a-f]{16}))$`)
+})
+
+// Parse is the reverse of Prefix; false for a prefix of somebody else's.
+func Parse(s string) (counters.Key, bool) {
+	m := prefix().FindStringSubmatch(s)
+	switch {
+	case m == nil:
+		return counters.Key{}, false
+	case m[1] != "":
+		return counters.Key{Reason: counters.Reason(m[1])}, true
+	}
+	k := counters.Key{Reason: counters.Policy, Direction: desired.Ingress, Profile: desired.ProfileID(m[4])}
+	if m[2] == "audit" {
+		k.Reason = counters.Audit
+	}
+	if m[3] == desired.Egress.String() {
+		k.Direction = desired.Egress
+	}
+	return k, true
+}
