@@ -189,7 +189,7 @@ func checkWorks(f Facts) []Finding {
 				Severity: Error,
 				What:     fmt.Sprintf("in %q %v", n.File, err),
 				Why:      "pods of this network do not start with podmark, or no policy is in force for them. podmarkd is not ready then, and installs nothing",
-				Fix:      "# give the network a main plugin that podmark works behind: docs/operations.md has those that are known; or take podmark off the node: podmarkd uninstall",
+				Fix:      "# give the network a main plugin that podmark works behind: docs/install.md has those that are known; or take podmark off the node: podmarkd uninstall",
 			})
 		}
 	}

@@ -8,67 +8,26 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/pkg/config"
-	"github.com/podmark/podmark/pkg/dataplane/counters"
-	"github.com/podmark/podmark/pkg/dataplane/drift"
+	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/dataplane/ipset"
 	"github.com/podmark/podmark/pkg/dataplane/iptables"
 	"github.com/podmark/podmark/pkg/dataplane/nftables"
-	"github.com/podmark/podmark/pkg/desired"
 )
-
-// Backend makes the kernel agree with a state. Its user holds the node's lock, but
-// for Counters.
-type Backend interface {
-	// Sync makes the kernel hold exactly want. Of peer and tuple sets it makes those of want,
-	// and leaves in them who is there besides. Like Update, it takes desired.ErrEmpty's state
-	// for a fault and changes nothing.
-	Sync(ctx context.Context, want desired.State) error
-	// Remove takes everything of the backend's out of the kernel.
-	Remove(ctx context.Context) error
-	// Fill makes the peer and tuple sets of want hold exactly who is in them there, and
-	// says how many elements came and went. It makes those that are not there, and looks
-	// at nothing else.
-	Fill(ctx context.Context, want desired.State) (changed int, err error)
-	// Holds reports whether the kernel's peer and tuple sets hold everybody who is in those
-	// of want.
-	Holds(ctx context.Context, want desired.State) (bool, error)
-	// Update moves the endpoints of from to what to says and touches nothing else.
-	Update(ctx context.Context, from, to desired.State) error
-	// Stands reports whether the rules are there that do not depend on who is on the node, by
-	// their number: it costs next to nothing.
-	Stands(ctx context.Context, n desired.Node) error
-	// Check reports what of want is not in place, changing nothing, as far as no process is
-	// needed to tell: also a rule of the frame, or of want's profiles, that another one has taken the place of.
-	Check(ctx context.Context, want desired.State) error
-	// Verify does too, and looks closer: at what only a process can tell.
-	Verify(ctx context.Context, want desired.State) error
-	// Keep is Verify, with more. What belongs to the node and not to an
-	// endpoint it brings up to date, without writing a rule, and names it.
-	Keep(ctx context.Context, want desired.State) (replaced []string, err error)
-	// Counters reads what each rule that drops has counted since it was written. It
-	// changes nothing, and needs no lock.
-	Counters(ctx context.Context) ([]counters.Rule, error)
-}
-
-// incomplete holds for what a backend returns that a Sync would fix.
-func incomplete(err error) bool {
-	return errors.Is(err, drift.Err)
-}
 
 // variants are the kinds that iptables enforces.
 var variants = map[config.Kind]iptables.Variant{config.IPTablesNFT: iptables.NFT, config.IPTablesLegacy: iptables.Legacy}
 
 func kindOf(v iptables.Variant) config.Kind { return config.Kind("iptables-" + string(v)) }
 
-func (n Node) backend(f nodeFile) Backend {
+func (n Node) backend(f nodeFile) dataplane.Backend {
 	if n.Programs && f.Checksums == checksumsByBPF {
-		return Checksummed{n.kernel().backend(n, f)}
+		return dataplane.Checksummed{Backend: n.kernel().backend(n, f)}
 	}
 	return n.kernel().backend(n, f)
 }
 
 // judge is the backend without what is beside each of them.
-func (n Node) judge(f nodeFile) Backend {
+func (n Node) judge(f nodeFile) dataplane.Backend {
 	if f.Backend == config.NFTables {
 		return nftables.Backend{Step: n.Step}
 	}
@@ -79,7 +38,7 @@ func (n Node) judge(f nodeFile) Backend {
 		}
 	}
 	if f.Bridge == bridgeByNFTables {
-		return Guarded{Backend: b, Guard: nftables.Guard{Step: n.Step}}
+		return dataplane.Guarded{Backend: b, Guard: nftables.Guard{Step: n.Step}}
 	}
 	return b
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/dataplane/checksum"
 	"github.com/podmark/podmark/pkg/dataplane/conntrack"
 	"github.com/podmark/podmark/pkg/dataplane/flowtable"
@@ -28,7 +29,7 @@ type kernel interface {
 	ask(ctx context.Context, f *nodeFile, wait time.Duration) error
 	// backend is that of f. leftovers are the kinds of which something may be there although
 	// no file says so, and remove takes everything of some out.
-	backend(n Node, f nodeFile) Backend
+	backend(n Node, f nodeFile) dataplane.Backend
 	leftovers() []config.Kind
 	remove(ctx context.Context, wait time.Duration, kinds []config.Kind) error
 	// removeChecksums takes the programs of package checksum out.
@@ -76,8 +77,8 @@ func (linux) choose(f *nodeFile, wanted config.Backend) error { return f.choose(
 func (linux) ask(ctx context.Context, f *nodeFile, wait time.Duration) error {
 	return f.askKernel(ctx, wait)
 }
-func (linux) backend(n Node, f nodeFile) Backend { return n.judge(f) }
-func (linux) leftovers() []config.Kind           { return leftovers() }
+func (linux) backend(n Node, f nodeFile) dataplane.Backend { return n.judge(f) }
+func (linux) leftovers() []config.Kind                     { return leftovers() }
 func (linux) remove(ctx context.Context, wait time.Duration, kinds []config.Kind) error {
 	return remove(ctx, wait, kinds)
 }

@@ -22,6 +22,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/dataplane/conntrack"
 	"github.com/podmark/podmark/pkg/dataplane/counters"
 	"github.com/podmark/podmark/pkg/dataplane/drift"
@@ -326,7 +327,7 @@ func (m *machine) ask(_ context.Context, f *nodeFile, _ time.Duration) error {
 	return nil
 }
 
-func (m *machine) backend(n Node, f nodeFile) Backend { return engine{m, f.Backend} }
+func (m *machine) backend(n Node, f nodeFile) dataplane.Backend { return engine{m, f.Backend} }
 
 func (m *machine) leftovers() (kinds []config.Kind) {
 	for _, k := range []config.Kind{config.NFTables, config.IPTablesNFT} {

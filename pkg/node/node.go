@@ -17,6 +17,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/dataplane/hostport"
 	"github.com/podmark/podmark/pkg/dataplane/iptables"
 	"github.com/podmark/podmark/pkg/desired"
@@ -531,7 +532,7 @@ func (n Node) prepare(ctx context.Context, f nodeFile, r attachment.Record) (nod
 		if err == nil {
 			return f, nil
 		}
-		if !incomplete(err) {
+		if !dataplane.Drifted(err) {
 			return f, fmt.Errorf("%w: %w", ErrBackend, err)
 		}
 	}
@@ -564,7 +565,7 @@ func (n Node) update(ctx context.Context, f nodeFile, before, kept []attachment.
 	switch {
 	case err == nil:
 		return nil
-	case incomplete(err):
+	case dataplane.Drifted(err):
 		_, err = n.sync(ctx, f, coming...)
 		return err
 	}

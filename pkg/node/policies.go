@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/podmark/podmark/pkg/attachment"
+	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/pkg/state"
@@ -159,7 +160,7 @@ func (n Node) updatePolicies(ctx context.Context, settings Settings, decide func
 		if f.Kubernetes {
 			return applied, nil
 		}
-		if err := n.refresh(ctx, f); !incomplete(err) { // an operator's apply fixes, too
+		if err := n.refresh(ctx, f); !dataplane.Drifted(err) { // an operator's apply fixes, too
 			return applied, err
 		}
 		whole = true
@@ -200,7 +201,7 @@ func (n Node) updatePolicies(ctx context.Context, settings Settings, decide func
 	if !whole && err == nil && !f.Kubernetes {
 		err = n.refresh(ctx, f)
 	}
-	if applied.Whole = whole || incomplete(err); applied.Whole {
+	if applied.Whole = whole || dataplane.Drifted(err); applied.Whole {
 		f, err = n.sync(ctx, f)
 	} else if err == nil {
 		if applied.Restricted {

@@ -9,6 +9,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/dataplane/counters"
 	"github.com/podmark/podmark/pkg/dataplane/drift"
 	"github.com/podmark/podmark/pkg/desired"
@@ -58,7 +59,7 @@ func (n Node) Intact(ctx context.Context) bool {
 		return true
 	}
 	node, err := f.node()
-	return err != nil || !incomplete(n.backend(f).Stands(ctx, node))
+	return err != nil || !dataplane.Drifted(n.backend(f).Stands(ctx, node))
 }
 
 // Reconciled says what Keep found and did.
@@ -168,7 +169,7 @@ func (n Node) reconcile(ctx context.Context, f nodeFile, ports *Ports, links []n
 		if kept.Replaced, kept.Drift = n.backend(f).Keep(ctx, want); kept.Drift == nil {
 			return kept, nil
 		}
-		if !incomplete(kept.Drift) {
+		if !dataplane.Drifted(kept.Drift) {
 			return Reconciled{Policies: kept.Policies}, fmt.Errorf("%w: %w", ErrBackend, kept.Drift)
 		}
 		kept.Replaced = nil // all sets are filled anew
@@ -236,7 +237,7 @@ func (n Node) Diff(ctx context.Context) (missing, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if missing = n.backend(f).Verify(ctx, want); missing == nil || incomplete(missing) {
+	if missing = n.backend(f).Verify(ctx, want); missing == nil || dataplane.Drifted(missing) {
 		return missing, nil
 	}
 	return nil, fmt.Errorf("%w: %w", ErrBackend, missing)

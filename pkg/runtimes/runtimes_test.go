@@ -27,10 +27,10 @@ func lay(t *testing.T, conf, bin string) {
 	}
 }
 
-// docs/operations.md has a table of distributions: on a node of each, what it says is
+// docs/install.md has a table of distributions: on a node of each, what it says is
 // found, and nothing that is known is missing there.
 func TestDistributions(t *testing.T) {
-	document, err := os.ReadFile("../../docs/operations.md")
+	document, err := os.ReadFile("../../docs/install.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +63,7 @@ func TestDistributions(t *testing.T) {
 	for _, d := range runtimes.Distributions {
 		for _, bin := range d.Bins {
 			if !said[[2]string{d.Conf, bin}] {
-				t.Errorf("docs/operations.md does not have %s and %s of %s", d.Conf, bin, d.Name)
+				t.Errorf("docs/install.md does not have %s and %s of %s", d.Conf, bin, d.Name)
 			}
 		}
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// A refused ADD says why, with the code that the specification or the README
+// A refused ADD says why, with the code that the specification or docs/configuration.md
 // gives it, and leaves the node as it was.
 func TestAddRefused(t *testing.T) {
 	tests := []struct {

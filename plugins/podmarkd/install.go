@@ -373,7 +373,7 @@ func (f confDirectory) works(s site, active conflist.Choice) (warning string, er
 func (f confDirectory) active(s site) (conflist.Choice, conflist.Network, []conflist.Skipped, error) {
 	active, skipped, err := f.choose(s.wanted)
 	if errors.Is(err, conflist.ErrNone) {
-		err = fmt.Errorf("%w; the agent of the main plugin has not written it yet, or --cni-conf-dir is another directory; docs/operations.md has those of distributions", err)
+		err = fmt.Errorf("%w; the agent of the main plugin has not written it yet, or --cni-conf-dir is another directory; docs/install.md has those of distributions", err)
 	}
 	if err == nil && f.links[active.Name] {
 		err = fmt.Errorf("%q is a symbolic link, and runtimes do not notice when what it leads to changes: make it a file", active.Name)

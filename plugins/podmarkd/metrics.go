@@ -23,7 +23,7 @@ import (
 )
 
 // metrics is what the daemon exports. What the node's files and the kernel say is read
-// when it is asked for; what looks found is kept. docs/operations.md has the list.
+// when it is asked for; what looks found is kept. docs/monitoring.md has the list.
 type metrics struct {
 	node     node.Node
 	registry *prometheus.Registry

@@ -21,7 +21,7 @@ type callMetrics struct {
 	full      prometheus.Counter
 }
 
-// codeExhausted is the plugin's code for a mask without a free ID; see README.md.
+// codeExhausted is the plugin's code for a mask without a free ID; see docs/configuration.md.
 const codeExhausted = 100
 
 func newCallMetrics(store state.Store, read func(error)) *callMetrics {

@@ -7,10 +7,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/dataplane/checksum"
 	"github.com/podmark/podmark/pkg/dataplane/iptables"
 	"github.com/podmark/podmark/pkg/dataplane/nftables"
-	"github.com/podmark/podmark/pkg/node"
 )
 
 // candidate is a way to police a node, or a reason not to.
@@ -36,11 +36,11 @@ const (
 )
 
 // podmarks are podmark's backends, as on a node whose kernel has nf_tables.
-func podmarks() map[string]node.Backend {
-	with := func(v iptables.Variant) node.Backend {
-		return node.Guarded{Backend: iptables.Backend{Variant: v, Wait: time.Minute}}
+func podmarks() map[string]dataplane.Backend {
+	with := func(v iptables.Variant) dataplane.Backend {
+		return dataplane.Guarded{Backend: iptables.Backend{Variant: v, Wait: time.Minute}}
 	}
-	return map[string]node.Backend{
+	return map[string]dataplane.Backend{
 		withNFTables:              nftables.Backend{},
 		"podmark iptables-nft":    with(iptables.NFT),
 		"podmark iptables-legacy": with(iptables.Legacy),
@@ -107,8 +107,8 @@ func candidates() []candidate {
 
 // forgetSockets takes the rules out by which a backend knows the node's own sockets. What
 // IPVS sends on has no socket; here a socket plays IPVS.
-func (s space) forgetSockets(b node.Backend) error {
-	if b, ok := b.(node.Guarded); ok {
+func (s space) forgetSockets(b dataplane.Backend) error {
+	if b, ok := b.(dataplane.Guarded); ok {
 		return errors.Join(s.forgetOwner(b.Variant, "mangle", "OUTPUT"), s.forgetOwner(b.Variant, "security", "CLEAR"))
 	}
 	chain := []string{"inet", nftables.Table, "output"}

@@ -7,8 +7,8 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/pkg/attachment"
+	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/node"
 )
 
 const (
@@ -62,7 +62,7 @@ func newTown(endpoints, profiles int) (town, error) {
 type change struct {
 	name          string
 	before, after desired.State
-	call          func(context.Context, node.Backend) error
+	call          func(context.Context, dataplane.Backend) error
 }
 
 // pair is a change and what undoes it, measured in turn.
@@ -76,14 +76,14 @@ func (t town) changes() []pair {
 	without := t.state()
 	joined := desired.Build(t.node, t.policies, append(slices.Clone(t.records), t.joiner))
 	one, nobody := desired.Build(t.node, t.policies, []attachment.Record{t.joiner}), desired.Build(t.node, t.policies, nil)
-	update := func(from, to desired.State) func(context.Context, node.Backend) error {
-		return func(ctx context.Context, b node.Backend) error { return b.Update(ctx, from, to) }
+	update := func(from, to desired.State) func(context.Context, dataplane.Backend) error {
+		return func(ctx context.Context, b dataplane.Backend) error { return b.Update(ctx, from, to) }
 	}
 	next := t.node
 	next.Epoch++
 	withLate := desired.Build(next, t.late, t.records)
-	sync := func(s desired.State) func(context.Context, node.Backend) error {
-		return func(ctx context.Context, b node.Backend) error { return b.Sync(ctx, s) }
+	sync := func(s desired.State) func(context.Context, dataplane.Backend) error {
+		return func(ctx context.Context, b dataplane.Backend) error { return b.Sync(ctx, s) }
 	}
 	selected := 0
 	for _, r := range t.records {
@@ -91,7 +91,7 @@ func (t town) changes() []pair {
 			selected++
 		}
 	}
-	wait := func(context.Context, node.Backend) error { time.Sleep(time.Second); return nil }
+	wait := func(context.Context, dataplane.Backend) error { time.Sleep(time.Second); return nil }
 	return []pair{
 		{2, change{"none, for control", without, without, wait}, change{"none, for control", without, without, wait}},
 		{

@@ -107,23 +107,35 @@ func TestUnit(t *testing.T) {
 	}
 }
 
-// docs/operations.md names files, values and directories that there are.
-func TestOperations(t *testing.T) {
-	document := string(read(t, "docs/operations.md"))
-	for _, name := range regexp.MustCompile(`conf/[a-zA-Z/.-]*[a-zA-Z]`).FindAllString(document, -1) {
-		if _, err := os.Stat(filepath.Join(root, name)); err != nil {
-			t.Errorf("docs/operations.md: %v", err)
-		}
-	}
+// The documents name files and values that there are, and docs/install.md says what each directory of
+// the container is for.
+func TestDocuments(t *testing.T) {
 	values := load(t).Values
-	for _, m := range regexp.MustCompile(`--set ([a-zA-Z]+)`).FindAllStringSubmatch(document, -1) {
-		if _, ok := values[m[1]]; !ok {
-			t.Errorf("docs/operations.md sets %s, which is no value", m[1])
+	names, err := filepath.Glob(filepath.Join(root, "docs/*.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range append(names, filepath.Join(root, "README.md")) {
+		name, err := filepath.Rel(root, file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		document := string(read(t, name))
+		for _, path := range regexp.MustCompile(`conf/[a-zA-Z/.-]*[a-zA-Z]`).FindAllString(document, -1) {
+			if _, err := os.Stat(filepath.Join(root, path)); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		for _, m := range regexp.MustCompile(`--set ([a-zA-Z]+)`).FindAllStringSubmatch(document, -1) {
+			if _, ok := values[m[1]]; !ok {
+				t.Errorf("%s sets %s, which is no value", name, m[1])
+			}
 		}
 	}
+	document := string(read(t, "docs/install.md"))
 	for _, m := range container(t, built(t)).VolumeMounts {
 		if !strings.Contains(document, "`"+m.MountPath+"`") && m.Name != "entry" {
-			t.Errorf("docs/operations.md does not say what %s is for", m.MountPath)
+			t.Errorf("docs/install.md does not say what %s is for", m.MountPath)
 		}
 	}
 }

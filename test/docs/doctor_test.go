@@ -11,9 +11,9 @@ import (
 	"github.com/podmark/podmark/pkg/foreign"
 )
 
-// The tables of docs/operations.md are those of the code.
+// The tables of docs/troubleshooting.md are those of the code.
 func TestDoctor(t *testing.T) {
-	operations := read(t, "docs/operations.md")
+	document := read(t, "docs/troubleshooting.md")
 	var checks, users [][]string
 	for _, c := range doctor.Checks() {
 		checks = append(checks, []string{"`" + c.Name + "`", c.Finds})
@@ -22,17 +22,17 @@ func TestDoctor(t *testing.T) {
 		users = append(users, []string{u.Name, fmt.Sprintf("`%#x`", u.Bits)})
 	}
 	for first, want := range map[string][][]string{"check": checks, "program": users} {
-		if diff := cmp.Diff(want, table(t, operations, first)); diff != "" {
-			t.Errorf("the code (-) and the table of docs/operations.md (+):\n%s\nthe table should be:\n%s", diff, rows(want))
+		if diff := cmp.Diff(want, table(t, document, first)); diff != "" {
+			t.Errorf("the code (-) and the table of docs/troubleshooting.md (+):\n%s\nthe table should be:\n%s", diff, rows(want))
 		}
 	}
 	for _, way := range foreign.NotLookedAt() {
-		if !strings.Contains(operations, "\n| "+way+" | not looked at |\n") {
-			t.Errorf("docs/operations.md does not say that doctor does not look at %s", way)
+		if !strings.Contains(document, "\n| "+way+" | not looked at |\n") {
+			t.Errorf("docs/troubleshooting.md does not say that doctor does not look at %s", way)
 		}
 	}
-	if !strings.Contains(operations, "`"+doctor.NotChecked+"`") {
-		t.Errorf("docs/operations.md does not name %s", doctor.NotChecked)
+	if !strings.Contains(document, "`"+doctor.NotChecked+"`") {
+		t.Errorf("docs/troubleshooting.md does not name %s", doctor.NotChecked)
 	}
 }
 

@@ -9,7 +9,7 @@ import (
 	"github.com/podmark/podmark/pkg/explain"
 )
 
-// The answer in docs/operations.md is the one on the node that docs/packet-path.md shows,
+// The answer in docs/troubleshooting.md is the one on the node that docs/packet-path.md shows,
 // with a service that has a pod of another node behind it too.
 func TestExplain(t *testing.T) {
 	q, err := explain.Parse("db", "10.96.0.80:80")
@@ -35,5 +35,5 @@ func TestExplain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	showsIn(t, "docs/operations.md", "explain", "```\n"+a.Text()+"```\n")
+	showsIn(t, "docs/troubleshooting.md", "explain", "```\n"+a.Text()+"```\n")
 }

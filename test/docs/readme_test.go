@@ -43,7 +43,7 @@ func TestConfigurationKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	documented := []string{"cniVersion", "name"} // CNI's own
-	for _, row := range table(t, read(t, "README.md"), "key") {
+	for _, row := range table(t, read(t, "docs/configuration.md"), "key") {
 		key := spans(row[0])[0]
 		documented = append(documented, key)
 		values := spans(row[1])
@@ -76,12 +76,12 @@ func TestConfigurationKeys(t *testing.T) {
 	slices.Sort(known)
 	slices.Sort(documented)
 	if diff := cmp.Diff(known, documented); diff != "" {
-		t.Errorf("keys that package config reads (-) and that README.md has (+):\n%s", diff)
+		t.Errorf("keys that package config reads (-) and that docs/configuration.md has (+):\n%s", diff)
 	}
 }
 
 func TestMasks(t *testing.T) {
-	for _, row := range table(t, read(t, "README.md"), "mask") {
+	for _, row := range table(t, read(t, "docs/configuration.md"), "mask") {
 		mask, err := mark.ParseMask(spans(row[0])[0])
 		if err != nil {
 			t.Fatal(err)
@@ -149,11 +149,11 @@ func TestErrorCodes(t *testing.T) {
 		})
 	}
 	documented := map[string]bool{}
-	for _, row := range table(t, read(t, "README.md"), "code") {
+	for _, row := range table(t, read(t, "docs/configuration.md"), "code") {
 		documented[row[0]] = true
 	}
 	if diff := cmp.Diff(used, documented); diff != "" {
-		t.Errorf("codes that the plugin gives (-) and that README.md has (+):\n%s", diff)
+		t.Errorf("codes that the plugin gives (-) and that docs/configuration.md has (+):\n%s", diff)
 	}
 }
 
@@ -174,7 +174,7 @@ func TestShownFiles(t *testing.T) {
 	}
 }
 
-// Each podmarkctl command of the documents exists, with its flags, and README.md
+// Each podmarkctl command of the documents exists, with its flags, and docs/configuration.md
 // has them all. Those that change nothing are run.
 func TestPodmarkctl(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "podmarkctl")
@@ -226,7 +226,7 @@ func TestPodmarkctl(t *testing.T) {
 				t.Errorf("%s: %q: there is no such command", name, line)
 				continue
 			}
-			if name == "README.md" {
+			if name == "docs/configuration.md" {
 				shown[command] = true
 			}
 			for i, a := range args {
@@ -247,17 +247,66 @@ func TestPodmarkctl(t *testing.T) {
 	}
 	for command := range help {
 		if !shown[command] {
-			t.Errorf("README.md has no example of podmarkctl %s", command)
+			t.Errorf("docs/configuration.md has no example of podmarkctl %s", command)
 		}
 	}
 	everywhere := "`--state-dir`, `--lock-timeout` and `-o json` or `-o table`"
-	if !strings.Contains(read(t, "README.md"), everywhere) {
-		t.Errorf("README.md does not say %q", everywhere)
+	if !strings.Contains(read(t, "docs/configuration.md"), everywhere) {
+		t.Errorf("docs/configuration.md does not say %q", everywhere)
 	}
 	for _, f := range []string{"--state-dir", "--lock-timeout", "-o"} {
 		if !slices.Contains(flags("list"), f) {
 			t.Errorf("there is no flag %s", f)
 		}
+	}
+}
+
+// flagLine is one of podmarkd's flags in its help: the name, and all that is said of it.
+var flagLine = regexp.MustCompile(`(?m)^ +(?:-[a-z], )?(--[a-z-]+) (.*)$`)
+
+// The flags of the table are podmarkd's, with the defaults that its help says.
+func TestPodmarkdFlags(t *testing.T) {
+	cmd := exec.Command("go", "run", "./plugins/podmarkd", "--help")
+	cmd.Dir = root
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("podmarkd --help: %v\n%s", err, out)
+	}
+	said := map[string]string{}
+	for _, m := range flagLine.FindAllStringSubmatch(string(out), -1) {
+		if m[1] != "--help" && m[1] != "--version" {
+			said[m[1]] = m[2]
+		}
+	}
+	for _, row := range table(t, read(t, "docs/configuration.md"), "flag") {
+		flag := spans(row[0])[0]
+		text, ok := said[flag]
+		if !ok {
+			t.Errorf("podmarkd has no %s", flag)
+			continue
+		}
+		delete(said, flag)
+		value := spans(row[1])
+		if len(value) != 1 || row[1] != "`"+value[0]+"`" {
+			continue // a default in words
+		}
+		for _, form := range []string{"%s", "%q", "[%s]"} {
+			ok = ok && !strings.Contains(text, "(default "+fmt.Sprintf(form, value[0])+")")
+		}
+		if ok {
+			t.Errorf("%s: the default is not %s: %s", flag, value[0], text)
+		}
+	}
+	for flag := range said {
+		t.Errorf("docs/configuration.md does not have %s", flag)
+	}
+}
+
+// README.md is one screen, or nearly.
+func TestReadmeIsShort(t *testing.T) {
+	const most = 900
+	if n := len(strings.Fields(read(t, "README.md"))); n > most {
+		t.Errorf("README.md has %d words, want %d at most: it leads to the pages in docs", n, most)
 	}
 }
 
@@ -274,36 +323,55 @@ func TestMakeVerbs(t *testing.T) {
 	}
 }
 
-// Each link to a file leads to one.
+// Each link to a file leads to one, and to a heading that it has.
 func TestLinks(t *testing.T) {
-	link := regexp.MustCompile(`\]\(([^)#]+)`)
+	link := regexp.MustCompile(`\]\(([^)#]*)(?:#([^)]+))?\)`)
 	for _, name := range documents(t) {
 		for _, m := range link.FindAllStringSubmatch(read(t, name), -1) {
 			if strings.Contains(m[1], "://") {
 				continue
 			}
-			if _, err := os.Stat(filepath.Join(root, filepath.Dir(name), m[1])); err != nil {
+			target := name
+			if m[1] != "" {
+				target = filepath.Join(filepath.Dir(name), m[1])
+			}
+			if _, err := os.Stat(filepath.Join(root, target)); err != nil {
 				t.Errorf("%s: %v", name, err)
+				continue
+			}
+			if m[2] != "" && !slices.Contains(anchors(read(t, target)), m[2]) {
+				t.Errorf("%s: %s has no heading for #%s", name, target, m[2])
 			}
 		}
 	}
 }
 
-// Numbers of README.md that stand in the code and nowhere in a table.
+// anchors are those that code hosts give the headings of a document.
+func anchors(document string) []string {
+	var out []string
+	for _, m := range regexp.MustCompile(`(?m)^#+ (.+)$`).FindAllStringSubmatch(fence.ReplaceAllString(document, ""), -1) {
+		heading := regexp.MustCompile(`\[([^]]*)\]\([^)]*\)`).ReplaceAllString(m[1], "$1")
+		heading = regexp.MustCompile(`[^\p{L}\p{N} _-]`).ReplaceAllString(strings.ToLower(heading), "")
+		out = append(out, strings.ReplaceAll(heading, " ", "-"))
+	}
+	return out
+}
+
+// Numbers of docs/configuration.md that stand in the code and nowhere in a table.
 func TestNumbers(t *testing.T) {
-	readme := read(t, "README.md")
+	document := read(t, "docs/configuration.md")
 	for _, want := range []struct{ text, file, code string }{
 		{"at most 600", "pkg/config/config.go", "maxLockTimeout     = 10 * time.Minute"},
 		{"group 1886", "pkg/dataplane/hostport/port.go", "const Group = 1886"},
 		{"0.3.0, 0.3.1, 0.4.0, 1.0.0 and 1.1.0", "pkg/config/version.go", `VersionsStartingFrom("0.3.0")`},
-		{"0 if\nall went well, 2 for wrong usage or failure", "plugins/podmarkctl/main.go", "exitFailure = 2"},
+		{"0 if all went well, 2 for wrong usage or failure", "plugins/podmarkctl/main.go", "exitFailure = 2"},
 		{"none of kube-proxy's 0xc000", "pkg/mark/mark.go", "KubeProxy uint32 = 0xC000"},
 	} {
-		if !strings.Contains(readme, want.text) {
-			t.Errorf("README.md does not say %q", want.text)
+		if !strings.Contains(document, want.text) {
+			t.Errorf("docs/configuration.md does not say %q", want.text)
 		}
 		if !strings.Contains(read(t, want.file), want.code) {
-			t.Errorf("%s does not say %q, so README.md may be wrong with %s", want.file, want.code, strconv.Quote(want.text))
+			t.Errorf("%s does not say %q, so docs/configuration.md may be wrong with %s", want.file, want.code, strconv.Quote(want.text))
 		}
 	}
 }

@@ -27,12 +27,12 @@ func read(t *testing.T, name string) string {
 	return string(b)
 }
 
-// documented is the table of docs/operations.md.
+// documented is the table of docs/monitoring.md.
 func documented(t *testing.T) map[string]family {
 	t.Helper()
 	out := map[string]family{}
 	row := regexp.MustCompile("(?m)^\\| `(podmark_\\w+)` \\| (\\w+) \\| ([^|]*)\\| .+ \\|$")
-	for _, m := range row.FindAllStringSubmatch(read(t, "docs/operations.md"), -1) {
+	for _, m := range row.FindAllStringSubmatch(read(t, "docs/monitoring.md"), -1) {
 		f := family{kind: m[2], labels: []string{}}
 		for _, l := range regexp.MustCompile("`(\\w+)`").FindAllStringSubmatch(m[3], -1) {
 			f.labels = append(f.labels, l[1])
@@ -49,7 +49,7 @@ func TestMetrics(t *testing.T) {
 	families := scrape(t)
 	exported := shapes(families)
 	if diff := cmp.Diff(exported, documented(t), cmp.AllowUnexported(family{})); diff != "" {
-		t.Errorf("exported (-) and in docs/operations.md (+):\n%s", diff)
+		t.Errorf("exported (-) and in docs/monitoring.md (+):\n%s", diff)
 	}
 	used := map[string]bool{}
 	board := dashboard(t)

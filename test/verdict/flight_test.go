@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/attachment"
+	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/dataplane/conntrack"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/test/frame"
 	"github.com/podmark/podmark/test/share"
 )
@@ -85,7 +85,7 @@ func TestFlowsOlderThanTheirEndpoint(t *testing.T) {
 	}
 }
 
-func olderFlows(t *testing.T, b *bench, backend node.Backend) {
+func olderFlows(t *testing.T, b *bench, backend dataplane.Backend) {
 	ctx := context.Background()
 	node := nodeOf(t, b)
 	pod, other := b.wires[0], b.wire("eth0")

@@ -13,8 +13,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/test/mutant"
 )
 
@@ -87,7 +87,7 @@ func TestMutant(t *testing.T) {
 
 // broken takes the rule away after each change of the whole node.
 type broken struct {
-	node.Backend
+	dataplane.Backend
 	without mutant.Rule
 }
 

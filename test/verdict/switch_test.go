@@ -8,10 +8,10 @@ import (
 	"testing"
 
 	"github.com/podmark/podmark/pkg/attachment"
+	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/dataplane/iptables"
 	"github.com/podmark/podmark/pkg/dataplane/nftables"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/node"
 )
 
 // While one backend takes over from the other, what is forbidden is dropped at every step.
@@ -39,7 +39,7 @@ func TestTakingOver(t *testing.T) {
 				}
 			}
 			nft := nftables.Backend{Step: step}
-			ipt := node.Guarded{Backend: iptables.Backend{Variant: v, Wait: 30e9, Step: step}, Guard: nftables.Guard{Step: step}}
+			ipt := dataplane.Guarded{Backend: iptables.Backend{Variant: v, Wait: 30e9, Step: step}, Guard: nftables.Guard{Step: step}}
 			if err := (nftables.Backend{}).Sync(ctx, state); err != nil {
 				t.Fatal(err)
 			}

@@ -13,13 +13,13 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/pkg/attachment"
+	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/dataplane/counters"
 	"github.com/podmark/podmark/pkg/dataplane/hostport"
 	"github.com/podmark/podmark/pkg/dataplane/iptables"
 	"github.com/podmark/podmark/pkg/dataplane/nftables"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/mark"
-	"github.com/podmark/podmark/pkg/node"
 )
 
 const (
@@ -63,15 +63,15 @@ const alone = "iptables-legacy-alone"
 
 var legacy = iptables.Backend{Variant: iptables.Legacy, Wait: 30 * time.Second}
 
-func driveAlone(t *testing.T, r *rand.Rand, backend node.Backend) tally {
+func driveAlone(t *testing.T, r *rand.Rand, backend dataplane.Backend) tally {
 	return drive(t, r, newBenchOf(t, podCount, 0), alone, backend)
 }
 
-func backends() map[string]node.Backend {
-	return map[string]node.Backend{
+func backends() map[string]dataplane.Backend {
+	return map[string]dataplane.Backend{
 		"nftables":        nftables.Backend{},
-		"iptables-nft":    node.Guarded{Backend: iptables.Backend{Variant: iptables.NFT, Wait: 30 * time.Second}},
-		"iptables-legacy": node.Guarded{Backend: legacy},
+		"iptables-nft":    dataplane.Guarded{Backend: iptables.Backend{Variant: iptables.NFT, Wait: 30 * time.Second}},
+		"iptables-legacy": dataplane.Guarded{Backend: legacy},
 	}
 }
 
@@ -88,7 +88,7 @@ func nodeOf(t *testing.T, b *bench) desired.Node {
 }
 
 // drive has all rounds, and tells what they have shown.
-func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend node.Backend) tally {
+func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend dataplane.Backend) tally {
 	ctx := context.Background()
 	node := nodeOf(t, b)
 	sum := tally{kinds: map[string][2]int{}}
@@ -238,7 +238,7 @@ func records(b *bench) []attachment.Record {
 }
 
 // audited is how many packets the kernel let pass that an audited policy would deny.
-func audited(ctx context.Context, t *testing.T, backend node.Backend) uint64 {
+func audited(ctx context.Context, t *testing.T, backend dataplane.Backend) uint64 {
 	t.Helper()
 	rules, err := backend.Counters(ctx)
 	if err != nil {

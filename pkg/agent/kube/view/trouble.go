@@ -190,7 +190,7 @@ func (v *View) troubleOf(w Watch) Trouble {
 
 // The policies of a namespace that select pods of the node may have so much together: it is
 // written in one change, for which the ADDs of all others wait, 10 s at the most. See
-// "Bounds" in docs/operations.md for what that takes.
+// "Bounds" in docs/policy.md for what that takes.
 const (
 	// mostPeers counts the peers of all rules: a selector is two sets and two rules at least,
 	// and as much as blocksEach ipBlocks, which are a set together.
