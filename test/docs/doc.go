@@ -2,5 +2,5 @@
 // keys, codes, commands, names, rules and examples.
 //
 //	go test ./test/docs            fails where a document and the code differ
-//	go test ./test/docs -update    writes the rendered rules in docs/packet-path.md anew
+//	go test ./test/docs -update    writes the rendered rules into docs/rules.md
 package docs

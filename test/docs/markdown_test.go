@@ -16,7 +16,7 @@ const root = "../.."
 func documents(t *testing.T) []string {
 	t.Helper()
 	var names []string
-	for _, pattern := range []string{"*.md", "docs/*.md", "plugins/*/*.md"} {
+	for _, pattern := range []string{"*.md", "docs/*.md", "docs/*/*.md", "plugins/*/*.md"} {
 		found, err := filepath.Glob(filepath.Join(root, pattern))
 		if err != nil {
 			t.Fatal(err)
@@ -111,4 +111,32 @@ func commands(document string) []string {
 		out = append(out, strings.Join(strings.Fields(s), " "))
 	}
 	return out
+}
+
+var (
+	anchored = regexp.MustCompile(`\]\(([^)# ]*)#([^)]+)\)`)
+	heading  = regexp.MustCompile(`(?m)^#+ (.*)$`)
+	unslug   = regexp.MustCompile(`[^\p{L}\p{N} _-]`)
+)
+
+// Each link to a heading of a document leads to one, by the name that GitHub gives it.
+func TestAnchors(t *testing.T) {
+	for _, name := range documents(t) {
+		for _, m := range anchored.FindAllStringSubmatch(fence.ReplaceAllString(read(t, name), ""), -1) {
+			if strings.Contains(m[1], "://") {
+				continue
+			}
+			to := name
+			if m[1] != "" {
+				to = filepath.Join(filepath.Dir(name), m[1])
+			}
+			var anchors []string
+			for _, h := range heading.FindAllStringSubmatch(fence.ReplaceAllString(read(t, to), ""), -1) {
+				anchors = append(anchors, strings.ReplaceAll(unslug.ReplaceAllString(strings.ToLower(h[1]), ""), " ", "-"))
+			}
+			if !slices.Contains(anchors, m[2]) {
+				t.Errorf("%s: %s has no heading for #%s", name, to, m[2])
+			}
+		}
+	}
 }

@@ -3,6 +3,7 @@ package docs_test
 import (
 	"flag"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -22,11 +23,14 @@ import (
 	"github.com/podmark/podmark/pkg/policy"
 )
 
-var update = flag.Bool("update", false, "write the rendered rules into docs/packet-path.md")
+var update = flag.Bool("update", false, "write the rendered rules into docs/rules.md")
 
-const packetPath = "docs/packet-path.md"
+const (
+	packetPath = "docs/packet-path.md"
+	rulesPage  = "docs/rules.md"
+)
 
-// manifests are the policies of the node that docs/packet-path.md shows.
+// manifests are the policies of the node that docs/rules.md shows.
 const manifests = `
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -127,12 +131,11 @@ func TestRules(t *testing.T) {
 		}
 	}
 	want := fmt.Sprintf("Sets:\n\n```\n%s```\n\nRules:\n\n```\n%s```\n\n"+
-		"IPv6 has the same on sets of its own, whose names say 6, but for the IPv4 prefix, and these rules besides:\n\n```\n%s```\n", v4.Sets, v4.Rules, onlyV6.String())
-	shows(t, "rules", want)
-	shows(t, "nft-rules", "```\n"+strings.ReplaceAll(nftables.Render(example(t)), "\t", "    ")+"```\n")
+		"The rules for IPv6 are the same, on sets with a 6 in their names and without the IPv4 prefix.\n"+
+		"IPv6 has these rules in addition:\n\n```\n%s```\n", v4.Sets, v4.Rules, onlyV6.String())
+	showsIn(t, rulesPage, "rules", want)
+	showsIn(t, rulesPage, "nft-rules", "```\n"+strings.ReplaceAll(nftables.Render(example(t)), "\t", "    ")+"```\n")
 }
-
-func shows(t *testing.T, name, want string) { t.Helper(); showsIn(t, packetPath, name, want) }
 
 // showsIn compares a marked block of a document with what the code renders.
 func showsIn(t *testing.T, file, name, want string) {
@@ -328,7 +331,57 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// Every test that docs/packet-path.md and docs/threat-model.md name exists, and every attack.
+var testName = regexp.MustCompile(`Test[A-Z][A-Za-z]+`)
+
+// Every test that a document names exists: in the directory that the document says, if it
+// says one, else anywhere.
+func TestTestsExist(t *testing.T) {
+	declared := regexp.MustCompile(`(?m)^func (Test[A-Z][A-Za-z]+)\(t \*testing\.T\)`)
+	in := map[string][]string{} // the directories of a test
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		dir, err := filepath.Rel(root, filepath.Dir(path))
+		for _, m := range declared.FindAllStringSubmatch(string(b), -1) {
+			in[m[1]] = append(in[m[1]], filepath.ToSlash(dir))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	placed := regexp.MustCompile("((?:Test[A-Z][A-Za-z]+(?:, | and )?)+) in `((?:pkg|plugins|test)/[^`]+)`")
+	records := 0
+	for _, name := range documents(t) {
+		text := strings.ReplaceAll(read(t, name), "\n", " ")
+		for _, test := range testName.FindAllString(text, -1) {
+			if in[test] == nil {
+				t.Errorf("%s names %s, which does not exist", name, test)
+			}
+			if strings.HasPrefix(name, "docs/design/") {
+				records++
+			}
+		}
+		for _, m := range placed.FindAllStringSubmatch(text, -1) {
+			for _, test := range testName.FindAllString(m[1], -1) {
+				if !slices.Contains(in[test], m[2]) {
+					t.Errorf("%s says %s is in %s; it is in %q", name, test, m[2], in[test])
+				}
+			}
+		}
+	}
+	if records == 0 {
+		t.Error("no design record names a test")
+	}
+}
+
+// Every flow and every attack of docs/packet-path.md and docs/threat-model.md has a test or an
+// entry of test/adversary that exists.
 func TestNamedTests(t *testing.T) {
 	var all strings.Builder
 	for _, pattern := range []string{"test/lab/*_test.go", "test/verdict/*_test.go", "test/adversary/*_test.go", "plugins/*/*_test.go", "pkg/node/*_test.go", "pkg/dataplane/checksum/*_test.go"} {
@@ -344,7 +397,6 @@ func TestNamedTests(t *testing.T) {
 			all.Write(b)
 		}
 	}
-	testName := regexp.MustCompile(`Test[A-Z][A-Za-z]+`)
 	exists := func(name string) {
 		if !strings.Contains(all.String(), "\nfunc "+name+"(t *testing.T)") {
 			t.Errorf("there is no %s", name)
@@ -370,8 +422,18 @@ func TestNamedTests(t *testing.T) {
 	if len(rows) < 20 {
 		t.Errorf("%d rows of docs/threat-model.md were read", len(rows))
 	}
+	_, chains := nftTree(nftables.Render(example(t)))
 	for _, row := range rows {
-		for _, name := range strings.Split(row[2], "; ") {
+		// Those of iptables are TestChainNames' to find.
+		for _, chain := range spans(row[2]) {
+			if !slices.Contains(chains, chain) {
+				t.Errorf("%q is held by chain %s, which there is not", row[0], chain)
+			}
+		}
+		if row[2] == "" {
+			t.Errorf("nothing holds %q", row[0])
+		}
+		for _, name := range strings.Split(row[3], "; ") {
 			if test := testName.FindString(name); test != "" {
 				exists(test)
 			} else if !strings.Contains(all.String(), fmt.Sprintf("{name: %q,", name)) {
