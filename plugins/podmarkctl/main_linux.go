@@ -10,6 +10,7 @@ import (
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/ident"
+	"github.com/podmark/podmark/pkg/version"
 )
 
 // onNode is the command of a verb of [ofNodes].
@@ -29,4 +30,10 @@ func (o *options) node() apply.Node {
 // No mask is named: the network's may be another one, and begins with its first endpoint.
 func defaults() apply.Settings {
 	return apply.Settings{NodePorts: []desired.PortRange{{First: 30000, Last: 32767}}, Backend: config.BackendAuto}
+}
+
+// stateFormat is that of the state folders of nodes.
+func stateFormat() *version.StateFormat {
+	f := apply.StateFormat()
+	return &f
 }

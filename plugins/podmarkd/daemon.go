@@ -25,6 +25,7 @@ import (
 	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/node/source"
 	"github.com/podmark/podmark/pkg/runtimes"
+	"github.com/podmark/podmark/pkg/version"
 )
 
 // daemonOptions are the flags of the daemon.
@@ -260,7 +261,7 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 	}
 	r := &reporter{
 		log: log, metrics: m, tell: tell, store: n.Store, policies: policies.status,
-		status: node.Status{PID: os.Getpid(), Version: version(), Started: time.Now(), Interval: o.interval.Seconds()},
+		status: node.Status{PID: os.Getpid(), Version: version.Read().Version, Started: time.Now(), Interval: o.interval.Seconds()},
 	}
 	changed := make(chan struct{}, 1)
 	k := node.Keeper{
@@ -281,7 +282,7 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *source
 		go func() { _ = server.Serve(l) }()
 		log.Info("serving metrics", "address", l.Addr().String())
 	}
-	log.Info("started", "version", version(), "stateDir", o.stateDir)
+	log.Info("started", "version", version.Read().Version, "stateDir", o.stateDir)
 	var running sync.WaitGroup
 	if o.keepInstalled {
 		running.Go(func() {
