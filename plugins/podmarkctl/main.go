@@ -87,7 +87,8 @@ usage or failure.`,
 	for _, verb := range ofNodes {
 		root.AddCommand(onNode(o, verb))
 	}
-	root.CompletionOptions.DisableDefaultCmd = true
+	choices(root, "output", "table", "json")
+	folders(root, "state-dir")
 	return root
 }
 

@@ -115,6 +115,11 @@ SIGINT, 2 wrong usage or failure.`,
 	flags.Lookup("cni-conf-dir").Usage += "; empty is none: whether podmark is installed is not looked at then, as where it is to be gone; not with --keep-installed"
 	flags.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	choices(cmd, "node-port-mode", string(node.PortsExact), string(node.PortsRange))
+	choices(cmd, "log-format", "text", "json")
+	choices(cmd, "log-level", "debug", "info", "warn", "error")
+	folders(cmd, "policy-dir", "cni-cache-dir", "static-pod-dirs")
+	completeInstall(cmd)
 	return cmd
 }
 

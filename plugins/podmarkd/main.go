@@ -78,7 +78,7 @@ func newRoot() *cobra.Command {
 	flags.StringVar(&o.stateDir, "state-dir", config.DefaultStateDir, "the plugin's stateDir")
 	flags.DurationVar(&o.lockTimeout, "lock-timeout", config.DefaultLockTimeout, "how long to wait for other podmark processes")
 	root.AddCommand(newInstall(o), newUninstall(o), newVersion())
-	root.CompletionOptions.DisableDefaultCmd = true
+	folders(root, "state-dir")
 	return root
 }
 

@@ -41,5 +41,6 @@ the same build speaks.`,
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	choices(cmd, "output", "table", "json")
 	return cmd
 }
