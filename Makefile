@@ -1,6 +1,6 @@
 # Each verb is a script below scripts/; the scripts run from any folder.
 .DEFAULT_GOAL := help
-.PHONY: help demo bench scale build release unit test soak-tests exhaustive lab lint verdict mutants mutate view startup chaos conformance fuzz vuln tools clean
+.PHONY: help demo bench scale build release man unit test soak-tests exhaustive lab lint verdict mutants mutate view startup chaos conformance fuzz vuln tools clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\): ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -13,6 +13,9 @@ build: ## build the programs into bin/
 
 release: ## build for nodes of amd64 and arm64, and podmarkctl for macOS, into folders of bin/
 	@scripts/build.sh linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
+
+man: ## write the manual pages into bin/man
+	@scripts/man.sh
 
 unit: ## run what needs no root and no kernel feature, within a minute (PKG=./pkg/desired RUN=regexp)
 	@scripts/unit.sh
