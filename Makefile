@@ -59,7 +59,7 @@ startup: ## start 1,000 pods in each way while clients try what is forbidden (ST
 chaos: ## kill plugins and podmarkd while pods come and go, and flush rules, for an hour (LENGTH=)
 	@scripts/chaos.sh
 
-lint: ## check format, vet, staticcheck, shellcheck and package dependencies
+lint: ## check format, vet, staticcheck, the rules of .golangci.yml, shellcheck and package dependencies
 	@scripts/lint.sh
 
 fuzz: ## run every fuzz test for a while (FUZZTIME=10s JUDGETIME=3m RUN=regexp)

@@ -189,7 +189,7 @@ func (c *Cluster) CreatePod(p *corev1.Pod) (*corev1.Pod, error) {
 			p.Status.PodIPs = append(p.Status.PodIPs, corev1.PodIP{IP: a.String()})
 		}
 	}
-	return c.ClientSet.CoreV1().Pods(p.Namespace).Update(context.TODO(), p, metav1.UpdateOptions{})
+	return c.ClientSet.CoreV1().Pods(p.Namespace).Update(context.Background(), p, metav1.UpdateOptions{})
 }
 
 // attach has the plugins attach a pod. Where they ask for it they are called again, as the
