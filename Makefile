@@ -1,6 +1,6 @@
 # Each verb is a script below scripts/; the scripts run from any directory.
 .DEFAULT_GOAL := help
-.PHONY: help demo bench scale build release unit test soak-tests exhaustive lab lint verdict mutants mutate view startup chaos conformance fuzz vuln tools clean
+.PHONY: help demo bench scale build release man unit test soak-tests exhaustive lab lint verdict mutants mutate view startup chaos conformance fuzz vuln tools clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\): ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -13,6 +13,9 @@ build: ## build the programs into bin/
 
 release: ## build for nodes of amd64 and arm64, and podmarkctl for macOS, into directories of bin/
 	@scripts/build.sh linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
+
+man: ## write the manual pages into bin/man
+	@scripts/man.sh
 
 unit: ## run what needs no root and no kernel feature, within a minute (PKG=./pkg/desired RUN=regexp)
 	@scripts/unit.sh
@@ -56,7 +59,7 @@ startup: ## start 1,000 pods in each way while clients try what is forbidden (ST
 chaos: ## kill plugins and podmarkd while pods come and go, and flush rules, for an hour (LENGTH=)
 	@scripts/chaos.sh
 
-lint: ## check format, vet, staticcheck, shellcheck and package dependencies
+lint: ## check format, vet, staticcheck, the rules of .golangci.yml, shellcheck and package dependencies
 	@scripts/lint.sh
 
 fuzz: ## run every fuzz test for a while (FUZZTIME=10s JUDGETIME=3m RUN=regexp)

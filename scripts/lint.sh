@@ -28,7 +28,7 @@ everywhere() { # COMMAND...: in each module that has Go code
   local mod status=0
   while read -r mod; do
     (cd "$(dirname "$mod")" && "$@") || status=1
-  done < <(find . -name go.mod -not -path './bin/*' -not -path './test/tools/*' -not -path './test/kubeproxy/*')
+  done < <(find . -name go.mod -not -path './bin/*' -not -path './test/kubeproxy/*')
   return "$status"
 }
 
@@ -39,6 +39,7 @@ elsewhere() { # nodes of another architecture, and podmarkctl on macOS
 check gofumpt formatted
 check vet everywhere go vet ./...
 check staticcheck everywhere "$PWD/bin/tools/staticcheck" ./...
+check .golangci.yml everywhere "$PWD/bin/tools/rules" ./...
 check shellcheck shellcheck scripts/*.sh scripts/lab/* .ci/run
 check arrows scripts/check-arrows.sh
 check platforms elsewhere

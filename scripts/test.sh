@@ -24,14 +24,14 @@ while read -r package dir; do
   if find "$dir" -maxdepth 1 -name '*.go' ! -name '*_test.go' -exec grep -qE '^\s*go [a-zA-Z]|\.Go\(' {} +; then racing+=("$package"); else others+=("$package"); fi
 done < <(go list -f '{{.ImportPath}} {{.Dir}}' ./pkg/...)
 GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 go test -race -timeout "$limit" "${racing[@]}"
-# Modules of their own, for tests whose dependencies podmark must not have; two have
-# no code, but pin the programs that tests run. Most of their time is spent waiting for packets
+# Modules of their own, for tests whose dependencies podmark must not have; one has
+# no code, but pins a program that tests run. Most of their time is spent waiting for packets
 # that must not come, so they run beside the others.
 modules() {
   local failed=0 mod
   while read -r mod; do
     go -C "$(dirname "$mod")" test -timeout "$limit" ./... || failed=1
-  done < <(find . -mindepth 2 -name go.mod -not -path './bin/*' -not -path './test/tools/*' -not -path './test/kubeproxy/*' | sort)
+  done < <(find . -mindepth 2 -name go.mod -not -path './bin/*' -not -path './test/kubeproxy/*' | sort)
   return $failed
 }
 said=$(mktemp)

@@ -91,7 +91,7 @@ func TestSaveFails(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	go func() {
 		for runs() == 0 && ended.Err() == nil {
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond) //nolint:forbidigo // looks again until the program runs
 		}
 		cancel()
 	}()

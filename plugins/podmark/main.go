@@ -28,6 +28,7 @@ import (
 	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/podapi"
 	"github.com/podmark/podmark/pkg/state"
+	"github.com/podmark/podmark/pkg/version"
 )
 
 // Deadlines: a runtime ends a plugin that outlives its own with SIGKILL, so ours
@@ -49,13 +50,8 @@ func main() {
 	}, config.Versions, about())
 }
 
-func about() string {
-	v := "(unknown version)"
-	if info, ok := debug.ReadBuildInfo(); ok {
-		v = info.Main.Version
-	}
-	return "CNI podmark plugin " + v
-}
+// about is what the plugin prints where no runtime calls it.
+func about() string { return "CNI podmark plugin " + version.Read().Version }
 
 // call is one invocation: what the runtime gave, parsed.
 type call struct {

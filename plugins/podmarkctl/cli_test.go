@@ -62,7 +62,7 @@ func TestUsage(t *testing.T) {
 		}
 	})
 	n.t = t
-	for _, command := range []string{"list", "apply", "check", "drops", "doctor", "explain", "render", "gc", "uninstall"} {
+	for _, command := range []string{"list", "apply", "check", "drops", "doctor", "explain", "render", "gc", "uninstall", "version"} {
 		help := n.ctl(command, "--help").ok(t).stdout
 		for _, want := range []string{"Examples:\n  podmarkctl " + command, "Usage:", "--state-dir", "/run/podmark", "--output", "--lock-timeout"} {
 			if !strings.Contains(help, want) {

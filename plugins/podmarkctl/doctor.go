@@ -62,6 +62,7 @@ usage or failure.`,
 	cmd.Flags().StringVar(&confDir, "cni-conf-dir", runtimes.Auto, "the runtime's directory of network configurations; auto is what the runtime says, else what a known distribution has")
 	cmd.Flags().StringVar(&confName, "cni-conf-name", "", "the file of the conflist that has podmark (default the first by name; behind Multus, that of its default network)")
 	cmd.Flags().StringVar(&binDir, "cni-bin-dir", runtimes.Auto, "the runtime's directory of plugins; auto as above")
+	directories(cmd, "cni-conf-dir", "cni-bin-dir")
 	cmd.Flags().StringVar(&endpoint, "runtime-endpoint", runtimes.Auto, "socket of the runtime that is asked for its directories; auto is those of containerd, CRI-O, k3s and MicroK8s, empty is none")
 	return cmd
 }

@@ -47,7 +47,8 @@ Exit status: 0 allowed, 1 denied to one backend at least, 2 wrong usage or failu
   podmarkctl explain outside host:30080
   podmarkctl explain 192.0.2.7 [fd00:22::2]:53/udp
   podmarkctl explain client web:9090 --policy policies/ -o json`,
-		Args: cobra.ExactArgs(2),
+		Args:              cobra.ExactArgs(2),
+		ValidArgsFunction: o.completeSides,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			q, err := explain.Parse(args[0], args[1])
 			if err != nil {

@@ -8,12 +8,12 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/version"
 )
 
 // exitFailure is the status for wrong usage and for a command that could not do
@@ -62,7 +62,7 @@ checks manifests.
 
 Exit status: 0 ok, 1 doctor found something wrong or explain says denied, 2 wrong
 usage or failure.`,
-		Version:       version(),
+		Version:       version.Read().Version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
@@ -83,23 +83,17 @@ usage or failure.`,
 	flags.StringVar(&o.stateDir, "state-dir", config.DefaultStateDir, "the plugin's stateDir")
 	flags.DurationVar(&o.lockTimeout, "lock-timeout", config.DefaultLockTimeout, "how long to wait for other podmark processes")
 	flags.StringVarP(&o.output, "output", "o", "table", "table or json")
-	root.AddCommand(newCheck(o))
+	root.AddCommand(newCheck(o), newVersion(o))
 	for _, verb := range ofNodes {
 		root.AddCommand(onNode(o, verb))
 	}
-	root.CompletionOptions.DisableDefaultCmd = true
+	choices(root, "output", "table", "json")
+	directories(root, "state-dir")
 	return root
 }
 
 // ofNodes are the verbs that show or change a node. They are for Linux; the rest runs anywhere.
 var ofNodes = []string{"apply", "doctor", "drops", "explain", "gc", "list", "render", "status", "uninstall"}
-
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok {
-		return info.Main.Version
-	}
-	return "unknown"
-}
 
 // print writes v as JSON, or calls table.
 func (o *options) print(w io.Writer, v any, table func(io.Writer) error) error {

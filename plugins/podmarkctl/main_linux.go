@@ -9,6 +9,7 @@ import (
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/state"
+	"github.com/podmark/podmark/pkg/version"
 )
 
 // onNode is the command of a verb of [ofNodes].
@@ -28,4 +29,10 @@ func (o *options) node() node.Node {
 // No mask is named: the network's may be another one, and begins with its first endpoint.
 func defaults() node.Settings {
 	return node.Settings{NodePorts: []config.PortRange{config.DefaultNodePorts}, Backend: config.BackendAuto}
+}
+
+// stateFormat is that of the state directories of nodes.
+func stateFormat() *version.StateFormat {
+	f := node.StateFormat()
+	return &f
 }

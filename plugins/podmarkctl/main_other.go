@@ -7,6 +7,8 @@ import (
 	"runtime"
 
 	"github.com/spf13/cobra"
+
+	"github.com/podmark/podmark/pkg/version"
 )
 
 // onNode says of a verb of [ofNodes] that it is for a node.
@@ -21,3 +23,6 @@ func onNode(_ *options, verb string) *cobra.Command {
 		},
 	}
 }
+
+// stateFormat is nil: there is no state directory here.
+func stateFormat() *version.StateFormat { return nil }

@@ -32,6 +32,8 @@ func (m *manifests) addFlags(cmd *cobra.Command, name, letter, usage string) {
 	flags.BoolVarP(&m.recursive, "recursive", "R", false, "read the subdirectories of directories too, but for hidden ones")
 	flags.StringVarP(&m.options.Namespace, "namespace", "n", "", "namespace of the policies that name none, \"default\" without it; one that names another is refused")
 	flags.BoolVar(&m.options.Strict, "strict", false, "refuse what is passed over with a note, or counts otherwise than it is written")
+	manifestFiles(cmd, name)
+	directories(cmd, "kustomize")
 	if m.file = "--" + name; letter != "" {
 		m.file = "-" + letter
 	}

@@ -63,6 +63,7 @@ peers, are not among them.`,
 	}
 	from.addFlags(cmd, "filename", "f", "a policy to render instead of the node's: a manifest, a directory, or - for stdin")
 	cmd.Flags().StringVar(&backend, "backend", string(config.BackendAuto), "auto, nftables or iptables")
+	choices(cmd, "backend", string(config.BackendAuto), string(config.BackendNFTables), string(config.BackendIPTables))
 	return cmd
 }
 

@@ -32,7 +32,7 @@ func TestGarbageFollows(t *testing.T) {
 			if runtime.GC(); share() == want {
 				return
 			}
-			time.Sleep(time.Millisecond) // the cleanup runs beside
+			time.Sleep(time.Millisecond) //nolint:forbidigo // the cleanup runs beside, and tells nobody
 		}
 		t.Errorf("it is %d %%, want %d", share(), want)
 	}

@@ -25,6 +25,7 @@ import (
 	"github.com/podmark/podmark/pkg/agent/nodeports"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/runtimes"
+	"github.com/podmark/podmark/pkg/version"
 )
 
 // daemonOptions are the flags of the daemon.
@@ -114,6 +115,11 @@ SIGINT, 2 wrong usage or failure.`,
 	flags.Lookup("cni-conf-dir").Usage += "; empty is none: whether podmark is installed is not looked at then, as where it is to be gone; not with --keep-installed"
 	flags.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	choices(cmd, "node-port-mode", string(agent.PortsExact), string(agent.PortsRange))
+	choices(cmd, "log-format", "text", "json")
+	choices(cmd, "log-level", "debug", "info", "warn", "error")
+	directories(cmd, "policy-dir", "cni-cache-dir", "static-pod-dirs")
+	completeInstall(cmd)
 	return cmd
 }
 
@@ -260,7 +266,7 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *nodepo
 	}
 	r := &reporter{
 		log: log, metrics: m, tell: tell, store: n.Store, policies: policies.status,
-		status: agent.Status{PID: os.Getpid(), Version: version(), Started: time.Now(), Interval: o.interval.Seconds()},
+		status: agent.Status{PID: os.Getpid(), Version: version.Read().Version, Started: time.Now(), Interval: o.interval.Seconds()},
 	}
 	changed := make(chan struct{}, 1)
 	k := agent.Agent{
@@ -281,7 +287,7 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *nodepo
 		go func() { _ = server.Serve(l) }()
 		log.Info("Serving metrics", "address", l.Addr().String())
 	}
-	log.Info("Started podmarkd", "version", version(), "stateDir", o.stateDir)
+	log.Info("Started podmarkd", "version", version.Read().Version, "stateDir", o.stateDir)
 	var running sync.WaitGroup
 	if o.keepInstalled {
 		running.Go(func() {

@@ -142,6 +142,8 @@ command is ended; run it again to finish.`,
 	o.addFlags(cmd.Flags())
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be changed and change nothing")
 	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	choices(cmd, "output", "table", "json")
+	completeInstall(cmd)
 	return cmd
 }
 

@@ -354,7 +354,7 @@ func TestInstallOvertaken(t *testing.T) {
 		{"written in place", func(p *place) error { p.write(name, newer); return nil }, func(p *place, _ outcome) error { return p.withEntry(name, newer) }},
 		{"deleted", func(p *place) error { return os.Remove(filepath.Join(p.conf, name)) }, func(p *place, o outcome) error {
 			if _, err := os.Stat(filepath.Join(p.conf, name)); err == nil || o.code != 2 || !strings.Contains(o.stderr, "agent") {
-				return fmt.Errorf("%v, %+v", err, o)
+				return fmt.Errorf("%v, %+v", err, o) //nolint:errorlint // it may be nil
 			}
 			return nil
 		}},

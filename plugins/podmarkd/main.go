@@ -20,6 +20,7 @@ import (
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/state"
+	"github.com/podmark/podmark/pkg/version"
 )
 
 // exitFailure is the status for wrong usage and for what could not be done.
@@ -61,7 +62,7 @@ type options struct {
 func newRoot() *cobra.Command {
 	o := &options{}
 	root := newDaemon(o)
-	root.Version, root.SilenceUsage, root.SilenceErrors = version(), true, true
+	root.Version, root.SilenceUsage, root.SilenceErrors = version.Read().Version, true, true
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
 		err := errors.Join(unknownVariables(root, os.Environ()), fromEnvironment(cmd.Flags()))
 		if err == nil {
@@ -76,16 +77,9 @@ func newRoot() *cobra.Command {
 	flags := root.PersistentFlags()
 	flags.StringVar(&o.stateDir, "state-dir", config.DefaultStateDir, "the plugin's stateDir")
 	flags.DurationVar(&o.lockTimeout, "lock-timeout", config.DefaultLockTimeout, "how long to wait for other podmark processes")
-	root.AddCommand(newInstall(o), newUninstall(o))
-	root.CompletionOptions.DisableDefaultCmd = true
+	root.AddCommand(newInstall(o), newUninstall(o), newVersion())
+	directories(root, "state-dir")
 	return root
-}
-
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok {
-		return info.Main.Version
-	}
-	return "unknown"
 }
 
 func (o *options) node() node.Node {

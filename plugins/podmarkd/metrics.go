@@ -64,7 +64,7 @@ func newMetrics(n node.Node, log *slog.Logger) *metrics {
 	m.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		m.reconciles, m.repairs, m.collected, m.adopted, m.replaced, m.failures, m.takenBack, m,
-		unread.failures, m.packets, newCallMetrics(n.Store, unread.of("calls")),
+		unread.failures, m.packets, newCallMetrics(n.Store, unread.of("calls")), buildInfo(),
 	)
 	m.registry.MustRegister(m.followed.all()...)
 	return m

@@ -46,6 +46,7 @@ Multus' own. End podmarkd first.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), cmd.OutOrStdout()) },
 	}
 	o.addDirectoryFlags(cmd.Flags())
+	directories(cmd, "cni-conf-dir", "cni-bin-dir")
 	cmd.Flags().DurationVar(&o.wait, "wait", 0, "how long to wait for the last pod that was started with podmark")
 	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "say what would be changed and change nothing")
 	return cmd

@@ -98,7 +98,7 @@ func room(flows int) error {
 		return err
 	}
 	if most, err := strconv.Atoi(strings.TrimSpace(string(b))); err != nil || most < flows {
-		return fmt.Errorf("net.netfilter.nf_conntrack_max is %d, and %d are needed: set it outside of namespaces (%v)", most, flows, err)
+		return fmt.Errorf("net.netfilter.nf_conntrack_max is %d, and %d are needed: set it outside of namespaces (%v)", most, flows, err) //nolint:errorlint // it may be nil
 	}
 	return nil
 }

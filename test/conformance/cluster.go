@@ -16,14 +16,15 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/mattfenwick/cyclonus/pkg/kube"
-	"github.com/podmark/podmark/pkg/policy"
-	"github.com/podmark/podmark/test/lab"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+
+	"github.com/podmark/podmark/pkg/policy"
+	"github.com/podmark/podmark/test/lab"
 )
 
 // Options are what clusters differ in.
@@ -190,7 +191,7 @@ func (c *Cluster) CreatePod(p *corev1.Pod) (*corev1.Pod, error) {
 			p.Status.PodIPs = append(p.Status.PodIPs, corev1.PodIP{IP: a.String()})
 		}
 	}
-	return c.ClientSet.CoreV1().Pods(p.Namespace).Update(context.TODO(), p, metav1.UpdateOptions{})
+	return c.ClientSet.CoreV1().Pods(p.Namespace).Update(context.Background(), p, metav1.UpdateOptions{})
 }
 
 // attach has the plugins attach a pod. Where they ask for it they are called again, as the

@@ -83,7 +83,7 @@ func (c *Cluster) wait(ctx context.Context) error {
 			return fmt.Errorf("podmarkd does not enforce in %v what the API says (-API +podmarkd): %s", settleLimit, cmp.Diff(said, kept))
 		}
 		if !known {
-			time.Sleep(5 * time.Millisecond)
+			time.Sleep(5 * time.Millisecond) //nolint:forbidigo // asks again, until settleLimit
 		}
 	}
 	_, err = c.ask(ctx, pods.Items)

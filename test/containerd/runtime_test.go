@@ -184,7 +184,7 @@ func removeGroups(name string) {
 			deadline := time.Now().Add(5 * time.Second)
 			for _, g := range groups {
 				for unix.Rmdir(g) == unix.EBUSY && time.Now().Before(deadline) {
-					time.Sleep(5 * time.Millisecond)
+					time.Sleep(5 * time.Millisecond) //nolint:forbidigo // the kernel tells nobody when a group is free
 				}
 			}
 		}

@@ -96,7 +96,7 @@ func watchMode(t *testing.T, n *lab.Node) *modeWatch {
 			}
 			w.mu.Unlock()
 			last = now
-			time.Sleep(every)
+			time.Sleep(every) //nolint:forbidigo // watches until the test ends
 		}
 	})
 	return w

@@ -502,7 +502,7 @@ func attributes(m netlink.Message) (*netlink.AttributeDecoder, error) {
 
 func isErrno(err error, errno unix.Errno) bool {
 	var op *netlink.OpError
-	return errors.As(err, &op) && op.Err == error(errno)
+	return errors.As(err, &op) && errors.Is(op.Err, errno)
 }
 
 func wrap(err error, doing, name string) error {

@@ -1,0 +1,27 @@
+package main
+
+import "github.com/spf13/cobra"
+
+// choices has a shell offer these values of a flag, and no files.
+func choices(cmd *cobra.Command, flag string, values ...string) {
+	must(cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)))
+}
+
+// directories has a shell offer directories for these flags.
+func directories(cmd *cobra.Command, flags ...string) {
+	for _, flag := range flags {
+		must(cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(nil, cobra.ShellCompDirectiveFilterDirs)))
+	}
+}
+
+// manifestFiles has a shell offer, for a flag, directories and what looks like a manifest.
+func manifestFiles(cmd *cobra.Command, flag string) {
+	must(cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions([]string{"yaml", "yml", "json"}, cobra.ShellCompDirectiveFilterFileExt)))
+}
+
+// must panics where a command has no such flag, or it was given completions before.
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
+}
