@@ -111,10 +111,10 @@ func watch(ctx context.Context, log *slog.Logger, tell func(Trigger)) error {
 	for _, g := range groups() {
 		c, err := netlink.Dial(g.protocol, &netlink.Config{Groups: 1 << (g.number - 1)})
 		if err != nil {
-			return fmt.Errorf("Failed to listen for kernel notifications of %s: %w", g.reason, err)
+			return fmt.Errorf("listening for kernel notifications of %s: %w", g.reason, err)
 		}
 		if err := g.only(c); err != nil {
-			return errors.Join(fmt.Errorf("Failed to listen for kernel notifications of %s: %w", g.reason, err), c.Close())
+			return errors.Join(fmt.Errorf("listening for kernel notifications of %s: %w", g.reason, err), c.Close())
 		}
 		go func() {
 			<-ctx.Done()
