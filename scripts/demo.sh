@@ -18,6 +18,7 @@ modprobe -a ip_vs ip_vs_rr dummy
 export CNI_PATH=$PWD/bin:$PWD/bin/cni
 demo=/run/demo
 mkdir -p "$demo"
+mkfifo "$demo/nothing" # from which nothing is ever read
 
 act() { printf '\n==== %s\n' "$*"; }
 step() { printf '\n-- %s\n' "$*"; }
@@ -69,8 +70,11 @@ reach='
     echo no >"$demo/flow-$1"
     { : <>"/dev/tcp/$2/$3" && echo yes >"$demo/flow-$1"; } 2>/dev/null &
   done
-  sleep "$patience" &
-  until wait -n -p ended; [[ $ended == $! || $(jobs -pr) == $! ]]; do :; done
+  exec 9<>"$demo/nothing"
+  for ((waited = 0; waited < 3 * patience; waited++)); do
+    [[ $(jobs -pr) ]] || break
+    read -rt 0.33 -u 9
+  done
   kill -KILL $(jobs -pr) 2>/dev/null # a shell that connects hears of no other signal
 '
 
