@@ -1,5 +1,5 @@
 // Package agent keeps a node's data plane current while the daemon runs. It listens
-// to the kernel, looks at the node whenever something may have changed, and has
+// to the kernel, reconciles the node whenever something may have changed, and has
 // package node put right what is not as it should be.
 //
 // It decides nothing about packets, and owns nothing that the plugin needs: when
@@ -22,7 +22,7 @@ import (
 	"github.com/podmark/podmark/pkg/node"
 )
 
-// Agent looks after one node.
+// Agent keeps one node current.
 type Agent struct {
 	Node node.Node
 	// Ports are what others say about NodePorts. Changed tells that they may say
@@ -34,10 +34,10 @@ type Agent struct {
 	// Without them, nil or empty, that is not done.
 	ConfDir func() string
 	Cache   string
-	// Policies, if set, is told at each look where each network takes its policies from,
+	// Policies, if set, is told at each reconciliation where each network takes its policies from,
 	// and says what is wrong with that.
 	Policies func(networks map[string]config.Policy) error
-	// Present, if set, says at each look why the next pod would start without podmark, or without
+	// Present, if set, says at each reconciliation why the next pod would start without podmark, or without
 	// what was asked for, or not at all.
 	Present func() error
 	// FelixMask is the iptablesMarkMask that Calico was told; nil where nobody says.
@@ -51,16 +51,16 @@ type Agent struct {
 	// Interval is how long the node is left alone when nothing is notified.
 	Interval time.Duration
 	Log      *slog.Logger
-	// Reconciled, if set, is told of each look, after it.
+	// Reconciled, if set, is told of each reconciliation, after it.
 	Reconciled func(Reconciliation)
-	// ModeIs is told how services are done: before the first look, and whenever it has
+	// ModeIs is told how services are done: before the first reconciliation, and whenever it has
 	// changed, by another goroutine than Looked.
 	ModeIs func(Mode)
 	// Proxy is where kube-proxy on the node serves its metrics; empty for nowhere.
 	Proxy string
 }
 
-// Reconciliation is what was found and done when the node was looked at.
+// Reconciliation is what was found and done when the node was reconciled.
 type Reconciliation struct {
 	Time    time.Time
 	Trigger Trigger
@@ -116,26 +116,26 @@ func (l Reconciliation) Unready() error {
 	return err
 }
 
-// Between two looks a pause leaves room for others: notifications come in bursts,
-// and a look holds the node's lock, for which plugins wait.
+// Between two reconciliations a pause leaves room for others: notifications come in bursts,
+// and a reconciliation holds the node's lock, for which plugins wait.
 const (
 	leastPause = 100 * time.Millisecond
-	pauseRatio = 9 // of the time that the look before took
+	pauseRatio = 9 // of the time that the reconciliation before took
 	// mostRest is the longest pause: what took a minute on a busy node must not leave it alone
 	// for ten.
 	mostRest = 30 * time.Second
-	// follow is when to look again after something was notified. What kube-proxy
+	// follow is when to reconcile again after something was notified. What kube-proxy
 	// does to IPVS is not: it comes right after an address that is.
 	follow = 500 * time.Millisecond
 )
 
-// Run looks after the node until ctx is done. It leaves the data plane as it is.
+// Run reconciles the node until ctx is done. It leaves the data plane as it is.
 func (k Agent) Run(ctx context.Context) error {
 	told, notified := make(chan Trigger, 1), make(chan struct{}, 1)
 	tell := func(r Trigger) {
 		select {
 		case told <- r:
-		default: // a look is due anyway
+		default: // a reconciliation is due anyway
 		}
 		select {
 		case notified <- struct{}{}:
@@ -194,7 +194,7 @@ func (k Agent) Run(ctx context.Context) error {
 }
 
 // rest leaves the node alone for a while, so that others get its lock. When it ends, a
-// look is due if something was notified meanwhile, and why; it ends early when that was
+// reconciliation is due if something was notified meanwhile, and why; it ends early when that was
 // the rules being taken away.
 func (k Agent) rest(ctx context.Context, pause time.Duration, before Trigger, told <-chan Trigger) (reason Trigger, due bool) {
 	end := time.After(pause)

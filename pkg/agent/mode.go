@@ -13,8 +13,8 @@ import (
 // others too, but a change has to be told of within a second.
 const longestPause = 300 * time.Millisecond
 
-// modeWatch tells how services are done, in its own time: a look at the node waits for
-// the node's lock, and after the look before it leaves room for others.
+// modeWatch tells how services are done, in its own time: a reconciliation waits for
+// the node's lock, and after the one before it leaves room for others.
 type modeWatch struct {
 	every time.Duration
 	// proxy is where kube-proxy serves its metrics; empty for nowhere.
@@ -44,7 +44,7 @@ func (w *modeWatch) run(ctx context.Context, notified <-chan struct{}) {
 }
 
 // read reads the mode and tells of it, the first time and when it has changed. One that
-// cannot be read stays what it was: a look, which reads it too, says why.
+// cannot be read stays what it was: a reconciliation, which reads it too, says why.
 func (w *modeWatch) read() {
 	f, err := readServices()
 	if err != nil {

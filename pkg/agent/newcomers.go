@@ -47,7 +47,7 @@ func (c *newcomers) welcome(n node.Node) error {
 	if done {
 		c.known = known
 	}
-	return err // else the next look tries again
+	return err // else the next reconciliation tries again
 }
 
 // compare lists what the records may send from, and what of it was not known. One that is not

@@ -22,7 +22,7 @@ type Status struct {
 	Started time.Time `json:"started"`
 	// Interval is the longest that passes between two reconciliations, in seconds.
 	Interval float64 `json:"intervalSeconds"`
-	// LastReconcile is when the node was last looked at, and Trigger what caused that.
+	// LastReconcile is when the node was last reconciled, and Trigger what caused that.
 	LastReconcile time.Time `json:"lastReconcile"`
 	Trigger       Trigger   `json:"trigger"`
 	// Error is what went wrong in that; empty when nothing did.
@@ -130,7 +130,7 @@ type Repair struct {
 	Drift string     `json:"drift"`
 }
 
-// After is the status after one more look.
+// After is the status after one more reconciliation.
 func (s Status) After(l Reconciliation) Status {
 	s.LastReconcile, s.Trigger, s.Idle, s.Ports, s.Sysctls, s.Error = l.Time, l.Trigger, l.Idle, l.Ports, l.Sysctls, ""
 	if l.Err != nil {
@@ -163,7 +163,7 @@ func (s Status) After(l Reconciliation) Status {
 	return s
 }
 
-// Stale reports whether the daemon should have looked at the node again by now:
+// Stale reports whether the daemon should have reconciled the node again by now:
 // three times over, and half a minute for a busy one.
 func (s Status) Stale(now time.Time) bool {
 	return now.Sub(s.LastReconcile) > time.Duration(3*s.Interval*float64(time.Second))+30*time.Second

@@ -57,7 +57,7 @@ type Sysctl struct {
 	// belongs to one.
 	Value  string `json:"value"`
 	Module string `json:"module"`
-	// Before is what it was until the daemon set it, in this look.
+	// Before is what it was until the daemon set it, in this reconciliation.
 	Before string `json:"before,omitempty"`
 	// Error says why it could not be read or set.
 	Error string `json:"error,omitempty"`
@@ -128,7 +128,7 @@ func (s Sysctl) set() Sysctl {
 	return s
 }
 
-// sysctls looks after what the node needs, over many looks.
+// sysctls keeps what the node needs, over many reconciliations.
 type sysctls struct {
 	// set is whether anything may be changed at all.
 	set   bool

@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Trigger says why the node was looked at.
+// Trigger says why the node was reconciled.
 type Trigger string
 
 // The reasons.
@@ -42,7 +42,7 @@ type group struct {
 	reason   Trigger
 	// kind is the only type of notification that there is room for; 0 for all.
 	kind uint16
-	// news tells whether a notification is worth a look.
+	// news tells whether a notification is worth a reconciliation.
 	news func(netlink.Message) bool
 }
 
@@ -105,7 +105,7 @@ var comm = sync.OnceValue(func() string {
 })
 
 // watch calls tell for every notification that is news until ctx is done. What it
-// says is not read: the node is looked at as a whole. One that was lost, because
+// says is not read: the node is reconciled as a whole. One that was lost, because
 // they came too fast, is news.
 func watch(ctx context.Context, log *slog.Logger, tell func(Trigger)) error {
 	for _, g := range groups() {

@@ -51,7 +51,7 @@ func (n Node) Counters(ctx context.Context) ([]counters.Rule, error) {
 }
 
 // Intact reports whether the rules are there that do not depend on who is on the node,
-// without the node's lock and in a fraction of what Keep takes. What cannot be found out
+// without the node's lock and in a fraction of what Reconcile takes. What cannot be found out
 // stands, as does a node that somebody is rewriting.
 func (n Node) Intact(ctx context.Context) bool {
 	f, err := n.load()
@@ -62,7 +62,7 @@ func (n Node) Intact(ctx context.Context) bool {
 	return err != nil || !dataplane.Drifted(n.backend(f).Check(ctx, desired.State{Node: node}, drift.Base))
 }
 
-// Reconciled says what Keep found and did.
+// Reconciled says what Reconcile found and did.
 type Reconciled struct {
 	// Drift is what the kernel lacked, which is back; nil when nothing was.
 	Drift error
@@ -118,7 +118,7 @@ func (n Node) Reconcile(ctx context.Context, ports *Ports) (Reconciled, error) {
 	return kept, errors.Join(err, errDrift)
 }
 
-// reconcile is Keep of the rules and sets, with the lock held. Without links, nil, what rules say of
+// reconcile is Reconcile of the rules and sets, with the lock held. Without links, nil, what rules say of
 // the node stays.
 func (n Node) reconcile(ctx context.Context, f nodeFile, ports *Ports, links []netlink.Link) (Reconciled, error) {
 	if f.Synced && links != nil {
@@ -163,7 +163,7 @@ func (n Node) reconcile(ctx context.Context, f nodeFile, ports *Ports, links []n
 			return Reconciled{}, err
 		}
 		if f.Kubernetes && n.RemoteMembers != nil {
-			want = want.WithoutMembers() // KeepSet looks at those
+			want = want.WithoutMembers() // ReconcileSet has those
 		}
 		kept.Policies = policiesOf(want)
 		if kept.Replaced, kept.Drift = n.backend(f).Refresh(ctx, want); kept.Drift == nil {
@@ -243,5 +243,5 @@ func (n Node) Diff(ctx context.Context) (missing, err error) {
 	return nil, fmt.Errorf("%w: %w", ErrBackend, missing)
 }
 
-// errUnfinished is what Keep finds where a change was interrupted.
+// errUnfinished is what Reconcile finds where a change was interrupted.
 var errUnfinished = fmt.Errorf("%w: a change was not finished", drift.Change.Err())

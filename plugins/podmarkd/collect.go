@@ -6,7 +6,7 @@ import (
 	rtmetrics "runtime/metrics"
 )
 
-// The collector runs often: a look at thousands of endpoints leaves much behind, looks are few,
+// The collector runs often: a reconciliation of thousands of endpoints leaves much behind, and they are few,
 // and the memory of a node is its pods'. It runs when garbage takes so much room, within these
 // shares of what is in use, in percent: while podmarkd gets to know a large cluster, a small
 // share alone has it run three times as often.

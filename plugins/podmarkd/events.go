@@ -63,7 +63,7 @@ func newEvents(api *rest.Config, nodeName string) (*events, error) {
 	}, nil
 }
 
-// reconciled sends what follows from a look.
+// reconciled sends what follows from a reconciliation.
 func (e *events) reconciled(l agent.Reconciliation) {
 	for _, w := range warnings(l) {
 		if e.pending.due(w, time.Now()) {
@@ -75,7 +75,7 @@ func (e *events) reconciled(l agent.Reconciliation) {
 // warning is an event that is to be; without a text it is not.
 type warning struct{ reason, text string }
 
-// warnings are what a look says of each reason.
+// warnings are what a reconciliation says of each reason.
 func warnings(l agent.Reconciliation) []warning {
 	ports, mask := warning{reason: reasonPorts}, warning{reason: reasonMask}
 	if len(l.Ports.Outside) > 0 {

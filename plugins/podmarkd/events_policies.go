@@ -73,7 +73,7 @@ func (e *policyEvents) tell(list []view.Trouble, now time.Time) {
 	for _, t := range e.due.next(view.Foremost(list), now) {
 		select {
 		case e.queue <- policyEvent(t, e.node, now):
-		default: // the API server is slow: it is due again at the next look
+		default: // the API server is slow: it is due again at the next reconciliation
 			delete(e.due.told, policyEventName(t))
 		}
 	}

@@ -78,7 +78,7 @@ func TestPolicyEvent(t *testing.T) {
 	}
 }
 
-// What finds no room while the API server is slow is told at the next look.
+// What finds no room while the API server is slow is told at the next reconciliation.
 func TestPolicyEventsWait(t *testing.T) {
 	start := time.Unix(1_700_000_000, 0)
 	list := []view.Trouble{

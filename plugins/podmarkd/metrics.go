@@ -51,7 +51,7 @@ func newMetrics(n node.Node, log *slog.Logger) *metrics {
 		collected:  counter("podmark_garbage_collected_total", "Attachments of pods that were gone and had no DEL."),
 		adopted:    counter("podmark_adopted_total", "Pods from before podmark that got an ID while they ran."),
 		replaced:   counterVec("podmark_replaced_sets_total", "Sets of the node that had gone stale, by name.", "set"),
-		failures:   counter("podmark_reconcile_failures_total", "Looks that ended in an error."),
+		failures:   counter("podmark_reconcile_failures_total", "Reconciliations that ended in an error."),
 		followed:   newPolicyMetrics(),
 		takenBack:  counter("podmark_offloaded_flows_reclaimed_total", "Live connections that were taken out of somebody else's flowtable because a change of the policies may forbid them."),
 	}
@@ -100,7 +100,7 @@ func (u unreadMetrics) of(source string) func(error) {
 	}
 }
 
-// reconciled counts a look.
+// reconciled counts a reconciliation.
 func (m *metrics) reconciled(l agent.Reconciliation) {
 	m.last.Store(&l)
 	m.packets.reconciled(l)
@@ -118,7 +118,7 @@ func (m *metrics) reconciled(l agent.Reconciliation) {
 	}
 }
 
-// The gauges, which are read off the last look and the node's files.
+// The gauges, which are read off the last reconciliation and the node's files.
 var (
 	pods             = gauge("podmark_pods", "Pods that are known on the node, those without podmark among them; hostNetwork pods have no endpoint and do not count.")
 	podsPoliced      = gauge("podmark_pods_policed", "Those of them that are policed.")
@@ -133,7 +133,7 @@ var (
 	felixDiffers     = gauge("podmark_felix_mask_differs", "1 where the mask of FelixConfiguration is not the node's.")
 	collisions       = gauge("podmark_mark_collision_bits", "Bits of the mask that a known program uses, or a rule of nobody known (other) writes where they matter.", "user")
 	sysctlOK         = gauge("podmark_sysctl_ok", "1 where a kernel parameter that the node needs is what it should be; one that is not needed is left out.", "name")
-	reconcileTime    = gauge("podmark_last_reconcile_timestamp_seconds", "When the node was last looked at.")
+	reconcileTime    = gauge("podmark_last_reconcile_timestamp_seconds", "When the node was last reconciled.")
 	reconcileSeconds = gauge("podmark_last_reconcile_duration_seconds", "How long that took.")
 	reconcileOK      = gauge("podmark_last_reconcile_success", "1 when it ended without an error.")
 	applySeconds     = gauge("podmark_last_dataplane_sync_duration_seconds", "How long it took last to make the kernel agree with the node's state.")
@@ -243,7 +243,7 @@ func (m *metrics) handler(interval time.Duration) http.Handler {
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
 			l := m.last.Load()
 			if l == nil {
-				http.Error(w, "the node has not been looked at yet", http.StatusServiceUnavailable)
+				http.Error(w, "the node has not been reconciled yet", http.StatusServiceUnavailable)
 			} else if err := ill(l); err != nil {
 				http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			} else {
@@ -255,7 +255,7 @@ func (m *metrics) handler(interval time.Duration) http.Handler {
 		if time.Since(l.Time) < 3*interval+30*time.Second {
 			return nil
 		}
-		return fmt.Errorf("the node was last looked at %s", l.Time.Format(time.RFC3339))
+		return fmt.Errorf("the node was last reconciled %s", l.Time.Format(time.RFC3339))
 	}
 	answer("/healthz", stale)
 	answer("/readyz", func(l *agent.Reconciliation) error { return errors.Join(stale(l), l.Unready()) })

@@ -32,7 +32,7 @@ const (
 	packetsTimeout = 5 * time.Second
 )
 
-// packetMetrics is what the kernel's rules drop, since the daemon's first look.
+// packetMetrics is what the kernel's rules drop, since the daemon's first reconciliation.
 type packetMetrics struct {
 	node node.Node
 	read func(error)
@@ -41,7 +41,7 @@ type packetMetrics struct {
 	totals counters.Totals
 	asked  time.Time // when the kernel was asked last
 	// policies are the label of each profile that was seen; current are those that the
-	// last look found.
+	// last reconciliation found.
 	policies map[desired.ProfileID]string
 	current  map[desired.ProfileID][]string
 }
@@ -50,7 +50,7 @@ func newPacketMetrics(n node.Node, read func(error)) *packetMetrics {
 	return &packetMetrics{node: n, read: read, policies: map[desired.ProfileID]string{}}
 }
 
-// reconciled takes over which policies a profile stands for. The first look is where
+// reconciled takes over which policies a profile stands for. The first reconciliation is where
 // counting begins.
 func (m *packetMetrics) reconciled(l agent.Reconciliation) {
 	m.mu.Lock()
@@ -104,7 +104,7 @@ func (m *packetMetrics) Describe(out chan<- *prometheus.Desc) {
 }
 
 // Collect implements prometheus.Collector. A profile whose policies are not known yet is
-// counted, and shown after the next look.
+// counted, and shown after the next reconciliation.
 func (m *packetMetrics) Collect(out chan<- prometheus.Metric) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

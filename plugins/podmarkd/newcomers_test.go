@@ -12,7 +12,7 @@ func TestNewcomers(t *testing.T) {
 	eachBackend(t, func(t *testing.T, h *host) {
 		h.addPod()
 		d := h.start()
-		h.eventually("the first look", func() error { _, err := d.status(); return err })
+		h.eventually("the first reconciliation", func() error { _, err := d.status(); return err })
 		flow := func(source, destination, port string) {
 			t.Helper()
 			h.exec("", "conntrack", "-I", "-t", "600", "-p", "udp", "-s", source, "-d", destination, "--sport", port, "--dport", "53", "-m", "0x10abc")

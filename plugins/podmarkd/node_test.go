@@ -263,7 +263,7 @@ func (l *logBuffer) String() string {
 }
 
 // start runs podmarkd in the node's network namespace until the test ends, and
-// waits until it has looked at the node.
+// waits until it has reconciled the node.
 func (h *host) start(args ...string) *daemon { h.t.Helper(); return h.startIn(nil, args...) }
 
 // startIn adds to the environment.
@@ -282,7 +282,7 @@ func (h *host) startIn(env []string, args ...string) *daemon {
 			h.t.Logf("podmarkd said:\n%s", d.log)
 		}
 	})
-	h.eventually("podmarkd has looked at the node", func() error {
+	h.eventually("podmarkd has reconciled the node", func() error {
 		if s, err := d.status(); err != nil || s.PID != d.cmd.Process.Pid {
 			return fmt.Errorf("status of %d: %w", s.PID, err)
 		}

@@ -30,7 +30,7 @@ type reporter struct {
 	status agent.Status
 }
 
-// reconciled reports a look.
+// reconciled reports a reconciliation.
 func (r *reporter) reconciled(l agent.Reconciliation) {
 	r.metrics.reconciled(l)
 	r.tell(l)
@@ -55,7 +55,7 @@ func (r *reporter) modeIs(mode agent.Mode) {
 	})
 }
 
-// change changes the status, and writes it from the first look on.
+// change changes the status, and writes it from the first reconciliation on.
 func (r *reporter) change(f func(agent.Status) agent.Status) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -69,7 +69,7 @@ func (r *reporter) change(f func(agent.Status) agent.Status) {
 	}
 }
 
-// logReconciliation says what a look found that the one before did not.
+// logReconciliation says what a reconciliation found that the one before did not.
 func logReconciliation(log *slog.Logger, before agent.Status, l agent.Reconciliation) {
 	log.Debug("Reconciled the node", "trigger", l.Trigger, "duration", l.Took)
 	switch {
@@ -143,7 +143,7 @@ func logReconciliation(log *slog.Logger, before agent.Status, l agent.Reconcilia
 	}
 }
 
-// logDrift says what others have done to links of endpoints since the look before, and
+// logDrift says what others have done to links of endpoints since the one before, and
 // what they have undone.
 func logDrift(log *slog.Logger, before, now []node.EndpointDrift) {
 	for _, d := range now {
@@ -158,7 +158,7 @@ func logDrift(log *slog.Logger, before, now []node.EndpointDrift) {
 	}
 }
 
-// logSysctls says what differs from the look before: what was set, and what is
+// logSysctls says what differs from the one before: what was set, and what is
 // wrong and was not before, or is wrong in another way.
 func logSysctls(log *slog.Logger, before, now []agent.Sysctl) {
 	for _, s := range now {

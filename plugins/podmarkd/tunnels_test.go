@@ -36,7 +36,7 @@ func TestTunnels(t *testing.T) {
 			t.Errorf("after the first ADD: %+v", before)
 		}
 		d := h.start("--interval", "1h") // it is told
-		h.eventually("the first look", func() error { _, err := d.status(); return err })
+		h.eventually("the first reconciliation", func() error { _, err := d.status(); return err })
 		h.exec("", "ip", "link", "add", "second", "type", "vxlan", "id", "2", "dstport", "4999")
 		h.eventually("the new one is forbidden", func() error {
 			if now := h.enforced(); !now.has(4999) || !now.has(4998) || now.Epoch != before.Epoch+1 {

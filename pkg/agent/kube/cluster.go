@@ -26,7 +26,7 @@ import (
 
 // Cluster is what a node sees of its cluster. It must not be copied.
 type Cluster struct {
-	// Node is enforced on. Its Complete is the cluster's.
+	// Node is enforced on. Its RemoteMembers are the cluster's.
 	Node node.Node
 	// Name is that of the Node in the API.
 	Name string
@@ -75,7 +75,7 @@ func New(node node.Node, nodeName string, api *rest.Config, log *slog.Logger) (*
 	return c, nil
 }
 
-// Complete adds to the sets of a state the pods elsewhere that are in the kernel's; known
+// RemoteMembers adds to a set the pods elsewhere that are in the kernel's; known
 // is false before the first round, which finds out.
 func (c *Cluster) RemoteMembers(set desired.Set) (complete desired.Set, known bool) {
 	c.mu.Lock()

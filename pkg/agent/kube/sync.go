@@ -23,14 +23,14 @@ const (
 	leastPause = 20 * time.Millisecond
 	mostPause  = 2 * time.Second
 	pauseRatio = 4 // of the time that the round before took
-	// regular is how often attachments are looked at when nothing is said, and soon while
+	// regular is how often attachments are listed when nothing is said, and soon while
 	// a pod is about to have one.
 	regular = 5 * time.Second
 	soon    = 200 * time.Millisecond
 	// retry is how long after a failure.
 	retry = time.Second
-	// setEvery is how often a set is looked at whether the kernel has what it should hold,
-	// at the most, and setRatio how much longer than a look took.
+	// setEvery is how often it is verified of a set whether the kernel has what it should hold,
+	// at the most, and setRatio how much longer than that took.
 	setEvery = time.Second
 	setRatio = 40
 )
@@ -88,7 +88,7 @@ func (c *Cluster) patience() time.Duration {
 	return regular
 }
 
-// keep looks at the set behind the one that was looked at last.
+// keep reconciles the set after the one of last time.
 func (c *Cluster) keep(ctx context.Context, after string) string {
 	set, changed, err := c.Node.ReconcileSet(ctx, after)
 	switch {
