@@ -107,12 +107,12 @@ func TestList(t *testing.T) {
 	profile := map[string]any{"policies": []any{"default/web"}}
 	want := []map[string]any{
 		{
-			"id": 2., "mark": "0x20000/0xffff0000", "namespace": "default", "pod": "web-1", "interface": "veth1", "port": "veth1",
+			"id": 2., "mark": "0x20000/0xffff0000", "namespace": "default", "pod": "web-1", "interface": "veth1", "hostVeth": "veth1",
 			"addresses": []any{"10.1.0.2", "fd00:10::2"}, "labels": map[string]any{"app": "web"},
 			"ingress": profile, "egress": profile, "network": "net", "containerID": "container-1", "ifName": "eth0",
 		},
 		{
-			"id": 3., "mark": "0x30000/0xffff0000", "namespace": "default", "pod": "web-2", "interface": "veth2", "port": "veth2",
+			"id": 3., "mark": "0x30000/0xffff0000", "namespace": "default", "pod": "web-2", "interface": "veth2", "hostVeth": "veth2",
 			"addresses": []any{"10.1.0.3", "fd00:10::3"},
 			"ingress":   nil, "egress": nil, "network": "net", "containerID": "container-2", "ifName": "eth0",
 		},

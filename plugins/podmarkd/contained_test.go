@@ -471,7 +471,7 @@ func TestContainedChecksums(t *testing.T) {
 			d := p.start(tt.change)
 			p.eventually("it is ready", d.ready)
 			p.eventually("it says what is lacking", func() error {
-				n := strings.Count(d.log.String(), "checksum over a port")
+				n := strings.Count(d.log.String(), "Checksum protection is missing")
 				if tt.says == "" && n == 0 || n == 1 && strings.Contains(d.log.String(), tt.says) {
 					return nil
 				}

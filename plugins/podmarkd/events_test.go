@@ -140,7 +140,7 @@ func TestWarnings(t *testing.T) {
 			}
 		}
 	}
-	for _, words := range [][]string{{"level=WARN", "the mask of FelixConfiguration", "0xff000000", "0xffff0000"}, {"level=WARN", "NodePorts in use", "40000"}} {
+	for _, words := range [][]string{{"level=WARN", "FelixConfiguration has another mask", "0xff000000", "0xffff0000"}, {"level=WARN", "NodePorts in use", "40000"}} {
 		n := 0
 		for line := range strings.Lines(d.log.String()) {
 			if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {

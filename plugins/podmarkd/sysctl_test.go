@@ -207,7 +207,7 @@ func TestFramesKeptFromIP(t *testing.T) {
 		h.exec("", "sysctl", "-qw", bridgeFour+"=1", bridgeSix+"=1")
 		drops()
 		h.eventually("the log says so", func() error {
-			if d.lines("level=WARN", "not handed to IP", "ipv4=true") == 0 || d.lines("level=INFO", "handed to IP again") != 1 {
+			if d.lines("level=WARN", "bypass the IP hooks", "ipv4=true") == 0 || d.lines("level=INFO", "pass the IP hooks again") != 1 {
 				return errors.New(d.log.String())
 			}
 			return nil
