@@ -160,7 +160,7 @@ func TestAutoMoves(t *testing.T) {
 		p.check(auto).ok(t)
 		p.is(t, policed)
 		n.addPod().add(auto).ok(t)
-		wait.For(t, "podmarkd is content", func() bool { return strings.Contains(k.said(), "nobody else uses bits") })
+		wait.For(t, "podmarkd is content", func() bool { return strings.Contains(k.said(), "No other program uses bits") })
 		if n.mask(t) != now || strings.Count(k.said(), "user=kube-router") != 1 {
 			t.Errorf("mask %#x, and was %#x", n.mask(t), now)
 		}
