@@ -73,6 +73,8 @@ type Reconciliation struct {
 	// why others have none, told once for each.
 	Adopted  []attachment.Record
 	AdoptErr error
+	// Blind is why pods that started without podmark cannot be known.
+	Blind error
 	// Enforced are pods whose network asks for the policies of files now, and did not when they
 	// were added.
 	Enforced []attachment.Record
@@ -107,9 +109,12 @@ type Reconciliation struct {
 	read bool
 }
 
+// Problem is what went wrong, or is not known; nil where nothing is.
+func (l Reconciliation) Problem() error { return errors.Join(l.Err, l.Blind) }
+
 // Unready is why the node is not as its configuration asks; nil where it is.
 func (l Reconciliation) Unready() error {
-	err := errors.Join(l.Err, l.NotInstalled)
+	err := errors.Join(l.Problem(), l.NotInstalled)
 	if l.PolicyWanted && l.Coverage.Open() > 0 {
 		err = errors.Join(err, errors.New(l.Coverage.String()))
 	}
@@ -253,7 +258,7 @@ func (k Agent) reconcile(ctx context.Context, reason Trigger, a *adopter, params
 	l.ForeignErr = report.Error()
 	l.Err = errors.Join(unread, k.reconcileNode(ctx, &l, networks, params, report))
 	l.Adopted, l.AdoptErr = a.adopt(ctx, k.Node, networks, l.Time)
-	l.Unmarked, l.Err = a.unmarked, errors.Join(l.Err, a.blind)
+	l.Unmarked, l.Blind = a.unmarked, a.blind
 	files := map[string]bool{}
 	for name, n := range networks {
 		files[name] = n.Policy == config.PolicyFiles

@@ -133,8 +133,8 @@ type Repair struct {
 // After is the status after one more reconciliation.
 func (s Status) After(l Reconciliation) Status {
 	s.LastReconcile, s.Trigger, s.Idle, s.Ports, s.Sysctls, s.Error = l.Time, l.Trigger, l.Idle, l.Ports, l.Sysctls, ""
-	if l.Err != nil {
-		s.Error = l.Err.Error()
+	if err := l.Problem(); err != nil {
+		s.Error = err.Error()
 	}
 	if s.FelixMask = ""; l.FelixMask != nil {
 		s.FelixMask = fmt.Sprintf("%#x", *l.FelixMask)

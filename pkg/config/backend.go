@@ -21,9 +21,6 @@ const (
 	IPTablesLegacy Kind = "iptables-legacy"
 )
 
-// Kinds lists them, in the order in which a node is searched for what is left of them.
-func Kinds() []Kind { return []Kind{NFTables, IPTablesNFT, IPTablesLegacy} }
-
 // Backend is the one of which the kind is.
 func (k Kind) Backend() Backend {
 	if k == NFTables {

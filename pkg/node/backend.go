@@ -22,10 +22,18 @@ func (n Node) backend(f nodeFile) dataplane.Backend {
 // reader tells what the backend has in the kernel.
 func (n Node) reader(f nodeFile) dataplane.Reader { return n.kernel().backend(n, f) }
 
+// kind is that of the backend; a file that names none counts as one of iptables.
+func (f nodeFile) kind() dataplane.Kind {
+	if k, ok := dataplane.KindOf(f.Backend); ok {
+		return k
+	}
+	k, _ := dataplane.KindOf(config.IPTablesNFT)
+	return k
+}
+
 // judge is the backend without what is beside each of them.
 func (n Node) judge(f nodeFile) dataplane.Enforcer {
-	kind, _ := dataplane.KindOf(f.Backend) // a file of another kind is not read
-	return kind.New(dataplane.Options{Wait: n.LockTimeout, Step: n.Step, Lacks: f.lacks(), Former: f.Former, Guarded: f.Bridge == bridgeByNFTables})
+	return f.kind().New(dataplane.Options{Wait: n.LockTimeout, Step: n.Step, Lacks: f.lacks(), Former: f.Former, Guarded: f.Bridge == bridgeByNFTables})
 }
 
 // choose decides what enforces. What auto finds out is noted, and not asked again.
@@ -79,8 +87,7 @@ func (f *nodeFile) askLog(ctx context.Context, wait time.Duration) error {
 	if f.Log == logByNFLOG {
 		return nil
 	}
-	kind, _ := dataplane.KindOf(f.Backend)
-	lacking, err := kind.Logs(ctx, wait)
+	lacking, err := f.kind().Logs(ctx, wait)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrBackend, err)
 	}
@@ -115,7 +122,7 @@ func (f *nodeFile) askKernel(ctx context.Context, wait time.Duration) error {
 	if err := f.askLog(ctx, wait); err != nil {
 		return err
 	}
-	kind, _ := dataplane.KindOf(f.Backend)
+	kind := f.kind()
 	if kind.Lacks == nil {
 		return nil
 	}

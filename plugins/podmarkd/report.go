@@ -72,10 +72,10 @@ func (r *reporter) change(f func(agent.Status) agent.Status) {
 // logReconciliation says what a reconciliation found that the one before did not.
 func logReconciliation(log *slog.Logger, before agent.Status, l agent.Reconciliation) {
 	log.Debug("Reconciled the node", "trigger", l.Trigger, "duration", l.Took)
-	switch {
-	case l.Err != nil && l.Err.Error() != before.Error:
-		log.Error("Reconciliation failed", "error", l.Err)
-	case l.Err == nil && before.Error != "":
+	switch err := l.Problem(); {
+	case err != nil && err.Error() != before.Error:
+		log.Error("Reconciliation failed", "error", err)
+	case err == nil && before.Error != "":
 		log.Info("Reconciliation succeeds again")
 	}
 	switch now := before.After(l).NotInstalled; {
