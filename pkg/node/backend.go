@@ -12,7 +12,8 @@ import (
 	"github.com/podmark/podmark/pkg/dataplane/nftables"
 )
 
-func (n Node) backend(f nodeFile) dataplane.Backend {
+// backendOf enforces what f says.
+func (n Node) backendOf(f nodeFile) dataplane.Backend {
 	if n.Programs && f.Checksums == checksumsByBPF {
 		return dataplane.Checksummed{Backend: n.kernel().backend(n, f)}
 	}
@@ -82,7 +83,7 @@ const (
 )
 
 // askLog notes whether what the backend drops can be logged. Where it cannot, podmark
-// enforces all the same, and asks again when it writes everything anew.
+// enforces all the same, and asks again when it writes everything again.
 func (f *nodeFile) askLog(ctx context.Context, wait time.Duration) error {
 	if f.Log == logByNFLOG {
 		return nil
@@ -105,7 +106,7 @@ const (
 )
 
 // askBridge notes whether nftables can ask for senders and guard the ports of bridges beside
-// iptables. Where it cannot, podmark asks again when it writes everything anew.
+// iptables. Where it cannot, podmark asks again when it writes everything again.
 func (f *nodeFile) askBridge() {
 	if f.Bridge == bridgeByNFTables {
 		return
@@ -189,17 +190,4 @@ func detect() (config.Kind, error) {
 		err = fmt.Errorf("%w: %w", ErrBackend, err)
 	}
 	return kind, err
-}
-
-// removeFormer takes what is left of the former backends out of the kernel. A
-// variant of iptables has done that with the other one's rules, and its guard with
-// nftables'.
-func (n Node) removeFormer(ctx context.Context, f nodeFile) error {
-	var rest []config.Kind
-	for _, k := range f.Former {
-		if !ofIPTables(f.Backend) || k == config.NFTables && f.Bridge != bridgeByNFTables {
-			rest = append(rest, k)
-		}
-	}
-	return n.kernel().remove(ctx, n.LockTimeout, rest)
 }

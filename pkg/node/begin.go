@@ -10,10 +10,10 @@ import (
 	"github.com/podmark/podmark/pkg/mark"
 )
 
-// begins is the layout of a node on which no endpoint has an ID yet. This is when others
+// layoutToBegin is that of a node on which no endpoint has an ID yet. This is when others
 // are asked for the bits that they use: it takes a list of all rules, and is not done again
 // by an ADD.
-func (n Node) begins(ctx context.Context, f nodeFile, settings Settings) (mark.Layout, error) {
+func (n Node) layoutToBegin(ctx context.Context, f nodeFile, settings Settings) (mark.Layout, error) {
 	report := n.kernel().others(ctx)
 	layout, told, err := Begin(report, f.Backend.Backend(), settings)
 	if err != nil {

@@ -10,8 +10,8 @@ const (
 	checksumsUnchecked = "none"
 )
 
-// syncChecksums has the kernel look where checksums go, and notes why where it cannot. podmark
-// enforces all the same, and tries again when it writes everything anew.
+// syncChecksums has the kernel check where checksums go, and notes why where it cannot. podmark
+// enforces all the same, and tries again when it writes everything again.
 func (f *nodeFile) syncChecksums() {
 	f.Checksums, f.ChecksumsLacks = checksumsByBPF, ""
 	if lacking := checksum.Sync(); lacking != nil {

@@ -14,7 +14,7 @@ import (
 	"github.com/podmark/podmark/pkg/dataplane/hostport"
 )
 
-// EndpointDrift is what somebody else did to a link of an endpoint.
+// EndpointDrift is what others did to a link of an endpoint.
 type EndpointDrift struct {
 	Key attachment.Key `json:"attachment"`
 	// Pod is its "namespace/name"; empty where there is none.
@@ -44,7 +44,7 @@ func (d endpointDrift) told() EndpointDrift {
 	return t
 }
 
-// EndpointDrifts lists what somebody else did to the links of endpoints, in one dump of all links,
+// EndpointDrifts lists what others did to the links of endpoints, in one dump of all links,
 // and changes nothing. fs.ErrNotExist when podmark has never run here.
 func (n Node) EndpointDrifts() ([]EndpointDrift, error) {
 	if _, err := n.load(); err != nil {
@@ -83,7 +83,7 @@ func (n Node) endpointDrifts(records []attachment.Record, dump []netlink.Link) (
 				}
 			}
 			if now, err := n.Store.Get(r.Key); err != nil || !now.Committed || now.HostVethIndex != r.HostVethIndex {
-				continue // somebody else deletes it, or adds it anew
+				continue // it is being deleted, or added again
 			}
 			out = append(out, endpointDrift{r, d})
 		}
@@ -91,8 +91,8 @@ func (n Node) endpointDrifts(records []attachment.Record, dump []netlink.Link) (
 	return out, nil
 }
 
-// repairLinks puts host veths back into podmark's device group that somebody took out of it, and
-// lists what else was done to links, which is for that somebody to undo. Its caller holds
+// repairLinks puts host veths back into podmark's device group that others took out of it, and
+// lists what else was done to links, which is for those others to undo. Its caller holds
 // the lock.
 func (n Node) repairLinks(links []netlink.Link) (left []EndpointDrift, regrouped, err error) {
 	records, err := n.records()

@@ -25,6 +25,13 @@ func named(name string) desired.Policies {
 	return desired.Policies{Policies: []desired.Policy{{Namespace: "default", Name: name}}}
 }
 
+// notes has a change write f and its policies down.
+func notes(n Node, f nodeFile) (nodeFile, error) {
+	t := tx{Node: n}
+	err := t.notePolicies(policyPlan{file: f, policies: true})
+	return t.file, err
+}
+
 // settled is a node that has come to rest with a policy of that name.
 func settled(t *testing.T, name string) (Node, nodeFile) {
 	t.Helper()
@@ -33,8 +40,7 @@ func settled(t *testing.T, name string) (Node, nodeFile) {
 		t.Fatal(err)
 	}
 	f := nodeFile{Mask: 0xffff0000, Epoch: 1, Backend: config.NFTables, Indexed: true, PoliciesHash: noFile, Policies: named(name)}
-	policies := f.Policies
-	f, err := n.note(f, PolicyUpdate{Policies: &policies})
+	f, err := notes(n, f)
 	f.Synced = true
 	if err := errors.Join(err, n.save(f)); err != nil {
 		t.Fatal(err)
@@ -75,10 +81,9 @@ func TestReadDuringChanges(t *testing.T) {
 		})
 	}
 	for i := range changes {
-		policies := named(strconv.Itoa(i))
-		f.Policies = policies
+		f.Policies = named(strconv.Itoa(i))
 		var err error
-		if f, err = n.note(f, PolicyUpdate{Policies: &policies}); err != nil {
+		if f, err = notes(n, f); err != nil {
 			t.Error(err)
 			break
 		}
@@ -125,10 +130,9 @@ func TestStateIsWhole(t *testing.T) {
 			if _, _, err := n.EnforcedPolicies(); !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("policies.json is %s: Remembered = %v", name, err)
 			}
-			// Whoever knows them all writes them anew.
-			policies := named("web")
-			f.Policies = policies
-			if _, err := n.note(f, PolicyUpdate{Policies: &policies}); err != nil && name != "pipe" {
+			// A change that knows them all writes them again.
+			f.Policies = named("web")
+			if _, err := notes(n, f); err != nil && name != "pipe" {
 				t.Error(err)
 			}
 			if f, err := n.load(); err != nil || f.Synced || len(f.Policies.Policies) != 1 {
@@ -153,11 +157,10 @@ func TestChangeEndsBetweenFiles(t *testing.T) {
 				panic(name)
 			}
 		}
-		policies := named("new")
-		f.Policies = policies
+		f.Policies = named("new")
 		func() {
 			defer func() { _ = recover() }()
-			_, err := n.note(f, PolicyUpdate{Policies: &policies})
+			_, err := notes(n, f)
 			t.Errorf("note = %v, and has not been interrupted", err)
 		}()
 		got, err := n.load()

@@ -23,22 +23,26 @@ type Collected struct {
 // CollectGarbage removes the attachments for which dead holds, what crashes left in
 // the state directory, and what no one needs in the kernel. What it cannot do with one attachment
 // it does with the others.
-func (n Node) CollectGarbage(ctx context.Context, dead func(attachment.Record) bool, dryRun bool) (Collected, error) {
+func (n Node) CollectGarbage(ctx context.Context, dead func(attachment.Record) bool, dryRun bool) (c Collected, err error) {
 	switch _, err := n.load(); {
 	case errors.Is(err, fs.ErrNotExist):
 		return Collected{}, nil
 	case errors.Is(err, ErrNewer): // whose records it would sweep away
 		return Collected{}, err
 	}
-	unlock, err := n.lock(ctx)
-	if err != nil {
-		return Collected{}, err
-	}
-	defer unlock()
-	all, _ := n.Store.List() // damaged records are collected as files
-	var c Collected
+	err = n.transact(ctx, func(t *tx) error {
+		c, err = t.collect(ctx, dead, dryRun)
+		return err
+	})
+	return c, err
+}
+
+func (t *tx) collect(ctx context.Context, dead func(attachment.Record) bool, dryRun bool) (c Collected, err error) {
+	// Where node.json cannot be read, nothing of it is written either.
+	_ = t.read()
+	all, _ := t.Store.List() // damaged records are collected as files
 	var errs []error
-	n.deferred = map[attachment.Key]bool{}
+	t.deferred = map[attachment.Key]bool{}
 	for _, r := range all {
 		if !dead(r) {
 			continue
@@ -47,71 +51,60 @@ func (n Node) CollectGarbage(ctx context.Context, dead func(attachment.Record) b
 		if dryRun {
 			continue
 		}
-		if err := n.unsynced(); err != nil {
+		if err := t.markUnsynced(); err != nil {
 			return c, err
 		}
-		err := n.kernel().blockForDelete(r.Endpoint)
-		busy, unforgotten := n.deleteFlows(n.unclaimed(r).Addresses)
-		c.Left = errors.Join(c.Left, busy)
-		if err = errors.Join(err, unforgotten); err == nil {
-			err = n.Store.Release(r)
-		}
-		if errors.Is(err, state.ErrNoRoom) {
-			n.deferred[r.Key] = true
-			c.Left, err = errors.Join(c.Left, err), nil
-		}
-		errs = append(errs, err)
-		n.step("released")
+		errs = append(errs, t.collectOne(r))
+		t.step("released")
 	}
-	c.Files, err = n.removeOrphans(ctx, dryRun)
-	if errors.Is(err, state.ErrNoRoom) {
-		c.Left, err = errors.Join(c.Left, err), nil
-	}
-	return c, errors.Join(append(errs, err)...)
+	c.Files, err = t.removeOrphans(ctx, dryRun)
+	errs = append(errs, t.leave(err))
+	c.Left = t.left
+	return c, errors.Join(errs...)
 }
 
-// unsynced notes that the kernel may have more than the state directory says, so that whoever comes
-// next takes that out before an ID is given out again.
-func (n Node) unsynced() error {
-	f, err := n.load()
-	if err != nil || !f.Synced {
-		return nil // who cannot be read writes nothing
+// collectOne removes what an attachment has beside what the backend knows of it.
+func (t *tx) collectOne(r attachment.Record) error {
+	err := t.kernel().blockForDelete(r.Endpoint)
+	busy, unforgotten := t.deleteFlows(t.unclaimed(r).Addresses)
+	t.left = errors.Join(t.left, busy)
+	if err = errors.Join(err, unforgotten); err == nil {
+		err = t.Store.Release(r)
 	}
-	f.Synced = false
-	return n.saveBestEffort(f)
+	t.deferred[r.Key] = errors.Is(err, state.ErrNoRoom)
+	return t.leave(err)
 }
 
 // RemoveOrphans removes the files that crashes left in the state directory, and what no one needs
 // in the kernel if there were any. It returns the files. Damaged records are an
 // operator's to remove: their endpoints may be alive.
-func (n Node) RemoveOrphans(ctx context.Context) ([]string, error) {
-	unlock, err := n.lock(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-	if _, err := n.Store.List(); err != nil {
-		return nil, err
-	}
-	files, err := n.Store.RemoveTemporary(true)
-	if err != nil || len(files) == 0 {
-		return nil, err
-	}
-	return n.removeOrphans(ctx, false)
+func (n Node) RemoveOrphans(ctx context.Context) (files []string, err error) {
+	err = n.transact(ctx, func(t *tx) error {
+		if _, err := t.Store.List(); err != nil {
+			return err
+		}
+		found, err := t.Store.RemoveTemporary(true)
+		if err != nil || len(found) == 0 {
+			return err
+		}
+		files, err = t.removeOrphans(ctx, false)
+		return err
+	})
+	return files, err
 }
 
 // HostVethGone holds for an attachment whose interface is no longer there, and for what
 // a crash left. Callers hold no lock: Collect does.
 func HostVethGone(r attachment.Record) bool { return !r.Committed || !hostport.Alive(r.Endpoint) }
 
-// removeOrphans removes files that belong to nobody and rewrites the kernel's share.
-func (n Node) removeOrphans(ctx context.Context, dryRun bool) ([]string, error) {
-	f, errNode := n.load()
+// removeOrphans removes files that belong to no attachment and rewrites the kernel's share.
+func (t *tx) removeOrphans(ctx context.Context, dryRun bool) ([]string, error) {
+	errNode := t.read()
 	if errors.Is(errNode, ErrNewer) {
 		return nil, errNode
 	}
-	files, err := n.misfits(f, dryRun)
-	swept, errSweep := n.Store.RemoveTemporary(dryRun)
+	files, err := t.misfits(dryRun)
+	swept, errSweep := t.Store.RemoveTemporary(dryRun)
 	files, err = append(files, swept...), errors.Join(err, errSweep)
 	if dryRun {
 		return files, err
@@ -119,17 +112,16 @@ func (n Node) removeOrphans(ctx context.Context, dryRun bool) ([]string, error) 
 	if errNode != nil {
 		return files, errors.Join(err, ignoreMissing(errNode))
 	}
-	_, errSync := n.sync(ctx, f)
-	return files, errors.Join(err, errSync)
+	return files, errors.Join(err, t.sync(ctx))
 }
 
 // misfits removes the records whose ID does not fit the node's mask, or names their files.
-func (n Node) misfits(f nodeFile, dryRun bool) (files []string, err error) {
-	node, err := f.node()
+func (t *tx) misfits(dryRun bool) (files []string, err error) {
+	node, err := t.file.node()
 	if err != nil {
-		return nil, nil // nobody knows what fits
+		return nil, nil // it is not known what fits
 	}
-	records, _ := n.Store.List() // a Sweep removes the damaged ones
+	records, _ := t.Store.List() // a Sweep removes the damaged ones
 	for _, r := range records {
 		if fits(node.Layout, r) == nil {
 			continue
@@ -138,7 +130,7 @@ func (n Node) misfits(f nodeFile, dryRun bool) (files []string, err error) {
 		if dryRun {
 			continue
 		}
-		if err := n.Store.Release(r); err != nil {
+		if err := t.Store.Release(r); err != nil {
 			return files, err
 		}
 	}

@@ -3,15 +3,12 @@ package node
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"runtime"
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/pkg/state"
 )
@@ -43,141 +40,87 @@ func (n Node) ChangeMask(ctx context.Context, layout mark.Layout) (moved bool, e
 	if f, err := n.load(); err != nil || f.Mask == layout.Mask() && f.Migration == nil {
 		return false, err
 	}
-	unlock, err := n.lock(ctx)
-	if err != nil {
-		return false, err
-	}
-	defer unlock()
-	f, err := n.load()
-	if err == nil && f.Migration != nil { // what a crash left goes to its end first
-		f, err = n.sync(ctx, f)
-	}
-	if err != nil || f.Mask == layout.Mask() {
-		return false, err
-	}
-	former, err := mark.NewLayout(f.Mask)
-	if err != nil {
-		return false, err
-	}
-	records, err := n.Store.List()
-	if err != nil {
-		return false, err
-	}
-	// A mark that means "outside" in the new layout must be no endpoint's in the
-	// former one: such an endpoint gets another ID there first.
-	for _, step := range []mark.Layout{former, layout} {
-		ids, err := reassign(records, former, step, layout.ID(mark.Outside))
+	err = n.transactExisting(ctx, func(t *tx) error {
+		if t.file.Migration != nil { // what a crash left goes to its end first
+			if err := t.sync(ctx); err != nil {
+				return err
+			}
+		}
+		if t.file.Mask == layout.Mask() {
+			return nil
+		}
+		former, err := mark.NewLayout(t.file.Mask)
 		if err != nil {
-			return false, err
+			return err
 		}
-		if step == former && !slices.ContainsFunc(records, func(r attachment.Record) bool { return ids[r.Hash()].From != ids[r.Hash()].To }) {
-			continue
+		records, err := t.Store.List()
+		if err != nil {
+			return err
 		}
-		if f, err = n.migrate(ctx, f, step, ids); err != nil {
-			return false, err
+		plan, err := planMask(former, layout, records)
+		if err != nil {
+			return err
 		}
-		for i, r := range records {
-			records[i].ID = ids[r.Hash()].To
+		for _, s := range plan {
+			if err := t.migrate(ctx, s); err != nil {
+				return err
+			}
 		}
-	}
-	return true, nil
+		moved = true
+		return nil
+	})
+	return moved, err
 }
 
 // migrate notes that the node goes over to a layout, and takes it there.
-func (n Node) migrate(ctx context.Context, f nodeFile, to mark.Layout, ids map[string]migratedID) (nodeFile, error) {
-	f.Migration = &migration{Mask: f.Mask, IDs: ids}
-	if f.Mask != to.Mask() {
-		// Every flow is judged anew, by the same policies. None may seem to be judged.
-		f.Mask, f.Epoch = to.Mask(), 1
-		if err := n.kernel().clearEpoch(to.Mark(f.Epoch)); err != nil {
-			return f, err
+func (t *tx) migrate(ctx context.Context, s maskStep) error {
+	t.file.Migration = &migration{Mask: t.file.Mask, IDs: s.ids}
+	if t.file.Mask != s.layout.Mask() {
+		// Every flow is judged again, by the same policies. None may seem to be judged.
+		t.file.Mask, t.file.Epoch = s.layout.Mask(), 1
+		if err := t.kernel().clearEpoch(s.layout.Mark(t.file.Epoch)); err != nil {
+			return err
 		}
 	}
-	f.Synced = false
-	if err := n.save(f); err != nil {
-		return f, err
+	t.file.Synced = false
+	if err := t.save(); err != nil {
+		return err
 	}
-	n.step("moving")
-	return n.sync(ctx, f)
-}
-
-// reassign gives every attachment an ID in layout: its own if it can keep it, else
-// the lowest that is free. A mark of the one layout that is not that attachment's in
-// the other one is not given, and neither is what is to mean "outside".
-func reassign(records []attachment.Record, former, layout mark.Layout, outside mark.Mark) (map[string]migratedID, error) {
-	if len(records) > layout.Capacity() {
-		return nil, fmt.Errorf("%w: iptablesMarkMask %#x holds %d endpoints, and the node has %d; use a wider mask", state.ErrExhausted, layout.Mask(), layout.Capacity(), len(records))
-	}
-	if err := fits(former, records...); err != nil {
-		return nil, err
-	}
-	owner := map[uint32]string{former.ID(mark.Outside).Value: "", outside.Value: ""}
-	for _, r := range records {
-		owner[former.ID(r.ID).Value] = r.Hash()
-	}
-	owner[outside.Value] = ""
-	ids, taken := map[string]migratedID{}, map[mark.ID]bool{}
-	usable := func(id mark.ID, hash string) bool {
-		if id < mark.First || uint32(id) > layout.Max() || taken[id] {
-			return false
-		}
-		whose, any := owner[layout.ID(id).Value]
-		return !any || whose == hash
-	}
-	give := func(r attachment.Record, id mark.ID) {
-		ids[r.Hash()], taken[id] = migratedID{r.ID, id}, true
-	}
-	for _, r := range records {
-		if usable(r.ID, r.Hash()) {
-			give(r, r.ID)
-		}
-	}
-	next := mark.First
-	for _, r := range records {
-		if _, done := ids[r.Hash()]; done {
-			continue
-		}
-		for !usable(next, r.Hash()) {
-			if next++; uint32(next) > layout.Max() {
-				return nil, fmt.Errorf("%w: iptablesMarkMask %#x overlaps the one in force, %#x, and has no ID left that means nobody else there; take a wider mask, or one with other bits", state.ErrExhausted, layout.Mask(), former.Mask())
-			}
-		}
-		give(r, next)
-	}
-	return ids, nil
+	t.step("moving")
+	return t.sync(ctx)
 }
 
 // finishMigration takes a node that is moving to where only the new layout is understood. By
 // now the kernel understands both.
-func (n Node) finishMigration(f nodeFile) (nodeFile, error) {
+func (t *tx) finishMigration() error {
 	untilSeen()
-	for hash, id := range f.Migration.IDs {
-		err := n.Store.Renumber(hash, id.To)
+	for hash, id := range t.file.Migration.IDs {
+		err := t.Store.Renumber(hash, id.To)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, state.ErrDamaged) {
-			return f, err
+			return err
 		}
 	}
-	n.step("renumbered")
-	if f.Migration.Mask != f.Mask {
-		// Flows that were silent meanwhile carry bits that are nobody's now, or another epoch's.
-		if err := n.clearFormer(f); err != nil {
-			return f, err
+	t.step("renumbered")
+	if t.file.Migration.Mask != t.file.Mask {
+		// Flows that were silent meanwhile carry bits that have no meaning now, or another epoch's.
+		if err := t.clearFormer(); err != nil {
+			return err
 		}
 	}
-	if _, err := n.Store.RemoveTemporary(false); err != nil { // the former IDs
-		return f, err
+	if _, err := t.Store.RemoveTemporary(false); err != nil { // the former IDs
+		return err
 	}
-	f.Migration = nil
-	return f, n.save(f)
+	t.file.Migration = nil
+	return t.save()
 }
 
-func (n Node) clearFormer(f nodeFile) error {
-	former, errFormer := mark.NewLayout(f.Migration.Mask)
-	layout, errLayout := mark.NewLayout(f.Mask)
+func (t *tx) clearFormer() error {
+	former, errFormer := mark.NewLayout(t.file.Migration.Mask)
+	layout, errLayout := mark.NewLayout(t.file.Mask)
 	if err := errors.Join(errFormer, errLayout); err != nil {
 		return err
 	}
-	return n.kernel().clearOtherEpochs(layout.Over(former).Mark(f.Epoch))
+	return t.kernel().clearOtherEpochs(layout.Over(former).Mark(t.file.Epoch))
 }
 
 // untilSeen returns when every packet that was on its way through the hooks has

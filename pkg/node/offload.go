@@ -11,14 +11,14 @@ import (
 	"github.com/podmark/podmark/pkg/mark"
 )
 
-// Reclaimed says what a change did about flows that a flowtable of somebody else's carries
+// Reclaimed says what a change did about flows that another program's flowtable carries
 // past the hooks: it may forbid them, and they would go on.
 type Reclaimed struct {
 	// Flows is how many go through the hooks again, and are judged there.
 	Flows int `json:"flowsReclaimed,omitempty"`
 	// Offloaded is how many the kernel did not let go of. They go on unjudged.
 	Offloaded int `json:"offloaded,omitempty"`
-	// OffloadError is why some may be neither, or had to begin anew.
+	// OffloadError is why some may be neither, or had to begin again.
 	OffloadError string `json:"offloadError,omitempty"`
 }
 
@@ -85,7 +85,7 @@ func (n Node) Reevaluate(addrs *netipx.IPSet) (done bool, err error) {
 	if err != nil || f.Incomplete || !f.Synced {
 		return false, err
 	}
-	s, err := n.state(f)
+	s, err := n.stateOf(f)
 	if err != nil {
 		return false, err
 	}

@@ -12,7 +12,6 @@ import (
 	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/desired"
-	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/pkg/state"
 )
 
@@ -27,7 +26,7 @@ type Applied struct {
 	Restricted bool `json:"restricted"`
 	// Changed is whether there was anything to do.
 	Changed bool `json:"-"`
-	// Whole is set where everything was written anew, because something was missing.
+	// Whole is set where everything was written again, because something was missing.
 	Whole bool `json:"whole,omitempty"`
 	Reclaimed
 }
@@ -41,13 +40,15 @@ type PolicyUpdate struct {
 	// Removed and Come are what pods elsewhere take out of the sets and bring to them. From
 	// now on [Node.RemoteMembers] says so too.
 	Removed, Added desired.Members
-	// Unknown has everything written anew, and flows judged again: what is in the kernel,
+	// Unknown has everything written again, and flows judged again: what is in the kernel,
 	// and was allowed there, is not known.
 	Unknown bool
+	// kubernetes is set where the policies come from the Kubernetes API from now on.
+	kubernetes bool
 }
 
-func (r PolicyUpdate) empty() bool {
-	return !r.Unknown && r.Policies == nil && len(r.Records)+len(r.Removed.Peers)+len(r.Removed.Tuples)+len(r.Added.Peers)+len(r.Added.Tuples) == 0
+func (u PolicyUpdate) empty() bool {
+	return !u.Unknown && u.Policies == nil && len(u.Records)+len(u.Removed.Peers)+len(u.Removed.Tuples)+len(u.Added.Peers)+len(u.Added.Tuples) == 0
 }
 
 // SetPolicies makes policies the node's, enforced on every endpoint when it
@@ -55,7 +56,7 @@ func (r PolicyUpdate) empty() bool {
 // so that what they forbid stops at its next packet. The settings count only on
 // a node that has none yet.
 func (n Node) SetPolicies(ctx context.Context, settings Settings, policies desired.Policies) (Applied, error) {
-	return n.updatePolicies(ctx, settings, func(f *nodeFile, _ []attachment.Record) (PolicyUpdate, error) {
+	return n.updatePolicies(ctx, settings, func(f nodeFile, _ []attachment.Record) (PolicyUpdate, error) {
 		if f.Kubernetes {
 			return PolicyUpdate{}, fmt.Errorf("%w: apply them there; podmarkd follows it because a network says \"policy\": \"kubernetes\"", ErrSource)
 		}
@@ -71,16 +72,16 @@ func (n Node) SetPolicies(ctx context.Context, settings Settings, policies desir
 // UpdatePolicies is SetPolicies for what podmarkd learns from the Kubernetes API, from the first
 // call on the node's only source. decide is called with the attachments, and holds the
 // node's lock. Only what differs is written. Zero settings are none: the error is then
-// fs.ErrNotExist on a node on which podmark has never run. Where something of ours is missing in the
-// kernel, everything is written anew.
+// fs.ErrNotExist on a node on which podmark has never run. Where something of podmark's is missing in the
+// kernel, everything is written again.
 func (n Node) UpdatePolicies(ctx context.Context, settings Settings, decide func([]attachment.Record) PolicyUpdate) (Applied, error) {
-	return n.updatePolicies(ctx, settings, func(f *nodeFile, records []attachment.Record) (PolicyUpdate, error) {
-		r := decide(records)
-		if !f.Kubernetes && r.Policies == nil {
-			r.Policies = &desired.Policies{}
+	return n.updatePolicies(ctx, settings, func(f nodeFile, records []attachment.Record) (PolicyUpdate, error) {
+		u := decide(records)
+		if !f.Kubernetes && u.Policies == nil {
+			u.Policies = &desired.Policies{}
 		}
-		f.Kubernetes = true
-		return r, nil
+		u.kubernetes = true
+		return u, nil
 	})
 }
 
@@ -92,12 +93,12 @@ func (n Node) EnforceRequested(ctx context.Context, networks map[string]bool) (e
 	asks := func(r attachment.Record) bool {
 		return r.Committed && !r.Policed && !r.Kubernetes && networks[r.Network]
 	}
-	// Damaged records are reported by whoever keeps the rules.
+	// Damaged records are reported by a reconciliation.
 	if records, _ := n.Store.List(); !slices.ContainsFunc(records, asks) {
 		return nil, nil
 	}
 	var refused []error
-	_, err = n.updatePolicies(ctx, Settings{}, func(f *nodeFile, records []attachment.Record) (PolicyUpdate, error) {
+	_, err = n.updatePolicies(ctx, Settings{}, func(f nodeFile, records []attachment.Record) (PolicyUpdate, error) {
 		for _, r := range records {
 			if !asks(r) {
 				continue
@@ -105,7 +106,7 @@ func (n Node) EnforceRequested(ctx context.Context, networks map[string]bool) (e
 			if r.Policed = true; f.Kubernetes {
 				return PolicyUpdate{}, fmt.Errorf("network %q says \"policy\": \"files\": %w", r.Network, ErrSource)
 			}
-			if err := n.bridgeFiltered(*f, r); err != nil {
+			if err := n.bridgeFiltered(f, r); err != nil {
 				refused = append(refused, fmt.Errorf("%s: %w", r.Key, err))
 				continue
 			}
@@ -119,105 +120,124 @@ func (n Node) EnforceRequested(ctx context.Context, networks map[string]bool) (e
 	return enlisted, errors.Join(refused...)
 }
 
-func (n Node) updatePolicies(ctx context.Context, settings Settings, decide func(*nodeFile, []attachment.Record) (PolicyUpdate, error)) (Applied, error) {
+// updatePolicies carries out what decide says of the node as it is.
+func (n Node) updatePolicies(ctx context.Context, settings Settings, decide func(nodeFile, []attachment.Record) (PolicyUpdate, error)) (applied Applied, err error) {
 	if _, err := n.load(); errors.Is(err, fs.ErrNotExist) && settings.Backend == "" {
 		return Applied{}, err
 	}
-	unlock, err := n.lock(ctx)
+	err = n.transact(ctx, func(t *tx) error {
+		applied, err = t.updatePolicies(ctx, settings, decide)
+		return err
+	})
+	return applied, err
+}
+
+func (t *tx) updatePolicies(ctx context.Context, settings Settings, decide func(nodeFile, []attachment.Record) (PolicyUpdate, error)) (Applied, error) {
+	if err := t.readForPolicies(ctx, settings); err != nil {
+		return Applied{}, err
+	}
+	before, err := t.records()
 	if err != nil {
 		return Applied{}, err
 	}
-	defer unlock()
-	f, err := n.loadWithoutPolicies()
-	if errors.Is(err, fs.ErrNotExist) {
-		f, _, err = n.adoptSettings(ctx, settings)
-	}
-	if err == nil && f.Migration != nil && f.policiesLost == nil {
-		f, err = n.sync(ctx, f)
-	}
-	if err == nil && !f.Kubernetes { // an operator's apply looks at the node, too
-		f, _, err = n.surveyNow(f)
-	}
+	update, err := decide(t.file, before)
 	if err != nil {
 		return Applied{}, err
 	}
-	before, err := n.records()
-	if err != nil {
-		return Applied{}, err
-	}
-	was := f
-	rev, err := decide(&f, before)
-	if err == nil && f.policiesLost != nil && rev.Policies == nil {
-		err = f.policiesLost
-	}
-	if err != nil {
-		return Applied{}, err
-	}
-	rev.Unknown = rev.Unknown || f.policiesLost != nil
-	applied := Applied{Policies: len(was.Policies.Policies), Epoch: was.Epoch}
-	whole := rev.Unknown || n.lacking(was)
-	if rev.empty() && !whole {
-		if f.Kubernetes {
-			return applied, nil
+	if lost := t.file.policiesLost; lost != nil {
+		if update.Policies == nil {
+			return Applied{}, lost
 		}
-		if err := n.refresh(ctx, f); !dataplane.Drifted(err) { // an operator's apply fixes, too
-			return applied, err
+		update.Unknown = true
+	}
+	unchanged := Applied{Policies: len(t.file.Policies.Policies), Epoch: t.file.Epoch}
+	whole := update.Unknown || t.lacking()
+	if update.empty() && !whole {
+		if t.file.Kubernetes {
+			return unchanged, nil
+		}
+		if err := t.refresh(ctx); !dataplane.Drifted(err) { // an operator's apply repairs, too
+			return unchanged, err
 		}
 		whole = true
 	}
-	applied.Changed = true
-	after := replaced(before, rev.Records)
-	if rev.Policies != nil {
-		f.Policies = *rev.Policies
-	}
-	from, errFrom := was.share(before...)
-	to, errTo := f.share(after...)
-	if err := errors.Join(errFrom, errTo); err != nil {
-		return Applied{}, err
-	}
-	from, to = from.WithMembers(rev.Removed), to.WithMembers(rev.Added)
-	// A change that was interrupted may be half in the kernel: what it forbade
-	// is not known to be stopped. Whether this one takes anything away, only whole
-	// states tell: an endpoint that stays in its place may have got other rules.
-	applied.Restricted = !was.Synced || rev.Unknown || from.Restricts(to) ||
-		// To a packet in flight, those who come may be peers of the rules that go.
-		rev.Policies != nil && from.MentionsAny(rev.Added)
-	if applied.Restricted {
-		if f.Epoch, err = n.nextEpoch(to.State); err != nil {
-			return Applied{}, err
-		}
-		to.Epoch = f.Epoch
-	}
-	if f, err = n.note(f, rev); err != nil {
-		return Applied{}, err
-	}
-	n.step("saved")
-	if !whole {
-		if from, err = n.fillNewSets(ctx, f, from, to); err == nil {
-			from, to = desired.Diff(from, to)
-			err = n.backend(f).Update(ctx, from, to)
-		}
-	}
-	if !whole && err == nil && !f.Kubernetes {
-		err = n.refresh(ctx, f)
-	}
-	if applied.Whole = whole || dataplane.Drifted(err); applied.Whole {
-		f, err = n.sync(ctx, f)
-	} else if err == nil {
-		if applied.Restricted {
-			f.reclaimed = n.reclaim(to.State)
-		}
-		f.Synced = true
-		err = n.save(f)
-	} else {
-		err = fmt.Errorf("%w: %w", ErrBackend, err)
-	}
+	p, err := planPolicies(t.file, before, update)
 	if err != nil {
 		return Applied{}, err
 	}
-	n.step("synced")
-	applied.Policies, applied.Epoch, applied.Reclaimed = len(f.Policies.Policies), f.Epoch, f.reclaimed
-	return applied, nil
+	if whole, err = t.enforce(ctx, p, whole); err != nil {
+		return Applied{}, err
+	}
+	return Applied{
+		Policies: len(t.file.Policies.Policies), Epoch: t.file.Epoch,
+		Restricted: p.restricted, Changed: true, Whole: whole, Reclaimed: t.file.reclaimed,
+	}, nil
+}
+
+// readForPolicies reads node.json, or begins a node with settings. It may lack the policies that
+// there were.
+func (t *tx) readForPolicies(ctx context.Context, settings Settings) (err error) {
+	t.file, err = t.loadWithoutPolicies()
+	if errors.Is(err, fs.ErrNotExist) {
+		_, err = t.adoptSettings(ctx, settings)
+	}
+	if err == nil && t.file.Migration != nil && t.file.policiesLost == nil {
+		err = t.sync(ctx)
+	}
+	if err == nil && !t.file.Kubernetes { // an operator's apply surveys the node, too
+		err = t.surveyNow()
+	}
+	return err
+}
+
+// enforce carries out a plan, and reports whether everything was written for it: as asked for with
+// whole, or because something was missing in the kernel.
+func (t *tx) enforce(ctx context.Context, p policyPlan, whole bool) (_ bool, err error) {
+	if p.restricted {
+		if err := t.clearFlows(p.to.Layout, p.file.Epoch); err != nil {
+			return whole, err
+		}
+	}
+	if err := t.notePolicies(p); err != nil {
+		return whole, err
+	}
+	t.step("saved")
+	if !whole {
+		err = t.updateShare(ctx, p)
+		whole = dataplane.Drifted(err)
+	}
+	switch {
+	case whole:
+		err = t.sync(ctx)
+	case err != nil:
+		err = fmt.Errorf("%w: %w", ErrBackend, err)
+	default:
+		if p.restricted {
+			t.file.reclaimed = t.reclaim(p.to.State)
+		}
+		t.file.Synced = true
+		err = t.save()
+	}
+	if err == nil {
+		t.step("synced")
+	}
+	return whole, err
+}
+
+// updateShare changes in the kernel what the plan does.
+func (t *tx) updateShare(ctx context.Context, p policyPlan) error {
+	from, err := t.fillNewSets(ctx, p.from, p.to)
+	if err != nil {
+		return err
+	}
+	from, to := desired.Diff(from, p.to)
+	if err := t.backend().Update(ctx, from, to); err != nil {
+		return err
+	}
+	if t.file.Kubernetes {
+		return nil
+	}
+	return t.refresh(ctx)
 }
 
 // fewMembers is how many members of new sets come with all the rest at once.
@@ -225,18 +245,18 @@ const fewMembers = 4096
 
 // fillNewSets makes those of the sets that only to has that do not come with all the rest at once,
 // because they are large: each takes a change of its own. from is returned with them.
-func (n Node) fillNewSets(ctx context.Context, f nodeFile, from, to desired.Share) (desired.Share, error) {
+func (t *tx) fillNewSets(ctx context.Context, from, to desired.Share) (desired.Share, error) {
 	from.PeerSets, from.TupleSets = maps.Clone(from.PeerSets), maps.Clone(from.TupleSets)
 	left := fewMembers
 	for set := range to.Sets() {
 		if from.Contains(set) {
 			continue
 		}
-		if n := set.Size(); n <= left {
-			left -= n
+		if size := set.Size(); size <= left {
+			left -= size
 			continue
 		}
-		if _, err := n.backend(f).FillSet(ctx, set); err != nil {
+		if _, err := t.backend().FillSet(ctx, set); err != nil {
 			return from, err
 		}
 		maps.Copy(from.PeerSets, set.PeerSets)
@@ -247,11 +267,11 @@ func (n Node) fillNewSets(ctx context.Context, f nodeFile, from, to desired.Shar
 
 // lacking reports whether a change was not finished, or sets may lack pods elsewhere that
 // are known here.
-func (n Node) lacking(f nodeFile) bool {
-	if !f.Synced || !f.Incomplete || n.RemoteMembers == nil {
-		return !f.Synced
+func (t *tx) lacking() bool {
+	if !t.file.Synced || !t.file.Incomplete || t.RemoteMembers == nil {
+		return !t.file.Synced
 	}
-	_, known := n.RemoteMembers(desired.Set{})
+	_, known := t.RemoteMembers(desired.Set{})
 	return known
 }
 
@@ -267,78 +287,47 @@ func (n Node) EnforcedPolicies() (p desired.Policies, incomplete bool, err error
 
 // refresh reports what of the whole node is not in place, and brings its own addresses
 // and ports up to date.
-func (n Node) refresh(ctx context.Context, f nodeFile) error {
-	want, err := n.state(f)
+func (t *tx) refresh(ctx context.Context) error {
+	want, err := t.state()
 	if err != nil {
 		return err
 	}
-	_, err = n.backend(f).Refresh(ctx, want)
+	_, err = t.backend().Refresh(ctx, want)
 	return err
 }
 
-// note writes down what is to be, so that whoever comes after a crash finishes it.
-func (n Node) note(f nodeFile, rev PolicyUpdate) (nodeFile, error) {
-	f.Synced = false
+// notePolicies writes down what is to be, so that the change after a crash finishes it.
+func (t *tx) notePolicies(p policyPlan) error {
+	t.file = p.file
+	t.file.Synced = false
 	var policies []byte
-	if rev.Policies != nil {
+	if p.policies {
 		var err error
-		if policies, err = encode(f.Policies); err != nil {
-			return f, err
+		if policies, err = encode(t.file.Policies); err != nil {
+			return err
 		}
-		f.policiesLost = nil
-		if f.PoliciesHash == noFile { // what is there is of an earlier life
-			if err := n.Store.Remove(state.PoliciesFile); err != nil {
-				return f, err
+		t.file.policiesLost = nil
+		if t.file.PoliciesHash == noFile { // what is there is of an earlier life
+			if err := t.Store.Remove(state.PoliciesFile); err != nil {
+				return err
 			}
 		}
-		f.FormerHash, f.PoliciesHash = f.PoliciesHash, hashOf(policies)
+		t.file.FormerHash, t.file.PoliciesHash = t.file.PoliciesHash, hashOf(policies)
 	}
-	if err := n.save(f); err != nil {
-		return f, err
+	if err := t.save(); err != nil {
+		return err
 	}
-	if rev.Policies != nil {
-		n.step("noted")
-		if err := n.Store.Write(state.PoliciesFile, policies); err != nil {
-			return f, err
+	if p.policies {
+		t.step("noted")
+		if err := t.Store.Write(state.PoliciesFile, policies); err != nil {
+			return err
 		}
-		f.FormerHash = ""
+		t.file.FormerHash = ""
 	}
-	for _, r := range rev.Records {
-		if err := n.Store.Put(r); err != nil {
-			return f, err
+	for _, r := range p.records {
+		if err := t.Store.Put(r); err != nil {
+			return err
 		}
 	}
-	return f, nil
-}
-
-// replaced is records with those of changed in the place of their former selves.
-func replaced(records, changed []attachment.Record) []attachment.Record {
-	next := map[attachment.Key]attachment.Record{}
-	for _, r := range changed {
-		next[r.Key] = r
-	}
-	out := make([]attachment.Record, len(records))
-	for i, r := range records {
-		if changed, ok := next[r.Key]; ok {
-			// The addresses that a later attachment has taken over are no more its own.
-			changed.Addresses = r.Addresses
-			r = changed
-		}
-		out[i] = r
-	}
-	return out
-}
-
-// nextEpoch gives the number of the epoch after that of s, which no flow carries. At the
-// wrap all numbers are taken off the flows. Until the change is in the kernel, flows may
-// still get the one in force, which is the highest: it is taken off when its turn comes.
-func (n Node) nextEpoch(s desired.State) (uint32, error) {
-	epoch := s.Layout.NextEpoch(s.Epoch)
-	switch epoch {
-	case 1:
-		return epoch, n.kernel().clearOtherEpochs(s.Layout.ID(mark.None))
-	case s.Layout.Max():
-		return epoch, n.kernel().clearEpoch(s.Layout.Mark(epoch))
-	}
-	return epoch, nil
+	return nil
 }

@@ -29,7 +29,7 @@ func (n Node) State() (desired.State, error) {
 	if err != nil {
 		return desired.State{}, err
 	}
-	return n.state(f)
+	return n.stateOf(f)
 }
 
 // Coverage says who of the node's pods is policed, where those that started without podmark are
@@ -115,7 +115,7 @@ func (n Node) Preview(settings Settings, policies *desired.Policies) (desired.St
 	if policies != nil {
 		f.Policies = *policies
 	}
-	return n.state(f)
+	return n.stateOf(f)
 }
 
 // Records lists the attachments; damaged ones are reported with the good ones.

@@ -8,7 +8,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/dataplane/counters"
 	"github.com/podmark/podmark/pkg/dataplane/drift"
@@ -52,14 +51,14 @@ func (n Node) Counters(ctx context.Context) ([]counters.Rule, error) {
 
 // Intact reports whether the rules are there that do not depend on who is on the node,
 // without the node's lock and in a fraction of what Reconcile takes. What cannot be found out
-// stands, as does a node that somebody is rewriting.
+// stands, as does a node that is being rewritten.
 func (n Node) Intact(ctx context.Context) bool {
 	f, err := n.load()
 	if err != nil || !f.Synced {
 		return true
 	}
 	node, err := f.node()
-	return err != nil || !dataplane.Drifted(n.backend(f).Check(ctx, desired.State{Node: node}, drift.Base))
+	return err != nil || !dataplane.Drifted(n.backendOf(f).Check(ctx, desired.State{Node: node}, drift.Base))
 }
 
 // Reconciled says what Reconcile found and did.
@@ -77,132 +76,126 @@ type Reconciled struct {
 	// Unfiltered is what bridges keep from IP from now on, so that it is dropped for isolated
 	// endpoints; nil where it is the same as before.
 	Unfiltered *desired.Unfiltered
-	// EndpointDrift is what somebody did to the links of endpoints, and nobody has undone. These
+	// EndpointDrift is what others did to the links of endpoints, and have not undone. These
 	// endpoints are closed, or judged as before where that is the same link still.
 	EndpointDrift []EndpointDrift
 	// Alterable is what [Node.Alterable] says.
 	Alterable string
 }
 
-// Reconcile makes the kernel hold what the node should enforce, and looks closer than
-// an ADD does: at every element, and at what others have done to hooks and chains.
+// Reconcile makes the kernel hold what the node should enforce. It checks more than
+// an ADD does: every element, and what others have done to hooks and chains.
 // The sets that belong to the node rather than to an endpoint, host addresses and
 // NodePorts, are brought up to date without a rule being written. A nil ports
 // leaves those as they are. fs.ErrNotExist when podmark has never run here.
-func (n Node) Reconcile(ctx context.Context, ports *Ports) (Reconciled, error) {
-	if _, err := n.load(); err != nil { // creates no directory where podmark is not in use
-		return Reconciled{}, err
-	}
-	unlock, err := n.lock(ctx)
-	if err != nil {
-		return Reconciled{}, err
-	}
-	defer unlock()
-	f, err := n.load()
-	if err != nil {
-		return Reconciled{}, err
-	}
-	links, errLinks := n.kernel().links()
-	kept, err := n.reconcile(ctx, f, ports, links)
-	if errLinks != nil {
-		return kept, errors.Join(err, errLinks)
-	}
-	drifted, regrouped, errDrift := n.repairLinks(links)
-	kept.EndpointDrift = drifted
-	if now, err := n.load(); err == nil {
-		kept.Alterable = now.alterable()
-	}
-	if regrouped != nil {
-		kept.Drift = errors.Join(kept.Drift, regrouped)
-	}
-	return kept, errors.Join(err, errDrift)
+func (n Node) Reconcile(ctx context.Context, ports *Ports) (done Reconciled, err error) {
+	err = n.transactExisting(ctx, func(t *tx) error {
+		links, errLinks := t.kernel().links()
+		done, err = t.reconcile(ctx, ports, links)
+		if errLinks != nil {
+			return errors.Join(err, errLinks)
+		}
+		drifted, regrouped, errDrift := t.repairLinks(links)
+		done.EndpointDrift = drifted
+		if now, err := t.load(); err == nil {
+			done.Alterable = now.alterable()
+		}
+		if regrouped != nil {
+			done.Drift = errors.Join(done.Drift, regrouped)
+		}
+		return errors.Join(err, errDrift)
+	})
+	return done, err
 }
 
-// reconcile is Reconcile of the rules and sets, with the lock held. Without links, nil, what rules say of
+// reconcile is Reconcile of the rules and sets. Without links, nil, what rules say of
 // the node stays.
-func (n Node) reconcile(ctx context.Context, f nodeFile, ports *Ports, links []netlink.Link) (Reconciled, error) {
-	if f.Synced && links != nil {
-		was := f
-		now, changed, err := n.survey(f, links)
-		if err != nil {
+func (t *tx) reconcile(ctx context.Context, ports *Ports, links []netlink.Link) (done Reconciled, err error) {
+	if t.file.Synced && links != nil {
+		was := t.file
+		switch changed, err := t.survey(links); {
+		case err != nil:
 			return Reconciled{}, err
-		}
-		if changed {
-			var kept Reconciled
-			if was.Tunnels == nil || !same(*was.Tunnels, *now.Tunnels) {
-				kept.Tunnels = now.Tunnels
-			}
-			if was.Unfiltered != now.Unfiltered {
-				kept.Unfiltered = &now.Unfiltered
-			}
-			_, err = n.sync(ctx, now)
-			return kept, err
+		case changed:
+			return surveyed(was, t.file), t.sync(ctx)
 		}
 	}
-	old, err := f.node()
+	p, err := planPorts(t.file, ports)
+	if err == nil {
+		err = t.note(p)
+	}
+	if err == nil && p.rewrite {
+		err = t.sync(ctx)
+	}
+	if err != nil || p.rewrite {
+		return Reconciled{}, err
+	}
+	done.Drift = errUnfinished
+	if !t.lacking() {
+		if done, err = t.refreshAll(ctx); err != nil || done.Drift == nil {
+			return done, err
+		}
+	}
+	return done, t.sync(ctx)
+}
+
+// surveyed says what rules say otherwise of the node.
+func surveyed(was, now nodeFile) (done Reconciled) {
+	if was.Tunnels == nil || !sameTunnels(*was.Tunnels, *now.Tunnels) {
+		done.Tunnels = now.Tunnels
+	}
+	if was.Unfiltered != now.Unfiltered {
+		done.Unfiltered = &now.Unfiltered
+	}
+	return done
+}
+
+// refreshAll brings the sets up to date that belong to the node, and says what else is not in place.
+func (t *tx) refreshAll(ctx context.Context) (done Reconciled, err error) {
+	want, err := t.state()
 	if err != nil {
 		return Reconciled{}, err
 	}
-	if ports != nil && !f.Ports.equal(*ports) {
-		f.Ports = ports
-		// In iptables a rule has them. Whoever comes after a crash finishes that.
-		rewrite := f.Backend != config.NFTables && !slices.Equal(old.SCTPPorts, ports.SCTP)
-		f.Synced = f.Synced && !rewrite
-		if err := n.save(f); err != nil {
-			return Reconciled{}, err
-		}
-		if rewrite {
-			_, err := n.sync(ctx, f)
-			return Reconciled{}, err
-		}
+	if t.file.Kubernetes && t.RemoteMembers != nil {
+		want = want.WithoutMembers() // ReconcileSet has those
 	}
-	kept := Reconciled{Drift: errUnfinished}
-	if !n.lacking(f) {
-		want, err := n.state(f)
-		if err != nil {
-			return Reconciled{}, err
-		}
-		if f.Kubernetes && n.RemoteMembers != nil {
-			want = want.WithoutMembers() // ReconcileSet has those
-		}
-		kept.Policies = policiesOf(want)
-		if kept.Replaced, kept.Drift = n.backend(f).Refresh(ctx, want); kept.Drift == nil {
-			return kept, nil
-		}
-		if !dataplane.Drifted(kept.Drift) {
-			return Reconciled{Policies: kept.Policies}, fmt.Errorf("%w: %w", ErrBackend, kept.Drift)
-		}
-		kept.Replaced = nil // all sets are filled anew
+	done.Policies = policiesOf(want)
+	replaced, drifted := t.backend().Refresh(ctx, want)
+	switch {
+	case drifted == nil:
+		done.Replaced = replaced
+	case dataplane.Drifted(drifted):
+		done.Drift = drifted // all sets are filled again
+	default:
+		err = fmt.Errorf("%w: %w", ErrBackend, drifted)
 	}
-	_, err = n.sync(ctx, f)
-	return kept, err
+	return done, err
 }
 
-// ReconcileSet has the node's next peer or tuple set behind the one of the name, in a circle, hold
-// exactly who belongs there, and says what it was called and how many elements came and
+// ReconcileSet has the next of the node's peer and tuple sets after the one of the name, in a circle,
+// hold exactly who belongs there, and says what it was called and how many elements came and
 // went. All of them at once would keep others from the node's lock for long. There is
 // nothing to do where pods elsewhere are not known, or a change is to be finished first.
 func (n Node) ReconcileSet(ctx context.Context, after string) (name string, changed int, err error) {
+	name = after
 	if f, err := n.load(); err != nil || !f.Kubernetes || n.RemoteMembers == nil {
-		return after, 0, ignoreMissing(err)
+		return name, 0, ignoreMissing(err)
 	}
-	unlock, err := n.lock(ctx)
-	if err != nil {
-		return after, 0, err
-	}
-	defer unlock()
-	f, err := n.load()
-	if err != nil || n.lacking(f) || f.Incomplete {
-		return after, 0, err
-	}
-	state, err := n.state(f)
-	if err != nil {
-		return after, 0, err
-	}
-	set, name := state.NextSet(after)
-	if set, known := n.RemoteMembers(set); known && name != "" {
-		changed, err = n.backend(f).FillSet(ctx, set)
-	}
+	err = n.transactExisting(ctx, func(t *tx) error {
+		if t.lacking() || t.file.Incomplete {
+			return nil
+		}
+		state, err := t.state()
+		if err != nil {
+			return err
+		}
+		var set desired.Set
+		set, name = state.NextSet(after)
+		if set, known := t.RemoteMembers(set); known && name != "" {
+			changed, err = t.backend().FillSet(ctx, set)
+		}
+		return err
+	})
 	return name, changed, err
 }
 
@@ -218,29 +211,21 @@ func policiesOf(s desired.State) map[desired.ProfileID][]string {
 // Diff reports what [Node.Reconcile] would put back, and changes nothing; nil where
 // the kernel has everything. fs.ErrNotExist when podmark has never run here.
 func (n Node) Diff(ctx context.Context) (missing, err error) {
-	if _, err := n.load(); err != nil {
-		return nil, err
-	}
-	unlock, err := n.lock(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-	f, err := n.load()
-	if err != nil {
-		return nil, err
-	}
-	if !f.Synced {
-		return errUnfinished, nil
-	}
-	want, err := n.state(f)
-	if err != nil {
-		return nil, err
-	}
-	if missing = n.backend(f).Check(ctx, want, drift.Deep); missing == nil || dataplane.Drifted(missing) {
-		return missing, nil
-	}
-	return nil, fmt.Errorf("%w: %w", ErrBackend, missing)
+	err = n.transactExisting(ctx, func(t *tx) error {
+		if !t.file.Synced {
+			missing = errUnfinished
+			return nil
+		}
+		want, err := t.state()
+		if err != nil {
+			return err
+		}
+		if missing = t.backend().Check(ctx, want, drift.Deep); missing != nil && !dataplane.Drifted(missing) {
+			missing, err = nil, fmt.Errorf("%w: %w", ErrBackend, missing)
+		}
+		return err
+	})
+	return missing, err
 }
 
 // errUnfinished is what Reconcile finds where a change was interrupted.

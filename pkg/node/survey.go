@@ -30,38 +30,50 @@ func (n Node) fresh(f nodeFile) (nodeFile, error) {
 }
 
 // survey notes what of the node's links and bridges is another than the rules were written with,
-// and reports that: then everything is to be written. If there are more tunnels than before,
-// the next epoch begins, for what is in a live flow was not forbidden.
-func (n Node) survey(f nodeFile, links []netlink.Link) (nodeFile, bool, error) {
-	tunnels, err := n.forbid(f, links)
+// and reports that: then everything is to be written.
+func (t *tx) survey(links []netlink.Link) (changed bool, err error) {
+	found := surroundings{}
+	if found.tunnels, err = t.forbid(t.file, links); err != nil {
+		return false, err
+	}
+	records, err := t.records()
 	if err != nil {
-		return f, false, err
+		return false, err
 	}
-	records, err := n.records()
+	found.unfiltered = t.unfiltered(records)
+	p, err := planSurroundings(t.file, found)
 	if err != nil {
-		return f, false, err
+		return false, err
 	}
-	open := n.unfiltered(records)
-	if f.Tunnels != nil && same(*f.Tunnels, tunnels) && f.Unfiltered == open {
-		return f, false, nil
-	}
-	node, err := f.node()
-	if err != nil {
-		return f, false, err
-	}
-	from := desired.State{Node: node}
-	node.Tunnels = tunnels
-	if to := (desired.State{Node: node}); from.Restricts(to) {
-		if f.Epoch, err = n.nextEpoch(to); err != nil {
-			return f, false, err
-		}
-	}
-	f.Tunnels, f.Unfiltered, f.Synced = &tunnels, open, false
-	return f, true, n.save(f)
+	return p.changed, t.note(p)
 }
 
-func same(a, b desired.Tunnels) bool {
-	return slices.Equal(a.UDPPorts, b.UDPPorts) && slices.Equal(a.Protocols, b.Protocols)
+// surveyNow is survey with the links of now.
+func (t *tx) surveyNow() error {
+	links, err := t.kernel().links()
+	if err != nil {
+		return err
+	}
+	_, err = t.survey(links)
+	return err
+}
+
+// note writes a repair down, after flows have lost the number of an epoch that begins.
+func (t *tx) note(p repairPlan) error {
+	if !p.changed {
+		return nil
+	}
+	if p.restricted {
+		node, err := p.file.node()
+		if err != nil {
+			return err
+		}
+		if err := t.clearFlows(node.Layout, node.Epoch); err != nil {
+			return err
+		}
+	}
+	t.file = p.file
+	return t.save()
 }
 
 // unfiltered is what bridges keep from IP, of the families of policed endpoints on them.
@@ -75,13 +87,4 @@ func (n Node) unfiltered(records []attachment.Record) desired.Unfiltered {
 		IPv4: on(netip.Addr.Is4) && n.kernel().filtered(false) != nil,
 		IPv6: on(netip.Addr.Is6) && n.kernel().filtered(true) != nil,
 	}
-}
-
-// surveyNow is survey with the links of now.
-func (n Node) surveyNow(f nodeFile) (nodeFile, bool, error) {
-	links, err := n.kernel().links()
-	if err != nil {
-		return f, false, err
-	}
-	return n.survey(f, links)
 }

@@ -9,73 +9,72 @@ import (
 
 // Uninstall removes every trace: rules, sets, device groups, bridge port
 // settings and the state directory. Pods keep running, unmarked and unpoliced. Once it has begun,
-// whoever comes next finishes it.
+// the next change finishes it.
 func (n Node) Uninstall(ctx context.Context) error {
-	unlock, err := n.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if err := n.strip(ctx); err != nil {
-		return err
-	}
-	return n.Store.RemoveAll()
+	return n.transact(ctx, func(t *tx) error {
+		if err := t.strip(ctx); err != nil {
+			return err
+		}
+		return t.Store.RemoveAll()
+	})
 }
 
 // finishUninstall finishes an uninstall, and goes on with the lock and an empty state directory.
-func (n Node) finishUninstall(ctx context.Context) error {
-	if err := n.strip(ctx); err != nil {
+func (t *tx) finishUninstall(ctx context.Context) error {
+	if err := t.strip(ctx); err != nil {
 		return err
 	}
-	if err := n.Store.Clear(); err != nil {
+	if err := t.Store.Clear(); err != nil {
 		return err
 	}
-	n.step("cleared")
-	return n.Store.Init()
+	t.step("cleared")
+	t.file = nodeFile{}
+	return t.Store.Init()
 }
 
-// strip notes that the node is to be left, and takes everything out of the kernel.
-func (n Node) strip(ctx context.Context) error {
-	kinds := n.kernel().leftovers()
-	f, err := n.decodeNodeFile()
+// strip notes that podmark leaves the node, and takes everything out of the kernel.
+func (t *tx) strip(ctx context.Context) error {
+	kinds := t.kernel().leftovers()
+	var err error
+	t.file, err = t.decodeNodeFile()
 	if errors.Is(err, ErrNewer) {
 		return err
 	}
 	if err == nil {
-		_, err = f.node()
+		_, err = t.file.node()
 	}
-	if err == nil && f.Backend != "" {
-		kinds = append(f.Former, f.Backend, config.NFTables) // which guards bridges beside iptables
+	if err == nil && t.file.Backend != "" {
+		kinds = append(t.file.Former, t.file.Backend, config.NFTables) // which guards bridges beside iptables
 	}
 	if err == nil {
-		f.Uninstalling = true
-		if err := n.saveBestEffort(f); err != nil {
+		t.file.Uninstalling = true
+		if err := t.saveBestEffort(); err != nil {
 			return err
 		}
-		n.step("leaving")
+		t.step("leaving")
 	}
-	if err := n.kernel().remove(ctx, n.LockTimeout, kinds); err != nil {
+	if err := t.kernel().remove(ctx, t.LockTimeout, kinds); err != nil {
 		return err
 	}
-	if err := n.kernel().removeChecksums(); err != nil {
+	if err := t.kernel().removeChecksums(); err != nil {
 		return err
 	}
-	n.step("removed")
-	records, _ := n.Store.List()
+	t.step("removed")
+	records, _ := t.Store.List()
 	for _, r := range records {
-		if err := n.kernel().restore(r.Endpoint); err != nil {
+		if err := t.kernel().restore(r.Endpoint); err != nil {
 			return err
 		}
 	}
-	links, err := n.kernel().links()
+	links, err := t.kernel().links()
 	if err != nil {
 		return err
 	}
 	for _, l := range links {
-		if err := n.kernel().restoreLink(l); err != nil {
+		if err := t.kernel().restoreLink(l); err != nil {
 			return err
 		}
 	}
-	n.step("freed")
+	t.step("freed")
 	return nil
 }
