@@ -150,39 +150,57 @@ func (s State) Evaluate(p Packet) Verdict {
 
 // Sender asks whether a packet, of whatever flow and kind, comes from who it says.
 func (s State) Sender(p Packet) Verdict {
-	forged := Verdict{By: "source address is not the endpoint's own"}
-	genuine := Verdict{Allowed: true, By: "the sender is who it says"}
-	e := s.behind(p)
+	var genuine bool
+	switch e := s.behind(p); {
+	case s.takesHostAddress(p):
+	case e == nil:
+		genuine = s.genuineOutside(p)
+	default:
+		genuine = s.genuineEndpoint(p, e)
+	}
+	if !genuine {
+		return Verdict{By: "source address is not the endpoint's own"}
+	}
+	return Verdict{Allowed: true, By: "the sender is who it says"}
+}
+
+// takesHostAddress holds for what an endpoint sends from the node's own address, out of a further
+// prefix. That address comes in nowhere that IP sees, whatever prefix it is in.
+func (s State) takesHostAddress(p Packet) bool {
+	if s.besideIP(p) || !slices.Contains(s.HostAddresses, p.Src) {
+		return false
+	}
+	return slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool {
+		return e.L3Interface == p.In && containing(e.AllowedSources, p.Src)
+	})
+}
+
+// genuineOutside asks what comes in by an interface that is no endpoint's: it must not speak for
+// an endpoint. Its L3 interface and its VRF may, where no bridge says by which port it came.
+func (s State) genuineOutside(p Packet) bool {
+	if p.bridged() && p.claims() && s.Owner(p.Target) != nil {
+		return false
+	}
 	owner := s.Owner(p.Src)
-	// The node's own address comes in nowhere that IP sees, whatever prefix it is in.
-	taken := !s.besideIP(p) && slices.Contains(s.HostAddresses, p.Src) &&
-		slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.L3Interface == p.In && containing(e.AllowedSources, p.Src) })
+	return owner == nil || p.Frame == nil && (p.In == owner.L3Interface || p.In == owner.VRF)
+}
+
+// genuineEndpoint asks what endpoint e sends, by any address: one of its own, or for its link the
+// link-local one, or one out of a further prefix that is no other endpoint's.
+func (s State) genuineEndpoint(p Packet, e *Endpoint) bool {
+	owner := s.Owner(p.Src)
 	switch {
-	case taken:
-		return forged
-	case e == nil && p.bridged() && p.claims() && s.Owner(p.Target) != nil:
-		return forged
-	case e == nil && owner == nil:
-		return genuine
-	case e == nil && p.Frame == nil && (p.In == owner.L3Interface || p.In == owner.VRF):
-		return genuine
-	case e == nil: // another's address, by an interface that is nobody's
-		return forged
-	case commands(p), p.bridged() && (p.Frame.OtherSource || p.Protocol == PIM && p.Src.Is4()):
-		return forged
+	case commands(p):
+		return false
+	case p.bridged() && (p.Frame.OtherSource || p.Protocol == PIM && p.Src.Is4()):
+		return false
 	case p.bridged() && p.aboutLink():
 		speaks := p.linkScoped() && (owner == e || speaksOf(p, *e, true))
-		return Verdict{Allowed: speaks && (!p.claims() || named(*e, p.Target)), By: forged.By}
-	case owner == e:
-		return genuine
+		return speaks && (!p.claims() || named(*e, p.Target))
 	case owner != nil:
-		return forged
-	case p.linkScoped() && speaksOf(p, *e, false):
-		return genuine
-	case containing(e.AllowedSources, p.Src):
-		return genuine
+		return owner == e
 	}
-	return forged
+	return p.linkScoped() && speaksOf(p, *e, false) || containing(e.AllowedSources, p.Src)
 }
 
 // behind is the endpoint at the port that the packet came in by, nil for none.
@@ -282,26 +300,36 @@ func speaksOf(p Packet, e Endpoint, bridged bool) bool {
 	return p.Src.IsLinkLocalUnicast() && (!bridged || known && own == p.Src)
 }
 
-// stray asks whether a frame to the port of an isolated endpoint is for the endpoint.
+// stray asks whether a frame to a bridge port is for the endpoint behind it.
 func (s State) stray(p Packet) Verdict {
-	pass := Verdict{Allowed: true}
-	forRouters := []uint8{131, 132, 133, 143}
-	if p.bridged() && s.behind(p) != nil && p.Protocol == ICMPv6 && slices.Contains(forRouters, p.ICMPType) &&
-		slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.HostVeth == p.Frame.To }) {
+	switch {
+	case s.onlyForRouters(p):
 		return Verdict{By: "for routers, and not for other endpoints"}
+	case s.misdirected(p):
+		return Verdict{By: "not for the endpoint behind the bridge port"}
 	}
+	return Verdict{Allowed: true}
+}
+
+// onlyForRouters holds for what one endpoint tells routers, where it goes to the port of another.
+func (s State) onlyForRouters(p Packet) bool {
+	toRouters := p.Protocol == ICMPv6 && slices.Contains([]uint8{131, 132, 133, 143}, p.ICMPType)
+	return toRouters && p.bridged() && s.behind(p) != nil &&
+		slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.HostVeth == p.Frame.To })
+}
+
+// misdirected holds for a frame to the port of an isolated endpoint by another MAC address or to
+// another IP address than the endpoint's. What finds neighbours and groups is for multicast addresses.
+func (s State) misdirected(p Packet) bool {
 	if p.Frame == nil || p.Frame.To == "" || p.onLink() && slices.Contains([]uint8{130, 134, 135, 136}, p.ICMPType) {
-		return pass
+		return false
 	}
-	for _, e := range s.Endpoints {
+	return slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool {
 		if e.HostVeth != p.Frame.To || e.Routed() || !s.Isolates(e.Profiles[Ingress]) {
-			continue
+			return false
 		}
-		if p.Frame.OtherDestination || !slices.Contains(e.Addresses, p.Dst) && !containing(e.AllowedSources, p.Dst) {
-			return Verdict{By: "not for the endpoint behind the bridge port"}
-		}
-	}
-	return pass
+		return p.Frame.OtherDestination || !slices.Contains(e.Addresses, p.Dst) && !containing(e.AllowedSources, p.Dst)
+	})
 }
 
 // unfiltered answers for what goes from port to port past IP: only whom nobody isolates may send

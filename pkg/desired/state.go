@@ -470,9 +470,18 @@ func digest(parts ...string) string {
 // that live connections must be judged again. It may say so without need, never
 // the reverse: a profile whose rules changed in any way but growing counts.
 func (s State) Restricts(next State) bool {
-	if !containsAll(s.Tunnels.UDPPorts, next.Tunnels.UDPPorts, cmp.Compare) || !containsAll(s.Tunnels.Protocols, next.Tunnels.Protocols, cmp.Compare) {
-		return true
-	}
+	return s.restrictsTunnels(next) || s.restrictsEndpoints(next) || s.restrictsSets(next)
+}
+
+// restrictsTunnels reports whether the node unwraps more in next, which endpoints must not send.
+func (s State) restrictsTunnels(next State) bool {
+	return !containsAll(s.Tunnels.UDPPorts, next.Tunnels.UDPPorts, cmp.Compare) ||
+		!containsAll(s.Tunnels.Protocols, next.Tunnels.Protocols, cmp.Compare)
+}
+
+// restrictsEndpoints reports whether an endpoint is gone, or may do less under its profiles or
+// send from less.
+func (s State) restrictsEndpoints(next State) bool {
 	after := map[mark.ID]Endpoint{}
 	for _, e := range next.Endpoints {
 		after[e.ID] = e
@@ -485,15 +494,26 @@ func (s State) Restricts(next State) bool {
 		}
 		for _, d := range Directions {
 			way := [2]ProfileID{e.Profiles[d], n.Profiles[d]}
-			if !next.Isolates(n.Profiles[d]) || compared[way] {
+			if compared[way] {
 				continue
 			}
 			compared[way] = true
-			if !s.Isolates(e.Profiles[d]) || s.Profiles[e.Profiles[d]].restricts(next.Profiles[n.Profiles[d]]) {
+			if s.restrictsProfile(e.Profiles[d], next, n.Profiles[d]) {
 				return true
 			}
 		}
 	}
+	return false
+}
+
+// restrictsProfile reports whether profile to of next can forbid what profile from allowed.
+func (s State) restrictsProfile(from ProfileID, next State, to ProfileID) bool {
+	return next.Isolates(to) && (!s.Isolates(from) || s.Profiles[from].restricts(next.Profiles[to]))
+}
+
+// restrictsSets reports whether a set that stays has lost a member. One that is gone is in no rule
+// that stays either.
+func (s State) restrictsSets(next State) bool {
 	for id, set := range s.PeerSets {
 		if n, ok := next.PeerSets[id]; ok && !containsAll(n.Addrs, set.Addrs, netip.Addr.Compare) {
 			return true

@@ -32,68 +32,106 @@ const (
 	linkName
 )
 
+// registers are what the rule has loaded so far, by the kernel's number of the register.
+type registers map[uint32]value
+
 // follow follows the registers through a rule. What it does not know may change any
 // of them, and a mark that is set from one of those may become anything.
 func (r *Rule) follow(list []expression) {
-	registers := map[uint32]value{}
+	loaded := registers{}
 	for _, e := range list {
-		switch e.name {
-		case "counter", "comment", "log", "limit", "quota", "objref":
-		case "match":
-			r.matches(e)
-		case "notrack":
-			r.NoTrack = true
-		case "target":
-			r.target(e)
-		case "meta":
-			mark := e.number(unix.NFTA_META_KEY) == unix.NFT_META_MARK
-			switch {
-			case !e.has(unix.NFTA_META_SREG):
-				registers[e.number(unix.NFTA_META_DREG)] = loadedMeta(e.number(unix.NFTA_META_KEY))
-			case mark:
-				r.Writes = append(r.Writes, registers[e.number(unix.NFTA_META_SREG)].into(PacketMark))
-			}
-		case "ct":
-			mark := e.number(unix.NFTA_CT_KEY) == unix.NFT_CT_MARK
-			switch {
-			case mark && e.has(unix.NFTA_CT_SREG):
-				r.Writes = append(r.Writes, registers[e.number(unix.NFTA_CT_SREG)].into(ConntrackMark))
-			case mark:
-				registers[e.number(unix.NFTA_CT_DREG)] = value{from: conntrackMark, keep: All}
-			case e.has(unix.NFTA_CT_DREG):
-				registers[e.number(unix.NFTA_CT_DREG)] = value{}
-			}
-		case "immediate":
-			v := value{}
-			if data := e.data(unix.NFTA_IMMEDIATE_DATA); len(data) == 4 {
-				v = value{from: constant, xor: binary.NativeEndian.Uint32(data)}
-			}
-			registers[e.number(unix.NFTA_IMMEDIATE_DREG)] = v
-		case "payload":
-			if e.has(unix.NFTA_PAYLOAD_DREG) {
-				registers[e.number(unix.NFTA_PAYLOAD_DREG)] = loadedHeader(e)
-			}
-		case "byteorder":
-			v := registers[e.number(unix.NFTA_BYTEORDER_SREG)]
-			v.swapped = !v.swapped
-			registers[e.number(unix.NFTA_BYTEORDER_DREG)] = v
-		case "bitwise":
-			registers[e.number(unix.NFTA_BITWISE_DREG)] = registers[e.number(unix.NFTA_BITWISE_SREG)].bitwise(e)
-		case "cmp":
-			v, data, op := registers[e.number(unix.NFTA_CMP_SREG)], e.data(unix.NFTA_CMP_DATA), e.number(unix.NFTA_CMP_OP)
-			if op == unix.NFT_CMP_EQ {
-				r.match(v, data)
-			}
-			r.compare(v, data, op)
-		case "lookup":
-			r.compare(registers[e.number(unix.NFTA_LOOKUP_SREG)], nil, unix.NFT_CMP_EQ)
-			clear(registers)
-		case "range":
-			r.compare(registers[e.number(unix.NFTA_RANGE_SREG)], nil, unix.NFT_CMP_EQ)
-		default:
-			clear(registers)
+		step, known := steps[e.name]
+		switch {
+		case !known:
+			clear(loaded)
+		case step != nil:
+			step(r, e, loaded)
 		}
 	}
+}
+
+// steps are what the kinds of expressions do with marks and registers, by nf_tables' names. Those
+// with nil leave both alone.
+var steps = map[string]func(r *Rule, e expression, loaded registers){
+	"counter": nil, "comment": nil, "log": nil, "limit": nil, "quota": nil, "objref": nil,
+
+	// What iptables-nft has of iptables.
+	"match":  func(r *Rule, e expression, _ registers) { r.matches(e) },
+	"target": func(r *Rule, e expression, _ registers) { r.target(e) },
+
+	// What loads a register, or writes a mark from one.
+	"notrack":   func(r *Rule, _ expression, _ registers) { r.NoTrack = true },
+	"meta":      (*Rule).meta,
+	"ct":        (*Rule).conntrack,
+	"immediate": func(_ *Rule, e expression, loaded registers) { loaded.immediate(e) },
+	"payload":   func(_ *Rule, e expression, loaded registers) { loaded.payload(e) },
+	"byteorder": func(_ *Rule, e expression, loaded registers) { loaded.byteorder(e) },
+	"bitwise": func(_ *Rule, e expression, loaded registers) {
+		loaded[e.number(unix.NFTA_BITWISE_DREG)] = loaded[e.number(unix.NFTA_BITWISE_SREG)].bitwise(e)
+	},
+
+	// What compares a register.
+	"cmp": func(r *Rule, e expression, loaded registers) {
+		v, data, op := loaded[e.number(unix.NFTA_CMP_SREG)], e.data(unix.NFTA_CMP_DATA), e.number(unix.NFTA_CMP_OP)
+		if op == unix.NFT_CMP_EQ {
+			r.match(v, data)
+		}
+		r.compare(v, data, op)
+	},
+	"lookup": func(r *Rule, e expression, loaded registers) { // which may load any
+		r.compare(loaded[e.number(unix.NFTA_LOOKUP_SREG)], nil, unix.NFT_CMP_EQ)
+		clear(loaded)
+	},
+	"range": func(r *Rule, e expression, loaded registers) {
+		r.compare(loaded[e.number(unix.NFTA_RANGE_SREG)], nil, unix.NFT_CMP_EQ)
+	},
+}
+
+// meta loads the packet mark or the name of a link, or writes the packet mark.
+func (r *Rule) meta(e expression, loaded registers) {
+	key := e.number(unix.NFTA_META_KEY)
+	switch {
+	case !e.has(unix.NFTA_META_SREG):
+		loaded[e.number(unix.NFTA_META_DREG)] = loadedMeta(key)
+	case key == unix.NFT_META_MARK:
+		r.Writes = append(r.Writes, loaded[e.number(unix.NFTA_META_SREG)].into(PacketMark))
+	}
+}
+
+// conntrack loads the conntrack mark, or writes it.
+func (r *Rule) conntrack(e expression, loaded registers) {
+	mark := e.number(unix.NFTA_CT_KEY) == unix.NFT_CT_MARK
+	switch {
+	case mark && e.has(unix.NFTA_CT_SREG):
+		r.Writes = append(r.Writes, loaded[e.number(unix.NFTA_CT_SREG)].into(ConntrackMark))
+	case mark:
+		loaded[e.number(unix.NFTA_CT_DREG)] = value{from: conntrackMark, keep: All}
+	case e.has(unix.NFTA_CT_DREG):
+		loaded[e.number(unix.NFTA_CT_DREG)] = value{}
+	}
+}
+
+// immediate loads a constant.
+func (loaded registers) immediate(e expression) {
+	v := value{}
+	if data := e.data(unix.NFTA_IMMEDIATE_DATA); len(data) == 4 {
+		v = value{from: constant, xor: binary.NativeEndian.Uint32(data)}
+	}
+	loaded[e.number(unix.NFTA_IMMEDIATE_DREG)] = v
+}
+
+// payload loads bytes of a header, or writes them.
+func (loaded registers) payload(e expression) {
+	if e.has(unix.NFTA_PAYLOAD_DREG) {
+		loaded[e.number(unix.NFTA_PAYLOAD_DREG)] = loadedHeader(e)
+	}
+}
+
+// byteorder turns the bytes of a register over.
+func (loaded registers) byteorder(e expression) {
+	v := loaded[e.number(unix.NFTA_BYTEORDER_SREG)]
+	v.swapped = !v.swapped
+	loaded[e.number(unix.NFTA_BYTEORDER_DREG)] = v
 }
 
 func loadedMeta(key uint32) value {
@@ -215,33 +253,59 @@ func (r *Rule) matches(e expression) {
 // (IPSET_FLAG_MAP_SKBMARK of include/uapi/linux/netfilter/ipset/ip_set.h).
 const mapsMark = 1 << 8
 
+// targetInfo is the struct of a target, in words of 4 bytes in the order of the machine.
+type targetInfo []byte
+
+func (t targetInfo) word(i int) uint32 { return binary.NativeEndian.Uint32(t[4*i:]) }
+
 // target reads a target of iptables-nft that is one in the kernel too: structs of
 // include/uapi/linux/netfilter/xt_mark.h, xt_connmark.h, xt_CT.h, xt_set.h and xt_TPROXY.h.
 func (r *Rule) target(e expression) {
-	name, rev, info := e.text(unix.NFTA_TARGET_NAME), e.number(unix.NFTA_TARGET_REV), e.attributes[unix.NFTA_TARGET_INFO]
-	word := func(i int) uint32 { return binary.NativeEndian.Uint32(info[4*i:]) }
-	switch {
-	case name == "NOTRACK", name == "CT" && len(info) >= 2 && binary.NativeEndian.Uint16(info)&1 != 0: // XT_CT_NOTRACK
+	name, rev := e.text(unix.NFTA_TARGET_NAME), e.number(unix.NFTA_TARGET_REV)
+	info := targetInfo(e.attributes[unix.NFTA_TARGET_INFO])
+	switch name {
+	case "NOTRACK":
 		r.NoTrack = true
-	case name == "MARK" && rev == 2 && len(info) >= 8:
-		r.Writes = append(r.Writes, setXmark(PacketMark, word(0), word(1)))
-	case name == "MARK":
-		r.Writes = append(r.Writes, Write{Field: PacketMark, Bits: All, Text: "MARK ..."})
-	case name == "CONNMARK" && rev == 1 && len(info) >= 13: // the mode comes last
-		r.Writes = append(r.Writes, connmark(word(0), word(1), word(2), info[12], 0))
-	case name == "CONNMARK" && rev == 2 && len(info) >= 15: // shift_dir, shift_bits, mode
-		shift := int(info[13])
-		if info[12] != 0 { // D_SHIFT_RIGHT
+	case "CT":
+		if len(info) >= 2 && binary.NativeEndian.Uint16(info)&1 != 0 { // XT_CT_NOTRACK
+			r.NoTrack = true
+		}
+	case "MARK":
+		r.Writes = append(r.Writes, info.mark(rev))
+	case "CONNMARK":
+		r.Writes = append(r.Writes, info.connmark(rev))
+	case "SET":
+		if rev == 3 && len(info) >= 16 && info.word(3)&mapsMark != 0 { // three sets of 4 bytes, and flags
+			r.Writes = append(r.Writes, setMark)
+		}
+	case "TPROXY":
+		if len(info) >= 8 { // mask and value come first in all revisions
+			r.Writes = append(r.Writes, tproxy(info.word(1), info.word(0)))
+		}
+	default:
+		r.computes(name)
+	}
+}
+
+// mark is what MARK writes. What is not understood may write anything.
+func (t targetInfo) mark(rev uint32) Write {
+	if rev == 2 && len(t) >= 8 {
+		return setXmark(PacketMark, t.word(0), t.word(1))
+	}
+	return Write{Field: PacketMark, Bits: All, Text: "MARK ..."}
+}
+
+// connmark is what CONNMARK writes. What is not understood may write anything.
+func (t targetInfo) connmark(rev uint32) Write {
+	switch {
+	case rev == 1 && len(t) >= 13: // the mode comes last
+		return connmark(t.word(0), t.word(1), t.word(2), t[12], 0)
+	case rev == 2 && len(t) >= 15: // shift_dir, shift_bits, mode
+		shift := int(t[13])
+		if t[12] != 0 { // D_SHIFT_RIGHT
 			shift = -shift
 		}
-		r.Writes = append(r.Writes, connmark(word(0), word(1), word(2), info[14], shift))
-	case name == "CONNMARK":
-		r.Writes = append(r.Writes, Write{Field: ConntrackMark, Bits: All, Text: "CONNMARK ..."})
-	case name == "SET" && rev == 3 && len(info) >= 16 && word(3)&mapsMark != 0: // three sets of 4 bytes, and flags
-		r.Writes = append(r.Writes, setMark)
-	case name == "TPROXY" && len(info) >= 8: // mask and value come first in all revisions
-		r.Writes = append(r.Writes, tproxy(word(1), word(0)))
-	case slices.Contains(computed, name):
-		r.Writes = append(r.Writes, Write{Field: PacketMark, Bits: All, Text: name + " ..."})
+		return connmark(t.word(0), t.word(1), t.word(2), t[14], shift)
 	}
+	return Write{Field: ConntrackMark, Bits: All, Text: "CONNMARK ..."}
 }

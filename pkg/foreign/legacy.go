@@ -153,6 +153,12 @@ func (r Rule) option(name string) (string, bool) {
 	return "", true
 }
 
+// has reports whether the option is there, not negated.
+func (r Rule) has(name string) bool {
+	_, ok := r.option(name)
+	return ok
+}
+
 // number reads the value of an option; without it, or where it cannot be read, it
 // is every bit.
 func (r Rule) number(name string) uint32 {
@@ -176,39 +182,58 @@ func (r *Rule) read() {
 	out, _ := r.option("-o")
 	r.Loopback = in == "lo" || out == "lo"
 	r.readCompares()
+	r.readTarget()
+}
+
+// readTarget reads what the rule does to marks and to conntrack.
+func (r *Rule) readTarget() {
 	target, _ := r.option("-j")
-	shift := 0
-	if text, ok := r.option("--left-shift-mark"); ok {
-		shift, _ = strconv.Atoi(text)
-	}
-	if text, ok := r.option("--right-shift-mark"); ok {
-		n, _ := strconv.Atoi(text)
-		shift = -n
-	}
-	has := func(name string) bool { _, ok := r.option(name); return ok }
-	switch {
-	case target == "NOTRACK", target == "CT" && has("--notrack"):
+	switch target {
+	case "NOTRACK":
 		r.NoTrack = true
-	case target == "MARK":
+	case "CT":
+		r.NoTrack = r.NoTrack || r.has("--notrack")
+	case "MARK":
 		value, mask := r.xmark()
 		r.Writes = append(r.Writes, setXmark(PacketMark, value, mask))
-	case target == "CONNMARK" && has("--save-mark"):
-		r.Writes = append(r.Writes, connmark(0, r.number("--ctmask"), r.number("--nfmask"), connmarkSave, shift))
-	case target == "CONNMARK" && has("--restore-mark"):
-		r.Writes = append(r.Writes, connmark(0, r.number("--ctmask"), r.number("--nfmask"), connmarkRestore, shift))
-	case target == "CONNMARK":
-		value, mask := r.xmark()
-		r.Writes = append(r.Writes, connmark(value, mask, 0, connmarkSet, shift))
-	case target == "SET" && has("--map-mark"):
-		r.Writes = append(r.Writes, setMark)
-	case target == "TPROXY":
+	case "CONNMARK":
+		r.Writes = append(r.Writes, r.connmark())
+	case "SET":
+		if r.has("--map-mark") {
+			r.Writes = append(r.Writes, setMark)
+		}
+	case "TPROXY":
 		text, there := r.option("--tproxy-mark")
 		if value, mask, _ := masked(text); there {
 			r.Writes = append(r.Writes, tproxy(value, mask))
 		}
-	case slices.Contains(computed, target):
-		r.Writes = append(r.Writes, Write{Field: PacketMark, Bits: All, Text: target + " ..."})
+	default:
+		r.computes(target)
 	}
+}
+
+// connmark is what CONNMARK writes.
+func (r Rule) connmark() Write {
+	shift := r.shift()
+	switch {
+	case r.has("--save-mark"):
+		return connmark(0, r.number("--ctmask"), r.number("--nfmask"), connmarkSave, shift)
+	case r.has("--restore-mark"):
+		return connmark(0, r.number("--ctmask"), r.number("--nfmask"), connmarkRestore, shift)
+	}
+	value, mask := r.xmark()
+	return connmark(value, mask, 0, connmarkSet, shift)
+}
+
+// shift is how far CONNMARK shifts to the left; below 0 it is to the right.
+func (r Rule) shift() int {
+	if text, ok := r.option("--right-shift-mark"); ok {
+		n, _ := strconv.Atoi(text)
+		return -n
+	}
+	text, _ := r.option("--left-shift-mark")
+	n, _ := strconv.Atoi(text)
+	return n
 }
 
 // readCompares reads "-m mark ! --mark VALUE/MASK", and that of connmark: both options

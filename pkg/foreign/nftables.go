@@ -11,29 +11,43 @@ import (
 )
 
 // readNFTables reads what nf_tables has, over netlink: rules of iptables-nft are
-// among it, and neither nft nor iptables has to be installed, whose look would add
-// tables. A kernel without nf_tables has nothing.
+// among it, and neither nft nor iptables has to be installed, which add tables
+// where they list them. A kernel without nf_tables has nothing.
 //
 // It reads expressions itself. google/nftables leaves out kinds that it does not
 // know, the register that a ct statement reads, and the operation of a bitwise one
 // (v0.3.0), so that what a rule writes cannot be told; 'nft -j' has no targets.
 func readNFTables() ([]Chain, []Rule, error) {
+	chains, rules, err := dumpNFTables()
+	if err != nil {
+		return nil, nil, err
+	}
+	return parseNFTables(chains, rules)
+}
+
+// dumpNFTables reads the chains and rules of nf_tables as the kernel has them.
+func dumpNFTables() (chains, rules []message, err error) {
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return nil, nil, fmt.Errorf("connecting to nf_tables: %w", err)
 	}
 	defer conn.Close()
-	chainList, err := dump(conn, unix.NFT_MSG_GETCHAIN)
+	chains, err = dump(conn, unix.NFT_MSG_GETCHAIN)
 	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL) {
 		return nil, nil, nil
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("listing the chains of nf_tables: %w", err)
 	}
-	ruleList, err := dump(conn, unix.NFT_MSG_GETRULE)
+	rules, err = dump(conn, unix.NFT_MSG_GETRULE)
 	if err != nil {
 		return nil, nil, fmt.Errorf("listing the rules of nf_tables: %w", err)
 	}
+	return chains, rules, nil
+}
+
+// parseNFTables finds out what the rules do. Of them it returns those that [ParseLegacy] does.
+func parseNFTables(chainList, ruleList []message) ([]Chain, []Rule, error) {
 	var chains []Chain
 	ways := newPassages()
 	for _, m := range chainList {
@@ -49,25 +63,15 @@ func readNFTables() ([]Chain, []Rule, error) {
 	for _, m := range ruleList {
 		c := newChain(m, unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN)
 		i := slices.Index(chains, c)
-		if i < 0 || c.Own() { // package node looks at those
+		if i < 0 || c.Own() { // package node examines those
 			continue
 		}
-		handle := m.attributes.long(unix.NFTA_RULE_HANDLE)
+		rule := Rule{Chain: c, Handle: m.attributes.long(unix.NFTA_RULE_HANDLE)}
 		expressions, err := decodeExpressions(m.attributes[unix.NFTA_RULE_EXPRESSIONS])
 		if err != nil {
-			return nil, nil, fmt.Errorf("reading rule %d of chain %s %s %s: %w", handle, c.Family, c.Table, c.Name, err)
+			return nil, nil, fmt.Errorf("reading rule %d of chain %s %s %s: %w", rule.Handle, c.Family, c.Table, c.Name, err)
 		}
-		rule := Rule{Chain: c, Handle: handle}
-		hook := false
-		for _, e := range expressions {
-			target := e.leadsTo()
-			if target != "" {
-				ways.jumps[c] = append(ways.jumps[c], c.sibling(target))
-			}
-			hook = hook || leads(target)
-			ways.maps[c] = ways.maps[c] || e.mapped()
-		}
-		if hook {
+		if ways.pass(c, expressions) {
 			continue
 		}
 		counts[i]++
@@ -85,6 +89,19 @@ func readNFTables() ([]Chain, []Rule, error) {
 	return chains, rules, nil
 }
 
+// pass notes where a rule of a chain leads, and reports whether it is one of podmark's hooks.
+func (p passages) pass(c Chain, rule []expression) (hook bool) {
+	for _, e := range rule {
+		target := e.leadsTo()
+		if target != "" {
+			p.jumps[c] = append(p.jumps[c], c.sibling(target))
+		}
+		hook = hook || leads(target)
+		p.maps[c] = p.maps[c] || e.mapped()
+	}
+	return hook
+}
+
 // message is an object of nf_tables.
 type message struct {
 	family     string
@@ -94,7 +111,7 @@ type message struct {
 // attributes are by their type.
 type attributes map[uint16][]byte
 
-// tries is how often a list is read anew that changes while it is read.
+// tries is how often a list is read again that changes while it is read.
 const tries = 10
 
 // dump reads all objects of a kind, of all families.

@@ -152,6 +152,13 @@ func tproxy(value, mask uint32) Write {
 // xtables-addons.
 var computed = []string{"HMARK", "IPMARK"}
 
+// computes notes the write of a target that makes the packet mark by itself.
+func (r *Rule) computes(target string) {
+	if slices.Contains(computed, target) {
+		r.Writes = append(r.Writes, Write{Field: PacketMark, Bits: All, Text: target + " ..."})
+	}
+}
+
 // Modes of CONNMARK, as the kernel numbers them (XT_CONNMARK_SET and on).
 const (
 	connmarkSet = iota

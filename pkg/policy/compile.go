@@ -64,67 +64,105 @@ func (o Options) Compile(sources ...Source) (desired.Policies, []string, error) 
 			return desired.Policies{}, nil, fmt.Errorf("namespace %q: %s", o.Namespace, wrong)
 		}
 	}
-	var (
-		compiled desired.Policies
-		notes    []string
-		errs     []error
-		places   = map[string]string{}
-		// By source.
-		others, namespaces = map[string]int{}, map[string]int{}
-		// found is an object of an accepted kind, and said a policy, or that there is none.
-		found, said = false, false
-	)
+	c := compiler{Options: o, places: map[string]string{}, others: map[string]int{}, namespaces: map[string]int{}}
 	for _, source := range sources {
 		if len(bytes.TrimSpace(source.Data)) == 0 {
-			errs = append(errs, fmt.Errorf("%s: %w", source.Name, ErrEmpty))
+			c.errs = append(c.errs, fmt.Errorf("%s: %w", source.Name, ErrEmpty))
 		}
 		for _, is := range o.decode(source) {
-			problems := is.errs
-			switch id := is.id(); {
-			case is.other != "":
-				others[source.Name]++
-			case places[id] != "":
-				problems = append(problems, fmt.Errorf("declared before, in %s", places[id]))
-			case id != "":
-				places[id] = is.place
-			}
-			found = found || is.other == ""
-			said = said || is.policy != nil || is.none
-			if is.namespace != nil {
-				namespaces[source.Name]++
-			}
-			problems = append(problems, include(&compiled, is)...)
-			for _, note := range is.notes {
-				if o.Strict {
-					problems = append(problems, fmt.Errorf("%w, which strict reading refuses", note))
-					continue
-				}
-				notes = append(notes, is.problem(note).Error())
-			}
-			for _, err := range problems {
-				errs = append(errs, is.problem(err))
-			}
+			c.tally(source, is)
+			c.add(is)
 		}
 	}
-	if lacks := ErrNoPolicy; errs == nil && (!found || o.Whole && !said) {
-		if !found {
-			lacks = ErrEmpty
-		}
-		for _, source := range sources {
-			err := fmt.Errorf("%s: %w", source.Name, lacks)
-			if has := count(namespaces[source.Name], others[source.Name]); has != "" {
-				err = fmt.Errorf("%w but %s", err, has)
-			}
-			errs = append(errs, err)
-		}
+	if c.errs == nil {
+		c.errs = c.lacking(sources)
 	}
-	if len(errs) > 0 {
-		return desired.Policies{}, nil, errors.Join(errs...)
+	if len(c.errs) > 0 {
+		return desired.Policies{}, nil, errors.Join(c.errs...)
 	}
-	slices.SortFunc(compiled.Policies, func(a, b desired.Policy) int {
+	slices.SortFunc(c.compiled.Policies, func(a, b desired.Policy) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
-	return compiled, notes, nil
+	return c.compiled, c.notes, nil
+}
+
+// compiler puts together what the objects of all sources say.
+type compiler struct {
+	Options
+	compiled desired.Policies
+	notes    []string
+	errs     []error
+	// places are where the objects with a name were declared.
+	places map[string]string
+	// others and namespaces are how many there are, by source.
+	others, namespaces map[string]int
+	// found is set where there is an object of an accepted kind, and said where there is a
+	// policy, or a list that says there is none.
+	found, said bool
+}
+
+// tally counts an object under its kind.
+func (c *compiler) tally(source Source, is object) {
+	if is.other != "" {
+		c.others[source.Name]++
+	} else {
+		c.found = true
+	}
+	if is.namespace != nil {
+		c.namespaces[source.Name]++
+	}
+	c.said = c.said || is.policy != nil || is.none
+}
+
+// add compiles an object, with every problem of it.
+func (c *compiler) add(is object) {
+	problems := append(is.errs, c.declare(is)...)
+	problems = append(problems, include(&c.compiled, is)...)
+	for _, note := range is.notes {
+		if c.Strict {
+			problems = append(problems, fmt.Errorf("%w, which strict reading refuses", note))
+			continue
+		}
+		c.notes = append(c.notes, is.problem(note).Error())
+	}
+	for _, err := range problems {
+		c.errs = append(c.errs, is.problem(err))
+	}
+}
+
+// declare refuses the second object of a name. What is passed over may be there twice.
+func (c *compiler) declare(is object) []error {
+	id := is.id()
+	if is.other != "" || id == "" {
+		return nil
+	}
+	if before := c.places[id]; before != "" {
+		return []error{fmt.Errorf("declared before, in %s", before)}
+	}
+	c.places[id] = is.place
+	return nil
+}
+
+// lacking has an error for each source where none of them says what the policies are.
+func (c *compiler) lacking(sources []Source) []error {
+	var lacks error
+	switch {
+	case !c.found:
+		lacks = ErrEmpty
+	case c.Whole && !c.said:
+		lacks = ErrNoPolicy
+	default:
+		return nil
+	}
+	var errs []error
+	for _, source := range sources {
+		err := fmt.Errorf("%s: %w", source.Name, lacks)
+		if has := count(c.namespaces[source.Name], c.others[source.Name]); has != "" {
+			err = fmt.Errorf("%w but %s", err, has)
+		}
+		errs = append(errs, err)
+	}
+	return errs
 }
 
 // count says how many objects there are that are no policies.

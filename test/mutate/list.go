@@ -60,7 +60,7 @@ var mutants = []mutant{
 	{ipt, "render.go", "case b.Bits() > 0:", "case b.Bits() >= 0:", "the kernel refuses a policy for 0.0.0.0/0"},
 	{ipt, "names.go", "return (!w).own(d)", "return w.own(d)", "peers are looked for at the wrong end"},
 
-	{nft, "frame.go", "rules(on(loopback(), accept()), clear, on(judged(epoch), accept()))", "rules(on(loopback(), accept()), on(judged(epoch), accept()), clear)", "a pod gives itself the ID of another"},
+	{nft, "inet.go", "rules(on(loopback(), accept()), clear, on(judged(epoch), accept()))", "rules(on(loopback(), accept()), on(judged(epoch), accept()), clear)", "a pod gives itself the ID of another"},
 	{nft, "rule.go", "expr.CtStateBitESTABLISHED)", "expr.CtStateBitNEW)", "a flow that nobody has answered is not judged"},
 	{nft, "merge.go", "by: 32 - high", "by: 31 - high", "an ID is written beside its bits"},
 

@@ -2,30 +2,42 @@ package nftables
 
 import "slices"
 
-// whole lists what turns have into want. Rules are all written anew, so that ones
-// somebody meddled with are fixed; elements only where they differ. Who is in a policy's
-// set stays there.
+// whole lists what turns have into want. Rules are all written again, so that ones that others
+// changed are mended; elements only where they differ. Who is in a policy's set stays there.
 func whole(have actual, want ruleset) (ch change) {
-	for _, t := range want.tables {
-		ch.commit = append(ch.commit, addTable(t)) // of one that is there: wake it
-	}
 	ch.prepare, have = prepare(have, want)
+	sets, kept := makeSets(have, want)
+	ch.commit = slices.Concat(makeChains(have, want), sets, fillAll(want, kept))
+	ch.cleanup = removeLeft(have, want)
+	return ch
+}
+
+// makeChains lists what makes all chains of want be there and have no rules. Of the others only those
+// at hooks go with it: see atHook.
+func makeChains(have actual, want ruleset) (out []command) {
+	for _, t := range want.tables {
+		out = append(out, addTable(t)) // of one that is there: wake it
+	}
 	for _, c := range want.chains {
 		if !has(have.chains, c) {
-			ch.commit = append(ch.commit, addChain(c))
+			out = append(out, addChain(c))
 		}
 	}
 	for _, c := range have.chains {
 		switch {
 		case has(want.chains, c):
-			ch.commit = append(ch.commit, flushChain(c))
+			out = append(out, flushChain(c))
 		case c.atHook():
-			ch.commit = append(ch.commit, flushChain(c), deleteChain(c))
-		default:
-			ch.cleanup = append(ch.cleanup, flushChain(c))
+			out = append(out, flushChain(c), deleteChain(c))
 		}
 	}
-	kept := map[string]elements{}
+	return out
+}
+
+// makeSets lists what makes all sets of want be there with room for their elements, and says
+// which elements those have that stay. A policy's set has no size.
+func makeSets(have actual, want ruleset) (out []command, kept map[string]elements) {
+	kept = map[string]elements{}
 	for _, s := range want.sets {
 		i := slices.IndexFunc(have.sets, func(h set) bool { return h.name == s.name })
 		if i >= 0 && (s.ofPolicy() || int(have.sets[i].size) >= len(want.elements[s.name])) {
@@ -33,27 +45,39 @@ func whole(have actual, want ruleset) (ch change) {
 			continue
 		}
 		if i >= 0 {
-			ch.commit = append(ch.commit, deleteSet(s)) // too small
+			out = append(out, deleteSet(s)) // too small
 		}
-		ch.commit = append(ch.commit, addSet(s))
+		out = append(out, addSet(s))
 	}
+	return out, kept
+}
+
+// fillAll lists what fills chains without rules, and sets that have the elements kept.
+func fillAll(want ruleset, kept map[string]elements) (out []command) {
 	for _, c := range want.chains {
-		ch.commit = append(ch.commit, fill(c)...)
+		out = append(out, fill(c)...)
 	}
 	for _, s := range want.sets {
-		ch.commit = append(ch.commit, replaceElements(s, kept[s.name], want.elements[s.name])...)
+		out = append(out, replaceElements(s, kept[s.name], want.elements[s.name])...)
+	}
+	return out
+}
+
+// removeLeft lists what removes what want does not have, when nothing leads there any more. A
+// chain goes last, when no rule refers to it nor to a set.
+func removeLeft(have actual, want ruleset) []command {
+	var flush, sets, chains []command
+	for _, c := range have.chains {
+		if !has(want.chains, c) && !c.atHook() {
+			flush, chains = append(flush, flushChain(c)), append(chains, deleteChain(c))
+		}
 	}
 	for _, s := range have.sets {
 		if !slices.ContainsFunc(want.sets, func(w set) bool { return w.name == s.name }) {
-			ch.cleanup = append(ch.cleanup, deleteSet(s))
+			sets = append(sets, deleteSet(s))
 		}
 	}
-	for _, c := range have.chains {
-		if !has(want.chains, c) && !c.atHook() {
-			ch.cleanup = append(ch.cleanup, deleteChain(c))
-		}
-	}
-	return ch
+	return slices.Concat(flush, sets, chains)
 }
 
 // atHook reports whether a chain that was read from the kernel is one of our base chains, by

@@ -104,14 +104,29 @@ func (c *conn) exchangeEach(messages []netlink.Message, last int, visit func(net
 	if err := unix.Sendto(c.fd, out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return fmt.Errorf("sending %d bytes: %w", len(out), err)
 	}
-	transaction := messages[0].Header.Type == unix.NFNL_MSG_BATCH_BEGIN
-	return c.answers(first, first+uint32(last), transaction, visit)
+	return c.answers(&pending{
+		first: first, last: first + uint32(last), visit: visit,
+		transaction: messages[0].Header.Type == unix.NFNL_MSG_BATCH_BEGIN,
+	})
 }
 
-// answers reads what belongs to the messages first to last, by sequence number. An
-// error about the first of a transaction is about all of it.
-func (c *conn) answers(first, last uint32, transaction bool, visit func(netlink.Message) (bool, error)) error {
-	var errs []error
+// answers reads what the kernel answers to an exchange.
+func (c *conn) answers(p *pending) error {
+	for {
+		received, err := c.receive()
+		if err != nil {
+			return fmt.Errorf("receiving: %w", err)
+		}
+		for _, m := range received {
+			if done, err := p.take(m); done || err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// receive waits for messages. They are good until the next are received.
+func (c *conn) receive() ([]syscall.NetlinkMessage, error) {
 	if c.buffer == nil {
 		c.buffer = make([]byte, 1<<16)
 	}
@@ -121,41 +136,52 @@ func (c *conn) answers(first, last uint32, transaction bool, visit func(netlink.
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("receiving: %w", err)
+			return nil, err
 		}
-		received, err := syscall.ParseNetlinkMessage(c.buffer[:n])
-		if err != nil {
-			return fmt.Errorf("receiving: %w", err)
-		}
-		for _, m := range received {
-			if m.Header.Seq < first || m.Header.Seq > last {
-				continue // of an exchange that was given up
-			}
-			switch m.Header.Type {
-			case unix.NLMSG_DONE:
-				return errors.Join(errs...)
-			case unix.NLMSG_ERROR:
-				if len(m.Data) < 4 {
-					return fmt.Errorf("receiving: an error of %d bytes", len(m.Data))
-				}
-				errno := unix.Errno(-int32(binary.NativeEndian.Uint32(m.Data)))
-				if errno != 0 {
-					errs = append(errs, refused{int(m.Header.Seq - first), errno})
-				}
-				if m.Header.Seq == last || transaction && m.Header.Seq == first && errno != 0 {
-					return errors.Join(errs...)
-				}
-			default:
-				more, err := visit(netlink.Message{
-					Header: netlink.Header{Type: netlink.HeaderType(m.Header.Type), Sequence: m.Header.Seq},
-					Data:   slices.Clone(m.Data),
-				})
-				if err != nil || !more {
-					return err
-				}
-			}
-		}
+		return syscall.ParseNetlinkMessage(c.buffer[:n])
 	}
+}
+
+// pending is what was sent and is not answered yet.
+type pending struct {
+	// first and last are sequence numbers of messages.
+	first, last uint32
+	// transaction is set where an error about the first is about all of them.
+	transaction bool
+	visit       func(netlink.Message) (more bool, err error)
+	refused     []error
+}
+
+// take reads an answer, and reports whether it is the last.
+func (p *pending) take(m syscall.NetlinkMessage) (done bool, err error) {
+	switch {
+	case m.Header.Seq < p.first || m.Header.Seq > p.last:
+		return false, nil // of an exchange that was given up
+	case m.Header.Type == unix.NLMSG_DONE:
+		return true, errors.Join(p.refused...)
+	case m.Header.Type == unix.NLMSG_ERROR:
+		return p.acknowledge(m)
+	}
+	more, err := p.visit(netlink.Message{
+		Header: netlink.Header{Type: netlink.HeaderType(m.Header.Type), Sequence: m.Header.Seq},
+		Data:   slices.Clone(m.Data),
+	})
+	return !more, err
+}
+
+// acknowledge reads what the kernel says of one message: an error, or with number 0 none.
+func (p *pending) acknowledge(m syscall.NetlinkMessage) (done bool, err error) {
+	if len(m.Data) < 4 {
+		return true, fmt.Errorf("receiving: an error of %d bytes", len(m.Data))
+	}
+	errno := unix.Errno(-int32(binary.NativeEndian.Uint32(m.Data)))
+	if errno != 0 {
+		p.refused = append(p.refused, refused{int(m.Header.Seq - p.first), errno})
+	}
+	if m.Header.Seq == p.last || p.transaction && m.Header.Seq == p.first && errno != 0 {
+		return true, errors.Join(p.refused...)
+	}
+	return false, nil
 }
 
 // anyGeneration is for a change that depends on nothing that was read.

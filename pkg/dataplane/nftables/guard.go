@@ -26,7 +26,7 @@ func renderGuard(s desired.State) ruleset {
 	r := render(s, numbers{})
 	out := ruleset{tables: r.tables, elements: map[string]elements{}}
 	uses := guardUses(desired.Node{})
-	for _, c := range append(r.chains, remark(s.Layout)) {
+	for _, c := range append(r.chains, remarkChain(s.Layout)) {
 		if uses[c.name] > 0 {
 			out.chains = append(out.chains, c)
 		}

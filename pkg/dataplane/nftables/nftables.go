@@ -1,7 +1,7 @@
 // Package nftables enforces a desired.State with nf_tables, over netlink: no
 // nft binary is needed.
 //
-// It renders purely (frame.go, profile.go, ruleset.go), finds out purely what
+// It renders purely (frame.go, inet.go, bridge.go, profile.go, ruleset.go), finds out purely what
 // that changes (change.go), and carries it out in up to three transactions (conn.go).
 // Endpoints are elements of a few maps; rules are written for profiles only. So
 // what an endpoint costs does not depend on how many there are: were each one
