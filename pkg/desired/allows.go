@@ -76,7 +76,7 @@ type Decision struct {
 	Endpoint  mark.ID
 	// Profile is empty where no policy isolates the endpoint.
 	Profile ProfileID
-	// Rule is the origin of the rule that allows; empty where none does, and where none
+	// Rule is the origin of the rule that decides; empty where none does, and where none
 	// is asked.
 	Rule    string
 	Allowed bool
@@ -447,24 +447,51 @@ func (s State) routed(iface string) bool {
 
 // evaluate asks the policies of an endpoint about the other side of the flow.
 func (s State) evaluate(d Direction, e Endpoint, peer netip.Addr, p Packet) Verdict {
-	j := Decision{Direction: d, Endpoint: e.ID, Profile: e.Profiles[d]}
-	by := d.String() + " isolation, no rule allows it"
-	if j.Profile == "" {
-		by, j.Allowed = "not isolated", true
+	j := Decision{Direction: d, Endpoint: e.ID, Profile: e.Profiles[d], Allowed: true}
+	by := "not isolated"
+	if j.Profile != "" {
+		by = "no policy denies it"
 	}
-	for _, r := range s.Profiles[j.Profile].Rules {
-		if s.admitsPeer(r, peer) && s.admitsPort(r, p) {
-			by, j.Rule, j.Allowed = r.Origin, r.Origin, true
-			break
+	for _, stage := range s.Profiles[j.Profile].Stages {
+		action, origin := s.first(stage, peer, p)
+		switch {
+		case stage.Audit && action != Deny:
+			by, j.Rule = origin, origin
+			continue
+		case stage.Audit:
+			by, j.Audited = "audit of "+denial(d, origin), true
+			continue
+		case action == Pass:
+			continue
 		}
-	}
-	if s.Profiles[j.Profile].Audit && !j.Allowed {
-		by, j.Allowed, j.Audited = "audit of "+by, true, true
+		by, j.Rule, j.Allowed = origin, origin, action == Allow
+		if !j.Allowed {
+			by, j.Audited = denial(d, origin), false
+		}
+		break
 	}
 	return Verdict{Allowed: j.Allowed, By: by, Audited: j.Audited, Evaluated: []Decision{j}}
 }
 
-func (s State) admitsPeer(r ProfileRule, peer netip.Addr) bool {
+// first is what the first rule of a stage does that matches, and its origin; empty where none does.
+func (s State) first(stage Stage, peer netip.Addr, p Packet) (Action, string) {
+	for _, r := range stage.Rules {
+		if s.matchesPeer(r, peer) && s.matchesPort(r, p) {
+			return r.Action, r.Origin
+		}
+	}
+	return stage.Default, ""
+}
+
+// denial says in words what denies.
+func denial(d Direction, origin string) string {
+	if origin == "" {
+		return d.String() + " isolation, no rule allows it"
+	}
+	return origin
+}
+
+func (s State) matchesPeer(r ProfileRule, peer netip.Addr) bool {
 	if r.AnyPeer {
 		return true
 	}
@@ -476,7 +503,7 @@ func (s State) admitsPeer(r ProfileRule, peer netip.Addr) bool {
 	return slices.ContainsFunc(r.Blocks, func(b netip.Prefix) bool { return b.Contains(peer) })
 }
 
-func (s State) admitsPort(r ProfileRule, p Packet) bool {
+func (s State) matchesPort(r ProfileRule, p Packet) bool {
 	if len(r.Ports)+len(r.Tuples) == 0 {
 		return true
 	}

@@ -54,7 +54,7 @@ func TestAuditHasAProfileOfItsOwn(t *testing.T) {
 	if a == "" || a == b {
 		t.Errorf("profile %q audits and %q enforces", a, b)
 	}
-	if !tried.Profiles[a].Audit || enforced.Profiles[b].Audit {
+	if !tried.Profiles[a].Audit() || enforced.Profiles[b].Audit() {
 		t.Errorf("%+v and %+v", tried.Profiles[a], enforced.Profiles[b])
 	}
 }

@@ -27,22 +27,90 @@ type Policies struct {
 	NamespaceUIDs map[string]string `json:"namespaceUIDs,omitempty"`
 }
 
-// Policy is one NetworkPolicy, defaulted and validated.
+// Tier is a place in the order in which policies are asked: lower ones first. One that decides keeps
+// the packet from those after it, and a Pass skips the rest of its own.
+type Tier int8
+
+// The tiers of policy.networking.k8s.io, and that of NetworkPolicies between them.
+const (
+	AdminTier         Tier = -1
+	NetworkPolicyTier Tier = 0
+	BaselineTier      Tier = 1
+)
+
+// Tiers lists them in their order.
+var Tiers = [...]Tier{AdminTier, NetworkPolicyTier, BaselineTier}
+
+func (t Tier) String() string { return tierNames[t] }
+
+var tierNames = map[Tier]string{AdminTier: "Admin", NetworkPolicyTier: "NetworkPolicy", BaselineTier: "Baseline"}
+
+// MarshalText is the name of the tier.
+func (t Tier) MarshalText() ([]byte, error) { return marshalName(t, tierNames) }
+
+// UnmarshalText takes the name of a tier.
+func (t *Tier) UnmarshalText(text []byte) error { return unmarshalName(t, text, tierNames) }
+
+// Action is what becomes of a packet that a rule matches.
+type Action uint8
+
+// Allow and Deny are final, and Pass asks the next tier.
+const (
+	Allow Action = iota
+	Deny
+	Pass
+)
+
+func (a Action) String() string { return actionNames[a] }
+
+var actionNames = map[Action]string{Allow: "Allow", Deny: "Deny", Pass: "Pass"}
+
+// MarshalText is the name of the action.
+func (a Action) MarshalText() ([]byte, error) { return marshalName(a, actionNames) }
+
+// UnmarshalText takes the name of an action.
+func (a *Action) UnmarshalText(text []byte) error { return unmarshalName(a, text, actionNames) }
+
+func marshalName[T comparable](v T, names map[T]string) ([]byte, error) {
+	if name, ok := names[v]; ok {
+		return []byte(name), nil
+	}
+	return nil, fmt.Errorf("%T %v has no name", v, v)
+}
+
+func unmarshalName[T comparable](v *T, text []byte, names map[T]string) error {
+	for value, name := range names {
+		if name == string(text) {
+			*v = value
+			return nil
+		}
+	}
+	return fmt.Errorf("there is no %T %q", *v, text)
+}
+
+// Policy is one policy, defaulted and validated.
 type Policy struct {
+	// Tier is that of NetworkPolicies where it says nothing. Priority is the order inside another
+	// tier, 0 to 1000, lower ones first, and among equals that of the names.
+	Tier      Tier   `json:"tier,omitzero"`
+	Priority  int32  `json:"priority,omitzero"`
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
 	// NamespaceUID is that of the namespace. Empty is any of the name, here and wherever
 	// else a namespace has a UID.
 	NamespaceUID string `json:"namespaceUID,omitempty"`
-	// Pods picks, inside Namespace, the pods the policy isolates.
+	// Pods picks, inside Namespace, the pods that the policy is about.
 	Pods Selector `json:"pods,omitempty"`
-	// Ingress and Egress are nil where the policy does not isolate that
-	// direction; an Isolation without rules denies everything.
+	// Ingress and Egress are nil where the policy says nothing about that direction. A
+	// NetworkPolicy isolates in the others: without rules, it denies everything.
 	Ingress *Isolation `json:"ingress,omitempty"`
 	Egress  *Isolation `json:"egress,omitempty"`
 	// Audit is set for a policy that is being tried out: see [Profile].
 	Audit bool `json:"audit,omitempty"`
 }
+
+// String is the policy's "namespace/name".
+func (p Policy) String() string { return p.Namespace + "/" + p.Name }
 
 // Of is p as a policy of the namespace of that UID, whose pods its peers are where they
 // name no other.
@@ -71,14 +139,16 @@ func (p Policy) Of(uid string) Policy {
 // SameNamespace reports whether two UIDs can be of one namespace, whose name they share.
 func SameNamespace(a, b string) bool { return a == b || a == "" || b == "" }
 
-// Isolation is what one policy allows in one direction.
+// Isolation is what one policy says in one direction.
 type Isolation struct {
 	Rules []Rule `json:"rules,omitempty"`
 }
 
-// Rule allows traffic whose other side is any of Peers or Blocks and whose
+// Rule is about traffic whose other side is any of Peers or Blocks and whose
 // destination port is any of Ports or NamedPorts.
 type Rule struct {
+	// Action is Allow in every rule of a NetworkPolicy.
+	Action Action `json:"action,omitzero"`
 	// Peers and Blocks both empty mean anyone.
 	Peers []Peer `json:"peers,omitempty"`
 	// Blocks are disjoint, masked prefixes, with the exceptions of each ipBlock

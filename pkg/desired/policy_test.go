@@ -33,7 +33,7 @@ func TestNobody(t *testing.T) {
 		r := attachment.Record{ID: 2, Policed: true, Endpoint: attachment.Endpoint{Namespace: "one", Pod: "web", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}}
 		s := desired.Build(desired.Node{}, desired.Policies{Policies: []desired.Policy{p}}, []attachment.Record{r})
 		profile := s.Profiles[s.Endpoints[0].Profiles[desired.Ingress]]
-		if profile.ID == "" || (len(profile.Rules) == 0) != nobody {
+		if profile.ID == "" || (len(profile.Rules()) == 0) != nobody {
 			t.Errorf("nobody is %t: %+v", nobody, profile)
 		}
 	}

@@ -8,16 +8,12 @@ package desired
 
 import (
 	"cmp"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"iter"
 	"maps"
 	"net/netip"
-	"reflect"
 	"slices"
-	"strings"
 
 	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/mark"
@@ -75,6 +71,19 @@ func (n Node) Filled() error {
 		return ErrEmpty
 	}
 	return nil
+}
+
+// ErrStages: a profile of other stages than one of NetworkPolicies, which no backend renders.
+var ErrStages = errors.New("no backend renders it")
+
+// Enforceable is why no backend can enforce s: ErrEmpty, or ErrStages.
+func (s State) Enforceable() error {
+	for id, p := range s.Profiles {
+		if !p.onlyAllows() {
+			return fmt.Errorf("profile %s of policies %q: %w", id, p.Policies(), ErrStages)
+		}
+	}
+	return s.Filled()
 }
 
 // Tunnels are encapsulations that the node unwraps. A packet inside one comes out of the
@@ -145,37 +154,6 @@ func podOf(r attachment.Record) Pod {
 	return Pod{Namespace: r.Namespace, NamespaceUID: r.NamespaceUID, Name: r.Pod, Labels: r.Labels, Addresses: r.Addresses, Ports: r.NamedPorts}
 }
 
-// Profile is what is allowed, in one direction, for every endpoint that the
-// same set of policies selects. What no rule allows is dropped.
-//
-// Policies that are audited make a profile of their own, which drops nothing: what
-// none of them allows is logged and counted, and passes. Policies only ever add to
-// what is allowed, so where a policy that is enforced isolates the endpoint, audited
-// ones would deny nothing more, and what they would allow is not to be allowed yet:
-// they are not part of that profile.
-type Profile struct {
-	ID        ProfileID
-	Direction Direction
-	// Audit is set where all the policies are audited.
-	Audit bool
-	// Policies are the "namespace/name" of the policies it is made of, sorted.
-	Policies []string
-	Rules    []ProfileRule
-}
-
-// ProfileRule is a Rule with its peers resolved to shared sets.
-type ProfileRule struct {
-	// Origin is the policy and rule it comes from: "web/allow ingress[0]".
-	Origin string
-	// AnyPeer is set where the rule names no peer; Peers and Blocks are empty then.
-	AnyPeer bool
-	Peers   []PeerSetID
-	Blocks  []netip.Prefix
-	// Ports and Tuples both empty mean every protocol and port.
-	Ports  []Port
-	Tuples []TupleSetID
-}
-
 // PeerSet is the addresses of the pods that one peer selects.
 type PeerSet struct {
 	ID    PeerSetID
@@ -206,7 +184,7 @@ func Build(node Node, policies Policies, records []attachment.Record) State {
 		pods = append(pods, podOf(r))
 		if r.Policed {
 			for _, d := range Directions {
-				if p := profile(byNamespace[r.Namespace], d, r); p.ID != "" {
+				if p := profile(about(byNamespace[r.Namespace], r), d); p.ID != "" {
 					e.Profiles[d] = p.ID
 					s.Profiles[p.ID] = p
 				}
@@ -379,93 +357,6 @@ func (p Policies) byNamespace() map[string][]Policy {
 	return out
 }
 
-// profile builds the profile of a pod in direction d from the policies of its namespace;
-// its ID is empty when no policy isolates the pod.
-func profile(policies []Policy, d Direction, r attachment.Record) Profile {
-	enforced, audited := Profile{Direction: d}, Profile{Direction: d, Audit: true}
-	names := map[bool][]string{} // with UIDs, of what is enforced and audited
-	for _, policy := range policies {
-		isolation := policy.isolation(d)
-		if isolation == nil || !SameNamespace(policy.NamespaceUID, r.NamespaceUID) || !policy.Pods.Matches(r.Labels) {
-			continue
-		}
-		profile := &enforced
-		if policy.Audit {
-			profile = &audited
-		}
-		name := policy.Namespace + "/" + policy.Name
-		profile.Policies = append(profile.Policies, name)
-		names[policy.Audit] = append(names[policy.Audit], strings.TrimSuffix(name+" of "+policy.NamespaceUID, " of "))
-		for i, rule := range isolation.Rules {
-			if rule.MatchNone {
-				continue
-			}
-			profile.Rules = append(profile.Rules, rule.resolve(d, fmt.Sprintf("%s %s[%d]", name, d, i)))
-		}
-	}
-	switch {
-	case enforced.Policies != nil:
-		return enforced.named(names[false])
-	case audited.Policies != nil:
-		return audited.named(names[true])
-	}
-	return Profile{}
-}
-
-// named gives a profile its ID, by the names of its policies.
-func (p Profile) named(names []string) Profile {
-	slices.Sort(p.Policies)
-	slices.Sort(names)
-	parts := []string{p.Direction.String(), strings.Join(names, " ")}
-	if p.Audit {
-		parts = append(parts, "audit")
-	}
-	p.ID = ProfileID(digest(parts...))
-	return p
-}
-
-// resolve replaces the rule's peers by their sets.
-func (r Rule) resolve(d Direction, origin string) ProfileRule {
-	resolved := ProfileRule{
-		Origin:  origin,
-		AnyPeer: len(r.Peers) == 0 && len(r.Blocks) == 0,
-		Blocks:  r.Blocks,
-		Ports:   r.Ports,
-	}
-	for _, peer := range r.Peers {
-		resolved.Peers = append(resolved.Peers, peer.id())
-	}
-	slices.Sort(resolved.Peers)
-	resolved.Peers = slices.Compact(resolved.Peers)
-	for _, port := range r.NamedPorts {
-		resolved.Tuples = append(resolved.Tuples, port.id(d))
-	}
-	slices.Sort(resolved.Tuples)
-	resolved.Tuples = slices.Compact(resolved.Tuples)
-	return resolved
-}
-
-func (p Peer) id() PeerSetID {
-	if p.Namespace != "" {
-		parts := []string{"namespace", p.Namespace, p.Pods.canonical()}
-		if p.NamespaceUID != "" {
-			parts = append(parts, p.NamespaceUID)
-		}
-		return PeerSetID(digest(parts...))
-	}
-	return PeerSetID(digest("selector", p.NamespaceSelector.canonical(), p.Pods.canonical()))
-}
-
-func (n NamedPort) id(d Direction) TupleSetID {
-	return TupleSetID(digest(d.String()+" port", n.Protocol.String(), n.Name))
-}
-
-// digest hashes parts to 64 bits in hexadecimal.
-func digest(parts ...string) string {
-	sum := sha256.Sum256([]byte(framed(parts)))
-	return hex.EncodeToString(sum[:8])
-}
-
 // Restricts reports whether going from s to next can forbid what s allowed, so
 // that live connections must be judged again. It may say so without need, never
 // the reverse: a profile whose rules changed in any way but growing counts.
@@ -511,16 +402,28 @@ func (s State) restrictsProfile(from ProfileID, next State, to ProfileID) bool {
 	return next.Isolates(to) && (!s.Isolates(from) || s.Profiles[from].restricts(next.Profiles[to]))
 }
 
-// restrictsSets reports whether a set that stays has lost a member. One that is gone is in no rule
+// restrictsSets reports whether a set that stays has lost a member, or where rules deny gained one.
+// One that is gone is in no rule
 // that stays either.
 func (s State) restrictsSets(next State) bool {
+	denied := s.deniesByRule() || next.deniesByRule()
 	for id, set := range s.PeerSets {
-		if n, ok := next.PeerSets[id]; ok && !containsAll(n.Addrs, set.Addrs, netip.Addr.Compare) {
+		if n, ok := next.PeerSets[id]; ok && (!containsAll(n.Addrs, set.Addrs, netip.Addr.Compare) || denied && len(n.Addrs) != len(set.Addrs)) {
 			return true
 		}
 	}
 	for id, set := range s.TupleSets {
-		if n, ok := next.TupleSets[id]; ok && !containsAll(n.Tuples, set.Tuples, netip.AddrPort.Compare) {
+		if n, ok := next.TupleSets[id]; ok && (!containsAll(n.Tuples, set.Tuples, netip.AddrPort.Compare) || denied && len(n.Tuples) != len(set.Tuples)) {
+			return true
+		}
+	}
+	return false
+}
+
+// deniesByRule reports whether any rule does other things than to allow.
+func (s State) deniesByRule() bool {
+	for _, p := range s.Profiles {
+		if slices.ContainsFunc(p.Rules(), func(r ProfileRule) bool { return r.Action != Allow }) {
 			return true
 		}
 	}
@@ -529,30 +432,8 @@ func (s State) restrictsSets(next State) bool {
 
 // Isolates reports whether the profile forbids anything: none does not, and neither
 // does one that audits.
-func (s State) Isolates(id ProfileID) bool { return id != "" && !s.Profiles[id].Audit }
-
-// restricts reports whether next lacks a rule of p.
-func (p Profile) restricts(next Profile) bool {
-	if p.equal(next) {
-		return false
-	}
-	have := map[string]bool{}
-	for _, r := range next.Rules {
-		have[r.canonical()] = true
-	}
-	for _, r := range p.Rules {
-		if !have[r.canonical()] {
-			return true
-		}
-	}
-	return false
-}
-
-// canonical is a form in which rules that allow the same are equal, whatever
-// policy they come from.
-func (r ProfileRule) canonical() string {
-	r.Origin = ""
-	return fmt.Sprint(r)
+func (s State) Isolates(id ProfileID) bool {
+	return slices.ContainsFunc(s.Profiles[id].Stages, Stage.denies)
 }
 
 // containsAll looks for the items of want in have, which is sorted.
@@ -621,26 +502,3 @@ func (e Endpoint) placedAs(other Endpoint) bool {
 		e.L3InterfaceIndex == other.L3InterfaceIndex && e.HostVethIndex == other.HostVethIndex && e.VRFIndex == other.VRFIndex &&
 		slices.Equal(e.Addresses, other.Addresses) && slices.Equal(e.AllowedSources, other.AllowedSources) && slices.Equal(e.Gateways, other.Gateways)
 }
-
-// equal reports whether both allow the same by the same rules.
-func (p Profile) equal(other Profile) bool { return reflect.DeepEqual(p, other) }
-
-// without lists what of a, sorted, is not in b, sorted.
-func without[T any](a, b []T, compare func(T, T) int) []T {
-	var out []T
-	for _, v := range a {
-		if _, ok := slices.BinarySearchFunc(b, v, compare); !ok {
-			out = append(out, v)
-		}
-	}
-	return out
-}
-
-// ProfileIDs lists the profiles in a stable order.
-func (s State) ProfileIDs() []ProfileID { return slices.Sorted(maps.Keys(s.Profiles)) }
-
-// PeerSetIDs lists the peer sets in a stable order.
-func (s State) PeerSetIDs() []PeerSetID { return slices.Sorted(maps.Keys(s.PeerSets)) }
-
-// TupleSetIDs lists the tuple sets in a stable order.
-func (s State) TupleSetIDs() []TupleSetID { return slices.Sorted(maps.Keys(s.TupleSets)) }

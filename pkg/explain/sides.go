@@ -83,7 +83,7 @@ func (f Facts) outside(four bool) netip.Addr {
 	narrowest := func(a netip.Addr) int {
 		bits := 0
 		for _, p := range f.State.Profiles {
-			for _, r := range p.Rules {
+			for _, r := range p.Rules() {
 				for _, b := range r.Blocks {
 					if b.Contains(a) {
 						bits = max(bits, b.Bits())

@@ -94,7 +94,7 @@ func (w walker) noteAssumed(p desired.Packet, v desired.Verdict) {
 			continue // what IPVS puts in place of it is no assumption
 		}
 		var rules []string
-		for _, r := range w.State.Profiles[j.Profile].Rules {
+		for _, r := range w.State.Profiles[j.Profile].Rules() {
 			if !slices.Contains(rules, r.Origin) && w.otherwise(p, j, r) {
 				rules = append(rules, r.Origin)
 			}
@@ -134,7 +134,7 @@ func (w walker) noteSelected(p desired.Packet, j desired.Decision) {
 	if j.Direction == desired.Egress {
 		other = p.Dst
 	}
-	selects := slices.ContainsFunc(w.State.Profiles[j.Profile].Rules, func(r desired.ProfileRule) bool { return r.Peers != nil })
+	selects := slices.ContainsFunc(w.State.Profiles[j.Profile].Rules(), func(r desired.ProfileRule) bool { return r.Peers != nil })
 	if j.Allowed || !selects || w.endpoint(other) != nil || w.route(other).Local {
 		return
 	}

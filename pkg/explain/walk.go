@@ -352,7 +352,7 @@ func (w walker) evaluate(walk Walk, p desired.Packet) Walk {
 func (w walker) decision(j desired.Decision) Decision {
 	out := Decision{
 		Direction: j.Direction.String(), ID: j.Endpoint,
-		Profile: j.Profile, Policies: w.State.Profiles[j.Profile].Policies, Rule: j.Rule, Allowed: j.Allowed, Audited: j.Audited,
+		Profile: j.Profile, Policies: w.State.Profiles[j.Profile].Policies(), Rule: j.Rule, Allowed: j.Allowed, Audited: j.Audited,
 	}
 	for _, e := range w.State.Endpoints {
 		if e.ID == j.Endpoint {

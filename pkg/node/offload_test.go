@@ -11,7 +11,10 @@ import (
 // What a flowtable carries is asked for by all that isolated endpoints send from: a router in
 // a pod opens flows from its further prefixes, and answers those to them.
 func TestIsolated(t *testing.T) {
-	profiles := map[desired.ProfileID]desired.Profile{"denies": {ID: "denies"}, "audits": {ID: "audits", Audit: true}}
+	profiles := map[desired.ProfileID]desired.Profile{
+		"denies": {ID: "denies", Stages: []desired.Stage{{Default: desired.Deny}}},
+		"audits": {ID: "audits", Stages: []desired.Stage{{Default: desired.Deny, Audit: true}}},
+	}
 	at := func(profiles [2]desired.ProfileID, address string, sources ...string) desired.Endpoint {
 		e := desired.Endpoint{
 			Record:   attachment.Record{Endpoint: attachment.Endpoint{Addresses: []netip.Addr{netip.MustParseAddr(address)}}},

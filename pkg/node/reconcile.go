@@ -203,7 +203,7 @@ func (n Node) ReconcileSet(ctx context.Context, after string) (name string, chan
 func policiesOf(s desired.State) map[desired.ProfileID][]string {
 	out := map[desired.ProfileID][]string{}
 	for id, p := range s.Profiles {
-		out[id] = p.Policies
+		out[id] = p.Policies()
 	}
 	return out
 }

@@ -41,7 +41,7 @@ func judgeOf(k counters.Key, s desired.State) judge {
 		j.Verdict, j.Reason = verdictAudit, counters.Policy
 	}
 	if k.Profile != "" {
-		j.Direction, j.Profile, j.Policies = k.Direction.String(), k.Profile, s.Profiles[k.Profile].Policies
+		j.Direction, j.Profile, j.Policies = k.Direction.String(), k.Profile, s.Profiles[k.Profile].Policies()
 	}
 	return j
 }

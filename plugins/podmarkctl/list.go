@@ -109,7 +109,7 @@ func profileOf(s desired.State, id desired.ProfileID) *listedProfile {
 	if id == "" {
 		return nil
 	}
-	return &listedProfile{ID: id, Policies: s.Profiles[id].Policies, Audit: s.Profiles[id].Audit}
+	return &listedProfile{ID: id, Policies: s.Profiles[id].Policies(), Audit: s.Profiles[id].Audit()}
 }
 
 // unpoliced is what the table says where no policy holds.

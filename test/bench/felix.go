@@ -118,17 +118,17 @@ func (f *felix) policyChains() {
 	s := f.state()
 	for _, id := range s.ProfileIDs() {
 		p := s.Profiles[id]
-		name, side := policyChain(p.Direction, p.Policies[0]), "src"
+		name, side := policyChain(p.Direction, p.Policies()[0]), "src"
 		if p.Direction == desired.Egress {
 			side = "dst"
 		}
 		f.chain(name)
-		for i, r := range p.Rules {
+		for i, r := range p.Rules() {
 			for _, peers := range r.Peers {
 				f.rule(name, "-p %s -m set --match-set %s %s -m multiport --dports %s %s",
 					r.Ports[0].Protocol, felixSet(peers), side, r.Ports[0], setBits(felixAccept, felixAccept))
 			}
-			if i < len(p.Rules)-1 { // it leaves out the last, which would do nothing
+			if i < len(p.Rules())-1 { // it leaves out the last, which would do nothing
 				f.rule(name, "%s -j RETURN", bits(felixAccept, felixAccept))
 			}
 		}

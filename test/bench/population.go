@@ -139,7 +139,7 @@ func (p population) middle(d desired.Direction) string {
 	s := p.state()
 	ids := slices.DeleteFunc(s.ProfileIDs(), func(id desired.ProfileID) bool { return s.Profiles[id].Direction != d })
 	profile := s.Profiles[ids[len(ids)/2]]
-	return profile.Policies[0][len(namespace)+1:]
+	return profile.Policies()[0][len(namespace)+1:]
 }
 
 // moveTo puts a record into a group; one that is in it takes its place, so that

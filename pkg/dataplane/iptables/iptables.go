@@ -125,7 +125,7 @@ func errProfile(p desired.Profile) error {
 func inPlace(conn setConn, p desired.Profile, n naming) (bool, error) {
 	// In each of its two chains, and where those are led to.
 	members, nets := uint32(2*2), uint32(2)
-	if p.Audit {
+	if p.Audit() {
 		nets *= 2
 	}
 	byAddress, err := references(conn, n.members(p.Direction, p.ID).Name)

@@ -511,7 +511,7 @@ func profile(p desired.Profile, n naming, unlogged bool) []chain {
 func list(p desired.Profile, w way, n naming, unlogged bool) []string {
 	var rules []string
 	peer, own := w.peer(p.Direction), w.own(p.Direction)
-	for _, r := range p.Rules {
+	for _, r := range p.Rules() {
 		comment := fmt.Sprintf("-m comment --comment %q ", truncate(r.Origin, 200))
 		var peers []string
 		if r.AnyPeer {
@@ -534,7 +534,7 @@ func list(p desired.Profile, w way, n naming, unlogged bool) []string {
 	// allow everything.
 	member := in(n.members(p.Direction, p.ID), own)
 	key, last := counters.Key{Reason: counters.Policy, Direction: p.Direction, Profile: p.ID}, []string{member + "-j DROP", "-j DROP"}
-	if p.Audit {
+	if p.Audit() {
 		key.Reason, last = counters.Audit, []string{strings.TrimSpace(member), strings.TrimSpace(in(n.nets(p.Direction, p.ID), own))}
 	}
 	return slices.Concat(rules, logged(key, unlogged), last)

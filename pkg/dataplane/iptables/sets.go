@@ -70,7 +70,7 @@ func vethSets(s desired.State, n naming) []content {
 // prefixes, empty, and the prefixes its rules name.
 func profileSets(p desired.Profile, n naming) []content {
 	sets := []content{{Set: n.members(p.Direction, p.ID)}, {Set: n.nets(p.Direction, p.ID)}}
-	for _, r := range p.Rules {
+	for _, r := range p.Rules() {
 		blocks := blocksOf(r, n.family)
 		if len(blocks) == 0 {
 			continue

@@ -50,7 +50,7 @@ func TestCounters(t *testing.T) {
 	for id, p := range s.Profiles {
 		key := counters.Key{Reason: counters.Policy, Direction: p.Direction, Profile: id}
 		want[key] = 0
-		if len(p.Rules) > 0 {
+		if len(p.Rules()) > 0 {
 			key.Reason = counters.Allowed
 			want[key] = 0
 		}

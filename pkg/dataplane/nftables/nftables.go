@@ -49,7 +49,7 @@ type plan func(*conn) (change, error)
 
 // Sync makes the kernel hold exactly want.
 func (b Backend) Sync(ctx context.Context, want desired.State) error {
-	if err := want.Filled(); err != nil {
+	if err := want.Enforceable(); err != nil {
 		return err
 	}
 	fix := func(c *conn) (change, error) {
@@ -87,7 +87,7 @@ func (b Backend) Remove(ctx context.Context) error {
 // at the rest.
 func (b Backend) Update(ctx context.Context, before, after desired.Share) error {
 	from, to := before.State, after.State
-	if err := to.Filled(); err != nil {
+	if err := to.Enforceable(); err != nil {
 		return err
 	}
 	err := b.transact(ctx, "updated", func(c *conn) (change, error) { return update(c, from, to) })
@@ -358,7 +358,7 @@ func checkBase(uses map[string]int) error {
 }
 
 func check(want desired.State, stamps func(*conn, []chain) error) error {
-	if err := want.Filled(); err != nil {
+	if err := want.Enforceable(); err != nil {
 		return err
 	}
 	c, err := dial()

@@ -51,7 +51,7 @@ func (h familyProfile) chain() string { return chainOf(h.Direction, h.family, h.
 //	counter drop comment "shop/web"
 func (h familyProfile) render() chain {
 	c := chain{table: inet, name: h.chain()}
-	for _, r := range h.Rules {
+	for _, r := range h.Rules() {
 		for _, others := range otherSide(r, h.Direction, h.family) {
 			for _, ports := range append(portMatches(r), tupleMatches(r, h.family)...) {
 				parts := slices.Concat(ports, others, on(counter(), returnVerdict()))
@@ -60,13 +60,13 @@ func (h familyProfile) render() chain {
 		}
 	}
 	key, last := counters.Key{Reason: counters.Policy, Direction: h.Direction, Profile: h.ID}, on(counter(), drop())
-	if h.Audit {
+	if h.Audit() {
 		key.Reason, last = counters.Audit, on(counter())
 	}
 	if !h.unlogged {
 		c.rules = append(c.rules, rule{parts: logged(key)})
 	}
-	c.rules = append(c.rules, rule{parts: last, comment: truncate(strings.Join(h.Policies, " "))})
+	c.rules = append(c.rules, rule{parts: last, comment: truncate(strings.Join(h.Policies(), " "))})
 	return c
 }
 

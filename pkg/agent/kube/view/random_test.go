@@ -718,7 +718,7 @@ func (w *randomWorld) compare() {
 			if diff := gocmp.Diff(want.Profiles[e.Profiles[d]], is.Profiles[got.Profiles[d]]); diff != "" {
 				t.Errorf("what holds for %s of %s/%s, %s, with labels %v, is another:\n%s", e.Key, e.Namespace, e.Pod, d, e.Labels, diff)
 			}
-			for _, r := range want.Profiles[e.Profiles[d]].Rules {
+			for _, r := range want.Profiles[e.Profiles[d]].Rules() {
 				for _, id := range r.Peers {
 					sets[id] = true
 				}

@@ -1,0 +1,201 @@
+package desired_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/podmark/podmark/pkg/attachment"
+	"github.com/podmark/podmark/pkg/desired"
+)
+
+// says is a rule about the shop's pods of a label; about anyone where there is none.
+func says(a desired.Action, peer string) desired.Rule {
+	r := desired.Rule{Action: a}
+	if peer != "" {
+		r.Peers = []desired.Peer{{Namespace: "shop", Pods: app(peer)}}
+	}
+	return r
+}
+
+// tiered is a policy about what comes to web.
+func tiered(tier desired.Tier, priority int32, name string, rules ...desired.Rule) desired.Policy {
+	return desired.Policy{Tier: tier, Priority: priority, Namespace: "shop", Name: name, Pods: app("web"), Ingress: &desired.Isolation{Rules: rules}}
+}
+
+func admin(priority int32, name string, rules ...desired.Rule) desired.Policy {
+	return tiered(desired.AdminTier, priority, name, rules...)
+}
+
+// The first rule that matches decides, in the order of tiers, priorities, names and rules; a Pass
+// skips the rest of its tier; and only a NetworkPolicy isolates.
+func TestTiers(t *testing.T) {
+	allow, deny, pass := desired.Allow, desired.Deny, desired.Pass
+	np := func(rules ...desired.Rule) desired.Policy {
+		return tiered(desired.NetworkPolicyTier, 0, "np", rules...)
+	}
+	baseline := func(rules ...desired.Rule) desired.Policy {
+		return tiered(desired.BaselineTier, 0, "base", rules...)
+	}
+	trial := func(rules ...desired.Rule) desired.Policy { p := np(rules...); p.Audit = true; return p }
+	for name, tt := range map[string]struct {
+		policies []desired.Policy
+		allowed  bool
+		by       string
+	}{
+		"nothing": {nil, true, "not isolated"},
+		"a policy of no tier but NetworkPolicy isolates":  {[]desired.Policy{admin(1, "a", says(deny, "other")), baseline(says(deny, "other"))}, true, "no policy denies it"},
+		"an admin denies what a NetworkPolicy allows":     {[]desired.Policy{admin(1, "a", says(deny, "client")), np(says(allow, ""))}, false, "shop/a ingress[0]"},
+		"an admin allows what a NetworkPolicy denies":     {[]desired.Policy{admin(1, "a", says(allow, "client")), np()}, true, "shop/a ingress[0]"},
+		"an admin passes to a NetworkPolicy":              {[]desired.Policy{admin(1, "a", says(pass, "client"), says(deny, "")), np(says(allow, "client"))}, true, "shop/np ingress[0]"},
+		"an admin passes to one that denies":              {[]desired.Policy{admin(1, "a", says(pass, "client"), says(allow, "")), np()}, false, "ingress isolation, no rule allows it"},
+		"a pass skips the whole tier":                     {[]desired.Policy{admin(1, "a", says(pass, "client")), admin(2, "b", says(deny, ""))}, true, "no policy denies it"},
+		"a pass to the baseline":                          {[]desired.Policy{admin(1, "a", says(pass, "")), baseline(says(deny, "client"))}, false, "shop/base ingress[0]"},
+		"lower priorities come first":                     {[]desired.Policy{admin(9, "a", says(deny, "")), admin(1, "b", says(allow, ""))}, true, "shop/b ingress[0]"},
+		"names decide among equals":                       {[]desired.Policy{admin(5, "b", says(deny, "")), admin(5, "a", says(allow, ""))}, true, "shop/a ingress[0]"},
+		"rules keep their order":                          {[]desired.Policy{admin(5, "a", says(allow, "client"), says(deny, ""))}, true, "shop/a ingress[0]"},
+		"rules keep their order, and others fall through": {[]desired.Policy{admin(5, "a", says(allow, "other"), says(deny, ""))}, false, "shop/a ingress[1]"},
+		"a NetworkPolicy keeps the baseline out":          {[]desired.Policy{np(says(allow, "client")), baseline(says(deny, ""))}, true, "shop/np ingress[0]"},
+		"the baseline decides where none isolates":        {[]desired.Policy{baseline(says(deny, ""))}, false, "shop/base ingress[0]"},
+		"the baseline allows":                             {[]desired.Policy{baseline(says(allow, "client"), says(deny, ""))}, true, "shop/base ingress[0]"},
+		"a trial keeps no baseline out":                   {[]desired.Policy{trial(says(allow, "client")), baseline(says(deny, ""))}, false, "shop/base ingress[0]"},
+		"a trial that would deny":                         {[]desired.Policy{trial()}, true, "audit of ingress isolation, no rule allows it"},
+	} {
+		s := state(t, tt.policies, pod(2, "web", "10.1.0.2"), pod(3, "client", "10.1.0.3"), pod(4, "other", "10.1.0.4"))
+		v := s.Evaluate(desired.Packet{In: "veth-client", Out: "veth-web", Src: addr("10.1.0.3"), Dst: addr("10.1.0.2"), Protocol: desired.TCP, DstPort: 80})
+		if v.Allowed != tt.allowed || v.By != tt.by {
+			t.Errorf("%s: allowed %t by %q, want %t by %q", name, v.Allowed, v.By, tt.allowed, tt.by)
+		}
+	}
+}
+
+// A state is refused that no backend would render as it is meant.
+func TestEnforceable(t *testing.T) {
+	web2 := pod(2, "web", "10.1.0.2")
+	for name, tt := range map[string]struct {
+		policies []desired.Policy
+		want     error
+	}{
+		"none":               {nil, nil},
+		"a NetworkPolicy":    {[]desired.Policy{web()}, nil},
+		"an audited one":     {[]desired.Policy{audited("trial", web())}, nil},
+		"an admin's":         {[]desired.Policy{admin(1, "a", says(desired.Allow, ""))}, desired.ErrStages},
+		"a baseline beside":  {[]desired.Policy{web(), tiered(desired.BaselineTier, 0, "b", says(desired.Deny, ""))}, desired.ErrStages},
+		"a rule that denies": {[]desired.Policy{tiered(desired.NetworkPolicyTier, 0, "b", says(desired.Deny, ""))}, desired.ErrStages},
+		"a rule that passes": {[]desired.Policy{tiered(desired.NetworkPolicyTier, 0, "b", says(desired.Pass, ""))}, desired.ErrStages},
+		"one about no pod":   {[]desired.Policy{{Tier: desired.AdminTier, Namespace: "elsewhere", Name: "a", Ingress: &desired.Isolation{}}}, nil},
+	} {
+		if err := state(t, tt.policies, web2).Enforceable(); !errors.Is(err, tt.want) {
+			t.Errorf("%s: %v, want %v", name, err, tt.want)
+		}
+	}
+	if err := (desired.State{}).Enforceable(); !errors.Is(err, desired.ErrEmpty) {
+		t.Errorf("the zero state: %v", err)
+	}
+}
+
+// What a change forbids of what was allowed, it is said to restrict, whatever tiers it is of.
+func TestRestrictsAcrossTiers(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	names := []string{"web", "client", "other"}
+	policies := func(most int) (out []desired.Policy) {
+		for i := range random.IntN(most) {
+			p := desired.Policy{
+				Tier: desired.Tiers[random.IntN(3)], Priority: random.Int32N(3), Namespace: "shop", Name: fmt.Sprint("p", i),
+				Pods: app(names[random.IntN(3)]), Audit: random.IntN(8) == 0,
+			}
+			if p.Tier == desired.NetworkPolicyTier {
+				p.Priority = 0
+			}
+			for _, side := range []**desired.Isolation{&p.Ingress, &p.Egress} {
+				if random.IntN(3) == 0 {
+					continue
+				}
+				*side = &desired.Isolation{}
+				for range random.IntN(4) {
+					r := says(desired.Action(random.IntN(3)), append(names, "")[random.IntN(4)])
+					if p.Tier == desired.NetworkPolicyTier {
+						r.Action = desired.Allow
+					}
+					(*side).Rules = append((*side).Rules, r)
+				}
+			}
+			out = append(out, p)
+		}
+		return out
+	}
+	restricted, forbidding := 0, 0
+	for range 5000 {
+		old := policies(5)
+		next := slices.Clone(old)
+		if random.IntN(2) == 0 {
+			next = policies(5)
+		} else if len(next) > 0 {
+			i := random.IntN(len(next))
+			next = append(next[:i:i], next[i+1:]...)
+		}
+		pods := []string{"10.1.0.2", "10.1.0.3", "10.1.0.4"}
+		records := []attachment.Record{pod(2, "web", pods[0]), pod(3, "client", pods[1]), pod(4, "other", pods[2])}
+		from := state(t, old, records...)
+		if random.IntN(3) == 0 { // who is in a set changes, too
+			next, records[2].Labels = old, map[string]string{"app": names[random.IntN(2)]}
+		}
+		to := state(t, next, records...)
+		forbids := ""
+		for i := range names {
+			for j := range names {
+				if p := (desired.Packet{In: "veth-" + names[i], Out: "veth-" + names[j], Src: addr(pods[i]), Dst: addr(pods[j]), Protocol: desired.TCP, DstPort: 80}); i != j {
+					if from.Evaluate(p).Allowed && !to.Evaluate(p).Allowed {
+						forbids = names[i] + " to " + names[j]
+					}
+				}
+			}
+		}
+		switch restricts := from.Restricts(to); {
+		case forbids != "" && !restricts:
+			t.Fatalf("it forbids %s and does not restrict: %v, then %v", forbids, old, next)
+		case restricts:
+			restricted++
+		}
+		if forbids != "" {
+			forbidding++
+		}
+	}
+	if forbidding < 100 || restricted == 5000 {
+		t.Errorf("of 5000 changes %d forbid something and %d restrict: the test finds nothing", forbidding, restricted)
+	}
+}
+
+// What is stored is what it was, and a NetworkPolicy is stored as before there were tiers.
+func TestStoredTiers(t *testing.T) {
+	for want, p := range map[string]desired.Policy{
+		`{"namespace":"shop","name":"np","pods":[{"key":"app","op":"In","values":["web"]}],"ingress":{"rules":[{}]}}`:                                                                tiered(desired.NetworkPolicyTier, 0, "np", says(desired.Allow, "")),
+		`{"tier":"Admin","priority":7,"namespace":"shop","name":"a","pods":[{"key":"app","op":"In","values":["web"]}],"ingress":{"rules":[{"action":"Deny"},{"action":"Pass"},{}]}}`: admin(7, "a", says(desired.Deny, ""), says(desired.Pass, ""), says(desired.Allow, "")),
+		`{"tier":"Baseline","namespace":"shop","name":"b","pods":[{"key":"app","op":"In","values":["web"]}],"ingress":{}}`:                                                           tiered(desired.BaselineTier, 0, "b"),
+	} {
+		b, err := json.Marshal(p)
+		if err != nil || string(b) != want {
+			t.Errorf("%s is stored as\n%s, want\n%s: %v", p, b, want, err)
+		}
+		var back desired.Policy
+		if err := json.Unmarshal(b, &back); err != nil {
+			t.Error(err)
+		}
+		if diff := cmp.Diff(p, back); diff != "" {
+			t.Error(diff)
+		}
+	}
+	for _, bad := range []string{`{"tier":"admin"}`, `{"tier":3}`, `{"ingress":{"rules":[{"action":"Reject"}]}}`} {
+		if err := json.Unmarshal([]byte(bad), &desired.Policy{}); err == nil {
+			t.Errorf("%s is taken", bad)
+		}
+	}
+}
