@@ -109,6 +109,9 @@ func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend enforcer) 
 	}
 	for round := range rounds(7) {
 		policies := randomPolicies(r)
+		if round%3 == 1 {
+			policies = tried(policies)
+		}
 		records := records(b)
 		live := records[:1+r.IntN(len(records))]
 		r.Shuffle(len(records), func(i, j int) { records[i], records[j] = records[j], records[i] })
@@ -278,6 +281,17 @@ func randomPolicies(r *rand.Rand) desired.Policies {
 	slices.SortFunc(p.Policies, func(a, b desired.Policy) int {
 		return slices.Compare([]string{a.Namespace, a.Name}, []string{b.Namespace, b.Name})
 	})
+	return p
+}
+
+// tried are the policies with none enforced, and one that allows nothing: few states that are random
+// have a packet which an audit alone would deny.
+func tried(p desired.Policies) desired.Policies {
+	nothing := desired.Policy{Namespace: "one", Name: "a", Ingress: &desired.Isolation{}, Egress: &desired.Isolation{}}
+	p.Policies = append([]desired.Policy{nothing}, p.Policies...)
+	for i := range p.Policies {
+		p.Policies[i].Audit = true
+	}
 	return p
 }
 
