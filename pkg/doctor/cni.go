@@ -43,50 +43,11 @@ func checkRuntime(f Facts) []Finding {
 func checkConflist(f Facts) []Finding {
 	var out []Finding
 	for _, s := range f.Skipped {
-		path := filepath.Join(f.ConfDir, s.Name)
-		fix := fmt.Sprintf("mv %s %s", quote(path), quote(path+".off"))
-		switch _, ok := f.active(); {
-		case errors.Is(f.ActiveErr, conflist.ErrNone):
-			fix = fmt.Sprintf("# there is no other: fix %s, or have the agent of the main plugin write it anew", quote(path))
-		case s.Multus || f.multus():
-			fix = fmt.Sprintf("# fix %s, or have who wrote it write it anew: it is Multus', or Multus may call it", quote(path))
-		case !ok:
-			fix = fmt.Sprintf("# fix %s, or have who wrote it write it anew: the next by name is without podmark", quote(path))
-		}
-		out = append(out, Finding{
-			Severity: Error,
-			What:     fmt.Sprintf("%q comes first by name, and no runtime can read it: %v", path, s.Reason),
-			Why:      "containerd has no network until it is fixed, and CRI-O takes the next file, which may be without podmark",
-			Fix:      fix,
-		})
+		out = append(out, unreadable(f, s))
 	}
 	switch {
-	case errors.Is(f.ActiveErr, conflist.ErrPlain):
-		out = append(out, Finding{
-			Severity: Error,
-			What:     fmt.Sprintf("in %q: %v", f.ConfDir, f.ActiveErr),
-			Why:      "pods start without podmark: unmarked, and with no policy",
-			Fix:      chainable(f),
-		})
-	case errors.Is(f.ActiveErr, conflist.ErrMultus):
-		out = append(out, Finding{
-			Severity: Error,
-			What:     fmt.Sprintf("in %q: %v", f.ConfDir, f.ActiveErr),
-			Why:      "whether pods start with podmark is not known, and 'podmarkd install' does not know where to put its entry",
-			Fix:      ctl(f, "doctor"+located(f)+" --cni-conf-name FILE") + "  # the conflist of Multus' default network",
-		})
 	case f.ActiveErr != nil:
-		found := Finding{
-			Severity: Error,
-			What:     fmt.Sprintf("in %q (%s): %v: the agent of the main plugin has not written it yet, or the runtime reads another directory", f.ConfDir, f.Place.How, f.ActiveErr),
-			Why:      "pods start without podmark, or not at all",
-			Fix:      ctl(f, "doctor --cni-conf-dir DIR --cni-bin-dir DIR") + "  # the runtime's directories",
-		}
-		if f.Place.From == runtimes.Reported {
-			found.What = fmt.Sprintf("in %q (%s): %v: the agent of the main plugin has not written it yet", f.ConfDir, f.Place.How, f.ActiveErr)
-			found.Fix = "# have the agent of the main plugin run on this node, which writes it; look at why it does not"
-		}
-		out = append(out, found)
+		out = append(out, unchosen(f))
 	case len(f.Networks) > 0 && f.Networks[0].Entry == nil:
 		out = append(out, Finding{
 			Severity: Error,
@@ -111,6 +72,58 @@ func checkConflist(f Facts) []Finding {
 		})
 	}
 	return out
+}
+
+// unreadable is the finding for a configuration before the active one that no runtime can read. It is
+// put aside where that leaves a conflist with podmark.
+func unreadable(f Facts, s conflist.Skipped) Finding {
+	path := filepath.Join(f.ConfDir, s.Name)
+	fix := fmt.Sprintf("mv %s %s", quote(path), quote(path+".off"))
+	switch _, ok := f.active(); {
+	case errors.Is(f.ActiveErr, conflist.ErrNone):
+		fix = fmt.Sprintf("# there is no other: fix %s, or have the agent of the main plugin write it anew", quote(path))
+	case s.Multus || f.multus():
+		fix = fmt.Sprintf("# fix %s, or have who wrote it write it anew: it is Multus', or Multus may call it", quote(path))
+	case !ok:
+		fix = fmt.Sprintf("# fix %s, or have who wrote it write it anew: the next by name is without podmark", quote(path))
+	}
+	return Finding{
+		Severity: Error,
+		What:     fmt.Sprintf("%q comes first by name, and no runtime can read it: %v", path, s.Reason),
+		Why:      "containerd has no network until it is fixed, and CRI-O takes the next file, which may be without podmark",
+		Fix:      fix,
+	}
+}
+
+// unchosen is the finding where there is no conflist that the runtime takes and podmark may be in.
+func unchosen(f Facts) Finding {
+	switch {
+	case errors.Is(f.ActiveErr, conflist.ErrPlain):
+		return Finding{
+			Severity: Error,
+			What:     fmt.Sprintf("in %q: %v", f.ConfDir, f.ActiveErr),
+			Why:      "pods start without podmark: unmarked, and with no policy",
+			Fix:      chainable(f),
+		}
+	case errors.Is(f.ActiveErr, conflist.ErrMultus):
+		return Finding{
+			Severity: Error,
+			What:     fmt.Sprintf("in %q: %v", f.ConfDir, f.ActiveErr),
+			Why:      "whether pods start with podmark is not known, and 'podmarkd install' does not know where to put its entry",
+			Fix:      ctl(f, "doctor"+located(f)+" --cni-conf-name FILE") + "  # the conflist of Multus' default network",
+		}
+	}
+	found := Finding{
+		Severity: Error,
+		What:     fmt.Sprintf("in %q (%s): %v: the agent of the main plugin has not written it yet, or the runtime reads another directory", f.ConfDir, f.Place.How, f.ActiveErr),
+		Why:      "pods start without podmark, or not at all",
+		Fix:      ctl(f, "doctor --cni-conf-dir DIR --cni-bin-dir DIR") + "  # the runtime's directories",
+	}
+	if f.Place.From == runtimes.Reported {
+		found.What = fmt.Sprintf("in %q (%s): %v: the agent of the main plugin has not written it yet", f.ConfDir, f.Place.How, f.ActiveErr)
+		found.Fix = "# have the agent of the main plugin run on this node, which writes it; look at why it does not"
+	}
+	return found
 }
 
 // multus reports whether Multus is what the runtime calls: which files it calls in turn, it says

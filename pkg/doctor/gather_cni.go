@@ -58,6 +58,25 @@ func (f *Facts) readCNI() error {
 		return err
 	}
 	f.Active, f.Skipped, f.ActiveErr = conflist.Choose(files, conflist.Wanted{Name: f.ConfName, Network: f.Place.Network, Dir: f.ConfDir})
+	if err := f.readNetworks(files); err != nil {
+		return err
+	}
+	if f.ActiveErr == nil {
+		programs, err := conflist.Programs(f.Active.Content, plugin)
+		if err != nil {
+			return err
+		}
+		f.Lacking = slices.DeleteFunc(programs, func(p string) bool {
+			return slices.ContainsFunc(f.Place.Bins, func(bin string) bool { return runtimes.Executable(filepath.Join(bin, p)) })
+		})
+	}
+	f.readPlugin()
+	return nil
+}
+
+// readNetworks reads the network of the active conflist, which comes first, and those of the others
+// that have an entry of podmark's.
+func (f *Facts) readNetworks(files []conflist.File) error {
 	for _, file := range files {
 		f.configured |= foreign.Configured(file.Content)
 		if filepath.Ext(file.Name) != ".conflist" {
@@ -78,15 +97,11 @@ func (f *Facts) readCNI() error {
 			f.Networks = append(f.Networks, n)
 		}
 	}
-	if f.ActiveErr == nil {
-		programs, err := conflist.Programs(f.Active.Content, plugin)
-		if err != nil {
-			return err
-		}
-		f.Lacking = slices.DeleteFunc(programs, func(p string) bool {
-			return slices.ContainsFunc(f.Place.Bins, func(bin string) bool { return runtimes.Executable(filepath.Join(bin, p)) })
-		})
-	}
+	return nil
+}
+
+// readPlugin finds out whether the runtime can execute the plugin.
+func (f *Facts) readPlugin() {
 	path := filepath.Join(f.BinDir, plugin)
 	info, err := os.Stat(path)
 	_, errLink := os.Readlink(path)
@@ -98,7 +113,6 @@ func (f *Facts) readCNI() error {
 	case !info.Mode().IsRegular() || info.Mode().Perm()&0o111 == 0:
 		f.Plugin = fmt.Errorf("%q is not an executable file: its mode is %v", path, info.Mode())
 	}
-	return nil
 }
 
 // readFiles reads the configurations of a directory. What disappears meanwhile is

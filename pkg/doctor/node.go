@@ -148,18 +148,10 @@ func sysctlFindings(f Facts, prefix string) []Finding {
 }
 
 func checkNodePorts(f Facts) []Finding {
-	configured, by := f.State.NodePorts, "kubeNodePortRanges of the conflist"
-	active, inConflist := f.active()
-	if inConflist && active.Err == nil {
-		configured = active.Config.NodePorts
-	}
-	told := f.DaemonRuns && f.Daemon != nil && !f.Daemon.Idle && f.Daemon.Ports.Source != "" && f.Daemon.Ports.Source != by
-	if told {
-		configured, by = f.Daemon.Ports.Configured, f.Daemon.Ports.Source
-	}
-	if !f.Mode.IPVS || !f.State.Ran && !inConflist {
+	if _, inConflist := f.active(); !f.Mode.IPVS || !f.State.Ran && !inConflist {
 		return nil
 	}
+	configured, by, told := nodePorts(f)
 	var outside []string
 	all := slices.Clone(configured)
 	for _, p := range f.PortsInUse {
@@ -186,6 +178,19 @@ func checkNodePorts(f Facts) []Finding {
 		found.Fix = fmt.Sprintf("# have %s say %s, as podmarkd --node-port-ranges does, and restart podmarkd", by, strings.Join(ranges, ","))
 	}
 	return []Finding{found}
+}
+
+// nodePorts are the NodePort ranges of the node and who says so: a podmarkd that runs, which is told
+// then, comes before the conflist, and that before what the node has.
+func nodePorts(f Facts) (configured []desired.PortRange, by string, told bool) {
+	by = "kubeNodePortRanges of the conflist"
+	if f.DaemonRuns && f.Daemon != nil && !f.Daemon.Idle && f.Daemon.Ports.Source != "" && f.Daemon.Ports.Source != by {
+		return f.Daemon.Ports.Configured, f.Daemon.Ports.Source, true
+	}
+	if active, ok := f.active(); ok && active.Err == nil {
+		return active.Config.NodePorts, by, false
+	}
+	return f.State.NodePorts, by, false
 }
 
 // nearly is the share, in percent, from which on a table counts as nearly full.

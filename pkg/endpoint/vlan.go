@@ -42,12 +42,24 @@ func readVLANs(e *attachment.Endpoint, bridge *netlink.Bridge) (v vlans, err err
 			v.pvid = info.Vid
 		}
 	}
-	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	addresses, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return v, fmt.Errorf("reading who has the gateway of %q: %w", e.HostVeth, err)
 	}
+	if index, ok := gatewayElsewhere(e, addresses); ok {
+		v.elsewhere = fmt.Sprintf("link %d", index)
+		if link, err := netlink.LinkByIndex(index); err == nil {
+			v.elsewhere = fmt.Sprintf("%q", link.Attrs().Name)
+		}
+	}
+	return v, nil
+}
+
+// gatewayElsewhere is the index of a link that has a gateway of the endpoint, where its L3
+// interface does not have that.
+func gatewayElsewhere(e *attachment.Endpoint, addresses []netlink.Addr) (index int, ok bool) {
 	here, elsewhere := map[netip.Addr]bool{}, map[netip.Addr]int{}
-	for _, a := range list {
+	for _, a := range addresses {
 		if addr, ok := netip.AddrFromSlice(a.IP); ok && a.LinkIndex == e.L3InterfaceIndex {
 			here[addr.Unmap()] = true
 		} else if ok {
@@ -55,16 +67,14 @@ func readVLANs(e *attachment.Endpoint, bridge *netlink.Bridge) (v vlans, err err
 		}
 	}
 	for _, gateway := range e.Gateways {
-		index, ok := elsewhere[gateway]
-		if !ok || here[gateway] || gateway.IsLinkLocalUnicast() { // which every link may have
+		if here[gateway] || gateway.IsLinkLocalUnicast() { // which every link may have
 			continue
 		}
-		v.elsewhere = fmt.Sprintf("link %d", index)
-		if link, err := netlink.LinkByIndex(index); err == nil {
-			v.elsewhere = fmt.Sprintf("%q", link.Attrs().Name)
+		if at, has := elsewhere[gateway]; has {
+			index, ok = at, true
 		}
 	}
-	return v, nil
+	return index, ok
 }
 
 // plain returns why the endpoint's packets do not enter the host by the bridge itself, or

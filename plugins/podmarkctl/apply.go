@@ -62,35 +62,43 @@ are of "default" without -n. Network policies of other APIs are always refused.`
 			if del {
 				policies = &desired.Policies{}
 			}
-			settings := defaults()
-			done, err := o.node().SetPolicies(cmd.Context(), settings, *policies)
-			if err != nil {
-				return err
-			}
-			if trouble := done.Trouble(); trouble != "" {
-				fmt.Fprintln(cmd.ErrOrStderr(), "podmarkctl: "+trouble+"; 'podmarkctl doctor' says what to do")
-			}
-			covers, err := o.coverage()
-			if err != nil {
-				return fmt.Errorf("the policies are in force, and for whom is not known: %w", err)
-			}
-			return o.print(cmd.OutOrStdout(), applied{done, covers}, func(w io.Writer) error {
-				live := "no live connection is touched"
-				if done.Restricted {
-					live = "live connections are judged again"
-				}
-				if done.Flows > 0 {
-					live += fmt.Sprintf(", %d of them taken out of flowtables", done.Flows)
-				}
-				_, err := fmt.Fprintf(w, "%d policies in force, epoch %d: %s\n%s\n", done.Policies, done.Epoch, live, covers)
-				for _, idle := range covers.Idle {
-					fmt.Fprintln(w, idle)
-				}
-				return err
-			})
+			return o.apply(cmd, *policies)
 		},
 	}
 	from.addFlags(cmd, "filename", "f", "a manifest, a directory of them (*.yaml, *.yml, *.json), or - for stdin; may be repeated")
 	cmd.Flags().BoolVar(&del, "delete", false, "remove the node's policy: every endpoint is open")
 	return cmd
+}
+
+// apply makes policies those of the node, and prints for whom they are in force.
+func (o *options) apply(cmd *cobra.Command, policies desired.Policies) error {
+	done, err := o.node().SetPolicies(cmd.Context(), defaults(), policies)
+	if err != nil {
+		return err
+	}
+	if trouble := done.Trouble(); trouble != "" {
+		fmt.Fprintln(cmd.ErrOrStderr(), "podmarkctl: "+trouble+"; 'podmarkctl doctor' says what to do")
+	}
+	covers, err := o.coverage()
+	if err != nil {
+		return fmt.Errorf("the policies are in force, and for whom is not known: %w", err)
+	}
+	a := applied{done, covers}
+	return o.print(cmd.OutOrStdout(), a, a.text)
+}
+
+// text is what 'apply' shows without -o json.
+func (a applied) text(w io.Writer) error {
+	live := "no live connection is touched"
+	if a.Restricted {
+		live = "live connections are judged again"
+	}
+	if a.Flows > 0 {
+		live += fmt.Sprintf(", %d of them taken out of flowtables", a.Flows)
+	}
+	_, err := fmt.Fprintf(w, "%d policies in force, epoch %d: %s\n%s\n", a.Policies, a.Epoch, live, a.Coverage)
+	for _, idle := range a.Coverage.Idle {
+		fmt.Fprintln(w, idle)
+	}
+	return err
 }

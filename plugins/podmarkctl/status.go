@@ -126,8 +126,112 @@ func (o *options) unmarked() (pods map[string]string, unseen string) {
 	return d.Unmarked, ""
 }
 
-// policiesRow shows how it goes with the policies that podmarkd follows.
-func policiesRow(row func(name, format string, args ...any), p agent.PolicyStatus) {
+// tunnels says what pods may not send.
+func (s status) tunnels() string {
+	if len(s.Tunnels.UDPPorts)+len(s.Tunnels.Protocols) == 0 {
+		return "allowed: pods may send what a tunnel of the node unwraps"
+	}
+	return fmt.Sprintf("not from pods: UDP ports %v, IP protocols %v", s.Tunnels.UDPPorts, s.Tunnels.Protocols)
+}
+
+// rows add what is known to a table, one fact in a row.
+type rows func(name, format string, args ...any)
+
+func (s status) table(w io.Writer) error {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	row := rows(func(name, format string, args ...any) {
+		fmt.Fprintf(tw, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+	})
+	row.node(s)
+	row.daemon(s)
+	return tw.Flush()
+}
+
+// node shows what the node enforces, and on whom.
+func (row rows) node(s status) {
+	if s.Backend == "" {
+		row("backend", "none: podmark has not run on this node")
+	} else {
+		row("backend", "%s", s.Backend)
+		row("mask", "%s, epoch %d", s.Mask, s.Epoch)
+		row("endpoints", "%d of %d", s.Endpoints, s.Capacity)
+		row("tunnels", "%s", s.tunnels())
+		if len(s.Flowtables) > 0 {
+			row("flowtables", "%s: %d live connections there are not judged by the policy in force", strings.Join(s.Flowtables, ", "), s.Unjudged)
+		}
+	}
+	row("policed", "%s", s.Coverage)
+	for _, idle := range s.Coverage.Idle {
+		row("idle", "%s", idle)
+	}
+}
+
+// daemon shows whether podmarkd runs, and what it said last.
+func (row rows) daemon(s status) {
+	d := s.Daemon
+	if d == nil {
+		row("podmarkd", "has not run on this node")
+		return
+	}
+	if s.Running {
+		row("podmarkd", "runs since %s", d.Started.Format(time.RFC3339))
+	} else {
+		row("podmarkd", "does not run; what follows is what it said last")
+	}
+	row("reconciled", "%s, triggered by: %s", d.LastReconcile.Format(time.RFC3339), d.Trigger)
+	if d.Error != "" {
+		row("error", "%s", d.Error)
+	}
+	if d.NotInstalled != "" {
+		row("installed", "no: %s", d.NotInstalled)
+	}
+	row.proxy(d)
+	row.findings(d)
+	row.policies(d.Policies)
+	row("repairs", "%d", d.Repairs)
+	if d.LastRepair != nil {
+		row("last repair", "%s, %s: %s", d.LastRepair.Time.Format(time.RFC3339), d.LastRepair.Kind, d.LastRepair.Drift)
+	}
+}
+
+// proxy shows the mode of kube-proxy, and where NodePorts are.
+func (row rows) proxy(d *agent.Status) {
+	says := ""
+	if d.Mode.Proxy != "" {
+		says = ", kube-proxy says " + d.Mode.Proxy
+	}
+	if d.Mode.Leftover() {
+		says += ": what IPVS has was left over, and takes packets all the same"
+	}
+	row("proxy mode", "%s, %d services in IPVS%s", map[bool]string{true: "IPVS", false: "other"}[d.Mode.IPVS], d.Mode.Services, says)
+	if !d.Idle {
+		row("NodePorts", "%s %v, of %v by %s", d.Ports.Mode, d.Ports.Ranges, d.Ports.Configured, d.Ports.Source)
+	}
+	if len(d.Ports.Outside) > 0 {
+		row("outside", "%v are in use and in no configured range", d.Ports.Outside)
+	}
+}
+
+// findings show what other programs do to podmark, and what is not as it should be.
+func (row rows) findings(d *agent.Status) {
+	if d.FelixMask != "" {
+		row("Felix mask", "%s in FelixConfiguration, which is not the mask above", d.FelixMask)
+	}
+	for _, c := range d.Collisions {
+		row("mark bits", "%s", c)
+	}
+	for _, p := range d.Sysctls {
+		if !p.OK() {
+			row("sysctl", "%s is not %s: %s", p.Name, p.Want, p.Fix())
+		}
+	}
+	for _, drift := range d.Drift {
+		row("drift", "%s", drift)
+	}
+}
+
+// policies shows how it goes with the policies that podmarkd follows.
+func (row rows) policies(p agent.PolicyStatus) {
 	from, ok := map[agent.PolicySource]string{agent.FromDirectory: "the directory", agent.FromKubernetes: "the Kubernetes API"}[p.Source]
 	if !ok {
 		return
@@ -158,86 +262,4 @@ func policiesRow(row func(name, format string, args ...any), p agent.PolicyStatu
 	if more := p.UnsyncedPolicies - len(p.Troubles); more > 0 {
 		row("policy", "and %d more that are not in force as the API has them", more)
 	}
-}
-
-// tunnels says what pods may not send.
-func (s status) tunnels() string {
-	if len(s.Tunnels.UDPPorts)+len(s.Tunnels.Protocols) == 0 {
-		return "allowed: pods may send what a tunnel of the node unwraps"
-	}
-	return fmt.Sprintf("not from pods: UDP ports %v, IP protocols %v", s.Tunnels.UDPPorts, s.Tunnels.Protocols)
-}
-
-func (s status) table(w io.Writer) error {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	row := func(name, format string, args ...any) {
-		fmt.Fprintf(tw, "%s\t%s\n", name, fmt.Sprintf(format, args...))
-	}
-	if s.Backend == "" {
-		row("backend", "none: podmark has not run on this node")
-	} else {
-		row("backend", "%s", s.Backend)
-		row("mask", "%s, epoch %d", s.Mask, s.Epoch)
-		row("endpoints", "%d of %d", s.Endpoints, s.Capacity)
-		row("tunnels", "%s", s.tunnels())
-		if len(s.Flowtables) > 0 {
-			row("flowtables", "%s: %d live connections there are not judged by the policy in force", strings.Join(s.Flowtables, ", "), s.Unjudged)
-		}
-	}
-	row("policed", "%s", s.Coverage)
-	for _, idle := range s.Coverage.Idle {
-		row("idle", "%s", idle)
-	}
-	d := s.Daemon
-	switch {
-	case d == nil:
-		row("podmarkd", "has not run on this node")
-	case !s.Running:
-		row("podmarkd", "does not run; what follows is what it said last")
-	default:
-		row("podmarkd", "runs since %s", d.Started.Format(time.RFC3339))
-	}
-	if d != nil {
-		row("reconciled", "%s, triggered by: %s", d.LastReconcile.Format(time.RFC3339), d.Trigger)
-		if d.Error != "" {
-			row("error", "%s", d.Error)
-		}
-		if d.NotInstalled != "" {
-			row("installed", "no: %s", d.NotInstalled)
-		}
-		says := ""
-		if d.Mode.Proxy != "" {
-			says = ", kube-proxy says " + d.Mode.Proxy
-		}
-		if d.Mode.Leftover() {
-			says += ": what IPVS has was left over, and takes packets all the same"
-		}
-		row("proxy mode", "%s, %d services in IPVS%s", map[bool]string{true: "IPVS", false: "other"}[d.Mode.IPVS], d.Mode.Services, says)
-		if !d.Idle {
-			row("NodePorts", "%s %v, of %v by %s", d.Ports.Mode, d.Ports.Ranges, d.Ports.Configured, d.Ports.Source)
-		}
-		if len(d.Ports.Outside) > 0 {
-			row("outside", "%v are in use and in no configured range", d.Ports.Outside)
-		}
-		if d.FelixMask != "" {
-			row("Felix mask", "%s in FelixConfiguration, which is not the mask above", d.FelixMask)
-		}
-		for _, c := range d.Collisions {
-			row("mark bits", "%s", c)
-		}
-		for _, p := range d.Sysctls {
-			if !p.OK() {
-				row("sysctl", "%s is not %s: %s", p.Name, p.Want, p.Fix())
-			}
-		}
-		for _, drift := range d.Drift {
-			row("drift", "%s", drift)
-		}
-		policiesRow(row, d.Policies)
-		row("repairs", "%d", d.Repairs)
-		if d.LastRepair != nil {
-			row("last repair", "%s, %s: %s", d.LastRepair.Time.Format(time.RFC3339), d.LastRepair.Kind, d.LastRepair.Drift)
-		}
-	}
-	return tw.Flush()
 }

@@ -207,10 +207,13 @@ func printChanges(w io.Writer, changes []change, dryRun bool) {
 	}
 }
 
-// install brings plugin and entry to what is wanted. The entry is that of --entry,
-// else the one that is there, else known, else the default. It goes where the runtime was located. Before anything is written,
-// judge says what there is to note of the plan, or refuses it; nil for no judge.
-func (o *installOptions) install(ctx context.Context, known []byte, judge func(context.Context, installed) ([]string, error), dryRun bool) (installed, error) {
+// judge says what there is to note of a plan before anything is written, or refuses it.
+type judge func(context.Context, installed) (notes []string, err error)
+
+// install brings plugin and entry to what is wanted. The entry is that of --entry, else the one
+// that is there, else known, else the default. It goes where the runtime was located. A judge of
+// nil has nothing to say.
+func (o *installOptions) install(ctx context.Context, known []byte, judge judge, dryRun bool) (installed, error) {
 	given, err := o.entry()
 	if err != nil {
 		return installed{}, err
@@ -237,19 +240,11 @@ func (o *installOptions) install(ctx context.Context, known []byte, judge func(c
 			return installed{}, err
 		}
 		var done installed
-		if done, err = f.plan(s, given, known, o.policy, o.dropIn); err != nil {
+		if done, err = o.judged(ctx, f, s, given, known, judge); err != nil {
 			return installed{}, err
-		}
-		if judge != nil {
-			notes, err := judge(ctx, done)
-			if err != nil {
-				return installed{}, err
-			}
-			done.Notes = append(done.Notes, notes...)
 		}
 		rest := done.Changes
 		done.Changes = append(append([]change{}, first...), rest...)
-		done.Place = o.found.Load().String()
 		if dryRun {
 			return done, nil
 		}
@@ -269,6 +264,21 @@ func (o *installOptions) install(ctx context.Context, known []byte, judge func(c
 	return installed{}, err
 }
 
+// judged is the plan for a directory, with the notes of the judge.
+func (o *installOptions) judged(ctx context.Context, f confDirectory, s site, given, known []byte, judge judge) (installed, error) {
+	plan, err := f.plan(s, given, known, o.policy, o.dropIn)
+	if err != nil {
+		return installed{}, err
+	}
+	plan.Place = o.found.Load().String()
+	if judge == nil {
+		return plan, nil
+	}
+	notes, err := judge(ctx, plan)
+	plan.Notes = append(plan.Notes, notes...)
+	return plan, err
+}
+
 // plan says what is to be changed in a directory, in an order that may end anywhere.
 func (f confDirectory) plan(s site, given, known []byte, policy string, dropIn bool) (installed, error) {
 	active, n, skipped, err := f.active(s)
@@ -282,62 +292,84 @@ func (f confDirectory) plan(s site, given, known []byte, policy string, dropIn b
 	done := installed{
 		Binary: filepath.Join(s.bin, pluginFile), Conflist: filepath.Join(s.conf, active.Name), Network: n.Name, Notes: []string{},
 	}
-	if warning != "" {
-		done.Notes = append(done.Notes, warning)
-	}
-	if active.Unused != nil {
-		done.Notes = append(done.Notes, fmt.Sprintf("pods start without podmark: %v", active.Unused))
-	}
-	if active.StaleCopy {
-		done.Notes = append(done.Notes, fmt.Sprintf("%q has a copy of %q without podmark's entry as it is here, and Multus calls that until it writes the file anew: its daemon does when the conflist changes; restart it otherwise", filepath.Join(s.conf, active.Multus), done.Conflist))
-	}
 	if done.Entry, done.from, err = f.entry(s, active.File, n, given, known); err != nil {
 		return installed{}, err
 	}
 	if policy != "" {
 		done.Entry = withPolicy(done.Entry, policy)
 	}
-	if !config.SaysPolicy(done.Entry) {
-		done.Notes = append(done.Notes, fmt.Sprintf("podmark's entry for %q has no \"policy\", so pods are marked and not policed: give --policy kubernetes, files or none, or write the key", done.Conflist))
-	}
 	if err := validate(done.Entry, n.Name, n.CNIVersion); err != nil {
 		return installed{}, fmt.Errorf("the entry for %q: %w", done.Conflist, err)
 	}
-	for _, bad := range skipped {
-		done.Notes = append(done.Notes, fmt.Sprintf("%q comes first and cannot be read; containerd has no network until it is fixed: %v", bad.Name, bad.Reason))
+	if dropIn && !n.OnlyInlined {
+		done.DropIn = filepath.Join(s.conf, n.Name, dropInFile)
 	}
+	if warning != "" {
+		done.Notes = append(done.Notes, warning)
+	}
+	done.Notes = append(done.Notes, done.remarks(s, active, skipped)...)
 	if dropIn && n.OnlyInlined {
-		dropIn = false
 		done.Notes = append(done.Notes, "the conflist has loadOnlyInlinedPlugins, so the entry stands in it and not in a file of its own")
 	}
-	file := filepath.Join(s.conf, n.Name, dropInFile)
-	var wanted []byte
-	if dropIn {
-		done.DropIn = file
-		wanted, err = conflist.Remove(active.Content, pluginFile)
-	} else if wanted, err = inserted(active.Content, n, done.Entry); errors.Is(err, conflist.ErrNoPlugins) {
-		err = fmt.Errorf("%w: use --drop-in", err)
-	}
+	wanted, err := done.conflist(active.Content, n)
 	if err != nil {
 		return installed{}, fmt.Errorf("editing %q: %w", done.Conflist, err)
 	}
-	for _, path := range f.left {
-		done.Changes = append(done.Changes, change{Verb: "remove", Path: path, Why: "left by a crash"})
-	}
-	sub := f.networks[n.Name]
-	switch {
-	case done.DropIn != "" && !conflist.Equal(sub.dropIn, done.Entry):
-		var content bytes.Buffer
-		_ = json.Indent(&content, done.Entry, "", "  ") // it is valid
-		content.WriteByte('\n')
-		done.Changes = append(done.Changes, change{Verb: "write", Path: file, Why: "podmark's entry", content: content.Bytes(), before: sub.dropIn})
-	case done.DropIn == "" && sub.dropIn != nil:
-		done.Changes = append(done.Changes, change{Verb: "remove", Path: file, Why: "the entry stands in the conflist"})
-	}
-	if c, ok := f.rewrite(s, active.File, wanted, len(done.Changes) > len(f.left)); ok {
-		done.Changes = append(done.Changes, c)
-	}
+	done.Changes = f.changes(s, done, active.File, wanted)
 	return done, nil
+}
+
+// remarks are what the next pod meets once the plan is carried out, and what stands before the
+// conflist.
+func (i installed) remarks(s site, active conflist.Choice, skipped []conflist.Skipped) (notes []string) {
+	if active.Unused != nil {
+		notes = append(notes, fmt.Sprintf("pods start without podmark: %v", active.Unused))
+	}
+	if active.StaleCopy {
+		notes = append(notes, fmt.Sprintf("%q has a copy of %q without podmark's entry as it is here, and Multus calls that until it writes the file anew: its daemon does when the conflist changes; restart it otherwise", filepath.Join(s.conf, active.Multus), i.Conflist))
+	}
+	if !config.SaysPolicy(i.Entry) {
+		notes = append(notes, fmt.Sprintf("podmark's entry for %q has no \"policy\", so pods are marked and not policed: give --policy kubernetes, files or none, or write the key", i.Conflist))
+	}
+	for _, bad := range skipped {
+		notes = append(notes, fmt.Sprintf("%q comes first and cannot be read; containerd has no network until it is fixed: %v", bad.Name, bad.Reason))
+	}
+	return notes
+}
+
+// conflist is what the conflist, which is now list, is to be: without the entry where that has a file
+// of its own.
+func (i installed) conflist(list []byte, n conflist.Network) ([]byte, error) {
+	if i.DropIn != "" {
+		return conflist.Remove(list, pluginFile)
+	}
+	wanted, err := inserted(list, n, i.Entry)
+	if errors.Is(err, conflist.ErrNoPlugins) {
+		err = fmt.Errorf("%w: use --drop-in", err)
+	}
+	return wanted, err
+}
+
+// changes lists what is to be changed for a plan. The conflist comes last: runtimes read a file of
+// the entry's own with it.
+func (f confDirectory) changes(s site, plan installed, list conflist.File, wanted []byte) (changes []change) {
+	for _, path := range f.left {
+		changes = append(changes, change{Verb: "remove", Path: path, Why: "left by a crash"})
+	}
+	sub := f.networks[plan.Network]
+	switch {
+	case plan.DropIn != "" && !conflist.Equal(sub.dropIn, plan.Entry):
+		var content bytes.Buffer
+		_ = json.Indent(&content, plan.Entry, "", "  ") // it is valid
+		content.WriteByte('\n')
+		changes = append(changes, change{Verb: "write", Path: plan.DropIn, Why: "podmark's entry", content: content.Bytes(), before: sub.dropIn})
+	case plan.DropIn == "" && sub.dropIn != nil:
+		changes = append(changes, change{Verb: "remove", Path: filepath.Join(s.conf, plan.Network, dropInFile), Why: "the entry stands in the conflist"})
+	}
+	if c, ok := f.rewrite(s, list, wanted, len(changes) > len(f.left)); ok {
+		changes = append(changes, c)
+	}
+	return changes
 }
 
 // inserted is the list with the entry. One that comes first has no main plugin before it,

@@ -19,7 +19,7 @@ var (
 )
 
 // present says why the next pod would start without podmark, or with another one than was asked
-// for, or not at all; nil where it is installed, or no directory is to be looked at.
+// for, or not at all; nil where it is installed, or no directory is to be examined.
 func (o *installOptions) present(ctx context.Context) error {
 	if o.confDir == "" {
 		return nil
@@ -40,7 +40,7 @@ func (o *installOptions) present(ctx context.Context) error {
 	return err
 }
 
-// present looks for podmark in the conflist that runtimes take, and for all that the list calls.
+// present examines the conflist that runtimes take, and all that the list calls.
 func (f confDirectory) present(s site, stateDir string) error {
 	active, _, err := f.choose(s.wanted)
 	if err != nil {
@@ -61,8 +61,20 @@ func (f confDirectory) present(s site, stateDir string) error {
 	if entry == nil && !n.OnlyInlined {
 		entry = f.networks[n.Name].dropIn
 	}
+	if err := f.called(s, active, n, entry != nil); err != nil {
+		return err
+	}
+	if _, err := f.works(s, active); err != nil {
+		return err
+	}
+	return says(entry, n, path, stateDir)
+}
+
+// called asks whether the runtime calls podmark for the next pod, and behind the main plugin.
+func (f confDirectory) called(s site, active conflist.Choice, n conflist.Network, hasEntry bool) error {
+	path := filepath.Join(s.conf, active.Name)
 	switch {
-	case entry == nil:
+	case !hasEntry:
 		return fmt.Errorf("%q has no entry of type %q", path, pluginFile)
 	case n.Types != nil && n.Types[0] == pluginFile:
 		return fmt.Errorf("%q calls podmark first, before the plugin that makes the interface: every ADD fails; podmarkd install puts the entry to the end", path)
@@ -73,9 +85,12 @@ func (f confDirectory) present(s site, stateDir string) error {
 	case !f.programs[pluginFile]:
 		return fmt.Errorf("there is no plugin %q that can be executed in %q", pluginFile, s.bin)
 	}
-	if _, err := f.works(s, active); err != nil {
-		return err
-	}
+	return nil
+}
+
+// says asks whether the entry for the conflist at path is one that podmark understands, of the same
+// state directory, and says what it should.
+func says(entry []byte, n conflist.Network, path, stateDir string) error {
 	c, err := config.ParseEntry(entry, n.Name, n.CNIVersion)
 	if err != nil {
 		return fmt.Errorf("podmark's entry for %q: %w", path, err)

@@ -208,47 +208,24 @@ func (o *uninstallOptions) takeOut(s site, out io.Writer) (err error) {
 // without says what is to be changed in a directory for podmark to be gone from it.
 // Files that an agent has set aside under another name are among it: they may come back.
 func (f confDirectory) without(s site, stateDir string) ([]change, error) {
-	var changes, directories []change
 	if unread := slices.Sorted(maps.Keys(f.unread)); unread != nil {
 		return nil, f.unread[unread[0]] // it may have an entry
 	}
+	var changes []change
 	for _, path := range f.left {
 		changes = append(changes, change{Verb: "remove", Path: path, Why: "left by a crash"})
 	}
-	for _, name := range slices.Sorted(maps.Keys(f.networks)) {
-		n := f.networks[name]
-		if n.unread != nil {
-			if f.hasList(name) {
-				return nil, n.unread
-			}
-			continue // somebody else's
-		}
-		if n.dropIn != nil {
-			if err := sameState(n.dropIn, stateDir); err != nil {
-				return nil, fmt.Errorf("the entry of network %q: %w", name, err)
-			}
-			changes = append(changes, change{Verb: "remove", Path: filepath.Join(s.conf, name, dropInFile), Why: "podmark's entry"})
-		}
-		if n.others == 0 && (n.dropIn != nil || f.hasList(name)) {
-			directories = append(directories, change{Verb: "remove", Path: filepath.Join(s.conf, name), Why: "empty"})
-		}
+	dropIns, directories, err := f.withoutDropIns(s, stateDir)
+	if err != nil {
+		return nil, err
 	}
+	changes = append(changes, dropIns...)
 	for _, file := range f.files {
 		list, err := conflist.Parse(file.Content)
 		if err != nil {
 			continue // no list, so there is no entry in it
 		}
-		entry, err := conflist.Entry(file.Content, pluginFile)
-		if err == nil && entry != nil {
-			err = sameState(entry, stateDir)
-		}
-		var content []byte
-		if err == nil {
-			content, err = conflist.Remove(file.Content, pluginFile)
-		}
-		if err == nil && f.links[file.Name] && !bytes.Equal(content, file.Content) {
-			err = errors.New("it is a symbolic link: take the entry out by hand")
-		}
+		content, err := f.withoutEntry(file, stateDir)
 		if err != nil {
 			return nil, fmt.Errorf("taking the entry out of %q: %w", filepath.Join(s.conf, file.Name), err)
 		}
@@ -262,6 +239,52 @@ func (f confDirectory) without(s site, stateDir string) ([]change, error) {
 	// The directories last: while they are there, a second try knows that the runtime
 	// may not have read the conflist since.
 	return slices.Concat(changes, directories), nil
+}
+
+// withoutDropIns lists the removal of podmark's files in the directories of networks, and of those
+// directories that are empty then.
+func (f confDirectory) withoutDropIns(s site, stateDir string) (files, directories []change, err error) {
+	for _, name := range slices.Sorted(maps.Keys(f.networks)) {
+		n := f.networks[name]
+		if n.unread != nil {
+			if f.hasList(name) {
+				return nil, nil, n.unread
+			}
+			continue // another program's
+		}
+		if n.dropIn != nil {
+			if err := sameState(n.dropIn, stateDir); err != nil {
+				return nil, nil, fmt.Errorf("the entry of network %q: %w", name, err)
+			}
+			files = append(files, change{Verb: "remove", Path: filepath.Join(s.conf, name, dropInFile), Why: "podmark's entry"})
+		}
+		if n.others == 0 && (n.dropIn != nil || f.hasList(name)) {
+			directories = append(directories, change{Verb: "remove", Path: filepath.Join(s.conf, name), Why: "empty"})
+		}
+	}
+	return files, directories, nil
+}
+
+// withoutEntry is the content of a conflist without podmark's entry. What a link leads to is not
+// changed, so there must be none in it.
+func (f confDirectory) withoutEntry(file conflist.File, stateDir string) ([]byte, error) {
+	entry, err := conflist.Entry(file.Content, pluginFile)
+	if err != nil {
+		return nil, err
+	}
+	if entry != nil {
+		if err := sameState(entry, stateDir); err != nil {
+			return nil, err
+		}
+	}
+	content, err := conflist.Remove(file.Content, pluginFile)
+	if err != nil {
+		return nil, err
+	}
+	if f.links[file.Name] && !bytes.Equal(content, file.Content) {
+		return nil, errors.New("it is a symbolic link: take the entry out by hand")
+	}
+	return content, nil
 }
 
 // hasList reports whether there is a list of that network.

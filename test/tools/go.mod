@@ -22,8 +22,10 @@ tool (
 
 require (
 	github.com/ashanbrown/forbidigo/v2 v2.3.1
+	github.com/fzipp/gocyclo v0.6.0
 	github.com/golangci/misspell v0.8.0
 	github.com/polyfloyd/go-errorlint v1.8.0
+	github.com/ultraware/funlen v0.2.0
 	go.yaml.in/yaml/v3 v3.0.6
 	golang.org/x/tools v0.51.0
 )

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -17,7 +18,7 @@ const version = 1
 // Kernel facts: include/linux/skbuff.h, include/uapi/linux/netfilter.h, and
 // ipv6_ext_hdr in net/ipv6/exthdrs_core.c, by which its judges find the transport header.
 const (
-	checksumPartial = 3 // ip_summed: somebody behind writes the checksum
+	checksumPartial = 3 // ip_summed: what comes behind writes the checksum
 	drop, accept    = 0, 1
 
 	protoHopByHop    = 0
@@ -74,114 +75,167 @@ const (
 	protoReg   = asm.R6
 )
 
+// stack is of what is read of headers.
+const stack = -16
+
 // program is the verdict. To it a packet is what stands at its network header: IPv4 or IPv6,
 // by the version in there, which the kernel has compared with the EtherType.
 func program(ctx, skb *btf.Struct) (asm.Instructions, error) {
+	at, err := offsetsOf(ctx, skb)
+	return slices.Concat(
+		acceptComplete(at),
+		locateTarget(at),
+		judgeIPv4(),
+		judgeIPv6(),
+		verdicts(),
+	), err
+}
+
+// offsets are where the kernel keeps what the program reads of a packet: the bytes in which members
+// begin, and how far ip_summed is from the low end of its byte.
+type offsets struct {
+	skb, summed, start, offset, network, head int16
+	summedShift                               int32
+}
+
+func offsetsOf(ctx, skb *btf.Struct) (offsets, error) {
 	var lookups []error
 	at := func(s *btf.Struct, name string) int16 {
 		n, err := offset(s, name)
 		lookups = append(lookups, err)
 		return n
 	}
-	const stack = -16 // of what is read of headers
-	b := asm.Instructions{
-		// Nothing is written behind the hooks: accept.
-		asm.LoadMem(skbReg, asm.R1, at(ctx, "skb"), asm.DWord),
-	}
+	o := offsets{skb: at(ctx, "skb")}
 	shift, err := bits(skb, "ip_summed")
 	lookups = append(lookups, err)
-	b = append(b,
-		asm.LoadMem(asm.R1, skbReg, at(skb, "ip_summed"), asm.Byte),
-		asm.RSh.Imm(asm.R1, shift),
+	o.summedShift, o.summed = shift, at(skb, "ip_summed")
+	o.start, o.offset = at(skb, "csum_start"), at(skb, "csum_offset")
+	o.network, o.head = at(skb, "network_header"), at(skb, "head")
+	return o, errors.Join(lookups...)
+}
+
+// acceptComplete accepts packets into which nothing is written behind the hooks.
+func acceptComplete(at offsets) asm.Instructions {
+	return asm.Instructions{
+		asm.LoadMem(skbReg, asm.R1, at.skb, asm.DWord),
+		asm.LoadMem(asm.R1, skbReg, at.summed, asm.Byte),
+		asm.RSh.Imm(asm.R1, at.summedShift),
 		asm.And.Imm(asm.R1, 3),
 		asm.JNE.Imm(asm.R1, checksumPartial, "accept"),
-
-		// target = csum_start + csum_offset - network_header; the first and the last count
-		// from head, as skb_checksum_help does.
-		asm.LoadMem(targetReg, skbReg, at(skb, "csum_start"), asm.Half),
-		asm.LoadMem(asm.R1, skbReg, at(skb, "csum_offset"), asm.Half),
-		asm.Add.Reg(targetReg, asm.R1),
-		asm.LoadMem(asm.R1, skbReg, at(skb, "network_header"), asm.Half),
-		asm.Sub.Reg(targetReg, asm.R1),
-		asm.LoadMem(networkReg, skbReg, at(skb, "head"), asm.DWord),
-		asm.Add.Reg(networkReg, asm.R1),
-	)
-	// read copies n bytes to the stack, from an offset to the network header.
-	read := func(n int32, from ...asm.Instruction) asm.Instructions {
-		out := asm.Instructions{
-			asm.Mov.Reg(asm.R1, asm.RFP), asm.Add.Imm(asm.R1, stack), asm.Mov.Imm(asm.R2, n), asm.Mov.Reg(asm.R3, networkReg),
-		}
-		return append(append(out, from...), asm.FnProbeReadKernel.Call(), asm.JNE.Imm(asm.R0, 0, "drop"))
 	}
-	b = append(b, read(10)...)
-	b = append(b,
+}
+
+// locateTarget computes
+//
+//	target = csum_start + csum_offset - network_header
+//
+// of which the first and the last count from head, as skb_checksum_help does.
+func locateTarget(at offsets) asm.Instructions {
+	return asm.Instructions{
+		asm.LoadMem(targetReg, skbReg, at.start, asm.Half),
+		asm.LoadMem(asm.R1, skbReg, at.offset, asm.Half),
+		asm.Add.Reg(targetReg, asm.R1),
+		asm.LoadMem(asm.R1, skbReg, at.network, asm.Half),
+		asm.Sub.Reg(targetReg, asm.R1),
+		asm.LoadMem(networkReg, skbReg, at.head, asm.DWord),
+		asm.Add.Reg(networkReg, asm.R1),
+	}
+}
+
+// read copies n bytes to the stack, from an offset to the network header.
+func read(n int32, from ...asm.Instruction) asm.Instructions {
+	out := asm.Instructions{
+		asm.Mov.Reg(asm.R1, asm.RFP), asm.Add.Imm(asm.R1, stack), asm.Mov.Imm(asm.R2, n), asm.Mov.Reg(asm.R3, networkReg),
+	}
+	return append(append(out, from...), asm.FnProbeReadKernel.Call(), asm.JNE.Imm(asm.R0, 0, "drop"))
+}
+
+// judgeIPv4 reads the network header, and judges it if it is of IPv4: the transport header is
+// behind the options.
+func judgeIPv4() asm.Instructions {
+	return append(read(10),
 		asm.LoadMem(asm.R1, asm.RFP, stack, asm.Byte),
 		asm.Mov.Reg(asm.R2, asm.R1),
 		asm.RSh.Imm(asm.R2, 4),
 		asm.JNE.Imm(asm.R2, 4, "ipv6"),
 
-		// IPv4: the transport header is behind the options.
 		asm.And.Imm(asm.R1, 0xf),
 		asm.LSh.Imm(asm.R1, 2),
 		asm.Add.Imm(asm.R1, keep),
 		asm.JSLT.Reg(targetReg, asm.R1, "drop"),
-		// Of a fragment nobody knows yet what is in it, and no sender leaves its checksum:
+		// Of a fragment it is not known yet what is in it, and no sender leaves its checksum:
 		// ip_do_fragment writes it before.
 		asm.LoadMem(asm.R1, asm.RFP, stack+6, asm.Half),
 		asm.HostTo(asm.BE, asm.R1, asm.Half),
 		asm.And.Imm(asm.R1, fragmented),
 		asm.JNE.Imm(asm.R1, 0, "drop"),
-		// What is in an error is judged too, and nobody offloads the checksum of ICMP.
+		// What is in an error is judged too, and the checksum of ICMP is never offloaded.
 		asm.LoadMem(asm.R1, asm.RFP, stack+9, asm.Byte),
 		asm.JEq.Imm(asm.R1, protoICMP, "drop"),
 		asm.Ja.Label("accept"),
+	)
+}
 
-		// IPv6: the transport header is behind the extension headers. Each round looks at what is
-		// at the offset. A header that the checksum does not go into, nor before, is in
-		// the linear part, as the place of the checksum is.
+// judgeIPv6 judges the header that judgeIPv4 has read: the transport header is behind the extension
+// headers. Each round judges what is at the offset. A header that the checksum does not go into,
+// nor before, is in the linear part, as the place of the checksum is.
+func judgeIPv6() asm.Instructions {
+	b := asm.Instructions{
 		asm.LoadMem(protoReg, asm.RFP, stack+6, asm.Byte).WithSymbol("ipv6"),
 		asm.Mov.Imm(offsetReg, 40),
-	)
-	for i := range extensions + 1 {
-		extension := fmt.Sprintf("extension%d", i)
-		next := fmt.Sprintf("next%d", i)
-		b = append(b,
-			asm.Mov.Reg(asm.R1, offsetReg),
-			asm.Add.Imm(asm.R1, keep),
-			asm.JSLT.Reg(targetReg, asm.R1, "drop"),
-			asm.JEq.Imm(protoReg, protoFragment, "drop"),
-			asm.JEq.Imm(protoReg, protoICMPv6, "drop"),
-			asm.JEq.Imm(protoReg, protoHopByHop, extension),
-			asm.JEq.Imm(protoReg, protoDestination, extension),
-			asm.JEq.Imm(protoReg, protoRouting, extension),
-			asm.JNE.Imm(protoReg, protoAH, "accept"),
-		)
-		if i == extensions {
-			b = append(b, asm.Ja.Label("drop").WithSymbol(extension))
-			break
-		}
-		// Its length counts 8 bytes behind the first 8, that of AH 4 behind the first 8.
-		head := read(2, asm.Add.Reg(asm.R3, offsetReg))
-		head[0] = head[0].WithSymbol(extension)
-		b = append(b, head...)
-		b = append(b,
-			asm.LoadMem(asm.R1, asm.RFP, stack+1, asm.Byte),
-			asm.Add.Imm(asm.R1, 2),
-			asm.LSh.Imm(asm.R1, 2),
-			asm.JEq.Imm(protoReg, protoAH, next),
-			asm.LSh.Imm(asm.R1, 1),
-			asm.Sub.Imm(asm.R1, 8),
-			asm.Add.Reg(offsetReg, asm.R1).WithSymbol(next),
-			asm.LoadMem(protoReg, asm.RFP, stack, asm.Byte),
-		)
 	}
-	b = append(b,
+	for i := range extensions {
+		b = append(b, judgeHeader(i)...)
+		b = append(b, passExtension(i)...)
+	}
+	b = append(b, judgeHeader(extensions)...)
+	return append(b, asm.Ja.Label("drop").WithSymbol(extensionLabel(extensions)))
+}
+
+// extensionLabel is where header number i is handled if it is an extension header.
+func extensionLabel(i int) string { return fmt.Sprintf("extension%d", i) }
+
+// judgeHeader judges header number i behind that of IPv6, or leads on if it is an extension header.
+func judgeHeader(i int) asm.Instructions {
+	return asm.Instructions{
+		asm.Mov.Reg(asm.R1, offsetReg),
+		asm.Add.Imm(asm.R1, keep),
+		asm.JSLT.Reg(targetReg, asm.R1, "drop"),
+		asm.JEq.Imm(protoReg, protoFragment, "drop"),
+		asm.JEq.Imm(protoReg, protoICMPv6, "drop"),
+		asm.JEq.Imm(protoReg, protoHopByHop, extensionLabel(i)),
+		asm.JEq.Imm(protoReg, protoDestination, extensionLabel(i)),
+		asm.JEq.Imm(protoReg, protoRouting, extensionLabel(i)),
+		asm.JNE.Imm(protoReg, protoAH, "accept"),
+	}
+}
+
+// passExtension goes to what is behind an extension header. Its length counts 8 bytes behind the
+// first 8, that of AH 4 behind the first 8.
+func passExtension(i int) asm.Instructions {
+	next := fmt.Sprintf("next%d", i)
+	b := read(2, asm.Add.Reg(asm.R3, offsetReg))
+	b[0] = b[0].WithSymbol(extensionLabel(i))
+	return append(b,
+		asm.LoadMem(asm.R1, asm.RFP, stack+1, asm.Byte),
+		asm.Add.Imm(asm.R1, 2),
+		asm.LSh.Imm(asm.R1, 2),
+		asm.JEq.Imm(protoReg, protoAH, next),
+		asm.LSh.Imm(asm.R1, 1),
+		asm.Sub.Imm(asm.R1, 8),
+		asm.Add.Reg(offsetReg, asm.R1).WithSymbol(next),
+		asm.LoadMem(protoReg, asm.RFP, stack, asm.Byte),
+	)
+}
+
+// verdicts are where the other parts lead.
+func verdicts() asm.Instructions {
+	return asm.Instructions{
 		asm.Mov.Imm(asm.R0, drop).WithSymbol("drop"),
 		asm.Return(),
 		asm.Mov.Imm(asm.R0, accept).WithSymbol("accept"),
 		asm.Return(),
-	)
-	return b, errors.Join(lookups...)
+	}
 }
 
 // offset is where the byte is in which a member of a structure begins.

@@ -380,34 +380,11 @@ func dump(c *netlink.Conn, family uint8, filter func(*netlink.AttributeEncoder),
 		if err != nil {
 			return nil, err
 		}
-		if len(a.Data) < 4 {
+		if len(a.Data) < 4 { // struct nfgenmsg
 			continue
 		}
-		f := flow{family: a.Data[0]}
-		ad, err := netlink.NewAttributeDecoder(a.Data[4:])
+		f, err := decodeFlow(a.Data)
 		if err != nil {
-			return nil, err
-		}
-		ad.ByteOrder = binary.BigEndian
-		for ad.Next() {
-			switch ad.Type() {
-			case attrTupleOrig:
-				f.orig.decode(ad)
-			case attrTupleReply:
-				f.reply.decode(ad)
-			case attrStatus:
-				f.status = ad.Uint32()
-			case attrMark:
-				f.mark = ad.Uint32()
-			case attrID:
-				f.id = ad.Bytes()
-			case attrZone:
-				f.zone = ad.Bytes()
-			case attrLabels:
-				f.labels = ad.Bytes()
-			}
-		}
-		if err := ad.Err(); err != nil {
 			return nil, err
 		}
 		if wanted(f) {
@@ -415,6 +392,35 @@ func dump(c *netlink.Conn, family uint8, filter func(*netlink.AttributeEncoder),
 		}
 	}
 	return flows, nil
+}
+
+// decodeFlow reads an entry of the table, behind its struct nfgenmsg.
+func decodeFlow(data []byte) (flow, error) {
+	f := flow{family: data[0]}
+	ad, err := netlink.NewAttributeDecoder(data[4:])
+	if err != nil {
+		return flow{}, err
+	}
+	ad.ByteOrder = binary.BigEndian
+	for ad.Next() {
+		switch ad.Type() {
+		case attrTupleOrig:
+			f.orig.decode(ad)
+		case attrTupleReply:
+			f.reply.decode(ad)
+		case attrStatus:
+			f.status = ad.Uint32()
+		case attrMark:
+			f.mark = ad.Uint32()
+		case attrID:
+			f.id = ad.Bytes()
+		case attrZone:
+			f.zone = ad.Bytes()
+		case attrLabels:
+			f.labels = ad.Bytes()
+		}
+	}
+	return f, ad.Err()
 }
 
 // tuple is who sends to whom in one direction of a flow.

@@ -147,6 +147,20 @@ func (b Backend) removeProfiles(conn setConn, members []content) error {
 // addProfiles writes the rules of the profiles and host veths of to that are not in place, and
 // makes the sets that those will name which are rewritten later.
 func (b Backend) addProfiles(ctx context.Context, conn setConn, from, to desired.State, n naming) error {
+	profiles, err := makeProfiles(conn, from, to, n)
+	if err != nil {
+		return err
+	}
+	veths, err := makeVeths(conn, to, n)
+	if err != nil {
+		return err
+	}
+	return b.restoreLines(ctx, n.family, append(profiles, veths...))
+}
+
+// makeProfiles makes the sets of the profiles of to that are not in place or become others, and
+// lists the rules of those that are not in place.
+func makeProfiles(conn setConn, from, to desired.State, n naming) ([]string, error) {
 	var lines []string
 	for _, id := range to.ProfileIDs() {
 		p := to.Profiles[id]
@@ -156,43 +170,64 @@ func (b Backend) addProfiles(ctx context.Context, conn setConn, from, to desired
 		}
 		there, err := inPlace(conn, was, n)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if there && !rewritten {
 			continue
 		}
-		for _, c := range profileSets(p, n) {
-			if err := conn.Create(c.Set); err != nil {
-				return err
-			}
-			for _, e := range c.elements {
-				if err := conn.Add(c.Set, e); err != nil {
-					return err
-				}
-			}
+		if err := makeSets(conn, profileSets(p, n)); err != nil {
+			return nil, err
 		}
 		if !there {
 			lines = append(lines, rewrite(profile(p, n, to.Unlogged)...)...)
 			lines = append(lines, dispatchLines("-A", p, n)...)
 		}
 	}
+	return lines, nil
+}
+
+func makeSets(conn setConn, list []content) error {
+	for _, c := range list {
+		if err := conn.Create(c.Set); err != nil {
+			return err
+		}
+		for _, e := range c.elements {
+			if err := conn.Add(c.Set, e); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// makeVeths makes the sets of host veths of to that no rule names, and lists the rules that do.
+func makeVeths(conn setConn, to desired.State, n naming) ([]string, error) {
+	var lines []string
 	for _, c := range vethSets(to, n) {
 		used, err := references(conn, c.Name)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		switch {
 		case used >= vethReferences:
 		case used > 0:
-			return errVeths(c)
+			return nil, errVeths(c)
 		default:
 			if err := conn.Create(c.Set); err != nil {
-				return err
+				return nil, err
 			}
-			lines = append(lines, fmt.Sprintf("-A %s %s", chainSender, fromVeth(c.Set)), fmt.Sprintf("-A %s %s", chainBeyond, toVeth(c.Set)))
+			lines = append(lines, vethLines("-A", c)...)
 		}
 	}
-	return b.restoreLines(ctx, n.family, lines)
+	return lines, nil
+}
+
+// vethLines list the rules of a set of host veths, with "-A" to add them and "-D" to delete them.
+func vethLines(command string, c content) []string {
+	return []string{
+		fmt.Sprintf("%s %s %s", command, chainSender, fromVeth(c.Set)),
+		fmt.Sprintf("%s %s %s", command, chainBeyond, toVeth(c.Set)),
+	}
 }
 
 // rewrite lists the lines of a restore that give chains, new or not, their rules.
@@ -255,28 +290,53 @@ func vacated(conn setConn, from, to desired.State, in []naming) ([]desired.Profi
 // finish removes the profiles that are vacated, gives those that both have their new rules,
 // and begins the epoch of to, in one restore.
 func (b Backend) finish(ctx context.Context, conn setConn, from, to desired.State, vacated []desired.Profile, n naming) error {
-	var lines []string
-	gone := slices.Clone(vacated) // with those whose sets may be
-	needed := map[string]bool{}
+	lines, rewritten := rewriteProfiles(from, to, n)
+	removed, err := deleteProfiles(conn, vacated, n)
+	if err != nil {
+		return err
+	}
+	unused, err := ownSets(conn, slices.Concat(vacated, rewritten), n)
+	if err != nil {
+		return err
+	}
+	empty, err := emptyVeths(conn, from, to, n)
+	if err != nil {
+		return err
+	}
+	lines = append(lines, removed...)
+	for _, c := range empty {
+		lines = append(lines, vethLines("-D", c)...)
+		unused = append(unused, c.Name)
+	}
+	if err := b.restoreLines(ctx, n.family, append(lines, b.rewriteBaseChains(from, to, n)...)); err != nil {
+		return err
+	}
+	return destroySets(ctx, conn, unused, keptSets(from, to, n))
+}
+
+// rewriteProfiles lists the rules of profiles that both states have, and by other rules; and what
+// those profiles were.
+func rewriteProfiles(from, to desired.State, n naming) (lines []string, rewritten []desired.Profile) {
 	for _, id := range from.ProfileIDs() {
 		next, kept := to.Profiles[id]
 		if !kept {
 			continue
 		}
-		p := from.Profiles[id]
-		before, after := profile(p, n, from.Unlogged), profile(next, n, to.Unlogged)
+		before, after := profile(from.Profiles[id], n, from.Unlogged), profile(next, n, to.Unlogged)
 		if !slices.EqualFunc(before, after, func(a, b chain) bool { return slices.Equal(a.rules, b.rules) }) {
-			lines = append(lines, rewrite(after...)...)
-			gone = append(gone, p)
-		}
-		for _, c := range profileSets(next, n) {
-			needed[c.Name] = true
+			lines, rewritten = append(lines, rewrite(after...)...), append(rewritten, from.Profiles[id])
 		}
 	}
-	for _, p := range vacated {
+	return lines, rewritten
+}
+
+// deleteProfiles lists what deletes the rules of profiles, as far as they are in place.
+func deleteProfiles(conn setConn, profiles []desired.Profile, n naming) ([]string, error) {
+	var lines []string
+	for _, p := range profiles {
 		there, err := inPlace(conn, p, n)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if !there {
 			continue
@@ -286,23 +346,25 @@ func (b Backend) finish(ctx context.Context, conn setConn, from, to desired.Stat
 			lines = append(lines, "-F "+chainOf(p, w), "-X "+chainOf(p, w))
 		}
 	}
-	sets, err := ownSets(conn, gone, n)
-	if err != nil {
-		return err
+	return lines, nil
+}
+
+// keptSets are the names of the sets of profiles that both states have.
+func keptSets(from, to desired.State, n naming) map[string]bool {
+	kept := map[string]bool{}
+	for id := range from.Profiles {
+		if next, ok := to.Profiles[id]; ok {
+			for _, c := range profileSets(next, n) {
+				kept[c.Name] = true
+			}
+		}
 	}
-	empty, err := emptyVeths(conn, from, to, n)
-	if err != nil {
-		return err
-	}
-	for _, c := range empty {
-		lines = append(lines, fmt.Sprintf("-D %s %s", chainSender, fromVeth(c.Set)), fmt.Sprintf("-D %s %s", chainBeyond, toVeth(c.Set)))
-		sets = append(sets, c.Name)
-	}
-	if err := b.restoreLines(ctx, n.family, append(lines, b.rewriteBaseChains(from, to, n)...)); err != nil {
-		return err
-	}
-	for _, name := range sets {
-		if needed[name] {
+	return kept
+}
+
+func destroySets(ctx context.Context, conn setConn, names []string, kept map[string]bool) error {
+	for _, name := range names {
+		if kept[name] {
 			continue
 		}
 		if err := destroyUnused(ctx, conn, name); err != nil {
@@ -312,7 +374,7 @@ func (b Backend) finish(ctx context.Context, conn setConn, from, to desired.Stat
 	return nil
 }
 
-// emptyVeths lists the sets of host veths that only from needs, and nobody is left in.
+// emptyVeths lists the sets of host veths that only from needs, and in which none is left.
 func emptyVeths(conn setConn, from, to desired.State, n naming) ([]content, error) {
 	var out []content
 	needed := vethSets(to, n)

@@ -11,8 +11,10 @@ import (
 	"strings"
 
 	"github.com/ashanbrown/forbidigo/v2/pkg/analyzer"
+	"github.com/fzipp/gocyclo"
 	"github.com/golangci/misspell"
 	"github.com/polyfloyd/go-errorlint/errorlint"
+	"github.com/ultraware/funlen"
 	"go.yaml.in/yaml/v3"
 	"golang.org/x/tools/go/analysis"
 )
@@ -26,6 +28,13 @@ type config struct {
 			Forbidigo struct {
 				AnalyzeTypes bool `yaml:"analyze-types"`
 				Forbid       []struct{ Pattern, Pkg, Msg string }
+			}
+			Funlen struct {
+				Lines, Statements int
+				IgnoreComments    bool `yaml:"ignore-comments"`
+			}
+			Gocyclo struct {
+				MinComplexity int `yaml:"min-complexity"`
 			}
 			Misspell struct {
 				IgnoreRules []string `yaml:"ignore-rules"`
@@ -87,7 +96,9 @@ func (e exclusion) fits(linter, file, text string) bool {
 // exclusions begin in.
 func (c config) analyzers(root string) ([]*analysis.Analyzer, error) {
 	var out []*analysis.Analyzer
-	for name, make := range map[string]func() (*analysis.Analyzer, error){"errorlint": c.errorlint, "forbidigo": c.forbidigo, "misspell": c.misspell} {
+	for name, make := range map[string]func() (*analysis.Analyzer, error){
+		"errorlint": c.errorlint, "forbidigo": c.forbidigo, "funlen": c.funlen, "gocyclo": c.gocyclo, "misspell": c.misspell,
+	} {
 		if !slices.Contains(c.Linters.Enable, name) {
 			continue
 		}
@@ -170,6 +181,36 @@ func (c config) forbidigo() (*analysis.Analyzer, error) {
 		err = errors.Join(err, e, a.Flags.Set("p", string(pattern)))
 	}
 	return a, err
+}
+
+func (c config) funlen() (*analysis.Analyzer, error) {
+	settings := c.Linters.Settings.Funlen
+	if settings.Lines == 0 || settings.Statements == 0 {
+		return nil, errors.New("lines and statements are not both set; below 0 is no limit")
+	}
+	return funlen.NewAnalyzer(settings.Lines, settings.Statements, settings.IgnoreComments), nil
+}
+
+func (c config) gocyclo() (*analysis.Analyzer, error) {
+	most := c.Linters.Settings.Gocyclo.MinComplexity
+	if most <= 0 {
+		return nil, errors.New("min-complexity is not set")
+	}
+	return &analysis.Analyzer{
+		Name: "gocyclo",
+		Doc:  "finds functions with many ways through them",
+		Run: func(pass *analysis.Pass) (any, error) {
+			for _, file := range pass.Files {
+				f := pass.Fset.File(file.FileStart)
+				for _, s := range gocyclo.AnalyzeASTFile(file, pass.Fset, nil) {
+					if s.Complexity > most {
+						pass.Reportf(f.LineStart(s.Pos.Line), "cyclomatic complexity %d of func `%s` is high (> %d)", s.Complexity, s.FuncName, most)
+					}
+				}
+			}
+			return nil, nil
+		},
+	}, nil
 }
 
 func (c config) misspell() (*analysis.Analyzer, error) {

@@ -14,6 +14,9 @@ func TestRules(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Both are one over the limit.
+	many := "\nfunc Many(n int) {\n" + strings.Repeat("\tif n > 0 {\n\t\tn++\n\t}\n", 15) + "}\n"
+	long := "\nfunc Long(n int) {\n" + strings.Repeat("\tn++\n", 61) + "}\n"
 	dir := t.TempDir()
 	for name, content := range map[string]string{
 		configName: string(rules),
@@ -45,6 +48,9 @@ func Bad(err error) error {
 	return fmt.Errorf("doing: %v", err)
 }
 `,
+		"pkg/b/b.go":          "package b\n" + many + long,
+		"pkg/b/b_test.go":     "package b_test\n" + many + long,
+		"test/c/c.go":         "package c\n" + many + long,
 		"pkg/a/a_test.go":     "package a\n\nimport (\n\t\"fmt\"\n\t\"testing\"\n\t\"time\"\n)\n\nfunc TestA(t *testing.T) {\n\tfmt.Println()\n\ttime.Sleep(1)\n}\n",
 		"plugins/p/main.go":   "package main\n\nimport (\n\t\"fmt\"\n\t\"os\"\n)\n\nfunc main() {\n\tfmt.Println()\n\tos.Exit(other())\n}\n",
 		"plugins/p/other.go":  "package main\n\nimport \"os\"\n\nfunc other() int {\n\tos.Exit(1)\n\treturn 0\n}\n",
@@ -66,6 +72,8 @@ func Bad(err error) error {
 		"pkg/a/a.go:21: forbidigo",
 		"pkg/a/a.go:25: errorlint",
 		"pkg/a/a_test.go:11: forbidigo",
+		"pkg/b/b.go:3: gocyclo",
+		"pkg/b/b.go:51: funlen",
 		"plugins/p/other.go:6: forbidigo",
 	}
 	var out strings.Builder
@@ -92,6 +100,8 @@ func TestParse(t *testing.T) {
 		"linters: {enable: [errorlint], settings: {errorlint: {nonsense: true}}}":         "nonsense",
 		"linters: {enable: [errorlint], exclusions: {rules: [{linters: [errorlint]}]}}":   "fits everything",
 		"linters: {enable: [errorlint], exclusions: {rules: [{path: '('}]}}":              "exclusion 1",
+		"linters: {enable: [gocyclo]}":                                                    "min-complexity",
+		"linters: {enable: [funlen], settings: {funlen: {lines: 60}}}":                    "lines and statements",
 		"linters: [": "yaml",
 		"linters: {enable: [errorlint, misspell], exclusions: {rules: [{path: a, text: b}]}}": "",
 	} {
