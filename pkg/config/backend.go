@@ -10,6 +10,9 @@ const (
 	BackendIPTables Backend = "iptables"
 )
 
+// Backends are the values of "backend".
+var Backends = []Backend{BackendAuto, BackendNFTables, BackendIPTables}
+
 // Kind is what enforces policy on a node. Of iptables it tells the variants apart: each has its
 // own rules in the kernel.
 type Kind string

@@ -198,7 +198,7 @@ func Parse(stdin []byte) (Config, error) {
 		read(&c.Layout, "iptablesMarkMask", in.IPTablesMarkMask, fmt.Sprintf("%#x", uint32(DefaultMask)), maskLayout),
 		read(&c.MarkCollision, "markCollision", in.MarkCollision, string(CollisionRefuse), oneOf(CollisionRefuse, CollisionWarn)),
 		read(&c.NodePorts, "kubeNodePortRanges", in.KubeNodePortRanges, []any{DefaultNodePorts.String()}, portRanges),
-		read(&c.Backend, "backend", in.Backend, string(BackendAuto), oneOf(BackendAuto, BackendNFTables, BackendIPTables)),
+		read(&c.Backend, "backend", in.Backend, string(BackendAuto), oneOf(Backends...)),
 		read(&c.Policy, "policy", in.Policy, string(PolicyNone), oneOf(PolicyNone, PolicyFiles, PolicyKubernetes)),
 		read(&c.FailOpen, "failOpen", in.FailOpen, false, boolean),
 		read(&c.AllowTunnels, "allowTunnels", in.AllowTunnels, false, boolean),

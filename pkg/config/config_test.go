@@ -3,6 +3,7 @@ package config_test
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -301,7 +302,7 @@ func FuzzParse(f *testing.F) {
 		if c.LockTimeout < time.Millisecond || c.LockTimeout > 10*time.Minute {
 			t.Errorf("timeout %v", c.LockTimeout)
 		}
-		if c.Backend != config.BackendAuto && c.Backend != config.BackendNFTables && c.Backend != config.BackendIPTables || c.Policy != config.PolicyNone && c.Policy != config.PolicyFiles && c.Policy != config.PolicyKubernetes {
+		if !slices.Contains(config.Backends, c.Backend) || c.Policy != config.PolicyNone && c.Policy != config.PolicyFiles && c.Policy != config.PolicyKubernetes {
 			t.Errorf("backend %q, policy %q", c.Backend, c.Policy)
 		}
 		if _, ok := c.Labels[""]; ok {

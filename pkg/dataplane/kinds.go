@@ -10,6 +10,7 @@ import (
 	"github.com/podmark/podmark/pkg/dataplane/ipset"
 	"github.com/podmark/podmark/pkg/dataplane/iptables"
 	"github.com/podmark/podmark/pkg/dataplane/nftables"
+	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/explain"
 )
 
@@ -39,6 +40,18 @@ type Kind struct {
 	Name config.Kind
 	// New makes a backend of the kind.
 	New func(o Options) Enforcer
+	// Render is what a Sync writes, as text.
+	Render func(desired.State) Rendered
+	// GuardsBridges is set where the backend judges what the ports of a bridge send each other. Beside
+	// others, nftables does.
+	GuardsBridges bool
+	// SCTPInRules is set where a change of the NodePorts of SCTP is a change of rules.
+	SCTPInRules bool
+	// ByName is set where rules know links by their names, and not by their numbers.
+	ByName bool
+	// Modules are those of the kernel that the backend needs, and LogModules those that it needs to
+	// log what it drops.
+	Modules, LogModules []string
 	// Chains are what explain names.
 	Chains explain.Chains
 	// Usable is why this node cannot have it; nil where it can.
@@ -51,11 +64,24 @@ type Kind struct {
 	Lacks func(ctx context.Context, wait time.Duration, f iptables.Feature) (lacking, err error)
 }
 
+// Rendered is what a backend writes: a ruleset in the form of nft, and for iptables two families. The
+// ruleset beside those guards the ports of bridges.
+type Rendered struct {
+	Ruleset  string              `json:"ruleset,omitempty"`
+	Families []iptables.Rendered `json:"families,omitempty"`
+}
+
 // Kinds is the registry, in the order in which a node is searched for what is left of them.
 var Kinds = []Kind{
 	{
 		Name:   config.NFTables,
 		New:    func(o Options) Enforcer { return nftables.Backend{Step: o.Step} },
+		Render: func(s desired.State) Rendered { return Rendered{Ruleset: nftables.Render(s)} },
+
+		GuardsBridges: true,
+		Modules:       []string{"nf_tables", "nft_ct", "nft_fib_inet", "nft_meta_bridge"},
+		LogModules:    []string{"nfnetlink_log", "nft_log"},
+
 		Chains: explain.Chains{Guard: "bridge-ports", Between: "between-ports", Sender: "sender", Input: "input", Host: "host", Forward: "forward", Output: "output"},
 		Usable: nftables.Probe,
 		Logs:   func(context.Context, time.Duration) (lacking, err error) { return nftables.Logs(), nil },
@@ -74,8 +100,15 @@ func ofIPTables(name config.Kind, v iptables.Variant) Kind {
 			}
 			return b
 		},
-		Chains: explain.Chains{Guard: "bridge-ports", Between: "between-ports", Sender: "PODMARK-SENDER", Input: "PODMARK-INPUT", Forward: "PODMARK-FORWARD", Output: "PODMARK-OUTPUT", Unmark: "PODMARK-CLEAR"},
-		Usable: func() error { return iptables.Usable(v) },
+		Render: func(s desired.State) Rendered {
+			return Rendered{Ruleset: nftables.RenderGuard(s), Families: iptables.Render(s)}
+		},
+		SCTPInRules: true,
+		ByName:      true,
+		Modules:     []string{"ip_set", "xt_set", "ip_set_hash_netiface", "ip_set_hash_net", "ip_set_hash_ip", "ip_set_bitmap_port"},
+		LogModules:  []string{"nfnetlink_log", "xt_NFLOG", "xt_limit"},
+		Chains:      explain.Chains{Guard: "bridge-ports", Between: "between-ports", Sender: "PODMARK-SENDER", Input: "PODMARK-INPUT", Forward: "PODMARK-FORWARD", Output: "PODMARK-OUTPUT", Unmark: "PODMARK-CLEAR"},
+		Usable:      func() error { return iptables.Usable(v) },
 		Logs: func(ctx context.Context, wait time.Duration) (lacking, err error) {
 			return iptables.Logs(ctx, v, wait)
 		},
@@ -108,13 +141,19 @@ func KindOf(name config.Kind) (k Kind, ok bool) {
 	return Kinds[i], true
 }
 
-// ChainsOf are the chains of a backend.
-func ChainsOf(b config.Backend) explain.Chains {
+// OfBackend is the first row of a backend; ok is false where there is none.
+func OfBackend(b config.Backend) (k Kind, ok bool) {
 	i := slices.IndexFunc(Kinds, func(k Kind) bool { return k.Name.Backend() == b })
 	if i < 0 {
-		return explain.Chains{}
+		return Kind{}, false
 	}
-	return Kinds[i].Chains
+	return Kinds[i], true
+}
+
+// ChainsOf are the chains of a backend.
+func ChainsOf(b config.Backend) explain.Chains {
+	k, _ := OfBackend(b)
+	return k.Chains
 }
 
 // Detect is the kind that "auto" stands for on this node: nftables where the kernel can, else

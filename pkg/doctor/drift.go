@@ -3,7 +3,7 @@ package doctor
 import (
 	"fmt"
 
-	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/dataplane/hostport"
 	"github.com/podmark/podmark/pkg/node"
 )
@@ -15,7 +15,7 @@ func checkDrift(f Facts) []Finding {
 		if d.Change == hostport.Gone {
 			continue
 		}
-		why, fix := driftWhy(f.State.Kind, d), ""
+		why, fix := driftWhy(f.kind(), d), ""
 		switch {
 		case d.Change == hostport.Ungrouped:
 			fix = fmt.Sprintf("ip link set dev %s group %d", quote(d.Link), hostport.Group)
@@ -31,12 +31,12 @@ func checkDrift(f Facts) []Finding {
 	return out
 }
 
-func driftWhy(kind config.Kind, d node.EndpointDrift) string {
+func driftWhy(kind dataplane.Kind, d node.EndpointDrift) string {
 	const again = ". Whoever did it may do it again"
 	switch {
 	case d.Change == hostport.Ungrouped:
 		return "by the group the rules know the host veths that podmark manages. podmarkd puts it back by itself" + again
-	case d.Change == hostport.Renamed && kind == config.NFTables:
+	case d.Change == hostport.Renamed && !kind.ByName:
 		return "the rules go by the number of the link, so the pod is judged as before; CHECK fails, and what goes by the name does not find it. Before Linux 6.2 the link must be down for it" + again
 	case d.Change == hostport.Renamed:
 		return "the sets of iptables go by the name of the link, so what the pod sends by another is dropped: it has no network. Before Linux 6.2 the link must be down for it" + again

@@ -8,6 +8,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/foreign"
 )
 
@@ -27,6 +28,15 @@ func (f Facts) backend() config.Backend {
 		return config.BackendIPTables
 	}
 	return config.BackendNFTables
+}
+
+// kind is that of the backend that enforces; one of iptables where none could be chosen.
+func (f Facts) kind() dataplane.Kind {
+	k, ok := dataplane.KindOf(f.State.Kind)
+	if !ok {
+		k, _ = dataplane.KindOf(config.IPTablesNFT)
+	}
+	return k
 }
 
 // collisions are those of well-known programs, or of rules of nobody known.

@@ -66,9 +66,11 @@ func checkBackend(f Facts) []Finding {
 	if f.State.Backend == nil {
 		return nil
 	}
-	fix := "modprobe -a nf_tables nft_ct nft_fib_inet nft_meta_bridge  # of Linux 5.6 or later; else \"backend\": \"iptables\""
-	if f.State.Kind != config.NFTables {
-		fix = "modprobe -a ip_set xt_set ip_set_hash_netiface ip_set_hash_net ip_set_hash_ip ip_set_bitmap_port  " + withIPTables
+	fix := "modprobe -a " + strings.Join(f.kind().Modules, " ") + "  "
+	if f.kind().Name == config.NFTables {
+		fix += "# of Linux 5.6 or later; else \"backend\": \"iptables\""
+	} else {
+		fix += withIPTables
 	}
 	return []Finding{{
 		Severity: Error, What: f.State.Backend.Error(),
@@ -93,15 +95,11 @@ func checkDropLog(f Facts) []Finding {
 	if f.State.Unlogged == "" {
 		return nil
 	}
-	modules := "nfnetlink_log nft_log"
-	if f.State.Kind != config.NFTables {
-		modules = "nfnetlink_log xt_NFLOG xt_limit"
-	}
 	return []Finding{{
 		Severity: Warning,
 		What:     "dropped packets are not logged: " + f.State.Unlogged,
 		Why:      "policies are enforced and drops counted, but 'podmarkctl drops --follow' has nothing to show",
-		Fix:      "modprobe -a " + modules + " && " + ctl(f, "gc"),
+		Fix:      "modprobe -a " + strings.Join(f.kind().LogModules, " ") + " && " + ctl(f, "gc"),
 	}}
 }
 

@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"github.com/podmark/podmark/pkg/attachment"
-	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/pkg/state"
@@ -196,7 +195,7 @@ func planPorts(f nodeFile, ports *Ports) (repairPlan, error) {
 	if err != nil {
 		return repairPlan{}, err
 	}
-	p := repairPlan{file: f, changed: true, rewrite: f.Backend != config.NFTables && !slices.Equal(node.SCTPPorts, ports.SCTP)}
+	p := repairPlan{file: f, changed: true, rewrite: f.kind().SCTPInRules && !slices.Equal(node.SCTPPorts, ports.SCTP)}
 	p.file.Ports, p.file.Synced = ports, f.Synced && !p.rewrite
 	return p, nil
 }

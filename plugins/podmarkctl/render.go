@@ -9,16 +9,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/podmark/podmark/pkg/config"
-	"github.com/podmark/podmark/pkg/dataplane/iptables"
-	"github.com/podmark/podmark/pkg/dataplane/nftables"
+	"github.com/podmark/podmark/pkg/dataplane"
 )
 
-// rendered is what 'render -o json' shows: a ruleset for nftables, families for
-// iptables, with the ruleset that guards the ports of bridges beside it.
+// rendered is what 'render -o json' shows.
 type rendered struct {
-	Backend  config.Backend      `json:"backend"`
-	Ruleset  string              `json:"ruleset,omitempty"`
-	Families []iptables.Rendered `json:"families,omitempty"`
+	Backend config.Backend `json:"backend"`
+	dataplane.Rendered
 }
 
 func newRender(o *options) *cobra.Command {
@@ -52,34 +49,28 @@ peers, are not among them.`,
 			if err != nil {
 				return err
 			}
-			r := rendered{Backend: kind}
-			if kind == config.BackendNFTables {
-				r.Ruleset = nftables.Render(state)
-			} else {
-				r.Ruleset, r.Families = nftables.RenderGuard(state), iptables.Render(state)
-			}
+			r := rendered{kind.Name.Backend(), kind.Render(state)}
 			return o.print(cmd.OutOrStdout(), r, r.print)
 		},
 	}
 	from.addFlags(cmd, "filename", "f", "a policy to render instead of the node's: a manifest, a directory, or - for stdin")
-	cmd.Flags().StringVar(&backend, "backend", string(config.BackendAuto), "auto, nftables or iptables")
-	choices(cmd, "backend", string(config.BackendAuto), string(config.BackendNFTables), string(config.BackendIPTables))
+	cmd.Flags().StringVar(&backend, "backend", string(config.BackendAuto), alternatives(config.Backends))
+	choices(cmd, "backend", names(config.Backends)...)
 	return cmd
 }
 
-// renderer resolves auto.
-func (o *options) renderer(wanted config.Backend) (config.Backend, error) {
-	switch wanted {
-	case config.BackendNFTables, config.BackendIPTables:
-		return wanted, nil
-	case config.BackendAuto:
-		kind, err := o.node().Kind()
-		if err == nil && kind != config.NFTables {
-			return config.BackendIPTables, nil
-		}
-		return config.BackendNFTables, err
+// renderer is what renders a backend. Auto is the one that enforces, or that would.
+func (o *options) renderer(wanted config.Backend) (dataplane.Kind, error) {
+	name, err := config.Kind(""), error(nil)
+	if wanted == config.BackendAuto {
+		name, err = o.node().Kind()
+		wanted = name.Backend()
 	}
-	return "", fmt.Errorf("--backend %q: want %s, %s or %s", wanted, config.BackendAuto, config.BackendNFTables, config.BackendIPTables)
+	kind, ok := dataplane.OfBackend(wanted)
+	if err == nil && !ok {
+		err = fmt.Errorf("--backend %q: want %s", wanted, alternatives(config.Backends))
+	}
+	return kind, err
 }
 
 func (r rendered) print(w io.Writer) error {

@@ -342,7 +342,10 @@ func TestChartJudgesAsPlugin(t *testing.T) {
 // The schema knows the values that there are.
 func TestSchema(t *testing.T) {
 	var schema struct {
-		Properties map[string]struct{ Properties map[string]any }
+		Properties map[string]struct {
+			Properties map[string]any
+			Enum       []config.Backend
+		}
 	}
 	c := load(t)
 	if err := json.Unmarshal(c.Schema, &schema); err != nil {
@@ -368,6 +371,9 @@ func TestSchema(t *testing.T) {
 	slices.Sort(there)
 	if diff := cmp.Diff(known, there); diff != "" {
 		t.Errorf("values.schema.json (-) and values.yaml (+):\n%s", diff)
+	}
+	if diff := cmp.Diff(config.Backends, schema.Properties["backend"].Enum); diff != "" {
+		t.Errorf("the plugin's backends (-) and the schema's (+):\n%s", diff)
 	}
 }
 

@@ -39,7 +39,7 @@ var mutants = []mutant{
 	{applying, "read.go", "used >= capacity", "used > capacity", "STATUS says nothing of a mask that is full"},
 	{applying, "plan.go", "|| taken[id]", "", "two endpoints get one ID in another mask"},
 	{applying, "plan.go", "owner[outside.Value] = \"\"", "", "an endpoint's mark means outside in another mask"},
-	{applying, "plan.go", "rewrite: f.Backend != config.NFTables &&", "rewrite: false &&", "iptables judges services of SCTP as processes of the node"},
+	{applying, "plan.go", "rewrite: f.kind().SCTPInRules &&", "rewrite: false &&", "iptables judges services of SCTP as processes of the node"},
 	{applying, "plan.go", "restricted: from.Restricts(to)", "restricted: to.Restricts(from)", "a live flow through a new tunnel is never judged"},
 	{applying, "drift.go", "d.Change != hostport.Ungrouped", "true", "a veth stays out of podmark's device group"},
 	{applying, "format.go", "if h.Reads <= format {", "if true {", "an older podmark goes on from what it does not understand"},
