@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/ashanbrown/forbidigo/v2/pkg/analyzer"
 	"github.com/fzipp/gocyclo"
@@ -36,6 +37,10 @@ type config struct {
 			Gocyclo struct {
 				MinComplexity int `yaml:"min-complexity"`
 			}
+			Lll struct {
+				LineLength int `yaml:"line-length"`
+				TabWidth   int `yaml:"tab-width"`
+			}
 			Misspell struct {
 				IgnoreRules []string `yaml:"ignore-rules"`
 			}
@@ -50,8 +55,9 @@ type exclusion struct {
 	Path       string
 	PathExcept string `yaml:"path-except"`
 	Text       string
+	Source     string // of the line
 
-	path, pathExcept, text *regexp.Regexp
+	path, pathExcept, text, source *regexp.Regexp
 }
 
 // parse reads the rules. Keys that it does not know are for linters that run elsewhere.
@@ -62,13 +68,14 @@ func parse(b []byte) (config, error) {
 	}
 	for i := range c.Linters.Exclusions.Rules {
 		e := &c.Linters.Exclusions.Rules[i]
-		if e.Path == "" && e.PathExcept == "" && e.Text == "" {
+		if e.Path == "" && e.PathExcept == "" && e.Text == "" && e.Source == "" {
 			return c, fmt.Errorf("exclusion %d fits everything, or has a key that is not known", i+1)
 		}
-		var errs [3]error
+		var errs [4]error
 		e.path, errs[0] = compile(e.Path)
 		e.pathExcept, errs[1] = compile(e.PathExcept)
 		e.text, errs[2] = compile(e.Text)
+		e.source, errs[3] = compile(e.Source)
 		if err := errors.Join(errs[:]...); err != nil {
 			return c, fmt.Errorf("exclusion %d: %w", i+1, err)
 		}
@@ -84,12 +91,13 @@ func compile(expression string) (*regexp.Regexp, error) {
 	return regexp.Compile(expression)
 }
 
-// fits reports whether what linter says of a file is excluded; file has slashes.
-func (e exclusion) fits(linter, file, text string) bool {
+// fits reports whether what linter says of a line of a file is excluded; file has slashes.
+func (e exclusion) fits(linter, file, line, text string) bool {
 	return (len(e.Linters) == 0 || slices.Contains(e.Linters, linter)) &&
 		(e.path == nil || e.path.MatchString(file)) &&
 		(e.pathExcept == nil || !e.pathExcept.MatchString(file)) &&
-		(e.text == nil || e.text.MatchString(text))
+		(e.text == nil || e.text.MatchString(text)) &&
+		(e.source == nil || e.source.MatchString(line))
 }
 
 // analyzers are the linters that are enabled and belong here; root is the directory that paths of
@@ -97,7 +105,7 @@ func (e exclusion) fits(linter, file, text string) bool {
 func (c config) analyzers(root string) ([]*analysis.Analyzer, error) {
 	var out []*analysis.Analyzer
 	for name, make := range map[string]func() (*analysis.Analyzer, error){
-		"errorlint": c.errorlint, "forbidigo": c.forbidigo, "funlen": c.funlen, "gocyclo": c.gocyclo, "misspell": c.misspell,
+		"errorlint": c.errorlint, "forbidigo": c.forbidigo, "funlen": c.funlen, "gocyclo": c.gocyclo, "lll": c.lll, "misspell": c.misspell,
 	} {
 		if !slices.Contains(c.Linters.Enable, name) {
 			continue
@@ -130,15 +138,17 @@ func (c config) excluding(a *analysis.Analyzer, root string) *analysis.Analyzer 
 			if !filepath.IsLocal(file) {
 				return // go test has written it, to start the tests
 			}
-			if slices.ContainsFunc(c.Linters.Exclusions.Rules, func(e exclusion) bool { return e.fits(a.Name, filepath.ToSlash(file), d.Message) }) {
-				return
-			}
 			b, err := pass.ReadFile(p.Filename)
 			if err != nil {
 				failed = err
 				return
 			}
-			if lines := bytes.Split(b, []byte("\n")); p.Line <= len(lines) && permits(string(lines[p.Line-1]), a.Name) {
+			line := ""
+			if lines := bytes.Split(b, []byte("\n")); p.Line <= len(lines) {
+				line = string(lines[p.Line-1])
+			}
+			excluded := func(e exclusion) bool { return e.fits(a.Name, filepath.ToSlash(file), line, d.Message) }
+			if permits(line, a.Name) || slices.ContainsFunc(c.Linters.Exclusions.Rules, excluded) {
 				return
 			}
 			pass.Report(d)
@@ -205,6 +215,37 @@ func (c config) gocyclo() (*analysis.Analyzer, error) {
 				for _, s := range gocyclo.AnalyzeASTFile(file, pass.Fset, nil) {
 					if s.Complexity > most {
 						pass.Reportf(f.LineStart(s.Pos.Line), "cyclomatic complexity %d of func `%s` is high (> %d)", s.Complexity, s.FuncName, most)
+					}
+				}
+			}
+			return nil, nil
+		},
+	}, nil
+}
+
+// lll counts as golangci-lint does: characters, with tabs of a width, and no directives of go generate.
+func (c config) lll() (*analysis.Analyzer, error) {
+	s := c.Linters.Settings.Lll
+	if s.LineLength <= 0 || s.TabWidth <= 0 {
+		return nil, errors.New("want a line-length and a tab-width above 0")
+	}
+	tab := strings.Repeat(" ", s.TabWidth)
+	return &analysis.Analyzer{
+		Name: "lll",
+		Doc:  "finds long lines",
+		Run: func(pass *analysis.Pass) (any, error) {
+			for _, file := range pass.Files {
+				f := pass.Fset.File(file.FileStart)
+				b, err := pass.ReadFile(f.Name())
+				if err != nil {
+					return nil, err
+				}
+				for i, line := range strings.Split(string(b), "\n") {
+					if strings.HasPrefix(line, "//go:generate ") || i >= f.LineCount() {
+						continue
+					}
+					if n := utf8.RuneCountInString(strings.ReplaceAll(line, "\t", tab)); n > s.LineLength {
+						pass.Reportf(f.LineStart(i+1), "the line is %d characters long, which exceeds the maximum of %d", n, s.LineLength)
 					}
 				}
 			}

@@ -1,5 +1,5 @@
 // Command rules checks Go code by those rules of .golangci.yml that neither vet nor staticcheck
-// has: errorlint, forbidigo, funlen, gocyclo and misspell, with the settings and exclusions of that
+// has: errorlint, forbidigo, funlen, gocyclo, lll and misspell, with the settings and exclusions of that
 // file. So golangci-lint, where it is installed, says the same; it is not what 'make lint' runs,
 // because to build it takes minutes, and this takes seconds.
 //

@@ -17,6 +17,7 @@ func TestRules(t *testing.T) {
 	// Both are one over the limit.
 	many := "\nfunc Many(n int) {\n" + strings.Repeat("\tif n > 0 {\n\t\tn++\n\t}\n", 15) + "}\n"
 	long := "\nfunc Long(n int) {\n" + strings.Repeat("\tn++\n", 61) + "}\n"
+	wide := func(n int) string { return "//" + strings.Repeat("é", n-2) + "\n" }
 	dir := t.TempDir()
 	for name, content := range map[string]string{
 		configName: string(rules),
@@ -49,6 +50,8 @@ func Bad(err error) error {
 }
 `,
 		"pkg/b/b.go":          "package b\n" + many + long,
+		"pkg/l/l.go":          "package l\n\n" + wide(120) + wide(121) + "var _ = \"" + strings.Repeat("m", 150) + "\"\n",
+		"pkg/l/l_test.go":     "package l\n\n" + wide(121),
 		"pkg/b/b_test.go":     "package b_test\n" + many + long,
 		"test/c/c.go":         "package c\n" + many + long,
 		"pkg/a/a_test.go":     "package a\n\nimport (\n\t\"fmt\"\n\t\"testing\"\n\t\"time\"\n)\n\nfunc TestA(t *testing.T) {\n\tfmt.Println()\n\ttime.Sleep(1)\n}\n",
