@@ -3,7 +3,6 @@ package main_test
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -311,7 +310,7 @@ func TestCheckWhileOthersChange(t *testing.T) {
 				return
 			}
 			for range 10 {
-				if _, err := n.Try(manifests, filepath.Join(testnode.Programs(t), "podmarkctl"), "--state-dir", n.Dir, "apply", "-f", "-"); err != nil {
+				if _, err := n.Try(manifests, testnode.Program(t, "podmarkctl"), "--state-dir", n.Dir, "apply", "-f", "-"); err != nil {
 					t.Error(err)
 				}
 				for _, r := range []reply{other.Add(), other.Del()} {

@@ -89,7 +89,7 @@ func testDelUnknown(t *testing.T, n *node) {
 	p, other := n.addPod(), n.addPod()
 	p.Add().OK(t)
 	n.Path = ""
-	defer n.holdLock()() // a DEL that has nothing to do does not wait
+	defer n.HoldLock()() // a DEL that has nothing to do does not wait
 	kernel, files := n.kernel(), n.files()
 	other.Del().OK(t)
 	p.Del(conf{"name": "another-net"}).OK(t)

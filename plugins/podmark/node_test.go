@@ -12,8 +12,6 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/podmark/podmark/pkg/state"
 	"github.com/podmark/podmark/test/testnode"
 )
@@ -140,20 +138,4 @@ func (n *node) shims() (ran func() []string) {
 		}
 		return strings.Fields(string(b))
 	}
-}
-
-// holdLock takes the lock of the state directory as another podmark process would.
-func (n *node) holdLock() (release func()) {
-	n.T.Helper()
-	if err := os.MkdirAll(n.Dir, 0o700); err != nil {
-		n.T.Fatal(err)
-	}
-	f, err := os.OpenFile(filepath.Join(n.Dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err == nil {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-	}
-	if err != nil {
-		n.T.Fatal(err)
-	}
-	return func() { f.Close() }
 }

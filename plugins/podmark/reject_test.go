@@ -59,7 +59,7 @@ func TestAddRefused(t *testing.T) {
 		{name: "backend", conf: func(*pod) conf { return conf{"backend": "nft"} }, code: 7, words: []string{`"backend"`, `"nft"`, `"auto"`, `"nftables"`, `"iptables"`}},
 		{name: "two wrong keys", conf: func(*pod) conf { return conf{"policy": "felix", "backend": "ipvs"} }, code: 7, words: []string{`"policy"`, `"felix"`, `"files"`, `"kubernetes"`, `"backend"`, `"ipvs"`, `"iptables"`}},
 		{name: "mask changed", conf: func(*pod) conf { return conf{"iptablesMarkMask": "0xff0000"} }, code: 7, words: []string{"iptablesMarkMask", "0xff0000", "0xffff0000", "drain"}},
-		{name: "lock held", node: func(t *testing.T, n *node) { t.Cleanup(n.holdLock()) }, conf: func(*pod) conf { return conf{"lockTimeoutSeconds": 0.05} }, code: 101, words: []string{"50ms", "lockTimeoutSeconds"}},
+		{name: "lock held", node: func(t *testing.T, n *node) { t.Cleanup(n.HoldLock()) }, conf: func(*pod) conf { return conf{"lockTimeoutSeconds": 0.05} }, code: 101, words: []string{"50ms", "lockTimeoutSeconds"}},
 		{name: "node.json damaged", node: func(t *testing.T, n *node) { n.write(t, "node.json", "{") }, code: 103, words: []string{"node.json", "podmarkctl uninstall"}},
 		{name: "node.json impossible", node: func(t *testing.T, n *node) { n.write(t, "node.json", `{"mask": 49152, "epoch": 1}`) }, code: 103, words: []string{"node.json", "0xc000"}},
 		{name: "epoch impossible", node: func(t *testing.T, n *node) { n.write(t, "node.json", `{"mask": 4294901760, "epoch": 0}`) }, code: 103, words: []string{"epoch 0"}},

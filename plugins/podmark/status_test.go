@@ -55,7 +55,7 @@ func TestStatus(t *testing.T) {
 	t.Run("lock held", func(t *testing.T) {
 		n := newNode(t, nftables)
 		n.addPod().Add().OK(t)
-		defer n.holdLock()()
+		defer n.HoldLock()()
 		// Its own deadline: for as long as the entry says, nobody waits here.
 		n.status(conf{"lockTimeoutSeconds": 600}).OK(t)
 	})

@@ -38,7 +38,7 @@ func TestLostPolicies(t *testing.T) {
 				k := n.keeper()
 				wait.For(t, "podmarkd has looked", func() bool { _, err := os.Stat(filepath.Join(n.Dir, "daemon.json")); return err == nil })
 				k.Kill()
-				if _, err := n.Try("", filepath.Join(testnode.Programs(t), "podmarkctl"), "--state-dir", n.Dir, "gc"); err == nil {
+				if _, err := n.Try("", testnode.Program(t, "podmarkctl"), "--state-dir", n.Dir, "gc"); err == nil {
 					t.Error("gc succeeds")
 				}
 				other.Del().OK(t)

@@ -281,7 +281,7 @@ func TestOneDaemon(t *testing.T) {
 	h.addPod()
 	d := h.start()
 	kernel := h.kernel()
-	out, err := exec.Command(filepath.Join(testnode.Programs(t), "podmarkd"), "--state-dir", h.dir, "--listen", "").CombinedOutput()
+	out, err := exec.Command(testnode.Program(t, "podmarkd"), "--state-dir", h.dir, "--listen", "").CombinedOutput()
 	if exit := (&exec.ExitError{}); !errors.As(err, &exit) || exit.ExitCode() != 2 || !strings.Contains(string(out), "another podmarkd is running") {
 		t.Errorf("a second one: %v: %s", err, out)
 	}
@@ -496,7 +496,7 @@ func TestUsage(t *testing.T) {
 		{nil, []string{"extra"}, []string{"extra"}},
 	} {
 		dir := filepath.Join(t.TempDir(), "state")
-		cmd := exec.Command(filepath.Join(testnode.Programs(t), "podmarkd"), append(tt.args, "--state-dir", dir, "--listen", "")...)
+		cmd := exec.Command(testnode.Program(t, "podmarkd"), append(tt.args, "--state-dir", dir, "--listen", "")...)
 		cmd.Env = append(os.Environ(), tt.env...)
 		out, err := cmd.CombinedOutput()
 		if exit := (&exec.ExitError{}); !errors.As(err, &exit) || exit.ExitCode() != 2 {

@@ -50,7 +50,7 @@ func newPlace(t *testing.T) *place {
 	dir := t.TempDir()
 	p := &place{
 		t: t, conf: filepath.Join(dir, "net.d"), bin: filepath.Join(dir, "bin"), state: filepath.Join(dir, "state"),
-		program: filepath.Join(testnode.Programs(t), "podmarkd"),
+		program: testnode.Program(t, "podmarkd"),
 		policy:  "none",
 	}
 	for _, d := range []string{p.conf, p.bin} {
@@ -246,7 +246,7 @@ func faulty(t *testing.T) string {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("building: %v\n%s", err, out)
 	}
-	if err := os.Link(filepath.Join(testnode.Programs(t), "podmark"), filepath.Join(dir, "podmark")); err != nil {
+	if err := os.Link(testnode.Program(t, "podmark"), filepath.Join(dir, "podmark")); err != nil {
 		t.Fatal(err)
 	}
 	return filepath.Join(dir, "podmarkd")

@@ -147,7 +147,7 @@ func TestUninstallWhileItRuns(t *testing.T) {
 		return nil
 	})
 	p.fails([]string{"podmarkd is running", "end it"}, "uninstall")
-	out, err := exec.Command(filepath.Join(testnode.Programs(t), "podmarkctl"), "--state-dir", p.state, "uninstall", "--yes").CombinedOutput()
+	out, err := exec.Command(testnode.Program(t, "podmarkctl"), "--state-dir", p.state, "uninstall", "--yes").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "end it first") {
 		t.Errorf("podmarkctl uninstall: %v, %s", err, out)
 	}

@@ -6,6 +6,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // Log is what a process has written, which can be read while it runs.
@@ -72,6 +74,12 @@ func (d *Daemon) Wait() int { <-d.over; return d.ProcessState.ExitCode() }
 func (d *Daemon) Kill() {
 	_ = d.Process.Kill()
 	<-d.over
+}
+
+// Stop ends it as a service manager does, and returns its exit status.
+func (d *Daemon) Stop() int {
+	_ = d.Process.Signal(unix.SIGTERM)
+	return d.Wait()
 }
 
 // Gone reports whether it has ended.

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/podmark/podmark/test/netns"
 	"github.com/podmark/podmark/test/saved"
 )
@@ -232,4 +234,20 @@ func (n *Node) Files(but ...string) map[string]string {
 		delete(files, name)
 	}
 	return files
+}
+
+// HoldLock takes the lock of the state directory as another podmark process would.
+func (n *Node) HoldLock() (release func()) {
+	n.T.Helper()
+	if err := os.MkdirAll(n.Dir, 0o700); err != nil {
+		n.T.Fatal(err)
+	}
+	f, err := os.OpenFile(filepath.Join(n.Dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err == nil {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		n.T.Fatal(err)
+	}
+	return func() { f.Close() }
 }
