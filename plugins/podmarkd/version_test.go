@@ -67,7 +67,7 @@ func TestBuildInfo(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, nftables)
 	var r version.Report
-	if err := json.Unmarshal([]byte(h.exec("", testnode.Program(t, "podmarkd"), "version", "-o", "json")), &r); err != nil {
+	if err := json.Unmarshal([]byte(h.Exec("", testnode.Program(t, "podmarkd"), "version", "-o", "json")), &r); err != nil {
 		t.Fatal(err)
 	}
 	name := fmt.Sprintf("podmark_build_info{goversion=%q,revision=%q,version=%q}", r.Go, r.Revision, r.Version)
