@@ -17,6 +17,9 @@ type Backend struct {
 	Variant string // of iptables, in which the kubelet has its chain; "" is a node without kubelet
 }
 
+// String is its name.
+func (b Backend) String() string { return b.Name }
+
 // The backends. A test that is about all of them ranges over [Backends].
 var (
 	NFTables       = backendOf(config.NFTables)
