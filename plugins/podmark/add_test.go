@@ -17,10 +17,10 @@ func TestAddPolices(t *testing.T) {
 		if err := problem(t, open...); err != nil {
 			t.Fatalf("before ADD: %v", err)
 		}
-		n.apply(webPolicy)
-		p.add().ok(t)
+		n.Apply(webPolicy)
+		p.Add().OK(t)
 		p.is(t, policed)
-		p.del().ok(t)
+		p.Del().OK(t)
 		p.is(t, closed)
 		if left := n.attachments(); left != nil {
 			t.Errorf("left behind: %v", left)
@@ -31,9 +31,9 @@ func TestAddPolices(t *testing.T) {
 func TestAddTwice(t *testing.T) {
 	eachKind(t, func(t *testing.T, n *node) {
 		p := n.addPod()
-		p.add().ok(t)
+		p.Add().OK(t)
 		kernel, files := n.kernel(), n.files()
-		p.add().ok(t)
+		p.Add().OK(t)
 		if diff := cmp.Diff(kernel, n.kernel()); diff != "" {
 			t.Errorf("second ADD changed the kernel:\n%s", diff)
 		}

@@ -23,7 +23,7 @@ import (
 // not ends, and their DEL is one like any other.
 func TestAdopt(t *testing.T) {
 	eachBackend(t, func(t *testing.T, n *node) {
-		n.withHost().apply(switchPolicy)
+		n.withHost().Apply(switchPolicy)
 		n.keeper()
 		_, chain := n.network("1.1.0")
 		before := *chain
@@ -32,17 +32,17 @@ func TestAdopt(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		cni := libcni.NewCNIConfigWithCacheDir([]string{testnode.Programs(t), plugins}, filepath.Join(filepath.Dir(n.dir), "cache"), nil)
+		cni := libcni.NewCNIConfigWithCacheDir([]string{testnode.Programs(t), plugins}, filepath.Join(filepath.Dir(n.Dir), "cache"), nil)
 		ctx := context.Background()
 		runtimeOf := func(p *pod) *libcni.RuntimeConf {
 			return &libcni.RuntimeConf{
-				ContainerID: p.id, NetNS: p.path, IfName: "eth0",
-				Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "default"}, {"K8S_POD_NAME", "web-" + p.id}},
+				ContainerID: p.ID, NetNS: p.Path, IfName: "eth0",
+				Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "default"}, {"K8S_POD_NAME", "web-" + p.ID}},
 			}
 		}
 		var pods []*pod
 		for _, id := range []string{"first", "second"} {
-			p := &pod{space: newSpace(t), n: n, id: id}
+			p := &pod{Pod: &testnode.Pod{Space: testnode.NewSpace(t), Node: n.Node, ID: id, IfName: "eth0"}, n: n}
 			got, err := cni.AddNetworkList(ctx, &before, runtimeOf(p))
 			if err != nil {
 				t.Fatal(err)
@@ -51,13 +51,13 @@ func TestAdopt(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			p.v4, p.v6 = result.IPs[0].Address.IP.String(), result.IPs[1].Address.IP.String()
+			p.V4, p.V6 = result.IPs[0].Address.IP.String(), result.IPs[1].Address.IP.String()
 			pods = append(pods, p.listen())
 		}
 		p := pods[0]
-		n.outside.echo(t, 9001)
-		n.outside.echo(t, 9002)
-		allowed, forbidden := p.dial(t, net.JoinHostPort(n.outside.v4, "9002")), p.dial(t, net.JoinHostPort(n.outside.v6, "9001"))
+		echo(t, n.outside.Space, 9001)
+		echo(t, n.outside.Space, 9002)
+		allowed, forbidden := dial(t, p.Space, net.JoinHostPort(n.outside.v4, "9002")), dial(t, p.Space, net.JoinHostPort(n.outside.v6, "9001"))
 		for _, l := range []*line{allowed, forbidden} {
 			if err := l.ping(); err != nil {
 				t.Fatalf("before podmark: %v", err)
@@ -88,10 +88,10 @@ func TestAdopt(t *testing.T) {
 		for _, p := range pods {
 			p.is(t, policed)
 			if err := cni.CheckNetworkList(ctx, chain, runtimeOf(p)); err != nil {
-				t.Errorf("CHECK of %s: %v", p.id, err)
+				t.Errorf("CHECK of %s: %v", p.ID, err)
 			}
 			if err := cni.DelNetworkList(ctx, chain, runtimeOf(p)); err != nil {
-				t.Errorf("DEL of %s: %v", p.id, err)
+				t.Errorf("DEL of %s: %v", p.ID, err)
 			}
 		}
 		if left := slicesWithout(n.attachments(), "daemon.json", "daemon.lock"); len(left) > 0 {
@@ -106,14 +106,14 @@ func TestAdopt(t *testing.T) {
 // Pods of a network that wanted no policy get it when the network does, while they run.
 func TestEnlist(t *testing.T) {
 	eachBackend(t, func(t *testing.T, n *node) {
-		n.withHost().apply(switchPolicy)
+		n.withHost().Apply(switchPolicy)
 		p := n.addPod().listen()
 		n.configure(conf{"policy": "none"})
-		p.add(conf{"policy": "none"}).ok(t)
+		p.Add(conf{"policy": "none"}).OK(t)
 		k := n.keeper()
-		n.outside.echo(t, 9001)
-		n.outside.echo(t, 9002)
-		allowed, forbidden := p.dial(t, net.JoinHostPort(n.outside.v4, "9002")), p.dial(t, net.JoinHostPort(n.outside.v6, "9001"))
+		echo(t, n.outside.Space, 9001)
+		echo(t, n.outside.Space, 9002)
+		allowed, forbidden := dial(t, p.Space, net.JoinHostPort(n.outside.v4, "9002")), dial(t, p.Space, net.JoinHostPort(n.outside.v6, "9001"))
 		for _, l := range []*line{allowed, forbidden} {
 			if err := l.ping(); err != nil {
 				t.Fatalf("without a policy: %v", err)
@@ -124,7 +124,7 @@ func TestEnlist(t *testing.T) {
 		}
 		n.configure(nil)
 		wait.For(t, "the pod is policed", func() bool {
-			return strings.Contains(k.said(), "Enforcing policy on a pod, as its network requests it now")
+			return strings.Contains(k.Log.String(), "Enforcing policy on a pod, as its network requests it now")
 		})
 		if said := n.ctl("status"); !strings.Contains(said, "1 of 1 pods policed") {
 			t.Errorf("status says of the pod then:\n%s", said)
@@ -145,7 +145,7 @@ func TestEnlist(t *testing.T) {
 func (p *pod) count(t *testing.T, to string) (stop func() int) {
 	t.Helper()
 	var c net.Conn
-	p.do(t, func() (err error) {
+	p.Do(t, func() (err error) {
 		c, err = net.Dial("udp", to)
 		return err
 	})
@@ -172,8 +172,8 @@ func (p *pod) count(t *testing.T, to string) (stop func() int) {
 func TestNotAdopted(t *testing.T) {
 	n := newNode(t, nftables)
 	known, alive := n.addPod(), n.addPod()
-	known.add().ok(t)
-	cache := filepath.Join(filepath.Dir(n.dir), "cache", "results")
+	known.Add().OK(t)
+	cache := filepath.Join(filepath.Dir(n.Dir), "cache", "results")
 	if err := os.MkdirAll(cache, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -185,12 +185,12 @@ func TestNotAdopted(t *testing.T) {
 		}
 	}
 	const bare = `{"cniVersion": "1.0.0", "ips": [{"address": "10.1.0.77/24"}]}`
-	write("net", known.id, known.path, bare)
+	write("net", known.ID, known.Path, bare)
 	write("net", "gone", "/run/netns/gone", bare)
-	write("other", "foreign", alive.path, bare)
-	write("net", "without-result", alive.path, "{}")
-	write("net", "of-no-version", alive.path, `{"cniVersion": "7.0.0"}`)
-	write("net", "seen-last", alive.path, `{"cniVersion": "1.0.0", "ips": []}`)
+	write("other", "foreign", alive.Path, bare)
+	write("net", "without-result", alive.Path, "{}")
+	write("net", "of-no-version", alive.Path, `{"cniVersion": "7.0.0"}`)
+	write("net", "seen-last", alive.Path, `{"cniVersion": "1.0.0", "ips": []}`)
 	if err := os.WriteFile(filepath.Join(cache, "net-damaged-eth0"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +199,7 @@ func TestNotAdopted(t *testing.T) {
 	kernel, records := n.kernel(), list()
 	k := n.keeper()
 	wait.For(t, "podmarkd says why", func() bool {
-		return strings.Contains(k.said(), "net/seen-last/eth0") && strings.Contains(k.said(), "net/of-no-version/eth0")
+		return strings.Contains(k.Log.String(), "net/seen-last/eth0") && strings.Contains(k.Log.String(), "net/of-no-version/eth0")
 	})
 	if diff := cmp.Diff(kernel, n.kernel()); diff != "" {
 		t.Errorf("the kernel has changed:\n%s", diff)
@@ -207,8 +207,8 @@ func TestNotAdopted(t *testing.T) {
 	if diff := cmp.Diff(records, list()); diff != "" {
 		t.Errorf("the attachments have changed:\n%s", diff)
 	}
-	if alike := strings.Count(k.said(), "net/seen-last/eth0"); alike != 1 {
-		t.Errorf("it says so %d times:\n%s", alike, k.said())
+	if alike := strings.Count(k.Log.String(), "net/seen-last/eth0"); alike != 1 {
+		t.Errorf("it says so %d times:\n%s", alike, k.Log.String())
 	}
 }
 

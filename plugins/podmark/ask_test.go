@@ -21,7 +21,7 @@ func TestClosedWhilePodmarkdIsAsked(t *testing.T) {
 		p := n.withHost().addPod().listen()
 		n.settle()
 		asked, known := make(chan struct{}), make(chan struct{})
-		l, err := podapi.Listen(filepath.Join(n.dir, "podmarkd.sock"))
+		l, err := podapi.Listen(filepath.Join(n.Dir, "podmarkd.sock"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -38,8 +38,8 @@ func TestClosedWhilePodmarkdIsAsked(t *testing.T) {
 		t.Cleanup(func() { cancel(); <-served })
 		flows := func(pass bool) []flow {
 			return []flow{
-				{"pod", p.space, netip.MustParseAddrPort(n.outside.v4 + ":9002"), n.outside.allowed, pass},
-				{"outside", n.outside.space, netip.MustParseAddrPort(p.v4 + ":8002"), p.allowed, pass},
+				{"pod", p.Space, netip.MustParseAddrPort(n.outside.v4 + ":9002"), n.outside.allowed, pass},
+				{"outside", n.outside.Space, netip.MustParseAddrPort(p.V4 + ":8002"), p.allowed, pass},
 			}
 		}
 		if err := problem(t, flows(true)...); err != nil {
@@ -47,7 +47,7 @@ func TestClosedWhilePodmarkdIsAsked(t *testing.T) {
 		}
 		before := make([]*net.UDPConn, 2)
 		for i, f := range flows(true) {
-			f.from.do(t, func() (err error) {
+			f.from.Do(t, func() (err error) {
 				before[i], err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(f.to))
 				return err
 			})
@@ -66,10 +66,10 @@ func TestClosedWhilePodmarkdIsAsked(t *testing.T) {
 		wait.For(t, "flows begin before the ADD", func() bool { return arrivals(first) == len(before) })
 		added := make(chan reply, 1)
 		go func() {
-			if err := n.enter(); err != nil {
+			if err := n.Enter(); err != nil {
 				t.Error(err)
 			}
-			added <- p.add(conf{"policy": "kubernetes"})
+			added <- p.Add(conf{"policy": "kubernetes"})
 		}()
 		select {
 		case <-asked:
@@ -85,7 +85,7 @@ func TestClosedWhilePodmarkdIsAsked(t *testing.T) {
 			t.Errorf("while podmarkd is asked, %d flows go on", n)
 		}
 		close(known)
-		(<-added).ok(t)
+		(<-added).OK(t)
 		if err := problem(t, flows(true)...); err != nil {
 			t.Errorf("after the ADD: %v", err)
 		}
@@ -94,13 +94,13 @@ func TestClosedWhilePodmarkdIsAsked(t *testing.T) {
 
 // answers has somebody answer the plugin in podmarkd's place.
 func (n *node) answers(answer func(podapi.Request) podapi.Response) {
-	n.t.Helper()
-	if err := state.At(n.dir).Init(); err != nil {
-		n.t.Fatal(err)
+	n.T.Helper()
+	if err := state.At(n.Dir).Init(); err != nil {
+		n.T.Fatal(err)
 	}
-	l, err := podapi.Listen(filepath.Join(n.dir, "podmarkd.sock"))
+	l, err := podapi.Listen(filepath.Join(n.Dir, "podmarkd.sock"))
 	if err != nil {
-		n.t.Fatal(err)
+		n.T.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan struct{})
@@ -108,7 +108,7 @@ func (n *node) answers(answer func(podapi.Request) podapi.Response) {
 		defer close(served)
 		podapi.Serve(ctx, l, func(_ context.Context, r podapi.Request) (podapi.Response, error) { return answer(r), nil })
 	}()
-	n.t.Cleanup(func() { cancel(); <-served })
+	n.T.Cleanup(func() { cancel(); <-served })
 }
 
 // A pod that would get another policy than podmarkd has told is not added: it is asked again,
@@ -128,11 +128,11 @@ func TestPromise(t *testing.T) {
 		}
 		return podapi.Response{UID: "who", Profiles: &promised}
 	})
-	p.add(conf{"policy": "kubernetes"}).ok(t)
+	p.Add(conf{"policy": "kubernetes"}).OK(t)
 	if len(asked) != 3 {
 		t.Errorf("podmarkd was asked %d times", len(asked))
 	}
-	r := p.record(t)
+	r := p.Record(t)
 	if asked[0].Attachment != r.Key || r.UID != "who" {
 		t.Errorf("asked for %v, noted UID %q for %v", asked[0].Attachment, r.UID, r.Key)
 	}

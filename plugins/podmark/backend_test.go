@@ -6,33 +6,22 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/podmark/podmark/test/saved"
-	"github.com/podmark/podmark/test/share"
+	"github.com/podmark/podmark/test/testnode"
 )
 
-// backend is what enforces on a test's node.
-type backend struct {
-	name    string // as node.json has it
-	key     string // as the conflist has it; "" leaves the key out
-	variant string // of iptables, in which the kubelet has its chain; "" is a node without kubelet
-}
-
 var (
-	nftables       = backend{name: "nftables", key: "nftables", variant: "nft"}
-	iptablesNFT    = backend{name: "iptables-nft", key: "iptables", variant: "nft"}
-	iptablesLegacy = backend{name: "iptables-legacy", key: "iptables", variant: "legacy"}
+	nftables       = testnode.NFTables
+	iptablesNFT    = testnode.IPTablesNFT
+	iptablesLegacy = testnode.IPTablesLegacy
 	// undecided is a node that tells podmark nothing.
 	undecided = backend{}
 )
 
 // backends are what the suite runs for.
-var backends = []backend{nftables, iptablesNFT, iptablesLegacy}
+var backends = testnode.Backends
 
 // kinds are one of each kind, for what cannot depend on the variant of iptables.
-var kinds = []backend{nftables, iptablesNFT}
-
-// variants of iptables.
-var variants = []string{"nft", "legacy"}
+var kinds = slices.CompactFunc(slices.Clone(backends), func(a, b backend) bool { return a.Key == b.Key })
 
 // eachBackend runs test once per backend, all at the same time.
 func eachBackend(t *testing.T, test func(t *testing.T, n *node)) { on(t, backends, test) }
@@ -42,63 +31,44 @@ func eachKind(t *testing.T, test func(t *testing.T, n *node)) { on(t, kinds, tes
 
 // on is eachBackend for what is about some of them.
 func on(t *testing.T, list []backend, test func(t *testing.T, n *node)) {
-	t.Parallel()
-	for _, b := range share.OneOf(t, list) {
-		t.Run(b.name, func(t *testing.T) {
-			t.Parallel()
-			test(t, newNode(t, b))
-		})
-	}
+	testnode.Each(t, list, newNode, test)
 }
 
 // inTurn is eachKind for a test that needs the machine for itself.
 func inTurn(t *testing.T, test func(t *testing.T, n *node)) {
 	for _, b := range kinds {
-		t.Run(b.name, func(t *testing.T) { test(t, newNode(t, b)) })
-	}
-}
-
-// hint makes the chain by which a kubelet tells which variant it uses.
-func (n *node) hint() { n.t.Helper(); n.iptables("-N", "KUBE-IPTABLES-HINT") }
-
-// iptables runs the node's variant, IPv4 and IPv6, on table mangle.
-func (n *node) iptables(args ...string) {
-	n.t.Helper()
-	for _, f := range []string{"iptables", "ip6tables"} {
-		n.exec("", f+"-"+n.backend.variant, append([]string{"-w", "30", "-t", "mangle"}, args...)...)
+		t.Run(b.Name, func(t *testing.T) { test(t, newNode(t, b)) })
 	}
 }
 
 // nft runs a command of nft's.
-func (n *node) nft(command string) string { n.t.Helper(); return n.exec("", "nft", command) }
+func (n *node) nft(command string) string { n.T.Helper(); return n.Exec("", "nft", command) }
 
 var (
-	generation = regexp.MustCompile(`\b(podmark-[a-z]+[46])[ab]\b`)
-	counters   = regexp.MustCompile(`\[\d+:\d+\]`)
-	counter    = regexp.MustCompile(`counter packets \d+ bytes \d+`)
-	sizeLine   = regexp.MustCompile(`^\s+size \d+\n$`)
-	tuning     = regexp.MustCompile(` (hashsize|bucketsize|initval) \S+`)
+	counter  = regexp.MustCompile(`counter packets \d+ bytes \d+`)
+	sizeLine = regexp.MustCompile(`^\s+size \d+\n$`)
+	tuning   = regexp.MustCompile(` (hashsize|bucketsize|initval) \S+`)
 )
 
 // kernel is what podmark has in the kernel, in a form in which equal states are
 // equal strings: the sets, the tables of nft, and the rules of the node's variant
 // of iptables, or of both where it has no kubelet.
 func (n *node) kernel() string {
-	n.t.Helper()
+	n.T.Helper()
 	lines := append(n.sets(), n.tables()...)
-	for _, v := range variants {
-		if n.backend.variant == "" || n.backend.variant == v {
-			lines = append(lines, n.rules(v)...)
+	for _, v := range testnode.Variants {
+		if n.Backend.Variant == "" || n.Backend.Variant == v {
+			lines = append(lines, n.Rules(v)...)
 		}
 	}
-	return generation.ReplaceAllString(strings.Join(lines, ""), "$1*")
+	return testnode.AnyGeneration(strings.Join(lines, ""))
 }
 
 // sets lists the ipsets with their content, in order.
 func (n *node) sets() []string {
-	n.t.Helper()
+	n.T.Helper()
 	var lines []string
-	for line := range strings.Lines(n.exec("", "ipset", "save")) {
+	for line := range strings.Lines(n.Exec("", "ipset", "save")) {
 		switch {
 		case strings.HasPrefix(line, "add podmark-port"): // thousands; see TestNodePortChange
 		case strings.HasPrefix(line, "add podmark-host") && strings.Contains(line, " fe80:"): // of veths, as of the last sync
@@ -114,7 +84,7 @@ func (n *node) sets() []string {
 // kernel lists objects by age, so they are put in order; rules stay in theirs. What
 // families ip and ip6 hold is iptables-nft's, which shows it itself.
 func (n *node) tables() []string {
-	n.t.Helper()
+	n.T.Helper()
 	var objects []string
 	var table, object string
 	for line := range strings.Lines(n.nft("list ruleset")) {
@@ -146,25 +116,11 @@ func (n *node) tables() []string {
 	return objects
 }
 
-// rules lists tables mangle and security of a variant, both families.
-func (n *node) rules(variant string) []string {
-	n.t.Helper()
-	var lines []string
-	for _, f := range []string{"iptables", "ip6tables"} {
-		for line := range strings.Lines(saved.Rules(n.t, f+"-"+variant)) {
-			if !strings.HasPrefix(line, "#") {
-				lines = append(lines, f+" "+counters.ReplaceAllString(line, ""))
-			}
-		}
-	}
-	return lines
-}
-
 // present names the backends that have anything in the kernel, with "sets" where
 // there are ipsets of podmark's, and "guard" where of nftables there is only what stands
 // beside iptables.
 func (n *node) present() string {
-	n.t.Helper()
+	n.T.Helper()
 	var found []string
 	has := func(text string) bool {
 		return slices.ContainsFunc(n.tables(), func(s string) bool { return strings.Contains(s, text) })
@@ -177,8 +133,8 @@ func (n *node) present() string {
 	case has(" podmark {"):
 		found = append(found, "half a guard")
 	}
-	for _, v := range variants {
-		if slices.ContainsFunc(n.rules(v), func(s string) bool { return strings.Contains(s, "PODMARK-") }) {
+	for _, v := range testnode.Variants {
+		if slices.ContainsFunc(n.Rules(v), func(s string) bool { return strings.Contains(s, "PODMARK-") }) {
 			found = append(found, "iptables-"+v)
 		}
 	}
@@ -189,11 +145,11 @@ func (n *node) present() string {
 }
 
 // alone is what present says of a node on which b alone enforces.
-func (b backend) alone() string {
-	if b.name == nftables.name {
-		return b.name
+func alone(b backend) string {
+	if b.Name == nftables.Name {
+		return b.Name
 	}
-	return "guard " + b.name + " sets"
+	return "guard " + b.Name + " sets"
 }
 
 var (
@@ -206,9 +162,9 @@ var (
 // endpoints lists the elements that give a packet its ID, each as "address
 // interface mark".
 func (n *node) endpoints() []string {
-	n.t.Helper()
+	n.T.Helper()
 	var list []string
-	for _, m := range setElement.FindAllStringSubmatch(n.exec("", "ipset", "save"), -1) {
+	for _, m := range setElement.FindAllStringSubmatch(n.Exec("", "ipset", "save"), -1) {
 		list = append(list, m[1]+" "+m[2]+" 0x"+m[3])
 	}
 	marks := map[string]string{}
@@ -234,49 +190,49 @@ func (n *node) endpoints() []string {
 
 // wipe takes podmark's rules and sets away, as a reload of a firewall does.
 func (n *node) wipe() {
-	n.t.Helper()
-	if n.backend == nftables {
+	n.T.Helper()
+	if n.Backend == nftables {
 		n.nft("flush ruleset") // the kubelet's chain too
 	} else {
-		n.iptables("-F")
-		n.iptables("-X")
-		n.exec("", "ipset", "destroy")
+		n.Iptables("-F")
+		n.Iptables("-X")
+		n.Exec("", "ipset", "destroy")
 	}
-	n.hint()
+	n.Hint()
 }
 
 // set names the set of the node's that is in use: "ep4" is podmark-ep4a or podmark-ep4b.
 func (n *node) set(purpose string) string {
-	n.t.Helper()
-	for name := range strings.FieldsSeq(n.exec("", "ipset", "list", "-n")) {
+	n.T.Helper()
+	for name := range strings.FieldsSeq(n.Exec("", "ipset", "list", "-n")) {
 		if strings.HasPrefix(name, "podmark-"+purpose) {
 			return name
 		}
 	}
-	n.t.Fatalf("no set podmark-%s", purpose)
+	n.T.Fatalf("no set podmark-%s", purpose)
 	return ""
 }
 
 // chain names the one chain that begins with prefix, in either backend's names.
 func (n *node) chain(prefix string) string {
-	n.t.Helper()
-	for _, line := range append(n.tables(), n.rules(n.backend.variant)...) {
+	n.T.Helper()
+	for _, line := range append(n.tables(), n.Rules(n.Backend.Variant)...) {
 		for word := range strings.FieldsSeq(line) {
 			if word = strings.TrimPrefix(word, ":"); strings.HasPrefix(word, prefix) {
 				return word
 			}
 		}
 	}
-	n.t.Fatalf("no chain %s*", prefix)
+	n.T.Fatalf("no chain %s*", prefix)
 	return ""
 }
 
 // handles lists the handles of the rules of a chain of table inet podmark, or of
 // another table.
 func (n *node) handles(chain string) []string {
-	n.t.Helper()
+	n.T.Helper()
 	var list []string
-	for line := range strings.Lines(n.exec("", "nft", "-a", "list chain "+chain)) {
+	for line := range strings.Lines(n.Exec("", "nft", "-a", "list chain "+chain)) {
 		if rule, handle, ok := strings.Cut(strings.TrimSpace(line), " # handle "); ok && !strings.HasSuffix(rule, "{") {
 			list = append(list, handle)
 		}

@@ -3,7 +3,6 @@ package main_test
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -41,7 +40,7 @@ var (
 // ipset, nft and flush make harms of one command of ipset's, of nft's, and of one
 // that empties a chain of iptables.
 func ipset(args func(p *pod) []string) func(*testing.T, *pod) {
-	return func(_ *testing.T, p *pod) { p.n.exec("", "ipset", args(p)...) }
+	return func(_ *testing.T, p *pod) { p.n.Exec("", "ipset", args(p)...) }
 }
 
 func nft(command func(p *pod) string) func(*testing.T, *pod) {
@@ -53,15 +52,15 @@ func nftCommand(command string) func(*testing.T, *pod) {
 }
 
 func flush(chain ...string) func(*testing.T, *pod) {
-	return func(_ *testing.T, p *pod) { p.n.iptables(append([]string{"-F"}, chain...)...) }
+	return func(_ *testing.T, p *pod) { p.n.Iptables(append([]string{"-F"}, chain...)...) }
 }
 
 var harms = []harm{
-	{name: "IPv4 element deleted", in: inIPTables, do: ipset(func(p *pod) []string { return []string{"del", p.n.set("ep4"), p.v4 + "," + p.veth} }), code: 5, words: []string{"podmark-ep4", "10.1.0."}, fixes: byItself},
-	{name: "IPv6 element deleted", in: inIPTables, do: ipset(func(p *pod) []string { return []string{"del", p.n.set("ep6"), p.v6 + "," + p.veth} }), code: 5, words: []string{"podmark-ep6", "fd00:10::"}, fixes: byItself},
-	{name: "profile member deleted", in: inIPTables, do: ipset(func(p *pod) []string { return []string{"del", p.n.set("e4"), p.v4} }), code: 5, words: []string{"podmark-e4"}, fixes: byItself},
-	{name: "egress profile flushed", in: inIPTables, do: func(_ *testing.T, p *pod) { p.n.iptables("-F", p.n.chain("PODMARK-E-")) }, code: 5, words: []string{"PODMARK-E-"}, fixes: byAnything},
-	{name: "ingress profile flushed", in: inIPTables, do: func(_ *testing.T, p *pod) { p.n.iptables("-F", p.n.chain("PODMARK-I-")) }, code: 5, words: []string{"PODMARK-I-"}, fixes: byAnything},
+	{name: "IPv4 element deleted", in: inIPTables, do: ipset(func(p *pod) []string { return []string{"del", p.n.set("ep4"), p.V4 + "," + p.Veth} }), code: 5, words: []string{"podmark-ep4", "10.1.0."}, fixes: byItself},
+	{name: "IPv6 element deleted", in: inIPTables, do: ipset(func(p *pod) []string { return []string{"del", p.n.set("ep6"), p.V6 + "," + p.Veth} }), code: 5, words: []string{"podmark-ep6", "fd00:10::"}, fixes: byItself},
+	{name: "profile member deleted", in: inIPTables, do: ipset(func(p *pod) []string { return []string{"del", p.n.set("e4"), p.V4} }), code: 5, words: []string{"podmark-e4"}, fixes: byItself},
+	{name: "egress profile flushed", in: inIPTables, do: func(_ *testing.T, p *pod) { p.n.Iptables("-F", p.n.chain("PODMARK-E-")) }, code: 5, words: []string{"PODMARK-E-"}, fixes: byAnything},
+	{name: "ingress profile flushed", in: inIPTables, do: func(_ *testing.T, p *pod) { p.n.Iptables("-F", p.n.chain("PODMARK-I-")) }, code: 5, words: []string{"PODMARK-I-"}, fixes: byAnything},
 	{name: "dispatch flushed", in: inIPTables, do: flush("PODMARK-INGRESS"), code: 5, words: []string{"PODMARK-I-"}, fixes: byAnything},
 	{name: "marking flushed", in: inIPTables, do: flush("PODMARK-MARK"), code: 5, words: []string{"no rule uses"}, fixes: byAnything},
 	{name: "input flushed", in: inIPTables, do: flush("PODMARK-INPUT"), code: 5, words: []string{"no rule uses"}, fixes: byAnything},
@@ -70,13 +69,13 @@ var harms = []harm{
 	{name: "sets flushed", in: inIPTables, do: ipset(func(*pod) []string { return []string{"flush"} }), code: 5, words: []string{"podmark-"}, fixes: byGC},
 
 	{name: "IPv4 element deleted", in: inNFTables, do: nft(func(p *pod) string {
-		return fmt.Sprintf("delete element inet podmark senders4 { %q . %s }", p.veth, p.v4)
+		return fmt.Sprintf("delete element inet podmark senders4 { %q . %s }", p.Veth, p.V4)
 	}), code: 5, words: []string{"senders4", "10.1.0."}, fixes: byItself},
 	{name: "IPv6 element deleted", in: inNFTables, do: nft(func(p *pod) string {
-		return fmt.Sprintf("delete element inet podmark senders6 { %q . %s }", p.veth, p.v6)
+		return fmt.Sprintf("delete element inet podmark senders6 { %q . %s }", p.Veth, p.V6)
 	}), code: 5, words: []string{"senders6", "fd00:10::"}, fixes: byItself},
 	{name: "ingress element deleted", in: inNFTables, do: nft(func(p *pod) string {
-		return fmt.Sprintf("delete element inet podmark ingress4 { %q . %s }", p.veth, p.v4)
+		return fmt.Sprintf("delete element inet podmark ingress4 { %q . %s }", p.Veth, p.V4)
 	}), code: 5, words: []string{"ingress4", "10.1.0."}, fixes: byItself},
 	{name: "ID deleted", in: inNFTables, do: nft(func(p *pod) string { return "delete element inet podmark egress { ipv4 . " + p.mark() + " }" }), code: 5, words: []string{"egress"}, fixes: byItself},
 	{name: "ID led to no profile", in: inNFTables, do: nft(func(p *pod) string {
@@ -123,20 +122,20 @@ var harms = []harm{
 	{name: "table dormant", in: inNFTables, do: nftCommand("add table inet podmark { flags dormant; }"), code: 5, words: []string{"inet podmark", "dormant"}, fixes: byAnything},
 
 	{name: "all gone", in: backends, do: func(_ *testing.T, p *pod) { p.n.wipe() }, code: 5, words: []string{"incomplete"}, fixes: byAnything},
-	{name: "device group changed", in: backends, do: func(_ *testing.T, p *pod) { p.n.exec("", "ip", "link", "set", p.veth, "group", "0") }, code: 5, words: []string{"group 0", "1886", "veth"}, fixes: byADD},
-	{name: "host side gone", in: backends, do: func(_ *testing.T, p *pod) { p.unlink() }, code: 5, words: []string{"eth0"}},
-	{name: "address added", in: backends, do: func(_ *testing.T, p *pod) { p.v4 = "10.1.9.9" }, code: 5, words: []string{"10.1.9.9", "was added as"}},
+	{name: "device group changed", in: backends, do: func(_ *testing.T, p *pod) { p.n.Exec("", "ip", "link", "set", p.Veth, "group", "0") }, code: 5, words: []string{"group 0", "1886", "veth"}, fixes: byADD},
+	{name: "host side gone", in: backends, do: func(_ *testing.T, p *pod) { p.Unlink() }, code: 5, words: []string{"eth0"}},
+	{name: "address added", in: backends, do: func(_ *testing.T, p *pod) { p.V4 = "10.1.9.9" }, code: 5, words: []string{"10.1.9.9", "was added as"}},
 	{name: "record removed", in: backends, do: func(t *testing.T, p *pod) {
-		if err := os.Remove(p.recordFile()); err != nil {
+		if err := os.Remove(p.RecordFile()); err != nil {
 			t.Fatal(err)
 		}
 	}, code: 3, words: []string{"not known"}},
-	{name: "deleted", in: backends, do: func(t *testing.T, p *pod) { p.del().ok(t) }, code: 3, words: []string{"not known"}},
+	{name: "deleted", in: backends, do: func(t *testing.T, p *pod) { p.Del().OK(t) }, code: 3, words: []string{"not known"}},
 }
 
 // flushMaps deletes every element of podmark's in nft.
 func (n *node) flushMaps() {
-	n.t.Helper()
+	n.T.Helper()
 	for _, object := range n.tables() {
 		if m := setHeader.FindStringSubmatch(object); m != nil && strings.HasPrefix(object, "table inet") {
 			n.nft("flush " + m[1] + " inet podmark " + m[2])
@@ -146,55 +145,55 @@ func (n *node) flushMaps() {
 
 // value is what a map of nft holds for a key.
 func (n *node) value(name, key string) string {
-	n.t.Helper()
+	n.T.Helper()
 	for _, e := range n.elements() {
 		if v, found := strings.CutPrefix(e, name+": "+key+" : "); found {
 			return v
 		}
 	}
-	n.t.Fatalf("map %s has no %s: %q", name, key, n.elements())
+	n.T.Fatalf("map %s has no %s: %q", name, key, n.elements())
 	return ""
 }
 
 // number is what the maps of nft call the one profile whose chain begins so.
 func (n *node) number(prefix string) string {
-	n.t.Helper()
+	n.T.Helper()
 	for _, e := range n.elements() {
 		if key, found := strings.CutSuffix(e, " : goto "+n.chain(prefix)); found {
 			_, number, _ := strings.Cut(key, ": ")
 			return number
 		}
 	}
-	n.t.Fatalf("no element leads to chain %s*: %q", prefix, n.elements())
+	n.T.Fatalf("no element leads to chain %s*: %q", prefix, n.elements())
 	return ""
 }
 
 // mark is the pod's ID as the fwmark has it.
-func (p *pod) mark() string { return fmt.Sprintf("0x%08x", uint32(p.record(p.n.t).ID)<<16) }
+func (p *pod) mark() string { return fmt.Sprintf("0x%08x", uint32(p.Record(p.n.T).ID)<<16) }
 
 // CHECK complains of what was done to a pod, changing nothing and running no
 // command, and an ADD or a gc fixes it.
 func TestHarm(t *testing.T) {
 	eachBackend(t, func(t *testing.T, n *node) {
-		n.withHost().apply(webPolicy)
+		n.withHost().Apply(webPolicy)
 		p := n.addPod().listen()
-		p.add().ok(t)
-		p.check().ok(t)
-		p.check(conf{"cniVersion": "0.4.0", "prevResult": p.result("0.4.0")}).ok(t)
+		p.Add().OK(t)
+		p.Check().OK(t)
+		p.Check(conf{"cniVersion": "0.4.0", "prevResult": p.result("0.4.0")}).OK(t)
 		other := n.addPod()
 		n.ctl("gc")
 		kernel := n.kernel()
-		path := n.path
+		path := n.Path
 		ran := n.shims()
-		shimmed := n.path
-		n.path = path
+		shimmed := n.Path
+		n.Path = path
 		harmed := func(t *testing.T, h harm, p *pod) {
 			t.Helper()
 			h.do(t, p)
 			harmed := n.kernel()
-			n.path = shimmed
-			p.check().fails(t, h.code, h.words...)
-			n.path = path
+			n.Path = shimmed
+			p.Check().Fails(t, h.code, h.words...)
+			n.Path = path
 			if commands := ran(); len(commands) > 0 {
 				t.Errorf("CHECK ran %v", commands)
 			}
@@ -204,21 +203,21 @@ func TestHarm(t *testing.T) {
 		}
 		for _, h := range harms {
 			switch {
-			case !slices.Contains(h.in, n.backend):
+			case !slices.Contains(h.in, n.Backend):
 				continue
 			case h.fixes == nil:
-				n.run(t, h.name, func(t *testing.T) {
+				n.Run(t, h.name, func(t *testing.T) {
 					victim := n.addPod()
-					victim.add().ok(t)
+					victim.Add().OK(t)
 					harmed(t, h, victim)
-					victim.del().ok(t)
+					victim.Del().OK(t)
 				})
 				n.ctl("gc") // the host address of a veth that is gone
 				kernel = n.kernel()
 				continue
 			}
 			for _, fix := range h.fixes {
-				n.run(t, h.name+", then "+fix, func(t *testing.T) {
+				n.Run(t, h.name+", then "+fix, func(t *testing.T) {
 					defer func() {
 						if t.Failed() {
 							n.ctl("gc") // for the next
@@ -227,14 +226,14 @@ func TestHarm(t *testing.T) {
 					harmed(t, h, p)
 					switch fix {
 					case "ADD":
-						p.add().ok(t)
+						p.Add().OK(t)
 					case "ADD of another":
-						other.add().ok(t)
-						other.del().ok(t)
+						other.Add().OK(t)
+						other.Del().OK(t)
 					case "gc":
 						n.ctl("gc")
 					}
-					p.check().ok(t)
+					p.Check().OK(t)
 					if diff := cmp.Diff(kernel, n.kernel()); diff != "" {
 						t.Errorf("left in the kernel:\n%s", diff)
 					}
@@ -249,11 +248,11 @@ func TestHarm(t *testing.T) {
 // rule, or with one too few, is noticed and put right by the ADD of any pod.
 func TestEveryRuleCounts(t *testing.T) {
 	n := newNode(t, nftables)
-	n.apply(webPolicy)
+	n.Apply(webPolicy)
 	p, plain := n.addPod(), n.addPod()
-	plain.labels = nil
-	p.add().ok(t)
-	plain.add().ok(t)
+	plain.Labels = nil
+	p.Add().OK(t)
+	plain.Add().OK(t)
 	n.ctl("gc")
 	kernel := n.kernel()
 	for _, path := range n.staticChains() {
@@ -264,9 +263,9 @@ func TestEveryRuleCounts(t *testing.T) {
 				command = "delete rule " + path + " handle " + n.handles(path)[i] // each is written anew, with a new handle
 			}
 			n.nft(command)
-			p.check().fails(t, 5, "incomplete")
-			plain.add().ok(t)
-			p.check().ok(t)
+			p.Check().Fails(t, 5, "incomplete")
+			plain.Add().OK(t)
+			p.Check().OK(t)
 			if diff := cmp.Diff(kernel, n.kernel()); diff != "" {
 				t.Fatalf("%s, rule %d of %d:\n%s", command, i+1, count, diff)
 			}
@@ -276,7 +275,7 @@ func TestEveryRuleCounts(t *testing.T) {
 
 // staticChains names the chains of nft that are there whatever the policy says.
 func (n *node) staticChains() []string {
-	n.t.Helper()
+	n.T.Helper()
 	var paths []string
 	for _, object := range n.tables() {
 		m := regexp.MustCompile(`^table (\S+ podmark) \{\n\tchain (\S+) \{`).FindStringSubmatch(object)
@@ -285,7 +284,7 @@ func (n *node) staticChains() []string {
 		}
 	}
 	if len(paths) < 10 {
-		n.t.Fatalf("chains %q", paths)
+		n.T.Fatalf("chains %q", paths)
 	}
 	return paths
 }
@@ -300,30 +299,30 @@ func TestCheckWhileOthersChange(t *testing.T) {
 	}
 	manifests := strings.TrimSuffix(policy.String(), ", ") + `]}}`
 	eachKind(t, func(t *testing.T, n *node) {
-		n.apply(manifests)
+		n.Apply(manifests)
 		p, other := n.addPod(), n.addPod()
-		p.add().ok(t)
+		p.Add().OK(t)
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			if err := n.enter(); err != nil {
+			if err := n.Enter(); err != nil {
 				t.Errorf("entering the node's namespace: %v", err)
 				return
 			}
 			for range 10 {
-				if _, err := n.try(manifests, filepath.Join(testnode.Programs(t), "podmarkctl"), "--state-dir", n.dir, "apply", "-f", "-"); err != nil {
+				if _, err := n.Try(manifests, testnode.Program(t, "podmarkctl"), "--state-dir", n.Dir, "apply", "-f", "-"); err != nil {
 					t.Error(err)
 				}
-				for _, r := range []reply{other.add(), other.del()} {
-					if r.code() != 0 {
-						t.Errorf("%d: %s", r.code(), r.text())
+				for _, r := range []reply{other.Add(), other.Del()} {
+					if r.Code() != 0 {
+						t.Errorf("%d: %s", r.Code(), r.Text())
 					}
 				}
 			}
 		}()
 		for {
-			if r := p.check(); r.code() != 0 {
-				t.Errorf("CHECK: %d: %s", r.code(), r.text())
+			if r := p.Check(); r.Code() != 0 {
+				t.Errorf("CHECK: %d: %s", r.Code(), r.Text())
 			}
 			select {
 			case <-done:

@@ -17,8 +17,8 @@ func (n *node) each(pods []*pod, f func(p *pod)) {
 	var all sync.WaitGroup
 	for _, p := range pods {
 		all.Go(func() {
-			if err := n.enter(); err != nil {
-				n.t.Errorf("entering the node's namespace: %v", err)
+			if err := n.Enter(); err != nil {
+				n.T.Errorf("entering the node's namespace: %v", err)
 				return
 			}
 			f(p)
@@ -39,24 +39,24 @@ func testConcurrent(t *testing.T, n *node) {
 	for i := range count {
 		p := n.addPod()
 		if i%3 == 0 {
-			p.labels = nil
+			p.Labels = nil
 		}
 		pods = append(pods, p)
 	}
-	n.apply(webPolicy)
+	n.Apply(webPolicy)
 	n.settle()
 	kernel, files := n.kernel(), n.files()
 	unharmed := func(r reply, what string, p *pod) {
-		if r.code() != 0 || r.killed() {
-			t.Errorf("%s of %s: %d: %s", what, p.id, r.code(), r.text())
+		if r.Code() != 0 || r.Killed() {
+			t.Errorf("%s of %s: %d: %s", what, p.ID, r.Code(), r.Text())
 		}
 	}
 	patient := conf{"lockTimeoutSeconds": 60} // on a machine that is busy with other things
-	add := func(p *pod) { unharmed(p.add(patient), "ADD", p) }
-	del := func(p *pod) { unharmed(p.del(patient), "DEL", p) }
+	add := func(p *pod) { unharmed(p.Add(patient), "ADD", p) }
+	del := func(p *pod) { unharmed(p.Del(patient), "DEL", p) }
 	distinct := func() {
 		t.Helper()
-		records, err := state.At(n.dir).List()
+		records, err := state.At(n.Dir).List()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -88,7 +88,7 @@ func testConcurrent(t *testing.T, n *node) {
 		}
 	})
 	distinct()
-	n.each(pods[count/2:], func(p *pod) { unharmed(p.check(), "CHECK", p) })
+	n.each(pods[count/2:], func(p *pod) { unharmed(p.Check(), "CHECK", p) })
 	n.each(pods, del)
 	if diff := cmp.Diff(kernel, n.kernel()) + cmp.Diff(files, n.files()); diff != "" {
 		t.Errorf("left behind:\n%s", diff)
@@ -105,13 +105,13 @@ func TestUninstallWhileOthersWait(t *testing.T) {
 			pods = append(pods, n.addPod())
 		}
 		patient := conf{"lockTimeoutSeconds": 60}
-		pods[0].add(patient).ok(t)
+		pods[0].Add(patient).OK(t)
 		var all sync.WaitGroup
 		all.Go(func() {
 			n.each(pods, func(p *pod) {
 				for range times {
-					if r := p.add(patient); r.code() != 0 {
-						t.Errorf("ADD of %s: %d: %s", p.id, r.code(), r.text())
+					if r := p.Add(patient); r.Code() != 0 {
+						t.Errorf("ADD of %s: %d: %s", p.ID, r.Code(), r.Text())
 					}
 				}
 			})
@@ -122,10 +122,10 @@ func TestUninstallWhileOthersWait(t *testing.T) {
 		}
 		all.Wait()
 		for _, p := range pods {
-			p.add(patient).ok(t)
+			p.Add(patient).OK(t)
 		}
 		for _, p := range pods {
-			p.check().ok(t)
+			p.Check().OK(t)
 		}
 		if known := len(n.known()); known != count {
 			t.Errorf("%d attachments, want %d", known, count)

@@ -12,7 +12,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/podmark/podmark/test/needs"
-	"github.com/podmark/podmark/test/testnode"
 )
 
 // crashes are the calls that are killed after each of their steps.
@@ -56,28 +55,28 @@ var crashes = []struct {
 	{
 		name: "ADD that leaves iptables", verb: "ADD", in: inIPTables, policed: true, node: true,
 		keys:   conf{"backend": "nftables"},
-		before: func(t *testing.T, _ *node, p *pod) { p.add(conf{"backend": "iptables"}).ok(t) },
+		before: func(t *testing.T, _ *node, p *pod) { p.Add(conf{"backend": "iptables"}).OK(t) },
 	},
 	{
 		name: "ADD that leaves nftables", verb: "ADD", in: inIPTables, policed: true, node: true,
 		keys:   conf{"backend": "iptables"},
-		before: func(t *testing.T, _ *node, p *pod) { p.add(conf{"backend": "nftables"}).ok(t) },
+		before: func(t *testing.T, _ *node, p *pod) { p.Add(conf{"backend": "nftables"}).OK(t) },
 	},
 	{
 		name: "DEL of the last of a profile", verb: "DEL", in: backends, policed: true,
-		before: func(t *testing.T, _ *node, p *pod) { p.add().ok(t) },
+		before: func(t *testing.T, _ *node, p *pod) { p.Add().OK(t) },
 	},
 	{
 		name: "DEL with the profile staying", verb: "DEL", in: backends, policed: true,
-		before: func(t *testing.T, n *node, p *pod) { n.ensurePeer(t); p.add().ok(t) },
+		before: func(t *testing.T, n *node, p *pod) { n.ensurePeer(t); p.Add().OK(t) },
 	},
 	{
 		name: "DEL on a flushed node", verb: "DEL", in: backends, node: true,
-		before: func(t *testing.T, n *node, p *pod) { p.add().ok(t); n.wipe() },
+		before: func(t *testing.T, n *node, p *pod) { p.Add().OK(t); n.wipe() },
 	},
 	{
 		name: "DEL without room", verb: "DEL", in: kinds, policed: true, full: true,
-		before: func(t *testing.T, _ *node, p *pod) { p.add().ok(t) },
+		before: func(t *testing.T, _ *node, p *pod) { p.Add().OK(t) },
 	},
 }
 
@@ -99,7 +98,7 @@ func TestKill(t *testing.T) {
 					before: func(t *testing.T) { c.before(t, n, p) },
 					log:    filepath.Join(t.TempDir(), "steps"),
 				}
-				n.apply(webPolicy)
+				n.Apply(webPolicy)
 				n.settle()
 				k.learn(t)
 				steps := k.steps
@@ -110,7 +109,7 @@ func TestKill(t *testing.T) {
 				nexts := slices.Sorted(maps.Keys(aftermath))
 				for i := range steps {
 					for j, next := range nexts {
-						if !needs.Whole() && !n.backend.follows(i, j, len(nexts)) {
+						if !needs.Whole() && !follows(n.Backend, i, j, len(nexts)) {
 							continue
 						}
 						// What a failure leaves behind is nothing the next round can start from.
@@ -126,7 +125,7 @@ func TestKill(t *testing.T) {
 
 // follows reports whether a step is followed by the thing number next of count: each step by
 // one thing on each backend, and by another on the next one.
-func (b backend) follows(step, next, count int) bool {
+func follows(b backend, step, next, count int) bool {
 	return next == (step+slices.Index(backends, b))%count
 }
 
@@ -134,16 +133,16 @@ func (b backend) follows(step, next, count int) bool {
 // pod was not known.
 var aftermath = map[string]func(t *testing.T, k *killer){
 	"ADD": func(t *testing.T, k *killer) {
-		k.p.add(k.keys).ok(t)
-		k.p.check().ok(t)
+		k.p.Add(k.keys).OK(t)
+		k.p.Check().OK(t)
 		if strings.Contains(k.files["policies.json"], `"web"`) {
 			k.p.is(t, policed)
 		}
-		k.p.del().ok(t)
+		k.p.Del().OK(t)
 	},
 	"DEL": func(t *testing.T, k *killer) {
-		_, err := os.Stat(k.p.recordFile())
-		k.p.del().ok(t)
+		_, err := os.Stat(k.p.RecordFile())
+		k.p.Del().OK(t)
 		if err != nil {
 			k.n.ctl("gc") // the pod was not known yet, only the node had begun to change
 		}
@@ -153,9 +152,9 @@ var aftermath = map[string]func(t *testing.T, k *killer){
 			// Killed when all was done: only the runtime knows that it is not valid.
 			valid := "another"
 			if k.n.peer != nil {
-				valid = k.n.peer.id
+				valid = k.n.peer.ID
 			}
-			k.n.gc(conf{"cni.dev/valid-attachments": []conf{{"containerID": valid, "ifname": "eth0"}}}).ok(t)
+			k.n.gc(conf{"cni.dev/valid-attachments": []conf{{"containerID": valid, "ifname": "eth0"}}}).OK(t)
 			return
 		}
 		k.n.ctl("gc")
@@ -184,22 +183,21 @@ type killer struct {
 
 // call makes the call with the plugin that dies after a step; 0 is never.
 func (k *killer) call(after int) reply {
-	k.n.t.Helper()
-	k.n.program = filepath.Join(testnode.Faulty(k.n.t), "podmark")
-	defer func() { k.n.program = filepath.Join(testnode.Programs(k.n.t), "podmark") }()
-	c := k.n.conf(k.keys)
+	k.n.T.Helper()
+	defer k.n.Faulty()()
+	c := k.n.Conf(k.keys)
 	if k.verb == "ADD" {
-		c = k.p.conf(k.keys)
+		c = k.p.Conf(k.keys)
 	}
 	_ = os.Remove(k.log)
 	if k.room != nil {
 		k.room.fill()
 		defer k.room.free()
 	}
-	r := k.n.call(k.verb, c, append(k.p.env(), "PODMARK_STEPS="+k.log, fmt.Sprint("PODMARK_KILL_AFTER=", after))...)
+	r := k.n.Call(k.verb, c, append(k.p.Env(), "PODMARK_STEPS="+k.log, fmt.Sprint("PODMARK_KILL_AFTER=", after))...)
 	b, err := os.ReadFile(k.log)
 	if err != nil {
-		k.n.t.Fatal(err)
+		k.n.T.Fatal(err)
 	}
 	k.done = strings.Split(strings.TrimSpace(string(b)), "\n")
 	return r
@@ -209,9 +207,9 @@ func (k *killer) call(after int) reply {
 func (k *killer) learn(t *testing.T) {
 	t.Helper()
 	k.before(t)
-	k.call(0).ok(t)
+	k.call(0).OK(t)
 	k.steps = k.done
-	k.p.del().ok(t)
+	k.p.Del().OK(t)
 	k.kernel, k.files = k.n.kernel(), k.n.files()
 	if len(k.steps) < 5 {
 		t.Fatalf("the call has %d steps: %q", len(k.steps), k.steps)
@@ -220,7 +218,7 @@ func (k *killer) learn(t *testing.T) {
 
 // committed reports whether the pod has a record that says so.
 func (k *killer) committed() bool {
-	b, _ := os.ReadFile(k.p.recordFile())
+	b, _ := os.ReadFile(k.p.RecordFile())
 	return strings.Contains(string(b), `"committed":true`)
 }
 
@@ -238,12 +236,12 @@ func (k *killer) guarded() bool {
 // round kills the call after a step, looks whether the pod is open, and goes on
 // with next. It reports whether all came out right.
 func (k *killer) round(t *testing.T, number int, next string) bool {
-	return k.n.run(t, fmt.Sprintf("%s, then %s", k.steps[number-1], next), func(t *testing.T) {
+	return k.n.Run(t, fmt.Sprintf("%s, then %s", k.steps[number-1], next), func(t *testing.T) {
 		k.before(t)
 		// A pod that is there keeps its record until it gets a new one.
 		kept := k.committed()
-		if r := k.call(number); !r.killed() {
-			t.Fatalf("plugin ended with %v, want a kill", r.state)
+		if r := k.call(number); !r.Killed() {
+			t.Fatalf("plugin ended with %v, want a kill", r.State)
 		}
 		kept = kept && !k.passed("reserved")
 		if committed := k.committed(); k.verb == "ADD" && committed != (kept || k.passed("committed")) {
@@ -270,6 +268,6 @@ func (n *node) ensurePeer(t *testing.T) {
 	t.Helper()
 	if n.peer == nil {
 		n.peer = n.addPod()
-		n.peer.add().ok(t)
+		n.peer.Add().OK(t)
 	}
 }

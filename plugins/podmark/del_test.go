@@ -20,7 +20,7 @@ var delCalls = []struct {
 	env  []string
 }{
 	{name: "without prevResult"},
-	{name: "with prevResult", conf: func(p *pod) conf { return conf{"prevResult": p.prevResult()} }},
+	{name: "with prevResult", conf: func(p *pod) conf { return conf{"prevResult": p.PrevResult()} }},
 	{name: "with another's prevResult", conf: func(*pod) conf { return conf{"prevResult": conf{"ips": []conf{{"address": "192.0.2.1/32"}}}} }},
 	{name: "with an unreadable prevResult", conf: func(*pod) conf { return conf{"prevResult": 7} }},
 	{name: "without namespace", env: []string{"CNI_NETNS="}},
@@ -34,10 +34,10 @@ var delCalls = []struct {
 func TestDel(t *testing.T) {
 	eachKind(t, func(t *testing.T, n *node) {
 		other := n.addPod() // keeps the node's files and sets in use
-		other.add().ok(t)
+		other.Add().OK(t)
 		ran := n.shims()
 		for i, tt := range delCalls {
-			n.run(t, tt.name, func(t *testing.T) {
+			n.Run(t, tt.name, func(t *testing.T) {
 				version := versions[i%len(versions)]
 				p := n.addPod()
 				keys := conf{}
@@ -45,12 +45,12 @@ func TestDel(t *testing.T) {
 					keys = tt.conf(p)
 				}
 				kernel, files := n.kernel(), n.files()
-				p.add(conf{"cniVersion": version, "prevResult": p.result(version)}).ok(t)
+				p.Add(conf{"cniVersion": version, "prevResult": p.result(version)}).OK(t)
 				ran()
 				for range 3 {
-					r := n.call("DEL", n.conf(conf{"cniVersion": version}, keys), append(p.env(), tt.env...)...).ok(t)
-					if r.stdout != "" || r.stderr != "" {
-						t.Errorf("DEL printed %q, %q", r.stdout, r.stderr)
+					r := n.Call("DEL", n.Conf(conf{"cniVersion": version}, keys), append(p.Env(), tt.env...)...).OK(t)
+					if r.Stdout != "" || r.Stderr != "" {
+						t.Errorf("DEL printed %q, %q", r.Stdout, r.Stderr)
 					}
 					if commands := ran(); len(commands) > 0 {
 						t.Errorf("DEL ran %v", commands)
@@ -72,10 +72,10 @@ func TestDelUnknown(t *testing.T) {
 	for _, version := range versions {
 		t.Run("virgin node "+version, func(t *testing.T) {
 			n := newNode(t, undecided)
-			n.path = ""
+			n.Path = ""
 			p := n.addPod()
-			p.del(conf{"cniVersion": version}).ok(t)
-			if _, err := os.Stat(n.dir); !errors.Is(err, os.ErrNotExist) {
+			p.Del(conf{"cniVersion": version}).OK(t)
+			if _, err := os.Stat(n.Dir); !errors.Is(err, os.ErrNotExist) {
 				t.Errorf("state directory: %v", err)
 			}
 		})
@@ -87,13 +87,13 @@ func TestDelUnknown(t *testing.T) {
 
 func testDelUnknown(t *testing.T, n *node) {
 	p, other := n.addPod(), n.addPod()
-	p.add().ok(t)
-	n.path = ""
-	defer n.holdLock()() // a DEL that has nothing to do does not wait
+	p.Add().OK(t)
+	n.Path = ""
+	defer n.HoldLock()() // a DEL that has nothing to do does not wait
 	kernel, files := n.kernel(), n.files()
-	other.del().ok(t)
-	p.del(conf{"name": "another-net"}).ok(t)
-	n.call("DEL", n.conf(), append(p.env(), "CNI_IFNAME=eth1")...).ok(t)
+	other.Del().OK(t)
+	p.Del(conf{"name": "another-net"}).OK(t)
+	n.Call("DEL", n.Conf(), append(p.Env(), "CNI_IFNAME=eth1")...).OK(t)
 	if diff := cmp.Diff(kernel, n.kernel()) + cmp.Diff(files, n.files()); diff != "" {
 		t.Errorf("DEL of an unknown attachment changed something:\n%s", diff)
 	}
@@ -107,11 +107,11 @@ func TestDelAfterWipe(t *testing.T) {
 		wipe func(n *node, p *pod)
 	}{
 		{"everything", backends, func(n *node, _ *pod) { n.wipe() }},
-		{"interface", backends, func(_ *node, p *pod) { p.unlink() }},
-		{"rules", inIPTables, func(n *node, _ *pod) { n.iptables("-F") }},
-		{"hooks", inIPTables, func(n *node, _ *pod) { n.iptables("-F", "FORWARD") }},
-		{"dispatch", inIPTables, func(n *node, _ *pod) { n.iptables("-F", "PODMARK-EGRESS") }},
-		{"elements", inIPTables, func(n *node, _ *pod) { n.exec("", "ipset", "flush") }},
+		{"interface", backends, func(_ *node, p *pod) { p.Unlink() }},
+		{"rules", inIPTables, func(n *node, _ *pod) { n.Iptables("-F") }},
+		{"hooks", inIPTables, func(n *node, _ *pod) { n.Iptables("-F", "FORWARD") }},
+		{"dispatch", inIPTables, func(n *node, _ *pod) { n.Iptables("-F", "PODMARK-EGRESS") }},
+		{"elements", inIPTables, func(n *node, _ *pod) { n.Exec("", "ipset", "flush") }},
 		{"rules", inNFTables, func(n *node, _ *pod) { n.nft("flush table inet podmark") }},
 		{"dispatch", inNFTables, func(n *node, _ *pod) { n.nft("flush chain inet podmark egress") }},
 		{"elements", inNFTables, func(n *node, _ *pod) { n.flushMaps() }},
@@ -120,19 +120,19 @@ func TestDelAfterWipe(t *testing.T) {
 		{"the other table", inNFTables, func(n *node, _ *pod) { n.nft("delete table bridge podmark") }},
 	}
 	eachBackend(t, func(t *testing.T, n *node) {
-		n.apply(webPolicy)
+		n.Apply(webPolicy)
 		n.settle()
 		for _, w := range wipes {
-			if !slices.Contains(w.in, n.backend) {
+			if !slices.Contains(w.in, n.Backend) {
 				continue
 			}
-			n.run(t, w.name, func(t *testing.T) {
+			n.Run(t, w.name, func(t *testing.T) {
 				p := n.addPod()
 				n.ctl("gc")
 				kernel, files := n.kernel(), n.files()
-				p.add().ok(t)
+				p.Add().OK(t)
 				w.wipe(n, p)
-				p.del().ok(t)
+				p.Del().OK(t)
 				if left := n.attachments(); left != nil {
 					t.Errorf("left behind: %v", left)
 				}
@@ -140,7 +140,7 @@ func TestDelAfterWipe(t *testing.T) {
 					kernel = strings.ReplaceAll(kernel, "add podmark-host4* 10.1.0.1\n", "")
 					kernel = strings.ReplaceAll(kernel, "add podmark-host6* fd00:10::1\n", "")
 				} else {
-					defer p.unlink()
+					defer p.Unlink()
 				}
 				n.ctl("gc")
 				if diff := cmp.Diff(kernel, n.kernel()) + cmp.Diff(files, n.files()); diff != "" {
@@ -154,17 +154,17 @@ func TestDelAfterWipe(t *testing.T) {
 func TestDelOfDamagedRecord(t *testing.T) {
 	eachKind(t, func(t *testing.T, n *node) {
 		p, other := n.addPod(), n.addPod()
-		other.add().ok(t)
+		other.Add().OK(t)
 		kernel, files := n.kernel(), n.files()
-		p.add().ok(t)
+		p.Add().OK(t)
 		p.damage(t, []byte(`{"network":`))
-		p.check().fails(t, 103, "podmarkctl gc")
-		p.del().ok(t)
+		p.Check().Fails(t, 103, "podmarkctl gc")
+		p.Del().OK(t)
 		if diff := cmp.Diff(kernel, n.kernel()) + cmp.Diff(files, n.files()); diff != "" {
 			t.Errorf("left behind:\n%s", diff)
 		}
-		other.check().ok(t)
-		p.del().ok(t)
+		other.Check().OK(t)
+		p.Del().OK(t)
 	})
 }
 
@@ -173,12 +173,12 @@ func TestDelOfDamagedRecord(t *testing.T) {
 func TestDelWithDamagedNode(t *testing.T) {
 	eachKind(t, func(t *testing.T, n *node) {
 		pod := n.addPod()
-		pod.add().ok(t)
+		pod.Add().OK(t)
 		n.write(t, "node.json", "{")
-		r := pod.del()
-		r.ok(t)
-		if !strings.Contains(r.stderr, "node.json") {
-			t.Errorf("stderr %q does not name node.json", r.stderr)
+		r := pod.Del()
+		r.OK(t)
+		if !strings.Contains(r.Stderr, "node.json") {
+			t.Errorf("stderr %q does not name node.json", r.Stderr)
 		}
 		if left := n.attachments(); left != nil {
 			t.Errorf("left behind: %v", left)

@@ -12,10 +12,10 @@ import (
 
 // known lists the container IDs that podmark has a record of.
 func (n *node) known() []string {
-	n.t.Helper()
-	records, err := state.At(n.dir).List()
+	n.T.Helper()
+	records, err := state.At(n.Dir).List()
 	if err != nil {
-		n.t.Fatal(err)
+		n.T.Fatal(err)
 	}
 	var ids []string
 	for _, r := range records {
@@ -57,19 +57,19 @@ func TestGC(t *testing.T) {
 				for _, network := range []string{"net", "other"} {
 					for _, id := range []string{"here", "gone"} {
 						p := n.addPod()
-						p.id = id
-						p.add(conf{"name": network}).ok(t)
+						p.ID = id
+						p.Add(conf{"name": network}).OK(t)
 						if id == "gone" {
-							p.unlink()
+							p.Unlink()
 						}
 					}
 				}
-				r := n.gc(tt.keys).ok(t)
-				if r.stdout != "" {
-					t.Errorf("stdout is %q", r.stdout)
+				r := n.gc(tt.keys).OK(t)
+				if r.Stdout != "" {
+					t.Errorf("stdout is %q", r.Stdout)
 				}
-				if told := strings.Contains(r.stderr, "podmarkctl gc"); told != (tt.name == "key absent") {
-					t.Errorf("stderr is %q", r.stderr)
+				if told := strings.Contains(r.Stderr, "podmarkctl gc"); told != (tt.name == "key absent") {
+					t.Errorf("stderr is %q", r.Stderr)
 				}
 				if diff := cmp.Diff(tt.want, n.known()); diff != "" {
 					t.Errorf("attachments after GC:\n%s", diff)
@@ -84,17 +84,17 @@ func TestGC(t *testing.T) {
 	t.Run("wrong list", func(t *testing.T) {
 		n := newNode(t, nftables)
 		p := n.addPod()
-		p.add().ok(t)
-		n.gc(conf{key: "all"}).fails(t, 7, key, "all", "containerID")
-		n.gc(conf{key: []int{1}}).fails(t, 7, key)
+		p.Add().OK(t)
+		n.gc(conf{key: "all"}).Fails(t, 7, key, "all", "containerID")
+		n.gc(conf{key: []int{1}}).Fails(t, 7, key)
 		if n.known() == nil {
 			t.Error("the pod is gone")
 		}
 	})
 	t.Run("virgin node", func(t *testing.T) {
 		n := newNode(t, nftables)
-		n.path = ""
-		n.gc(conf{key: list()}).ok(t)
+		n.Path = ""
+		n.gc(conf{key: list()}).OK(t)
 		if files := n.files(); len(files) > 0 {
 			t.Errorf("GC made %v", files)
 		}

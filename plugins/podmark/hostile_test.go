@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/podmark/podmark/test/testnode"
 	"github.com/podmark/podmark/test/wait"
 )
 
@@ -25,24 +26,24 @@ var hostile = []string{
 // A damaged or forged record never reaches the kernel or a path.
 func TestForgedRecord(t *testing.T) {
 	eachKind(t, func(t *testing.T, n *node) {
-		n.apply(webPolicy)
+		n.Apply(webPolicy)
 		victim := n.addPod()
-		victim.add().ok(t)
-		outside := filepath.Join(filepath.Dir(n.dir), "precious")
+		victim.Add().OK(t)
+		outside := filepath.Join(filepath.Dir(n.Dir), "precious")
 		if err := os.WriteFile(outside, []byte("precious"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		p := n.addPod()
-		p.add().ok(t)
+		p.Add().OK(t)
 		var good map[string]any
-		b, err := os.ReadFile(p.recordFile())
+		b, err := os.ReadFile(p.RecordFile())
 		if err == nil {
 			err = json.Unmarshal(b, &good)
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.del().ok(t)
+		p.Del().OK(t)
 		kernel, files := n.kernel(), n.files()
 		forge := map[string][]any{
 			"interface": {}, "port": {}, "network": {"../net"}, "containerID": {}, "ifName": {},
@@ -59,15 +60,15 @@ func TestForgedRecord(t *testing.T) {
 				forged := maps.Clone(good)
 				forged[key] = value
 				p.damage(t, forged)
-				p.check().fails(t, 103, "podmarkctl gc")
+				p.Check().Fails(t, 103, "podmarkctl gc")
 				if i > 0 && value != 65536 {
 					continue
 				}
-				p.del().ok(t)
+				p.Del().OK(t)
 				p.damage(t, forged)
-				p.add().ok(t)
-				p.check().ok(t)
-				p.del().ok(t)
+				p.Add().OK(t)
+				p.Check().OK(t)
+				p.Del().OK(t)
 				if diff := cmp.Diff(kernel, n.kernel()) + cmp.Diff(files, n.files()); diff != "" {
 					t.Fatalf("record with %s %q changed something:\n%s", key, value, diff)
 				}
@@ -76,7 +77,7 @@ func TestForgedRecord(t *testing.T) {
 		if b, err := os.ReadFile(outside); err != nil || string(b) != "precious" {
 			t.Errorf("a file outside the state directory: %q, %v", b, err)
 		}
-		victim.check().ok(t)
+		victim.Check().OK(t)
 	})
 }
 
@@ -100,13 +101,13 @@ var odd = map[string]func(path string, content []byte) error{
 // deadline, none panics, and the pod that is there stays policed, as does one that comes.
 func TestWhateverAFileIs(t *testing.T) {
 	eachKind(t, func(t *testing.T, n *node) {
-		n.withHost().apply(webPolicy)
+		n.withHost().Apply(webPolicy)
 		p, other := n.addPod().listen(), n.addPod().listen()
-		p.add().ok(t)
-		for _, name := range []string{"node.json", "policies.json", "next", "lock", "calls", filepath.Join("attachments", p.key().Hash())} {
-			path := filepath.Join(n.dir, name)
+		p.Add().OK(t)
+		for _, name := range []string{"node.json", "policies.json", "next", "lock", "calls", filepath.Join("attachments", p.Key().Hash())} {
+			path := filepath.Join(n.Dir, name)
 			for kind, place := range odd {
-				n.run(t, name+" is a "+kind, func(t *testing.T) {
+				n.Run(t, name+" is a "+kind, func(t *testing.T) {
 					content, err := os.ReadFile(path)
 					if err != nil {
 						t.Fatal(err)
@@ -115,22 +116,22 @@ func TestWhateverAFileIs(t *testing.T) {
 						t.Fatal(err)
 					}
 					start := time.Now()
-					valid := []conf{{"containerID": p.id, "ifname": "eth0"}, {"containerID": other.id, "ifname": "eth0"}}
+					valid := []conf{{"containerID": p.ID, "ifname": "eth0"}, {"containerID": other.ID, "ifname": "eth0"}}
 					for _, call := range []func() reply{
-						func() reply { return other.add() },
-						func() reply { return p.check() },
+						func() reply { return other.Add() },
+						func() reply { return p.Check() },
 						func() reply { return n.status() },
 						func() reply { return n.gc(conf{"cni.dev/valid-attachments": valid}) },
-						func() reply { return other.del() },
+						func() reply { return other.Del() },
 					} {
-						if r := call(); r.killed() || r.code() == 999 {
-							t.Errorf("%v: %s", r.state, r.text())
+						if r := call(); r.Killed() || r.Code() == 999 {
+							t.Errorf("%v: %s", r.State, r.Text())
 						}
 					}
 					if took := time.Since(start); took > wait.Still {
 						t.Errorf("it took %v", took)
 					}
-					other.add()
+					other.Add()
 					p.is(t, guarded)
 					if b, err := os.ReadFile(path + ".elsewhere"); err == nil && string(b) != string(content) {
 						t.Errorf("what the link leads to has %q", b)
@@ -139,12 +140,12 @@ func TestWhateverAFileIs(t *testing.T) {
 						t.Fatal(err)
 					}
 					n.ctl("gc")
-					p.add().ok(t) // a gc may have taken a damaged record's ID back
-					p.check().ok(t)
+					p.Add().OK(t) // a gc may have taken a damaged record's ID back
+					p.Check().OK(t)
 					p.is(t, policed)
-					other.add().ok(t)
-					other.check().ok(t)
-					other.del().ok(t)
+					other.Add().OK(t)
+					other.Check().OK(t)
+					other.Del().OK(t)
 				})
 			}
 		}
@@ -154,20 +155,20 @@ func TestWhateverAFileIs(t *testing.T) {
 // Files that name another file's attachment, or none.
 func TestForgedOwner(t *testing.T) {
 	eachKind(t, func(t *testing.T, n *node) {
-		n.addPod().add().ok(t)
+		n.addPod().Add().OK(t)
 		p := n.addPod()
 		for _, content := range append([]string{"0123456789abcdef0123456789abcdef", strings.Repeat("../", 10) + "etc/passwd", "1", "-1", "99999999999999999999"}, hostile...) {
-			owner := filepath.Join(n.dir, "addresses", p.v4)
+			owner := filepath.Join(n.Dir, "addresses", p.V4)
 			if os.Symlink(content, owner) != nil { // no link can be that
-				n.write(t, "addresses/"+p.v4, content)
+				n.write(t, "addresses/"+p.V4, content)
 			}
 			n.write(t, "next", content)
-			p.add().ok(t)
-			p.check().ok(t)
-			if id := p.record(t).ID; id != 3 {
+			p.Add().OK(t)
+			p.Check().OK(t)
+			if id := p.Record(t).ID; id != 3 {
 				t.Errorf("ID %d with cursor %q", id, content)
 			}
-			p.del().ok(t)
+			p.Del().OK(t)
 			if left := len(n.attachments()); left != 4 { // the first pod's: record, ID, two addresses
 				t.Errorf("left behind with owner %q: %v", content, n.attachments())
 			}
@@ -178,32 +179,32 @@ func TestForgedOwner(t *testing.T) {
 // A prevResult is another plugin's word: what it says must not become a rule.
 func TestHostilePrevResult(t *testing.T) {
 	eachKind(t, func(t *testing.T, n *node) {
-		n.apply(webPolicy)
+		n.Apply(webPolicy)
 		first := n.addPod()
-		first.add().ok(t)
+		first.Add().OK(t)
 		p := n.addPod()
 		kernel, files := n.kernel(), n.files()
 		for _, name := range hostile {
-			r := p.prevResult()
+			r := p.PrevResult()
 			r["interfaces"].([]conf)[0]["name"] = name
 			r["interfaces"].([]conf)[0]["mac"] = name
 			r["interfaces"].([]conf)[0]["sandbox"] = name
 			r["interfaces"] = append(r["interfaces"].([]conf), conf{"name": name, "sandbox": name})
 			r["dns"] = conf{"nameservers": []string{name}}
 			keys := conf{"prevResult": r, "args": conf{"cni": conf{"labels": map[string]string{"app": "web", name + "x": name}}}}
-			p.add(keys).ok(t)
-			got := p.record(t)
-			if got.L3Interface != p.veth || got.HostVeth != p.veth {
+			p.Add(keys).OK(t)
+			got := p.Record(t)
+			if got.L3Interface != p.Veth || got.HostVeth != p.Veth {
 				t.Errorf("interface %q, port %q after name %q", got.L3Interface, got.HostVeth, name)
 			}
-			env := append(p.env(), "CNI_ARGS=K8S_POD_NAMESPACE="+strings.ReplaceAll(name, "\x00", "")+";K8S_POD_NAME="+strings.ReplaceAll(name, "\x00", "")+";=;;x")
-			n.call("ADD", p.conf(keys), env...).ok(t)
-			p.del().ok(t)
+			env := append(p.Env(), "CNI_ARGS=K8S_POD_NAMESPACE="+strings.ReplaceAll(name, "\x00", "")+";K8S_POD_NAME="+strings.ReplaceAll(name, "\x00", "")+";=;;x")
+			n.Call("ADD", p.Conf(keys), env...).OK(t)
+			p.Del().OK(t)
 		}
 		if diff := cmp.Diff(kernel, n.kernel()) + cmp.Diff(files, n.files()); diff != "" {
 			t.Fatalf("left behind:\n%s", diff)
 		}
-		first.check().ok(t)
+		first.Check().OK(t)
 	})
 }
 
@@ -213,17 +214,17 @@ func TestOddInterfaceName(t *testing.T) {
 	eachKind(t, func(t *testing.T, n *node) {
 		for _, name := range []string{`a"b`, `a'b\`, "a;b$c", "-j", "!x", "a,b", "#x", "a+", "[0-0]"} {
 			p := n.addPod()
-			n.exec("", "ip", "link", "set", p.veth, "down")
-			n.exec("", "ip", "link", "set", "dev", p.veth, "name", name)
-			p.veth = name
-			if err := up(name); err != nil {
+			n.Exec("", "ip", "link", "set", p.Veth, "down")
+			n.Exec("", "ip", "link", "set", "dev", p.Veth, "name", name)
+			p.Veth = name
+			if err := testnode.Up(name); err != nil {
 				t.Fatal(err)
 			}
-			p.add().ok(t)
-			p.check().ok(t)
+			p.Add().OK(t)
+			p.Check().OK(t)
 			n.ctl("gc")
-			p.check().ok(t)
-			p.del().ok(t)
+			p.Check().OK(t)
+			p.Del().OK(t)
 		}
 		if left := n.attachments(); left != nil {
 			t.Errorf("left behind: %v", left)

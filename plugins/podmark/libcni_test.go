@@ -19,12 +19,12 @@ import (
 
 // network is a conflist of ptp and podmark, run by libcni as runtimes do.
 func (n *node) network(version string) (*libcni.CNIConfig, *libcni.NetworkConfigList) {
-	n.t.Helper()
+	n.T.Helper()
 	plugins, err := filepath.Abs("../../bin/cni")
 	if err != nil {
-		n.t.Fatal(err)
+		n.T.Fatal(err)
 	}
-	needs.All(n.t, func() error {
+	needs.All(n.T, func() error {
 		if _, err := os.Stat(filepath.Join(plugins, "ptp")); err != nil {
 			return fmt.Errorf("ptp and host-local: run scripts/tools.sh cni: %w", err)
 		}
@@ -32,35 +32,35 @@ func (n *node) network(version string) (*libcni.CNIConfig, *libcni.NetworkConfig
 	})
 	b, err := json.Marshal(conf{"cniVersion": version, "name": "net", "plugins": []conf{
 		{"type": "ptp", "ipam": conf{
-			"type": "host-local", "dataDir": n.t.TempDir(),
+			"type": "host-local", "dataDir": n.T.TempDir(),
 			"ranges": [][]conf{{{"subnet": "10.1.0.0/24"}}, {{"subnet": "fd00:10::/64"}}},
 			"routes": []conf{{"dst": "0.0.0.0/0"}, {"dst": "::/0"}},
 		}},
-		{"type": "podmark", "backend": n.backend.key, "stateDir": n.dir, "policy": "files", "args": conf{"cni": conf{"labels": conf{"app": "web"}}}},
+		{"type": "podmark", "backend": n.Backend.Key, "stateDir": n.Dir, "policy": "files", "args": conf{"cni": conf{"labels": conf{"app": "web"}}}},
 	}})
 	if err != nil {
-		n.t.Fatal(err)
+		n.T.Fatal(err)
 	}
 	list, err := libcni.NetworkConfFromBytes(b)
 	if err != nil {
-		n.t.Fatal(err)
+		n.T.Fatal(err)
 	}
-	return libcni.NewCNIConfigWithCacheDir([]string{testnode.Programs(n.t), plugins}, n.t.TempDir(), nil), list
+	return libcni.NewCNIConfigWithCacheDir([]string{testnode.Programs(n.T), plugins}, n.T.TempDir(), nil), list
 }
 
 func TestLibcni(t *testing.T) {
 	for _, version := range versions {
 		t.Run(version, func(t *testing.T) {
 			eachKind(t, func(t *testing.T, n *node) {
-				n.withHost().apply(webPolicy)
+				n.withHost().Apply(webPolicy)
 				n.settle()
 				n.ctl("gc")
 				kernel := n.kernel()
 				cni, list := n.network(version)
 				ctx := context.Background()
-				p := &pod{space: newSpace(t), n: n, id: "container"}
+				p := &pod{Pod: &testnode.Pod{Space: testnode.NewSpace(t), Node: n.Node, ID: "container", IfName: "eth0"}, n: n}
 				rt := &libcni.RuntimeConf{
-					ContainerID: p.id, NetNS: p.path, IfName: "eth0",
+					ContainerID: p.ID, NetNS: p.Path, IfName: "eth0",
 					Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "default"}, {"K8S_POD_NAME", "web-0"}},
 				}
 				got, err := cni.AddNetworkList(ctx, list, rt)
@@ -74,9 +74,9 @@ func TestLibcni(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				p.v4, p.v6 = result.IPs[0].Address.IP.String(), result.IPs[1].Address.IP.String()
+				p.V4, p.V6 = result.IPs[0].Address.IP.String(), result.IPs[1].Address.IP.String()
 				p.listen().is(t, policed)
-				if r := p.record(t); r.Namespace != "default" || r.Pod != "web-0" {
+				if r := p.Record(t); r.Namespace != "default" || r.Pod != "web-0" {
 					t.Errorf("record is of %s/%s", r.Namespace, r.Pod)
 				}
 				if version >= "0.4.0" {
@@ -88,7 +88,7 @@ func TestLibcni(t *testing.T) {
 					t.Error(err)
 				}
 				if version == "1.1.0" {
-					if err := cni.GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: []types.GCAttachment{{ContainerID: p.id, IfName: "eth0"}}}); err != nil {
+					if err := cni.GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: []types.GCAttachment{{ContainerID: p.ID, IfName: "eth0"}}}); err != nil {
 						t.Error(err)
 					}
 					if err := cni.CheckNetworkList(ctx, list, rt); err != nil {
@@ -123,20 +123,20 @@ func TestLibcni(t *testing.T) {
 func TestLibcniRefused(t *testing.T) {
 	n := newNode(t, nftables)
 	cni, list := n.network("1.0.0")
-	if err := os.MkdirAll(n.dir, 0o700); err != nil {
+	if err := os.MkdirAll(n.Dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	n.write(t, "node.json", "{")
-	s := newSpace(t)
-	rt := &libcni.RuntimeConf{ContainerID: "container", NetNS: s.path, IfName: "eth0"}
+	s := testnode.NewSpace(t)
+	rt := &libcni.RuntimeConf{ContainerID: "container", NetNS: s.Path, IfName: "eth0"}
 	if _, err := cni.AddNetworkList(context.Background(), list, rt); err == nil {
 		t.Fatal("ADD succeeded")
 	}
 	if err := cni.DelNetworkList(context.Background(), list, rt); err != nil {
 		t.Errorf("the DEL that follows: %v", err)
 	}
-	s.do(t, func() error {
-		if up("eth0") == nil {
+	s.Do(t, func() error {
+		if testnode.Up("eth0") == nil {
 			t.Error("ptp's interface is left")
 		}
 		return nil

@@ -36,8 +36,8 @@ func TestUnknownKeys(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "podmark.log")
 	keys := conf{"logFile": file, "polcy": "files", "runtimeConfig": conf{"dns": conf{}}, "example.com/key": 1}
 	p := n.addPod()
-	p.add(keys).ok(t)
-	p.check(keys).ok(t)
+	p.Add(keys).OK(t)
+	p.Check(keys).OK(t)
 	lines := readLog(t, file)
 	if len(lines) != 3 || lines[0].Verb != "ADD" || lines[0].Level != "WARN" || !strings.Contains(lines[0].Msg, `["polcy"]`) {
 		t.Errorf("it logs %+v", lines)
@@ -49,12 +49,12 @@ func TestLog(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "podmark.log")
 	keys := conf{"logFile": file}
 	p := n.addPod()
-	p.add(keys).ok(t)
-	p.check(keys).ok(t)
-	n.status(keys).ok(t)
-	n.gc(keys, conf{"cni.dev/valid-attachments": []conf{{"containerID": p.id, "ifname": "eth0"}}}).ok(t)
-	p.add(keys, conf{"iptablesMarkMask": 255}).fails(t, 7)
-	p.del(keys).ok(t)
+	p.Add(keys).OK(t)
+	p.Check(keys).OK(t)
+	n.status(keys).OK(t)
+	n.gc(keys, conf{"cni.dev/valid-attachments": []conf{{"containerID": p.ID, "ifname": "eth0"}}}).OK(t)
+	p.Add(keys, conf{"iptablesMarkMask": 255}).Fails(t, 7)
+	p.Del(keys).OK(t)
 	want := []string{"ADD INFO", "CHECK INFO", "STATUS INFO", "GC INFO", "ADD ERROR", "DEL INFO"}
 	lines := readLog(t, file)
 	if len(lines) != len(want) {
@@ -68,7 +68,7 @@ func TestLog(t *testing.T) {
 			t.Errorf("error is %q", l.Error)
 		}
 	}
-	if l := lines[0]; l.Container != p.id || l.Ifname != "eth0" {
+	if l := lines[0]; l.Container != p.ID || l.Ifname != "eth0" {
 		t.Errorf("line of ADD is %+v", l)
 	}
 	if l := lines[0]; l.ID != 2 || l.Mark != "0x20000/0xffff0000" {
@@ -82,9 +82,9 @@ func TestLog(t *testing.T) {
 // A log that cannot be written is no reason to refuse a pod.
 func TestLogUnwritable(t *testing.T) {
 	n := newNode(t, nftables)
-	r := n.addPod().add(conf{"logFile": "/proc/nowhere/log"}).ok(t)
-	if !strings.Contains(r.stderr, "/proc/nowhere/log") {
-		t.Errorf("stderr is %q", r.stderr)
+	r := n.addPod().Add(conf{"logFile": "/proc/nowhere/log"}).OK(t)
+	if !strings.Contains(r.Stderr, "/proc/nowhere/log") {
+		t.Errorf("stderr is %q", r.Stderr)
 	}
 }
 
@@ -94,10 +94,10 @@ func TestLogOfManyWriters(t *testing.T) {
 	var pods []*pod
 	for range 40 {
 		p := n.addPod()
-		p.id += strings.Repeat("x", 3000) // longer than any buffer that is written by parts
+		p.ID += strings.Repeat("x", 3000) // longer than any buffer that is written by parts
 		pods = append(pods, p)
 	}
-	n.each(pods, func(p *pod) { p.del(conf{"logFile": file}) })
+	n.each(pods, func(p *pod) { p.Del(conf{"logFile": file}) })
 	seen := map[string]bool{}
 	for _, l := range readLog(t, file) {
 		seen[l.Container] = true

@@ -25,6 +25,7 @@ import (
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/endpoint"
+	"github.com/podmark/podmark/pkg/fault"
 	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/podapi"
 	"github.com/podmark/podmark/pkg/state"
@@ -84,7 +85,7 @@ func verb(name string, deadline time.Duration, run func(context.Context, *call) 
 		log, closeLog := openLog(c.config.LogFile)
 		defer closeLog()
 		c.log = log.With("verb", name, "network", c.config.Network, "container", args.ContainerID, "ifname", args.IfName)
-		c.node = node.Node{Store: state.At(c.config.StateDir), LockTimeout: c.config.LockTimeout, Programs: true, Step: stepHook(), Warn: c.warn}
+		c.node = node.Node{Store: state.At(c.config.StateDir), LockTimeout: c.config.LockTimeout, Programs: true, Step: fault.Steps(), Warn: c.warn}
 		ctx, cancel := context.WithTimeout(context.Background(), deadline)
 		defer cancel()
 		if err := run(ctx, &c); err != nil {

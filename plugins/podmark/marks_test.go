@@ -14,15 +14,15 @@ import (
 )
 
 func (n *node) kubeRouter() {
-	n.t.Helper()
-	n.exec(rules.KubeRouter, "iptables-nft-restore", "--noflush")
+	n.T.Helper()
+	n.Exec(rules.KubeRouter, "iptables-nft-restore", "--noflush")
 }
 
 // mask is the node's, 0 where nothing has begun.
 func (n *node) mask(t *testing.T) uint32 {
 	t.Helper()
 	var file struct{ Mask uint32 }
-	b, err := os.ReadFile(filepath.Join(n.dir, "node.json"))
+	b, err := os.ReadFile(filepath.Join(n.Dir, "node.json"))
 	if os.IsNotExist(err) {
 		return 0
 	}
@@ -44,27 +44,27 @@ func TestTaken(t *testing.T) {
 		p := n.addPod()
 		said := func(r reply) {
 			t.Helper()
-			if r.ok(t); !strings.Contains(r.stderr, "kube-router") {
-				t.Errorf("stderr: %q", r.stderr)
+			if r.OK(t); !strings.Contains(r.Stderr, "kube-router") {
+				t.Errorf("stderr: %q", r.Stderr)
 			}
-			p.check().ok(t)
-			p.del().ok(t)
+			p.Check().OK(t)
+			p.Del().OK(t)
 			n.ctl("uninstall", "--yes")
 		}
-		if n.backend.key == "nftables" || n.backend.variant == "" {
-			said(p.add())
+		if n.Backend.Key == "nftables" || n.Backend.Variant == "" {
+			said(p.Add())
 			return
 		}
-		p.add().fails(t, 7, "kube-router", "0x30000", "0xfffc1800", "iptablesMarkMask", "markCollision", `"auto"`)
+		p.Add().Fails(t, 7, "kube-router", "0x30000", "0xfffc1800", "iptablesMarkMask", "markCollision", `"auto"`)
 		if mask, left := n.mask(t), n.attachments(); mask != 0 || len(left) > 0 {
 			t.Errorf("it began with mask %#x and left %q", mask, left)
 		}
-		said(p.add(conf{"markCollision": "warn"}))
+		said(p.Add(conf{"markCollision": "warn"}))
 		for _, mask := range []string{"0xfffc1800", "auto"} {
-			if r := p.add(conf{"iptablesMarkMask": mask}).ok(t); strings.Contains(r.stderr, "kube-router") {
-				t.Errorf("%s: %q", mask, r.stderr)
+			if r := p.Add(conf{"iptablesMarkMask": mask}).OK(t); strings.Contains(r.Stderr, "kube-router") {
+				t.Errorf("%s: %q", mask, r.Stderr)
 			}
-			p.del().ok(t)
+			p.Del().OK(t)
 			n.ctl("uninstall", "--yes")
 		}
 	})
@@ -75,25 +75,25 @@ func TestTaken(t *testing.T) {
 func TestAuto(t *testing.T) {
 	eachBackend(t, func(t *testing.T, n *node) {
 		auto := conf{"iptablesMarkMask": "auto"}
-		n.status(auto).ok(t)
+		n.status(auto).OK(t)
 		n.kubeRouter()
-		n.exec("", "ip", "link", "add", "tailscale0", "type", "bridge")
+		n.Exec("", "ip", "link", "add", "tailscale0", "type", "bridge")
 		p, q := n.addPod(), n.addPod()
-		p.add(auto).ok(t)
+		p.Add(auto).OK(t)
 		mask := n.mask(t)
 		if mask == 0 || mask&(0xff0000|mark.KubeProxy) != 0 || bits.OnesCount32(mask) != 16 {
 			t.Fatalf("mask %#x", mask)
 		}
-		n.exec("", "iptables-nft", "-t", "mangle", "-A", "PREROUTING", "-j", "MARK", "--set-xmark", "0x80000000/0x80000000")
-		n.status(auto).ok(t)
-		q.add(auto).ok(t)
-		p.check(auto).ok(t)
-		q.check(auto).ok(t)
-		q.del(auto).ok(t)
-		q.add(conf{"iptablesMarkMask": mask}).ok(t)
-		q.del().ok(t)
-		q.add(conf{"iptablesMarkMask": "0xff000000"}).fails(t, 7, "0xff000000")
-		n.apply(webPolicy)
+		n.Exec("", "iptables-nft", "-t", "mangle", "-A", "PREROUTING", "-j", "MARK", "--set-xmark", "0x80000000/0x80000000")
+		n.status(auto).OK(t)
+		q.Add(auto).OK(t)
+		p.Check(auto).OK(t)
+		q.Check(auto).OK(t)
+		q.Del(auto).OK(t)
+		q.Add(conf{"iptablesMarkMask": mask}).OK(t)
+		q.Del().OK(t)
+		q.Add(conf{"iptablesMarkMask": "0xff000000"}).Fails(t, 7, "0xff000000")
+		n.Apply(webPolicy)
 		if now := n.mask(t); now != mask {
 			t.Errorf("mask %#x, and was %#x", now, mask)
 		}
@@ -103,9 +103,9 @@ func TestAuto(t *testing.T) {
 // A policy that is applied before the first pod names no mask: the network's begins.
 func TestAutoAfterApply(t *testing.T) {
 	n := newNode(t, backends[0])
-	n.apply(webPolicy)
+	n.Apply(webPolicy)
 	p := n.addPod()
-	p.add(conf{"iptablesMarkMask": "0xff000000"}).ok(t)
+	p.Add(conf{"iptablesMarkMask": "0xff000000"}).OK(t)
 	if mask := n.mask(t); mask != 0xff000000 {
 		t.Errorf("%#x", mask)
 	}
@@ -114,14 +114,14 @@ func TestAutoAfterApply(t *testing.T) {
 // First ADDs that come at once agree.
 func TestAutoTogether(t *testing.T) {
 	n := newNode(t, backends[0])
-	n.exec("", "ip", "link", "add", "tailscale0", "type", "bridge")
+	n.Exec("", "ip", "link", "add", "tailscale0", "type", "bridge")
 	var pods []*pod
 	for range 8 {
 		pods = append(pods, n.addPod())
 	}
 	n.each(pods, func(p *pod) {
-		if r := p.add(conf{"iptablesMarkMask": "auto"}); r.code() != 0 {
-			t.Errorf("%d: %s", r.code(), r.text())
+		if r := p.Add(conf{"iptablesMarkMask": "auto"}); r.Code() != 0 {
+			t.Errorf("%d: %s", r.Code(), r.Text())
 		}
 	})
 	if mask := n.mask(t); mask == 0 || mask&0xff0000 != 0 {
@@ -140,14 +140,14 @@ func TestAutoTogether(t *testing.T) {
 func TestAutoMoves(t *testing.T) {
 	eachBackend(t, func(t *testing.T, n *node) {
 		p := n.withHost().addPod().listen()
-		n.apply(webPolicy)
+		n.Apply(webPolicy)
 		auto := conf{"iptablesMarkMask": "auto"}
-		p.add(auto).ok(t)
+		p.Add(auto).OK(t)
 		first := n.mask(t)
 		n.configure(conf{"iptablesMarkMask": first})
 		k := n.keeper()
 		n.kubeRouter()
-		wait.For(t, "podmarkd has warned", func() bool { return strings.Contains(k.said(), "user=kube-router") })
+		wait.For(t, "podmarkd has warned", func() bool { return strings.Contains(k.Log.String(), "user=kube-router") })
 		if now := n.mask(t); now != first {
 			t.Errorf("it moved to %#x from %#x, which the network names", now, first)
 		}
@@ -157,11 +157,11 @@ func TestAutoMoves(t *testing.T) {
 		if now&0x30000 != 0 {
 			t.Errorf("mask %#x", now)
 		}
-		p.check(auto).ok(t)
+		p.Check(auto).OK(t)
 		p.is(t, policed)
-		n.addPod().add(auto).ok(t)
-		wait.For(t, "podmarkd is content", func() bool { return strings.Contains(k.said(), "No other program uses bits") })
-		if n.mask(t) != now || strings.Count(k.said(), "user=kube-router") != 1 {
+		n.addPod().Add(auto).OK(t)
+		wait.For(t, "podmarkd is content", func() bool { return strings.Contains(k.Log.String(), "No other program uses bits") })
+		if n.mask(t) != now || strings.Count(k.Log.String(), "user=kube-router") != 1 {
 			t.Errorf("mask %#x, and was %#x", n.mask(t), now)
 		}
 	})

@@ -13,15 +13,14 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/podmark/podmark/pkg/mark"
-	"github.com/podmark/podmark/test/testnode"
 	"github.com/podmark/podmark/test/wait"
 )
 
 // use makes the next ADD get this ID, if it is free.
 func (n *node) use(id int) {
-	n.t.Helper()
-	if err := os.WriteFile(filepath.Join(n.dir, "next"), []byte(strconv.Itoa(id)), 0o600); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		n.t.Fatal(err)
+	n.T.Helper()
+	if err := os.WriteFile(filepath.Join(n.Dir, "next"), []byte(strconv.Itoa(id)), 0o600); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		n.T.Fatal(err)
 	}
 }
 
@@ -34,8 +33,8 @@ func (n *node) marks(t *testing.T, mask uint32, pods ...*pod) (got, want []strin
 		t.Fatal(err)
 	}
 	for _, p := range pods {
-		for _, a := range []string{p.v4, p.v6} {
-			want = append(want, fmt.Sprintf("%s %s %#x", a, p.veth, layout.ID(p.record(t).ID).Value))
+		for _, a := range []string{p.V4, p.V6} {
+			want = append(want, fmt.Sprintf("%s %s %#x", a, p.Veth, layout.ID(p.Record(t).ID).Value))
 		}
 	}
 	return n.endpoints(), want
@@ -47,31 +46,31 @@ func (n *node) marks(t *testing.T, mask uint32, pods ...*pod) (got, want []strin
 func TestMask(t *testing.T) {
 	eachBackend(t, func(t *testing.T, n *node) {
 		n.withHost()
-		n.apply(switchPolicy)
+		n.Apply(switchPolicy)
 		masks := []uint32{0xffff0000, 0x00ff0000, 0xfffc0000, 0x000000ff, 0x0f0f0f0f, 0xff000000, 0xffff0000}
 		keys := func(i int) conf { return conf{"iptablesMarkMask": fmt.Sprintf("%#x", masks[i])} }
 		p, q := n.addPod().listen(), n.addPod().listen()
 		plain := n.addPod()
-		plain.labels = nil
-		p.add(keys(0)).ok(t)
+		plain.Labels = nil
+		p.Add(keys(0)).OK(t)
 		n.use(300) // does not fit in 8 bits
-		q.add(keys(0)).ok(t)
+		q.Add(keys(0)).OK(t)
 		n.use(4) // in 0x00ff0000 its mark is what means "outside" in 0xfffc0000
-		plain.add(keys(0)).ok(t)
+		plain.Add(keys(0)).OK(t)
 		lines := n.allowedLines(t, p)
 		tries := newTrials(t)
 		for _, pod := range []*pod{p, q} {
-			tries.from(pod.space, n.outside.v4, 9001)
-			tries.from(pod.space, n.outside.v6, 9001)
-			tries.from(n.outside.space, pod.v4, 8001)
-			tries.from(plain.space, pod.v6, 8001)
+			tries.from(pod.Space, n.outside.v4, 9001)
+			tries.from(pod.Space, n.outside.v6, 9001)
+			tries.from(n.outside.Space, pod.V4, 8001)
+			tries.from(plain.Space, pod.V6, 8001)
 		}
 		forbidden := map[string]*server{"the host outside": n.outside.forbidden, "pod p": p.forbidden, "pod q": q.forbidden}
 		n.configure(keys(0))
 		n.keeper()
 		for i, mask := range masks[1:] {
 			keys := keys(i + 1)
-			n.run(t, fmt.Sprintf("%d %#x", i, mask), func(t *testing.T) {
+			n.Run(t, fmt.Sprintf("%d %#x", i, mask), func(t *testing.T) {
 				before := tries.count()
 				n.configure(keys)
 				wait.For(t, "the endpoints have moved", func() bool { return n.settledOn(mask) })
@@ -83,11 +82,11 @@ func TestMask(t *testing.T) {
 					}
 				}
 				late := n.addPod()
-				late.add(keys).ok(t)
+				late.Add(keys).OK(t)
 				for _, pod := range []*pod{p, q, plain, late} {
-					pod.check(keys).ok(t)
+					pod.Check(keys).OK(t)
 				}
-				late.del(keys).ok(t)
+				late.Del(keys).OK(t)
 				alive(t, lines)
 				silent(t, forbidden)
 				p.is(t, policed)
@@ -108,26 +107,26 @@ func TestMaskRefused(t *testing.T) {
 	var pods []*pod
 	for range 3 {
 		pods = append(pods, n.addPod())
-		pods[len(pods)-1].add().ok(t)
+		pods[len(pods)-1].Add().OK(t)
 	}
 	kernel, files := n.kernel(), n.files()
 	k := n.keeper()
 	n.configure(conf{"iptablesMarkMask": "0x30000"})
 	status := func() string { return n.ctl("status") }
 	wait.For(t, "podmarkd says that it is too narrow", func() bool { return strings.Contains(status(), "holds 2 endpoints, and the node has 3") })
-	pods[0].add(conf{"iptablesMarkMask": "0x30000"}).fails(t, 7, "podmarkd")
+	pods[0].Add(conf{"iptablesMarkMask": "0x30000"}).Fails(t, 7, "podmarkd")
 	other := strings.NewReplacer(`"net"`, `"other"`, "0x30000", "0xff0000").Replace(n.conflist())
-	if err := os.WriteFile(filepath.Join(filepath.Dir(n.dir), "net.d", "20-other.conflist"), []byte(other), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(filepath.Dir(n.Dir), "net.d", "20-other.conflist"), []byte(other), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	wait.For(t, "podmarkd says that they differ", func() bool { return strings.Contains(status(), "make them the same") })
-	k.end()
+	k.Kill()
 	if diff := cmp.Diff(kernel, n.kernel()); diff != "" {
 		t.Errorf("the kernel has changed:\n%s", diff)
 	}
 	after := n.files()
 	for _, p := range pods {
-		name, _ := filepath.Rel(n.dir, p.recordFile())
+		name, _ := filepath.Rel(n.Dir, p.RecordFile())
 		if diff := cmp.Diff(files[name], after[name]); diff != "" {
 			t.Errorf("a record has changed:\n%s", diff)
 		}
@@ -138,10 +137,10 @@ func TestMaskRefused(t *testing.T) {
 }
 
 func (n *node) conflist() string {
-	n.t.Helper()
-	b, err := os.ReadFile(filepath.Join(filepath.Dir(n.dir), "net.d", "10-net.conflist"))
+	n.T.Helper()
+	b, err := os.ReadFile(filepath.Join(filepath.Dir(n.Dir), "net.d", "10-net.conflist"))
 	if err != nil {
-		n.t.Fatal(err)
+		n.T.Fatal(err)
 	}
 	return string(b)
 }
@@ -151,47 +150,47 @@ func (n *node) conflist() string {
 func TestMaskKilled(t *testing.T) {
 	eachBackend(t, func(t *testing.T, n *node) {
 		n.withHost()
-		n.apply(webPolicy)
+		n.Apply(webPolicy)
 		masks := []uint32{0xffff0000, 0x0ff00000}
 		keys := func(i int) conf { return conf{"iptablesMarkMask": fmt.Sprintf("%#x", masks[i%2])} }
 		p, q := n.addPod().listen(), n.addPod().listen()
-		p.add().ok(t)
-		q.add().ok(t)
+		p.Add().OK(t)
+		q.Add().OK(t)
 		n.configure(keys(0))
 		next := map[string]func(t *testing.T, i int){
 			"podmarkd": func(t *testing.T, i int) {
 				k := n.keeper()
 				wait.For(t, "it arrives", func() bool { return n.settledOn(masks[i%2]) })
-				k.end()
+				k.Kill()
 			},
-			"ADD":    func(t *testing.T, i int) { p.add(keys(i)).ok(t) },
-			"DEL":    func(t *testing.T, i int) { q.del(keys(i)).ok(t); q.add(keys(i)).ok(t) },
-			"policy": func(t *testing.T, _ int) { n.apply(webPolicy) },
+			"ADD":    func(t *testing.T, i int) { p.Add(keys(i)).OK(t) },
+			"DEL":    func(t *testing.T, i int) { q.Del(keys(i)).OK(t); q.Add(keys(i)).OK(t) },
+			"policy": func(t *testing.T, _ int) { n.Apply(webPolicy) },
 		}
 		order := []string{"podmarkd", "ADD", "DEL", "policy"}
 		for i := 1; ; i++ {
 			n.configure(keys(i))
 			steps := filepath.Join(t.TempDir(), "steps")
-			k := n.keeperOf(testnode.Faulty(n.t), "PODMARK_STEPS="+steps, fmt.Sprint("PODMARK_KILL_AFTER=", i))
-			wait.For(t, "it is killed or arrives", func() bool { return begun(steps, "renumbered") && n.settledOn(masks[i%2]) || k.gone() })
-			arrived := !k.gone()
-			k.end()
+			k := n.faultyKeeper("PODMARK_STEPS="+steps, fmt.Sprint("PODMARK_KILL_AFTER=", i))
+			wait.For(t, "it is killed or arrives", func() bool { return begun(steps, "renumbered") && n.settledOn(masks[i%2]) || k.Gone() })
+			arrived := !k.Gone()
+			k.Kill()
 			if !arrived {
-				n.run(t, fmt.Sprintf("step %d, then %s", i, order[i%4]), func(t *testing.T) {
+				n.Run(t, fmt.Sprintf("step %d, then %s", i, order[i%4]), func(t *testing.T) {
 					p.is(t, policed)
-					if b, _ := os.ReadFile(filepath.Join(n.dir, "node.json")); strings.Contains(string(b), `"moving"`) {
+					if b, _ := os.ReadFile(filepath.Join(n.Dir, "node.json")); strings.Contains(string(b), `"moving"`) {
 						next[order[i%4]](t, i)
 					} else {
 						next["podmarkd"](t, i)
 					}
 				})
 			}
-			n.run(t, fmt.Sprintf("after step %d", i), func(t *testing.T) {
+			n.Run(t, fmt.Sprintf("after step %d", i), func(t *testing.T) {
 				if !n.settledOn(masks[i%2]) {
 					t.Fatalf("the node has not arrived: %s", n.files()["node.json"])
 				}
 				for _, pod := range []*pod{p, q} {
-					pod.check(keys(i)).ok(t)
+					pod.Check(keys(i)).OK(t)
 					pod.is(t, policed)
 				}
 			})

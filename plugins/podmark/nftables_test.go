@@ -55,7 +55,7 @@ var (
 
 // elements lists the content of podmark's named sets of nft, each as "set: element".
 func (n *node) elements() []string {
-	n.t.Helper()
+	n.T.Helper()
 	var all []string
 	for _, object := range n.tables() {
 		name := setHeader.FindStringSubmatch(object)
@@ -76,13 +76,13 @@ func (n *node) elements() []string {
 // goes or is written anew. Nor does its DEL do more than take them back.
 func TestElementsOnly(t *testing.T) {
 	n := newNode(t, nftables)
-	n.apply(peerPolicy)
+	n.Apply(peerPolicy)
 	p, sibling := n.addPod(), n.addPod()
-	p.add().ok(t)
+	p.Add().OK(t)
 	// With handles, by which one sees what was written anew.
-	frame := func() string { return elementList.ReplaceAllString(n.exec("", "nft", "-a", "list", "ruleset"), "") }
+	frame := func() string { return elementList.ReplaceAllString(n.Exec("", "nft", "-a", "list", "ruleset"), "") }
 	before, elements := frame(), n.elements()
-	sibling.add().ok(t)
+	sibling.Add().OK(t)
 	if diff := cmp.Diff(before, frame()); diff != "" {
 		t.Errorf("ADD changed more than elements:\n%s", diff)
 	}
@@ -94,7 +94,7 @@ func TestElementsOnly(t *testing.T) {
 	}
 	added := slices.DeleteFunc(slices.Clone(after), func(e string) bool { return slices.Contains(elements, e) })
 	for _, e := range added {
-		of := []string{fmt.Sprintf("%q", sibling.veth), " . " + sibling.mark() + " : ", sibling.v4, sibling.v6}
+		of := []string{fmt.Sprintf("%q", sibling.Veth), " . " + sibling.mark() + " : ", sibling.V4, sibling.V6}
 		if !slices.ContainsFunc(of, func(its string) bool { return strings.Contains(e, its) }) {
 			t.Errorf("ADD added %s", e)
 		}
@@ -104,7 +104,7 @@ func TestElementsOnly(t *testing.T) {
 			t.Errorf("ADD added nothing to %s*: %q", set, added)
 		}
 	}
-	sibling.del().ok(t)
+	sibling.Del().OK(t)
 	if diff := cmp.Diff(before, frame()) + cmp.Diff(elements, n.elements()); diff != "" {
 		t.Errorf("after DEL:\n%s", diff)
 	}
@@ -114,9 +114,9 @@ var profileChain = regexp.MustCompile(`(?:chain |:PODMARK-)([eiEI])[46]?(-[0-9a-
 
 // profiles lists the profiles that there are rules of, sorted, e-<id> and i-<id>.
 func (n *node) profiles() []string {
-	n.t.Helper()
+	n.T.Helper()
 	var found []string
-	for _, line := range append(n.tables(), n.rules(n.backend.variant)...) {
+	for _, line := range append(n.tables(), n.Rules(n.Backend.Variant)...) {
 		for _, m := range profileChain.FindAllStringSubmatch(line, -1) {
 			found = append(found, strings.ToLower(m[1]+m[2]))
 		}
@@ -129,25 +129,25 @@ func (n *node) profiles() []string {
 // goes.
 func TestProfilesComeAndGo(t *testing.T) {
 	eachBackend(t, func(t *testing.T, n *node) {
-		n.withHost().apply(dbPolicy)
+		n.withHost().Apply(dbPolicy)
 		n.settle()
 		a, b, db := n.addPod(), n.addPod().listen(), n.addPod().listen()
-		db.labels = map[string]string{"app": "db"}
-		a.add().ok(t)
+		db.Labels = map[string]string{"app": "db"}
+		a.Add().OK(t)
 		web := n.profiles()
-		db.add().ok(t)
+		db.Add().OK(t)
 		both := n.profiles()
 		if len(web) != 2 || len(both) != 4 {
 			t.Fatalf("profiles %q, then %q", web, both)
 		}
 		others := slices.DeleteFunc(slices.Clone(both), func(p string) bool { return slices.Contains(web, p) })
-		a.del().ok(t)
-		db.del().ok(t)
+		a.Del().OK(t)
+		db.Del().OK(t)
 		n.ctl("gc")
 		none := n.elements()
 		label := func(p *pod, app string, more ...conf) {
-			p.labels = map[string]string{"app": app}
-			p.add(more...).ok(t)
+			p.Labels = map[string]string{"app": app}
+			p.Add(more...).OK(t)
 		}
 		for _, step := range []struct {
 			name string
@@ -155,11 +155,11 @@ func TestProfilesComeAndGo(t *testing.T) {
 			want []string
 		}{
 			{"nobody", func() {}, nil},
-			{"first", func() { a.add().ok(t) }, web},
-			{"again", func() { a.add().ok(t) }, web},
-			{"second", func() { b.add().ok(t) }, web},
-			{"another's", func() { db.add().ok(t); db.isDB(t); b.is(t, policed) }, both},
-			{"first gone", func() { a.del().ok(t); b.is(t, policed) }, both},
+			{"first", func() { a.Add().OK(t) }, web},
+			{"again", func() { a.Add().OK(t) }, web},
+			{"second", func() { b.Add().OK(t) }, web},
+			{"another's", func() { db.Add().OK(t); db.isDB(t); b.is(t, policed) }, both},
+			{"first gone", func() { a.Del().OK(t); b.is(t, policed) }, both},
 			{"last takes the other", func() { label(b, "db"); b.isDB(t) }, others},
 			{"and its own", func() { label(b, "web"); b.is(t, policed); db.isDB(t) }, both},
 			{"without policy", func() { label(db, "none") }, web},
@@ -167,16 +167,16 @@ func TestProfilesComeAndGo(t *testing.T) {
 			{"not policed", func() { label(db, "db", conf{"policy": "none"}) }, web},
 			{"policed", func() { label(db, "db"); db.isDB(t); b.is(t, policed) }, both},
 			{"collected", func() {
-				n.gc(conf{"cni.dev/valid-attachments": []conf{{"containerID": db.id, "ifname": "eth0"}}}).ok(t)
+				n.gc(conf{"cni.dev/valid-attachments": []conf{{"containerID": db.ID, "ifname": "eth0"}}}).OK(t)
 			}, others},
-			{"all gone", func() { db.del().ok(t) }, nil},
+			{"all gone", func() { db.Del().OK(t) }, nil},
 		} {
 			step.do()
 			if diff := cmp.Diff(step.want, n.profiles()); diff != "" {
 				t.Fatalf("%s:\n%s", step.name, diff)
 			}
 		}
-		if n.backend != nftables {
+		if n.Backend != nftables {
 			return
 		}
 		if diff := cmp.Diff(none, n.elements()); diff != "" {
@@ -189,12 +189,12 @@ func TestProfilesComeAndGo(t *testing.T) {
 // endpoints still have it.
 func TestLostNumber(t *testing.T) {
 	n := newNode(t, nftables)
-	n.withHost().apply(dbPolicy)
+	n.withHost().Apply(dbPolicy)
 	p, db := n.addPod().listen(), n.addPod().listen()
-	db.labels = map[string]string{"app": "db"}
-	p.add().ok(t)
+	db.Labels = map[string]string{"app": "db"}
+	p.Add().OK(t)
 	n.nft(fmt.Sprintf("delete element inet podmark egress-profiles { %s }; delete element inet podmark ingress-profiles { %s }", n.number("e4-"), n.number("i4-")))
-	db.add().ok(t)
+	db.Add().OK(t)
 	p.is(t, guarded)
 	db.isDB(t)
 	n.ctl("gc")
@@ -208,7 +208,7 @@ func TestManyBlocks(t *testing.T) {
 	eachKind(t, func(t *testing.T, n *node) {
 		n.withHost()
 		p := n.addPod().listen()
-		p.add().ok(t)
+		p.Add().OK(t)
 		for _, count := range []int{1639, 5000} {
 			policy := &strings.Builder{}
 			policy.WriteString(`{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "many", "namespace": "default"}, "spec": {"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "egress": [{"ports": [{"protocol": "UDP", "port": 9002}]}], "ingress": [{"ports": [{"protocol": "UDP", "port": 8002}], "from": [`)
@@ -217,10 +217,10 @@ func TestManyBlocks(t *testing.T) {
 				fmt.Fprintf(policy, `{"ipBlock": {"cidr": "10.%d.%d.0/25"}}, {"ipBlock": {"cidr": "fd00:0:%x::/64"}}, `, 8+i/250, i%250, 2*i)
 			}
 			last := policy.String()
-			n.apply(last + `{"ipBlock": {"cidr": "192.168.50.2/32"}}, {"ipBlock": {"cidr": "fd00:50::2/128"}}]}]}}`)
+			n.Apply(last + `{"ipBlock": {"cidr": "192.168.50.2/32"}}, {"ipBlock": {"cidr": "fd00:50::2/128"}}]}]}}`)
 			p.is(t, policed)
 			// The host is in none of them but follows them all.
-			n.apply(strings.TrimSuffix(last, ", ") + `]}]}}`)
+			n.Apply(strings.TrimSuffix(last, ", ") + `]}]}}`)
 			flows := p.flows(policed)
 			for i := range flows {
 				flows[i].pass = flows[i].pass && strings.HasSuffix(flows[i].name, "egress")
@@ -236,19 +236,19 @@ func TestManyBlocks(t *testing.T) {
 // decides again when somebody came in between; what is theirs it leaves alone.
 func TestForeignChanges(t *testing.T) {
 	on(t, inNFTables, func(t *testing.T, n *node) {
-		n.apply(webPolicy)
+		n.Apply(webPolicy)
 		n.settle()
 		n.nft("add table inet mine; add set inet mine s { type ipv4_addr; elements = { 192.0.2.1 } ; }; add chain inet mine c { type filter hook forward priority -150; }; add rule inet mine c ip saddr @s drop")
 		n.nft("add table bridge mine; add chain bridge mine c { type filter hook prerouting priority -200; }")
 		mine := func() string {
-			return n.exec("", "nft", "-a", "list table inet mine") + n.exec("", "nft", "-a", "list table bridge mine")
+			return n.Exec("", "nft", "-a", "list table inet mine") + n.Exec("", "nft", "-a", "list table bridge mine")
 		}
 		theirs := mine()
 		var pods []*pod
 		for i := range 20 {
 			p := n.addPod()
 			if i%2 == 0 {
-				p.labels = nil // its profile comes and goes with its neighbours
+				p.Labels = nil // its profile comes and goes with its neighbours
 			}
 			pods = append(pods, p)
 		}
@@ -256,13 +256,13 @@ func TestForeignChanges(t *testing.T) {
 		kernel := n.kernel()
 		patient := conf{"lockTimeoutSeconds": 60}
 		changes := n.meddle(t)
-		for _, call := range []func(p *pod) reply{func(p *pod) reply { return p.add(patient) }, func(p *pod) reply { return p.del(patient) }} {
+		for _, call := range []func(p *pod) reply{func(p *pod) reply { return p.Add(patient) }, func(p *pod) reply { return p.Del(patient) }} {
 			n.each(pods, func(p *pod) {
-				if r := call(p); r.code() != 0 {
-					t.Errorf("%s: %d: %s", p.id, r.code(), r.text())
+				if r := call(p); r.Code() != 0 {
+					t.Errorf("%s: %d: %s", p.ID, r.Code(), r.Text())
 				}
 			})
-			n.apply(webPolicy)
+			n.Apply(webPolicy)
 		}
 		if count := changes(); count < 50 {
 			t.Errorf("only %d changes came in between", count)
@@ -284,7 +284,7 @@ func (n *node) meddle(t *testing.T) (stop func() int) {
 	t.Helper()
 	end, done := make(chan struct{}), make(chan int, 1)
 	go func() {
-		if err := n.enter(); err != nil {
+		if err := n.Enter(); err != nil {
 			t.Errorf("entering the node's namespace: %v", err)
 			done <- 0
 			return

@@ -31,11 +31,11 @@ func TestVariant(t *testing.T) {
 			n := newNode(t, undecided)
 			n.command(tt.command)
 			if tt.hint != "" {
-				n.exec("", "iptables-"+tt.in, "-w", "30", "-t", "mangle", "-N", tt.hint)
+				n.Exec("", "iptables-"+tt.in, "-w", "30", "-t", "mangle", "-N", tt.hint)
 			}
 			p := n.addPod()
-			p.add(iptables).ok(t)
-			if got, want := n.present(), (backend{name: "iptables-" + tt.want}).alone(); got != want {
+			p.Add(iptables).OK(t)
+			if got, want := n.present(), alone(backend{Name: "iptables-" + tt.want}); got != want {
 				t.Errorf("there is %q, want %q", got, want)
 			}
 			if file := n.files()["node.json"]; !strings.Contains(file, `"backend":"iptables-`+tt.want+`"`) {
@@ -44,9 +44,9 @@ func TestVariant(t *testing.T) {
 			// Once decided, it stays: rules in both would be judged twice.
 			other := map[string]string{"nft": "legacy", "legacy": "nft"}[tt.want]
 			n.command(other)
-			n.exec("", "iptables-"+other, "-w", "30", "-t", "mangle", "-N", "KUBE-OTHER")
-			p.add(iptables, conf{"kubeNodePortRanges": []int{31000}}).ok(t)
-			if got, want := n.present(), (backend{name: "iptables-" + tt.want}).alone(); got != want {
+			n.Exec("", "iptables-"+other, "-w", "30", "-t", "mangle", "-N", "KUBE-OTHER")
+			p.Add(iptables, conf{"kubeNodePortRanges": []int{31000}}).OK(t)
+			if got, want := n.present(), alone(backend{Name: "iptables-" + tt.want}); got != want {
 				t.Errorf("there is %q after the command changed, want %q", got, want)
 			}
 		})
@@ -55,8 +55,8 @@ func TestVariant(t *testing.T) {
 
 // command makes "iptables" and its kin a variant for what the node runs.
 func (n *node) command(variant string) {
-	n.t.Helper()
-	dir := n.t.TempDir()
+	n.T.Helper()
+	dir := n.T.TempDir()
 	for _, f := range []string{"iptables", "ip6tables"} {
 		for _, s := range []string{"", "-save", "-restore"} {
 			target, err := exec.LookPath(f + "-" + variant + s)
@@ -64,11 +64,11 @@ func (n *node) command(variant string) {
 				err = os.Symlink(target, filepath.Join(dir, f+s))
 			}
 			if err != nil {
-				n.t.Fatal(err)
+				n.T.Fatal(err)
 			}
 		}
 	}
-	n.path = dir + ":" + os.Getenv("PATH")
+	n.Path = dir + ":" + os.Getenv("PATH")
 }
 
 func TestMaskChange(t *testing.T) {
@@ -76,21 +76,21 @@ func TestMaskChange(t *testing.T) {
 		n.withHost()
 		other := conf{"iptablesMarkMask": "0xff000000"}
 		a, b := n.addPod(), n.addPod().listen()
-		a.add().ok(t)
-		b.add(other).fails(t, 7, "0xff000000", "0xffff0000", "drain")
-		a.add(other).fails(t, 7)
-		a.check().ok(t)
-		a.del().ok(t)
-		b.add(other).ok(t)
-		want := []string{b.v4 + " " + b.veth + " 0x3000000", b.v6 + " " + b.veth + " 0x3000000"}
+		a.Add().OK(t)
+		b.Add(other).Fails(t, 7, "0xff000000", "0xffff0000", "drain")
+		a.Add(other).Fails(t, 7)
+		a.Check().OK(t)
+		a.Del().OK(t)
+		b.Add(other).OK(t)
+		want := []string{b.V4 + " " + b.Veth + " 0x3000000", b.V6 + " " + b.Veth + " 0x3000000"}
 		if diff := cmp.Diff(want, n.endpoints()); diff != "" {
 			t.Errorf("endpoint elements:\n%s", diff)
 		}
 		if strings.Contains(n.kernel(), "0xffff0000") {
 			t.Errorf("rules still have the old mask: %s", n.kernel())
 		}
-		b.check(other).ok(t)
-		n.apply(webPolicy)
+		b.Check(other).OK(t)
+		n.Apply(webPolicy)
 		b.is(t, policed)
 	})
 }
@@ -106,26 +106,26 @@ func TestSmallMasks(t *testing.T) {
 				mask := conf{"iptablesMarkMask": bits}
 				n.withHost()
 				web, db := n.addPod().listen(), n.addPod().listen()
-				db.labels = map[string]string{"app": "db"}
-				web.add(mask).ok(t)
-				n.apply(dbPolicy)
-				db.add(mask).ok(t)
+				db.Labels = map[string]string{"app": "db"}
+				web.Add(mask).OK(t)
+				n.Apply(dbPolicy)
+				db.Add(mask).OK(t)
 				web.is(t, policed)
 				db.isDB(t)
-				n.addPod().add(mask).fails(t, 100, bits)
+				n.addPod().Add(mask).Fails(t, 100, bits)
 				web.is(t, policed)
 				db.isDB(t)
 				// Each takes the other's place, one after the other.
-				web.labels, db.labels = db.labels, web.labels
-				web.add(mask).ok(t)
+				web.Labels, db.Labels = db.Labels, web.Labels
+				web.Add(mask).OK(t)
 				web.isDB(t)
 				db.isDB(t)
-				db.add(mask).ok(t)
+				db.Add(mask).OK(t)
 				web.isDB(t)
 				db.is(t, policed)
-				web.del().ok(t)
+				web.Del().OK(t)
 				db.is(t, policed)
-				db.check(mask).ok(t)
+				db.Check(mask).OK(t)
 			})
 		})
 	}
@@ -137,20 +137,20 @@ func TestNodePortChange(t *testing.T) {
 	n := newNode(t, iptablesNFT)
 	a, b := n.addPod(), n.addPod()
 	ports := func() string {
-		_, members, _ := strings.Cut(n.exec("", "ipset", "list", n.set("port4")), "Members:\n")
+		_, members, _ := strings.Cut(n.Exec("", "ipset", "list", n.set("port4")), "Members:\n")
 		return strings.Join(strings.Fields(members), " ")
 	}
-	a.add(conf{"kubeNodePortRanges": []string{"30000:30002"}}).ok(t)
+	a.Add(conf{"kubeNodePortRanges": []string{"30000:30002"}}).OK(t)
 	if got := ports(); got != "30000 30001 30002" {
 		t.Errorf("ports %q", got)
 	}
-	b.add(conf{"kubeNodePortRanges": []any{"30001-30002", 80}}).ok(t)
+	b.Add(conf{"kubeNodePortRanges": []any{"30001-30002", 80}}).OK(t)
 	if got := ports(); got != "80 30001 30002" {
 		t.Errorf("ports %q after the change", got)
 	}
-	a.check().ok(t)
-	b.check().ok(t)
-	b.add(conf{"kubeNodePortRanges": []any{}}).ok(t)
+	a.Check().OK(t)
+	b.Check().OK(t)
+	b.Add(conf{"kubeNodePortRanges": []any{}}).OK(t)
 	if got := ports(); got != "" {
 		t.Errorf("ports %q, want none", got)
 	}

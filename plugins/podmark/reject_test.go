@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
+
+	"github.com/podmark/podmark/test/testnode"
 )
 
 // A refused ADD says why, with the code that the specification or docs/configuration.md
@@ -30,14 +32,14 @@ func TestAddRefused(t *testing.T) {
 		{name: "network namespace missing", env: func(*pod) []string { return []string{"CNI_NETNS=/run/netns/does-not-exist"} }, code: 4, words: []string{"CNI_NETNS", "/run/netns/does-not-exist"}},
 		{name: "network namespace is no namespace", env: func(*pod) []string { return []string{"CNI_NETNS=/etc/passwd"} }, code: 4, words: []string{"CNI_NETNS", "/etc/passwd"}},
 		{name: "state directory is a file", conf: func(p *pod) conf {
-			file := filepath.Join(p.n.t.TempDir(), "file")
+			file := filepath.Join(p.n.T.TempDir(), "file")
 			if err := os.WriteFile(file, nil, 0o600); err != nil {
-				p.n.t.Fatal(err)
+				p.n.T.Fatal(err)
 			}
 			return conf{"stateDir": file}
 		}, code: 5, words: []string{"/file", "not a directory"}},
 		{name: "interface missing in the pod", env: func(*pod) []string { return []string{"CNI_IFNAME=eth7"} }, conf: func(p *pod) conf {
-			r := p.prevResult()
+			r := p.PrevResult()
 			r["interfaces"].([]conf)[1]["name"] = "eth7"
 			return conf{"prevResult": r}
 		}, code: 5, words: []string{"eth7"}},
@@ -45,7 +47,7 @@ func TestAddRefused(t *testing.T) {
 		{name: "not an object", stdin: "[]", code: 6},
 		{name: "prevResult of the wrong shape", conf: func(*pod) conf { return conf{"prevResult": conf{"ips": 7}} }, code: 6, words: []string{"prevResult"}},
 		{name: "prevResult with a bad address", conf: func(p *pod) conf {
-			r := p.prevResult()
+			r := p.PrevResult()
 			r["ips"].([]conf)[0]["address"] = "10.0.0.0.1/32\nflush"
 			return conf{"prevResult": r}
 		}, code: 6, words: []string{"prevResult"}},
@@ -57,7 +59,7 @@ func TestAddRefused(t *testing.T) {
 		{name: "backend", conf: func(*pod) conf { return conf{"backend": "nft"} }, code: 7, words: []string{`"backend"`, `"nft"`, `"auto"`, `"nftables"`, `"iptables"`}},
 		{name: "two wrong keys", conf: func(*pod) conf { return conf{"policy": "felix", "backend": "ipvs"} }, code: 7, words: []string{`"policy"`, `"felix"`, `"files"`, `"kubernetes"`, `"backend"`, `"ipvs"`, `"iptables"`}},
 		{name: "mask changed", conf: func(*pod) conf { return conf{"iptablesMarkMask": "0xff0000"} }, code: 7, words: []string{"iptablesMarkMask", "0xff0000", "0xffff0000", "drain"}},
-		{name: "lock held", node: func(t *testing.T, n *node) { t.Cleanup(n.holdLock()) }, conf: func(*pod) conf { return conf{"lockTimeoutSeconds": 0.05} }, code: 101, words: []string{"50ms", "lockTimeoutSeconds"}},
+		{name: "lock held", node: func(t *testing.T, n *node) { t.Cleanup(n.HoldLock()) }, conf: func(*pod) conf { return conf{"lockTimeoutSeconds": 0.05} }, code: 101, words: []string{"50ms", "lockTimeoutSeconds"}},
 		{name: "node.json damaged", node: func(t *testing.T, n *node) { n.write(t, "node.json", "{") }, code: 103, words: []string{"node.json", "podmarkctl uninstall"}},
 		{name: "node.json impossible", node: func(t *testing.T, n *node) { n.write(t, "node.json", `{"mask": 49152, "epoch": 1}`) }, code: 103, words: []string{"node.json", "0xc000"}},
 		{name: "epoch impossible", node: func(t *testing.T, n *node) { n.write(t, "node.json", `{"mask": 4294901760, "epoch": 0}`) }, code: 103, words: []string{"epoch 0"}},
@@ -71,11 +73,11 @@ func TestAddRefused(t *testing.T) {
 	}
 	n := newNode(t, nftables)
 	first := n.addPod()
-	first.add().ok(t)
+	first.Add().OK(t)
 	good := n.files()["node.json"]
 	for _, tt := range tests {
-		n.run(t, tt.name, func(t *testing.T) {
-			defer func(path string) { n.path = path }(n.path)
+		n.Run(t, tt.name, func(t *testing.T) {
+			defer func(path string) { n.Path = path }(n.Path)
 			n.write(t, "node.json", good)
 			p := n.addPod()
 			if tt.node != nil {
@@ -87,14 +89,14 @@ func TestAddRefused(t *testing.T) {
 				if tt.conf != nil {
 					keys = tt.conf(p)
 				}
-				stdin = p.conf(keys)
+				stdin = p.Conf(keys)
 			}
-			env := p.env()
+			env := p.Env()
 			if tt.env != nil {
 				env = append(env, tt.env(p)...)
 			}
 			kernel, files := n.kernel(), n.files()
-			n.call("ADD", stdin, env...).fails(t, tt.code, tt.words...)
+			n.Call("ADD", stdin, env...).Fails(t, tt.code, tt.words...)
 			if diff := cmp.Diff(kernel, n.kernel()); diff != "" {
 				t.Errorf("it changed the kernel:\n%s", diff)
 			}
@@ -113,19 +115,19 @@ func TestAddWithoutBackend(t *testing.T) {
 			on(t, inIPTables, func(t *testing.T, n *node) {
 				p := n.addPod()
 				if name == "flushed" {
-					p.add().ok(t)
-					p.del().ok(t)
+					p.Add().OK(t)
+					p.Del().OK(t)
 					n.wipe()
 				}
-				path := n.path
-				n.path = "/nowhere"
-				p.add().fails(t, 102, "iptables", "executable file not found")
+				path := n.Path
+				n.Path = "/nowhere"
+				p.Add().Fails(t, 102, "iptables", "executable file not found")
 				if left := n.attachments(); left != nil {
 					t.Errorf("left behind: %v", left)
 				}
-				n.path = path
-				p.add().ok(t)
-				p.check().ok(t)
+				n.Path = path
+				p.Add().OK(t)
+				p.Check().OK(t)
 			})
 		})
 	}
@@ -135,8 +137,8 @@ func TestAddWithoutBackend(t *testing.T) {
 func TestAddRefusedOnVirginNode(t *testing.T) {
 	n := newNode(t, nftables)
 	p := n.addPod()
-	p.add(conf{"iptablesMarkMask": 1}).fails(t, 7)
-	if _, err := os.Stat(n.dir); !errors.Is(err, os.ErrNotExist) {
+	p.Add(conf{"iptablesMarkMask": 1}).Fails(t, 7)
+	if _, err := os.Stat(n.Dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("state directory: %v", err)
 	}
 }
@@ -145,32 +147,32 @@ func TestMaskExhausted(t *testing.T) {
 	eachKind(t, func(t *testing.T, n *node) {
 		mask := conf{"iptablesMarkMask": "0x3000"}
 		a, b, c := n.addPod(), n.addPod(), n.addPod()
-		a.add(mask).ok(t)
-		n.status(mask).ok(t)
-		b.add(mask).ok(t)
+		a.Add(mask).OK(t)
+		n.status(mask).OK(t)
+		b.Add(mask).OK(t)
 		kernel, files := n.kernel(), n.files()
-		c.add(mask).fails(t, 100, "iptablesMarkMask 0x3000", "holds 2 endpoints", "0x80003000 for 6", "podmarkctl gc")
+		c.Add(mask).Fails(t, 100, "iptablesMarkMask 0x3000", "holds 2 endpoints", "0x80003000 for 6", "podmarkctl gc")
 		if diff := cmp.Diff(files, n.files()) + cmp.Diff(kernel, n.kernel()); diff != "" {
 			t.Errorf("a refused ADD changed something:\n%s", diff)
 		}
-		n.status(mask).fails(t, 50, "iptablesMarkMask 0x3000", "2 IDs")
-		a.add(mask).ok(t) // has one already
-		b.del(mask).ok(t)
-		n.status(mask).ok(t)
+		n.status(mask).Fails(t, 50, "iptablesMarkMask 0x3000", "2 IDs")
+		a.Add(mask).OK(t) // has one already
+		b.Del(mask).OK(t)
+		n.status(mask).OK(t)
 		// Nor does one that finds the rules gone leave anything but the rules.
 		n.ctl("gc")
 		kernel = n.kernel()
 		n.wipe()
 		d := n.addPod()
-		c.add(mask).ok(t)
-		d.add(mask).fails(t, 100)
-		c.del(mask).ok(t)
-		d.unlink()
+		c.Add(mask).OK(t)
+		d.Add(mask).Fails(t, 100)
+		c.Del(mask).OK(t)
+		d.Unlink()
 		if diff := cmp.Diff(kernel, n.kernel()); diff != "" {
 			t.Errorf("a refused ADD left something:\n%s", diff)
 		}
-		c.add(mask).ok(t)
-		if id := c.record(t).ID; id != 3 {
+		c.Add(mask).OK(t)
+		if id := c.Record(t).ID; id != 3 {
 			t.Errorf("ID is %d, want 3, the only free one", id)
 		}
 	})
@@ -178,33 +180,33 @@ func TestMaskExhausted(t *testing.T) {
 
 // macvlan puts an eth0 in the pod's place that has no host side of its own.
 func (p *pod) macvlan() {
-	p.n.t.Helper()
-	p.unlink()
-	parent := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: p.veth}, PeerName: "p" + p.veth[4:]}
+	p.n.T.Helper()
+	p.Unlink()
+	parent := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: p.Veth}, PeerName: "p" + p.Veth[4:]}
 	if err := netlink.LinkAdd(parent); err != nil {
-		p.n.t.Fatal(err)
+		p.n.T.Fatal(err)
 	}
-	link, err := netlink.LinkByName(p.veth)
+	link, err := netlink.LinkByName(p.Veth)
 	if err != nil {
-		p.n.t.Fatal(err)
+		p.n.T.Fatal(err)
 	}
-	ns, err := os.Open(p.path)
+	ns, err := os.Open(p.Path)
 	if err != nil {
-		p.n.t.Fatal(err)
+		p.n.T.Fatal(err)
 	}
 	defer ns.Close()
 	err = netlink.LinkAdd(&netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{
 		Name: "eth0", ParentIndex: link.Attrs().Index, Namespace: netlink.NsFd(int(ns.Fd())),
 	}})
 	if err != nil {
-		p.n.t.Fatal(err)
+		p.n.T.Fatal(err)
 	}
 }
 
 // write puts a file into the state directory.
 func (n *node) write(t *testing.T, name, content string) {
 	t.Helper()
-	if err := os.WriteFile(filepath.Join(n.dir, name), []byte(content), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(n.Dir, name), []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -213,43 +215,43 @@ func (n *node) write(t *testing.T, name, content string) {
 // nftables beside it, which not every kernel has: without, a policed pod is refused.
 func TestBridge(t *testing.T) {
 	eachBackend(t, func(t *testing.T, n *node) {
-		n.withHost().apply(webPolicy)
+		n.withHost().Apply(webPolicy)
 		n.bridge()
 		n.settle()
 		p := n.addPod().listen()
 		p.plug()
-		if n.backend != nftables {
+		if n.Backend != nftables {
 			const has, lacks = `"bridge":"nftables"`, `"bridge":"none","bridgeLacks":"the kernel is too old"`
 			n.rewrite(t, has, lacks)
-			p.add().fails(t, 102, "cni0", "the kernel is too old", "policy")
-			p.del().ok(t)
+			p.Add().Fails(t, 102, "cni0", "the kernel is too old", "policy")
+			p.Del().OK(t)
 			if left := n.attachments(); left != nil {
 				t.Errorf("left behind: %v", left)
 			}
-			p.add(conf{"policy": "none"}).ok(t)
-			p.del().ok(t)
+			p.Add(conf{"policy": "none"}).OK(t)
+			p.Del().OK(t)
 			n.rewrite(t, lacks, has)
 		}
 		n.ctl("gc")
 		kernel := n.kernel()
-		p.add().ok(t)
-		if r := p.record(t); r.L3Interface != "cni0" || r.HostVeth != p.veth {
+		p.Add().OK(t)
+		if r := p.Record(t); r.L3Interface != "cni0" || r.HostVeth != p.Veth {
 			t.Errorf("interface %q, port %q", r.L3Interface, r.HostVeth)
 		}
-		p.check().ok(t)
+		p.Check().OK(t)
 		p.is(t, policed)
 		other := n.addPod().listen()
-		other.add().ok(t)
+		other.Add().OK(t)
 		other.is(t, policed)
 		other.plug() // it was routed until now
-		other.add().ok(t)
-		other.check().ok(t)
+		other.Add().OK(t)
+		other.Check().OK(t)
 		other.is(t, policed)
-		other.del().ok(t)
+		other.Del().OK(t)
 		other.is(t, closed)
-		p.check().ok(t)
+		p.Check().OK(t)
 		p.is(t, policed)
-		p.del().ok(t)
+		p.Del().OK(t)
 		if left := n.attachments(); left != nil {
 			t.Errorf("left behind: %v", left)
 		}
@@ -261,22 +263,22 @@ func TestBridge(t *testing.T) {
 
 // bridge makes the bridge cni0, which is the pods' gateway.
 func (n *node) bridge() {
-	n.t.Helper()
+	n.T.Helper()
 	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "cni0"}}); err != nil {
-		n.t.Fatal(err)
+		n.T.Fatal(err)
 	}
-	if err := errors.Join(up("cni0"), address("cni0", "10.1.0.1/32"), address("cni0", "fd00:10::1/128")); err != nil {
-		n.t.Fatal(err)
+	if err := errors.Join(testnode.Up("cni0"), testnode.Address("cni0", "10.1.0.1/32"), testnode.Address("cni0", "fd00:10::1/128")); err != nil {
+		n.T.Fatal(err)
 	}
 }
 
 // plug makes the pod's veth a port of the bridge.
 func (p *pod) plug() {
 	n := p.n
-	n.t.Helper()
-	n.exec("", "ip", "link", "set", p.veth, "master", "cni0")
-	n.exec("", "ip", "address", "flush", "dev", p.veth)
-	if err := errors.Join(route("cni0", p.v4+"/32", ""), route("cni0", p.v6+"/128", "")); err != nil {
-		n.t.Fatal(err)
+	n.T.Helper()
+	n.Exec("", "ip", "link", "set", p.Veth, "master", "cni0")
+	n.Exec("", "ip", "address", "flush", "dev", p.Veth)
+	if err := errors.Join(testnode.Route("cni0", p.V4+"/32", ""), testnode.Route("cni0", p.V6+"/128", "")); err != nil {
+		n.T.Fatal(err)
 	}
 }

@@ -8,7 +8,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/podmark/podmark/test/testnode"
 	"github.com/podmark/podmark/test/wait"
 )
 
@@ -17,21 +16,21 @@ import (
 func TestRepairKilled(t *testing.T) {
 	eachBackend(t, func(t *testing.T, n *node) {
 		n.withHost()
-		n.apply(webPolicy)
+		n.Apply(webPolicy)
 		p := n.addPod().listen()
-		p.add().ok(t)
+		p.Add().OK(t)
 		want := n.kept()
 		back := func() bool { return cmp.Equal(want, n.kernel()) }
 		for i := 1; ; i++ {
 			n.wipe()
-			k := n.keeperOf(testnode.Faulty(n.t), fmt.Sprint("PODMARK_KILL_AFTER=", i))
-			wait.For(t, "it is killed or has repaired", func() bool { return k.gone() || back() })
-			killed := k.gone()
-			k.end()
+			k := n.faultyKeeper(fmt.Sprint("PODMARK_KILL_AFTER=", i))
+			wait.For(t, "it is killed or has repaired", func() bool { return k.Gone() || back() })
+			killed := k.Gone()
+			k.Kill()
 			other := n.keeper()
 			wait.For(t, fmt.Sprintf("after step %d another has repaired", i), back)
-			other.end()
-			p.check().ok(t)
+			other.Kill()
+			p.Check().OK(t)
 			p.is(t, policed)
 			if killed {
 				continue
@@ -47,10 +46,10 @@ func TestRepairKilled(t *testing.T) {
 // kept is what the kernel has once podmarkd has looked, and has noted what it knows of the node,
 // and everything was written after that.
 func (n *node) kept() string {
-	n.t.Helper()
+	n.T.Helper()
 	k := n.keeper()
-	wait.For(n.t, "podmarkd has looked", func() bool { _, err := os.Stat(filepath.Join(n.dir, "daemon.json")); return err == nil })
-	k.end()
+	wait.For(n.T, "podmarkd has looked", func() bool { _, err := os.Stat(filepath.Join(n.Dir, "daemon.json")); return err == nil })
+	k.Kill()
 	n.ctl("gc")
 	return n.kernel()
 }
@@ -59,23 +58,23 @@ func (n *node) kept() string {
 // there were, goes.
 func TestReplacedRule(t *testing.T) {
 	eachBackend(t, func(t *testing.T, n *node) {
-		n.withHost().apply(webPolicy)
+		n.withHost().Apply(webPolicy)
 		p := n.addPod().listen()
-		p.add().ok(t)
+		p.Add().OK(t)
 		want := n.kept()
-		if n.backend == nftables {
+		if n.Backend == nftables {
 			path := "inet podmark " + n.chain("i4-")
 			n.nft("replace rule " + path + " handle " + n.handles(path)[0] + " accept")
 		} else {
-			n.iptables("-R", n.chain("PODMARK-I-"), "1", "-j", "ACCEPT")
+			n.Iptables("-R", n.chain("PODMARK-I-"), "1", "-j", "ACCEPT")
 		}
 		if cmp.Equal(want, n.kernel()) {
 			t.Fatal("nothing has changed")
 		}
 		k := n.keeper()
 		wait.For(t, "podmarkd has written the rule again", func() bool { return cmp.Equal(want, n.kernel()) })
-		k.end()
-		p.check().ok(t)
+		k.Kill()
+		p.Check().OK(t)
 		p.is(t, policed)
 	})
 }

@@ -11,7 +11,7 @@ import (
 
 // result is a prevResult of the pod as plugins of a spec version write it.
 func (p *pod) result(version string) conf {
-	r := p.prevResult()
+	r := p.PrevResult()
 	r["cniVersion"] = version
 	ips := r["ips"].([]conf)
 	if strings.HasPrefix(version, "0.") {
@@ -49,22 +49,22 @@ func normal(t *testing.T, v any) any {
 func TestPrevResultIsReturned(t *testing.T) {
 	n := newNode(t, nftables)
 	for _, version := range versions {
-		n.run(t, version, func(t *testing.T) {
+		n.Run(t, version, func(t *testing.T) {
 			p := n.addPod()
 			keys := conf{
 				"cniVersion": version, "prevResult": p.result(version),
 				"unknown": conf{"a": []int{1}}, "runtimeConfig": conf{"x": 1}, "capabilities": conf{"x": true},
 			}
-			got := p.add(keys).ok(t).stdout
+			got := p.Add(keys).OK(t).Stdout
 			if diff := cmp.Diff(normal(t, p.result(version)), normal(t, got)); diff != "" {
 				t.Errorf("result differs from prevResult:\n%s", diff)
 			}
 			if version >= "0.4.0" {
-				if out := p.check(keys).ok(t).stdout; out != "" {
+				if out := p.Check(keys).OK(t).Stdout; out != "" {
 					t.Errorf("CHECK printed %q", out)
 				}
 			}
-			if out := p.del(keys).ok(t).stdout; out != "" {
+			if out := p.Del(keys).OK(t).Stdout; out != "" {
 				t.Errorf("DEL printed %q", out)
 			}
 		})
@@ -76,7 +76,7 @@ func TestPrevResultIsReturned(t *testing.T) {
 func TestPrevResultOfAnotherVersion(t *testing.T) {
 	n := newNode(t, nftables)
 	for _, c := range []struct{ wants, says string }{{"1.0.0", ""}, {"0.4.0", ""}, {"1.1.0", "1.0.0"}, {"1.0.0", "0.4.0"}} {
-		n.run(t, c.wants+" and "+c.says, func(t *testing.T) {
+		n.Run(t, c.wants+" and "+c.says, func(t *testing.T) {
 			p := n.addPod()
 			says, wants := p.result(c.says), p.result(c.wants)
 			if c.says == "" {
@@ -84,7 +84,7 @@ func TestPrevResultOfAnotherVersion(t *testing.T) {
 				delete(says, "cniVersion")
 			}
 			delete(wants, "unknown")
-			got := p.add(conf{"cniVersion": c.wants, "prevResult": says}).ok(t).stdout
+			got := p.Add(conf{"cniVersion": c.wants, "prevResult": says}).OK(t).Stdout
 			if c.wants == "1.1.0" { // which knows more than the other says
 				delete(wants["interfaces"].([]conf)[1], "mtu")
 				delete(wants["routes"].([]conf)[0], "mtu")
@@ -92,7 +92,7 @@ func TestPrevResultOfAnotherVersion(t *testing.T) {
 			if diff := cmp.Diff(normal(t, wants), normal(t, got)); diff != "" {
 				t.Errorf("result differs:\n%s", diff)
 			}
-			p.del(conf{"cniVersion": c.wants}).ok(t)
+			p.Del(conf{"cniVersion": c.wants}).OK(t)
 		})
 	}
 }
@@ -100,24 +100,24 @@ func TestPrevResultOfAnotherVersion(t *testing.T) {
 func TestVersion(t *testing.T) {
 	n := newNode(t, undecided)
 	t.Run("listed", func(t *testing.T) {
-		got := normal(t, n.call("VERSION", conf{"cniVersion": "1.1.0"}).ok(t).stdout)
+		got := normal(t, n.Call("VERSION", conf{"cniVersion": "1.1.0"}).OK(t).Stdout)
 		want := normal(t, conf{"cniVersion": "1.1.0", "supportedVersions": versions})
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Error(diff)
 		}
 	})
 	for _, version := range []string{"0.1.0", "0.2.0", "2.0.0", ""} {
-		n.run(t, "refused "+version, func(t *testing.T) {
+		n.Run(t, "refused "+version, func(t *testing.T) {
 			p := n.addPod()
 			for _, verb := range []string{"ADD", "DEL"} {
-				n.call(verb, p.conf(conf{"cniVersion": version}), p.env()...).fails(t, 1)
+				n.Call(verb, p.Conf(conf{"cniVersion": version}), p.Env()...).Fails(t, 1)
 			}
 		})
 	}
 	t.Run("about", func(t *testing.T) {
-		r := n.call("", "").ok(t)
-		if r.stdout != "" || !strings.HasPrefix(r.stderr, "CNI podmark plugin ") || !strings.Contains(r.stderr, "0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0") {
-			t.Errorf("stdout %q, stderr %q", r.stdout, r.stderr)
+		r := n.Call("", "").OK(t)
+		if r.Stdout != "" || !strings.HasPrefix(r.Stderr, "CNI podmark plugin ") || !strings.Contains(r.Stderr, "0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0") {
+			t.Errorf("stdout %q, stderr %q", r.Stdout, r.Stderr)
 		}
 	})
 }
@@ -128,7 +128,7 @@ func TestVerbsOfLaterVersions(t *testing.T) {
 	for verb, since := range map[string]string{"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"} {
 		for _, version := range versions[:len(versions)-1] {
 			if version < since {
-				n.call(verb, p.conf(conf{"cniVersion": version, "prevResult": p.result(version)}), p.env()...).fails(t, 1, fmt.Sprintf("does not allow %s", verb))
+				n.Call(verb, p.Conf(conf{"cniVersion": version, "prevResult": p.result(version)}), p.Env()...).Fails(t, 1, fmt.Sprintf("does not allow %s", verb))
 			}
 		}
 	}

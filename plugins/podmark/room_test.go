@@ -20,7 +20,7 @@ type room struct {
 // small gives the node's state directory, which is not there yet, such a file system.
 func (n *node) small(t *testing.T) *room {
 	t.Helper()
-	r := &room{t, filepath.Dir(n.dir)}
+	r := &room{t, filepath.Dir(n.Dir)}
 	if err := unix.Mount("tmpfs", r.dir, "tmpfs", 0, "size=256k,nr_inodes=64,mode=755"); err != nil {
 		t.Fatalf("mounting %s: %v", r.dir, err)
 	}
@@ -90,21 +90,21 @@ func TestFreeingNeedsNoRoom(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			eachKind(t, func(t *testing.T, n *node) {
 				r := n.small(t)
-				n.withHost().apply(webPolicy)
+				n.withHost().Apply(webPolicy)
 				stays := n.addPod().listen()
-				stays.add().ok(t)
+				stays.Add().OK(t)
 				n.ctl("gc")
 				want, kernel := n.endpoints(), n.kernel()
 				deleted, invalid, gone := n.addPod(), n.addPod(), n.addPod()
 				for _, p := range []*pod{deleted, invalid, gone} {
-					p.add().ok(t)
+					p.Add().OK(t)
 				}
 				take(r)
-				deleted.del().ok(t)
-				deleted.del().ok(t)
-				n.gc(conf{"cni.dev/valid-attachments": []conf{{"containerID": stays.id, "ifname": "eth0"}, {"containerID": gone.id, "ifname": "eth0"}}}).ok(t)
+				deleted.Del().OK(t)
+				deleted.Del().OK(t)
+				n.gc(conf{"cni.dev/valid-attachments": []conf{{"containerID": stays.ID, "ifname": "eth0"}, {"containerID": gone.ID, "ifname": "eth0"}}}).OK(t)
 				for _, p := range []*pod{deleted, invalid, gone} {
-					p.unlink() // as the main plugin does
+					p.Unlink() // as the main plugin does
 				}
 				n.ctl("gc")
 				if diff := cmp.Diff(want, n.endpoints()); diff != "" {
@@ -112,18 +112,18 @@ func TestFreeingNeedsNoRoom(t *testing.T) {
 				}
 				stays.is(t, policed)
 				// Nobody comes where nothing can be written at all.
-				young := n.addPodAt(deleted.v4, deleted.v6).listen()
+				young := n.addPodAt(deleted.V4, deleted.V6).listen()
 				if name == "read-only" {
-					if reply := young.add(); reply.code() == 0 {
+					if reply := young.Add(); reply.Code() == 0 {
 						t.Error("an ADD succeeds without room")
 					}
 				}
 				r.free()
-				young.add().ok(t)
-				young.check().ok(t)
+				young.Add().OK(t)
+				young.Check().OK(t)
 				young.is(t, policed)
-				young.del().ok(t)
-				young.unlink()
+				young.Del().OK(t)
+				young.Unlink()
 				n.ctl("gc")
 				if diff := cmp.Diff(kernel, n.kernel()); diff != "" {
 					t.Errorf("left in the kernel:\n%s", diff)
@@ -131,7 +131,7 @@ func TestFreeingNeedsNoRoom(t *testing.T) {
 				if left := n.attachments(); len(left) != 4 { // record, ID and two addresses
 					t.Errorf("left behind: %q", left)
 				}
-				stays.check().ok(t)
+				stays.Check().OK(t)
 			})
 		})
 	}

@@ -14,13 +14,13 @@ func TestAllowedSources(t *testing.T) {
 	allow := conf{"allowedSourcePrefixes": []string{"172.16.0.0/12", "fd00:30::/32"}}
 	kubernetes := conf{"policy": "kubernetes"}
 	files := n.addPod()
-	files.add(allow).ok(t)
-	if r := files.record(t); fmt.Sprint(r.AllowedSources) != "[172.16.0.0/12 fd00:30::/32]" {
+	files.Add(allow).OK(t)
+	if r := files.Record(t); fmt.Sprint(r.AllowedSources) != "[172.16.0.0/12 fd00:30::/32]" {
 		t.Errorf("by files: %v", r.AllowedSources)
 	}
-	files.check(allow).ok(t)
-	files.check().fails(t, 5, "allowedSourcePrefixes")
-	files.add(conf{"allowedSourcePrefixes": []string{"172.16.0.1/12"}}).fails(t, 7, "allowedSourcePrefixes", "172.16.0.0/12")
+	files.Check(allow).OK(t)
+	files.Check().Fails(t, 5, "allowedSourcePrefixes")
+	files.Add(conf{"allowedSourcePrefixes": []string{"172.16.0.1/12"}}).Fails(t, 7, "allowedSourcePrefixes", "172.16.0.0/12")
 
 	annotation := ""
 	n.answers(func(podapi.Request) podapi.Response { return podapi.Response{Sources: annotation} })
@@ -38,17 +38,17 @@ func TestAllowedSources(t *testing.T) {
 		{"172.30.0.5", "", []string{"172.30.0.5"}, []conf{allow}},
 	} {
 		annotation = tt.annotation
-		r := p.add(append(tt.more, kubernetes)...)
+		r := p.Add(append(tt.more, kubernetes)...)
 		if tt.refused != nil {
-			r.fails(t, 7, tt.refused...)
-			p.del().ok(t)
+			r.Fails(t, 7, tt.refused...)
+			p.Del().OK(t)
 			continue
 		}
-		r.ok(t)
-		if got := p.record(t); fmt.Sprint(got.AllowedSources) != tt.want {
+		r.OK(t)
+		if got := p.Record(t); fmt.Sprint(got.AllowedSources) != tt.want {
 			t.Errorf("%q: %v, want %s", tt.annotation, got.AllowedSources, tt.want)
 		}
-		p.check(append(tt.more, kubernetes)...).ok(t)
+		p.Check(append(tt.more, kubernetes)...).OK(t)
 	}
 }
 
@@ -61,16 +61,16 @@ func TestContendedSources(t *testing.T) {
 		first, second, routed := n.addPod(), n.addPod(), n.addPod()
 		first.plug()
 		second.plug()
-		first.add(allow("172.30.0.0/24", "fd00:30::/64")).ok(t)
-		first.add(allow("172.30.0.0/24", "fd00:30::/64")).ok(t)
-		routed.add(allow("172.30.0.0/24")).ok(t)
+		first.Add(allow("172.30.0.0/24", "fd00:30::/64")).OK(t)
+		first.Add(allow("172.30.0.0/24", "fd00:30::/64")).OK(t)
+		routed.Add(allow("172.30.0.0/24")).OK(t)
 		for _, prefix := range []string{"172.30.0.0/24", "172.30.0.5/32", "172.16.0.0/12", "fd00:30::5/128"} {
-			second.add(allow("172.29.0.0/24", prefix)).fails(t, 7, prefix, first.id, "cni0", "podmark.dev/allowed-source-prefixes", "podmarkctl gc")
-			second.del().ok(t)
+			second.Add(allow("172.29.0.0/24", prefix)).Fails(t, 7, prefix, first.ID, "cni0", "podmark.dev/allowed-source-prefixes", "podmarkctl gc")
+			second.Del().OK(t)
 		}
-		second.add(allow("172.29.0.0/24")).ok(t)
-		second.del().ok(t)
-		first.del().ok(t)
-		second.add(allow("172.30.0.0/16")).ok(t)
+		second.Add(allow("172.29.0.0/24")).OK(t)
+		second.Del().OK(t)
+		first.Del().OK(t)
+		second.Add(allow("172.30.0.0/16")).OK(t)
 	})
 }

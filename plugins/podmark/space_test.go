@@ -6,127 +6,13 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"runtime"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
-
+	"github.com/podmark/podmark/test/testnode"
 	"github.com/podmark/podmark/test/wait"
 )
-
-// space is a network namespace beside the node's: a pod, or a host outside. It
-// lives as long as its thread, which does what it is told.
-type space struct {
-	path  string // as CNI_NETNS
-	calls chan func()
-}
-
-func newSpace(t *testing.T) *space {
-	t.Helper()
-	s := &space{calls: make(chan func())}
-	ready := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: thread and namespace end together
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		s.path = threadNetns()
-		ready <- err
-		for f := range s.calls {
-			f()
-		}
-	}()
-	if err := <-ready; err != nil {
-		t.Fatalf("making a network namespace: %v", err)
-	}
-	t.Cleanup(func() { close(s.calls) })
-	s.do(t, func() error { return errors.Join(sysctl("net/ipv6/conf/default/accept_dad", "0"), up("lo")) })
-	return s
-}
-
-// threadNetns names the network namespace of the calling thread.
-func threadNetns() string { return fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid()) }
-
-// do runs f in the namespace.
-func (s *space) do(t *testing.T, f func() error) {
-	t.Helper()
-	done := make(chan error)
-	s.calls <- func() { done <- f() }
-	if err := <-done; err != nil {
-		t.Fatalf("in namespace %s: %v", s.path, err)
-	}
-}
-
-func sysctl(path, value string) error {
-	return os.WriteFile(filepath.Join("/proc/sys", path), []byte(value), 0o644)
-}
-
-func up(name string) error {
-	link, err := netlink.LinkByName(name)
-	if err != nil {
-		return err
-	}
-	return netlink.LinkSetUp(link)
-}
-
-// veth makes a veth pair from the calling thread's namespace into inside, both
-// ends up.
-func veth(t *testing.T, name string, inside *space, peer string) {
-	t.Helper()
-	ns, err := os.Open(inside.path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ns.Close()
-	err = netlink.LinkAdd(&netlink.Veth{
-		LinkAttrs:     netlink.LinkAttrs{Name: name},
-		PeerName:      peer,
-		PeerNamespace: netlink.NsFd(int(ns.Fd())),
-	})
-	if err := errors.Join(err, up(name)); err != nil {
-		t.Fatalf("making veth %s: %v", name, err)
-	}
-	inside.do(t, func() error { return up(peer) })
-}
-
-// address puts an address on a link of the calling thread's namespace.
-func address(link, prefix string) error {
-	l, err := netlink.LinkByName(link)
-	if err != nil {
-		return err
-	}
-	p, err := netip.ParsePrefix(prefix)
-	if err != nil {
-		return err
-	}
-	return netlink.AddrAdd(l, &netlink.Addr{IPNet: ipNet(p), Flags: unix.IFA_F_NODAD})
-}
-
-// route sends what is for prefix to link, by way of a gateway if there is one.
-func route(link, prefix, via string) error {
-	l, err := netlink.LinkByName(link)
-	if err != nil {
-		return err
-	}
-	p, err := netip.ParsePrefix(prefix)
-	if err != nil {
-		return err
-	}
-	r := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(p), Flags: int(netlink.FLAG_ONLINK)}
-	if via != "" {
-		r.Gw = net.ParseIP(via)
-	} else {
-		r.Flags, r.Scope = 0, netlink.SCOPE_LINK
-	}
-	return netlink.RouteReplace(r)
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
 
 // server remembers every datagram that reached it.
 type server struct {
@@ -135,9 +21,10 @@ type server struct {
 	conn *net.UDPConn
 }
 
-func (s *space) serve(t *testing.T, port uint16) (v *server) {
+// serve starts one in a namespace.
+func serve(t *testing.T, s testnode.Space, port uint16) (v *server) {
 	t.Helper()
-	s.do(t, func() error {
+	s.Do(t, func() error {
 		v = listen(t, port)
 		return nil
 	})
@@ -186,7 +73,7 @@ func (v *server) count() int {
 // should get there.
 type flow struct {
 	name string
-	from *space
+	from testnode.Space
 	to   netip.AddrPort
 	at   *server
 	pass bool
@@ -206,7 +93,7 @@ func problem(t *testing.T, flows ...flow) error {
 			if wanted && (!f.pass || f.at.has(nonces[i])) {
 				continue
 			}
-			f.from.do(t, func() error {
+			f.from.Do(t, func() error {
 				// Each from a port of its own, so that no flow is an old one's.
 				c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(f.to))
 				if err != nil {

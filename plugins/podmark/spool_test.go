@@ -16,19 +16,19 @@ import (
 // does not, nor a call whose configuration cannot be read.
 func TestCallsAreNoted(t *testing.T) {
 	n := newNode(t, nftables)
-	n.status().ok(t)
+	n.status().OK(t)
 	mask := conf{"iptablesMarkMask": "0x00030000"}
 	a, b, c := n.addPod(), n.addPod(), n.addPod()
-	a.add(mask).ok(t)
-	b.add(mask).ok(t)
-	c.add(mask).fails(t, 100)
-	c.add(mask, conf{"policy": "all"}).fails(t, 7)
-	c.add(mask, conf{"prevResult": nil}).fails(t, 7)
-	a.check(mask).ok(t)
-	n.gc(mask, conf{"cni.dev/valid-attachments": []conf{}}).ok(t)
-	a.del(mask).ok(t)
-	n.status(mask).ok(t)
-	calls, damaged, full, err := state.At(n.dir).TakeCalls()
+	a.Add(mask).OK(t)
+	b.Add(mask).OK(t)
+	c.Add(mask).Fails(t, 100)
+	c.Add(mask, conf{"policy": "all"}).Fails(t, 7)
+	c.Add(mask, conf{"prevResult": nil}).Fails(t, 7)
+	a.Check(mask).OK(t)
+	n.gc(mask, conf{"cni.dev/valid-attachments": []conf{}}).OK(t)
+	a.Del(mask).OK(t)
+	n.status(mask).OK(t)
+	calls, damaged, full, err := state.At(n.Dir).TakeCalls()
 	if damaged != 0 || full || err != nil {
 		t.Fatalf("%d damaged, full %v, %v", damaged, full, err)
 	}
@@ -48,15 +48,15 @@ func TestCallsAreNoted(t *testing.T) {
 // Where podmark has no state directory, a call leaves no trace of itself.
 func TestNothingIsNotedWithoutState(t *testing.T) {
 	n := newNode(t, nftables)
-	n.addPod().del().ok(t)
-	if _, err := os.Stat(n.dir); err == nil {
+	n.addPod().Del().OK(t)
+	if _, err := os.Stat(n.Dir); err == nil {
 		t.Error("a DEL made the directory")
 	}
 	p := n.addPod()
-	p.add().ok(t)
+	p.Add().OK(t)
 	n.ctl("uninstall", "--yes")
-	p.del().ok(t)
-	if _, err := os.Stat(filepath.Join(n.dir, state.SpoolFile)); err == nil {
+	p.Del().OK(t)
+	if _, err := os.Stat(filepath.Join(n.Dir, state.SpoolFile)); err == nil {
 		t.Error("it is there after podmarkctl uninstall")
 	}
 }
@@ -64,11 +64,11 @@ func TestNothingIsNotedWithoutState(t *testing.T) {
 // A spool that cannot be written is no reason to refuse a pod.
 func TestSpoolUnwritable(t *testing.T) {
 	n := newNode(t, nftables)
-	if err := os.MkdirAll(filepath.Join(n.dir, state.SpoolFile), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(n.Dir, state.SpoolFile), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	r := n.addPod().add().ok(t)
-	if !strings.Contains(r.stderr, "not counted") {
-		t.Errorf("stderr is %q", r.stderr)
+	r := n.addPod().Add().OK(t)
+	if !strings.Contains(r.Stderr, "not counted") {
+		t.Errorf("stderr is %q", r.Stderr)
 	}
 }

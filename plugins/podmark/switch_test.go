@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/podmark/podmark/test/testnode"
 )
 
 // says reports whether node.json has that value under a key. What it holds is the
@@ -50,24 +52,24 @@ func TestBackend(t *testing.T) {
 		{"iptables", iptablesLegacy, iptablesLegacy, false},
 	}
 	for _, tt := range tests {
-		t.Run(fmt.Sprintf("%v, kubelet has %q", tt.key, tt.hint.variant), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%v, kubelet has %q", tt.key, tt.hint.Variant), func(t *testing.T) {
 			n := newNode(t, tt.hint)
 			keys := conf{"backend": tt.key}
-			n.status(keys).ok(t)
+			n.status(keys).OK(t)
 			p := n.addPod()
-			p.add(keys).ok(t)
-			p.check(keys).ok(t)
-			n.status(keys).ok(t)
-			if got := n.present(); got != tt.want.alone() {
-				t.Errorf("there is %q, want %q", got, tt.want.alone())
+			p.Add(keys).OK(t)
+			p.Check(keys).OK(t)
+			n.status(keys).OK(t)
+			if got := n.present(); got != alone(tt.want) {
+				t.Errorf("there is %q, want %q", got, alone(tt.want))
 			}
-			if !n.says(t, "backend", tt.want.name) {
-				t.Errorf("node.json does not say %q: %s", tt.want.name, n.files()["node.json"])
+			if !n.says(t, "backend", tt.want.Name) {
+				t.Errorf("node.json does not say %q: %s", tt.want.Name, n.files()["node.json"])
 			}
-			if got := n.says(t, "auto", tt.want.name); got != tt.auto {
+			if got := n.says(t, "auto", tt.want.Name); got != tt.auto {
 				t.Errorf("that it was decided is noted is %t: %s", got, n.files()["node.json"])
 			}
-			p.del(keys).ok(t)
+			p.Del(keys).OK(t)
 			n.ctl("uninstall", "--yes")
 			if got := n.present(); got != "" {
 				t.Errorf("%s is left after uninstall", got)
@@ -83,41 +85,41 @@ func TestAutoIsRemembered(t *testing.T) {
 	t.Run("iptables", func(t *testing.T) {
 		on(t, inIPTables, func(t *testing.T, n *node) {
 			p := n.addPod()
-			p.add().ok(t)
-			n.rewrite(t, `"backend":"`+n.backend.name+`"`, fmt.Sprintf(`"backend":%q,"auto":%q`, n.backend.name, n.backend.name))
+			p.Add().OK(t)
+			n.rewrite(t, `"backend":"`+n.Backend.Name+`"`, fmt.Sprintf(`"backend":%q,"auto":%q`, n.Backend.Name, n.Backend.Name))
 			for _, call := range []func() reply{
 				func() reply { return n.status(auto) },
-				func() reply { return p.add(auto) },
-				func() reply { return n.addPod().add(auto) },
-				func() reply { return p.del(auto) },
+				func() reply { return p.Add(auto) },
+				func() reply { return n.addPod().Add(auto) },
+				func() reply { return p.Del(auto) },
 			} {
-				call().ok(t)
-				if got := n.present(); got != n.backend.alone() {
-					t.Errorf("there is %q, want %q", got, n.backend.alone())
+				call().OK(t)
+				if got := n.present(); got != alone(n.Backend) {
+					t.Errorf("there is %q, want %q", got, alone(n.Backend))
 				}
 			}
 			// Asked for by name it comes, and auto is still what it was.
-			p.add(conf{"backend": "nftables"}).ok(t)
-			if got := n.present(); got != nftables.alone() {
-				t.Errorf("there is %q, want %q", got, nftables.alone())
+			p.Add(conf{"backend": "nftables"}).OK(t)
+			if got := n.present(); got != alone(nftables) {
+				t.Errorf("there is %q, want %q", got, alone(nftables))
 			}
-			p.add(auto).ok(t)
-			if got := n.present(); got != n.backend.alone() {
-				t.Errorf("there is %q, want %q", got, n.backend.alone())
+			p.Add(auto).OK(t)
+			if got := n.present(); got != alone(n.Backend) {
+				t.Errorf("there is %q, want %q", got, alone(n.Backend))
 			}
 			// STATUS of what is remembered asks for what that needs.
-			n.path = "/nowhere"
-			n.status(auto).fails(t, 50, "install iptables")
+			n.Path = "/nowhere"
+			n.status(auto).Fails(t, 50, "install iptables")
 		})
 	})
 	for name, first := range map[string]conf{"first ADD": auto, "after nftables": {"backend": "nftables"}, "after iptables": {"backend": "iptables"}} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t, nftables)
 			p := n.addPod()
-			p.add(first).ok(t)
-			p.add(auto).ok(t)
-			if got := n.present(); got != nftables.alone() {
-				t.Errorf("there is %q, want %q", got, nftables.alone())
+			p.Add(first).OK(t)
+			p.Add(auto).OK(t)
+			if got := n.present(); got != alone(nftables) {
+				t.Errorf("there is %q, want %q", got, alone(nftables))
 			}
 			if !n.says(t, "auto", "nftables") {
 				t.Errorf("what auto means is not noted: %s", n.files()["node.json"])
@@ -153,23 +155,23 @@ func TestFormerBackend(t *testing.T) {
 			n.rewrite(t, `"synced":true`, `"synced":false`)
 		}},
 	} {
-		t.Run(fmt.Sprintf("%s, %s to %s", tt.name, tt.from.name, tt.to.name), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%s, %s to %s", tt.name, tt.from.Name, tt.to.Name), func(t *testing.T) {
 			t.Parallel()
 			n := newNode(t, tt.from)
 			p := n.addPod()
-			p.add().ok(t)
-			if got := n.present(); got != tt.from.alone() {
-				t.Fatalf("there is %q, want %q", got, tt.from.alone())
+			p.Add().OK(t)
+			if got := n.present(); got != alone(tt.from) {
+				t.Fatalf("there is %q, want %q", got, alone(tt.from))
 			}
 			tt.between(t, n)
 			n.move(tt.to)
 			if tt.name == "auto is the other variant" {
-				n.backend.key = "auto"
+				n.Backend.Key = "auto"
 			}
-			p.add().ok(t)
-			p.check().ok(t)
-			if got := n.present(); got != tt.to.alone() {
-				t.Errorf("there is %q, want %q", got, tt.to.alone())
+			p.Add().OK(t)
+			p.Check().OK(t)
+			if got := n.present(); got != alone(tt.to) {
+				t.Errorf("there is %q, want %q", got, alone(tt.to))
 			}
 		})
 	}
@@ -178,7 +180,7 @@ func TestFormerBackend(t *testing.T) {
 // lose deletes the state directory.
 func (n *node) lose(t *testing.T) {
 	t.Helper()
-	if err := os.RemoveAll(n.dir); err != nil {
+	if err := os.RemoveAll(n.Dir); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -192,18 +194,18 @@ func TestPlainCommands(t *testing.T) {
 			return ""
 		},
 		"ADD": func(t *testing.T, n *node, p *pod) string {
-			p.add(conf{"backend": "nftables"}).ok(t)
-			return nftables.alone()
+			p.Add(conf{"backend": "nftables"}).OK(t)
+			return alone(nftables)
 		},
 	}
 	for name, end := range ends {
 		t.Run(name, func(t *testing.T) {
 			on(t, inIPTables, func(t *testing.T, n *node) {
 				p := n.addPod()
-				p.add().ok(t)
+				p.Add().OK(t)
 				n.lose(t)
-				n.command(n.backend.variant)
-				n.path, _, _ = strings.Cut(n.path, ":") // without those of the machine
+				n.command(n.Backend.Variant)
+				n.Path, _, _ = strings.Cut(n.Path, ":") // without those of the machine
 				want := end(t, n, p)
 				if got := n.present(); got != want {
 					t.Errorf("there is %q, want %q", got, want)
@@ -215,10 +217,10 @@ func TestPlainCommands(t *testing.T) {
 
 // move changes the conflist of the node, and the variant of its kubelet.
 func (n *node) move(to backend) {
-	n.t.Helper()
-	n.iptables("-X", "KUBE-IPTABLES-HINT")
-	n.backend = to
-	n.hint()
+	n.T.Helper()
+	n.Iptables("-X", "KUBE-IPTABLES-HINT")
+	n.Backend = to
+	n.Hint()
 }
 
 // switchPolicy allows what webPolicy does and TCP from and to the host outside.
@@ -239,47 +241,47 @@ spec:
 func TestSwitch(t *testing.T) {
 	n := newNode(t, iptablesNFT)
 	n.withHost()
-	n.apply(switchPolicy)
+	n.Apply(switchPolicy)
 	p, q := n.addPod().listen(), n.addPod().listen()
 	plain := n.addPod()
-	plain.labels = nil
+	plain.Labels = nil
 	for _, pod := range []*pod{p, q, plain} {
-		pod.add().ok(t)
+		pod.Add().OK(t)
 	}
 	node := listen(t, 9001) // a process of the node's that pods may not reach
 	lines := n.allowedLines(t, p)
 	tries := newTrials(t)
 	for _, pod := range []*pod{p, q} {
-		tries.from(pod.space, n.outside.v4, 9001)
-		tries.from(pod.space, n.outside.v6, 9001)
-		tries.from(pod.space, "10.1.0.1", 9001)
-		tries.from(pod.space, "fd00:10::1", 9001)
-		tries.from(n.outside.space, pod.v4, 8001)
-		tries.from(n.outside.space, pod.v6, 8001)
-		tries.from(plain.space, pod.v4, 8001)
-		tries.from(plain.space, pod.v6, 8001)
+		tries.from(pod.Space, n.outside.v4, 9001)
+		tries.from(pod.Space, n.outside.v6, 9001)
+		tries.from(pod.Space, "10.1.0.1", 9001)
+		tries.from(pod.Space, "fd00:10::1", 9001)
+		tries.from(n.outside.Space, pod.V4, 8001)
+		tries.from(n.outside.Space, pod.V6, 8001)
+		tries.from(plain.Space, pod.V4, 8001)
+		tries.from(plain.Space, pod.V6, 8001)
 	}
 	forbidden := map[string]*server{"the node": node, "the host outside": n.outside.forbidden, "pod p": p.forbidden, "pod q": q.forbidden}
 	endpoints := n.endpoints()
 	for i, to := range []backend{nftables, iptablesNFT, nftables, iptablesLegacy, nftables} {
-		n.run(t, fmt.Sprintf("%d %s to %s", i, n.backend.name, to.name), func(t *testing.T) {
+		n.Run(t, fmt.Sprintf("%d %s to %s", i, n.Backend.Name, to.Name), func(t *testing.T) {
 			n.move(to)
 			before := tries.count()
-			[]*pod{p, q, plain}[i%3].add().ok(t)
+			[]*pod{p, q, plain}[i%3].Add().OK(t)
 			if tries.count() == before {
 				t.Error("nobody tried anything meanwhile")
 			}
-			if got := n.present(); got != to.alone() {
-				t.Errorf("there is %q, want %q", got, to.alone())
+			if got := n.present(); got != alone(to) {
+				t.Errorf("there is %q, want %q", got, alone(to))
 			}
-			if !n.says(t, "backend", to.name) || strings.Contains(n.files()["node.json"], `"former"`) {
+			if !n.says(t, "backend", to.Name) || strings.Contains(n.files()["node.json"], `"former"`) {
 				t.Errorf("node.json says %s", n.files()["node.json"])
 			}
 			if diff := cmp.Diff(endpoints, n.endpoints()); diff != "" {
 				t.Errorf("endpoint elements:\n%s", diff)
 			}
 			for _, pod := range []*pod{p, q, plain} {
-				pod.check().ok(t)
+				pod.Check().OK(t)
 			}
 			alive(t, lines)
 			silent(t, forbidden)
@@ -299,13 +301,13 @@ func TestSwitch(t *testing.T) {
 // outside and back.
 func (n *node) allowedLines(t *testing.T, p *pod) (lines []*line) {
 	t.Helper()
-	n.outside.echo(t, 9002)
-	p.echo(t, 8002)
+	echo(t, n.outside.Space, 9002)
+	echo(t, p.Space, 8002)
 	for _, host := range []string{n.outside.v4, n.outside.v6} {
-		lines = append(lines, p.dial(t, net.JoinHostPort(host, "9002")))
+		lines = append(lines, dial(t, p.Space, net.JoinHostPort(host, "9002")))
 	}
-	for _, pod := range []string{p.v4, p.v6} {
-		lines = append(lines, n.outside.dial(t, net.JoinHostPort(pod, "8002")))
+	for _, pod := range []string{p.V4, p.V6} {
+		lines = append(lines, dial(t, n.outside.Space, net.JoinHostPort(pod, "8002")))
 	}
 	return lines
 }
@@ -334,15 +336,15 @@ func silent(t *testing.T, forbidden map[string]*server) {
 // both is policed all the same.
 func TestNetworksDisagree(t *testing.T) {
 	n := newNode(t, iptablesLegacy)
-	n.withHost().apply(webPolicy)
+	n.withHost().Apply(webPolicy)
 	p, q := n.addPod().listen(), n.addPod().listen()
 	for range 2 {
-		p.add(conf{"backend": "nftables"}).ok(t)
-		q.add(conf{"name": "other", "backend": "iptables"}).ok(t)
+		p.Add(conf{"backend": "nftables"}).OK(t)
+		q.Add(conf{"name": "other", "backend": "iptables"}).OK(t)
 		p.is(t, policed)
 		q.is(t, policed)
-		p.check(conf{"backend": "nftables"}).ok(t)
-		q.check(conf{"name": "other", "backend": "iptables"}).ok(t)
+		p.Check(conf{"backend": "nftables"}).OK(t)
+		q.Check(conf{"name": "other", "backend": "iptables"}).OK(t)
 	}
 	// All at once.
 	var pods []*pod
@@ -354,18 +356,18 @@ func TestNetworksDisagree(t *testing.T) {
 		if slices.Index(pods, p)%2 == 0 {
 			keys["backend"] = "iptables"
 		}
-		for _, r := range []reply{p.add(keys), p.del(keys)} {
-			if r.code() != 0 {
-				t.Errorf("%s: %d: %s", p.id, r.code(), r.text())
+		for _, r := range []reply{p.Add(keys), p.Del(keys)} {
+			if r.Code() != 0 {
+				t.Errorf("%s: %d: %s", p.ID, r.Code(), r.Text())
 			}
 		}
 	})
 	p.is(t, policed)
 	q.is(t, policed)
-	q.del(conf{"name": "other"}).ok(t)
-	p.add(conf{"backend": "nftables"}).ok(t)
-	p.del().ok(t)
-	if got := n.present(); got != nftables.alone() {
+	q.Del(conf{"name": "other"}).OK(t)
+	p.Add(conf{"backend": "nftables"}).OK(t)
+	p.Del().OK(t)
+	if got := n.present(); got != alone(nftables) {
 		t.Errorf("there is %q", got)
 	}
 	if left := n.attachments(); left != nil {
@@ -376,27 +378,27 @@ func TestNetworksDisagree(t *testing.T) {
 // One pod with two interfaces, in two networks: each is an endpoint of its own.
 func TestTwoNetworks(t *testing.T) {
 	eachKind(t, func(t *testing.T, n *node) {
-		n.withHost().apply(webPolicy)
+		n.withHost().Apply(webPolicy)
 		n.settle()
 		first, second := n.addPod().listen(), n.addPod().listen()
-		second.id = first.id
+		second.ID = first.ID
 		n.ctl("gc")
 		kernel := n.kernel()
 		other := conf{"name": "other"}
-		first.add().ok(t)
-		second.add(other).ok(t)
+		first.Add().OK(t)
+		second.Add(other).OK(t)
 		first.is(t, policed)
 		second.is(t, policed)
-		first.check().ok(t)
-		second.check(other).ok(t)
+		first.Check().OK(t)
+		second.Check(other).OK(t)
 		if elements := n.endpoints(); len(elements) != 4 {
 			t.Errorf("endpoint elements %q, want two of each", elements)
 		}
-		first.del().ok(t)
+		first.Del().OK(t)
 		first.is(t, closed)
 		second.is(t, policed)
-		second.check(other).ok(t)
-		second.del(other).ok(t)
+		second.Check(other).OK(t)
+		second.Del(other).OK(t)
 		if left := n.attachments(); left != nil {
 			t.Errorf("left behind: %v", left)
 		}
@@ -422,7 +424,7 @@ func newTrials(t *testing.T) *trials {
 	return a
 }
 
-func (a *trials) from(s *space, address string, port int) {
+func (a *trials) from(s testnode.Space, address string, port int) {
 	a.all.Go(func() {
 		for {
 			select {
@@ -430,7 +432,7 @@ func (a *trials) from(s *space, address string, port int) {
 				return
 			case <-time.After(time.Millisecond): // leaves the machine to others
 			}
-			s.do(a.t, func() error {
+			s.Do(a.t, func() error {
 				c, err := net.Dial("udp", net.JoinHostPort(address, fmt.Sprint(port)))
 				if err != nil {
 					return nil
@@ -462,10 +464,10 @@ func (a *trials) stop() {
 }
 
 // echo starts a TCP server that sends back what it gets.
-func (s *space) echo(t *testing.T, port int) {
+func echo(t *testing.T, s testnode.Space, port int) {
 	t.Helper()
 	var server net.Listener
-	s.do(t, func() (err error) {
+	s.Do(t, func() (err error) {
 		server, err = net.Listen("tcp", fmt.Sprint(":", port))
 		return err
 	})
@@ -494,10 +496,10 @@ type line struct {
 	done    chan error
 }
 
-func (s *space) dial(t *testing.T, address string) *line {
+func dial(t *testing.T, s testnode.Space, address string) *line {
 	t.Helper()
 	l := &line{name: address, end: make(chan struct{}), done: make(chan error, 1)}
-	s.do(t, func() (err error) {
+	s.Do(t, func() (err error) {
 		l.Conn, err = net.DialTimeout("tcp", address, arrival)
 		return err
 	})

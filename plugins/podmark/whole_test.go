@@ -23,35 +23,35 @@ func TestLostPolicies(t *testing.T) {
 		"damaged": func(path string) error { return os.Truncate(path, 10) },
 	}
 	eachBackend(t, func(t *testing.T, n *node) {
-		n.withHost().apply(webPolicy)
+		n.withHost().Apply(webPolicy)
 		p, other := n.addPod().listen(), n.addPod().listen()
-		p.add().ok(t)
+		p.Add().OK(t)
 		for name, lose := range losses {
-			n.run(t, name, func(t *testing.T) {
+			n.Run(t, name, func(t *testing.T) {
 				kernel := n.kernel()
-				if err := lose(filepath.Join(n.dir, "policies.json")); err != nil {
+				if err := lose(filepath.Join(n.Dir, "policies.json")); err != nil {
 					t.Fatal(err)
 				}
-				other.add().fails(t, 103, "policies.json", "apply the policies again")
-				p.check().fails(t, 103, "policies.json")
-				_ = os.Remove(filepath.Join(n.dir, "daemon.json"))
+				other.Add().Fails(t, 103, "policies.json", "apply the policies again")
+				p.Check().Fails(t, 103, "policies.json")
+				_ = os.Remove(filepath.Join(n.Dir, "daemon.json"))
 				k := n.keeper()
-				wait.For(t, "podmarkd has looked", func() bool { _, err := os.Stat(filepath.Join(n.dir, "daemon.json")); return err == nil })
-				k.end()
-				if _, err := n.try("", filepath.Join(testnode.Programs(t), "podmarkctl"), "--state-dir", n.dir, "gc"); err == nil {
+				wait.For(t, "podmarkd has looked", func() bool { _, err := os.Stat(filepath.Join(n.Dir, "daemon.json")); return err == nil })
+				k.Kill()
+				if _, err := n.Try("", testnode.Program(t, "podmarkctl"), "--state-dir", n.Dir, "gc"); err == nil {
 					t.Error("gc succeeds")
 				}
-				other.del().ok(t)
+				other.Del().OK(t)
 				if diff := cmp.Diff(kernel, n.kernel()); diff != "" {
 					t.Errorf("the kernel has something else:\n%s", diff)
 				}
 				p.is(t, policed)
-				n.apply(webPolicy)
-				p.check().ok(t)
+				n.Apply(webPolicy)
+				p.Check().OK(t)
 				p.is(t, policed)
-				other.add().ok(t)
+				other.Add().OK(t)
 				other.is(t, policed)
-				other.del().ok(t)
+				other.Del().OK(t)
 				n.ctl("gc")
 			})
 		}
@@ -63,14 +63,14 @@ func TestLostPolicies(t *testing.T) {
 func TestUninstallEndsHalfWay(t *testing.T) {
 	eachBackend(t, func(t *testing.T, n *node) {
 		p, stale := n.addPod(), n.addPod()
-		p.add().ok(t)
+		p.Add().OK(t)
 		// A podmarkd that has been started meanwhile keeps what it holds.
 		n.write(t, "daemon.lock", "")
 		kernel, files := n.kernel(), n.files()
 		// interrupted reports whether an uninstall had as many steps.
 		interrupted := func(after int) (did bool) {
 			steps := 0
-			here := enforced.Node{Store: state.At(n.dir), LockTimeout: time.Minute, Programs: true, Step: func(string) {
+			here := enforced.Node{Store: state.At(n.Dir), LockTimeout: time.Minute, Programs: true, Step: func(string) {
 				if steps++; steps == after {
 					panic("interrupted")
 				}
@@ -82,19 +82,19 @@ func TestUninstallEndsHalfWay(t *testing.T) {
 			return false
 		}
 		for after := 1; ; after++ {
-			n.apply(webPolicy)
-			stale.add().ok(t)
+			n.Apply(webPolicy)
+			stale.Add().OK(t)
 			if !interrupted(after) {
 				if after < 4 {
 					t.Errorf("an uninstall has %d steps", after-1)
 				}
 				break
 			}
-			if _, err := os.Stat(filepath.Join(n.dir, "node.json")); err == nil {
-				p.check().fails(t, 5)
+			if _, err := os.Stat(filepath.Join(n.Dir, "node.json")); err == nil {
+				p.Check().Fails(t, 5)
 			}
-			p.add().ok(t)
-			p.check().ok(t)
+			p.Add().OK(t)
+			p.Check().OK(t)
 			if diff := cmp.Diff(kernel, n.kernel()) + cmp.Diff(files, n.files()); diff != "" {
 				t.Errorf("interrupted at step %d, the next life begins otherwise:\n%s", after, diff)
 			}

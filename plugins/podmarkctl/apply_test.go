@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/podmark/podmark/test/testnode"
 )
 
 const webPolicy = `
@@ -76,7 +78,7 @@ func TestApply(t *testing.T) {
 		n.addPod(map[string]string{"app": "client"})
 		apply := func(args ...string) (got map[string]any) {
 			t.Helper()
-			out := n.ctl(append([]string{"apply", "-o", "json"}, args...)...).ok(t).stdout
+			out := n.ctl(append([]string{"apply", "-o", "json"}, args...)...).ok(t).Stdout
 			if err := json.Unmarshal([]byte(out), &got); err != nil {
 				t.Fatalf("%v in %s", err, out)
 			}
@@ -106,7 +108,7 @@ func TestApply(t *testing.T) {
 				t.Errorf("%s: the kernel has %q of policies", s.name, found)
 			}
 		}
-		table := n.ctl("apply", "-f", dir).ok(t).stdout
+		table := n.ctl("apply", "-f", dir).ok(t).Stdout
 		if table != "1 policies in force, epoch 5: live connections are judged again\n2 of 2 pods policed"+unseen+"\n" {
 			t.Errorf("it says %q", table)
 		}
@@ -175,14 +177,14 @@ func TestApplyNothing(t *testing.T) {
 	}
 	// To ask what would be without a policy is no change.
 	n.route()
-	if denied := n.ctl("explain", "outside", "default/web-1:81"); denied.exit != 1 {
-		t.Errorf("by the policy in force: exit %d, %s", denied.exit, denied.stdout)
+	if denied := n.ctl("explain", "outside", "default/web-1:81"); denied.Exit() != 1 {
+		t.Errorf("by the policy in force: exit %d, %s", denied.Exit(), denied.Stdout)
 	}
 	n.ctlIn(namespaces, "explain", "outside", "default/web-1:81", "--policy", "-").ok(t)
 	n.ctlIn(namespaces, "render", "-f", "-").ok(t)
 	for _, list := range []string{"apiVersion: v1\nkind: List\nitems: []\n", "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicyList\nitems: []\n---\n" + namespaces} {
 		n.ctlIn(webPolicy, "apply", "-f", "-").ok(t)
-		if got := n.ctlIn(list, "apply", "-f", "-").ok(t).stdout; !strings.HasPrefix(got, "0 policies") {
+		if got := n.ctlIn(list, "apply", "-f", "-").ok(t).Stdout; !strings.HasPrefix(got, "0 policies") {
 			t.Errorf("%s: it says %q", list, got)
 		}
 	}
@@ -193,11 +195,11 @@ func TestApplyNothing(t *testing.T) {
 func TestApplyOnVirginNode(t *testing.T) {
 	n := newNode(t, nftables)
 	n.ctlIn("kind: nonsense", "apply", "-f", "-").fails(t, "stdin: document 1", "apiVersion")
-	if _, err := lstat(n.dir); err == nil {
+	if _, err := lstat(n.Dir); err == nil {
 		t.Error("an invalid policy made the state directory")
 	}
 	n.ctlIn(webPolicy, "apply", "-f", "-").ok(t)
-	if got := n.ctl("list", "-o", "json").ok(t).stdout; got != "[]\n" {
+	if got := n.ctl("list", "-o", "json").ok(t).Stdout; got != "[]\n" {
 		t.Errorf("list says %s", got)
 	}
 }
@@ -206,7 +208,7 @@ func TestApplyOnVirginNode(t *testing.T) {
 func TestApplyLocked(t *testing.T) {
 	n := newNode(t, nftables)
 	n.ctlIn(webPolicy, "apply", "-f", "-").ok(t)
-	release := hold(t, filepath.Join(n.dir, "lock"))
+	release := n.HoldLock()
 	defer release()
 	files := n.files()
 	for _, args := range [][]string{{"apply", "--delete"}, {"gc"}, {"uninstall", "--yes"}} {
@@ -224,7 +226,7 @@ func TestApplyLocked(t *testing.T) {
 func TestCoverage(t *testing.T) {
 	n := newNode(t, nftables)
 	n.addPod(nil)
-	n.keys = map[string]any{"policy": "none"}
+	n.Keys = map[string]any{"policy": "none"}
 	n.addPod(map[string]string{"app": "web"})
 	const open = `1 of 2 pods policed, 1 unpoliced because its network asked for no policy (default/web-2)`
 	const idle = `policy default/web selects no endpoint: 1 of 1 endpoints of namespace "default" have no labels`
@@ -235,20 +237,20 @@ func TestCoverage(t *testing.T) {
 		"somewhere else": {typo + "---\n{apiVersion: v1, kind: Namespace, metadata: {name: defualt}}\n", `policy defualt/web selects no endpoint: namespace "defualt" has no pod on this node`},
 	} {
 		for verb, said := range map[string]string{
-			"apply":  n.ctlIn(tt.manifest, "apply", "-f", "-").ok(t).stdout,
-			"status": n.ctl("status").ok(t).stdout,
+			"apply":  n.ctlIn(tt.manifest, "apply", "-f", "-").ok(t).Stdout,
+			"status": n.ctl("status").ok(t).Stdout,
 		} {
 			if !strings.Contains(said, open) || !strings.Contains(said, tt.says) || strings.Contains(said, "endpoints, epoch") {
 				t.Errorf("%s, %s: %s", name, verb, said)
 			}
 		}
 	}
-	list := n.ctl("list").ok(t).stdout
+	list := n.ctl("list").ok(t).Stdout
 	if !strings.HasSuffix(list, open+unseen+"\n") || strings.Count(list, " unpoliced  unpoliced\n") != 1 {
 		t.Errorf("%s", list)
 	}
 	n.ctlIn(strings.Replace(webPolicy, "app: web", "app: wbe", 1), "apply", "-f", "-").ok(t)
-	n.keys = nil
+	n.Keys = nil
 	n.addPod(map[string]string{"app": "db"})
 	var s struct {
 		Coverage struct {
@@ -257,7 +259,7 @@ func TestCoverage(t *testing.T) {
 			Idle          []struct{ Reason string }
 		}
 	}
-	if err := json.Unmarshal([]byte(n.ctl("status", "-o", "json").ok(t).stdout), &s); err != nil {
+	if err := json.Unmarshal([]byte(n.ctl("status", "-o", "json").ok(t).Stdout), &s); err != nil {
 		t.Fatal(err)
 	}
 	if c := s.Coverage; c.Pods != 3 || c.Policed != 2 || len(c.Unpoliced) != 1 || c.Unpoliced[0].Reason != "none" || len(c.Idle) != 1 || c.Idle[0].Reason != "labels" {
@@ -272,17 +274,17 @@ func TestCoverageUnapplied(t *testing.T) {
 	n.addPod(map[string]string{"app": "web"})
 	const open = "0 of 1 pods policed, 1 unpoliced because its network takes policies from files, and none were applied"
 	for _, verb := range []string{"status", "list"} {
-		if said := n.ctl(verb).ok(t).stdout; !strings.Contains(said, open) {
+		if said := n.ctl(verb).ok(t).Stdout; !strings.Contains(said, open) {
 			t.Errorf("%s: %s", verb, said)
 		}
 	}
-	if said := n.ctl("doctor"); said.exit == 0 || !strings.Contains(said.stdout, open) || !strings.Contains(said.stdout, "apply -f POLICIES") {
+	if said := n.ctl("doctor"); said.Exit() == 0 || !strings.Contains(said.Stdout, open) || !strings.Contains(said.Stdout, "apply -f POLICIES") {
 		t.Errorf("doctor: %+v", said)
 	}
-	if said := n.ctl("apply", "--delete").ok(t).stdout; !strings.Contains(said, "0 policies in force") || !strings.Contains(said, "1 of 1 pods policed") {
+	if said := n.ctl("apply", "--delete").ok(t).Stdout; !strings.Contains(said, "0 policies in force") || !strings.Contains(said, "1 of 1 pods policed") {
 		t.Errorf("%s", said)
 	}
-	if said := n.ctl("list").ok(t).stdout; strings.Contains(said, "unpoliced") {
+	if said := n.ctl("list").ok(t).Stdout; strings.Contains(said, "unpoliced") {
 		t.Errorf("list: %s", said)
 	}
 }
@@ -292,13 +294,13 @@ const unseen = "; pods that started without podmark are not known: podmarkd does
 
 // cached has the runtime's cache know an interface of a pod of namespace default.
 func (n *node) cached(cache, network, container, ifName, pod string) {
-	n.t.Helper()
+	n.T.Helper()
 	text := fmt.Sprintf(`{"kind": "cniCacheV1", "containerId": %q, "ifName": %q, "networkName": %q, "netns": %q,
-		"cniArgs": [["K8S_POD_NAMESPACE", "default"], ["K8S_POD_NAME", %q]], "result": {"cniVersion": "1.0.0"}}`, container, ifName, network, n.space(), pod)
+		"cniArgs": [["K8S_POD_NAMESPACE", "default"], ["K8S_POD_NAME", %q]], "result": {"cniVersion": "1.0.0"}}`, container, ifName, network, testnode.NewSpace(n.T).Path, pod)
 	if err := os.MkdirAll(filepath.Join(cache, "results"), 0o700); err != nil {
-		n.t.Fatal(err)
+		n.T.Fatal(err)
 	}
-	write(n.t, filepath.Join(cache, "results", network+"-"+container+"-"+ifName), text)
+	write(n.T, filepath.Join(cache, "results", network+"-"+container+"-"+ifName), text)
 }
 
 // Pods that started without podmark are told by whatever is asked, while podmarkd sees them, and
@@ -311,7 +313,7 @@ func TestCoverageUnmarked(t *testing.T) {
 	said := func() map[string]string {
 		t.Helper()
 		return map[string]string{
-			"apply": p.ctlIn(webPolicy, "apply", "-f", "-").ok(t).stdout, "list": p.ctl("list").ok(t).stdout, "status": p.ctl("status").ok(t).stdout,
+			"apply": p.ctlIn(webPolicy, "apply", "-f", "-").ok(t).Stdout, "list": p.ctl("list").ok(t).Stdout, "status": p.ctl("status").ok(t).Stdout,
 		}
 	}
 	says := func(words string) {
@@ -325,10 +327,10 @@ func TestCoverageUnmarked(t *testing.T) {
 	says("1 of 1 pods policed" + unseen + "\n")
 	d := p.podmarkd("--cni-cache-dir", cache)
 	const open = "1 of 2 pods policed, 1 unpoliced because it started without podmark (default/old)\n"
-	p.eventually("podmarkd has seen it", func() bool { return strings.Contains(p.ctl("status").ok(t).stdout, open) })
+	p.eventually("podmarkd has seen it", func() bool { return strings.Contains(p.ctl("status").ok(t).Stdout, open) })
 	says(open)
 	var list []map[string]any
-	if err := json.Unmarshal([]byte(p.ctl("list", "-o", "json").ok(t).stdout), &list); err != nil {
+	if err := json.Unmarshal([]byte(p.ctl("list", "-o", "json").ok(t).Stdout), &list); err != nil {
 		t.Fatal(err)
 	}
 	if len(list) != 2 || list[0]["id"] != 2. || list[1]["id"] != nil || list[1]["pod"] != "old" || list[1]["unpolicedBecause"] != "unmarked" {
@@ -336,12 +338,11 @@ func TestCoverageUnmarked(t *testing.T) {
 	}
 	for _, verb := range [][]string{{"apply", "-f", "-"}, {"status"}} {
 		var got struct{ Coverage struct{ Pods, Policed int } }
-		if err := json.Unmarshal([]byte(p.ctlIn(webPolicy, append(verb, "-o", "json")...).ok(t).stdout), &got); err != nil || got.Coverage.Pods != 2 || got.Coverage.Policed != 1 {
+		if err := json.Unmarshal([]byte(p.ctlIn(webPolicy, append(verb, "-o", "json")...).ok(t).Stdout), &got); err != nil || got.Coverage.Pods != 2 || got.Coverage.Policed != 1 {
 			t.Errorf("%s: %+v, %v", verb[0], got, err)
 		}
 	}
-	_ = d.Process.Kill()
-	_ = d.Wait()
+	d.Kill()
 	says("1 of 1 pods policed" + unseen + "\n")
 	p.podmarkd() // which is told to read no cache
 	says("1 of 1 pods policed; pods that started without podmark are not known: podmarkd has not read the runtime's cache\n")
@@ -366,7 +367,7 @@ func TestCoverageFurtherNetworks(t *testing.T) {
 	p.cached(cache, "cni-loopback", "container-4", "lo", "web-4")
 	p.podmarkd("--cni-cache-dir", cache)
 	const want = "3 of 4 pods policed, 1 unpoliced because it started without podmark (default/web-3)\n"
-	p.eventually("podmarkd has seen them", func() bool { return strings.Contains(p.ctl("status").ok(t).stdout, want) })
+	p.eventually("podmarkd has seen them", func() bool { return strings.Contains(p.ctl("status").ok(t).Stdout, want) })
 }
 
 const deployment = `
@@ -398,19 +399,19 @@ func TestNotes(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			n.t = t
+			n.T = t
 			dir := manifests(t, tt.files)
 			for _, args := range [][]string{{"render", "-f", dir}, {"explain", "outside", "default/web-1", "--policy", dir}, {"apply", "-f", dir}} {
 				o := n.ctl(args...)
-				if o.exit == 2 || o.stdout == "" {
-					t.Fatalf("%s: exit %d, %s", args[0], o.exit, o.stderr)
+				if o.Exit() == 2 || o.Stdout == "" {
+					t.Fatalf("%s: exit %d, %s", args[0], o.Exit(), o.Stderr)
 				}
-				lines := strings.Split(strings.TrimSuffix(o.stderr, "\n"), "\n")
-				if o.stderr == "" {
+				lines := strings.Split(strings.TrimSuffix(o.Stderr, "\n"), "\n")
+				if o.Stderr == "" {
 					lines = nil
 				}
 				if len(lines) != len(tt.notes) {
-					t.Fatalf("%s says %q, want %d notes", args[0], o.stderr, len(tt.notes))
+					t.Fatalf("%s says %q, want %d notes", args[0], o.Stderr, len(tt.notes))
 				}
 				for i, line := range lines {
 					for _, word := range append(tt.notes[i], "podmarkctl: note: "+dir) {
@@ -422,8 +423,8 @@ func TestNotes(t *testing.T) {
 				kernel, files := n.kernel(), n.files()
 				o = n.ctl(append(args, "--strict")...)
 				if len(tt.notes) == 0 {
-					if o.exit == 2 {
-						t.Errorf("%s --strict: %s", args[0], o.stderr)
+					if o.Exit() == 2 {
+						t.Errorf("%s --strict: %s", args[0], o.Stderr)
 					}
 					continue
 				}
@@ -434,7 +435,7 @@ func TestNotes(t *testing.T) {
 			}
 		})
 	}
-	if !strings.Contains(n.ctl("render").ok(t).stdout, "10.10.1.0/24") {
+	if !strings.Contains(n.ctl("render").ok(t).Stdout, "10.10.1.0/24") {
 		t.Error("the policy with host bits is not in force")
 	}
 }
@@ -444,7 +445,7 @@ func TestApplyNamespace(t *testing.T) {
 	n := newNode(t, nftables)
 	n.addPod(map[string]string{"app": "web"})
 	nameless := strings.Replace(webPolicy, ", namespace: default", "", 1)
-	isolated := func() bool { return strings.Contains(n.ctl("list").ok(t).stdout, " default/web\n") }
+	isolated := func() bool { return strings.Contains(n.ctl("list").ok(t).Stdout, " default/web\n") }
 	n.ctlIn(nameless, "apply", "-f", "-", "-n", "shop").ok(t)
 	if isolated() {
 		t.Error("a policy of shop isolates a pod of default")
@@ -490,7 +491,7 @@ func TestApplyRecursive(t *testing.T) {
 		{[]string{"--recursive", "-f", link}, "3 policies"},
 		{[]string{"-R", "-f", filepath.Join(dir, "sub"), "-f", filepath.Join(dir, "a.yaml")}, "3 policies"},
 	} {
-		if got := n.ctl(append([]string{"apply"}, tt.args...)...).ok(t).stdout; !strings.HasPrefix(got, tt.want) {
+		if got := n.ctl(append([]string{"apply"}, tt.args...)...).ok(t).Stdout; !strings.HasPrefix(got, tt.want) {
 			t.Errorf("%q: it says %q, want %s", tt.args, got, tt.want)
 		}
 	}
@@ -506,7 +507,7 @@ func TestApplyRecursive(t *testing.T) {
 func TestApplyKustomize(t *testing.T) {
 	n := newNode(t, nftables)
 	path := t.TempDir()
-	n.vars = []string{"PATH=" + path}
+	n.Path = path
 	apply := func() output { return n.ctl("apply", "-k", "overlay") }
 	program := func(name, text string) {
 		write(t, filepath.Join(path, name), "#!/bin/sh\n"+text+"\n")
@@ -521,8 +522,8 @@ func TestApplyKustomize(t *testing.T) {
 	program("kubectl", `[ "$*" = "kustomize -- overlay" ] || exit 3; `+cat)
 	for range 2 {
 		o := apply()
-		if o.exit != 0 || !strings.HasPrefix(o.stdout, "1 policies") || !strings.Contains(o.stderr, "note: overlay: document 2: apps/v1 Deployment") {
-			t.Errorf("exit %d, stdout %q, stderr %q", o.exit, o.stdout, o.stderr)
+		if o.Exit() != 0 || !strings.HasPrefix(o.Stdout, "1 policies") || !strings.Contains(o.Stderr, "note: overlay: document 2: apps/v1 Deployment") {
+			t.Errorf("exit %d, stdout %q, stderr %q", o.Exit(), o.Stdout, o.Stderr)
 		}
 		// kustomize goes before kubectl.
 		program("kustomize", `[ "$*" = "build -- overlay" ] || exit 3; `+cat)
@@ -557,11 +558,11 @@ func TestCheck(t *testing.T) {
 			t.Errorf("%s: it changed something:\n%s", tt.name, diff)
 		}
 		applied := n.ctlIn(tt.stdin, "apply", "-f", tt.file)
-		if checked.exit != applied.exit || checked.stderr != applied.stderr || (checked.exit == 0) != (tt.name == "a policy") {
-			t.Errorf("%s: check ends with %d, %q, and apply with %d, %q", tt.name, checked.exit, checked.stderr, applied.exit, applied.stderr)
+		if checked.Exit() != applied.Exit() || checked.Stderr != applied.Stderr || (checked.Exit() == 0) != (tt.name == "a policy") {
+			t.Errorf("%s: check ends with %d, %q, and apply with %d, %q", tt.name, checked.Exit(), checked.Stderr, applied.Exit(), applied.Stderr)
 		}
 	}
-	if o := n.ctlIn(webPolicy, "check", "-f", "-", "-o", "json").ok(t); !strings.Contains(o.stdout, `"policies": 1`) {
-		t.Errorf("%s", o.stdout)
+	if o := n.ctlIn(webPolicy, "check", "-f", "-", "-o", "json").ok(t); !strings.Contains(o.Stdout, `"policies": 1`) {
+		t.Errorf("%s", o.Stdout)
 	}
 }

@@ -57,20 +57,20 @@ func TestUsage(t *testing.T) {
 			{[]string{"doctor", "all"}, []string{"all"}},
 			{[]string{"uninstall", "-f"}, []string{"-f"}},
 		} {
-			n.t = t
+			n.T = t
 			n.ctl(tt.args...).fails(t, tt.words...)
 		}
 	})
-	n.t = t
+	n.T = t
 	for _, command := range []string{"list", "apply", "check", "drops", "doctor", "explain", "render", "gc", "uninstall", "version"} {
-		help := n.ctl(command, "--help").ok(t).stdout
+		help := n.ctl(command, "--help").ok(t).Stdout
 		for _, want := range []string{"Examples:\n  podmarkctl " + command, "Usage:", "--state-dir", "/run/podmark", "--output", "--lock-timeout"} {
 			if !strings.Contains(help, want) {
 				t.Errorf("help of %s does not say %q:\n%s", command, want, help)
 			}
 		}
 	}
-	help := n.ctl("--help").ok(t).stdout
+	help := n.ctl("--help").ok(t).Stdout
 	for _, want := range []string{"list", "apply", "drops", "doctor", "explain", "render", "gc", "uninstall", "Exit status: 0 ok"} {
 		if !strings.Contains(help, want) {
 			t.Errorf("help does not say %q:\n%s", want, help)
@@ -84,17 +84,17 @@ func TestUsage(t *testing.T) {
 
 func TestList(t *testing.T) {
 	n := newNode(t, nftables)
-	if got := n.ctl("list", "-o", "json").ok(t).stdout; got != "[]\n" {
+	if got := n.ctl("list", "-o", "json").ok(t).Stdout; got != "[]\n" {
 		t.Errorf("list of a virgin node is %q", got)
 	}
-	if got := n.ctl("list").ok(t).stdout; strings.Count(got, "\n") != 1 || !strings.HasPrefix(got, "ID ") {
+	if got := n.ctl("list").ok(t).Stdout; strings.Count(got, "\n") != 1 || !strings.HasPrefix(got, "ID ") {
 		t.Errorf("list of a virgin node is %q", got)
 	}
 	n.ctlIn(webPolicy, "apply", "-f", "-").ok(t)
 	n.addPod(map[string]string{"app": "web"})
 	n.addPod(nil)
 	var got []map[string]any
-	if err := json.Unmarshal([]byte(n.ctl("list", "-o", "json").ok(t).stdout), &got); err != nil {
+	if err := json.Unmarshal([]byte(n.ctl("list", "-o", "json").ok(t).Stdout), &got); err != nil {
 		t.Fatal(err)
 	}
 	for _, l := range got {
@@ -121,7 +121,7 @@ func TestList(t *testing.T) {
 		t.Error(diff)
 	}
 	table := [][]string{}
-	for line := range strings.Lines(n.ctl("list").ok(t).stdout) {
+	for line := range strings.Lines(n.ctl("list").ok(t).Stdout) {
 		table = append(table, strings.Fields(line))
 	}
 	wantTable := [][]string{
@@ -137,17 +137,17 @@ func TestList(t *testing.T) {
 
 func TestGC(t *testing.T) {
 	eachBackend(t, func(t *testing.T, n *node) {
-		if got := n.ctl("gc").ok(t).stdout; got != "collected 0 attachments and 0 files\n" || len(n.files()) > 0 {
+		if got := n.ctl("gc").ok(t).Stdout; got != "collected 0 attachments and 0 files\n" || len(n.files()) > 0 {
 			t.Errorf("gc of a virgin node says %q", got)
 		}
 		n.ctlIn(webPolicy, "apply", "-f", "-").ok(t)
 		n.addPod(map[string]string{"app": "web"})
 		before := n.names()
 		gone := n.addPod(nil)
-		n.exec("", "ip", "link", "del", n.veth(2))
-		write(t, n.dir+"/ids/77", "0123456789abcdef0123456789abcdef")
-		write(t, n.dir+"/addresses/10.9.9.9", "nobody")
-		write(t, n.dir+"/attachments/0123456789abcdef0123456789abcdef", "{")
+		n.Exec("", "ip", "link", "del", n.veth(2))
+		write(t, n.Dir+"/ids/77", "0123456789abcdef0123456789abcdef")
+		write(t, n.Dir+"/addresses/10.9.9.9", "nobody")
+		write(t, n.Dir+"/attachments/0123456789abcdef0123456789abcdef", "{")
 		kernel, files := n.kernel(), n.files()
 		var did, would struct {
 			Attachments []struct{ ContainerID string }
@@ -157,7 +157,7 @@ func TestGC(t *testing.T) {
 			args []string
 			into any
 		}{{[]string{"gc", "--dry-run", "-o", "json"}, &would}, {[]string{"gc", "-o", "json"}, &did}} {
-			if err := json.Unmarshal([]byte(n.ctl(step.args...).ok(t).stdout), step.into); err != nil {
+			if err := json.Unmarshal([]byte(n.ctl(step.args...).ok(t).Stdout), step.into); err != nil {
 				t.Fatal(err)
 			}
 			if step.into == any(&would) {
@@ -175,7 +175,7 @@ func TestGC(t *testing.T) {
 		if diff := cmp.Diff(before, n.names()); diff != "" {
 			t.Errorf("files after gc:\n%s", diff)
 		}
-		if got := n.ctl("gc").ok(t).stdout; got != "collected 0 attachments and 0 files\n" {
+		if got := n.ctl("gc").ok(t).Stdout; got != "collected 0 attachments and 0 files\n" {
 			t.Errorf("the second gc says %q", got)
 		}
 	})
@@ -187,19 +187,19 @@ func TestUninstall(t *testing.T) {
 		"lost state directory": func(n *node) { n.lose() },
 		"tables gone": func(n *node) {
 			for _, family := range []string{"inet", "bridge"} {
-				n.exec("", "nft", fmt.Sprintf("add table %s podmark; delete table %s podmark", family, family))
+				n.Exec("", "nft", fmt.Sprintf("add table %s podmark; delete table %s podmark", family, family))
 			}
 		},
 		"interrupted switch": func(n *node) {
 			// As where the process ended when both were in the kernel.
 			file := n.files()["node.json"]
-			other := map[backend]string{nftables: "iptables-nft", iptablesNFT: "nftables", iptablesLegacy: "nftables"}[n.backend]
+			other := map[backend]string{nftables: "iptables-nft", iptablesNFT: "nftables", iptablesLegacy: "nftables"}[n.Backend]
 			n.another(other)
-			write(n.t, n.dir+"/node.json", strings.Replace(file, `"synced":true`, fmt.Sprintf(`"former":[%q],"synced":false`, other), 1))
+			write(n.T, n.Dir+"/node.json", strings.Replace(file, `"synced":true`, fmt.Sprintf(`"former":[%q],"synced":false`, other), 1))
 		},
 		"damaged state": func(n *node) {
-			write(n.t, n.dir+"/node.json", "{")
-			write(n.t, n.dir+"/attachments/0123456789abcdef0123456789abcdef", "{")
+			write(n.T, n.Dir+"/node.json", "{")
+			write(n.T, n.Dir+"/attachments/0123456789abcdef0123456789abcdef", "{")
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -211,35 +211,35 @@ func TestUninstall(t *testing.T) {
 // another puts into the kernel what another node has of the backend, besides what
 // there is.
 func (n *node) another(name string) {
-	n.t.Helper()
-	out := n.ctl("render", "--backend", strings.TrimSuffix(name, "-nft"), "-o", "json").ok(n.t).stdout
+	n.T.Helper()
+	out := n.ctl("render", "--backend", strings.TrimSuffix(name, "-nft"), "-o", "json").ok(n.T).Stdout
 	var r rendered
 	if err := json.Unmarshal([]byte(out), &r); err != nil {
-		n.t.Fatal(err)
+		n.T.Fatal(err)
 	}
 	n.load(r, strings.TrimPrefix(name, "iptables-"))
 }
 
 func (n *node) lose() {
-	if err := os.RemoveAll(n.dir); err != nil {
-		n.t.Fatal(err)
+	if err := os.RemoveAll(n.Dir); err != nil {
+		n.T.Fatal(err)
 	}
 }
 
 func testUninstall(t *testing.T, n *node, harm func(n *node)) {
 	// What is not podmark's is not touched.
-	n.iptables("-A", "FORWARD", "-j", "KUBE-IPTABLES-HINT")
-	n.exec("", "ipset", "create", "podman-x", "hash:ip")
-	n.exec("", "ip", "link", "add", "other", "type", "bridge")
-	n.exec("", "ip", "link", "set", "other", "group", "7")
+	n.Iptables("-A", "FORWARD", "-j", "KUBE-IPTABLES-HINT")
+	n.Exec("", "ipset", "create", "podman-x", "hash:ip")
+	n.Exec("", "ip", "link", "add", "other", "type", "bridge")
+	n.Exec("", "ip", "link", "set", "other", "group", "7")
 	before := n.kernel()
 	n.ctl("uninstall", "--yes").ok(t) // nothing there
 	n.ctlIn(webPolicy, "apply", "-f", "-").ok(t)
 	n.addPod(map[string]string{"app": "web"})
 	n.addPod(nil)
 	// A veth that a lost state directory has forgotten.
-	n.exec("", "ip", "link", "add", "lost", "type", "veth", "peer", "name", "lost0")
-	n.exec("", "ip", "link", "set", "lost", "group", "1886")
+	n.Exec("", "ip", "link", "add", "lost", "type", "veth", "peer", "name", "lost0")
+	n.Exec("", "ip", "link", "set", "lost", "group", "1886")
 	harm(n)
 	if err := checksum.Check(); err != nil && needs.Checksums() == nil {
 		t.Errorf("before it is uninstalled: %v", err)
@@ -249,19 +249,19 @@ func testUninstall(t *testing.T, n *node, harm func(n *node)) {
 		t.Error("it looks where checksums go, and is uninstalled")
 	}
 	for pod := 1; pod <= 2; pod++ {
-		if out := n.exec("", "ip", "-o", "link", "show", n.veth(pod)); !strings.Contains(out, "group default") {
+		if out := n.Exec("", "ip", "-o", "link", "show", n.veth(pod)); !strings.Contains(out, "group default") {
 			t.Errorf("still in the group: %s", out)
 		}
-		n.exec("", "ip", "link", "del", n.veth(pod))
+		n.Exec("", "ip", "link", "del", n.veth(pod))
 	}
-	if out := n.exec("", "ip", "-o", "link", "show", "lost"); !strings.Contains(out, "group default") {
+	if out := n.Exec("", "ip", "-o", "link", "show", "lost"); !strings.Contains(out, "group default") {
 		t.Errorf("still in the group: %s", out)
 	}
-	n.exec("", "ip", "link", "del", "lost")
+	n.Exec("", "ip", "link", "del", "lost")
 	if diff := cmp.Diff(before, n.kernel()); diff != "" {
 		t.Errorf("left in the kernel:\n%s", diff)
 	}
-	if _, err := lstat(n.dir); err == nil {
+	if _, err := lstat(n.Dir); err == nil {
 		t.Errorf("state directory is left: %v", n.files())
 	}
 	n.ctl("uninstall", "--yes").ok(t)
@@ -274,16 +274,16 @@ func TestUninstallAsks(t *testing.T) {
 	n.addPod(nil)
 	before, kernel := n.files(), n.kernel()
 	n.ctl("uninstall").fails(t, "1 pods are policed, and will be open", "--yes", "podmarkd uninstall")
-	if said := n.ctl("uninstall", "--dry-run").ok(t).stdout; !strings.Contains(said, "would remove") || !strings.Contains(said, "1 pods are policed") {
+	if said := n.ctl("uninstall", "--dry-run").ok(t).Stdout; !strings.Contains(said, "would remove") || !strings.Contains(said, "1 pods are policed") {
 		t.Errorf("%s", said)
 	}
 	if diff := cmp.Diff(before, n.files()) + cmp.Diff(kernel, n.kernel()); diff != "" {
 		t.Errorf("something is gone:\n%s", diff)
 	}
-	write(t, filepath.Join(n.dir, "node.json"), "{")
+	write(t, filepath.Join(n.Dir, "node.json"), "{")
 	n.ctl("uninstall").fails(t, "who is policed cannot be read", "--yes")
 	n.ctl("uninstall", "--yes").ok(t)
-	n.keys = map[string]any{"policy": "none"}
+	n.Keys = map[string]any{"policy": "none"}
 	n.addPod(nil)
 	n.ctl("uninstall").ok(t) // opens nobody
 }

@@ -49,7 +49,7 @@ func TestCompletion(t *testing.T) {
 	} {
 		words := append([]string{"__complete"}, tt.args...)
 		// The directory is what the user has typed before, and not yet part of the word.
-		got := strings.Fields(n.start("", filepath.Join(testnode.Programs(t), "podmarkctl"), slices.Insert(words, 1, "--state-dir", n.dir)...).stdout)
+		got := strings.Fields(n.Output("", testnode.Program(t, "podmarkctl"), slices.Insert(words, 1, "--state-dir", n.Dir)...).Stdout)
 		if len(got) == 0 {
 			t.Errorf("%q: nothing", tt.args)
 			continue
@@ -59,10 +59,10 @@ func TestCompletion(t *testing.T) {
 		}
 	}
 	// Of a state directory that is damaged there are no pods, and no error between the words.
-	write(t, filepath.Join(n.dir, "node.json"), "{")
-	got := n.start("", filepath.Join(testnode.Programs(t), "podmarkctl"), "__complete", "--state-dir", n.dir, "explain", "")
-	if want := "host\noutside\n" + noFiles + "\n"; got.stdout != want || got.exit != 0 {
-		t.Errorf("of a damaged directory: exit %d: %q, want %q", got.exit, got.stdout, want)
+	write(t, filepath.Join(n.Dir, "node.json"), "{")
+	got := n.Output("", testnode.Program(t, "podmarkctl"), "__complete", "--state-dir", n.Dir, "explain", "")
+	if want := "host\noutside\n" + noFiles + "\n"; got.Stdout != want || got.Exit() != 0 {
+		t.Errorf("of a damaged directory: exit %d: %q, want %q", got.Exit(), got.Stdout, want)
 	}
 }
 

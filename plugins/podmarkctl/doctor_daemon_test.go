@@ -1,12 +1,10 @@
 package main_test
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,39 +18,32 @@ import (
 )
 
 // podmarkd runs the daemon until the test ends, and returns when it has looked.
-func (p *patient) podmarkd(args ...string) *exec.Cmd { p.t.Helper(); return p.podmarkdIn(0, args...) }
+func (p *patient) podmarkd(args ...string) *testnode.Daemon {
+	p.T.Helper()
+	return p.podmarkdIn(0, args...)
+}
 
 // podmarkdIn has it begin namespaces, by their flags of clone.
-func (p *patient) podmarkdIn(namespaces uintptr, args ...string) *exec.Cmd {
-	p.t.Helper()
-	var log bytes.Buffer
-	cmd := exec.Command(filepath.Join(testnode.Programs(p.t), "podmarkd"), append([]string{
-		"--state-dir", p.dir, "--listen", "", "--interval", "200ms", "--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin, "--cni-cache-dir", "",
+func (p *patient) podmarkdIn(namespaces uintptr, args ...string) *testnode.Daemon {
+	p.T.Helper()
+	cmd := exec.Command(testnode.Program(p.T, "podmarkd"), append([]string{
+		"--state-dir", p.Dir, "--listen", "", "--interval", "200ms", "--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin, "--cni-cache-dir", "",
 	}, args...)...)
-	cmd.Stderr, cmd.SysProcAttr = &log, &syscall.SysProcAttr{Cloneflags: namespaces}
-	if err := cmd.Start(); err != nil {
-		p.t.Fatal(err)
-	}
-	p.t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		if p.t.Failed() {
-			p.t.Logf("podmarkd said:\n%s", log.String())
-		}
-	})
-	pid := cmd.Process.Pid
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces}
+	d := p.Daemon(cmd)
+	pid := d.Process.Pid
 	if namespaces&unix.CLONE_NEWPID != 0 {
 		pid = 1
 	}
 	p.eventually("podmarkd has looked", func() bool {
 		return strings.Contains(p.files()["daemon.json"], fmt.Sprintf(`"pid":%d,`, pid))
 	})
-	return cmd
+	return d
 }
 
 func (p *patient) eventually(what string, done func() bool) {
-	p.t.Helper()
-	wait.Until(p.t, what, func() error {
+	p.T.Helper()
+	wait.Until(p.T, what, func() error {
 		if done() {
 			return nil
 		}
@@ -65,30 +56,23 @@ func TestDoctorDaemon(t *testing.T) {
 	p := newPatient(t, nftables, 1)
 	first := p.podmarkd()
 	p.well()
-	write(t, p.dir+"/attachments/0123456789abcdef0123456789abcdef", "{")
+	write(t, p.Dir+"/attachments/0123456789abcdef0123456789abcdef", "{")
 	p.eventually("it cannot do its work", func() bool { return len(of(p.doctor(), "podmarkd")) > 0 })
 	p.shell(p.finds("podmarkd", "damaged", "state", "leaked").Fix)
 	p.eventually("it can again", func() bool { return len(p.doctor()) == 0 })
-	_ = first.Process.Signal(unix.SIGTERM)
-	_ = first.Wait()
+	first.Stop()
 	found := p.finds("podmarkd", "does not run")
-	if want := "podmarkd --state-dir " + p.dir; found.Fix != want {
+	if want := "podmarkd --state-dir " + p.Dir; found.Fix != want {
 		t.Errorf("fix %q, want %q", found.Fix, want)
 	}
 	second := p.podmarkd()
 	p.well()
 	// It hangs, and that for a while; without the lock, which we have meanwhile.
-	lock, err := os.Open(p.dir + "/lock")
-	if err == nil {
-		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX)
-	}
-	if err == nil {
-		err = second.Process.Signal(unix.SIGSTOP)
-	}
-	if err != nil {
+	release := p.HoldLock()
+	if err := second.Process.Signal(unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	lock.Close()
+	release()
 	var status map[string]any
 	if err := json.Unmarshal([]byte(p.files()["daemon.json"]), &status); err != nil {
 		t.Fatal(err)
@@ -98,25 +82,25 @@ func TestDoctorDaemon(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, p.dir+"/daemon.json", string(b))
+	write(t, p.Dir+"/daemon.json", string(b))
 	p.shell(p.finds("podmarkd", "has not looked").Fix)
-	_ = second.Wait()
+	second.Wait()
 	p.finds("podmarkd", "does not run")
 }
 
 // runs fails the test unless status, doctor and explain take podmarkd for one that runs, or does not.
 func (p *patient) runs(want bool) {
-	p.t.Helper()
+	p.T.Helper()
 	var status struct{ Running bool }
-	if err := json.Unmarshal([]byte(p.ctl("status", "-o", "json").ok(p.t).stdout), &status); err != nil || status.Running != want {
-		p.t.Errorf("status says running %t, %v", status.Running, err)
+	if err := json.Unmarshal([]byte(p.ctl("status", "-o", "json").ok(p.T).Stdout), &status); err != nil || status.Running != want {
+		p.T.Errorf("status says running %t, %v", status.Running, err)
 	}
 	if ended := len(of(p.doctor(), "podmarkd")) > 0; ended == want {
-		p.t.Errorf("doctor: podmarkd has ended %t", ended)
+		p.T.Errorf("doctor: podmarkd has ended %t", ended)
 	}
 	const unwatched = "podmarkd does not run"
-	if said := p.ctl("explain", "default/web-1", "192.0.2.9:22").stdout; strings.Contains(said, unwatched) == want {
-		p.t.Errorf("explain: %s", said)
+	if said := p.ctl("explain", "default/web-1", "192.0.2.9:22").Stdout; strings.Contains(said, unwatched) == want {
+		p.T.Errorf("explain: %s", said)
 	}
 }
 
@@ -138,7 +122,7 @@ func TestDaemonRuns(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		write(t, p.dir+"/daemon.json", string(b))
+		write(t, p.Dir+"/daemon.json", string(b))
 	}
 	p.runs(true)
 	if err := d.Process.Signal(unix.SIGSTOP); err != nil { // else it writes its status anew
@@ -146,15 +130,12 @@ func TestDaemonRuns(t *testing.T) {
 	}
 	renumber(1<<22 + 1)
 	p.runs(true)
-	if err := d.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	_ = d.Wait()
+	d.Kill()
 	p.runs(false)
 	renumber(os.Getpid())
 	p.runs(false)
 	// Who uninstalls keeps podmarkd away, and is none.
-	release, err := state.At(p.dir).Claim()
+	release, err := state.At(p.Dir).Claim()
 	if err != nil {
 		t.Fatal(err)
 	}

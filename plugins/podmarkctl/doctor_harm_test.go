@@ -6,6 +6,7 @@ import (
 
 	"github.com/podmark/podmark/test/needs"
 	"github.com/podmark/podmark/test/rules"
+	"github.com/podmark/podmark/test/testnode"
 )
 
 // harmed is something that is wrong with a node.
@@ -28,32 +29,32 @@ func harms() []harmed {
 	one := []backend{nftables}
 	file := func(p *patient, name string) string { return filepath.Join(p.conf, name) }
 	return []harmed{
-		{name: "node.json damaged", check: "state", words: "node.json", pods: 1, do: func(p *patient) { write(p.t, p.dir+"/node.json", "{") }},
+		{name: "node.json damaged", check: "state", words: "node.json", pods: 1, do: func(p *patient) { write(p.T, p.Dir+"/node.json", "{") }},
 		{name: "attachment damaged", check: "state", words: "attachments/", also: []string{"leaked"}, pods: 1, backends: one, do: func(p *patient) {
-			write(p.t, p.dir+"/attachments/0123456789abcdef0123456789abcdef", "{")
+			write(p.T, p.Dir+"/attachments/0123456789abcdef0123456789abcdef", "{")
 		}},
 		{name: "state directory lost", check: "state", words: "no state", pods: 1, do: func(p *patient) { p.lose() }},
 		{name: "policy lost", check: "state", words: "no state", do: func(p *patient) { p.lose() }},
 		{name: "flushed", check: "kernel", words: "in the kernel", pods: 1, do: func(p *patient) {
-			if p.backend == nftables {
-				p.exec("", "nft", "flush", "chain", "inet", "podmark", "forward")
+			if p.Backend == nftables {
+				p.Exec("", "nft", "flush", "chain", "inet", "podmark", "forward")
 			} else {
-				p.iptables("-F")
+				p.Iptables("-F")
 			}
 		}},
-		{name: "hook not first", check: "kernel", words: "FORWARD", pods: 1, backends: iptables, do: func(p *patient) { p.iptables("-I", "FORWARD", "1", "-j", "KUBE-IPTABLES-HINT") }},
-		{name: "leaked", check: "leaked", words: "container-1", pods: 2, do: func(p *patient) { p.exec("", "ip", "link", "del", p.veth(1)) }},
-		{name: "host veth renamed", check: "drift", words: "renamed", pods: 2, do: func(p *patient) { p.exec("", "ip", "link", "set", p.veth(1), "name", "it's") }},
+		{name: "hook not first", check: "kernel", words: "FORWARD", pods: 1, backends: iptables, do: func(p *patient) { p.Iptables("-I", "FORWARD", "1", "-j", "KUBE-IPTABLES-HINT") }},
+		{name: "leaked", check: "leaked", words: "container-1", pods: 2, do: func(p *patient) { p.Exec("", "ip", "link", "del", p.veth(1)) }},
+		{name: "host veth renamed", check: "drift", words: "renamed", pods: 2, do: func(p *patient) { p.Exec("", "ip", "link", "set", p.veth(1), "name", "it's") }},
 		{name: "host veth on a bridge", check: "drift", words: "enslaved", pods: 1, do: func(p *patient) {
-			p.exec("", "ip", "link", "add", "other", "type", "bridge")
-			p.exec("", "ip", "link", "set", p.veth(1), "master", "other")
+			p.Exec("", "ip", "link", "add", "other", "type", "bridge")
+			p.Exec("", "ip", "link", "set", p.veth(1), "master", "other")
 		}},
-		{name: "host veth out of the group", check: "drift", words: "device group 0", pods: 1, do: func(p *patient) { p.exec("", "ip", "link", "set", p.veth(1), "group", "0") }},
+		{name: "host veth out of the group", check: "drift", words: "device group 0", pods: 1, do: func(p *patient) { p.Exec("", "ip", "link", "set", p.veth(1), "group", "0") }},
 		{name: "leaked file", check: "leaked", words: "ids/77", pods: 1, backends: one, do: func(p *patient) {
-			write(p.t, p.dir+"/ids/77", "0123456789abcdef0123456789abcdef")
+			write(p.T, p.Dir+"/ids/77", "0123456789abcdef0123456789abcdef")
 		}},
 		{name: "no conflist", check: "conflist", words: "no network configuration", backends: one, noMend: true, do: func(p *patient) {
-			p.exec("", "rm", file(p, "10-net.conflist"))
+			p.Exec("", "rm", file(p, "10-net.conflist"))
 		}},
 		{name: "no entry", check: "conflist", words: "has no entry", backends: one, do: func(p *patient) {
 			p.plugins("10-net.conflist", "net", "1.0.0", mainPlugin("ptp"))
@@ -62,32 +63,32 @@ func harms() []harmed {
 			p.plugins("05-other.conflist", "other", "1.0.0", mainPlugin("bridge"))
 		}},
 		{name: "nothing but an unreadable conflist", check: "conflist", words: "00-broken", backends: one, noMend: true, do: func(p *patient) {
-			p.exec("", "rm", file(p, "10-net.conflist"))
-			write(p.t, file(p, "00-broken.conflist"), "{")
+			p.Exec("", "rm", file(p, "10-net.conflist"))
+			write(p.T, file(p, "00-broken.conflist"), "{")
 		}},
 		{name: "no entry, old version", check: "conflist", words: "has no entry", backends: one, do: func(p *patient) {
 			p.plugins("10-net.conflist", "net", "0.2.0", map[string]any{"type": "ptp", "ipam": map[string]any{"type": "host-local"}})
 		}},
 		{name: "plugin without a list first, and a list of its name", check: "conflist", words: "single plugin", also: []string{"settings"}, backends: one, do: func(p *patient) {
-			p.exec("", "mv", file(p, "10-net.conflist"), file(p, "00-net.conflist"))
-			write(p.t, file(p, "00-net.conf"), `{"cniVersion": "0.2.0", "name": "plain", "type": "ptp", "ipam": {"type": "host-local"}}`)
+			p.Exec("", "mv", file(p, "10-net.conflist"), file(p, "00-net.conflist"))
+			write(p.T, file(p, "00-net.conf"), `{"cniVersion": "0.2.0", "name": "plain", "type": "ptp", "ipam": {"type": "host-local"}}`)
 		}},
-		{name: "unreadable conflist first", check: "conflist", words: "00-broken", backends: one, do: func(p *patient) { write(p.t, file(p, "00-broken.conflist"), "{") }},
+		{name: "unreadable conflist first", check: "conflist", words: "00-broken", backends: one, do: func(p *patient) { write(p.T, file(p, "00-broken.conflist"), "{") }},
 		{name: "plugin without a list first", check: "conflist", words: "single plugin", also: []string{"settings"}, backends: one, do: func(p *patient) {
-			write(p.t, file(p, "00-it's.conf"), `{"cniVersion": "1.0.0", "name": "plain", "type": "ptp", "ipam": {"type": "host-local"}}`)
+			write(p.T, file(p, "00-it's.conf"), `{"cniVersion": "1.0.0", "name": "plain", "type": "ptp", "ipam": {"type": "host-local"}}`)
 		}},
 		{name: "Multus has a copy", check: "conflist", words: "copy", backends: one, noMend: true, do: func(p *patient) {
-			write(p.t, file(p, "00-multus.conf"), `{"cniVersion": "1.0.0", "name": "multus", "type": "multus", "delegates": [{"name": "net", "plugins": [{"type": "ptp"}]}]}`)
+			write(p.T, file(p, "00-multus.conf"), `{"cniVersion": "1.0.0", "name": "multus", "type": "multus", "delegates": [{"name": "net", "plugins": [{"type": "ptp"}]}]}`)
 		}},
 		{name: "Multus calls another network", check: "conflist", words: "crd", backends: one, also: []string{"settings"}, noMend: true, do: func(p *patient) {
-			write(p.t, file(p, "00-multus.conf"), `{"cniVersion": "1.0.0", "name": "multus", "type": "multus", "clusterNetwork": "crd"}`)
+			write(p.T, file(p, "00-multus.conf"), `{"cniVersion": "1.0.0", "name": "multus", "type": "multus", "clusterNetwork": "crd"}`)
 		}},
 		{name: "Multus calls a single plugin", check: "conflist", words: "single plugin", backends: one, also: []string{"settings"}, noMend: true, do: func(p *patient) {
-			write(p.t, file(p, "00-multus.conf"), `{"cniVersion": "1.0.0", "name": "multus", "type": "multus", "clusterNetwork": "05-a.conf"}`)
-			write(p.t, file(p, "05-a.conf"), `{"cniVersion": "1.0.0", "name": "plain", "type": "ptp"}`)
+			write(p.T, file(p, "00-multus.conf"), `{"cniVersion": "1.0.0", "name": "multus", "type": "multus", "clusterNetwork": "05-a.conf"}`)
+			write(p.T, file(p, "05-a.conf"), `{"cniVersion": "1.0.0", "name": "plain", "type": "ptp"}`)
 		}},
 		{name: "Multus' file cut off", check: "conflist", words: "00-multus", backends: one, noMend: true, do: func(p *patient) {
-			write(p.t, file(p, "00-multus.conf"), `{"cniVersion": "1.0.0", "name": "mult`)
+			write(p.T, file(p, "00-multus.conf"), `{"cniVersion": "1.0.0", "name": "mult`)
 		}},
 		{name: "podmark first", check: "conflist-order", words: "comes first", backends: one, do: func(p *patient) {
 			p.plugins("10-net.conflist", "net", "1.0.0", p.entry(nil), mainPlugin("ptp"))
@@ -122,50 +123,50 @@ func harms() []harmed {
 		{name: "another state directory", check: "settings", words: "/run/other", backends: one, noMend: true, do: func(p *patient) {
 			p.list("10-net.conflist", "net", map[string]any{"stateDir": "/run/other"})
 		}},
-		{name: "plugin missing", check: "plugin", words: "no such file", backends: one, do: func(p *patient) { p.exec("", "rm", p.bin+"/podmark") }},
+		{name: "plugin missing", check: "plugin", words: "no such file", backends: one, do: func(p *patient) { p.Exec("", "rm", p.bin+"/podmark") }},
 		{name: "plugin is a link to nothing", check: "plugin", words: "leads to nothing", backends: one, do: func(p *patient) {
-			p.exec("", "ln", "-sf", "/nonexistent", p.bin+"/podmark")
+			p.Exec("", "ln", "-sf", "/nonexistent", p.bin+"/podmark")
 		}},
 		{name: "behind Cilium", check: "conflist-plugins", words: "cilium-cni", backends: one, noMend: true, do: func(p *patient) {
 			p.plugins("10-net.conflist", "net", "1.0.0", map[string]any{"type": "cilium-cni"}, p.entry(nil))
-			p.exec("", "cp", p.bin+"/ptp", p.bin+"/cilium-cni")
+			p.Exec("", "cp", p.bin+"/ptp", p.bin+"/cilium-cni")
 		}},
 		{name: "a further network behind macvlan", check: "conflist-plugins", words: "20-other", backends: one, noMend: true, do: func(p *patient) {
 			p.plugins("20-other.conflist", "other", "1.0.0", mainPlugin("macvlan"), p.entry(nil))
 		}},
-		{name: "the main plugin missing", check: "conflist-plugins", words: "ptp", backends: one, noMend: true, do: func(p *patient) { p.exec("", "rm", p.bin+"/ptp") }},
+		{name: "the main plugin missing", check: "conflist-plugins", words: "ptp", backends: one, noMend: true, do: func(p *patient) { p.Exec("", "rm", p.bin+"/ptp") }},
 		{name: "a further plugin not executable", check: "conflist-plugins", words: "host-local", backends: one, noMend: true, do: func(p *patient) {
-			p.exec("", "chmod", "0644", p.bin+"/host-local")
+			p.Exec("", "chmod", "0644", p.bin+"/host-local")
 		}},
-		{name: "plugin not executable", check: "plugin", words: "executable", backends: one, do: func(p *patient) { p.exec("", "chmod", "0644", p.bin+"/podmark") }},
+		{name: "plugin not executable", check: "plugin", words: "executable", backends: one, do: func(p *patient) { p.Exec("", "chmod", "0644", p.bin+"/podmark") }},
 		{name: "bridge not filtered", check: "bridge-netfilter", words: "bridge-nf-call-ip", backends: one, do: func(p *patient) {
-			needs.All(p.t, needs.BridgeNetfilter)
+			needs.All(p.T, needs.BridgeNetfilter)
 			p.plugins("10-net.conflist", "net", "1.0.0", mainPlugin("bridge"), p.entry(nil))
 			p.well()
-			p.exec("", "sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=0", "net.bridge.bridge-nf-call-ip6tables=0")
+			p.Exec("", "sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=0", "net.bridge.bridge-nf-call-ip6tables=0")
 		}},
 		{name: "Calico's bits", check: "mark-users", words: "Calico (chain ip", pods: 1, do: func(p *patient) {
-			p.iptables("-N", "cali-PREROUTING")
-			p.iptables("-A", "cali-PREROUTING", "-j", "MARK", "--set-xmark", "0x10000/0x10000")
+			p.Iptables("-N", "cali-PREROUTING")
+			p.Iptables("-A", "cali-PREROUTING", "-j", "MARK", "--set-xmark", "0x10000/0x10000")
 		}},
 		{name: "kube-router's netpol", check: "mark-users", words: "kube-router (chain ip filter KUBE-", pods: 1, do: func(p *patient) {
-			p.exec(rules.KubeRouter, "iptables-nft-restore", "--noflush")
+			p.Exec(rules.KubeRouter, "iptables-nft-restore", "--noflush")
 		}},
 		{name: "Tailscale's bits", check: "mark-users", words: "link tailscale0", backends: one, do: func(p *patient) {
-			p.exec("", "ip", "link", "add", "tailscale0", "type", "bridge")
+			p.Exec("", "ip", "link", "add", "tailscale0", "type", "bridge")
 		}},
 		{name: "mix", check: "iptables-mix", words: "rules", pods: 1, do: func(p *patient) {
-			for _, v := range variants {
-				p.exec("", "iptables-"+v, "-t", "filter", "-A", "FORWARD", "-j", "ACCEPT")
+			for _, v := range testnode.Variants {
+				p.Exec("", "iptables-"+v, "-t", "filter", "-A", "FORWARD", "-j", "ACCEPT")
 			}
 		}, noMend: true}, // they are others'
 		{name: "kubelet changed its variant", check: "iptables-variant", words: "variant", pods: 1, backends: iptables, do: func(p *patient) {
-			other := variants[1-slices.Index(variants, p.backend.variant)]
+			other := testnode.Variants[1-slices.Index(testnode.Variants, p.Backend.Variant)]
 			for _, f := range []string{"iptables", "ip6tables"} {
-				p.exec("", f+"-"+p.backend.variant, "-t", "mangle", "-X", "KUBE-IPTABLES-HINT")
-				p.exec("", f+"-"+other, "-t", "mangle", "-N", "KUBE-KUBELET-CANARY")
+				p.Exec("", f+"-"+p.Backend.Variant, "-t", "mangle", "-X", "KUBE-IPTABLES-HINT")
+				p.Exec("", f+"-"+other, "-t", "mangle", "-N", "KUBE-KUBELET-CANARY")
 			}
 		}, noMend: true}, // see TestDoctorVariant
-		{name: "no iptables", check: "backend", words: "iptables", also: []string{"could-not-look"}, backends: iptables, noMend: true, do: func(p *patient) { p.path = "/nonexistent" }},
+		{name: "no iptables", check: "backend", words: "iptables", also: []string{"could-not-look"}, backends: iptables, noMend: true, do: func(p *patient) { p.Path = "/nonexistent" }},
 	}
 }

@@ -15,11 +15,11 @@ import (
 
 // looksAt fails the test unless the table says all of words of where the runtime looks.
 func (p *patient) looksAt(words ...string) {
-	p.t.Helper()
-	table := p.ctl(append([]string{"doctor"}, p.directories...)...).stdout
+	p.T.Helper()
+	table := p.ctl(append([]string{"doctor"}, p.directories...)...).Stdout
 	for _, w := range words {
 		if !strings.Contains(table, w) {
-			p.t.Errorf("doctor does not say %q:\n%s", w, table)
+			p.T.Errorf("doctor does not say %q:\n%s", w, table)
 		}
 	}
 }
@@ -41,9 +41,9 @@ func TestDoctorAsks(t *testing.T) {
 	other := t.TempDir()
 	r.Reads(p.conf, other, p.bin)
 	p.well()
-	p.exec("", "mv", filepath.Join(p.bin, "podmark"), other)
+	p.Exec("", "mv", filepath.Join(p.bin, "podmark"), other)
 	p.well()
-	p.exec("", "rm", filepath.Join(other, "podmark"))
+	p.Exec("", "rm", filepath.Join(other, "podmark"))
 	if f := p.finds("plugin", filepath.Join(p.bin, "podmark")); !strings.Contains(f.Fix, r.Socket) {
 		t.Errorf("it asks another runtime: %s", f.Fix)
 	}
@@ -100,13 +100,13 @@ func TestDoctorKnown(t *testing.T) {
 	if err := errors.Join(os.MkdirAll(conf, 0o755), os.MkdirAll(bin, 0o755)); err != nil {
 		t.Fatal(err)
 	}
-	p.exec("", "cp", "-a", p.conf+"/.", conf)
-	p.exec("", "cp", "-a", p.bin+"/.", bin)
+	p.Exec("", "cp", "-a", p.conf+"/.", conf)
+	p.Exec("", "cp", "-a", p.bin+"/.", bin)
 	p.conf, p.bin = conf, bin
 	p.well()
 	p.looksAt(conf, bin, "k3s")
 	p.plugins("10-net.conflist", "net", "1.0.0", mainPlugin("ptp"))
-	p.exec("", "rm", filepath.Join(bin, "podmark"))
+	p.Exec("", "rm", filepath.Join(bin, "podmark"))
 	f := p.finds("conflist", conf)
 	if !strings.Contains(f.Fix, conf) || !strings.Contains(f.Fix, bin) {
 		t.Errorf("fix: %s", f.Fix)

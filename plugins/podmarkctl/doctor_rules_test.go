@@ -3,6 +3,8 @@ package main_test
 import (
 	"strings"
 	"testing"
+
+	"github.com/podmark/podmark/test/testnode"
 )
 
 // wanted is what a rule of somebody else's gives: nothing, a finding whose command fixes it,
@@ -95,7 +97,7 @@ var theirRules = []struct {
 func TestDoctorRules(t *testing.T) {
 	t.Parallel()
 	for _, tt := range theirRules {
-		kinds := variants
+		kinds := testnode.Variants
 		if tt.table == "inet" {
 			kinds = []string{"native"}
 		}
@@ -105,11 +107,11 @@ func TestDoctorRules(t *testing.T) {
 				p := newPatient(t, nftables, 1)
 				name := "chain inet theirs one"
 				if kind == "native" {
-					p.exec("", "nft", "table inet theirs { chain one { type filter hook "+tt.chain+"; }; }")
-					p.exec("", "nft", "add rule inet theirs one "+tt.rule)
+					p.Exec("", "nft", "table inet theirs { chain one { type filter hook "+tt.chain+"; }; }")
+					p.Exec("", "nft", "add rule inet theirs one "+tt.rule)
 				} else {
 					args := append([]string{"-t", tt.table, "-A", tt.chain}, strings.Fields(tt.rule)...)
-					p.exec("", "iptables-"+kind, args...)
+					p.Exec("", "iptables-"+kind, args...)
 					name = map[string]string{"nft": "chain ip " + tt.table + " " + tt.chain, "legacy": "iptables-legacy -t " + tt.table + " -A " + tt.chain}[kind]
 				}
 				p.sees(tt.check, name, tt.want)
@@ -120,7 +122,7 @@ func TestDoctorRules(t *testing.T) {
 
 // sees fails the test unless the check finds what is wanted, and its fix is what it may be.
 func (p *patient) sees(check, name string, want wanted) {
-	p.t.Helper()
+	p.T.Helper()
 	if want == green {
 		p.well()
 		return
@@ -128,7 +130,7 @@ func (p *patient) sees(check, name string, want wanted) {
 	p.kubectl()
 	fix := p.finds(check, name).Fix
 	if strings.HasPrefix(fix, "# ") != (want == advice) || strings.Contains(fix, "delete") || strings.Contains(fix, " -D ") {
-		p.t.Errorf("fix: %s", fix)
+		p.T.Errorf("fix: %s", fix)
 	}
 	if want == red {
 		p.fix(check)
@@ -168,11 +170,11 @@ func TestDoctorRulesIPTables(t *testing.T) {
 		t.Run(tt.table+" "+tt.chain+" "+tt.rule, func(t *testing.T) {
 			t.Parallel()
 			p := newPatient(t, iptablesNFT, 1)
-			p.exec("", "ipset", "create", "marks", "hash:ip", "skbinfo")
-			p.exec("", "iptables-nft", append([]string{"-t", tt.table, "-A", tt.chain}, strings.Fields(tt.rule)...)...)
+			p.Exec("", "ipset", "create", "marks", "hash:ip", "skbinfo")
+			p.Exec("", "iptables-nft", append([]string{"-t", tt.table, "-A", tt.chain}, strings.Fields(tt.rule)...)...)
 			if tt.check == "mark-compares" && tt.want == red {
 				p.shell(p.finds(tt.check, "chain ip "+tt.table+" "+tt.chain).Fix)
-				p.backend.key = "nftables"
+				p.Backend.Key = "nftables"
 				p.addPod(nil)
 				p.well()
 				return
@@ -192,16 +194,16 @@ func TestDoctorRoutes(t *testing.T) {
 		"not fwmark 51820 lookup 100":        green,
 	} {
 		for _, b := range []backend{nftables, iptablesNFT} {
-			t.Run(b.name+" "+rule, func(t *testing.T) {
+			t.Run(b.Name+" "+rule, func(t *testing.T) {
 				t.Parallel()
 				p := newPatient(t, b, 1)
-				p.exec("", "ip", append([]string{"rule", "add"}, strings.Fields(rule)...)...)
+				p.Exec("", "ip", append([]string{"rule", "add"}, strings.Fields(rule)...)...)
 				if want == green || b == nftables {
 					p.well()
 					return
 				}
 				p.shell(p.finds("mark-compares", "ip rule").Fix)
-				p.backend.key = "nftables"
+				p.Backend.Key = "nftables"
 				p.addPod(nil)
 				p.well()
 			})
@@ -217,7 +219,7 @@ func TestDoctorReflects(t *testing.T) {
 			t.Parallel()
 			p := newPatient(t, iptablesNFT, 1)
 			p.well()
-			p.exec("", "sysctl", "-qw", name+"=1")
+			p.Exec("", "sysctl", "-qw", name+"=1")
 			p.finds("mark-sysctls", name)
 			p.fix("mark-sysctls")
 		})

@@ -9,8 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/podmark/podmark/pkg/doctor"
 	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/test/needs"
@@ -23,19 +21,17 @@ type patient struct {
 	conf, bin string
 	// directories are flags that say where the runtime looks.
 	directories []string
-	// path is where its shell looks for commands.
-	path string
 }
 
 func newPatient(t *testing.T, b backend, pods int) *patient {
 	t.Helper()
 	p := &patient{node: newNode(t, b), conf: t.TempDir(), bin: t.TempDir()}
-	p.path = testnode.Programs(t) + ":" + os.Getenv("PATH")
+	p.Path = testnode.Programs(t) + ":" + os.Getenv("PATH")
 	p.directories = []string{"--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin, "--runtime-endpoint", ""}
 	p.list("10-net.conflist", "net", nil)
-	p.exec("", "cp", filepath.Join(testnode.Programs(p.t), "podmark"), p.bin)
+	p.Exec("", "cp", testnode.Program(p.T, "podmark"), p.bin)
 	for _, plugin := range []string{"ptp", "bridge", "host-local", "portmap"} {
-		p.exec("", "install", "-m", "0755", "/dev/null", filepath.Join(p.bin, plugin))
+		p.Exec("", "install", "-m", "0755", "/dev/null", filepath.Join(p.bin, plugin))
 	}
 	p.ctlIn(webPolicy, "apply", "-f", "-").ok(t)
 	for range pods {
@@ -46,7 +42,7 @@ func newPatient(t *testing.T, b backend, pods int) *patient {
 
 // addPod adds a pod that the policy selects, unless it has labels of its own.
 func (p *patient) addPod(labels map[string]string) string {
-	p.t.Helper()
+	p.T.Helper()
 	if labels == nil {
 		labels = map[string]string{"app": "web"}
 	}
@@ -55,7 +51,7 @@ func (p *patient) addPod(labels map[string]string) string {
 
 // entry is podmark's, with other keys.
 func (p *patient) entry(keys map[string]any) map[string]any {
-	entry := map[string]any{"type": "podmark", "stateDir": p.dir, "policy": "files", "backend": p.backend.key}
+	entry := map[string]any{"type": "podmark", "stateDir": p.Dir, "policy": "files", "backend": p.Backend.Key}
 	for k, v := range keys {
 		entry[k] = v
 	}
@@ -64,7 +60,7 @@ func (p *patient) entry(keys map[string]any) map[string]any {
 
 // list writes a conflist of ptp and podmark, with other keys of podmark's.
 func (p *patient) list(file, network string, keys map[string]any) {
-	p.t.Helper()
+	p.T.Helper()
 	p.plugins(file, network, "1.0.0", mainPlugin("ptp"), p.entry(keys))
 }
 
@@ -74,27 +70,27 @@ func mainPlugin(plugin string) map[string]any {
 }
 
 func (p *patient) plugins(file, network, version string, plugins ...any) {
-	p.t.Helper()
+	p.T.Helper()
 	b, err := json.MarshalIndent(map[string]any{"cniVersion": version, "name": network, "plugins": plugins}, "", "  ")
 	if err != nil {
-		p.t.Fatal(err)
+		p.T.Fatal(err)
 	}
-	write(p.t, filepath.Join(p.conf, file), string(b))
+	write(p.T, filepath.Join(p.conf, file), string(b))
 }
 
 // doctor runs podmarkctl doctor and returns what it found. Its exit status says
 // whether that is anything.
 func (p *patient) doctor(args ...string) []doctor.Finding {
-	p.t.Helper()
+	p.T.Helper()
 	args = slices.Concat([]string{"doctor", "-o", "json"}, p.directories, args)
-	o := p.start("", "env", append([]string{"PATH=" + p.path, filepath.Join(testnode.Programs(p.t), "podmarkctl"), "--state-dir", p.dir}, args...)...)
+	o := p.ctl(args...)
 	var found []doctor.Finding
-	if err := json.Unmarshal([]byte(o.stdout), &found); err != nil || o.stderr != "" || o.exit != min(len(found), 1) {
-		p.t.Fatalf("exit %d, stderr %q, %v:\n%s", o.exit, o.stderr, err, o.stdout)
+	if err := json.Unmarshal([]byte(o.Stdout), &found); err != nil || o.Stderr != "" || o.Exit() != min(len(found), 1) {
+		p.T.Fatalf("exit %d, stderr %q, %v:\n%s", o.Exit(), o.Stderr, err, o.Stdout)
 	}
 	for _, f := range found {
 		if f.Check == "" || f.Severity == "" || f.What == "" || f.Why == "" || f.Fix == "" {
-			p.t.Errorf("incomplete: %+v", f)
+			p.T.Errorf("incomplete: %+v", f)
 		}
 	}
 	if needs.Checksums() != nil { // so it is on every node of this kernel
@@ -110,44 +106,44 @@ func of(found []doctor.Finding, check string) []doctor.Finding {
 
 // well fails the test unless nothing is found.
 func (p *patient) well() {
-	p.t.Helper()
+	p.T.Helper()
 	if found := p.doctor(); len(found) > 0 {
-		p.t.Fatalf("on a node on which nothing is wrong: %+v", found)
+		p.T.Fatalf("on a node on which nothing is wrong: %+v", found)
 	}
 }
 
 // finds fails the test unless the check finds something that says words, and no
 // check but it and those of also finds anything.
 func (p *patient) finds(check, words string, also ...string) doctor.Finding {
-	p.t.Helper()
+	p.T.Helper()
 	found := p.doctor()
 	for _, f := range found {
 		if f.Check != check && !slices.Contains(also, f.Check) {
-			p.t.Errorf("besides %s: %+v", check, f)
+			p.T.Errorf("besides %s: %+v", check, f)
 		}
 	}
 	list := of(found, check)
 	if len(list) == 0 {
-		p.t.Fatalf("%s found nothing", check)
+		p.T.Fatalf("%s found nothing", check)
 	}
 	for _, f := range list {
 		if strings.Contains(f.What, words) {
 			return f
 		}
 	}
-	p.t.Fatalf("%s does not say %q: %+v", check, words, list)
+	p.T.Fatalf("%s does not say %q: %+v", check, words, list)
 	return doctor.Finding{}
 }
 
 // fix runs the command of every finding of the check, until there is none: each
 // must go away by its own.
 func (p *patient) fix(check string) {
-	p.t.Helper()
+	p.T.Helper()
 	for before := of(p.doctor(), check); len(before) > 0; {
 		p.shell(before[0].Fix)
 		now := of(p.doctor(), check)
 		if len(now) >= len(before) {
-			p.t.Fatalf("%s\n%s: before %+v\nand behind it: %+v", check, before[0].Fix, before, now)
+			p.T.Fatalf("%s\n%s: before %+v\nand behind it: %+v", check, before[0].Fix, before, now)
 		}
 		before = now
 	}
@@ -155,22 +151,22 @@ func (p *patient) fix(check string) {
 
 // shell runs a command as root's shell would.
 func (p *patient) shell(command string) {
-	p.t.Helper()
-	p.exec("", "env", "PATH="+p.path, "sh", "-c", command)
+	p.T.Helper()
+	p.Exec("", "env", "PATH="+p.Path, "sh", "-c", command)
 }
 
 // dropIn gives podmark's entry a file of its own, with other keys.
 func (p *patient) dropIn(keys map[string]any) {
-	p.t.Helper()
+	p.T.Helper()
 	p.plugins("10-net.conflist", "net", "1.0.0", mainPlugin("ptp"))
 	b, err := json.Marshal(p.entry(keys))
 	if err == nil {
 		err = os.MkdirAll(p.conf+"/net", 0o755)
 	}
 	if err != nil {
-		p.t.Fatal(err)
+		p.T.Fatal(err)
 	}
-	write(p.t, p.conf+"/net/50-podmark.conf", string(b))
+	write(p.T, p.conf+"/net/50-podmark.conf", string(b))
 }
 
 // Each thing that is wrong is found, by its check and no other, and its command
@@ -182,7 +178,7 @@ func TestDoctor(t *testing.T) {
 			if h.backends != nil && !slices.Contains(h.backends, b) {
 				continue
 			}
-			t.Run(h.name+"/"+b.name, func(t *testing.T) {
+			t.Run(h.name+"/"+b.Name, func(t *testing.T) {
 				t.Parallel()
 				p := newPatient(t, b, h.pods)
 				p.kubectl()
@@ -200,16 +196,16 @@ func TestDoctor(t *testing.T) {
 // kubectl makes 'kubectl drain' take the node's pods away, which is all that it is
 // asked to do.
 func (p *patient) kubectl() {
-	p.t.Helper()
-	dir := p.t.TempDir()
+	p.T.Helper()
+	dir := p.T.TempDir()
 	script := "#!/bin/sh\n[ \"$1\" = drain ] || exit 1\n"
-	for pod := 1; pod <= p.pods; pod++ {
-		script += fmt.Sprintf("ip link del %s\n", p.veth(pod))
+	for _, pod := range p.Pods {
+		script += fmt.Sprintf("ip link del %s\n", pod.Veth)
 	}
-	script += fmt.Sprintf("podmarkctl gc --state-dir %s || true\n", p.dir) // where the state is damaged, a DEL does what it can
-	write(p.t, dir+"/kubectl", script)
-	p.exec("", "chmod", "0755", dir+"/kubectl")
-	p.path = dir + ":" + p.path
+	script += fmt.Sprintf("podmarkctl gc --state-dir %s || true\n", p.Dir) // where the state is damaged, a DEL does what it can
+	write(p.T, dir+"/kubectl", script)
+	p.Exec("", "chmod", "0755", dir+"/kubectl")
+	p.Path = dir + ":" + p.Path
 }
 
 // A drop-in counts as an entry, and an empty mask of others as none.
@@ -227,10 +223,10 @@ func TestDoctorDropIn(t *testing.T) {
 // from the next pod on.
 func TestDoctorVariant(t *testing.T) {
 	p := newPatient(t, iptablesLegacy, 1)
-	p.iptables("-X", "KUBE-IPTABLES-HINT")
-	p.exec("", "iptables-nft", "-t", "mangle", "-N", "KUBE-IPTABLES-HINT")
+	p.Iptables("-X", "KUBE-IPTABLES-HINT")
+	p.Exec("", "iptables-nft", "-t", "mangle", "-N", "KUBE-IPTABLES-HINT")
 	p.shell(p.finds("iptables-variant", "iptables-legacy").Fix)
-	p.backend.key = "nftables"
+	p.Backend.Key = "nftables"
 	p.addPod(nil)
 	p.well()
 }
@@ -238,9 +234,9 @@ func TestDoctorVariant(t *testing.T) {
 // IDs that are all taken are found, with or without pods that are gone.
 func TestDoctorIDs(t *testing.T) {
 	p := newPatient(t, nftables, 0)
-	p.exec("", filepath.Join(testnode.Programs(p.t), "podmarkctl"), "--state-dir", p.dir, "uninstall", "--yes")
-	p.mask = "0x30000"
-	p.list("10-net.conflist", "net", map[string]any{"iptablesMarkMask": p.mask})
+	p.Exec("", testnode.Program(p.T, "podmarkctl"), "--state-dir", p.Dir, "uninstall", "--yes")
+	p.Keys = testnode.Conf{"iptablesMarkMask": "0x30000"}
+	p.list("10-net.conflist", "net", p.Keys)
 	p.addPod(nil)
 	p.ctlIn(webPolicy, "apply", "-f", "-").ok(t)
 	p.well()
@@ -253,21 +249,14 @@ func TestDoctorIDs(t *testing.T) {
 // What cannot be looked at is said, and what can is.
 func TestDoctorCouldNotLook(t *testing.T) {
 	p := newPatient(t, nftables, 1)
-	p.exec("", "iptables-legacy", "-t", "mangle", "-A", "PREROUTING", "-j", "CONNMARK", "--set-mark", "1")
+	p.Exec("", "iptables-legacy", "-t", "mangle", "-A", "PREROUTING", "-j", "CONNMARK", "--set-mark", "1")
 	p.finds("mark-rules", "iptables-legacy")
-	p.path = "/nonexistent"
+	p.Path = "/nonexistent"
 	if f := p.finds("could-not-look", "iptables-legacy"); !strings.Contains(f.Why, "mark-rules") || f.Severity != doctor.Unknown {
 		t.Errorf("%+v", f)
 	}
-	p.exec("", "iptables-legacy", "-t", "mangle", "-F")
-	lock, err := os.Open(p.dir + "/lock")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		t.Fatal(err)
-	}
+	p.Exec("", "iptables-legacy", "-t", "mangle", "-F")
+	defer p.HoldLock()()
 	found := of(p.doctor("--lock-timeout", "50ms"), "could-not-look")
 	if len(found) != 3 || !strings.Contains(found[0].Fix, "fuser") {
 		t.Errorf("with the lock held: %+v", found)
@@ -278,14 +267,15 @@ func TestDoctorCouldNotLook(t *testing.T) {
 // run on.
 func TestDoctorChangesNothing(t *testing.T) {
 	p := newPatient(t, iptablesLegacy, 1)
-	p.exec("", "ip", "link", "del", p.veth(1))
-	p.iptables("-A", "OUTPUT", "-j", "MARK", "--set-mark", "1")
+	p.Exec("", "ip", "link", "del", p.veth(1))
+	p.Iptables("-A", "OUTPUT", "-j", "MARK", "--set-mark", "1")
 	kernel, files := p.kernel(), p.files()
 	p.finds("leaked", "container-1", "mark-rules")
 	if kernel != p.kernel() || fmt.Sprint(files) != fmt.Sprint(p.files()) {
 		t.Error("it changed something")
 	}
-	virgin := &patient{node: newNode(t, nftables), path: p.path}
+	virgin := &patient{node: newNode(t, nftables)}
+	virgin.Path = p.Path
 	virgin.directories = []string{"--cni-conf-dir", filepath.Join(t.TempDir(), "none"), "--cni-bin-dir", "/nonexistent", "--runtime-endpoint", ""}
 	kernel = virgin.kernel()
 	virgin.finds("conflist", "no such file")
@@ -303,15 +293,15 @@ func TestDoctorTable(t *testing.T) {
 	run := func() output { return p.ctl(append([]string{"doctor"}, p.directories...)...) }
 	checks := fmt.Sprintf("the runtime has network configurations in %q and plugins in [%q] (given)\nchecks: %d, findings: ", p.conf, p.bin, len(doctor.Checks()))
 	rest := "\nnot looked at, which may write marks: " + strings.Join(foreign.NotLookedAt(), "; ") + "\n"
-	if o := run().ok(t); o.stdout != checks+"0"+rest {
-		t.Errorf("%q", o.stdout)
+	if o := run().ok(t); o.Stdout != checks+"0"+rest {
+		t.Errorf("%q", o.Stdout)
 	}
-	p.exec("", "rm", p.bin+"/podmark")
+	p.Exec("", "rm", p.bin+"/podmark")
 	f := p.finds("plugin", "podmark")
 	o := run()
 	want := fmt.Sprintf("%s: %s\n  what  %s\n  why   %s\n  fix  %s\n\n%s1%s", f.Severity, f.Check, f.What, f.Why, f.Fix, checks, rest)
-	if o.exit != 1 || o.stderr != "" || o.stdout != want {
-		t.Errorf("exit %d, stderr %q, want:\n%sgot:\n%s", o.exit, o.stderr, want, o.stdout)
+	if o.Exit() != 1 || o.Stderr != "" || o.Stdout != want {
+		t.Errorf("exit %d, stderr %q, want:\n%sgot:\n%s", o.Exit(), o.Stderr, want, o.Stdout)
 	}
 }
 
@@ -319,10 +309,10 @@ func TestDoctorTable(t *testing.T) {
 func TestDoctorNotRoot(t *testing.T) {
 	p := newPatient(t, nftables, 1)
 	program := filepath.Join(t.TempDir(), "podmarkctl") // where others may run it
-	p.exec("", "install", "-m", "0755", filepath.Join(testnode.Programs(p.t), "podmarkctl"), program)
-	o := p.start("", "setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", program, "--state-dir", p.dir, "doctor")
-	if o.exit != 2 || o.stdout != "" || !strings.Contains(o.stderr, "not root") || !strings.Contains(o.stderr, "sudo podmarkctl doctor") {
-		t.Errorf("exit %d, %q, %q", o.exit, o.stdout, o.stderr)
+	p.Exec("", "install", "-m", "0755", testnode.Program(p.T, "podmarkctl"), program)
+	o := p.Output("", "setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", program, "--state-dir", p.Dir, "doctor")
+	if o.Exit() != 2 || o.Stdout != "" || !strings.Contains(o.Stderr, "not root") || !strings.Contains(o.Stderr, "sudo podmarkctl doctor") {
+		t.Errorf("exit %d, %q, %q", o.Exit(), o.Stdout, o.Stderr)
 	}
 }
 
@@ -364,6 +354,6 @@ func TestDoctorMultus(t *testing.T) {
 		if f := p.finds("conflist", file, "settings"); !strings.Contains(f.Fix, "--cni-conf-name") {
 			t.Errorf("with a network that is not known: %s", f.Fix)
 		}
-		p.exec("", "rm", filepath.Join(p.conf, file))
+		p.Exec("", "rm", filepath.Join(p.conf, file))
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -60,53 +59,20 @@ type dropsRule struct {
 // dropsNode is a node with routed pods that packets get to: web-1 is a web pod, web-2 a
 // client, web-3 neither.
 func dropsNode(t *testing.T, b backend) *node {
+	t.Helper()
 	n := newNode(t, b)
-	for _, s := range []string{"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"} {
-		n.exec("", "sysctl", "-qw", s+"=1")
-	}
-	n.exec("", "ip", "link", "set", "lo", "up")
+	n.Forward()
 	for i, app := range []string{"web", "client", "other"} {
 		n.addPod(map[string]string{"app": app})
-		v4, v6, veth := fmt.Sprintf("10.1.0.%d", i+2), fmt.Sprintf("fd00:10::%d", i+2), n.veth(i+1)
-		n.exec("", "ip", "link", "set", veth, "up")
-		for _, words := range []string{"addr add 10.1.0.1/32 dev " + veth, "route add " + v4 + " dev " + veth, "addr add fd00:10::1/128 nodad dev " + veth, "-6 route add " + v6 + " dev " + veth} {
-			n.exec("", "ip", strings.Fields(words)...)
-		}
-		for _, words := range []string{
-			"link set lo up", "link set eth0 up", "addr add " + v4 + "/32 dev eth0", "route add 10.1.0.1 dev eth0", "route add default via 10.1.0.1",
-			"addr add " + v6 + "/128 nodad dev eth0", "-6 route add fd00:10::1 dev eth0", "-6 route add default via fd00:10::1",
-		} {
-			n.exec("", "nsenter", append([]string{"--net=" + n.spaces[i], "ip"}, strings.Fields(words)...)...)
-		}
+		n.Pods[i].Connect()
 	}
 	return n
 }
 
-// inside runs do in the network namespace of a pod, 1 and up.
-func (n *node) inside(pod int, do func() error) {
-	n.t.Helper()
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked
-		f, err := os.Open(n.spaces[pod-1])
-		if err == nil {
-			defer f.Close()
-			err = unix.Setns(int(f.Fd()), unix.CLONE_NEWNET)
-		}
-		if err == nil {
-			err = do()
-		}
-		done <- err
-	}()
-	if err := <-done; err != nil {
-		n.t.Fatal(err)
-	}
-}
-
 // send sends packets from a pod.
 func (n *node) send(pod int, from, to string, count int) {
-	n.t.Helper()
-	n.inside(pod, func() error {
+	n.T.Helper()
+	n.Pods[pod-1].Do(n.T, func() error {
 		d := net.Dialer{}
 		if from != "" {
 			d.LocalAddr = net.UDPAddrFromAddrPort(netip.MustParseAddrPort(from))
@@ -127,15 +93,15 @@ func (n *node) send(pod int, from, to string, count int) {
 
 // follow starts 'drops --follow', and ends it with the test.
 func (n *node) follow(args ...string) (lines <-chan string, stop func()) {
-	n.t.Helper()
-	cmd := exec.Command(filepath.Join(testnode.Programs(n.t), "podmarkctl"), append([]string{"--state-dir", n.dir, "drops", "--follow"}, args...)...)
+	n.T.Helper()
+	cmd := exec.Command(testnode.Program(n.T, "podmarkctl"), append([]string{"--state-dir", n.Dir, "drops", "--follow"}, args...)...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		n.t.Fatal(err)
+		n.T.Fatal(err)
 	}
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
-		n.t.Fatal(err)
+		n.T.Fatal(err)
 	}
 	to := make(chan string, 10000)
 	go func() {
@@ -154,19 +120,19 @@ func (n *node) follow(args ...string) (lines <-chan string, stop func()) {
 		for range to { // Wait closes the pipe
 		}
 		if err := cmd.Wait(); err != nil {
-			n.t.Errorf("following ended: %v", err)
+			n.T.Errorf("following ended: %v", err)
 		}
 	}
-	n.t.Cleanup(stop)
+	n.T.Cleanup(stop)
 	n.until("it listens", func() bool {
-		return strings.Contains(n.exec("", "cat", "/proc/self/net/netfilter/nfnetlink_log"), " 1886 ")
+		return strings.Contains(n.Exec("", "cat", "/proc/self/net/netfilter/nfnetlink_log"), " 1886 ")
 	})
 	return to, stop
 }
 
 func (n *node) until(what string, done func() bool) {
-	n.t.Helper()
-	wait.For(n.t, what, done)
+	n.T.Helper()
+	wait.For(n.T, what, done)
 }
 
 func nextJSON(t *testing.T, lines <-chan string) dropsLine {
@@ -181,10 +147,10 @@ func nextJSON(t *testing.T, lines <-chan string) dropsLine {
 
 // drops is what 'drops' says, by verdict and whom.
 func (n *node) drops() map[string]dropsLine {
-	n.t.Helper()
+	n.T.Helper()
 	var list []dropsLine
-	if err := json.Unmarshal([]byte(n.ctl("drops", "-o", "json").ok(n.t).stdout), &list); err != nil {
-		n.t.Fatal(err)
+	if err := json.Unmarshal([]byte(n.ctl("drops", "-o", "json").ok(n.T).Stdout), &list); err != nil {
+		n.T.Fatal(err)
 	}
 	out := map[string]dropsLine{}
 	for _, l := range list {
@@ -198,7 +164,7 @@ func (n *node) drops() map[string]dropsLine {
 func TestDropsFollow(t *testing.T) {
 	t.Parallel()
 	for _, b := range backends {
-		t.Run(b.name, func(t *testing.T) {
+		t.Run(b.Name, func(t *testing.T) {
 			t.Parallel()
 			n := dropsNode(t, b)
 			n.ctlIn(dropsPolicy, "apply", "-f", "-").ok(t)
@@ -229,7 +195,7 @@ func TestDropsFollow(t *testing.T) {
 			web.Source.Address, web.Destination.Address, web.Packets = "fd00:10::4", "fd00:10::2", 2
 			is(web)
 
-			n.exec("", "nsenter", "--net="+n.spaces[2], "ip", "addr", "add", "10.1.0.99/32", "dev", "eth0")
+			n.Exec("", "nsenter", "--net="+n.Pods[2].Path, "ip", "addr", "add", "10.1.0.99/32", "dev", "eth0")
 			n.send(3, "10.1.0.99:1234", "10.1.0.3:9", 1)
 			is(dropsLine{
 				Verdict: "dropped", Reason: "spoofed", Protocol: "udp", Packets: 1,
@@ -260,41 +226,28 @@ func TestDropsFollow(t *testing.T) {
 
 // daemon starts podmarkd and returns what ends it.
 func (n *node) daemon() (stop func()) {
-	n.t.Helper()
-	cmd := exec.Command(filepath.Join(testnode.Programs(n.t), "podmarkd"), "--state-dir", n.dir, "--listen", "", "--interval", "200ms")
-	if err := cmd.Start(); err != nil {
-		n.t.Fatal(err)
-	}
-	ended := false
-	stop = func() {
-		if !ended {
-			_ = cmd.Process.Signal(unix.SIGTERM)
-			_ = cmd.Wait()
-		}
-		ended = true
-	}
-	n.t.Cleanup(stop)
+	n.T.Helper()
+	d := n.Podmarkd(nil, "--listen", "", "--interval", "200ms")
 	n.until("podmarkd has looked", func() bool {
-		b, err := os.ReadFile(n.dir + "/daemon.json")
-		return err == nil && strings.Contains(string(b), fmt.Sprintf(`"pid":%d,`, cmd.Process.Pid))
+		return strings.Contains(n.files()["daemon.json"], fmt.Sprintf(`"pid":%d,`, d.Process.Pid))
 	})
-	return stop
+	return func() { d.Stop() }
 }
 
 // receive waits for a packet in a pod; arrived fails the test if none came.
 func (n *node) receive(pod int, at string) (arrived func()) {
-	n.t.Helper()
+	n.T.Helper()
 	var c net.PacketConn
-	n.inside(pod, func() (err error) {
+	n.Pods[pod-1].Do(n.T, func() (err error) {
 		c, err = net.ListenPacket("udp", at)
 		return err
 	})
 	return func() {
-		n.t.Helper()
+		n.T.Helper()
 		defer c.Close()
 		_ = c.SetReadDeadline(time.Now().Add(wait.Still))
 		if _, _, err := c.ReadFrom(make([]byte, 100)); err != nil {
-			n.t.Errorf("nothing arrived: %v", err)
+			n.T.Errorf("nothing arrived: %v", err)
 		}
 	}
 }
@@ -303,7 +256,7 @@ func (n *node) receive(pod int, at string) (arrived func()) {
 func TestDropsFlood(t *testing.T) {
 	t.Parallel()
 	for _, b := range backends {
-		t.Run(b.name, func(t *testing.T) {
+		t.Run(b.Name, func(t *testing.T) {
 			t.Parallel()
 			n := dropsNode(t, b)
 			n.ctlIn(dropsPolicy, "apply", "-f", "-").ok(t)
@@ -334,13 +287,13 @@ func TestDropsFollowTwice(t *testing.T) {
 	if header := wait.Next(t, "a line", lines); !strings.HasPrefix(header, "TIME ") {
 		t.Errorf("it begins with %q", header)
 	}
-	n.ctl("drops", "--follow").fails(t, "somebody else listens", "process ", "podmarkctl --state-dir "+n.dir+" drops --follow", "one at a time")
+	n.ctl("drops", "--follow").fails(t, "somebody else listens", "process ", "podmarkctl --state-dir "+n.Dir+" drops --follow", "one at a time")
 	n.send(3, "[fd00:10::4]:1234", "[fd00:10::99]:9", 1) // allowed, and nobody's
 	n.send(3, "[fd00:10::4]:1234", "[fd00:10::2]:9", 1)
 	if line := wait.Next(t, "a line", lines); !strings.HasSuffix(line, " ingress dropped udp default/web-3:1234 -> default/web-1:9 by default/web (1)") {
 		t.Errorf("line %q", line)
 	}
-	table := n.ctl("drops").ok(t).stdout
+	table := n.ctl("drops").ok(t).Stdout
 	for _, row := range []string{"DIRECTION  VERDICT  BY", "ingress    dropped  default/web             1", "ingress    allowed  default/web ingress[0]  0", "-          dropped  spoofed                 0"} {
 		if !strings.Contains(table, row) {
 			t.Errorf("no row %q:\n%s", row, table)
@@ -371,7 +324,7 @@ func TestDropsUnlogged(t *testing.T) {
 	if said := n.drops(); len(said) != 5 {
 		t.Errorf("drops: %+v", said)
 	}
-	if found := n.ctl("doctor").stdout; !strings.Contains(found, "drop-log") || !strings.Contains(found, "no such target") {
+	if found := n.ctl("doctor").Stdout; !strings.Contains(found, "drop-log") || !strings.Contains(found, "no such target") {
 		t.Errorf("doctor says:\n%s", found)
 	}
 	if kernel := n.kernel(); strings.Contains(kernel, "NFLOG") || strings.Contains(kernel, "PODMARK-PROBE") || !strings.Contains(kernel, "PODMARK-I-") {
@@ -379,7 +332,7 @@ func TestDropsUnlogged(t *testing.T) {
 	}
 	t.Setenv("PATH", path) // it can again, and is asked where everything is written anew
 	n.ctl("gc").ok(t)
-	if found := n.ctl("doctor").stdout; strings.Contains(found, "drop-log") {
+	if found := n.ctl("doctor").Stdout; strings.Contains(found, "drop-log") {
 		t.Errorf("doctor says:\n%s", found)
 	}
 	if kernel := n.kernel(); strings.Count(kernel, "NFLOG") != 10 {

@@ -2,7 +2,6 @@ package main_test
 
 import (
 	"encoding/json"
-	"fmt"
 	"strings"
 	"testing"
 
@@ -13,27 +12,26 @@ import (
 
 // explain asks, and fails the test unless the exit status says what the answer says.
 func (n *node) explain(args ...string) explain.Answer {
-	n.t.Helper()
+	n.T.Helper()
 	o := n.ctl(append([]string{"explain", "-o", "json"}, args...)...)
 	var a explain.Answer
-	if err := json.Unmarshal([]byte(o.stdout), &a); err != nil {
-		n.t.Fatalf("%q: exit %d, %s: %v", args, o.exit, o.stderr, err)
+	if err := json.Unmarshal([]byte(o.Stdout), &a); err != nil {
+		n.T.Fatalf("%q: exit %d, %s: %v", args, o.Exit(), o.Stderr, err)
 	}
-	if want := map[bool]int{true: 0, false: 1}[a.Allowed]; o.exit != want || o.stderr != "" {
-		n.t.Errorf("%q: exit %d, stderr %q, and allowed is %t", args, o.exit, o.stderr, a.Allowed)
+	if want := map[bool]int{true: 0, false: 1}[a.Allowed]; o.Exit() != want || o.Stderr != "" {
+		n.T.Errorf("%q: exit %d, stderr %q, and allowed is %t", args, o.Exit(), o.Stderr, a.Allowed)
 	}
 	return a
 }
 
 // route leads to the pods, as a main plugin does, and gives the node an address.
 func (n *node) route() {
-	n.t.Helper()
-	n.exec("", "ip", "link", "set", "lo", "up")
-	n.exec("", "ip", "address", "add", "192.0.2.9/32", "dev", "lo")
-	for i := 1; i <= n.pods; i++ {
-		n.exec("", "ip", "link", "set", n.veth(i), "up")
-		n.exec("", "ip", "route", "add", fmt.Sprintf("10.1.0.%d/32", i+1), "dev", n.veth(i))
-		n.exec("", "ip", "-6", "route", "add", fmt.Sprintf("fd00:10::%x/128", i+1), "dev", n.veth(i))
+	n.T.Helper()
+	n.Exec("", "ip", "address", "add", "192.0.2.9/32", "dev", "lo")
+	for _, p := range n.Pods {
+		n.Exec("", "ip", "link", "set", p.Veth, "up")
+		n.Exec("", "ip", "route", "add", p.V4, "dev", p.Veth)
+		n.Exec("", "ip", "-6", "route", "add", p.V6, "dev", p.Veth)
 	}
 }
 
@@ -74,8 +72,8 @@ func TestExplain(t *testing.T) {
 		if diff := cmp.Diff(asText(after), asText(before)); diff != "" || after.Allowed {
 			t.Errorf("once it is applied (-) and before (+):\n%s", diff)
 		}
-		if out := n.ctl("explain", "web-2", "web-1:81"); out.exit != 1 || out.stdout != after.Text() {
-			t.Errorf("exit %d, and the text is another than the value's: %s", out.exit, out.stdout)
+		if out := n.ctl("explain", "web-2", "web-1:81"); out.Exit() != 1 || out.Stdout != after.Text() {
+			t.Errorf("exit %d, and the text is another than the value's: %s", out.Exit(), out.Stdout)
 		}
 		if n.explain("web-2", "10.1.0.99:1").Walks[0].By == "" {
 			t.Error("nobody decided about an address without a route")
@@ -89,10 +87,10 @@ func TestExplainLinkLocal(t *testing.T) {
 	eachBackend(t, func(t *testing.T, n *node) {
 		n.addPod(map[string]string{"app": "web"})
 		n.route()
-		n.exec("", "ip", "address", "add", "169.254.20.10/32", "dev", "lo")
-		n.exec("", "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0-far")
-		n.exec("", "ip", "link", "set", "eth0", "up")
-		n.exec("", "ip", "route", "add", "169.254.169.254/32", "dev", "eth0")
+		n.Exec("", "ip", "address", "add", "169.254.20.10/32", "dev", "lo")
+		n.Exec("", "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0-far")
+		n.Exec("", "ip", "link", "set", "eth0", "up")
+		n.Exec("", "ip", "route", "add", "169.254.169.254/32", "dev", "eth0")
 		dns, cloud := "169.254.20.10:53/udp", "169.254.169.254:80"
 		for _, dst := range []string{dns, cloud} {
 			if a := n.explain("web-1", dst); !a.Allowed || len(a.Walks[0].Steps) == 0 {
@@ -116,8 +114,8 @@ spec:
 		if a := n.explain("web-1", cloud); a.Allowed || !strings.Contains(a.Walks[0].By, "default/dns") {
 			t.Errorf("to %s, which is denied: %+v", cloud, a)
 		}
-		if o := n.ctl("explain", "web-1", "[fe80::1]:53/udp"); o.exit != 2 || !strings.Contains(o.stderr, "fe80::1") {
-			t.Errorf("to an IPv6 link-local address: exit %d, %s", o.exit, o.stderr)
+		if o := n.ctl("explain", "web-1", "[fe80::1]:53/udp"); o.Exit() != 2 || !strings.Contains(o.Stderr, "fe80::1") {
+			t.Errorf("to an IPv6 link-local address: exit %d, %s", o.Exit(), o.Stderr)
 		}
 	})
 }
@@ -126,11 +124,10 @@ spec:
 // kernel does not get IPVS by asking.
 func TestExplainKnowsLittle(t *testing.T) {
 	n := newNode(t, nftables)
-	n.exec("", "ip", "link", "set", "lo", "up")
 	if a := n.explain("10.9.9.9", "10.1.0.2:80"); a.Allowed {
 		t.Errorf("%+v", a)
 	}
-	n.exec("", "ip", "address", "add", "192.0.2.9/32", "dev", "lo")
+	n.Exec("", "ip", "address", "add", "192.0.2.9/32", "dev", "lo")
 	a := n.explain("10.9.9.9", "host:30080")
 	if !a.Allowed || a.Walks[0].To.Address.String() != "192.0.2.9" {
 		t.Errorf("%+v", a)

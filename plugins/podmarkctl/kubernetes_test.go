@@ -8,25 +8,23 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/podmark/podmark/test/fakeapi"
 )
 
 // api starts an API server in the node's namespace, and returns how podmarkd asks it.
 func (p *patient) api(manifests string) (flags []string) {
-	p.t.Helper()
+	p.T.Helper()
 	_, flags = p.serveAPI(manifests)
 	return flags
 }
 
 // serveAPI is api for a server that is told more later.
 func (p *patient) serveAPI(manifests string) (api *fakeapi.Server, flags []string) {
-	p.t.Helper()
-	p.exec("", "ip", "link", "set", "lo", "up")
+	p.T.Helper()
+	p.Exec("", "ip", "link", "set", "lo", "up")
 	l, err := net.Listen("tcp", "127.0.0.1:0") // on the thread that is in the namespace
 	if err != nil {
-		p.t.Fatal(err)
+		p.T.Fatal(err)
 	}
 	api = fakeapi.New(
 		fakeapi.Resource{Version: "v1", Name: "pods", Kind: "Pod", Namespaced: true},
@@ -35,18 +33,18 @@ func (p *patient) serveAPI(manifests string) (api *fakeapi.Server, flags []strin
 		fakeapi.Resource{Group: "networking.k8s.io", Version: "v1", Name: "networkpolicies", Kind: "NetworkPolicy", Namespaced: true},
 	)
 	if err := api.Apply(manifests); err != nil {
-		p.t.Fatal(err)
+		p.T.Fatal(err)
 	}
 	server := httptest.NewUnstartedServer(api)
 	server.Listener.Close()
 	server.Listener = l
 	server.Start()
-	p.t.Cleanup(func() {
+	p.T.Cleanup(func() {
 		server.CloseClientConnections() // watches do not end by themselves
 		server.Close()
 	})
-	file := filepath.Join(p.t.TempDir(), "kubeconfig")
-	write(p.t, file, `{apiVersion: v1, kind: Config, clusters: [{name: a, cluster: {server: "`+server.URL+`"}}], contexts: [{name: a, context: {cluster: a}}], current-context: a}`)
+	file := filepath.Join(p.T.TempDir(), "kubeconfig")
+	write(p.T, file, `{apiVersion: v1, kind: Config, clusters: [{name: a, cluster: {server: "`+server.URL+`"}}], contexts: [{name: a, context: {cluster: a}}], current-context: a}`)
 	return api, []string{"--kubeconfig", file, "--node-name", "node"}
 }
 
@@ -64,13 +62,8 @@ const inAPI = `
 // was let in by failOpen is shown, and policed when podmarkd is there.
 func TestKubernetes(t *testing.T) {
 	p := newPatient(t, nftables, 1)
-	stop := func(cmd interface{ Wait() error }, pid int) {
-		t.Helper()
-		_ = unix.Kill(pid, unix.SIGTERM)
-		_ = cmd.Wait()
-	}
-	p.keys = map[string]any{"policy": "kubernetes", "failOpen": true}
-	p.list("10-net.conflist", "net", p.keys)
+	p.Keys = map[string]any{"policy": "kubernetes", "failOpen": true}
+	p.list("10-net.conflist", "net", p.Keys)
 	p.finds("policy-socket", "does not answer")
 	p.addPod(nil)
 	if f := p.finds("policy-open", "default/web-2", "policy-socket"); !strings.HasPrefix(f.Fix, "# ") { // a pod that is deleted comes back as it is
@@ -82,7 +75,7 @@ func TestKubernetes(t *testing.T) {
 			Pod       string
 			Unpoliced bool
 		}
-		if err := json.Unmarshal([]byte(p.ctl("list", "-o", "json").ok(t).stdout), &list); err != nil {
+		if err := json.Unmarshal([]byte(p.ctl("list", "-o", "json").ok(t).Stdout), &list); err != nil {
 			t.Fatal(err)
 		}
 		for _, l := range list {
@@ -95,20 +88,20 @@ func TestKubernetes(t *testing.T) {
 	if got := unpoliced(); len(got) != 1 || got[0] != "web-2" {
 		t.Errorf("unpoliced are %q", got)
 	}
-	if table := p.ctl("list").ok(t).stdout; strings.Count(table, "unpoliced") != 3 || !strings.Contains(table, "1 of 2 pods policed, 1 unpoliced because failOpen") {
+	if table := p.ctl("list").ok(t).Stdout; strings.Count(table, "unpoliced") != 3 || !strings.Contains(table, "1 of 2 pods policed, 1 unpoliced because failOpen") {
 		t.Errorf("%s", table)
 	}
 
 	without := p.podmarkd()
 	p.finds("policy-behind", "no API server", "policy-open")
-	stop(without, without.Process.Pid)
+	without.Stop()
 	with := p.podmarkd(p.api(inAPI)...)
 	p.eventually("both pods are policed by the API", func() bool {
-		return strings.Count(p.ctl("list").ok(t).stdout, "default/web ") == 2 && len(unpoliced()) == 0
+		return strings.Count(p.ctl("list").ok(t).Stdout, "default/web ") == 2 && len(unpoliced()) == 0
 	})
 	p.eventually("it is well", func() bool { return len(p.doctor()) == 0 })
 	p.eventually("the status says so", func() bool {
-		s := p.ctl("status").ok(t).stdout
+		s := p.ctl("status").ok(t).Stdout
 		return strings.Contains(s, "from the Kubernetes API, 1 in force, as it says since ") && !strings.Contains(s, "trouble")
 	})
 	p.ctlIn(webPolicy, "apply", "-f", "-").fails(t, "Kubernetes API")
@@ -117,7 +110,7 @@ func TestKubernetes(t *testing.T) {
 	p.finds("policy-source", "20-files.conflist")
 	p.fix("policy-source")
 	p.well()
-	stop(with, with.Process.Pid)
+	with.Stop()
 	if f := p.finds("podmarkd", "does not run"); f.Severity != "error" || !strings.Contains(f.Why, "starts without its policy") {
 		t.Errorf("%+v", f)
 	}
@@ -129,12 +122,12 @@ func TestStatusOfDirectory(t *testing.T) {
 	dir := manifests(t, map[string]string{"web.yaml": webPolicy})
 	p.podmarkd("--policy-dir", dir)
 	says := func(words string) func() bool {
-		return func() bool { return strings.Contains(p.ctl("status").ok(t).stdout, words) }
+		return func() bool { return strings.Contains(p.ctl("status").ok(t).Stdout, words) }
 	}
 	p.eventually("it is in force", says("from the directory, 1 in force, as it says since "))
 	write(t, filepath.Join(dir, "shop.yaml"), deployment)
 	p.eventually("what is passed over is said", says("shop.yaml: document 1: apps/v1 Deployment default/shop: "))
-	if s := p.ctl("status").ok(t).stdout; !strings.Contains(s, "from the directory, 1 in force, as it says since ") {
+	if s := p.ctl("status").ok(t).Stdout; !strings.Contains(s, "from the directory, 1 in force, as it says since ") {
 		t.Errorf("it is not in force: %s", s)
 	}
 	write(t, filepath.Join(dir, "shop.yaml"), strings.Repeat("---"+deployment, 12))

@@ -3,16 +3,14 @@ package main_test
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
 
-	"github.com/podmark/podmark/test/saved"
+	"github.com/podmark/podmark/test/testnode"
 )
 
 type rendered struct {
@@ -21,39 +19,21 @@ type rendered struct {
 	Families []struct{ Family, Sets, Rules string }
 }
 
-// hold takes a lock file as another podmark process would.
-func hold(t *testing.T, name string) (release func()) {
-	t.Helper()
-	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
-	if err == nil {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return func() { f.Close() }
-}
-
 // render is what 'render -o json' prints, whose keys must be these and no others.
 func (n *node) render(args ...string) (r rendered) {
-	n.t.Helper()
-	d := json.NewDecoder(strings.NewReader(n.ctl(append([]string{"render", "-o", "json"}, args...)...).ok(n.t).stdout))
+	n.T.Helper()
+	d := json.NewDecoder(strings.NewReader(n.ctl(append([]string{"render", "-o", "json"}, args...)...).ok(n.T).Stdout))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&r); err != nil {
-		n.t.Fatal(err)
+		n.T.Fatal(err)
 	}
 	return r
-}
-
-// kind is the backend as --backend has it.
-func (b backend) kind() string {
-	return strings.TrimSuffix(strings.TrimSuffix(b.name, "-nft"), "-legacy")
 }
 
 // What render prints is what is in the kernel, and the tools it names load it.
 func TestRender(t *testing.T) {
 	for _, b := range backends {
-		t.Run(b.name, func(t *testing.T) {
+		t.Run(b.Name, func(t *testing.T) {
 			t.Parallel()
 			var out rendered
 			var applied string
@@ -65,12 +45,12 @@ func TestRender(t *testing.T) {
 				n.ctlIn(manyRules, "apply", "-f", "-").ok(t)
 				kernel, files := n.kernel(), n.files()
 				out = n.render()
-				if out.Backend != b.kind() {
-					t.Errorf("auto is %q, want %q", out.Backend, b.kind())
+				if out.Backend != b.Key {
+					t.Errorf("auto is %q, want %q", out.Backend, b.Key)
 				}
 				for _, backend := range []string{"nftables", "iptables"} {
 					r := n.render("--backend", backend)
-					if backend == b.kind() {
+					if backend == b.Key {
 						if diff := cmp.Diff(out, r); diff != "" {
 							t.Errorf("auto is not what enforces:\n%s", diff)
 						}
@@ -78,7 +58,7 @@ func TestRender(t *testing.T) {
 					if r.Backend != backend || !strings.Contains(r.Ruleset, "table bridge") || !strings.Contains(r.Ruleset, "chain sender") || strings.Contains(r.Ruleset, "chain forward") != (backend == "nftables") || (len(r.Families) == 2) != (backend == "iptables") {
 						t.Errorf("--backend %s prints %+v", backend, r)
 					}
-					text := n.ctl("render", "--backend", backend).ok(t).stdout
+					text := n.ctl("render", "--backend", backend).ok(t).Stdout
 					want := r.Ruleset
 					for _, f := range r.Families {
 						want += "# " + f.Family + ": ipset restore\n" + f.Sets + "# " + f.Family + ": iptables-restore --noflush\n" + f.Rules
@@ -86,7 +66,7 @@ func TestRender(t *testing.T) {
 					if diff := cmp.Diff(want, text); diff != "" {
 						t.Errorf("text and JSON differ for %s:\n%s", backend, diff)
 					}
-					preview := n.ctlIn(webPolicy, "render", "-f", "-", "--backend", backend).ok(t).stdout
+					preview := n.ctlIn(webPolicy, "render", "-f", "-", "--backend", backend).ok(t).Stdout
 					if strings.Contains(preview, "a-name-of-sixty") || !strings.Contains(preview, "default/web") {
 						t.Errorf("render -f does not show the policy that was given for %s", backend)
 					}
@@ -98,7 +78,7 @@ func TestRender(t *testing.T) {
 			})
 			t.Run("load", func(t *testing.T) {
 				n := newNode(t, b)
-				n.load(out, b.variant)
+				n.load(out, b.Variant)
 				if diff := cmp.Diff(applied, n.applied()); diff != "" {
 					t.Errorf("what was rendered is not what was applied:\n%s", diff)
 				}
@@ -109,15 +89,15 @@ func TestRender(t *testing.T) {
 
 // load puts what was rendered into the kernel with the tools that it is for.
 func (n *node) load(r rendered, variant string) {
-	n.t.Helper()
+	n.T.Helper()
 	if r.Ruleset != "" {
-		n.exec(readable(r.Ruleset), "nft", "-f", "-")
+		n.Exec(readable(r.Ruleset), "nft", "-f", "-")
 	}
 	for _, f := range r.Families {
 		command := map[string]string{"IPv4": "iptables", "IPv6": "ip6tables"}[f.Family] + "-" + variant + "-restore"
-		n.exec(f.Sets, "ipset", "restore")
-		n.exec(f.Rules, command, "--noflush", "--test")
-		n.exec(f.Rules, command, "--noflush")
+		n.Exec(f.Sets, "ipset", "restore")
+		n.Exec(f.Rules, command, "--noflush", "--test")
+		n.Exec(f.Rules, command, "--noflush")
 	}
 }
 
@@ -147,21 +127,19 @@ func alike(listed string) string {
 // applied lists what the node's backend has: the tables of nft, or the rules of
 // both families, whichever generation of sets they use.
 func (n *node) applied() string {
-	n.t.Helper()
+	n.T.Helper()
 	var lines []string
-	if n.backend == nftables {
-		out := n.exec("", "nft", "list", "table", "inet", "podmark") + n.exec("", "nft", "list", "table", "bridge", "podmark")
+	if n.Backend == nftables {
+		out := n.Exec("", "nft", "list", "table", "inet", "podmark") + n.Exec("", "nft", "list", "table", "bridge", "podmark")
 		// nft has names where there are such links, and numbers where there are none.
-		for _, m := range linkLine.FindAllStringSubmatch(n.exec("", "ip", "-o", "link"), -1) {
+		for _, m := range linkLine.FindAllStringSubmatch(n.Exec("", "ip", "-o", "link"), -1) {
 			out = strings.ReplaceAll(out, fmt.Sprintf("%q", m[2]), m[1])
 		}
 		return alike(out)
 	}
-	for _, f := range []string{"iptables", "ip6tables"} {
-		for line := range strings.Lines(saved.Rules(n.t, f+"-"+n.backend.variant)) {
-			if !strings.HasPrefix(line, "#") && !strings.Contains(line, "KUBE-IPTABLES-HINT") {
-				lines = append(lines, f+" "+generation.ReplaceAllString(changing.ReplaceAllString(line, ""), "$1*"))
-			}
+	for _, line := range n.Rules(n.Backend.Variant) {
+		if !strings.Contains(line, "KUBE-IPTABLES-HINT") {
+			lines = append(lines, testnode.AnyGeneration(line))
 		}
 	}
 	slices.Sort(lines)
@@ -182,14 +160,14 @@ func TestRenderOnVirginNode(t *testing.T) {
 		{[]string{"--backend", "nftables"}, []string{"table inet podmark {"}},
 		{[]string{"--backend", "iptables"}, []string{"table bridge podmark {", "create podmark-ep4a hash:net,iface", "-A PODMARK-FORWARD"}},
 	} {
-		out := n.ctlIn(webPolicy, append([]string{"render", "-f", "-"}, tt.args...)...).ok(t).stdout
+		out := n.ctlIn(webPolicy, append([]string{"render", "-f", "-"}, tt.args...)...).ok(t).Stdout
 		for _, want := range tt.want {
 			if !strings.Contains(out, want) {
 				t.Errorf("render %q does not say %q: %s", tt.args, want, out)
 			}
 		}
 	}
-	if _, err := lstat(n.dir); err == nil || kernel != n.kernel() {
+	if _, err := lstat(n.Dir); err == nil || kernel != n.kernel() {
 		t.Error("render changed something")
 	}
 }

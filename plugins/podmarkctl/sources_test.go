@@ -10,13 +10,13 @@ import (
 
 // sources are those that podmarkctl list shows, by pod.
 func (p *patient) sources() map[string]string {
-	p.t.Helper()
+	p.T.Helper()
 	var list []struct {
 		Pod     string
 		Sources []netip.Prefix
 	}
-	if err := json.Unmarshal([]byte(p.ctl("list", "-o", "json").ok(p.t).stdout), &list); err != nil {
-		p.t.Fatal(err)
+	if err := json.Unmarshal([]byte(p.ctl("list", "-o", "json").ok(p.T).Stdout), &list); err != nil {
+		p.T.Fatal(err)
 	}
 	out := map[string]string{}
 	for _, l := range list {
@@ -36,15 +36,15 @@ func asking(pod, annotation string) string {
 // With policies from files every pod of a network has its sources, and they are shown.
 func TestSourcesOfNetwork(t *testing.T) {
 	for _, b := range backends {
-		t.Run(b.name, func(t *testing.T) {
+		t.Run(b.Name, func(t *testing.T) {
 			t.Parallel()
 			p := newPatient(t, b, 1)
-			p.keys = map[string]any{"allowedSourcePrefixes": []string{"fd00:30::/64", "172.30.0.0/16"}}
+			p.Keys = map[string]any{"allowedSourcePrefixes": []string{"fd00:30::/64", "172.30.0.0/16"}}
 			p.addPod(nil)
 			if got := p.sources(); got["web-1"] != "" || got["web-2"] != "172.30.0.0/16 fd00:30::/64" {
 				t.Errorf("sources %v", got)
 			}
-			if table := p.ctl("list").ok(t).stdout; !strings.Contains(table, "172.30.0.0/16,fd00:30::/64") {
+			if table := p.ctl("list").ok(t).Stdout; !strings.Contains(table, "172.30.0.0/16,fd00:30::/64") {
 				t.Errorf("the table does not show them:\n%s", table)
 			}
 		})
@@ -56,8 +56,8 @@ func TestSourcesOfNetwork(t *testing.T) {
 // not: it keeps what it had.
 func TestSourcesOfPod(t *testing.T) {
 	p := newPatient(t, nftables, 0)
-	p.keys = map[string]any{"policy": "kubernetes", "allowedSourcePrefixes": []string{"172.16.0.0/12", "fd00:30::/32"}}
-	p.list("10-net.conflist", "net", p.keys)
+	p.Keys = map[string]any{"policy": "kubernetes", "allowedSourcePrefixes": []string{"172.16.0.0/12", "fd00:30::/32"}}
+	p.list("10-net.conflist", "net", p.Keys)
 	api, flags := p.serveAPI(inAPI + asking("web-1", "172.30.0.5/32"))
 	p.podmarkd(flags...)
 	p.addPod(nil)
@@ -74,7 +74,7 @@ func TestSourcesOfPod(t *testing.T) {
 	}
 	epoch := func() string {
 		t.Helper()
-		return p.ctl("status").ok(t).stdout
+		return p.ctl("status").ok(t).Stdout
 	}
 	becomes("fd00:30:7::/64, 172.30.0.0/16", "172.30.0.0/16 fd00:30:7::/64")
 	becomes("172.30.0.0/16", "172.30.0.0/16")

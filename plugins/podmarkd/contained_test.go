@@ -51,9 +51,9 @@ func newInPod(t *testing.T, b backend) *inPod {
 		}
 	}
 	t.Cleanup(func() { _ = unix.Unmount(p.root, unix.MNT_DETACH) })
-	h.dir = filepath.Join(p.root, "run/podmark")
-	p.state, p.conf, p.bin = h.dir, filepath.Join(p.root, "etc/cni/net.d"), filepath.Join(p.root, "opt/cni/bin")
-	for _, dir := range []string{h.dir, p.conf, p.bin, filepath.Join(p.root, namespaces), namespaces} {
+	h.Dir = filepath.Join(p.root, "run/podmark")
+	p.state, p.conf, p.bin = h.Dir, filepath.Join(p.root, "etc/cni/net.d"), filepath.Join(p.root, "opt/cni/bin")
+	for _, dir := range []string{h.Dir, p.conf, p.bin, filepath.Join(p.root, namespaces), namespaces} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -104,30 +104,18 @@ const namespaces = "/var/run/netns"
 
 // start runs the container until the test ends.
 func (p *inPod) start(change func(*contain.Container)) *daemon {
-	p.host.t.Helper()
+	p.T.Helper()
 	c := p.container
 	c.Mounts, c.Args = slices.Clone(c.Mounts), slices.Clone(c.Args)
 	if change != nil {
 		change(&c)
 	}
-	d := &daemon{h: p.host, log: &logBuffer{}, address: "127.0.0.1:9469", cmd: c.Command(p.host.t.TempDir())}
-	d.cmd.Stderr = d.log
-	if err := d.cmd.Start(); err != nil {
-		p.host.t.Fatal(err)
-	}
-	p.host.t.Cleanup(func() {
-		_ = d.cmd.Process.Kill()
-		_ = d.cmd.Wait()
-		if p.host.t.Failed() {
-			p.host.t.Logf("podmarkd said:\n%s", d.log)
-		}
-	})
-	return d
+	return &daemon{h: p.host, Daemon: p.Daemon(c.Command(p.T.TempDir())), address: "127.0.0.1:9469"}
 }
 
 // ready says what podmarkd's probe says.
 func (d *daemon) ready() error {
-	if !strings.Contains(d.log.String(), "Serving metrics") {
+	if !strings.Contains(d.Log.String(), "Serving metrics") {
 		return errors.New("it does not serve")
 	}
 	if code, why := d.get("/readyz"); code != 200 {
@@ -137,15 +125,15 @@ func (d *daemon) ready() error {
 }
 
 // namespace is a pod's that is a mount as containerd makes it.
-func (p *inPod) namespace(name string) (path string) {
-	p.host.t.Helper()
-	of, end := p.space()
-	path = filepath.Join(namespaces, name)
-	if err := errors.Join(os.WriteFile(path, nil, 0o444), unix.Mount(of, path, "", unix.MS_BIND, "")); err != nil {
-		p.host.t.Fatal(err)
+func (p *inPod) namespace(name string) testnode.Space {
+	p.T.Helper()
+	of, end := testnode.SpaceUntil(p.T)
+	path := filepath.Join(namespaces, name)
+	if err := errors.Join(os.WriteFile(path, nil, 0o444), unix.Mount(of.Path, path, "", unix.MS_BIND, "")); err != nil {
+		p.T.Fatal(err)
 	}
 	end()
-	return path
+	return testnode.Space{Path: path}
 }
 
 // The container of conf/kustomize, with its capability, its mounts and its read-only
@@ -155,7 +143,7 @@ func TestContained(t *testing.T) {
 	const name = "10-a.conflist"
 	list := chain("net", "ptp", "portmap")
 	p.write(name, list)
-	p.ctl(policy, "apply", "-f", "-")
+	p.Ctl(policy, "apply", "-f", "-")
 	p.addPod()
 	d := p.start(nil)
 	p.eventually("it is ready", d.ready)
@@ -172,7 +160,7 @@ func TestContained(t *testing.T) {
 	p.eventually("it is put back", func() error { return p.place.has(name, "bridge", "podmark") })
 
 	want := p.kernel()
-	for i, harm := range harms(p.backend) {
+	for i, harm := range harms(p.Backend) {
 		harm.do(p.host)
 		p.eventually(harm.name+" is repaired", func() error {
 			if got := d.repairs(); got == i {
@@ -184,7 +172,7 @@ func TestContained(t *testing.T) {
 			return nil
 		})
 	}
-	if code := d.stop(); code != 0 {
+	if code := d.Stop(); code != 0 {
 		t.Errorf("SIGTERM: ended with %d", code)
 	}
 	if diff := cmp.Diff(want, p.kernel()); diff != "" {
@@ -196,9 +184,9 @@ func TestContained(t *testing.T) {
 // rightsAre wants a process to have these capabilities, no way to others, and a root
 // that it cannot write to.
 func (p *inPod) rightsAre(d *daemon, want []string) {
-	t := p.host.t
+	t := p.T
 	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.cmd.Process.Pid))
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.Process.Pid))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,7 +205,7 @@ func (p *inPod) rightsAre(d *daemon, want []string) {
 	if !strings.Contains(string(status), "NoNewPrivs:\t1\n") {
 		t.Error("it could get new privileges")
 	}
-	mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", d.cmd.Process.Pid))
+	mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", d.Process.Pid))
 	if err != nil || !regexp.MustCompile(`(?m)^\d+ \d+ \S+ / / ro\b`).Match(mounts) {
 		t.Errorf("the root can be written to: %v\n%s", err, mounts)
 	}
@@ -235,7 +223,7 @@ func TestContainedNeedsAll(t *testing.T) {
 	}
 	says := func(text string) func(*inPod, *daemon) error {
 		return func(_ *inPod, d *daemon) error {
-			if !strings.Contains(d.log.String(), text) {
+			if !strings.Contains(d.Log.String(), text) {
 				return fmt.Errorf("it does not say %q", text)
 			}
 			return nil
@@ -273,9 +261,9 @@ func TestContainedNamespaces(t *testing.T) {
 	p.addPodIn(during)
 	kept := p.namespace("kept")
 	p.addPodIn(kept)
-	p.exec("", "ip", "link", "del", "veth3")
-	for i, path := range []string{before, during} {
-		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
+	p.Exec("", "ip", "link", "del", "veth3")
+	for i, space := range []testnode.Space{before, during} {
+		if err := unix.Unmount(space.Path, unix.MNT_DETACH); err != nil {
 			t.Fatal(err)
 		}
 		p.eventually("the namespace ends, and the pod's interface with it", func() error {
@@ -285,7 +273,7 @@ func TestContainedNamespaces(t *testing.T) {
 			}
 			return nil
 		})
-		if err := os.Remove(path); err != nil {
+		if err := os.Remove(space.Path); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -304,18 +292,13 @@ func TestContainedNamespaces(t *testing.T) {
 func TestContainedAdopts(t *testing.T) {
 	p := newInPod(t, nftables)
 	p.write("10-a.conflist", chain("net", "ptp"))
-	path := p.namespace("before")
-	ns, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ns.Close()
-	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "veth1"}, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(ns.Fd()))}); err != nil {
+	space := p.namespace("before")
+	if err := testnode.Veth("veth1", space, "eth0"); err != nil {
 		t.Fatal(err)
 	}
 	cached := fmt.Sprintf(`{"kind": "cniCacheV1", "containerId": "before", "ifName": "eth0", "networkName": "net", "netns": %q,
 		"cniArgs": [["K8S_POD_NAMESPACE", "shop"], ["K8S_POD_NAME", "web-0"]],
-		"result": {"cniVersion": "1.0.0", "ips": [{"address": "10.1.0.2/24"}]}}`, path)
+		"result": {"cniVersion": "1.0.0", "ips": [{"address": "10.1.0.2/24"}]}}`, space.Path)
 	file := filepath.Join(p.root, "var/lib/cni/results/net-before-eth0")
 	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file, []byte(cached), 0o600)); err != nil {
 		t.Fatal(err)
@@ -327,7 +310,7 @@ func TestContainedAdopts(t *testing.T) {
 		}
 		return nil
 	})
-	p.ctl("", "apply", "--delete")
+	p.Ctl("", "apply", "--delete")
 	p.eventually("it is ready", d.ready)
 }
 
@@ -341,7 +324,7 @@ func TestContainedUninstall(t *testing.T) {
 	p.eventually("podmark is installed", func() error { return p.place.has("10-a.conflist", "ptp", "podmark") })
 	p.addPod()
 	p.eventually("it is ready", d.ready)
-	d.stop()
+	d.Stop()
 	runs := func(args ...string) *daemon {
 		return p.start(func(c *contain.Container) { c.Args = append([]string{c.Args[0]}, args...) })
 	}
@@ -349,8 +332,8 @@ func TestContainedUninstall(t *testing.T) {
 	p.eventually("the entry is out", func() error { return p.place.has("10-a.conflist", "ptp") })
 	p.hasPlugin()
 	p.deletePod(p.host, 1)
-	if err := u.cmd.Wait(); err != nil {
-		t.Fatal(err)
+	if code := u.Wait(); code != 0 {
+		t.Fatalf("uninstall ended with %d", code)
 	}
 	if diff := cmp.Diff(kernel, p.kernel()); diff != "" {
 		t.Errorf("kernel:\n%s", diff)
@@ -367,7 +350,7 @@ func TestContainedUninstall(t *testing.T) {
 	// Then the chart has podmarkd run with no directory, and it is ready; with the directories it misses podmark.
 	d = runs("--listen=127.0.0.1:9469")
 	p.eventually("it is not ready, and says why", func() error {
-		if !strings.Contains(d.log.String(), "Serving metrics") {
+		if !strings.Contains(d.Log.String(), "Serving metrics") {
 			return errors.New("it does not serve")
 		}
 		if code, why := d.get("/readyz"); code != 503 || !strings.Contains(why, "no entry") {
@@ -375,7 +358,7 @@ func TestContainedUninstall(t *testing.T) {
 		}
 		return nil
 	})
-	d.stop()
+	d.Stop()
 	d = runs("--cni-conf-dir=", "--listen=127.0.0.1:9469")
 	p.eventually("it is ready", d.ready)
 }
@@ -386,7 +369,7 @@ func TestContainedWithoutIptables(t *testing.T) {
 	p.addPod() // the plugin finds those of the node
 	d := p.start(nil)
 	p.eventually("it is not ready, and says why", func() error {
-		if !strings.Contains(d.log.String(), "Serving metrics") {
+		if !strings.Contains(d.Log.String(), "Serving metrics") {
 			return errors.New("it does not serve")
 		}
 		code, why := d.get("/readyz")
@@ -401,9 +384,9 @@ func TestContainedWithoutIptables(t *testing.T) {
 // the lock of iptables, and NET_RAW, by which iptables asks for sets.
 func TestContainedIptables(t *testing.T) {
 	for _, b := range backends[1:] {
-		t.Run(b.name, func(t *testing.T) {
+		t.Run(b.Name, func(t *testing.T) {
 			p := newInPod(t, b)
-			p.ctl(policy, "apply", "-f", "-")
+			p.Ctl(policy, "apply", "-f", "-")
 			p.addPod()
 			lock := filepath.Join(p.root, "run/xtables.lock")
 			if err := os.WriteFile(lock, nil, 0o600); err != nil {
@@ -422,18 +405,18 @@ func TestContainedIptables(t *testing.T) {
 			d := with("NET_RAW")
 			p.eventually("it is ready", d.ready)
 			want := p.kernel() // with the ports in use
-			p.iptables("-F")
+			p.Iptables("-F")
 			p.eventually("it is repaired", func() error {
 				if diff := cmp.Diff(want, p.kernel()); diff != "" {
 					return errors.New(diff)
 				}
 				return nil
 			})
-			d.stop()
-			p.iptables("-F")
+			d.Stop()
+			p.Iptables("-F")
 			d = with()
 			p.eventually("without NET_RAW it is not", func() error {
-				if !strings.Contains(d.log.String(), "Reconciliation failed") {
+				if !strings.Contains(d.Log.String(), "Reconciliation failed") {
 					return errors.New("it does not say so")
 				}
 				return nil
@@ -471,8 +454,8 @@ func TestContainedChecksums(t *testing.T) {
 			d := p.start(tt.change)
 			p.eventually("it is ready", d.ready)
 			p.eventually("it says what is lacking", func() error {
-				n := strings.Count(d.log.String(), "Checksum protection is missing")
-				if tt.says == "" && n == 0 || n == 1 && strings.Contains(d.log.String(), tt.says) {
+				n := strings.Count(d.Log.String(), "Checksum protection is missing")
+				if tt.says == "" && n == 0 || n == 1 && strings.Contains(d.Log.String(), tt.says) {
 					return nil
 				}
 				return fmt.Errorf("it says %d times what is lacking, want once, with %q", n, tt.says)

@@ -41,7 +41,7 @@ type harm struct {
 
 func harms(b backend) []harm {
 	if b == nftables {
-		nft := func(command string) func(*host) { return func(h *host) { h.exec("", "nft", command) } }
+		nft := func(command string) func(*host) { return func(h *host) { h.Exec("", "nft", command) } }
 		return []harm{
 			{"nft flush ruleset", nft("flush ruleset"), "missing", drift.Chain},
 			{"table gone", nft("delete table inet podmark"), "missing", drift.Chain},
@@ -51,25 +51,25 @@ func harms(b backend) []harm {
 			{"maps flushed", nft("flush map inet podmark ingress4"), "ingress4", drift.Element},
 		}
 	}
-	rule := func(args ...string) func(*host) { return func(h *host) { h.iptables(args...) } }
+	rule := func(args ...string) func(*host) { return func(h *host) { h.Iptables(args...) } }
 	return []harm{
 		{"iptables -F", rule("-F"), "no rule uses", drift.Chain},
 		{"hook gone", rule("-D", "FORWARD", "-j", "PODMARK-FORWARD"), "FORWARD", drift.Hook},
 		{"hook not first", rule("-I", "OUTPUT", "1", "-j", "ACCEPT"), "OUTPUT", drift.Hook},
 		{"chain flushed", rule("-F", "PODMARK-SPOOFED"), "PODMARK-SPOOFED", drift.Chain},
 		{"hook of table security gone", rule("-t", "security", "-D", "OUTPUT", "-j", "PODMARK-CLEAR"), "security OUTPUT", drift.Hook},
-		{"guard of bridges gone", func(h *host) { h.exec("", "nft", "delete table bridge podmark") }, "bridge podmark", drift.Chain},
+		{"guard of bridges gone", func(h *host) { h.Exec("", "nft", "delete table bridge podmark") }, "bridge podmark", drift.Chain},
 		{"rule inserted", rule("-I", "PODMARK-POLICE", "1", "-j", "RETURN"), "PODMARK-POLICE", drift.Chain},
 		{"ipset destroy", func(h *host) {
-			h.iptables("-F")
-			h.iptables("-X")
+			h.Iptables("-F")
+			h.Iptables("-X")
 			h.eventually("the kernel lets go of the sets", func() error { return exec.Command("ipset", "destroy").Run() })
-			h.iptables("-N", "KUBE-IPTABLES-HINT")
+			h.Iptables("-N", "KUBE-IPTABLES-HINT")
 		}, "no rule uses", drift.Chain},
 		{"element gone", func(h *host) {
-			for name := range strings.FieldsSeq(h.exec("", "ipset", "list", "-n")) {
+			for name := range strings.FieldsSeq(h.Exec("", "ipset", "list", "-n")) {
 				if strings.HasPrefix(name, "podmark-ep4") {
-					h.exec("", "ipset", "flush", name)
+					h.Exec("", "ipset", "flush", name)
 				}
 			}
 		}, "podmark-ep4", drift.Element},
@@ -79,13 +79,13 @@ func harms(b backend) []harm {
 // What others take out of the data plane is back soon, and counted.
 func TestRepair(t *testing.T) {
 	eachBackend(t, func(t *testing.T, h *host) {
-		h.ctl(policy, "apply", "-f", "-")
+		h.Ctl(policy, "apply", "-f", "-")
 		h.addPod()
 		h.addPod()
 		d := h.start()
 		want := h.kernel()
 		byKind := map[drift.Kind]int{}
-		for i, harm := range harms(h.backend) {
+		for i, harm := range harms(h.Backend) {
 			byKind[harm.kind]++
 			d.paused(func() { harm.do(h) }) // it would come in between
 			h.eventually(harm.name+" is repaired", func() error {
@@ -98,8 +98,8 @@ func TestRepair(t *testing.T) {
 				}
 				return nil
 			})
-			foreign := "-A OUTPUT -j ACCEPT\n"
-			if diff := cmp.Diff(want, strings.ReplaceAll(h.kernel(), foreign, "")); diff != "" {
+			foreign := strings.NewReplacer("iptables -A OUTPUT -j ACCEPT\n", "", "ip6tables -A OUTPUT -j ACCEPT\n", "")
+			if diff := cmp.Diff(want, foreign.Replace(h.kernel())); diff != "" {
 				t.Fatalf("%s: after the repair:\n%s", harm.name, diff)
 			}
 			for _, k := range drift.Kinds() {
@@ -118,11 +118,11 @@ func TestNothingToRepair(t *testing.T) {
 		if s, err := d.status(); err != nil || !s.Idle {
 			t.Errorf("on a node that podmark has never run on: %+v, %v", s, err)
 		}
-		h.ctl(policy, "apply", "-f", "-")
+		h.Ctl(policy, "apply", "-f", "-")
 		for range 5 {
 			h.addPod()
 		}
-		h.ctl("", "apply", "--delete")
+		h.Ctl("", "apply", "--delete")
 		first, err := d.status()
 		if err != nil {
 			t.Fatal(err)
@@ -142,16 +142,16 @@ func TestNothingToRepair(t *testing.T) {
 // The set of the node's own addresses follows them, without a rule being written.
 func TestHostAddresses(t *testing.T) {
 	eachBackend(t, func(t *testing.T, h *host) {
-		if h.backend == nftables {
+		if h.Backend == nftables {
 			t.Skip("nftables needs none")
 		}
 		h.addPod()
 		h.start()
 		rules := h.rules()
-		h.exec("", "ip", "addr", "add", "192.0.2.7/32", "dev", "lo")
-		h.exec("", "ip", "addr", "add", "2001:db8::7/128", "dev", "lo")
+		h.Exec("", "ip", "addr", "add", "192.0.2.7/32", "dev", "lo")
+		h.Exec("", "ip", "addr", "add", "2001:db8::7/128", "dev", "lo")
 		h.eventually("new addresses are the host's", func() error { return h.has("192.0.2.7", "2001:db8::7") })
-		h.exec("", "ip", "addr", "del", "192.0.2.7/32", "dev", "lo")
+		h.Exec("", "ip", "addr", "del", "192.0.2.7/32", "dev", "lo")
 		h.eventually("an address is the host's no longer", func() error {
 			if h.has("192.0.2.7") == nil {
 				return errors.New("192.0.2.7 is there")
@@ -166,14 +166,14 @@ func TestHostAddresses(t *testing.T) {
 
 // rules are those of the node's variant, with their counters.
 func (h *host) rules() string {
-	h.t.Helper()
-	return h.exec("", "iptables-"+h.backend.variant, "-t", "mangle", "-S") + h.exec("", "ip6tables-"+h.backend.variant, "-t", "mangle", "-S")
+	h.T.Helper()
+	return h.Exec("", "iptables-"+h.Backend.Variant, "-t", "mangle", "-S") + h.Exec("", "ip6tables-"+h.Backend.Variant, "-t", "mangle", "-S")
 }
 
 // has says which of these are in none of podmark's sets of addresses and ports.
 func (h *host) has(elements ...string) error {
-	h.t.Helper()
-	sets := h.exec("", "ipset", "save")
+	h.T.Helper()
+	sets := h.Exec("", "ipset", "save")
 	for _, e := range elements {
 		if !slices.ContainsFunc(strings.Split(sets, "\n"), func(line string) bool {
 			f := strings.Fields(line)
@@ -195,7 +195,7 @@ func TestNodePorts(t *testing.T) {
 		check := func() {
 			t.Helper()
 			h.eventually("the ports are there", func() error {
-				if h.backend == nftables {
+				if h.Backend == nftables {
 					return nil // needs none
 				}
 				if err := h.has("30003"); err == nil {
@@ -216,11 +216,11 @@ func TestNodePorts(t *testing.T) {
 		}
 		h.addPod()
 		check()
-		if code := d.stop(); code != 0 {
+		if code := d.Stop(); code != 0 {
 			t.Errorf("ended with %d", code)
 		}
 		h.addPod()
-		h.ctl("", "gc")
+		h.Ctl("", "gc")
 		check()
 		if s, err := d.status(); err != nil || s.Repairs != 0 {
 			t.Errorf("%+v, %v", s, err)
@@ -265,8 +265,8 @@ func TestConfigFile(t *testing.T) {
 	is("static pod manifest", "[31000:31999]")
 	write(file, "nodePortMode: some\n")
 	h.eventually("it says what is wrong", func() error {
-		if !strings.Contains(d.log.String(), "nodePortMode") {
-			return errors.New(d.log.String())
+		if !strings.Contains(d.Log.String(), "nodePortMode") {
+			return errors.New(d.Log.String())
 		}
 		return nil
 	})
@@ -281,18 +281,15 @@ func TestOneDaemon(t *testing.T) {
 	h.addPod()
 	d := h.start()
 	kernel := h.kernel()
-	out, err := exec.Command(filepath.Join(testnode.Programs(t), "podmarkd"), "--state-dir", h.dir, "--listen", "").CombinedOutput()
+	out, err := exec.Command(testnode.Program(t, "podmarkd"), "--state-dir", h.Dir, "--listen", "").CombinedOutput()
 	if exit := (&exec.ExitError{}); !errors.As(err, &exit) || exit.ExitCode() != 2 || !strings.Contains(string(out), "another podmarkd is running") {
 		t.Errorf("a second one: %v: %s", err, out)
 	}
-	if err := d.cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	_ = d.cmd.Wait()
+	d.Kill()
 	if diff := cmp.Diff(kernel, h.kernel()); diff != "" {
 		t.Errorf("it was killed, and left:\n%s", diff)
 	}
-	h.exec("", "nft", "flush", "ruleset")
+	h.Exec("", "nft", "flush", "ruleset")
 	h.start()
 	h.eventually("the next one repairs", func() error {
 		if diff := cmp.Diff(kernel, h.kernel()); diff != "" {
@@ -306,12 +303,12 @@ func TestOneDaemon(t *testing.T) {
 // interface is gone and whose namespace is there is not.
 func TestCollect(t *testing.T) {
 	eachBackend(t, func(t *testing.T, h *host) {
-		h.ctl(policy, "apply", "-f", "-")
+		h.Ctl(policy, "apply", "-f", "-")
 		h.addPod()
 		d := h.start("--collect-after", "1s")
 		end := h.addPodUntil()
 		h.addPod()
-		h.exec("", "ip", "link", "del", "veth3")
+		h.Exec("", "ip", "link", "del", "veth3")
 		end() // takes veth2 with it
 		listed := func() (names string) {
 			for _, r := range h.records() {
@@ -337,11 +334,11 @@ func TestCollect(t *testing.T) {
 func TestSweep(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, nftables)
-	h.ctl(policy, "apply", "-f", "-")
+	h.Ctl(policy, "apply", "-f", "-")
 	h.addPod()
 	left := []string{"attachments/0123456789abcdef0123456789abcdef.tmp", "addresses/10.9.9.9"}
 	write := func(name, content string) {
-		if err := os.WriteFile(filepath.Join(h.dir, name), []byte(content), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(h.Dir, name), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -351,7 +348,7 @@ func TestSweep(t *testing.T) {
 	d := h.start("--collect-after", "300ms")
 	h.eventually("the files are removed", func() error {
 		for _, name := range left {
-			if _, err := os.Stat(filepath.Join(h.dir, name)); err == nil {
+			if _, err := os.Stat(filepath.Join(h.Dir, name)); err == nil {
 				return fmt.Errorf("%s is there", name)
 			}
 		}
@@ -366,13 +363,13 @@ func TestSweep(t *testing.T) {
 		}
 		return nil
 	})
-	if _, err := os.Stat(filepath.Join(h.dir, damaged)); err != nil {
+	if _, err := os.Stat(filepath.Join(h.Dir, damaged)); err != nil {
 		t.Errorf("the damaged record: %v", err)
 	}
-	h.ctl("", "gc")
+	h.Ctl("", "gc")
 	h.eventually("after gc nothing is left", func() error {
 		s, err := d.status()
-		if _, still := os.Stat(filepath.Join(h.dir, left[0])); err != nil || s.Error != "" || still == nil {
+		if _, still := os.Stat(filepath.Join(h.Dir, left[0])); err != nil || s.Error != "" || still == nil {
 			return fmt.Errorf("error %q, %w, left: %t", s.Error, err, still == nil)
 		}
 		return nil
@@ -402,7 +399,7 @@ func TestProxySays(t *testing.T) {
 	for _, tt := range []struct{ says, shown string }{{"nftables", ", kube-proxy says nftables"}, {"ipvs", ", kube-proxy says ipvs"}, {"<html>", ""}} {
 		says.Store(tt.says)
 		h.eventually("it is shown", func() error {
-			if out := h.ctl("", "status"); !strings.Contains(out, "other, 0 services in IPVS"+tt.shown+"\n") {
+			if out := h.Ctl("", "status"); !strings.Contains(out, "other, 0 services in IPVS"+tt.shown+"\n") {
 				return errors.New(out)
 			}
 			return nil
@@ -415,10 +412,10 @@ func TestProxySays(t *testing.T) {
 
 // records are the node's attachments, by ID.
 func (h *host) records() []attachment.Record {
-	h.t.Helper()
-	list, err := state.At(h.dir).List()
+	h.T.Helper()
+	list, err := state.At(h.Dir).List()
 	if err != nil {
-		h.t.Fatal(err)
+		h.T.Fatal(err)
 	}
 	slices.SortFunc(list, func(a, b attachment.Record) int { return int(a.ID) - int(b.ID) })
 	return list
@@ -441,7 +438,7 @@ func TestProbes(t *testing.T) {
 	if got := d.metric("podmark_ids_capacity"); got != "65534" {
 		t.Errorf("podmark_ids_capacity %s", got)
 	}
-	file := filepath.Join(h.dir, "node.json")
+	file := filepath.Join(h.Dir, "node.json")
 	good, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -496,7 +493,7 @@ func TestUsage(t *testing.T) {
 		{nil, []string{"extra"}, []string{"extra"}},
 	} {
 		dir := filepath.Join(t.TempDir(), "state")
-		cmd := exec.Command(filepath.Join(testnode.Programs(t), "podmarkd"), append(tt.args, "--state-dir", dir, "--listen", "")...)
+		cmd := exec.Command(testnode.Program(t, "podmarkd"), append(tt.args, "--state-dir", dir, "--listen", "")...)
 		cmd.Env = append(os.Environ(), tt.env...)
 		out, err := cmd.CombinedOutput()
 		if exit := (&exec.ExitError{}); !errors.As(err, &exit) || exit.ExitCode() != 2 {

@@ -18,17 +18,17 @@ import (
 
 // group is the device group of a link.
 func (h *host) group(link string) uint32 {
-	h.t.Helper()
+	h.T.Helper()
 	l, err := netlink.LinkByName(link)
 	if err != nil {
-		h.t.Fatal(err)
+		h.T.Fatal(err)
 	}
 	return l.Attrs().Group
 }
 
 // lines counts those of the log that say all words.
 func (d *daemon) lines(words ...string) (n int) {
-	for line := range strings.Lines(d.log.String()) {
+	for line := range strings.Lines(d.Log.String()) {
 		if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
 			n++
 		}
@@ -42,7 +42,7 @@ func TestGroupLost(t *testing.T) {
 		h.addPod()
 		h.addPod()
 		d := h.start()
-		h.exec("", "ip", "link", "set", "veth2", "group", "7")
+		h.Exec("", "ip", "link", "set", "veth2", "group", "7")
 		h.eventually("the group is back", func() error {
 			s, err := d.status()
 			if err != nil || s.Repairs != 1 || s.LastRepair.Kind != drift.Group || !strings.Contains(s.LastRepair.Drift, `"veth2" is in device group 7`) {
@@ -57,7 +57,7 @@ func TestGroupLost(t *testing.T) {
 			t.Errorf("%s repairs of a group", got)
 		}
 		if n := d.lines("level=WARN", "Repaired the data plane", "kind=group", "web-2"); n != 1 {
-			t.Errorf("%d lines of the log say it:\n%s", n, d.log)
+			t.Errorf("%d lines of the log say it:\n%s", n, d.Log)
 		}
 	})
 }
@@ -77,12 +77,12 @@ func TestDrift(t *testing.T) {
 	eachBackend(t, func(t *testing.T, h *host) {
 		h.addPod()
 		h.addPod()
-		h.exec("", "ip", "link", "add", "br0", "type", "bridge")
+		h.Exec("", "ip", "link", "add", "br0", "type", "bridge")
 		a := &apiServer{nodePort: 30000, mask: "4294901760"}
 		d := h.start("--kubeconfig", h.serveAPI(a), "--collect-after", "1h")
 		for _, tt := range tests {
 			for _, args := range tt.do {
-				h.exec("", "ip", args...)
+				h.Exec("", "ip", args...)
 			}
 			metric := fmt.Sprintf("podmark_endpoint_drift{change=%q}", tt.change)
 			h.eventually(tt.name+" is in the status and the metrics", func() error {
@@ -92,7 +92,7 @@ func TestDrift(t *testing.T) {
 				}
 				return nil
 			})
-			if text := h.ctl("", "status"); !strings.Contains(text, tt.word) {
+			if text := h.Ctl("", "status"); !strings.Contains(text, tt.word) {
 				t.Errorf("%s: podmarkctl status:\n%s", tt.name, text)
 			}
 			h.eventually(tt.name+" is an event", func() error {
@@ -112,10 +112,10 @@ func TestDrift(t *testing.T) {
 				return nil
 			})
 			if n := d.lines("level=WARN", "has drifted", "change="+string(tt.change)); n != 1 {
-				t.Errorf("%s: %d lines of the log say it:\n%s", tt.name, n, d.log)
+				t.Errorf("%s: %d lines of the log say it:\n%s", tt.name, n, d.Log)
 			}
 			for _, args := range tt.undo {
-				h.exec("", "ip", args...)
+				h.Exec("", "ip", args...)
 			}
 			if tt.undo == nil {
 				continue
@@ -158,16 +158,16 @@ func TestUpgradeOfRecords(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		files, err := filepath.Glob(filepath.Join(h.dir, "attachments", "*"))
+		files, err := filepath.Glob(filepath.Join(h.Dir, "attachments", "*"))
 		if err != nil || len(files) != 2 {
 			t.Fatalf("%q, %v", files, err)
 		}
 		for _, file := range files {
 			strip(file, "interfaceIndex", "portIndex")
 		}
-		strip(filepath.Join(h.dir, "node.json"), "indexed")
-		h.exec("", "ip", "link", "del", "veth2")
-		h.ctl("", "gc", "--dry-run")
+		strip(filepath.Join(h.Dir, "node.json"), "indexed")
+		h.Exec("", "ip", "link", "del", "veth2")
+		h.Ctl("", "gc", "--dry-run")
 		d := h.start("--collect-after", "1h")
 		h.eventually("what is gone is said", func() error {
 			if s, err := d.status(); err != nil || len(s.Drift) != 1 || s.Drift[0].Change != hostport.Gone || s.Drift[0].Pod != "default/web-2" {
@@ -175,9 +175,9 @@ func TestUpgradeOfRecords(t *testing.T) {
 			}
 			return nil
 		})
-		h.exec("", "ip", "link", "add", "veth2", "type", "veth", "peer", "name", "veth3")
-		h.ctl("", "apply", "--delete")
-		records, err := state.At(h.dir).List()
+		h.Exec("", "ip", "link", "add", "veth2", "type", "veth", "peer", "name", "veth3")
+		h.Ctl("", "apply", "--delete")
+		records, err := state.At(h.Dir).List()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -74,13 +74,13 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // serveAPI serves a in the node's network namespace and returns a kubeconfig for it.
 func (h *host) serveAPI(a *apiServer) string {
-	h.t.Helper()
+	h.T.Helper()
 	s := httptest.NewServer(a)
-	h.t.Cleanup(func() { s.CloseClientConnections(); s.Close() })
-	file := filepath.Join(h.t.TempDir(), "kubeconfig")
+	h.T.Cleanup(func() { s.CloseClientConnections(); s.Close() })
+	file := filepath.Join(h.T.TempDir(), "kubeconfig")
 	config := fmt.Sprintf("apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: {server: %q}}]\ncontexts: [{name: a, context: {cluster: a}}]\ncurrent-context: a\n", s.URL)
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
-		h.t.Fatal(err)
+		h.T.Fatal(err)
 	}
 	return file
 }
@@ -114,7 +114,7 @@ func TestWarnings(t *testing.T) {
 	if err != nil || s.FelixMask != "0xff000000" || fmt.Sprint(s.Ports.Outside) != "[40000]" {
 		t.Errorf("status %+v, %v", s, err)
 	}
-	if text := h.ctl("", "status"); !strings.Contains(text, "0xff000000 in FelixConfiguration") || !strings.Contains(text, "[40000] are in use") {
+	if text := h.Ctl("", "status"); !strings.Contains(text, "0xff000000 in FelixConfiguration") || !strings.Contains(text, "[40000] are in use") {
 		t.Errorf("podmarkctl status:\n%s", text)
 	}
 	looks := d.values()[`podmark_reconciles_total{trigger="interval"}`]
@@ -142,13 +142,13 @@ func TestWarnings(t *testing.T) {
 	}
 	for _, words := range [][]string{{"level=WARN", "FelixConfiguration has another mask", "0xff000000", "0xffff0000"}, {"level=WARN", "NodePorts in use", "40000"}} {
 		n := 0
-		for line := range strings.Lines(d.log.String()) {
+		for line := range strings.Lines(d.Log.String()) {
 			if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
 				n++
 			}
 		}
 		if n != 1 {
-			t.Errorf("%d lines of the log have %q, want 1:\n%s", n, words, d.log)
+			t.Errorf("%d lines of the log have %q, want 1:\n%s", n, words, d.Log)
 		}
 	}
 }
@@ -172,7 +172,7 @@ func TestNoWarnings(t *testing.T) {
 		t.Errorf("events %v", list)
 	}
 	other := &apiServer{nodePort: 40000, mask: "255", forbidden: true}
-	if code := d.stop(); code != 0 {
+	if code := d.Stop(); code != 0 {
 		t.Errorf("ended with %d", code)
 	}
 	d = h.start("--kubeconfig", h.serveAPI(other))
@@ -185,7 +185,7 @@ func TestNoWarnings(t *testing.T) {
 		return nil
 	})
 	d.become("it looks all the same", map[string]float64{"podmark_last_reconcile_success": 1})
-	if code := d.stop(); code != 0 {
+	if code := d.Stop(); code != 0 {
 		t.Errorf("ended with %d", code)
 	}
 }

@@ -24,7 +24,7 @@ func TestDirectoryNotes(t *testing.T) {
 	put("web.yaml", policy)
 	put("shop.yaml", deployment("shop"))
 	d := h.start("--policy-dir", dir)
-	logged := func(name string) int { return strings.Count(d.log.String(), "apps/v1 Deployment "+name+":") }
+	logged := func(name string) int { return strings.Count(d.Log.String(), "apps/v1 Deployment "+name+":") }
 	inForce := func(policies int) {
 		t.Helper()
 		h.eventually(fmt.Sprintf("%d policies are in force", policies), func() error {
@@ -43,7 +43,7 @@ func TestDirectoryNotes(t *testing.T) {
 	put("shop.yaml", deployment("store"))
 	h.eventually("another is logged", func() error {
 		if logged("store") == 0 {
-			return fmt.Errorf("%s", d.log)
+			return fmt.Errorf("%s", d.Log)
 		}
 		return nil
 	})

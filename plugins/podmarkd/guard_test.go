@@ -25,7 +25,7 @@ func guarded(t *testing.T, args ...string) (*place, *host, *daemon) {
 	t.Parallel()
 	p := newPlace(t)
 	h := newHost(t, nftables)
-	p.state = h.dir
+	p.state = h.Dir
 	d := h.start(append([]string{"--keep-installed", "--policy", "none", "--cni-conf-dir", p.conf, "--cni-bin-dir", p.bin}, args...)...)
 	return p, h, d
 }
@@ -55,7 +55,7 @@ func (p *place) rename(name, content string) error {
 func TestGuard(t *testing.T) {
 	p, h, d := guarded(t)
 	h.eventually("it says that it waits", func() error {
-		if !strings.Contains(d.log.String(), "agent of the main plugin") {
+		if !strings.Contains(d.Log.String(), "agent of the main plugin") {
 			return errors.New("it does not")
 		}
 		return nil
@@ -84,7 +84,7 @@ func TestGuard(t *testing.T) {
 		h.eventually(tt.name, func() error { return p.has(tt.file, tt.want...) })
 	}
 	p.hasPlugin()
-	if code := d.stop(); code != 0 {
+	if code := d.Stop(); code != 0 {
 		t.Errorf("it ended with %d", code)
 	}
 	// It fails static.
@@ -116,7 +116,7 @@ func TestGuardKeepsEntry(t *testing.T) {
 		return err
 	})
 	h.eventually("it says so", func() error {
-		if !strings.Contains(d.log.String(), "verb=write") {
+		if !strings.Contains(d.Log.String(), "verb=write") {
 			return errors.New("no")
 		}
 		return nil
@@ -261,9 +261,9 @@ func TestInstallRace(t *testing.T) {
 	for range rounds {
 		o := p.try("install")
 		switch {
-		case o.code == 0:
+		case o.Exit() == 0:
 			won++
-		case !strings.Contains(o.stderr, "somebody else keeps writing"):
+		case !strings.Contains(o.Stderr, "somebody else keeps writing"):
 			t.Errorf("install: %+v", o)
 		}
 	}
@@ -295,7 +295,7 @@ func TestWriteWar(t *testing.T) {
 	p.write(name, list)
 	temporary := 0
 	// Five at once, the sixth begins the pauses of 2 and 4 seconds.
-	for !strings.Contains(d.log.String(), "pause=4s") {
+	for !strings.Contains(d.Log.String(), "pause=4s") {
 		select {
 		case e := <-w.Events:
 			base := filepath.Base(e.Name)
@@ -310,14 +310,14 @@ func TestWriteWar(t *testing.T) {
 		case err := <-w.Errors:
 			t.Fatal(err)
 		case <-time.After(wait.Still):
-			t.Fatalf("after %d renames it does not pause:\n%s", temporary, d.log.String())
+			t.Fatalf("after %d renames it does not pause:\n%s", temporary, d.Log.String())
 		}
 	}
 	// An exchange renames its temporary file there and back: two each.
 	if temporary < 5 || temporary > 2*8 {
 		t.Errorf("%d renames before the pause of 4 seconds", temporary)
 	}
-	if said := d.log.String(); !strings.Contains(said, "cni.exclusive=false") || !strings.Contains(said, "pause=2s") {
+	if said := d.Log.String(); !strings.Contains(said, "cni.exclusive=false") || !strings.Contains(said, "pause=2s") {
 		t.Errorf("it does not say what to do:\n%s", said)
 	}
 	h.eventually("peace", func() error { return p.has(name, "ptp", "podmark") })

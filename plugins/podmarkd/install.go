@@ -23,6 +23,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/conflist"
+	"github.com/podmark/podmark/pkg/fault"
 	"github.com/podmark/podmark/pkg/foreign"
 	"github.com/podmark/podmark/pkg/foreign/fwmark"
 	"github.com/podmark/podmark/pkg/node"
@@ -65,7 +66,7 @@ func (o *installOptions) addFlags(flags *pflag.FlagSet) {
 
 func (o *installOptions) site() site {
 	place := o.found.Load()
-	return site{conf: place.Conf, bin: place.Bins[0], others: place.Bins[1:], wanted: conflist.Wanted{Name: o.confName, Network: place.Network, Dir: place.Conf}, step: stepHook(), swap: swapHook()}
+	return site{conf: place.Conf, bin: place.Bins[0], others: place.Bins[1:], wanted: conflist.Wanted{Name: o.confName, Network: place.Network, Dir: place.Conf}, step: fault.Steps(), swap: fault.Exchange(swapFiles)}
 }
 
 // change is something that differs from what is wanted.

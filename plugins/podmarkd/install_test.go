@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/podmark/podmark/test/needs"
+	"github.com/podmark/podmark/test/testnode"
 )
 
 func TestInstall(t *testing.T) {
@@ -317,7 +318,7 @@ func TestInstallKilled(t *testing.T) {
 			for i, step := range steps {
 				p := fresh()
 				p.env = []string{fmt.Sprintf("PODMARK_KILL_AFTER=%d", i+1)}
-				if o := p.try(tt.args...); o.code != -1 {
+				if o := p.try(tt.args...); o.Exit() != -1 {
 					t.Fatalf("%s: not killed: %+v", step, o)
 				}
 				p.env = nil
@@ -348,12 +349,12 @@ func TestInstallOvertaken(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		do   func(p *place) error
-		end  func(p *place, o outcome) error
+		end  func(p *place, o testnode.Output) error
 	}{
-		{"renamed over", func(p *place) error { return p.rename(name, newer) }, func(p *place, _ outcome) error { return p.withEntry(name, newer) }},
-		{"written in place", func(p *place) error { p.write(name, newer); return nil }, func(p *place, _ outcome) error { return p.withEntry(name, newer) }},
-		{"deleted", func(p *place) error { return os.Remove(filepath.Join(p.conf, name)) }, func(p *place, o outcome) error {
-			if _, err := os.Stat(filepath.Join(p.conf, name)); err == nil || o.code != 2 || !strings.Contains(o.stderr, "agent") {
+		{"renamed over", func(p *place) error { return p.rename(name, newer) }, func(p *place, _ testnode.Output) error { return p.withEntry(name, newer) }},
+		{"written in place", func(p *place) error { p.write(name, newer); return nil }, func(p *place, _ testnode.Output) error { return p.withEntry(name, newer) }},
+		{"deleted", func(p *place) error { return os.Remove(filepath.Join(p.conf, name)) }, func(p *place, o testnode.Output) error {
+			if _, err := os.Stat(filepath.Join(p.conf, name)); err == nil || o.Exit() != 2 || !strings.Contains(o.Stderr, "agent") {
 				return fmt.Errorf("%v, %+v", err, o) //nolint:errorlint // it may be nil
 			}
 			return nil
@@ -361,7 +362,7 @@ func TestInstallOvertaken(t *testing.T) {
 		{"set aside for another", func(p *place) error {
 			path := filepath.Join(p.conf, name)
 			return errors.Join(os.Rename(path, path+".cilium_bak"), p.rename("05-b.conflist", list))
-		}, func(p *place, _ outcome) error {
+		}, func(p *place, _ testnode.Output) error {
 			if b, err := os.ReadFile(filepath.Join(p.conf, name+".cilium_bak")); string(b) != list {
 				return fmt.Errorf("what was set aside changed: %w", err)
 			}
@@ -400,12 +401,12 @@ func TestInstallTogether(t *testing.T) {
 	list := chain("net", "ptp", "portmap")
 	p.write(name, list)
 	stopReader := p.reader(name)
-	var waits []func() outcome
+	var waits []func() testnode.Output
 	for range 10 {
 		waits = append(waits, p.start("install", "--lock-timeout", "5m"))
 	}
 	for _, wait := range waits {
-		if o := wait(); o.code != 0 {
+		if o := wait(); o.Exit() != 0 {
 			t.Errorf("%+v", o)
 		}
 	}

@@ -59,7 +59,7 @@ func TestGuardAsks(t *testing.T) {
 	const name = "10-a.conflist"
 	p, other := newPlace(t), newPlace(t)
 	h := newHost(t, nftables)
-	p.state, other.state = h.dir, h.dir
+	p.state, other.state = h.Dir, h.Dir
 	p.write(name, chain("net", "ptp"))
 	r := fakecri.New(t, p.conf, p.bin)
 	d := h.start("--keep-installed", "--policy", "none", "--cni-conf-dir", "auto", "--runtime-endpoint", r.Socket)
@@ -74,7 +74,7 @@ func TestGuardAsks(t *testing.T) {
 	h.eventually("installed where it says now", func() error { return other.has(name, "ptp", "podmark") })
 	other.hasPlugin()
 	h.eventually("it says so", func() error {
-		if !strings.Contains(d.log.String(), fmt.Sprintf("configurations=%s", other.conf)) {
+		if !strings.Contains(d.Log.String(), fmt.Sprintf("configurations=%s", other.conf)) {
 			return errors.New("it does not")
 		}
 		return nil

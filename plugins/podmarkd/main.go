@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/fault"
 	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/state"
 	"github.com/podmark/podmark/pkg/version"
@@ -83,5 +84,5 @@ func newRoot() *cobra.Command {
 }
 
 func (o *options) node() node.Node {
-	return node.Node{Store: state.At(o.stateDir), LockTimeout: o.lockTimeout, Step: stepHook()}
+	return node.Node{Store: state.At(o.stateDir), LockTimeout: o.lockTimeout, Step: fault.Steps()}
 }

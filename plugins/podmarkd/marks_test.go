@@ -21,8 +21,8 @@ func TestCollisions(t *testing.T) {
 		const bits = `podmark_mark_collision_bits{user="kube-router"}`
 		const others = `podmark_mark_collision_bits{user="other"}`
 		d.become("nothing is found", map[string]float64{bits: 0, others: 0})
-		h.exec(rules.KubeRouter, "iptables-nft-restore", "--noflush")
-		h.exec("", "iptables-nft", "-t", "mangle", "-A", "POSTROUTING", "-j", "CONNMARK", "--set-xmark", "0x700000/0x700000")
+		h.Exec(rules.KubeRouter, "iptables-nft-restore", "--noflush")
+		h.Exec("", "iptables-nft", "-t", "mangle", "-A", "POSTROUTING", "-j", "CONNMARK", "--set-xmark", "0x700000/0x700000")
 		d.become("both are in the metrics", map[string]float64{bits: 2, others: 3})
 		h.eventually("there is an event", func() error {
 			_, events := a.said()
@@ -43,7 +43,7 @@ func TestCollisions(t *testing.T) {
 			}
 			return nil
 		})
-		if text := h.ctl("", "status"); !strings.Contains(text, "kube-router") {
+		if text := h.Ctl("", "status"); !strings.Contains(text, "kube-router") {
 			t.Errorf("podmarkctl status:\n%s", text)
 		}
 		looks := d.values()[`podmark_reconciles_total{trigger="interval"}`]
@@ -54,18 +54,18 @@ func TestCollisions(t *testing.T) {
 			return nil
 		})
 		harm := "harm=shared"
-		if h.backend.key == "iptables" {
+		if h.Backend.Key == "iptables" {
 			harm = "harm=misled"
 		}
-		said := slices.DeleteFunc(strings.Split(d.log.String(), "\n"), func(line string) bool {
+		said := slices.DeleteFunc(strings.Split(d.Log.String(), "\n"), func(line string) bool {
 			return !strings.Contains(line, "level=WARN") || !strings.Contains(line, "user=kube-router") || !strings.Contains(line, harm)
 		})
 		if len(said) != 1 {
-			t.Errorf("want one line with %s: %q\n%s", harm, said, d.log.String())
+			t.Errorf("want one line with %s: %q\n%s", harm, said, d.Log.String())
 		}
-		h.exec("", "iptables-nft", "-t", "filter", "-F")
-		h.exec("", "iptables-nft", "-t", "filter", "-X")
-		h.exec("", "iptables-nft", "-t", "mangle", "-D", "POSTROUTING", "-j", "CONNMARK", "--set-xmark", "0x700000/0x700000")
+		h.Exec("", "iptables-nft", "-t", "filter", "-F")
+		h.Exec("", "iptables-nft", "-t", "filter", "-X")
+		h.Exec("", "iptables-nft", "-t", "mangle", "-D", "POSTROUTING", "-j", "CONNMARK", "--set-xmark", "0x700000/0x700000")
 		d.become("both are gone", map[string]float64{bits: 0, others: 0})
 	})
 }
@@ -74,10 +74,10 @@ func TestCollisions(t *testing.T) {
 func TestCollisionsBeforeTheFirstPod(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, nftables)
-	h.exec("", "ip", "link", "add", "tailscale0", "type", "bridge")
+	h.Exec("", "ip", "link", "add", "tailscale0", "type", "bridge")
 	p := newPlace(t)
-	p.state = h.dir
-	p.write("10-a.conflist", chain("net", "ptp", fmt.Sprintf(`{"type": "podmark", "stateDir": %q}`, h.dir)))
+	p.state = h.Dir
+	p.write("10-a.conflist", chain("net", "ptp", fmt.Sprintf(`{"type": "podmark", "stateDir": %q}`, h.Dir)))
 	d := h.start("--cni-conf-dir", p.conf)
 	d.become("it is in the metrics", map[string]float64{`podmark_mark_collision_bits{user="Tailscale"}`: 8})
 }
@@ -86,8 +86,8 @@ func TestCollisionsBeforeTheFirstPod(t *testing.T) {
 // a note.
 func TestInstallMarks(t *testing.T) {
 	h := newHost(t, nftables)
-	h.exec(rules.KubeRouter, "iptables-nft-restore", "--noflush")
-	entry := func(keys string) string { return fmt.Sprintf(`{"type": "podmark", "stateDir": %q%s}`, h.dir, keys) }
+	h.Exec(rules.KubeRouter, "iptables-nft-restore", "--noflush")
+	entry := func(keys string) string { return fmt.Sprintf(`{"type": "podmark", "stateDir": %q%s}`, h.Dir, keys) }
 	for _, tt := range []struct{ name, keys, note string }{
 		{"nftables", `, "backend": "nftables"`, "note: kube-router"},
 		{"another mask", `, "backend": "iptables", "iptablesMarkMask": "0xff000000"`, ""},
@@ -95,7 +95,7 @@ func TestInstallMarks(t *testing.T) {
 		{"a warning will do", `, "backend": "iptables", "markCollision": "warn"`, "note: what a router in a pod wraps can pass for what comes from outside: kube-router"},
 	} {
 		p := newPlace(t)
-		p.state = h.dir
+		p.state = h.Dir
 		p.write("10-a.conflist", chain("net", "ptp", entry(tt.keys)))
 		if out := p.run("install"); strings.Contains(out, "kube-router") != (tt.note != "") || !strings.Contains(out, tt.note) {
 			t.Errorf("%s: %s", tt.name, out)
@@ -103,7 +103,7 @@ func TestInstallMarks(t *testing.T) {
 		p.hasPlugin()
 	}
 	p := newPlace(t)
-	p.state = h.dir
+	p.state = h.Dir
 	p.write("10-a.conflist", chain("net", "ptp", entry(`, "backend": "iptables"`)))
 	before := p.tree(true)
 	p.fails([]string{"kube-router", "0x30000", "0xfffc1800", "iptablesMarkMask", "markCollision"}, "install")
@@ -111,11 +111,11 @@ func TestInstallMarks(t *testing.T) {
 		t.Errorf("it changed:\n%s", diff)
 	}
 	// Where pods have their IDs already, nothing is gained by a refusal.
-	h.backend = backends[1]
-	h.exec("", "iptables-nft", "-t", "filter", "-F")
-	h.exec("", "iptables-nft", "-t", "filter", "-X")
+	h.Backend = backends[1]
+	h.Exec("", "iptables-nft", "-t", "filter", "-F")
+	h.Exec("", "iptables-nft", "-t", "filter", "-X")
 	h.addPod()
-	h.exec(rules.KubeRouter, "iptables-nft-restore", "--noflush")
+	h.Exec(rules.KubeRouter, "iptables-nft-restore", "--noflush")
 	if out := p.run("install"); !strings.Contains(out, "note: what a router in a pod wraps can pass for what comes from outside: kube-router") {
 		t.Errorf("%s", out)
 	}

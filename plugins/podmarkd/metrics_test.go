@@ -8,24 +8,25 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"strconv"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/podmark/podmark/test/testnode"
 )
 
 // values are the metrics of a scrape, by name and labels.
 func (d *daemon) values() map[string]float64 {
-	d.h.t.Helper()
+	d.h.T.Helper()
 	_, body := d.get("/metrics")
 	out := map[string]float64{}
 	for line := range strings.Lines(body) {
 		if i := strings.LastIndexByte(line, ' '); i > 0 && strings.HasPrefix(line, "podmark_") {
 			value, err := strconv.ParseFloat(strings.TrimSpace(line[i:]), 64)
 			if err != nil {
-				d.h.t.Fatalf("%q: %v", line, err)
+				d.h.T.Fatalf("%q: %v", line, err)
 			}
 			out[line[:i]] = value
 		}
@@ -35,7 +36,7 @@ func (d *daemon) values() map[string]float64 {
 
 // become waits until a scrape has these values.
 func (d *daemon) become(what string, want map[string]float64) {
-	d.h.t.Helper()
+	d.h.T.Helper()
 	d.h.eventually(what, func() error {
 		got := d.values()
 		for name, value := range want {
@@ -51,17 +52,13 @@ func (d *daemon) become(what string, want map[string]float64) {
 func TestCallMetrics(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, nftables)
-	mask := map[string]any{"iptablesMarkMask": "0x00030000"}
+	mask := testnode.Conf{"iptablesMarkMask": "0x00030000"}
 	for range 2 { // with the default mask, which is not the node's
 		h.addPod()
 	}
-	if out, err := h.plugin("CHECK", 1, nil); err != nil {
-		t.Fatalf("CHECK: %v: %s", err, out)
-	}
-	for pod := range 2 {
-		if out, err := h.plugin("DEL", pod+1, nil); err != nil {
-			t.Fatalf("DEL: %v: %s", err, out)
-		}
+	h.Pods[0].Check().OK(t)
+	for _, p := range h.Pods {
+		p.Del().OK(t)
 	}
 	d := h.start()
 	calls := func(verb string, code int) string {
@@ -77,21 +74,19 @@ func TestCallMetrics(t *testing.T) {
 		t.Errorf("durations: %v", v)
 	}
 	// What nobody has asked for stays for the next one, and what was counted does not.
-	if code := d.stop(); code != 0 {
+	if code := d.Stop(); code != 0 {
 		t.Errorf("ended with %d", code)
 	}
-	if out, err := h.plugin("DEL", 3, nil); err != nil {
-		t.Fatalf("DEL: %v: %s", err, out)
-	}
-	for pod := range 3 {
-		if out, err := h.plugin("ADD", pod+1, mask); (err == nil) != (pod < 2) {
-			t.Fatalf("ADD %d: %v: %s", pod, err, out)
+	h.Pods[2].Del().OK(t)
+	for i, p := range h.Pods {
+		if r := p.Add(mask); (r.Exit() == 0) != (i < 2) {
+			t.Fatalf("ADD %d: %v: %s", i, r.State, r.Text())
 		}
 	}
 	d = h.start()
 	d.become("the next one", map[string]float64{calls("ADD", 0): 2, calls("ADD", 100): 1, calls("DEL", 0): 1, "podmark_allocation_failures_total": 1})
 	d.become("only once", map[string]float64{calls("ADD", 0): 2})
-	f, err := os.OpenFile(filepath.Join(h.dir, "calls"), os.O_APPEND|os.O_WRONLY, 0)
+	f, err := os.OpenFile(filepath.Join(h.Dir, "calls"), os.O_APPEND|os.O_WRONLY, 0)
 	if err == nil {
 		_, err = f.WriteString("nonsense\n" + strings.Repeat("GC 0 1\n", 300<<10/7))
 		err = errors.Join(err, f.Close())
@@ -103,54 +98,39 @@ func TestCallMetrics(t *testing.T) {
 }
 
 // send sends n packets from an address of a namespace.
-func (h *host) send(space, from, to string, n int) {
-	h.t.Helper()
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		done <- func() error {
-			ns, err := os.Open(space)
-			if err != nil {
+func (h *host) send(space testnode.Space, from, to string, n int) {
+	h.T.Helper()
+	space.Do(h.T, func() error {
+		conn, err := net.DialUDP("udp4", &net.UDPAddr{IP: net.ParseIP(from)}, &net.UDPAddr{IP: net.ParseIP(to), Port: 9})
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		for range n {
+			if _, err := conn.Write([]byte("x")); err != nil && !errors.Is(err, unix.ECONNREFUSED) {
 				return err
 			}
-			defer ns.Close()
-			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-				return err
-			}
-			conn, err := net.DialUDP("udp4", &net.UDPAddr{IP: net.ParseIP(from)}, &net.UDPAddr{IP: net.ParseIP(to), Port: 9})
-			if err != nil {
-				return err
-			}
-			defer conn.Close()
-			for range n {
-				if _, err := conn.Write([]byte("x")); err != nil && !errors.Is(err, unix.ECONNREFUSED) {
-					return err
-				}
-			}
-			return nil
-		}()
-	}()
-	if err := <-done; err != nil {
-		h.t.Fatalf("sending from %s to %s: %v", from, to, err)
-	}
+		}
+		return nil
+	})
 }
 
-// ip runs ip in a namespace; "" is the node's.
-func (h *host) ip(space string, lines ...string) {
-	h.t.Helper()
+// ip runs ip in a namespace; that without a path is the node's.
+func (h *host) ip(space testnode.Space, lines ...string) {
+	h.T.Helper()
 	for _, line := range lines {
 		args := append([]string{"ip"}, strings.Fields(line)...)
-		if space != "" {
-			args = append([]string{"nsenter", "--net=" + space}, args...)
+		if space.Path != "" {
+			args = append([]string{"nsenter", "--net=" + space.Path}, args...)
 		}
-		h.exec("", args[0], args[1:]...)
+		h.Exec("", args[0], args[1:]...)
 	}
 }
 
 // drops are the totals of dropped packets, and of those that an audit would drop; those
 // of policies by direction and names.
 func (d *daemon) drops() map[string]float64 {
-	d.h.t.Helper()
+	d.h.T.Helper()
 	labels := regexp.MustCompile(`^podmark_policy_(dropped|audited)_packets_total\{direction="(\w+)",policies="([^"]*)",profile="([0-9a-f]{16})"\}$`)
 	out := map[string]float64{}
 	for name, value := range d.values() {
@@ -162,7 +142,7 @@ func (d *daemon) drops() map[string]float64 {
 			}
 			out[key] = value
 		case strings.HasPrefix(name, "podmark_policy_dropped"), strings.HasPrefix(name, "podmark_policy_audited"):
-			d.h.t.Fatalf("labels of %s", name)
+			d.h.T.Fatalf("labels of %s", name)
 		case strings.HasSuffix(name, "_packets_total"):
 			out[name] = value
 		}
@@ -179,15 +159,16 @@ func TestPacketMetrics(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		outside, end := h.space()
-		defer end()
-		h.ip("", "link add out0 type veth peer name eth0 netns "+strings.TrimPrefix(regexp.MustCompile(`task/(\d+)`).FindString(outside), "task/"),
-			"addr add 198.51.100.1/24 dev out0", "link set out0 up")
+		outside, node := testnode.NewSpace(t), testnode.Space{}
+		if err := testnode.Veth("out0", outside, "eth0"); err != nil {
+			t.Fatal(err)
+		}
+		h.ip(node, "addr add 198.51.100.1/24 dev out0", "link set out0 up")
 		h.ip(outside, "addr add 198.51.100.2/24 dev eth0", "link set eth0 up", "route add default via 198.51.100.1")
-		h.ctl(policy, "apply", "-f", "-")
+		h.Ctl(policy, "apply", "-f", "-")
 		h.addPod()
-		pod := h.spaces[0]
-		h.ip("", "link set veth1 up", "addr add 10.1.0.1/32 dev veth1", "route add 10.1.0.2 dev veth1", "route add 10.1.0.77 dev veth1", "route add 10.1.0.99 dev out0")
+		pod := h.Pods[0].Space
+		h.ip(node, "link set veth1 up", "addr add 10.1.0.1/32 dev veth1", "route add 10.1.0.2 dev veth1", "route add 10.1.0.77 dev veth1", "route add 10.1.0.99 dev out0")
 		h.ip(pod, "addr add 10.1.0.2/32 dev eth0", "addr add 10.1.0.99/32 dev eth0", "link set eth0 up", "route add 10.1.0.1 dev eth0", "route add default via 10.1.0.1")
 		traffic := func() {
 			t.Helper()
@@ -229,13 +210,13 @@ func TestPacketMetrics(t *testing.T) {
 		}
 		traffic()
 		is("drops are counted")
-		h.ctl(strings.ReplaceAll(policy, "port: 80", "port: 81"), "apply", "-f", "-")
+		h.Ctl(strings.ReplaceAll(policy, "port: 80", "port: 81"), "apply", "-f", "-")
 		traffic()
 		is("after another policy of the same name")
-		if h.backend == nftables {
-			h.exec("", "nft", "flush", "ruleset")
+		if h.Backend == nftables {
+			h.Exec("", "nft", "flush", "ruleset")
 		} else {
-			h.iptables("-F")
+			h.Iptables("-F")
 		}
 		h.eventually("all rules are back", func() error {
 			if s, err := d.status(); err != nil || s.Repairs != 1 {
@@ -246,7 +227,7 @@ func TestPacketMetrics(t *testing.T) {
 		traffic()
 		is("after a repair")
 		// A second policy makes another profile of it.
-		h.ctl(policy+"---\n"+strings.ReplaceAll(policy, "name: web", "name: all"), "apply", "-f", "-")
+		h.Ctl(policy+"---\n"+strings.ReplaceAll(policy, "name: web", "name: all"), "apply", "-f", "-")
 		traffic()
 		h.eventually("drops of the new profile", func() error {
 			got := d.drops()
@@ -257,7 +238,7 @@ func TestPacketMetrics(t *testing.T) {
 		})
 		// The same, tried out: a flow that passes is judged once, with iptables until it is
 		// answered.
-		h.ctl(strings.ReplaceAll(policy, "name: web", "annotations: {podmark.dev/audit: \"true\"}, name: web"), "apply", "-f", "-")
+		h.Ctl(strings.ReplaceAll(policy, "name: web", "annotations: {podmark.dev/audit: \"true\"}, name: web"), "apply", "-f", "-")
 		traffic()
 		h.eventually("what an audit would drop", func() error {
 			got := d.drops()
@@ -277,7 +258,7 @@ func TestPoliciesLabel(t *testing.T) {
 	for i := range 30 {
 		all.WriteString("---\n" + strings.ReplaceAll(policy, "name: web", fmt.Sprintf("name: a-rather-long-name-%02d", i)))
 	}
-	h.ctl(all.String(), "apply", "-f", "-")
+	h.Ctl(all.String(), "apply", "-f", "-")
 	h.addPod()
 	d := h.start()
 	h.eventually("the label is there", func() error {

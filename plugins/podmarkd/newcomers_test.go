@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/podmark/podmark/test/testnode"
 )
 
 // A flow that is older than the pod at its end was judged for nobody. podmarkd has it judged
@@ -15,7 +17,7 @@ func TestNewcomers(t *testing.T) {
 		h.eventually("the first reconciliation", func() error { _, err := d.status(); return err })
 		flow := func(source, destination, port string) {
 			t.Helper()
-			h.exec("", "conntrack", "-I", "-t", "600", "-p", "udp", "-s", source, "-d", destination, "--sport", port, "--dport", "53", "-m", "0x10abc")
+			h.Exec("", "conntrack", "-I", "-t", "600", "-p", "udp", "-s", source, "-d", destination, "--sport", port, "--dport", "53", "-m", "0x10abc")
 		}
 		flow("10.1.0.3", "192.0.2.1", "1") // the pod that comes has these
 		flow("192.0.2.1", "10.1.0.3", "2")
@@ -35,11 +37,7 @@ func TestNewcomers(t *testing.T) {
 		want("what was made", "1 2 3 4 5 6")
 		h.addPod()
 		want("a pod comes", "4 5 6")
-		if out, err := h.plugin("ADD", 2, map[string]any{
-			"allowedSourcePrefixes": []string{"172.16.0.0/12"},
-		}); err != nil {
-			t.Fatalf("ADD: %v: %s", err, out)
-		}
+		h.Pods[1].Add(testnode.Conf{"allowedSourcePrefixes": []string{"172.16.0.0/12"}}).OK(t)
 		want("a pod may send from more", "5 6")
 		if got := h.marked("0xabc"); got != "1 2 3 4" {
 			t.Errorf("the flows %q are to be judged, with what else was in their marks, want 1 to 4", got)
@@ -49,10 +47,10 @@ func TestNewcomers(t *testing.T) {
 
 // marked lists the source ports of the flows that have this conntrack mark, in order.
 func (h *host) marked(m string) string {
-	h.t.Helper()
+	h.T.Helper()
 	found := map[string]bool{}
 	for _, family := range []string{"ipv4", "ipv6"} {
-		for line := range strings.Lines(h.exec("", "conntrack", "-L", "-f", family, "-m", m)) {
+		for line := range strings.Lines(h.Exec("", "conntrack", "-L", "-f", family, "-m", m)) {
 			_, rest, _ := strings.Cut(line, "sport=")
 			port, _, _ := strings.Cut(rest, " ")
 			found[port] = true

@@ -50,7 +50,7 @@ func newPlace(t *testing.T) *place {
 	dir := t.TempDir()
 	p := &place{
 		t: t, conf: filepath.Join(dir, "net.d"), bin: filepath.Join(dir, "bin"), state: filepath.Join(dir, "state"),
-		program: filepath.Join(testnode.Programs(t), "podmarkd"),
+		program: testnode.Program(t, "podmarkd"),
 		policy:  "none",
 	}
 	for _, d := range []string{p.conf, p.bin} {
@@ -72,12 +72,6 @@ func (p *place) plugins(names ...string) {
 	}
 }
 
-// outcome is how a run of podmarkd ended.
-type outcome struct {
-	stdout, stderr string
-	code           int
-}
-
 func (p *place) flags() []string {
 	if p.directories != nil {
 		return append([]string{"--state-dir", p.state}, p.directories...)
@@ -86,13 +80,13 @@ func (p *place) flags() []string {
 }
 
 // start runs podmarkd in the network namespace of the test's thread.
-func (p *place) start(args ...string) (wait func() outcome) {
+func (p *place) start(args ...string) (wait func() testnode.Output) {
 	p.t.Helper()
 	_, wait = p.spawn(args...)
 	return wait
 }
 
-func (p *place) spawn(args ...string) (process *os.Process, wait func() outcome) {
+func (p *place) spawn(args ...string) (process *os.Process, wait func() testnode.Output) {
 	p.t.Helper()
 	cmd := exec.Command(p.program, slices.Concat(args[:1], p.flags(), args[1:])...)
 	var stdout, stderr bytes.Buffer
@@ -100,13 +94,13 @@ func (p *place) spawn(args ...string) (process *os.Process, wait func() outcome)
 	if err := cmd.Start(); err != nil {
 		p.t.Fatal(err)
 	}
-	return cmd.Process, func() outcome {
+	return cmd.Process, func() testnode.Output {
 		_ = cmd.Wait()
-		return outcome{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+		return testnode.Output{Stdout: stdout.String(), Stderr: stderr.String(), State: cmd.ProcessState}
 	}
 }
 
-func (p *place) try(args ...string) outcome {
+func (p *place) try(args ...string) testnode.Output {
 	p.t.Helper()
 	return p.start(args...)()
 }
@@ -114,10 +108,10 @@ func (p *place) try(args ...string) outcome {
 func (p *place) run(args ...string) string {
 	p.t.Helper()
 	o := p.try(args...)
-	if o.code != 0 {
-		p.t.Fatalf("podmarkd %q: status %d: %s", args, o.code, o.stderr)
+	if o.Exit() != 0 {
+		p.t.Fatalf("podmarkd %q: status %d: %s", args, o.Exit(), o.Stderr)
 	}
-	return o.stdout
+	return o.Stdout
 }
 
 // fails wants a run to fail, say every word, and change nothing.
@@ -125,12 +119,12 @@ func (p *place) fails(words []string, args ...string) {
 	p.t.Helper()
 	before := p.tree(true)
 	o := p.try(args...)
-	if o.code != 2 {
-		p.t.Errorf("podmarkd %q: status %d, want 2", args, o.code)
+	if o.Exit() != 2 {
+		p.t.Errorf("podmarkd %q: status %d, want 2", args, o.Exit())
 	}
 	for _, w := range words {
-		if !strings.Contains(o.stderr, w) {
-			p.t.Errorf("podmarkd %q does not say %q: %s", args, w, o.stderr)
+		if !strings.Contains(o.Stderr, w) {
+			p.t.Errorf("podmarkd %q does not say %q: %s", args, w, o.Stderr)
 		}
 	}
 	if diff := cmp.Diff(before, p.tree(true)); diff != "" {
@@ -237,19 +231,16 @@ func (p *place) reloads(f func()) bool {
 	return reloads
 }
 
-// faulty builds the podmarkd that ends itself after a step, with the plugin beside it.
+// faulty is a podmarkd that ends itself after a step, with the plugin of the others beside it.
 func faulty(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	cmd := exec.Command("go", "build", "-o", filepath.Join(dir, "podmarkd"), "-tags", "podmark_fault", ".")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("building: %v\n%s", err, out)
-	}
-	if err := os.Link(filepath.Join(testnode.Programs(t), "podmark"), filepath.Join(dir, "podmark")); err != nil {
+	podmarkd := filepath.Join(dir, "podmarkd")
+	err := errors.Join(os.Link(filepath.Join(testnode.Faulty(t), "podmarkd"), podmarkd), os.Link(testnode.Program(t, "podmark"), filepath.Join(dir, "podmark")))
+	if err != nil {
 		t.Fatal(err)
 	}
-	return filepath.Join(dir, "podmarkd")
+	return podmarkd
 }
 
 // stopped waits until a process has stopped itself.

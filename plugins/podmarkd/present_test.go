@@ -41,7 +41,7 @@ func TestPresentEntry(t *testing.T) {
 			if code != 503 || !strings.Contains(why, tt.word) || !strings.Contains(why, name) || strings.Contains(why, "not installed") {
 				return fmt.Errorf("/readyz %d %s", code, why)
 			}
-			if !strings.Contains(d.log.String(), strings.ReplaceAll(tt.word, `"`, `\"`)) {
+			if !strings.Contains(d.Log.String(), strings.ReplaceAll(tt.word, `"`, `\"`)) {
 				return errors.New("it is not in the log")
 			}
 			return nil

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -23,37 +22,37 @@ func onBridge(t *testing.T) (h *host, confDir string) {
 	t.Helper()
 	needs.All(t, needs.BridgeNetfilter)
 	h = newHost(t, nftables)
-	h.ctl(policy, "apply", "-f", "-")
+	h.Ctl(policy, "apply", "-f", "-")
 	h.off(bridgeFour, bridgeSix)
 	return h, h.bridgeList()
 }
 
 // bridgeList makes a directory with such a conflist.
 func (h *host) bridgeList() string {
-	h.t.Helper()
-	dir := h.t.TempDir()
-	list := fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "bridge"}, {"type": "podmark", "policy": "files", "stateDir": %q}]}`, h.dir)
+	h.T.Helper()
+	dir := h.T.TempDir()
+	list := fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "bridge"}, {"type": "podmark", "policy": "files", "stateDir": %q}]}`, h.Dir)
 	if err := os.WriteFile(filepath.Join(dir, "10-net.conflist"), []byte(list), 0o600); err != nil {
-		h.t.Fatal(err)
+		h.T.Fatal(err)
 	}
 	return dir
 }
 
 func (h *host) off(names ...string) {
-	h.t.Helper()
+	h.T.Helper()
 	for _, name := range names {
-		h.exec("", "sysctl", "-qw", name+"=0")
+		h.Exec("", "sysctl", "-qw", name+"=0")
 	}
 }
 
 func (h *host) sysctl(name string) string {
-	h.t.Helper()
-	return strings.TrimSpace(h.exec("", "sysctl", "-n", name))
+	h.T.Helper()
+	return strings.TrimSpace(h.Exec("", "sysctl", "-n", name))
 }
 
 // is waits until the status says that the parameters are on or off.
 func (d *daemon) is(value string) {
-	d.h.t.Helper()
+	d.h.T.Helper()
 	d.h.eventually("both parameters are "+value, func() error {
 		s, err := d.status()
 		ours := slices.DeleteFunc(s.Sysctls, func(p agent.Sysctl) bool { return p.Name != bridgeFour && p.Name != bridgeSix })
@@ -91,10 +90,10 @@ func TestSysctlsAreLeft(t *testing.T) {
 	if h.sysctl(bridgeFour) != "0" || h.sysctl(bridgeSix) != "0" {
 		t.Error("a parameter was set")
 	}
-	if n := strings.Count(d.log.String(), "sysctl -w "+bridgeFour+"=1"); n != 1 {
+	if n := strings.Count(d.Log.String(), "sysctl -w "+bridgeFour+"=1"); n != 1 {
 		t.Errorf("it is said %d times how to fix it", n)
 	}
-	h.exec("", "sysctl", "-qw", bridgeFour+"=1", bridgeSix+"=1")
+	h.Exec("", "sysctl", "-qw", bridgeFour+"=1", bridgeSix+"=1")
 	d.is("1")
 	if got := d.metric(`podmark_sysctl_ok{name="` + bridgeFour + `"}`); got != "1" {
 		t.Errorf("podmark_sysctl_ok %s", got)
@@ -111,7 +110,7 @@ func TestSysctlsAreSet(t *testing.T) {
 	if h.sysctl(bridgeFour) != "1" || h.sysctl(bridgeSix) != "1" {
 		t.Error("a parameter was not set")
 	}
-	if !strings.Contains(d.log.String(), "sysctl="+bridgeFour+" before=0 now=1") {
+	if !strings.Contains(d.Log.String(), "sysctl="+bridgeFour+" before=0 now=1") {
 		t.Errorf("it does not say what it was")
 	}
 	// At once, or when the pause behind the first time is over.
@@ -123,7 +122,7 @@ func TestSysctlsAreSet(t *testing.T) {
 		return nil
 	})
 	h.eventually("it is said a second time", func() error {
-		if n := strings.Count(d.log.String(), "sysctl="+bridgeSix+" before=0 now=1"); n != 2 {
+		if n := strings.Count(d.Log.String(), "sysctl="+bridgeSix+" before=0 now=1"); n != 2 {
 			return fmt.Errorf("%d times", n)
 		}
 		return nil
@@ -136,7 +135,7 @@ func TestSysctlsBeforeTheFirstPod(t *testing.T) {
 	needs.All(t, needs.BridgeNetfilter)
 	h := newHost(t, nftables)
 	h.off(bridgeFour, bridgeSix)
-	h.exec("", "sysctl", "-qw", sourceRoute+"=1")
+	h.Exec("", "sysctl", "-qw", sourceRoute+"=1")
 	d := h.start("--cni-conf-dir", h.bridgeList(), "--set-sysctls")
 	d.is("1")
 	if s := h.sysctl(sourceRoute); s != "0" {
@@ -172,16 +171,16 @@ func TestSysctlsThatAreNotNeeded(t *testing.T) {
 func TestFramesKeptFromIP(t *testing.T) {
 	needs.All(t, needs.BridgeNetfilter)
 	eachBackend(t, func(t *testing.T, h *host) {
-		h.exec("", "sysctl", "-qw", bridgeFour+"=1", bridgeSix+"=1")
-		h.exec("", "ip", "link", "add", "cni0", "type", "bridge")
-		h.exec("", "ip", "link", "set", "cni0", "up")
-		h.ctl(policy, "apply", "-f", "-")
+		h.Exec("", "sysctl", "-qw", bridgeFour+"=1", bridgeSix+"=1")
+		h.Exec("", "ip", "link", "add", "cni0", "type", "bridge")
+		h.Exec("", "ip", "link", "set", "cni0", "up")
+		h.Ctl(policy, "apply", "-f", "-")
 		h.addPodOn("cni0")
 		d := h.start()
 		drops := func(want ...string) {
 			t.Helper()
 			h.eventually(fmt.Sprintf("%q are dropped", want), func() error {
-				rules := h.exec("", "nft", "list chain bridge podmark between-ports")
+				rules := h.Exec("", "nft", "list chain bridge podmark between-ports")
 				for _, proto := range []string{"ip", "ip6"} {
 					for _, end := range []string{"oif @isolated", "iif @confined"} {
 						rule := fmt.Sprintf("meta protocol %s %s jump stray-frames", proto, end)
@@ -198,17 +197,17 @@ func TestFramesKeptFromIP(t *testing.T) {
 		drops("ip")
 		h.off(bridgeSix)
 		drops("ip", "ip6")
-		doctor, _ := exec.Command(filepath.Join(testnode.Programs(h.t), "podmarkctl"), "--state-dir", h.dir, "doctor").CombinedOutput() // it exits with what it finds
+		doctor := h.TryCtl("", "doctor").Stdout
 		for _, word := range []string{bridgeFour + " is 0", bridgeSix + " is 0", "dropped, whatever the policy allows"} {
-			if !strings.Contains(string(doctor), word) {
+			if !strings.Contains(doctor, word) {
 				t.Errorf("doctor does not say %q:\n%s", word, doctor)
 			}
 		}
-		h.exec("", "sysctl", "-qw", bridgeFour+"=1", bridgeSix+"=1")
+		h.Exec("", "sysctl", "-qw", bridgeFour+"=1", bridgeSix+"=1")
 		drops()
 		h.eventually("the log says so", func() error {
 			if d.lines("level=WARN", "bypass the IP hooks", "ipv4=true") == 0 || d.lines("level=INFO", "pass the IP hooks again") != 1 {
-				return errors.New(d.log.String())
+				return errors.New(d.Log.String())
 			}
 			return nil
 		})
@@ -220,13 +219,11 @@ func TestFramesKeptFromIP(t *testing.T) {
 
 // addPodOn adds a pod whose veth is a port of a bridge.
 func (h *host) addPodOn(bridge string) {
-	h.t.Helper()
-	path, end := h.space()
-	h.t.Cleanup(end)
-	h.addPodBy(path, func(veth string) {
-		h.exec("", "nsenter", "--net="+path, "ip", "link", "set", "eth0", "up")
-		h.exec("", "ip", "link", "set", veth, "master", bridge, "up")
-		h.exec("", "ip", "route", "add", fmt.Sprintf("10.1.0.%d/32", h.pods+1), "dev", bridge)
-		h.exec("", "ip", "route", "add", fmt.Sprintf("fd00:10::%x/128", h.pods+1), "dev", bridge)
-	})
+	h.T.Helper()
+	p := h.NewPod(testnode.NewSpace(h.T))
+	p.Do(h.T, func() error { return testnode.Up("eth0") })
+	h.Exec("", "ip", "link", "set", p.Veth, "master", bridge, "up")
+	h.Exec("", "ip", "route", "add", p.V4, "dev", bridge)
+	h.Exec("", "ip", "route", "add", p.V6, "dev", bridge)
+	h.come(p)
 }

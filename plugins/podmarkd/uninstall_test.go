@@ -21,14 +21,14 @@ import (
 // at is a place on a node.
 func at(t *testing.T, h *host) *place {
 	p := newPlace(t)
-	p.state = h.dir
+	p.state = h.Dir
 	return p
 }
 
 // deletePod sends the DEL of a pod, by the plugin that is installed.
 func (p *place) deletePod(h *host, number int) {
 	p.t.Helper()
-	h.exec(fmt.Sprintf(`{"cniVersion": "1.1.0", "name": "net", "type": "podmark", "stateDir": %q}`, h.dir), "env", "CNI_COMMAND=DEL",
+	h.Exec(fmt.Sprintf(`{"cniVersion": "1.1.0", "name": "net", "type": "podmark", "stateDir": %q}`, h.Dir), "env", "CNI_COMMAND=DEL",
 		fmt.Sprintf("CNI_CONTAINERID=container-%d", number), "CNI_IFNAME=eth0", "CNI_PATH=/", filepath.Join(p.bin, "podmark"))
 }
 
@@ -53,7 +53,7 @@ func TestUninstall(t *testing.T) {
 		p.write("10-a.conflist", chain("net", "ptp", "portmap"))
 		files, kernel := p.tree(false), h.kernel()
 		p.run("install")
-		h.ctl(policy, "apply", "-f", "-")
+		h.Ctl(policy, "apply", "-f", "-")
 		h.addPod()
 		h.addPod()
 		exact, rules := p.tree(true), h.kernel()
@@ -79,7 +79,7 @@ func TestUninstall(t *testing.T) {
 		wait := p.start("uninstall", "--wait", wait.Most.String())
 		h.eventually("the entry is out again", func() error { return p.has("10-a.conflist", "ptp", "portmap") })
 		p.deletePod(h, 2)
-		if o := wait(); o.code != 0 || !strings.Contains(o.stdout, "podmark is removed") {
+		if o := wait(); o.Exit() != 0 || !strings.Contains(o.Stdout, "podmark is removed") {
 			t.Errorf("it does not say that it is done: %+v", o)
 		}
 		p.isGone(h, files, kernel)
@@ -147,11 +147,11 @@ func TestUninstallWhileItRuns(t *testing.T) {
 		return nil
 	})
 	p.fails([]string{"podmarkd is running", "end it"}, "uninstall")
-	out, err := exec.Command(filepath.Join(testnode.Programs(t), "podmarkctl"), "--state-dir", p.state, "uninstall", "--yes").CombinedOutput()
+	out, err := exec.Command(testnode.Program(t, "podmarkctl"), "--state-dir", p.state, "uninstall", "--yes").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "end it first") {
 		t.Errorf("podmarkctl uninstall: %v, %s", err, out)
 	}
-	d.stop()
+	d.Stop()
 	p.run("uninstall")
 	files["net.d/10-a.conflist"] = p.tree(false)["net.d/10-a.conflist"]
 	p.isGone(h, files, kernel)
@@ -177,7 +177,7 @@ func TestUninstallWrittenBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.deletePod(h, 1)
-	if o := wait(); o.code != 0 || !strings.Contains(o.stdout, "podmark is removed") {
+	if o := wait(); o.Exit() != 0 || !strings.Contains(o.Stdout, "podmark is removed") {
 		t.Errorf("it does not say that it is done: %+v", o)
 	}
 	p.isGone(h, files, kernel)
@@ -198,7 +198,7 @@ func TestUninstallDelegates(t *testing.T) {
 	h.addPod()
 	p.deletePod(h, 1)
 	for range 2 {
-		if o := p.try("uninstall"); o.code != 2 || !strings.Contains(o.stderr, filepath.Join(p.conf, multus)) || !strings.Contains(o.stderr, "again") {
+		if o := p.try("uninstall"); o.Exit() != 2 || !strings.Contains(o.Stderr, filepath.Join(p.conf, multus)) || !strings.Contains(o.Stderr, "again") {
 			t.Errorf("%+v", o)
 		}
 		p.hasTypes("10-a.conflist", "ptp")
@@ -233,7 +233,7 @@ func TestUninstallDamaged(t *testing.T) {
 	if err := os.WriteFile(records[0], []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if o := p.try("uninstall"); o.code != 2 || !strings.Contains(o.stderr, "podmarkctl gc") {
+	if o := p.try("uninstall"); o.Exit() != 2 || !strings.Contains(o.Stderr, "podmarkctl gc") {
 		t.Errorf("%+v", o)
 	}
 	p.hasTypes("10-a.conflist", "ptp")
@@ -258,7 +258,7 @@ func TestUninstallKilled(t *testing.T) {
 			prepare := func() {
 				p.run(args...)
 				h.addPod()
-				p.deletePod(h, h.pods)
+				p.deletePod(h, len(h.Pods))
 			}
 			prepare()
 			steps := p.steps("uninstall")
@@ -269,7 +269,7 @@ func TestUninstallKilled(t *testing.T) {
 			for i, step := range steps {
 				prepare()
 				p.env = []string{fmt.Sprintf("PODMARK_KILL_AFTER=%d", i+1)}
-				if o := p.try("uninstall"); o.code != -1 {
+				if o := p.try("uninstall"); o.Exit() != -1 {
 					t.Fatalf("%s: not killed: %+v", step, o)
 				}
 				p.env = nil
@@ -299,7 +299,7 @@ func TestUninstallOvertaken(t *testing.T) {
 	prepare := func() {
 		p.run("install")
 		h.addPod()
-		p.deletePod(h, h.pods)
+		p.deletePod(h, len(h.Pods))
 	}
 	prepare()
 	steps := p.steps("uninstall")
@@ -316,7 +316,7 @@ func TestUninstallOvertaken(t *testing.T) {
 	if err := process.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
-	if o := wait(); o.code != 2 || !strings.Contains(o.stderr, "started meanwhile") || !strings.Contains(o.stderr, "again") {
+	if o := wait(); o.Exit() != 2 || !strings.Contains(o.Stderr, "started meanwhile") || !strings.Contains(o.Stderr, "again") {
 		t.Errorf("it does not say that a pod was started: %+v", o)
 	}
 	p.hasTypes("10-a.conflist", "ptp")
@@ -324,7 +324,7 @@ func TestUninstallOvertaken(t *testing.T) {
 	if n := len(h.records()); n != 1 {
 		t.Errorf("%d records, want that of the pod", n)
 	}
-	p.deletePod(h, h.pods)
+	p.deletePod(h, len(h.Pods))
 	p.run("uninstall")
 	p.isGone(h, files, kernel)
 
@@ -338,7 +338,7 @@ func TestUninstallOvertaken(t *testing.T) {
 	if err := process.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
-	if o := wait(); o.code != 2 || !strings.Contains(o.stderr, "00-multus.conf") {
+	if o := wait(); o.Exit() != 2 || !strings.Contains(o.Stderr, "00-multus.conf") {
 		t.Errorf("it does not say which file names podmark: %+v", o)
 	}
 	p.hasPlugin()
@@ -360,13 +360,13 @@ func TestUninstallVanished(t *testing.T) {
 	files := p.tree(false)
 	p.run("install")
 	end := h.addPodUntil()
-	h.exec("", "ip", "link", "del", "veth1")
+	h.Exec("", "ip", "link", "del", "veth1")
 	if out := p.run("uninstall"); !strings.Contains(out, ": 1\n") {
 		t.Errorf("a pod whose namespace is there is taken for gone: %s", out)
 	}
 	wait := p.start("uninstall", "--wait", wait.Most.String())
 	end()
-	if o := wait(); o.code != 0 || !strings.Contains(o.stdout, "podmark is removed") {
+	if o := wait(); o.Exit() != 0 || !strings.Contains(o.Stdout, "podmark is removed") {
 		t.Errorf("it does not say that it is done: %+v", o)
 	}
 	p.isGone(h, files, kernel)

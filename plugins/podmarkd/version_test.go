@@ -67,7 +67,7 @@ func TestBuildInfo(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, nftables)
 	var r version.Report
-	if err := json.Unmarshal([]byte(h.exec("", filepath.Join(testnode.Programs(t), "podmarkd"), "version", "-o", "json")), &r); err != nil {
+	if err := json.Unmarshal([]byte(h.Exec("", testnode.Program(t, "podmarkd"), "version", "-o", "json")), &r); err != nil {
 		t.Fatal(err)
 	}
 	name := fmt.Sprintf("podmark_build_info{goversion=%q,revision=%q,version=%q}", r.Go, r.Revision, r.Version)
@@ -79,7 +79,7 @@ func TestBuildInfo(t *testing.T) {
 // A runtime that asks for versions gets what the CNI specification says, and nothing else.
 func TestPluginVersion(t *testing.T) {
 	t.Parallel()
-	cmd := exec.Command(filepath.Join(testnode.Programs(t), "podmark"))
+	cmd := exec.Command(testnode.Program(t, "podmark"))
 	cmd.Env = []string{"CNI_COMMAND=VERSION"}
 	out, err := cmd.Output()
 	want := `{"cniVersion":"1.1.0","supportedVersions":["0.3.0","0.3.1","0.4.0","1.0.0","1.1.0"]}` + "\n"

@@ -37,18 +37,20 @@ const (
 
 // podmarks are podmark's backends, as on a node whose kernel has nf_tables.
 func podmarks() map[string]dataplane.Backend {
-	with := func(v iptables.Variant) dataplane.Backend {
-		return dataplane.Guarded{Backend: iptables.Backend{Variant: v, Wait: time.Minute}}
+	all := map[string]dataplane.Backend{}
+	for _, k := range dataplane.Kinds {
+		all["podmark "+string(k.Name)] = k.New(dataplane.Options{Wait: time.Minute, Guarded: true})
 	}
-	return map[string]dataplane.Backend{
-		withNFTables:              nftables.Backend{},
-		"podmark iptables-nft":    with(iptables.NFT),
-		"podmark iptables-legacy": with(iptables.Legacy),
-	}
+	return all
 }
 
 // podmarkNames are podmark's backends in the order of the report.
-var podmarkNames = []string{withNFTables, "podmark iptables-nft", "podmark iptables-legacy"}
+var podmarkNames = func() (all []string) {
+	for _, k := range dataplane.Kinds {
+		all = append(all, "podmark "+string(k.Name))
+	}
+	return all
+}()
 
 // track makes the kernel track connections without looking at any packet: a rule
 // that asks for it is enough, in a chain that nothing leads to.

@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/dataplane"
 )
 
 // policy isolates every endpoint of the bench in both directions.
@@ -53,19 +56,20 @@ func (p *plugin) isPodmark() bool { return p.state != "" }
 func plugins(o options) ([]*plugin, error) {
 	nothing := func(attached) map[string]any { return map[string]any{"type": "noop"} }
 	list := []*plugin{{name: "no-op", program: "noop", conf: nothing}}
-	podmark := func(name, backend, variant string) {
+	for _, k := range dataplane.Kinds {
+		name, variant := string(k.Name), "nft"
+		if k.Name == config.IPTablesLegacy {
+			variant = "legacy"
+		}
 		state := filepath.Join(o.dir, name)
 		list = append(list, &plugin{name: "podmark " + name, program: "podmark", path: variant, state: state, conf: func(attached) map[string]any {
 			return map[string]any{
-				"type": "podmark", "stateDir": state, "policy": "files", "backend": backend,
+				"type": "podmark", "stateDir": state, "policy": "files", "backend": k.Name.Backend(),
 				"lockTimeoutSeconds": 120, // an overloaded machine gives worse figures, and no failure
 				"args":               map[string]any{"cni": map[string]any{"labels": []any{map[string]any{"key": "app", "value": "web"}}}},
 			}
 		}})
 	}
-	podmark("nftables", "nftables", "nft")
-	podmark("iptables-nft", "iptables", "nft")
-	podmark("iptables-legacy", "iptables", "legacy")
 	portmap := func(name, backend, variant string, d dialect) {
 		list = append(list, &plugin{name: "portmap " + name, program: "cni/portmap", path: variant, writes: d, conf: func(a attached) map[string]any {
 			return map[string]any{

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/test/lab"
+	"github.com/podmark/podmark/test/testnode"
 	"github.com/podmark/podmark/test/wait"
 )
 
@@ -68,7 +69,7 @@ func TestChaos(t *testing.T) {
 		all = true
 	}
 	both := []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("fd00:10:1::/64")}
-	for _, b := range []lab.Backend{lab.NFTables, lab.IPTablesNFT, lab.IPTablesLegacy} {
+	for _, b := range testnode.Backends {
 		for _, source := range []string{"kubernetes", "files"} {
 			for _, ranges := range [][]netip.Prefix{both, both[:1]} {
 				share := b == lab.NFTables && source == "kubernetes" && len(ranges) == 2 || b == lab.IPTablesLegacy && source == "files" && len(ranges) == 1

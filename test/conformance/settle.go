@@ -150,7 +150,7 @@ func (c *Cluster) ask(ctx context.Context, pods []corev1.Pod) (bool, error) {
 			var a podapi.Response
 			a, errs[i] = podapi.Get(ctx, filepath.Join(c.node.StateDir, "podmarkd.sock"), podapi.Request{
 				Namespace: p.Namespace, Pod: p.Name, UID: string(p.UID),
-				Mask: 0xffff0000, Backend: config.Backend(c.Backend.Key()),
+				Mask: 0xffff0000, Backend: config.Backend(c.Backend.Key),
 			})
 			known[i] = maps.Equal(a.Labels, p.Labels)
 		})

@@ -18,6 +18,7 @@ import (
 	"github.com/podmark/podmark/test/lab"
 	"github.com/podmark/podmark/test/needs"
 	"github.com/podmark/podmark/test/share"
+	"github.com/podmark/podmark/test/testnode"
 )
 
 // allCases is how many cyclonus v0.5.6 has.
@@ -63,12 +64,11 @@ func TestServiceIP(t *testing.T) {
 
 // onClusters runs test for each backend and family, and numbers them.
 func onClusters(t *testing.T, test func(t *testing.T, o conformance.Options, number int)) {
-	all := []lab.Backend{lab.NFTables, lab.IPTablesNFT, lab.IPTablesLegacy}
-	for _, backend := range share.OneOf(t, all) {
+	for _, backend := range share.OneOf(t, testnode.Backends) {
 		for f, family := range lab.Families {
 			t.Run(fmt.Sprintf("%s/%v", backend, family), func(t *testing.T) {
 				t.Parallel()
-				test(t, conformance.Options{Backend: backend, Family: family}, slices.Index(all, backend)+f)
+				test(t, conformance.Options{Backend: backend, Family: family}, slices.Index(testnode.Backends, backend)+f)
 			})
 		}
 	}

@@ -41,7 +41,7 @@ func newPatient(t *testing.T, c *cluster, mainPlugin string) *patient {
 		}
 	}
 	list := fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": %q, "ipam": {"type": "host-local"}}, {"type": "podmark", "policy": "files", "backend": %q, "stateDir": %q}]}`,
-		mainPlugin, c.Backend().Key(), c.StateDir)
+		mainPlugin, c.Backend().Key, c.StateDir)
 	if err := os.WriteFile(filepath.Join(p.conf, "10-net.conflist"), []byte(list), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +89,7 @@ func (p *patient) fix(found []doctor.Finding) {
 func TestDoctor(t *testing.T) {
 	t.Parallel()
 	for backend, network := range map[lab.Backend]func(*lab.Node) lab.Network{lab.NFTables: routed, lab.IPTablesLegacy: bridged} {
-		t.Run(string(backend), func(t *testing.T) {
+		t.Run(backend.Name, func(t *testing.T) {
 			t.Parallel()
 			onBridge := backend == lab.IPTablesLegacy
 			p := newPatient(t, newCluster(t, lab.Options{Backend: backend}, network), map[bool]string{true: "bridge", false: "ptp"}[onBridge])

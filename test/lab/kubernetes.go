@@ -1,7 +1,6 @@
 package lab
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -10,10 +9,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/podmark/podmark/test/fakeapi"
+	"github.com/podmark/podmark/test/testnode"
 	"github.com/podmark/podmark/test/wait"
 )
 
@@ -40,26 +39,7 @@ type Kubernetes struct {
 
 	confDir, kubeconfig string
 	daemon              *exec.Cmd
-	log                 *Output
-}
-
-// Output is what a process has written.
-type Output struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (o *Output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-// String is all of it.
-func (o *Output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
+	log                 *testnode.Log
 }
 
 // Kubernetes starts an API server for the node, and podmarkd. keys are of podmark's entry.
@@ -67,7 +47,7 @@ func (n *Node) Kubernetes(keys Plugin) *Kubernetes {
 	n.t.Helper()
 	k := &Kubernetes{
 		Node: n, API: fakeapi.New(APIPods, APINamespaces, APIPolicies, APIEvents, fakeapi.Resource{Version: "v1", Name: "services", Kind: "Service", Namespaced: true}),
-		confDir: filepath.Join(n.Dir, "net.d"), kubeconfig: filepath.Join(n.Dir, "api.kubeconfig"), log: &Output{},
+		confDir: filepath.Join(n.Dir, "net.d"), kubeconfig: filepath.Join(n.Dir, "api.kubeconfig"), log: &testnode.Log{},
 	}
 	with := Plugin{"policy": "kubernetes"}
 	for key, v := range keys {

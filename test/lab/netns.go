@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/test/needs"
+	"github.com/podmark/podmark/test/testnode"
 )
 
 // netnsDir is where ip(8) looks for namespaces, so that "ip netns exec" works
@@ -206,10 +207,7 @@ func (n *NS) lookPath(name string) string {
 func (n *NS) Sysctl(path, value string) {
 	n.t.Helper()
 	// /proc/sys/net shows the namespace of the thread that opens it.
-	err := n.Do(func() error {
-		return os.WriteFile(filepath.Join("/proc/sys", path), []byte(value), 0o644)
-	})
-	if err != nil {
+	if err := n.Do(func() error { return testnode.Sysctl(path, value) }); err != nil {
 		n.t.Fatalf("setting in %q: %v", n.Name, err)
 	}
 }
@@ -217,14 +215,7 @@ func (n *NS) Sysctl(path, value string) {
 // setUp switches a link on.
 func (n *NS) setUp(link string) {
 	n.t.Helper()
-	err := n.Do(func() error {
-		l, err := netlink.LinkByName(link)
-		if err != nil {
-			return err
-		}
-		return netlink.LinkSetUp(l)
-	})
-	if err != nil {
+	if err := n.Do(func() error { return testnode.Up(link) }); err != nil {
 		n.t.Fatalf("setting %s of %q up: %v", link, n.Name, err)
 	}
 }
@@ -233,14 +224,7 @@ func (n *NS) setUp(link string) {
 // listen on it too.
 func (n *NS) AddAddress(link string, prefix netip.Prefix) {
 	n.t.Helper()
-	err := n.Do(func() error {
-		l, err := netlink.LinkByName(link)
-		if err != nil {
-			return err
-		}
-		return netlink.AddrAdd(l, &netlink.Addr{IPNet: ipNet(prefix), Flags: unix.IFA_F_NODAD})
-	})
-	if err != nil {
+	if err := n.Do(func() error { return testnode.Address(link, prefix.String()) }); err != nil {
 		n.t.Fatalf("adding %v to %s of %q: %v", prefix, link, n.Name, err)
 	}
 	n.Addresses = append(n.Addresses, prefix.Addr())
@@ -251,15 +235,11 @@ func (n *NS) AddAddress(link string, prefix netip.Prefix) {
 func (n *NS) AddRoute(dst netip.Prefix, via netip.Addr) {
 	n.t.Helper()
 	err := n.Do(func() error {
-		return netlink.RouteAdd(&netlink.Route{Dst: ipNet(dst), Gw: via.AsSlice()})
+		return netlink.RouteAdd(&netlink.Route{Dst: testnode.IPNet(dst), Gw: via.AsSlice()})
 	})
 	if err != nil {
 		n.t.Fatalf("adding a route to %v via %v to %q: %v", dst, via, n.Name, err)
 	}
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
 // everywhere is the prefix of a default route.

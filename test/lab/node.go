@@ -14,6 +14,7 @@ import (
 	"github.com/podmark/podmark/pkg/dataplane/checksum"
 	"github.com/podmark/podmark/test/needs"
 	"github.com/podmark/podmark/test/share"
+	"github.com/podmark/podmark/test/testnode"
 )
 
 // Variant is one of the two programs that speak iptables.
@@ -37,37 +38,19 @@ func Variants(t *testing.T, test func(t *testing.T, variant Variant)) {
 }
 
 // Backend is what podmark enforces with on a node: a column of the suite.
-type Backend string
+type Backend = testnode.Backend
 
 // The backends.
-const (
-	NFTables       Backend = "nftables"
-	IPTablesNFT    Backend = "iptables-nft"
-	IPTablesLegacy Backend = "iptables-legacy"
+var (
+	NFTables       = testnode.NFTables
+	IPTablesNFT    = testnode.IPTablesNFT
+	IPTablesLegacy = testnode.IPTablesLegacy
 )
-
-// Variant is the iptables of a node with this backend, podmark's and everybody
-// else's. Next to nftables it is the one that shares the kernel's nf_tables.
-func (b Backend) Variant() Variant {
-	if b == IPTablesLegacy {
-		return Legacy
-	}
-	return NFT
-}
-
-// Key is the backend in podmark's configuration, which finds out the variant by
-// itself.
-func (b Backend) Key() string {
-	if b == NFTables {
-		return "nftables"
-	}
-	return "iptables"
-}
 
 // Backends runs test once for each backend, all at once; of a share for one of them.
 func Backends(t *testing.T, test func(t *testing.T, backend Backend)) {
-	for _, b := range share.OneOf(t, []Backend{NFTables, IPTablesNFT, IPTablesLegacy}) {
-		t.Run(string(b), func(t *testing.T) {
+	for _, b := range share.OneOf(t, testnode.Backends) {
+		t.Run(b.Name, func(t *testing.T) {
 			t.Parallel()
 			test(t, b)
 		})
@@ -78,8 +61,8 @@ func Backends(t *testing.T, test func(t *testing.T, backend Backend)) {
 type Options struct {
 	// Backend is podmark's; NFTables when empty.
 	Backend Backend
-	// Variant of kube-proxy's rules, and what "iptables" means to the node's
-	// programs; the backend's when empty.
+	// Variant of kube-proxy's rules and the kubelet's chain, and what "iptables" means to the
+	// node's programs; the backend's when empty.
 	Variant Variant
 	// PodCIDRs are the ranges pods get addresses from, one of each family;
 	// 10.1.0.0/24 and fd00:10:1::/64 when nil.
@@ -116,11 +99,11 @@ func NewNode(t testing.TB, o Options) *Node {
 	if !o.Plain {
 		needs.All(t, needs.IPVS, needs.BridgeNetfilter, needs.SCTP, needs.Dummy)
 	}
-	if o.Backend == "" {
+	if o.Backend.Name == "" {
 		o.Backend = NFTables
 	}
 	if o.Variant == "" {
-		o.Variant = o.Backend.Variant()
+		o.Variant = Variant(o.Backend.Variant)
 	}
 	if o.PodCIDRs == nil {
 		o.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("fd00:10:1::/64")}
@@ -231,14 +214,7 @@ func (n *Node) AddHost(name string, prefixes ...string) *Host {
 		}
 	}
 	h := &Host{NS: newNS(n.t, name, n.site), Link: fmt.Sprintf("eth%d", number), node: n}
-	err := n.Do(func() error {
-		return netlink.LinkAdd(&netlink.Veth{
-			LinkAttrs:     netlink.LinkAttrs{Name: h.Link},
-			PeerName:      "eth0",
-			PeerNamespace: netlink.NsFd(int(h.handle.Fd())),
-		})
-	})
-	if err != nil {
+	if err := n.Do(func() error { return testnode.Veth(h.Link, testnode.Space{Path: h.Path}, "eth0") }); err != nil {
 		n.t.Fatalf("connecting host %q: %v", name, err)
 	}
 	for _, p := range prefixes {

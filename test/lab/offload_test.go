@@ -69,7 +69,7 @@ func TestFlowtable(t *testing.T) {
 		{lab.IPTablesNFT, routed, "routed"},
 		{lab.IPTablesLegacy, bridged, "bridged"},
 	}) {
-		t.Run(string(way.backend)+"/"+way.name, func(t *testing.T) {
+		t.Run(way.backend.Name+"/"+way.name, func(t *testing.T) {
 			t.Parallel()
 			testFlowtable(t, newCluster(t, lab.Options{Backend: way.backend}, way.network))
 		})

@@ -76,7 +76,7 @@ func (n *Node) Bridge(chained ...Plugin) Network {
 // Podmark is the entry of the plugin under test, keeping its state on this node
 // and enforcing with the node's backend; keys add to it or replace what is there.
 func (n *Node) Podmark(keys Plugin) Plugin {
-	p := Plugin{"type": "podmark", "stateDir": n.StateDir, "backend": n.Backend().Key()}
+	p := Plugin{"type": "podmark", "stateDir": n.StateDir, "backend": n.Backend().Key}
 	for k, v := range keys {
 		p[k] = v
 	}

@@ -165,7 +165,7 @@ func tracesOf(b lab.Backend) []string {
 	if b == lab.NFTables {
 		return []string{"guard", "nftables"}
 	}
-	return []string{"guard", string(b), "ipset"}
+	return []string{"guard", b.Name, "ipset"}
 }
 
 // ear is a server for what is sent to many.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/test/lab"
+	"github.com/podmark/podmark/test/testnode"
 	"github.com/podmark/podmark/test/wait"
 )
 
@@ -22,7 +23,7 @@ type proxy struct {
 	mode    string
 	started time.Time
 	ended   chan struct{} // closed then
-	log     *lab.Output
+	log     *testnode.Log
 }
 
 // kubeProxy is a command of kube-proxy, with the node's iptables.
@@ -56,7 +57,7 @@ conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeou
 // startProxy starts kube-proxy, which ends with the test at the latest.
 func (n *realNode) startProxy(mode string) {
 	n.t.Helper()
-	log := &lab.Output{}
+	log := &testnode.Log{}
 	cmd := n.kubeProxy(mode)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := n.Do(cmd.Start); err != nil {

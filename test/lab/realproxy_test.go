@@ -13,6 +13,7 @@ import (
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/test/lab"
 	"github.com/podmark/podmark/test/share"
+	"github.com/podmark/podmark/test/testnode"
 )
 
 // realPolicy lets a reach b and nothing else, and b be reached by a and from one
@@ -52,8 +53,8 @@ const deniedHostPort = 9091 // a process of the node that only who may not asks 
 // Each backend runs by itself, before the tests that run in parallel: a kube-proxy is a
 // lot for an emulated processor.
 func TestRealKubeProxy(t *testing.T) {
-	for _, backend := range share.OneOf(t, []lab.Backend{lab.NFTables, lab.IPTablesNFT, lab.IPTablesLegacy}) {
-		t.Run(string(backend), func(t *testing.T) { realKubeProxy(t, backend) })
+	for _, backend := range share.OneOf(t, testnode.Backends) {
+		t.Run(backend.Name, func(t *testing.T) { realKubeProxy(t, backend) })
 	}
 }
 

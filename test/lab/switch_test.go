@@ -77,7 +77,7 @@ func switchBackend(t *testing.T, c *cluster, network func(*lab.Node) lab.Network
 		lives.Go(func() { keepAlive(ctx, t, f) })
 	}
 	former := c.Backend()
-	for i, backend := range []lab.Backend{lab.Backend("iptables-" + c.Variant), lab.NFTables} {
+	for i, backend := range []lab.Backend{map[lab.Variant]lab.Backend{lab.NFT: lab.IPTablesNFT, lab.Legacy: lab.IPTablesLegacy}[c.Variant], lab.NFTables} {
 		c.Use(backend)
 		added := c.NewPod(lab.PodSpec{Name: fmt.Sprintf("added%d", i), Labels: map[string]string{"app": "added"}, Network: network(c.Node)})
 		err := underAttack(t, forbidden, added.Add)

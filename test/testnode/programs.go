@@ -1,5 +1,5 @@
 // Package testnode is what the tests of podmark's programs have in common: the programs, built
-// from the tree as it is, and the backends.
+// from the tree as it is, the backends, and a node with pods to run the programs on.
 package testnode
 
 import (
@@ -44,6 +44,12 @@ func Main(m *testing.M) int {
 func Programs(t testing.TB) string {
 	t.Helper()
 	return once(t, "", "podmark", "podmarkctl", "podmarkd")
+}
+
+// Program is one of them, by its path.
+func Program(t testing.TB, name string) string {
+	t.Helper()
+	return filepath.Join(Programs(t), name)
 }
 
 // Faulty is the directory with a podmark and a podmarkd that can be told to end after a step.

@@ -79,9 +79,9 @@ const (
 // never get through, and what is allowed goes on. The former podmark goes on where the newer one
 // says that it may, and else says what to do and touches nothing.
 func TestUpgradeAndRollback(t *testing.T) {
-	for _, backend := range share.OneOf(t, []lab.Backend{lab.NFTables, lab.IPTablesNFT, lab.IPTablesLegacy}) {
+	for _, backend := range share.OneOf(t, testnode.Backends) {
 		for _, tag := range []string{late, next} {
-			t.Run(string(backend)+"/"+tag, func(t *testing.T) { upgrade(t, backend, tag) })
+			t.Run(backend.Name+"/"+tag, func(t *testing.T) { upgrade(t, backend, tag) })
 		}
 	}
 }

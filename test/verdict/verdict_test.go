@@ -18,7 +18,6 @@ import (
 	"github.com/podmark/podmark/pkg/dataplane/drift"
 	"github.com/podmark/podmark/pkg/dataplane/hostport"
 	"github.com/podmark/podmark/pkg/dataplane/iptables"
-	"github.com/podmark/podmark/pkg/dataplane/nftables"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/mark"
 )
@@ -76,11 +75,11 @@ type enforcer interface {
 }
 
 func backends() map[string]enforcer {
-	return map[string]enforcer{
-		"nftables":        nftables.Backend{},
-		"iptables-nft":    dataplane.Guarded{Backend: iptables.Backend{Variant: iptables.NFT, Wait: 30 * time.Second}},
-		"iptables-legacy": dataplane.Guarded{Backend: legacy},
+	all := map[string]enforcer{}
+	for _, k := range dataplane.Kinds {
+		all[string(k.Name)] = k.New(dataplane.Options{Wait: 30 * time.Second, Guarded: true}).(enforcer)
 	}
+	return all
 }
 
 func nodeOf(t *testing.T, b *bench) desired.Node {

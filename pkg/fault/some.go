@@ -1,6 +1,6 @@
 //go:build podmark_fault
 
-package main
+package fault
 
 import (
 	"fmt"
@@ -12,14 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// steps counts those of all hooks of the process.
+// steps counts those of the process.
 var steps atomic.Int32
 
-// stepHook kills the process, as 'kill -9' would, after the step whose number is
-// in PODMARK_KILL_AFTER, or stops it, until SIGCONT, after that in PODMARK_STOP_AFTER.
-// It is built into the podmarkd of the crash tests only. With PODMARK_STEPS set, each
-// step's name is appended to that file.
-func stepHook() func(string) {
+// Steps is told of each step by name. It kills the process, as 'kill -9' would, after the step
+// whose number is in PODMARK_KILL_AFTER, or stops it, until SIGCONT, after that in
+// PODMARK_STOP_AFTER. With PODMARK_STEPS set, each step's name is appended to that file.
+func Steps() func(name string) {
 	killAfter, _ := strconv.Atoi(os.Getenv("PODMARK_KILL_AFTER"))
 	stopAfter, _ := strconv.Atoi(os.Getenv("PODMARK_STOP_AFTER"))
 	log := os.Getenv("PODMARK_STEPS")
@@ -42,10 +41,11 @@ func stepHook() func(string) {
 	}
 }
 
-// swapHook is a file system that cannot exchange files where PODMARK_NO_EXCHANGE is set.
-func swapHook() func(a, b string) error {
+// Exchange is how to exchange two files; where PODMARK_NO_EXCHANGE is set, that of a file system
+// that cannot.
+func Exchange(exchange func(a, b string) error) func(a, b string) error {
 	if os.Getenv("PODMARK_NO_EXCHANGE") != "" {
 		return func(string, string) error { return unix.EINVAL }
 	}
-	return swapFiles
+	return exchange
 }
