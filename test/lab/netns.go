@@ -110,9 +110,8 @@ func newNS(t testing.TB, name string, s *site) *NS {
 	// Duplicate address detection keeps an address unusable for a second.
 	n.Sysctl("net/ipv6/conf/all/accept_dad", "0")
 	n.Sysctl("net/ipv6/conf/default/accept_dad", "0")
-	// A connection that was cut should neither give up nor, where the kernel can be told so
-	// (6.15 and later), wait long before it tries again.
-	n.Sysctl("net/ipv4/tcp_retries2", "100")
+	// A connection that was cut should not wait long before it tries again, where the kernel can
+	// be told so (6.15 and later).
 	if _, err := os.Stat("/proc/sys/net/ipv4/tcp_rto_max_ms"); err == nil {
 		n.Sysctl("net/ipv4/tcp_rto_max_ms", "1000")
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -237,6 +238,17 @@ func nextPort() uint16 {
 	return first + uint16(ports.Add(1)%all)
 }
 
+// patiently has a TCP socket try again for an hour while a policy keeps its packets away. Without that,
+// it ends after about tcp_retries2 times tcp_rto_max_ms, which a busy machine takes for a few steps of
+// a test, and the side that waits for questions ends after nine probes of 15 s: neither has one.
+func patiently(_, _ string, c syscall.RawConn) error {
+	var failed error
+	err := c.Control(func(fd uintptr) {
+		failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(time.Hour.Milliseconds()))
+	})
+	return errors.Join(err, failed)
+}
+
 // dial connects from inside the namespace.
 func (n *NS) dial(r Request) (*Stream, error) {
 	var conn net.Conn
@@ -257,7 +269,7 @@ func (n *NS) dial(r Request) (*Stream, error) {
 		}
 		d := net.Dialer{Timeout: r.Limit}
 		if r.Protocol == TCP {
-			d.LocalAddr = net.TCPAddrFromAddrPort(r.Source)
+			d.LocalAddr, d.KeepAlive, d.Control = net.TCPAddrFromAddrPort(r.Source), -1, patiently
 		} else {
 			d.LocalAddr = net.UDPAddrFromAddrPort(r.Source)
 		}

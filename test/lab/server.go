@@ -139,8 +139,8 @@ func (s *Server) listen(p Protocol, at netip.AddrPort) (err error) {
 	if p == SCTP {
 		l, err = listenSCTP(at)
 	} else {
-		var config net.ListenConfig
-		config.SetMultipathTCP(false) // Go's default is a socket of another protocol
+		config := net.ListenConfig{KeepAlive: -1, Control: patiently} // who accepts has the listener's patience
+		config.SetMultipathTCP(false)                                 // Go's default is a socket of another protocol
 		l, err = config.Listen(context.Background(), "tcp", at.String())
 	}
 	if err != nil {
