@@ -18,6 +18,7 @@ import (
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/endpoint"
 	"github.com/podmark/podmark/pkg/node"
+	"github.com/podmark/podmark/pkg/state"
 )
 
 // adopter gives an ID and its policy to pods that were there before podmark. What
@@ -63,63 +64,88 @@ func (a *adopter) adopt(ctx context.Context, n node.Node, networks map[string]ne
 	if err != nil {
 		return nil, fmt.Errorf("reading the cache of the runtime: %w", err)
 	}
+	lacking, marked := withoutID(n.Store, cached)
 	seen, failed := map[attachment.Key]bool{}, map[attachment.Key]string{}
-	marked, unmarked := map[string]bool{}, map[string]string{} // by container
+	unmarked := map[string]string{}
 	var errs []error
-	// Of a container without its own interface in the cache any other counts.
-	has := map[string]bool{}
-	for _, c := range cached {
-		has[c.ContainerID] = has[c.ContainerID] || c.IfName == own
-	}
-	for _, c := range cached {
-		counts := c.IfName == own || !has[c.ContainerID]
-		key := attachment.Key{Network: c.Network, ContainerID: c.ContainerID, IfName: c.IfName}
-		if c.NetNS == "" {
-			continue
-		}
-		if old, err := n.Store.Get(key); err == nil && old.Committed {
-			marked[c.ContainerID] = marked[c.ContainerID] || counts
-			continue
-		}
-		if _, err := os.Stat(c.NetNS); err != nil {
-			continue // the pod is gone, and its DEL will come
-		}
-		seen[key] = true
-		if !a.seen[key] {
+	for _, c := range lacking {
+		seen[c.key] = true
+		if !a.seen[c.key] {
 			a.next = now.Add(min(soon, a.every))
 			continue
 		}
-		if pod := attachment.PodOf(c.CniArgs); pod.Name != "" && counts {
+		if pod := attachment.PodOf(c.CniArgs); pod.Name != "" && c.counts {
 			unmarked[c.ContainerID] = pod.Namespace + "/" + pod.Name
 		}
 		network, ours := networks[c.Network]
 		if !ours {
 			continue
 		}
-		r, did, err := a.one(ctx, cni, n, network, key, c)
+		r, did, err := a.one(ctx, cni, n, network, c)
 		switch {
 		case err != nil:
-			failed[key] = err.Error()
-			if a.failed[key] != failed[key] {
-				errs = append(errs, fmt.Errorf("adopting %s: %w", key, err))
+			failed[c.key] = err.Error()
+			if a.failed[c.key] != failed[c.key] {
+				errs = append(errs, fmt.Errorf("adopting %s: %w", c.key, err))
 			}
 		case did:
 			adopted = append(adopted, r)
-			marked[c.ContainerID] = marked[c.ContainerID] || counts
+			marked[c.ContainerID] = marked[c.ContainerID] || c.counts
 		}
 	}
-	if len(unmarked) > 0 {
-		// Multus has an interface made by another network than the one that the runtime called.
-		records, _ := n.Records() // what is damaged others tell
-		for _, r := range records {
-			if r.IfName == own && r.Committed {
-				marked[r.ContainerID] = true
-			}
+	a.seen, a.failed, a.unmarked = seen, failed, stillUnmarked(n, unmarked, marked)
+	return adopted, errors.Join(errs...)
+}
+
+// candidate is an attachment in the cache that has no ID.
+type candidate struct {
+	*libcni.NetworkAttachment
+	key attachment.Key
+	// counts is set for a pod's own interface: without an ID there the pod is unmarked.
+	counts bool
+}
+
+// withoutID lists the attachments in the cache that have no ID and are there still, and the
+// containers whose own interface has one. Of a container without its own interface in the cache
+// any other counts.
+func withoutID(store state.Store, cached []*libcni.NetworkAttachment) (lacking []candidate, marked map[string]bool) {
+	has := map[string]bool{}
+	for _, c := range cached {
+		has[c.ContainerID] = has[c.ContainerID] || c.IfName == own
+	}
+	marked = map[string]bool{}
+	for _, c := range cached {
+		if c.NetNS == "" {
+			continue
+		}
+		counts := c.IfName == own || !has[c.ContainerID]
+		key := attachment.Key{Network: c.Network, ContainerID: c.ContainerID, IfName: c.IfName}
+		if old, err := store.Get(key); err == nil && old.Committed {
+			marked[c.ContainerID] = marked[c.ContainerID] || counts
+			continue
+		}
+		if _, err := os.Stat(c.NetNS); err != nil {
+			continue // the pod is gone, and its DEL will come
+		}
+		lacking = append(lacking, candidate{c, key, counts})
+	}
+	return lacking, marked
+}
+
+// stillUnmarked drops the pods whose own interface has an ID. Multus has an interface made by
+// another network than the one that the runtime called.
+func stillUnmarked(n node.Node, unmarked map[string]string, marked map[string]bool) map[string]string {
+	if len(unmarked) == 0 {
+		return unmarked
+	}
+	records, _ := n.Records() // what is damaged others tell
+	for _, r := range records {
+		if r.IfName == own && r.Committed {
+			marked[r.ContainerID] = true
 		}
 	}
 	maps.DeleteFunc(unmarked, func(container, _ string) bool { return marked[container] })
-	a.seen, a.failed, a.unmarked = seen, failed, unmarked
-	return adopted, errors.Join(errs...)
+	return unmarked
 }
 
 // wrong tells why the cache cannot be the runtime's: it was asked for, pods were added, and nothing
@@ -140,7 +166,7 @@ func (a *adopter) wrong(n node.Node) error {
 }
 
 // one adopts one pod.
-func (a *adopter) one(ctx context.Context, cni *libcni.CNIConfig, n node.Node, network network, key attachment.Key, c *libcni.NetworkAttachment) (r attachment.Record, did bool, err error) {
+func (a *adopter) one(ctx context.Context, cni *libcni.CNIConfig, n node.Node, network network, c candidate) (r attachment.Record, did bool, err error) {
 	list := &libcni.NetworkConfigList{Name: c.Network, CNIVersion: types100.ImplementedSpecVersion}
 	cached, err := cni.GetNetworkListCachedResult(list, &libcni.RuntimeConf{ContainerID: c.ContainerID, IfName: c.IfName})
 	if err != nil {
@@ -164,7 +190,7 @@ func (a *adopter) one(ctx context.Context, cni *libcni.CNIConfig, n node.Node, n
 		e.AllowedSources = network.Sources
 	}
 	return n.Adopt(ctx, node.SettingsOf(network.Config), attachment.Record{
-		Key: key, Endpoint: e, Netns: c.NetNS, UID: pod.UID, SourceBound: network.Sources,
+		Key: c.key, Endpoint: e, Netns: c.NetNS, UID: pod.UID, SourceBound: network.Sources,
 		// That of the Kubernetes API comes as soon as the pod is known there.
 		Policed: network.Policy == config.PolicyFiles, Kubernetes: network.Policy == config.PolicyKubernetes,
 	})

@@ -7,6 +7,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/foreign"
+	"github.com/podmark/podmark/pkg/mark"
 	"github.com/podmark/podmark/pkg/node"
 )
 
@@ -280,6 +282,26 @@ func (k Agent) reconcile(ctx context.Context, reason Trigger, a *adopter, params
 	return l
 }
 
+// changeMask moves the endpoints to the mask that the networks want, or, where each has the node
+// choose, from bits that others use to free ones. It returns the mask moved to; 0 for none.
+func (k Agent) changeMask(ctx context.Context, networks map[string]network, report foreign.Report, b config.Backend, now mark.Layout) (uint32, error) {
+	layout, err := layoutOf(networks)
+	if err != nil {
+		return 0, err
+	}
+	if len(networks) > 0 && layout.Mask() == 0 {
+		layout = k.evade(report, b, now)
+	}
+	if layout.Mask() == 0 {
+		return 0, nil
+	}
+	moved, err := k.Node.ChangeMask(ctx, layout)
+	if !moved {
+		return 0, err
+	}
+	return layout.Mask(), err
+}
+
 // reconcileNode moves the endpoints to the mask that the networks want, and has missing
 // things put back.
 func (k Agent) reconcileNode(ctx context.Context, l *Reconciliation, networks map[string]network, params *sysctls, report foreign.Report) error {
@@ -300,29 +322,18 @@ func (k Agent) reconcileNode(ctx context.Context, l *Reconciliation, networks ma
 	if l.read { // ahead of the rules, which may say what is dropped without them
 		l.Sysctls = params.look(k.needs(l.mode, networks), time.Now())
 	}
-	layout, errMask := layoutOf(networks)
-	kind, errKind := k.Node.Kind()
-	if errKind != nil {
-		return errKind
+	kind, err := k.Node.Kind()
+	if err != nil {
+		return err
 	}
-	if len(networks) > 0 && errMask == nil && layout.Mask() == 0 {
-		layout = k.evade(report, kind.Backend(), configured.Layout)
-	}
-	if errMask == nil && layout.Mask() != 0 {
-		var moved bool
-		if moved, errMask = k.Node.ChangeMask(ctx, layout); moved {
-			l.ChangedMask = layout.Mask()
-		}
-	}
+	var errMask error
+	l.ChangedMask, errMask = k.changeMask(ctx, networks, report, kind.Backend(), configured.Layout)
+	l.Mask = cmp.Or(l.ChangedMask, configured.Layout.Mask())
 	// What cannot be read does not keep from repairing: the NodePorts stay as they are.
 	var ports *node.Ports
 	if unread == nil {
 		l.Ports = k.Ports().decide(configured.NodePorts, facts)
 		ports = &node.Ports{Ranges: l.Ports.Ranges, SCTP: l.Ports.SCTP, Source: l.Ports.Source}
-	}
-	l.Mask = configured.Layout.Mask()
-	if l.ChangedMask != 0 {
-		l.Mask = l.ChangedMask
 	}
 	l.Collisions = report.Collisions(kind.Backend(), l.Mask)
 	if felix := k.FelixMask(); felix != nil && *felix != l.Mask {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -56,7 +57,7 @@ type daemonOptions struct {
 const leastInterval = 100 * time.Millisecond
 
 func newDaemon(common *options) *cobra.Command {
-	o := daemonOptions{options: common, install: &installOptions{options: common}}
+	o := &daemonOptions{options: common, install: &installOptions{options: common}}
 	cmd := &cobra.Command{
 		Use:   "podmarkd",
 		Short: "Keep a node that podmark runs on current",
@@ -69,32 +70,14 @@ SIGINT, 2 wrong usage or failure.`,
 		Example: `  podmarkd --node-port-mode range --node-port-ranges 30000-32767,40000-40100
   podmarkctl status`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			log, err := newLog(cmd.ErrOrStderr(), o.logFormat, o.logLevel)
-			if err != nil {
-				return err
-			}
-			klog.SetSlogLogger(log) // client-go's
-			ports, err := o.sources(log)
-			if err != nil {
-				return err
-			}
-			if o.interval < leastInterval {
-				return fmt.Errorf("--interval %s: want %s or more", o.interval, leastInterval)
-			}
-			// Without directories there is nothing to be kept installed in, nor to be seen.
-			if o.keepInstalled || o.install.confDir != "" {
-				if _, err := runtimes.GivenBy(o.install.confDir, o.install.binDir); err != nil {
-					return err
-				}
-			}
-			o.install.hasAPI = ports.API != nil
-			if _, err := o.install.entry(); err != nil {
-				return err
-			}
-			return o.keep(cmd.Context(), log, ports)
-		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), cmd.ErrOrStderr()) },
 	}
+	o.addFlags(cmd)
+	return cmd
+}
+
+// addFlags adds the daemon's flags.
+func (o *daemonOptions) addFlags(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.DurationVar(&o.interval, "interval", 10*time.Second, "maximum time between reconciliations")
 	flags.DurationVar(&o.collect, "collect-after", 5*time.Minute, "garbage-collect a pod this long after its interface and network namespace disappeared; 0 disables")
@@ -120,7 +103,33 @@ SIGINT, 2 wrong usage or failure.`,
 	choices(cmd, "log-level", "debug", "info", "warn", "error")
 	directories(cmd, "policy-dir", "cni-cache-dir", "static-pod-dirs")
 	completeInstall(cmd)
-	return cmd
+}
+
+// run checks what the flags say together, and keeps the node current until ctx is done. It logs to w.
+func (o *daemonOptions) run(ctx context.Context, w io.Writer) error {
+	log, err := newLog(w, o.logFormat, o.logLevel)
+	if err != nil {
+		return err
+	}
+	klog.SetSlogLogger(log) // client-go's
+	ports, err := o.sources(log)
+	if err != nil {
+		return err
+	}
+	if o.interval < leastInterval {
+		return fmt.Errorf("--interval %s: want %s or more", o.interval, leastInterval)
+	}
+	// Without directories there is nothing to be kept installed in, nor to be seen.
+	if o.keepInstalled || o.install.confDir != "" {
+		if _, err := runtimes.GivenBy(o.install.confDir, o.install.binDir); err != nil {
+			return err
+		}
+	}
+	o.install.hasAPI = ports.API != nil
+	if _, err := o.install.entry(); err != nil {
+		return err
+	}
+	return o.keep(ctx, log, ports)
 }
 
 // prefix begins the variables that stand for flags.

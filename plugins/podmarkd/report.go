@@ -72,28 +72,48 @@ func (r *reporter) change(f func(agent.Status) agent.Status) {
 // logReconciliation says what a reconciliation found that the one before did not.
 func logReconciliation(log *slog.Logger, before agent.Status, l agent.Reconciliation) {
 	log.Debug("Reconciled the node", "trigger", l.Trigger, "duration", l.Took)
+	now := before.After(l)
+	logHealth(log, before, now, l)
+	logRepairs(log, before, now, l)
+	logAttachments(log, l)
+	logCollisions(log, before, l)
+	logSurvey(log, l.Repaired)
+	logSysctls(log, before.Sysctls, l.Sysctls)
+	logPorts(log, before, l)
+}
+
+// logHealth says what podmarkd cannot do, and what is not installed as it should be.
+func logHealth(log *slog.Logger, before, now agent.Status, l agent.Reconciliation) {
 	switch err := l.Problem(); {
 	case err != nil && err.Error() != before.Error:
 		log.Error("Reconciliation failed", "error", err)
 	case err == nil && before.Error != "":
 		log.Info("Reconciliation succeeds again")
 	}
-	switch now := before.After(l).NotInstalled; {
-	case now != "" && now != before.NotInstalled:
-		log.Error("podmark is not installed correctly", "reason", now)
-	case now == "" && before.NotInstalled != "":
+	switch reason := now.NotInstalled; {
+	case reason != "" && reason != before.NotInstalled:
+		log.Error("podmark is not installed correctly", "reason", reason)
+	case reason == "" && before.NotInstalled != "":
 		log.Info("podmark is installed correctly again")
 	}
+}
+
+// logRepairs says what was missing in the data plane or is, and where the endpoints have moved to.
+func logRepairs(log *slog.Logger, before, now agent.Status, l agent.Reconciliation) {
 	if l.Repaired.Drift != nil {
 		log.Warn("Repaired the data plane", "drift", l.Repaired.Drift, "kind", string(drift.KindOf(l.Repaired.Drift)), "trigger", l.Trigger)
 	}
-	logDrift(log, before.Drift, before.After(l).Drift)
-	if now := before.After(l).Alterable; now != "" && now != before.Alterable {
-		log.Warn("Checksum protection is missing: a pod can have the kernel overwrite a port or an address after the verdict", "lacking", now)
+	logDrift(log, before.Drift, now.Drift)
+	if lacking := now.Alterable; lacking != "" && lacking != before.Alterable {
+		log.Warn("Checksum protection is missing: a pod can have the kernel overwrite a port or an address after the verdict", "lacking", lacking)
 	}
 	if l.ChangedMask != 0 {
 		log.Warn("Migrated the endpoints to another mask", "iptablesMarkMask", fmt.Sprintf("%#x", l.ChangedMask))
 	}
+}
+
+// logAttachments says which attachments podmarkd took up, polices now, or took back.
+func logAttachments(log *slog.Logger, l agent.Reconciliation) {
 	if l.AdoptErr != nil {
 		log.Warn("Failed to adopt a running pod", "error", l.AdoptErr)
 	}
@@ -109,16 +129,12 @@ func logReconciliation(log *slog.Logger, before agent.Status, l agent.Reconcilia
 	for _, name := range l.Collected.Files {
 		log.Warn("Removed a file that a crash left", "file", name)
 	}
+}
+
+// logCollisions says which other programs use bits of the mask, or are configured to.
+func logCollisions(log *slog.Logger, before agent.Status, l agent.Reconciliation) {
 	if l.FelixMask != nil && fmt.Sprintf("%#x", *l.FelixMask) != before.FelixMask {
 		log.Warn("FelixConfiguration has another mask", "felix", fmt.Sprintf("%#x", *l.FelixMask), "podmark", fmt.Sprintf("%#x", l.Mask))
-	}
-	if t := l.Repaired.Tunnels; t != nil {
-		log.Info("Pods may not send packets of these tunnels", "udpPorts", t.UDPPorts, "protocols", fmt.Sprint(t.Protocols))
-	}
-	if u := l.Repaired.Unfiltered; u != nil && *u != (desired.Unfiltered{}) {
-		log.Warn("Bridged frames bypass the IP hooks: traffic between isolated pods on a bridge is dropped, allowed or not", "ipv4", u.IPv4, "ipv6", u.IPv6)
-	} else if u != nil {
-		log.Info("Bridged frames pass the IP hooks again")
 	}
 	for _, c := range l.Collisions {
 		if !slices.Contains(before.Collisions, c.String()) {
@@ -131,15 +147,31 @@ func logReconciliation(log *slog.Logger, before agent.Status, l agent.Reconcilia
 	if l.ForeignErr != nil && l.ForeignErr.Error() != before.ForeignError {
 		log.Warn("Failed to read some rules of other programs", "error", l.ForeignErr)
 	}
-	for _, set := range l.Repaired.Replaced {
+}
+
+// logSurvey says what has changed on the node that the data plane follows.
+func logSurvey(log *slog.Logger, r node.Reconciled) {
+	if t := r.Tunnels; t != nil {
+		log.Info("Pods may not send packets of these tunnels", "udpPorts", t.UDPPorts, "protocols", fmt.Sprint(t.Protocols))
+	}
+	if u := r.Unfiltered; u != nil && *u != (desired.Unfiltered{}) {
+		log.Warn("Bridged frames bypass the IP hooks: traffic between isolated pods on a bridge is dropped, allowed or not", "ipv4", u.IPv4, "ipv6", u.IPv6)
+	} else if u != nil {
+		log.Info("Bridged frames pass the IP hooks again")
+	}
+	for _, set := range r.Replaced {
 		log.Info("Updated a set", "set", set)
 	}
-	logSysctls(log, before.Sysctls, l.Sysctls)
-	if fmt.Sprint(l.Ports) != fmt.Sprint(before.Ports) && !l.Idle {
-		log.Info("NodePort ranges changed", "source", l.Ports.Source, "mode", l.Ports.Mode, "ranges", fmt.Sprint(l.Ports.Ranges))
-		if len(l.Ports.Outside) > 0 {
-			log.Warn("NodePorts in use are outside the configured ranges", "ports", l.Ports.Outside, "ranges", fmt.Sprint(l.Ports.Configured))
-		}
+}
+
+// logPorts says which ports count as NodePorts, where that has changed.
+func logPorts(log *slog.Logger, before agent.Status, l agent.Reconciliation) {
+	if l.Idle || fmt.Sprint(l.Ports) == fmt.Sprint(before.Ports) {
+		return
+	}
+	log.Info("NodePort ranges changed", "source", l.Ports.Source, "mode", l.Ports.Mode, "ranges", fmt.Sprint(l.Ports.Ranges))
+	if len(l.Ports.Outside) > 0 {
+		log.Warn("NodePorts in use are outside the configured ranges", "ports", l.Ports.Outside, "ranges", fmt.Sprint(l.Ports.Configured))
 	}
 }
 

@@ -104,5 +104,5 @@ var mutants = []mutant{
 	{following, "view.go", "p.late = true", "p.late = false", "who has the address of a pod on a dead node has its rights"},
 	{following, "place.go", "case uid == is.UID && !is.Ending:", "case false:", "a policy that somebody has deleted goes on"},
 	{following, "place.go", "case p.gone && guess == \"\":", "case false:", "a policy of a former namespace holds in the next, or its pods lose it"},
-	{following, "attach.go", "!unnamed(s) && p.Is(uids[s])", "p.Is(uids[s])", "a pod gets the labels of a namesake"},
+	{following, "attach.go", "!unnamed(s) && p.Is(all.uids[s])", "p.Is(all.uids[s])", "a pod gets the labels of a namesake"},
 }

@@ -10,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/podmark/podmark/pkg/agent/kube/view"
+	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/podapi"
 )
 
@@ -49,62 +50,115 @@ func (c *Cluster) Answer(ctx context.Context, r podapi.Request) (podapi.Response
 	if err != nil {
 		return podapi.Response{}, fmt.Errorf("the plugin's iptablesMarkMask: %w", err)
 	}
-	ask := view.Ask{Attachment: r.Attachment, Namespace: r.Namespace, Pod: r.Pod, UID: r.UID}
-	c.mu.Lock()
-	c.settings = settings
-	c.active = true
-	c.view.Expect(ask, time.Now())
-	c.poke()
-	c.mu.Unlock()
-	var fetched time.Time
-	var unknown error
-	var target uint64
+	q := question{c: c, ask: view.Ask{Attachment: r.Attachment, Namespace: r.Namespace, Pod: r.Pod, UID: r.UID}}
+	q.begin(settings)
+	// Where the runtime tells no UID, the watch may show a former pod of the name.
+	if q.ask.UID == "" && q.fetch(ctx) {
+		return podapi.Response{}, q.unknown
+	}
 	for {
-		// Where the runtime tells no UID, the watch may show a former pod of the name.
-		if ask.UID == "" && fetched.IsZero() {
-			fetched = time.Now()
-			if unknown = c.look(ctx, ask); errors.Is(unknown, errOther) {
-				return podapi.Response{}, unknown
-			}
+		s, err := q.state()
+		if err != nil || s.answer != nil {
+			return s.response(), err
 		}
-		c.mu.Lock()
-		p, why := c.view.Answer(ask, time.Now())
-		if errors.Is(why, view.ErrRefused) { // the kubelet tries again
-			c.mu.Unlock()
-			return podapi.Response{}, fmt.Errorf("pod %s/%s: %w", ask.Namespace, ask.Pod, why)
-		}
-		// What is answered is what the last round has decided for, and it is in the kernel.
-		decided := p != nil && c.view.Decided(p)
-		if target == 0 && why == nil || target != 0 && c.done >= target && !decided {
-			target = c.sync + 1
-			c.view.Stir()
-			c.poke()
-		}
-		if target != 0 && c.done >= target && c.done == c.sync && decided {
-			profiles := c.view.Profiles(p)
-			c.mu.Unlock()
-			return podapi.Response{Labels: p.Own.Labels, Ports: p.Ports, Sources: p.Own.Sources, UID: p.Own.ID(), NamespaceUID: p.NamespaceUID(), Profiles: &profiles}, nil
-		}
-		news := c.news
-		why = errors.Join(why, c.failed)
-		c.mu.Unlock()
-		if p == nil && time.Since(fetched) >= fetchEvery {
-			fetched = time.Now()
-			if unknown = c.look(ctx, ask); errors.Is(unknown, errOther) {
-				return podapi.Response{}, unknown
+		if !s.known && time.Since(q.fetched) >= fetchEvery {
+			if q.fetch(ctx) {
+				return podapi.Response{}, q.unknown
 			}
 			continue
 		}
 		select {
 		case <-ctx.Done():
-			if p != nil {
-				unknown = nil
-			}
-			return podapi.Response{}, fmt.Errorf("pod %s/%s: %w", ask.Namespace, ask.Pod, errors.Join(unknown, why, context.Cause(ctx)))
-		case <-news:
+			return podapi.Response{}, q.unanswered(s, context.Cause(ctx))
+		case <-s.news:
 		case <-time.After(fetchEvery):
 		}
 	}
+}
+
+// question is one that the plugin waits for.
+type question struct {
+	c   *Cluster
+	ask view.Ask
+	// fetched is when the API was last asked for the pod, and unknown why it did not show it.
+	fetched time.Time
+	unknown error
+	// target is the round that has to be in the kernel for an answer; 0 until it is known what
+	// the pod's policies mean.
+	target uint64
+}
+
+// progress is how far a question is.
+type progress struct {
+	answer *podapi.Response // nil for none yet
+	known  bool             // the pod is
+	waits  error            // why there is no answer yet
+	news   <-chan struct{}  // closed when that may have changed
+}
+
+func (p progress) response() podapi.Response {
+	if p.answer == nil {
+		return podapi.Response{}
+	}
+	return *p.answer
+}
+
+// begin has the cluster followed as far as the answer needs it.
+func (q *question) begin(settings node.Settings) {
+	q.c.mu.Lock()
+	defer q.c.mu.Unlock()
+	q.c.settings = settings
+	q.c.active = true
+	q.c.view.Expect(q.ask, time.Now())
+	q.c.poke()
+}
+
+// fetch asks the API for the pod. It is final where the API has no such pod.
+func (q *question) fetch(ctx context.Context) (final bool) {
+	q.fetched = time.Now()
+	q.unknown = q.c.look(ctx, q.ask)
+	return errors.Is(q.unknown, errOther)
+}
+
+// state is how far the question is, and has a round due where the answer needs one. It fails where
+// waiting would take too long: the kubelet tries again.
+func (q *question) state() (progress, error) {
+	q.c.mu.Lock()
+	defer q.c.mu.Unlock()
+	p, why := q.c.view.Answer(q.ask, time.Now())
+	if errors.Is(why, view.ErrRefused) {
+		return progress{}, q.of(why)
+	}
+	// What is answered is what the last round has decided for, and it is in the kernel.
+	decided := p != nil && q.c.view.Decided(p)
+	if q.target == 0 && why == nil || q.target != 0 && q.c.done >= q.target && !decided {
+		q.target = q.c.sync + 1
+		q.c.view.Stir()
+		q.c.poke()
+	}
+	s := progress{known: p != nil, waits: errors.Join(why, q.c.failed), news: q.c.news}
+	if q.target != 0 && q.c.done >= q.target && q.c.done == q.c.sync && decided {
+		profiles := q.c.view.Profiles(p)
+		s.answer = &podapi.Response{
+			Labels: p.Own.Labels, Ports: p.Ports, Sources: p.Own.Sources,
+			UID: p.Own.ID(), NamespaceUID: p.NamespaceUID(), Profiles: &profiles,
+		}
+	}
+	return s, nil
+}
+
+// unanswered is why there is no answer when the plugin waits no longer.
+func (q *question) unanswered(s progress, cause error) error {
+	unknown := q.unknown
+	if s.known {
+		unknown = nil
+	}
+	return q.of(errors.Join(unknown, s.waits, cause))
+}
+
+// of says of which pod an error is.
+func (q *question) of(err error) error {
+	return fmt.Errorf("pod %s/%s: %w", q.ask.Namespace, q.ask.Pod, err)
 }
 
 // errOther: the API has no such pod, which no waiting changes.

@@ -230,43 +230,53 @@ func (f *facts) readMeta(b []byte) error {
 			f.uid = part.bytes
 		case 6:
 			f.version = part.bytes
-		case 8, 9:
-			seconds := int64(0)
-			for part, err := range fieldsOf(part.bytes) {
-				if err != nil {
-					return err
-				}
-				if part.number == 1 {
-					seconds = int64(part.varint)
-				}
-			}
-			if part.number == 8 {
-				f.created = seconds
-			} else {
-				f.going, f.until = true, seconds
-			}
+		case 8:
+			f.created, err = secondsOf(part.bytes)
+		case 9:
+			f.going = true
+			f.until, err = secondsOf(part.bytes)
 		case 11:
-			label, err := entry(part.bytes)
-			if err != nil {
-				return err
-			}
+			var label desired.Label
+			label, err = entry(part.bytes)
 			f.labels = append(f.labels, label)
 		case 12:
-			annotation, err := entry(part.bytes)
-			if err != nil {
-				return err
-			}
-			switch string(annotation.Key) {
-			case configHash:
-				f.hash = annotation.Value
-			case config.SourcesAnnotation:
-				f.sources = annotation.Value
-			case metav1.InitialEventsAnnotationKey:
-				f.end = annotation.Value
-			}
+			err = f.readAnnotation(part.bytes)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// readAnnotation reads one annotation, and keeps it if it matters.
+func (f *facts) readAnnotation(b []byte) error {
+	annotation, err := entry(b)
+	if err != nil {
+		return err
+	}
+	switch string(annotation.Key) {
+	case configHash:
+		f.hash = annotation.Value
+	case config.SourcesAnnotation:
+		f.sources = annotation.Value
+	case metav1.InitialEventsAnnotationKey:
+		f.end = annotation.Value
+	}
+	return nil
+}
+
+// secondsOf reads a metav1.Time, which is a Timestamp of protobuf: seconds since 1970.
+func secondsOf(b []byte) (seconds int64, err error) {
+	for part, err := range fieldsOf(b) {
+		if err != nil {
+			return 0, err
+		}
+		if part.number == 1 {
+			seconds = int64(part.varint)
+		}
+	}
+	return seconds, nil
 }
 
 // entry reads one of a map of strings.

@@ -153,27 +153,10 @@ const rangeFlag = "--service-node-port-range"
 // ParseArguments reads a command with its arguments. It returns nil where they neither
 // name a range nor start a kube-apiserver.
 func ParseArguments(command []string) (*APIServer, error) {
-	value, given, server := "", false, false
-	etcd := false
-	list := words(command)
-	for i, word := range list {
-		name, rest, assigned := strings.Cut(word, "=")
-		switch name = strings.ReplaceAll(name, "_", "-"); {
-		case name == rangeFlag && assigned: // the last one counts
-			value, given = rest, true
-		case name == rangeFlag && i+1 < len(list):
-			value, given = list[i+1], true
-		case name == "--etcd-servers":
-			etcd = true
-		case !strings.HasPrefix(word, "-") && path.Base(word) == "kube-apiserver":
-			server = true
-		}
-	}
-	value = strings.Trim(value, `"'`)
-	// kube-apiserver takes an empty range for its default. It does not start without
-	// --etcd-servers, so a command that only mentions it is told apart by that.
+	value, named, starts := rangeArgument(words(command))
+	// kube-apiserver takes an empty range for its default.
 	if value == "" {
-		if given || server && etcd {
+		if named || starts {
 			return &APIServer{Range: config.DefaultNodePorts, ByDefault: true}, nil
 		}
 		return nil, nil
@@ -187,6 +170,27 @@ func ParseArguments(command []string) (*APIServer, error) {
 		return nil, fmt.Errorf("reading %s %q: want ports from 1 to 65535", rangeFlag, value)
 	}
 	return &APIServer{Range: desired.PortRange{First: uint16(first), Last: uint16(last)}}, nil
+}
+
+// rangeArgument finds the range in a command, if it is named there, and whether the command starts
+// a kube-apiserver: that does not start without --etcd-servers, so a command that only mentions it
+// is told apart by that.
+func rangeArgument(command []string) (value string, named, starts bool) {
+	server, etcd := false, false
+	for i, word := range command {
+		name, rest, assigned := strings.Cut(word, "=")
+		switch name = strings.ReplaceAll(name, "_", "-"); {
+		case name == rangeFlag && assigned: // the last one counts
+			value, named = rest, true
+		case name == rangeFlag && i+1 < len(command):
+			value, named = command[i+1], true
+		case name == "--etcd-servers":
+			etcd = true
+		case !strings.HasPrefix(word, "-") && path.Base(word) == "kube-apiserver":
+			server = true
+		}
+	}
+	return strings.Trim(value, `"'`), named, server && etcd
 }
 
 // words takes apart what is handed to a shell as one argument. Quotes are left on.

@@ -36,20 +36,10 @@ func (v *View) Attach(records []attachment.Record) (changed []attachment.Record)
 			continue
 		}
 		if p := whose[r.Key]; p != nil {
-			if !p.served {
-				if p.enrolled() {
-					v.index.Remove(&p.IndexedPod)
-				}
-				p.served = true
-			}
-			sources := v.sources(r, p, records)
-			// Whose it was when it came goes on to hold.
-			of := cmp.Or(r.NamespaceUID, p.Own.place.uid)
-			if !r.Kubernetes || r.NamespaceUID != of || !r.Policed || !maps.Equal(r.Labels, p.Own.Labels) || !slices.Equal(r.NamedPorts, p.Ports) || !slices.Equal(r.AllowedSources, sources) {
-				r.Kubernetes, r.Policed, r.Labels, r.NamedPorts, r.AllowedSources = true, true, p.Own.Labels, p.Ports, sources
-				r.NamespaceUID = of
-				records[i] = r
-				changed = append(changed, r)
+			v.serve(p)
+			if next, differs := v.record(r, p, records); differs {
+				r, records[i] = next, next
+				changed = append(changed, next)
 			}
 		}
 		if r.Kubernetes {
@@ -66,67 +56,113 @@ func (v *View) Attach(records []attachment.Record) (changed []attachment.Record)
 	return changed
 }
 
+// serve notes that a pod has an attachment on this node: others know it by that from now on, and
+// not by the addresses that the API has.
+func (v *View) serve(p *Pod) {
+	if p.served {
+		return
+	}
+	if p.enrolled() {
+		v.index.Remove(&p.IndexedPod)
+	}
+	p.served = true
+}
+
+// record is r as the API has its pod, and whether that differs from what is noted. Whose it was
+// when it came goes on to hold.
+func (v *View) record(r attachment.Record, p *Pod, all []attachment.Record) (next attachment.Record, differs bool) {
+	next = r
+	next.Kubernetes, next.Policed, next.Labels, next.NamedPorts = true, true, p.Own.Labels, p.Ports
+	next.AllowedSources = v.sources(r, p, all)
+	next.NamespaceUID = cmp.Or(r.NamespaceUID, p.Own.place.uid)
+	same := r.Kubernetes && r.Policed && r.NamespaceUID == next.NamespaceUID &&
+		maps.Equal(r.Labels, next.Labels) && slices.Equal(r.NamedPorts, next.NamedPorts) && slices.Equal(r.AllowedSources, next.AllowedSources)
+	return next, !same
+}
+
 // sandbox is what a runtime makes for a pod, with all its attachments.
 type sandbox struct {
 	Name
 	container string
 }
 
-// assign finds whose each attachment is of the pods that the API has: by UID, and where no
-// runtime has told one, by address, or else by name where there is but one of that name.
-// One that was another pod's of the name, or may have been, is nobody's.
+// assign finds whose each attachment is of the pods that the API has. One that was another pod's of
+// the name, or may have been, is nobody's.
 func (v *View) assign(records []attachment.Record) map[attachment.Key]*Pod {
-	uids := map[sandbox]string{}
-	addresses := map[sandbox][]netip.Addr{}
-	for _, r := range records {
-		s := sandbox{Name{r.Namespace, r.Pod}, r.ContainerID}
-		uids[s] = cmp.Or(uids[s], r.UID)
-		addresses[s] = append(addresses[s], r.Addresses...)
-	}
-	for ask := range v.expected { // one that comes is one more of its name
-		if s := (sandbox{ask.name(), ask.Attachment.ContainerID}); s.container != "" {
-			uids[s] = cmp.Or(uids[s], ask.UID)
-		}
-	}
-	by := map[Name][]sandbox{}
-	for s := range uids {
-		by[s.Name] = append(by[s.Name], s)
+	all := v.sandboxes(records)
+	named := map[Name][]sandbox{}
+	for s := range all.uids {
+		named[s.Name] = append(named[s.Name], s)
 	}
 	meant := map[sandbox]*Pod{}
-	for n, all := range by {
-		p := v.pods.get(n)
-		if p == nil || p.Own == nil {
-			continue
-		}
-		pick := func(is func(sandbox) bool) (picked []sandbox) {
-			for _, s := range all {
-				if is(s) {
-					picked = append(picked, s)
-				}
+	for n, list := range named {
+		if p := v.pods.get(n); p != nil && p.Own != nil {
+			for _, s := range all.of(p, list) {
+				meant[s] = p
 			}
-			return picked
-		}
-		unnamed := func(s sandbox) bool { return uids[s] == "" }
-		list := pick(func(s sandbox) bool { return !unnamed(s) && p.Is(uids[s]) })
-		if len(list) == 0 {
-			list = pick(func(s sandbox) bool {
-				return unnamed(s) && slices.ContainsFunc(addresses[s], p.Addresses.Contain)
-			})
-		}
-		if only := pick(unnamed); len(list) == 0 && len(only) == 1 {
-			list = only
-		}
-		for _, s := range list {
-			meant[s] = p
 		}
 	}
 	whose := map[attachment.Key]*Pod{}
 	for _, r := range records {
-		if p := meant[sandbox{Name{r.Namespace, r.Pod}, r.ContainerID}]; p != nil {
+		if p := meant[sandboxOf(r)]; p != nil {
 			whose[r.Key] = p
 		}
 	}
 	return whose
+}
+
+func sandboxOf(r attachment.Record) sandbox {
+	return sandbox{Name{r.Namespace, r.Pod}, r.ContainerID}
+}
+
+// sandboxes are those of the node, with what tells whose they are: the UID that the runtime has
+// told, empty for none, and the addresses of all attachments.
+type sandboxes struct {
+	uids      map[sandbox]string
+	addresses map[sandbox][]netip.Addr
+}
+
+// sandboxes lists those of attachments, and of the ones that are expected.
+func (v *View) sandboxes(records []attachment.Record) sandboxes {
+	all := sandboxes{map[sandbox]string{}, map[sandbox][]netip.Addr{}}
+	for _, r := range records {
+		s := sandboxOf(r)
+		all.uids[s] = cmp.Or(all.uids[s], r.UID)
+		all.addresses[s] = append(all.addresses[s], r.Addresses...)
+	}
+	for ask := range v.expected { // one that comes is one more of its name
+		if s := (sandbox{ask.name(), ask.Attachment.ContainerID}); s.container != "" {
+			all.uids[s] = cmp.Or(all.uids[s], ask.UID)
+		}
+	}
+	return all
+}
+
+// of picks a pod's of the sandboxes of its name: by UID, and where no runtime has told one, by
+// address, or else the only one.
+func (all sandboxes) of(p *Pod, named []sandbox) []sandbox {
+	pick := func(is func(sandbox) bool) (picked []sandbox) {
+		for _, s := range named {
+			if is(s) {
+				picked = append(picked, s)
+			}
+		}
+		return picked
+	}
+	unnamed := func(s sandbox) bool { return all.uids[s] == "" }
+	if list := pick(func(s sandbox) bool { return !unnamed(s) && p.Is(all.uids[s]) }); len(list) > 0 {
+		return list
+	}
+	byAddress := pick(func(s sandbox) bool {
+		return unnamed(s) && slices.ContainsFunc(all.addresses[s], p.Addresses.Contain)
+	})
+	if len(byAddress) > 0 {
+		return byAddress
+	}
+	if only := pick(unnamed); len(only) == 1 {
+		return only
+	}
+	return nil
 }
 
 // sources are the prefixes that a pod with an attachment may send from besides. Where its

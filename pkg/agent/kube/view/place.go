@@ -59,40 +59,16 @@ func (v *View) Told(namespace string, is Space, err error) {
 	if err == nil {
 		v.spaces[namespace] = is
 	}
-	settle := func(p *place) (before string, settled bool) {
-		if before = p.uid; !p.asked {
-			return before, false
-		}
-		if p.asked = false; err != nil {
-			return before, false
-		}
-		p.sure, p.uid = true, cmp.Or(p.uid, is.UID)
-		return before, true
-	}
 	for _, p := range v.own {
 		if p.Namespace == namespace {
-			settle(&p.Own.place)
+			p.Own.place.settle(is, err)
 		}
 	}
 	var next []*known
 	for _, p := range v.policies[namespace] {
-		guess, settled := settle(&p.place)
-		switch {
-		case !settled:
-			next = append(next, p)
-		case p.gone && guess == "":
-			next = append(next, v.outliving(p, is)...)
-		case p.gone && !is.Ending && guess == is.UID:
-			// Somebody has deleted it.
-		case p.gone:
-			next = append(next, v.outlives(p))
-		default:
-			if p.was != nil && !desired.SameNamespace(guess, is.UID) { // it was another's, before podmarkd was started
-				p.place.uid = is.UID
-				next = append(next, p.was)
-			}
-			p.was = nil
-			p.Policy = p.told.Of(p.place.uid)
+		if guess, settled := p.place.settle(is, err); settled {
+			next = append(next, v.placed(p, guess, is)...)
+		} else {
 			next = append(next, p)
 		}
 	}
@@ -101,6 +77,37 @@ func (v *View) Told(namespace string, is Space, err error) {
 		return p.gone && slices.ContainsFunc(next, func(o *known) bool { return !o.gone && o.Name == p.Name && o.NamespaceUID == p.NamespaceUID })
 	})
 	v.policies[namespace] = next
+}
+
+// settle takes over what the API has answered, if it was asked about the place, and says what was
+// taken for its namespace until now.
+func (p *place) settle(is Space, err error) (before string, settled bool) {
+	before, settled = p.uid, p.asked && err == nil
+	p.asked = false
+	if settled {
+		p.sure, p.uid = true, cmp.Or(p.uid, is.UID)
+	}
+	return before, settled
+}
+
+// placed is what becomes of a policy once the API has said what its namespace is, of which guess
+// was the UID as far as was known: a policy that is gone may outlive its deletion.
+func (v *View) placed(p *known, guess string, is Space) (list []*known) {
+	switch {
+	case p.gone && guess == "":
+		return v.outliving(p, is)
+	case p.gone && !is.Ending && guess == is.UID:
+		return nil // it was deleted, and not its namespace
+	case p.gone:
+		return []*known{v.outlives(p)}
+	}
+	if p.was != nil && !desired.SameNamespace(guess, is.UID) { // it was another's, before podmarkd was started
+		p.place.uid = is.UID
+		list = append(list, p.was)
+	}
+	p.was = nil
+	p.Policy = p.told.Of(p.place.uid)
+	return append(list, p)
 }
 
 // outlives notes that a policy goes on to hold that the API has no more.

@@ -249,25 +249,43 @@ func (v *View) take(s *watchState, o Object, now time.Time) {
 
 // takePod takes over a pod that a watch sees, as by has told.
 func (v *View) takePod(s *watchState, p *Pod, by *watchState) {
-	n := p.name()
-	old, told := v.pods.get(n), telling{by: by, history: by.history}
+	old := v.pods.get(p.name())
+	p, told := newer(old, p, telling{by: by, history: by.history})
+	if p == nil {
+		return
+	}
+	if p.told = s.tells(told); p != old {
+		v.replace(old, p)
+	}
+}
+
+// newer decides which of two pods of a name is there, the one that is known or the one that is told
+// of, and who tells of it. It is nil where a watch shows a former pod after another has shown its
+// successor, which the first may never show.
+func newer(old, p *Pod, told telling) (*Pod, telling) {
+	if old == nil {
+		return p, told
+	}
 	was := old.telling()
-	if old != nil && old.UID == p.UID {
+	if old.UID == p.UID {
 		told.seen = was.seen
 		p.served, p.late = old.served, old.late && p.Until == old.Until
 		if old.Own != nil && p.Own != nil {
 			p.Own.place = old.Own.place
 		}
 	}
-	if old != nil && !told.follows(was, p.Version >= old.Version) { // another watch was quicker
-		if old.UID != p.UID {
-			return // and shows a successor, which this one may never show
-		}
-		p, told = old, was
+	if told.follows(was, p.Version >= old.Version) {
+		return p, told
 	}
-	if p.told = s.tells(told); p == old {
-		return
+	if old.UID != p.UID { // another watch was quicker
+		return nil, told
 	}
+	return old, was
+}
+
+// replace puts a pod in the place of the one of its name; nil for none.
+func (v *View) replace(old, p *Pod) {
+	n := p.name()
 	if old != nil { // maps go on to have the name by which it came first
 		p.Name = old.Name
 	}
