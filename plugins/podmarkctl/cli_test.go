@@ -85,10 +85,10 @@ func TestUsage(t *testing.T) {
 func TestList(t *testing.T) {
 	n := newNode(t, nftables)
 	if got := n.ctl("list", "-o", "json").ok(t).Stdout; got != "[]\n" {
-		t.Errorf("list of a virgin node is %q", got)
+		t.Errorf("list of a new node is %q", got)
 	}
 	if got := n.ctl("list").ok(t).Stdout; strings.Count(got, "\n") != 1 || !strings.HasPrefix(got, "ID ") {
-		t.Errorf("list of a virgin node is %q", got)
+		t.Errorf("list of a new node is %q", got)
 	}
 	n.ctlIn(webPolicy, "apply", "-f", "-").ok(t)
 	n.addPod(map[string]string{"app": "web"})
@@ -138,7 +138,7 @@ func TestList(t *testing.T) {
 func TestGC(t *testing.T) {
 	eachBackend(t, func(t *testing.T, n *node) {
 		if got := n.ctl("gc").ok(t).Stdout; got != "collected 0 attachments and 0 files\n" || len(n.files()) > 0 {
-			t.Errorf("gc of a virgin node says %q", got)
+			t.Errorf("gc of a new node says %q", got)
 		}
 		n.ctlIn(webPolicy, "apply", "-f", "-").ok(t)
 		n.addPod(map[string]string{"app": "web"})

@@ -274,13 +274,13 @@ func TestDoctorChangesNothing(t *testing.T) {
 	if kernel != p.kernel() || fmt.Sprint(files) != fmt.Sprint(p.files()) {
 		t.Error("it changed something")
 	}
-	virgin := &patient{node: newNode(t, nftables)}
-	virgin.Path = p.Path
-	virgin.directories = []string{"--cni-conf-dir", filepath.Join(t.TempDir(), "none"), "--cni-bin-dir", "/nonexistent", "--runtime-endpoint", ""}
-	kernel = virgin.kernel()
-	virgin.finds("conflist", "no such file")
-	if kernel != virgin.kernel() || len(virgin.files()) > 0 {
-		t.Errorf("it changed a node that podmark has never run on: %v", virgin.files())
+	fresh := &patient{node: newNode(t, nftables)}
+	fresh.Path = p.Path
+	fresh.directories = []string{"--cni-conf-dir", filepath.Join(t.TempDir(), "none"), "--cni-bin-dir", "/nonexistent", "--runtime-endpoint", ""}
+	kernel = fresh.kernel()
+	fresh.finds("conflist", "no such file")
+	if kernel != fresh.kernel() || len(fresh.files()) > 0 {
+		t.Errorf("it changed a node that podmark has never run on: %v", fresh.files())
 	}
 }
 

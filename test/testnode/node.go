@@ -172,7 +172,7 @@ func (n *Node) Ctl(stdin string, args ...string) string {
 	return o.Stdout
 }
 
-// Apply makes manifests the node's policy. On a virgin node that is podmarkctl's choice of
+// Apply makes manifests the node's policy. On a new node that is podmarkctl's choice of
 // backend, until the first ADD says which it is.
 func (n *Node) Apply(manifests string) { n.T.Helper(); n.Ctl(manifests, "apply", "-f", "-") }
 
