@@ -1,6 +1,6 @@
 // Package conflist edits CNI network configuration lists.
 //
-// It owns where podmark's entry stands in a list that is somebody else's: it
+// It owns where podmark's entry stands in a list that is another program's: it
 // inserts, replaces or cuts that one entry and leaves every other byte as it is. It
 // is pure: it opens no file, and it understands a list exactly as libcni does.
 //

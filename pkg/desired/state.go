@@ -96,7 +96,7 @@ type Tunnels struct {
 }
 
 // Unfiltered are the families of which a bridge does not hand the frames between two of its
-// ports to IP, because somebody has turned br_netfilter off. Nothing could judge them, so
+// ports to IP, because another program has turned br_netfilter off. Nothing could judge them, so
 // those from and to isolated endpoints are dropped.
 type Unfiltered struct {
 	IPv4 bool `json:"ipv4,omitempty"`

@@ -310,8 +310,8 @@ func (n Network) edit(f Facts, keys map[string]any) string {
 
 // repaired is the command that gives the keys that are refused the values that the node has, or
 // their defaults where these are as strict. Without a word on where policies come from pods
-// would start with none, and without labels no policy would select them: that is for somebody
-// who knows.
+// would start with none, and without labels no policy would select them: that is for the
+// operator to say.
 func (n Network) repaired(f Facts) string {
 	keys := map[string]any{}
 	for _, key := range wrongKeys(n.Err) {
@@ -345,7 +345,7 @@ func (n Network) repaired(f Facts) string {
 	return n.edit(f, keys)
 }
 
-// advice is what there is to say where an entry is for somebody who knows what it is to say.
+// advice is for an entry that only the operator can correct.
 func (n Network) advice(err error) string {
 	return fmt.Sprintf("# fix podmark's entry in %s: %s", quote(n.where()), strings.Join(strings.Fields(err.Error()), " "))
 }

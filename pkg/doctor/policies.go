@@ -222,7 +222,7 @@ func (f Facts) unpolicedByChoice() bool {
 // alone is what to know before a pod is deleted.
 const alone = "a pod without a controller does not come back by itself"
 
-// restart is the command that starts anew the pods that are open for a reason, each once, as
+// restart is the command that starts again the pods that are open for a reason, each once, as
 // far as they would not be open again; empty where there is none.
 func (f Facts) restart(reason desired.Gap) string {
 	var commands []string

@@ -296,7 +296,7 @@ func (w walker) delivered(walk Walk, p desired.Packet) Walk {
 	}
 }
 
-// asked is what somebody has said already.
+// asked is the first decision of the walk; nil before there is one.
 func (w Walk) asked() *Decision {
 	for _, s := range w.Steps {
 		if s.Decision != nil {
@@ -306,8 +306,7 @@ func (w Walk) asked() *Decision {
 	return nil
 }
 
-// sent is the walk behind what asks who sent the packet, ended there if it is somebody
-// else.
+// sent is the walk after the chain that verifies the sender, ended there if the source is forged.
 func (w walker) sent(walk Walk, p desired.Packet) Walk {
 	from, posing := w.State.Origin(p.Src, p.In)
 	if posing {

@@ -34,7 +34,7 @@ type Lookup struct {
 // Breaks reports whether the kernel may look there while an ID is in the mark, and find
 // something else than without. On nftables IPVS alone does. On iptables the ID stays until
 // table security of OUTPUT, or until the packet is delivered: a packet that IPVS has sent on
-// is routed anew when somebody changes its mark or destination in OUTPUT, and states of IPsec
+// is routed again when another program changes its mark or destination in OUTPUT, and states of IPsec
 // are looked up behind INPUT.
 func (l Lookup) Breaks(b config.Backend, mask uint32) bool {
 	switch {

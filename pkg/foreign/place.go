@@ -56,7 +56,7 @@ const (
 	ConntrackMark Field = "the conntrack mark"
 )
 
-// Harm is what comes of it when somebody else writes bits of podmark's mask.
+// Harm is what comes of it when another program writes bits of podmark's mask.
 type Harm int
 
 // From the least to the worst.

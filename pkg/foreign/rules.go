@@ -58,7 +58,7 @@ func (c Chain) Command() string {
 	return fmt.Sprintf("%s-%s -t %s", name, variant, c.Table)
 }
 
-// Rule is a rule of somebody else's.
+// Rule is a rule of another program's.
 type Rule struct {
 	Chain
 	// Handle is nf_tables' number of it, Spec the rest of it as iptables-legacy-save

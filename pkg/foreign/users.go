@@ -59,7 +59,7 @@ func (u User) has(c Chain) bool {
 		c.Origin == NFTables && slices.Contains(u.Tables, c.Table)
 }
 
-// Collision is somebody else who writes bits of podmark's mask.
+// Collision is another program that writes bits of podmark's mask.
 type Collision struct {
 	// User is a well-known one; its name is empty where a rule is all that is known. By is
 	// what it was seen by.
@@ -184,7 +184,7 @@ func (c *Collision) worsen(b config.Backend, mask uint32, r *Rule) {
 }
 
 // savesOnly reports whether the write saves a packet mark that the rule has compared as a
-// whole, and that has none of the mask's bits: it is for packets that somebody has marked,
+// whole, and that has none of the mask's bits: it is for packets that another program has marked,
 // and says of podmark's bits that nobody has judged. wg-quick does that with its own.
 func (r Rule) savesOnly(w Write, mask uint32) bool {
 	return w.Saves && slices.ContainsFunc(r.Compares, func(c Compare) bool {
@@ -196,7 +196,7 @@ func (r Rule) savesOnly(w Write, mask uint32) bool {
 const maxFree = 16
 
 // Free is a mask of the highest bits that nobody who was seen uses, 16 at most; false when
-// fewer than two are left. Bits are in use that somebody writes, compares or looks up, those
+// fewer than two are left. Bits are in use that another program writes, compares or looks up, those
 // that a program has by default, since its rules may come with the first pod, and those that
 // are configured to be. portmap's are: it is not seen before the first pod that has a port of
 // the node.

@@ -72,7 +72,7 @@ func (s Store) Remove(name string) error {
 	return nil
 }
 
-// writeSynced makes the file anew, whatever there is of that name.
+// writeSynced makes the file again, whatever there is of that name.
 func writeSynced(path string, content []byte) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

@@ -17,7 +17,7 @@ import (
 )
 
 // Call is one call of the plugin. The plugin notes it in the spool, from which the
-// daemon takes it when somebody asks for its metrics.
+// daemon takes it when its metrics are scraped.
 type Call struct {
 	// Verb is ADD, DEL, CHECK or GC.
 	Verb string

@@ -214,7 +214,7 @@ func (s Store) claim() (*os.File, error) {
 
 // DaemonLives reports whether the node has a daemon now, whatever PID namespace that is in. It
 // asks the kernel for the daemon's lock, which no number of a process can tell: that is another
-// one outside of the daemon's container, and somebody else's when the daemon was killed.
+// one outside of the daemon's container, and another program's when the daemon was killed.
 func (s Store) DaemonLives() (bool, error) {
 	f, err := open(s.path(DaemonLock), os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -10,14 +10,14 @@ import (
 	"strings"
 )
 
-// attempts bounds how often Save asks anew: one in forty asks failed where 500 sets and
+// attempts bounds how often Save asks again: one in forty asks failed where 500 sets and
 // their rules came and went without a pause (TestSaveDuringChanges).
 const attempts = 10
 
 // Save runs iptables-save or one of its kind, and returns what it prints. The kernel tells
 // such a program the number of a rule's ipset and, asked again, the set's name: between the
 // two others may have removed both the rule and the set, for which the program fails. Save
-// runs it anew then. Other failures, and one that stays, are returned with what the program
+// runs it again then. Other failures, and one that stays, are returned with what the program
 // wrote to stderr; exec.ErrNotFound stands for a program that is not there.
 func Save(ctx context.Context, program string, args ...string) (string, error) {
 	for left := attempts - 1; ; left-- {

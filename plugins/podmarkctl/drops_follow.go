@@ -44,7 +44,7 @@ const (
 	// lookEvery is how often counters are read while packets come: with iptables that
 	// takes two processes.
 	lookEvery = time.Second
-	// knownFor is how long what is known of the node's pods and policies is not read anew.
+	// knownFor is how long what is known of the node's pods and policies is not read again.
 	knownFor = time.Second
 )
 

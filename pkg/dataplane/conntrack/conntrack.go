@@ -284,7 +284,7 @@ func sendAll(c *netlink.Conn, changes []netlink.Message) error {
 	}
 }
 
-// flow is what is needed of a conntrack entry to name it again, and to make it anew.
+// flow is what is needed of a conntrack entry to name it again, and to make it again.
 type flow struct {
 	family      uint8
 	orig, reply tuple

@@ -42,8 +42,8 @@ type Reclaimed struct {
 // A flowtable keeps a flow until its conntrack entry dies, and looks at that for each
 // packet; hardware keeps it for up to a second longer (nf_flow_offload_gc_step and
 // flow_offload_lookup, net/netfilter/nf_flow_table_core.c). So the entry is deleted and at
-// once made anew, with its direction, its addresses, what NAT does to them and its
-// mark. A flow that was deleted only would be begun anew by whoever sends next: a reply
+// once made again, with its direction, its addresses, what NAT does to them and its
+// mark. A flow that was deleted only would be begun again by whoever sends next: a reply
 // would open it the other way round, and a masqueraded connection get another port.
 //
 // A kernel that does not let entries of a flowtable be deleted answers EBUSY, and its flows
@@ -107,7 +107,7 @@ func eachOffloaded(m mark.Mark, set *netipx.IPSet, do func(*netlink.Conn, flow) 
 // offloaded reports whether a flowtable carries the flow.
 func (f flow) offloaded() bool { return f.status&(offload|hardwareOffload) != 0 }
 
-// tries is how often a flow is made anew whose next packet was quicker.
+// tries is how often a flow is made again whose next packet was quicker.
 const tries = 5
 
 // takeBack takes the flow out of its flowtable, and bits off its mark. It is not taken where

@@ -1,5 +1,5 @@
 // Package counters makes totals that only grow of what the kernel's rules have
-// counted, which begins from 0 whenever a rule is written anew. It is pure: backends
+// counted, which begins from 0 whenever a rule is written again. It is pure: backends
 // read the rules.
 package counters
 
@@ -40,7 +40,7 @@ type Key struct {
 // Rule is a rule of the kernel's that drops, or that decides in a profile.
 type Rule struct {
 	Key
-	// ID names the rule until it is written anew.
+	// ID names the rule until it is written again.
 	ID string
 	// Origin is the policy and rule that an Allowed rule comes from: "shop/web
 	// ingress[0]".
@@ -97,7 +97,7 @@ func (t *Totals) Add(rules []Rule) {
 	}
 }
 
-// Rewritten tells that all rules were written anew since the last Add, where their IDs
+// Rewritten tells that all rules were written again since the last Add, where their IDs
 // may not: what they have counted when it comes to the next Add counts in full.
 func (t *Totals) Rewritten() { t.seen = nil }
 

@@ -48,7 +48,7 @@ var prefix = sync.OnceValue(func() *regexp.Regexp {
 	return regexp.MustCompile(`^podmark:(?:drop:(spoofed|unclassified|encapsulated|stray)|(drop|audit):(ingress|egress):([0-9a-f]{16}))$`)
 })
 
-// Parse is the reverse of Prefix; false for a prefix of somebody else's.
+// Parse is the reverse of Prefix; false for a prefix of another program's.
 func Parse(s string) (counters.Key, bool) {
 	m := prefix().FindStringSubmatch(s)
 	switch {

@@ -124,7 +124,7 @@ func (l *Listener) Receive() (list []Message, lost bool, err error) {
 	return list, false, nil
 }
 
-// decode reads a message; false for one of somebody else's rule.
+// decode reads a message; false for one of another program's rule.
 func decode(attrs []byte) (m Message, ours bool, err error) {
 	ad, err := netlink.NewAttributeDecoder(attrs)
 	if err != nil {

@@ -57,7 +57,7 @@ func (t *Tally) Counted(rules []counters.Rule) []Suppressed {
 	for k, n := range now {
 		of := t.of(k)
 		switch {
-		case !t.begun || n < of.counted: // or the rule was written anew
+		case !t.begun || n < of.counted: // or the rule was written again
 			of.known = n
 		case of.counted > of.known:
 			out = append(out, Suppressed{k, of.counted - of.known, of.counted})

@@ -1,5 +1,5 @@
-// Package flowtable finds the flowtables of a node, over netlink. All of them are somebody
-// else's: podmark has none, and changes none.
+// Package flowtable finds the flowtables of a node, over netlink. All of them are other
+// programs': podmark has none, and changes none.
 //
 // A flowtable forwards the packets of live TCP and UDP flows from where they come in to where they
 // go out, past every hook behind ingress. Who owns it gives it the flows that pass hook
@@ -47,7 +47,7 @@ const (
 	hardware = 1 // NFT_FLOWTABLE_HW_OFFLOAD
 )
 
-// tries is how often a list is read anew that changes while it is read.
+// tries is how often a list is read again that changes while it is read.
 const tries = 10
 
 // List returns the flowtables of the process's network namespace; none where the kernel has

@@ -68,7 +68,7 @@ func (l Links) Locate(e attachment.Endpoint) attachment.Endpoint {
 	return e
 }
 
-// Change is what somebody else did to an endpoint's links.
+// Change is what another program did to an endpoint's links.
 type Change string
 
 // The changes.

@@ -210,7 +210,7 @@ func gone(err error) bool {
 
 // forwardingEntry is the static entry that ties the pod's MAC to its port, as
 // 'bridge fdb replace MAC dev PORT master static sticky': a static entry alone moves to the
-// port where somebody else sends from that address (br_fdb_update; sticky since Linux 4.20).
+// port where another station sends from that address (br_fdb_update; sticky since Linux 4.20).
 func forwardingEntry(e attachment.Endpoint, link netlink.Link) (*netlink.Neigh, error) {
 	mac, err := net.ParseMAC(e.MAC)
 	if err != nil {

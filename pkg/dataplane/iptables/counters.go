@@ -44,7 +44,7 @@ var (
 	})
 )
 
-// counting reads the output of iptables-save. A rule is written anew with every change of
+// counting reads the output of iptables-save. A rule is written again with every change of
 // the whole node, which uses the other generation, and with every change of its chain: so
 // both are in its ID. In a profile, a rule without a target is what an audit ends with.
 func counting(listing string, f family) []counters.Rule {

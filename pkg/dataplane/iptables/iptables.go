@@ -115,7 +115,7 @@ func (b Backend) checkSets(want desired.State) error {
 	return nil
 }
 
-// errProfile says that someone else removed a profile's rules, or some of them.
+// errProfile says that another program removed a profile's rules, or some of them.
 func errProfile(p desired.Profile) error {
 	byAddress, _ := dispatches(p.Direction, asked)
 	return fmt.Errorf("%w: chain %s is empty or missing, or %s does not lead to it", drift.Chain.Err(), chainOf(p, asked), byAddress)
@@ -188,7 +188,7 @@ func (b Backend) baseChainReferences(n naming, node desired.Node) map[string]uin
 	return out
 }
 
-// spareGeneration finds the generation that no rule uses, also where somebody
+// spareGeneration finds the generation that no rule uses, also where another program
 // has removed a part of the frame.
 func spareGeneration(conn setConn, f family) (generation, error) {
 	names, err := conn.Names()

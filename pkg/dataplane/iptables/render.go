@@ -106,7 +106,7 @@ func ofType(f family, number uint8) string {
 
 // renderSender has every packet, of whatever flow, prove who sent it. An address of an
 // endpoint is that endpoint's, wherever it comes in; what else comes in by an endpoint's
-// veth is a stranger's. A veth is known by its group, and by its name where somebody took
+// veth is a stranger's. A veth is known by its group, and by its name where another program took
 // it out of that. An endpoint orders nobody about.
 func renderSender(s desired.State, n naming) []string {
 	var rules []string
@@ -169,7 +169,7 @@ func renderStranger(n naming) []string {
 }
 
 // live lets pass what is of an answered flow that was allowed under the current epoch, and
-// errors about one. Until somebody answers, every packet is judged: the endpoint that it is
+// errors about one. Until the other side answers, every packet is judged: the endpoint that it is
 // for now may not have been there when the flow began.
 func live(m marks, n naming) []string {
 	return append(
@@ -435,7 +435,7 @@ func renderBeyond(s desired.State, n naming) []string {
 func toVeth(s ipset.Set) string { return in(s, "dst,dst") + "-g " + chainUnclassified }
 
 // renderRemark gives the ID of outside to what has none left where IPVS is: what had one
-// was changed by somebody on the way, and OUTPUT judges what has any.
+// was changed by another program on the way, and OUTPUT judges what has any.
 func renderRemark(m marks) []string {
 	return []string{fmt.Sprintf("-m mark --mark %s -j MARK --set-xmark %s", m.none, m.outside)}
 }
@@ -530,7 +530,7 @@ func list(p desired.Profile, w way, n naming, unlogged bool) []string {
 		}
 	}
 	// Who is here by its own address is a member, and who is not has a further prefix. The
-	// set is named so that its references tell a chain that someone flushed, which would
+	// set is named so that its references tell a chain that another program flushed, which would
 	// allow everything.
 	member := in(n.members(p.Direction, p.ID), own)
 	key, last := counters.Key{Reason: counters.Policy, Direction: p.Direction, Profile: p.ID}, []string{member + "-j DROP", "-j DROP"}

@@ -24,7 +24,7 @@ func shape(rule string) string {
 			not, i = "!", i+1
 		}
 		if i == len(list) {
-			words = append(words, not) // of somebody else's, and wrong
+			words = append(words, not) // of another program's, and wrong
 			break
 		}
 		option := list[i]

@@ -187,7 +187,7 @@ func (p *pending) acknowledge(m syscall.NetlinkMessage) (done bool, err error) {
 // anyGeneration is for a change that depends on nothing that was read.
 const anyGeneration = 0
 
-// commit carries out the commands in one transaction, unless somebody has
+// commit carries out the commands in one transaction, unless another program has
 // changed nf_tables since generation: then it returns errChanged. A refused command
 // is quoted.
 func (c *conn) commit(generation uint32, commands []command) error {
@@ -238,7 +238,7 @@ func (c *conn) commit(generation uint32, commands []command) error {
 	}
 }
 
-// errChanged is returned when somebody else came in between.
+// errChanged is returned when another program came in between.
 var errChanged = errors.New("nf_tables was changed meanwhile")
 
 // request is a message of the subsystem.

@@ -97,9 +97,9 @@ func (b Backend) Update(ctx context.Context, before, after desired.Share) error 
 	return err
 }
 
-// transact decides on what there is and commits it, again when somebody else
+// transact decides on what there is and commits it, again when another program
 // came in between. When the kernel refuses it, because things are not what their
-// names say, the next plan is tried. Once a change has begun, that is all that somebody
+// names say, the next plan is tried. Once a change has begun, that is all that another program
 // else can bring about.
 func (b Backend) transact(ctx context.Context, step string, plans ...plan) error {
 	c, err := dial()
@@ -170,7 +170,7 @@ func update(c *conn, from, to desired.State) (ch change, err error) {
 	ch.prepare = append(ch.prepare, come...)
 	ch.commit = append(rewritten, rewriteBaseChains(from, to)...)
 	for _, s := range setsOf(to) {
-		// What should be there is added in any case: somebody may have deleted it.
+		// What should be there is added in any case: another program may have deleted it.
 		gone, _ := differences(old[s.name], added[s.name])
 		ch.commit = append(ch.commit, deleteElements(s, gone)...)
 		ch.commit = append(ch.commit, addElements(s, added[s.name].sorted())...)
@@ -260,7 +260,7 @@ func addProfiles(c *conn, from, to desired.State, used, n numbers) (come, rewrit
 		come = append(come, addElements(profiles(h.Direction), []element{profileElement(n[h.Direction][ch.name], ch.name)})...)
 		added = append(added, h)
 	}
-	// A number that only its map has lost is somebody's still.
+	// A number that only its map has lost is still in use.
 	for _, m := range leadingMaps() {
 		taken, err := leadsTo(c, m, inMap(m, added), n, nil)
 		if err != nil {

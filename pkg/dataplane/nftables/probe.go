@@ -61,7 +61,7 @@ func try(r ruleset) error {
 	var commands []command
 	for _, t := range r.tables {
 		t.Name = probeTable
-		// Adding what is there is fine, so that what a crash of somebody else's
+		// Adding what is there is fine, so that what a crash of another program's
 		// left under this name goes.
 		commands = append(commands, addTable(t), deleteTable(t), addTable(t))
 	}

@@ -116,7 +116,7 @@ func render(s desired.State, n numbers) ruleset {
 }
 
 // room is the size of a set that holds so many elements: endpoints may come until
-// there are twice as many, before a Sync must make room anew.
+// there are twice as many, before a Sync must make room again.
 func room(n int) uint32 {
 	size := uint32(128)
 	for size < 2*uint32(n) {
@@ -287,7 +287,7 @@ func behindMAC(mac net.HardwareAddr, p netip.Prefix) element {
 	return element{key: at(p.Addr()), end: at(netipx.PrefixLastIP(p)), text: fmt.Sprintf("%v . %v", mac, p)}
 }
 
-// link is a link by its number, which stays when somebody renames it. To nft a name means
+// link is a link by its number, which stays when another program renames it. To nft a name means
 // nothing where there is no such link.
 type link int
 

@@ -39,8 +39,8 @@ const (
 )
 
 // Places lists what runtimes say, by the value of --runtime-endpoint: one socket, which must
-// answer; nobody where it is empty; or runtimes.Auto. Of the usual sockets those count that
-// somebody listens at.
+// answer; none where it is empty; or runtimes.Auto, the usual sockets on which a runtime
+// listens.
 func Places(ctx context.Context, endpoint string) ([]runtimes.Place, error) {
 	if endpoint == "" {
 		return nil, nil
