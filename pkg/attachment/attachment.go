@@ -55,7 +55,7 @@ type Record struct {
 	// Netns is the path of the network namespace at ADD.
 	Netns string `json:"netns,omitempty"`
 	// Committed is set once every packet of the endpoint is marked and judged.
-	// A record without it is what a crash left behind.
+	// A record without it was left by a crash.
 	Committed bool `json:"committed"`
 }
 

@@ -92,7 +92,7 @@ func Insert(conf, entry []byte) ([]byte, error) {
 		last := l.elements[len(l.elements)-1]
 		return splice(conf, last.end, last.end, l.separator(conf), styleOf(conf, last).format(entry)), nil
 	}
-	// Cut later ones of the type first: their positions are behind this one's.
+	// Cut later ones of the type first: their positions are after this one's.
 	for i := len(l.elements) - 1; i > there; i-- {
 		if l.elements[i].plugin == plugin {
 			conf = splice(conf, l.elements[i-1].end, l.elements[i].end)
@@ -132,7 +132,7 @@ func Remove(conf []byte, plugin string) ([]byte, error) {
 	return conf, nil
 }
 
-// Calls reports whether whoever reads a configuration comes to call that plugin: as one of a
+// Calls reports whether a runtime that reads a configuration calls that plugin: as one of a
 // list, or of what another plugin is told to call, as Multus is in "delegates". What the
 // configuration itself is of does not count: podmark cannot work alone.
 func Calls(conf []byte, plugin string) bool {

@@ -16,7 +16,7 @@ type element struct {
 
 // layout is where in a list the entries are.
 type layout struct {
-	// open is behind the bracket that opens the array.
+	// open is after the bracket that opens the array.
 	open     int
 	elements []element
 }
@@ -90,7 +90,7 @@ type style struct {
 	// prefix starts each line but the first, unit is a step of indentation.
 	prefix, unit string
 	newline      string
-	// oneLine entries have a space behind colons and commas, if spaced.
+	// oneLine entries have a space after colons and commas, if spaced.
 	oneLine, spaced bool
 }
 

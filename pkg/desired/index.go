@@ -30,7 +30,7 @@ type Template struct {
 	Ports []attachment.NamedPort
 }
 
-// Addresses are those of a pod in as many bytes as they have, each behind their number.
+// Addresses are those of a pod in as many bytes as they have, each after their number.
 type Addresses string
 
 // AddressesOf are these, which have no zones.
@@ -144,8 +144,8 @@ func (b addressBook) set(a netip.Addr, p *IndexedPod) {
 	}
 }
 
-// setChanges is what came into a set and went since it was settled. Whoever adds to it knows that
-// it was not in the set, and whoever removes that it was.
+// setChanges is what came into a set and went since it was settled. The caller adds only what
+// was not in the set, and removes only what was.
 type setChanges[T comparable] struct {
 	// fresh is set until it is settled first: all that is in the set came.
 	fresh      bool

@@ -12,14 +12,14 @@ import (
 // A nil one is empty. It is never changed.
 type LabelSet struct {
 	keys *keys
-	// values are those of the keys one after the other, each behind its length as a uvarint.
+	// values are those of the keys one after the other, each after its length as a uvarint.
 	values string
 }
 
 // keys are sorted. Sets that have the same share them.
 type keys []string
 
-// Label is one label, in memory of whoever hands it over.
+// Label is one label, in memory of the caller.
 type Label struct{ Key, Value []byte }
 
 // Get is the value that a key has, and whether it has one.

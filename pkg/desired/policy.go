@@ -349,7 +349,7 @@ func (s Selector) canonical() string {
 	return framed(slices.Compact(parts))
 }
 
-// framed writes parts one after the other, each behind its length, so that no two lists of
+// framed writes parts one after the other, each after its length, so that no two lists of
 // parts read alike.
 func framed(parts []string) string {
 	var b strings.Builder

@@ -270,8 +270,8 @@ func (s State) WithoutMembers() State {
 	return s
 }
 
-// NextSet is the first set of those behind the one of the name, in the order of
-// [State.Sets], and its name; empty behind the last.
+// NextSet is the first set of those after the one of the name, in the order of
+// [State.Sets], and its name; empty after the last.
 func (s State) NextSet(after string) (next Set, name string) {
 	for set := range s.Sets() {
 		if name := set.name(); name > after {

@@ -40,7 +40,7 @@ func configured(v any) (bits uint32) {
 }
 
 // NotLookedAt lists the ways to write a mark that [Read] does not look at. What they write
-// into the packet mark before INPUT or behind OUTPUT matters no more than what a rule does there.
+// into the packet mark before INPUT or after OUTPUT matters no more than what a rule does there.
 func NotLookedAt() []string {
 	return []string{
 		"eBPF programs",

@@ -35,7 +35,7 @@ type Lookup struct {
 // something else than without. On nftables IPVS alone does. On iptables the ID stays until
 // table security of OUTPUT, or until the packet is delivered: a packet that IPVS has sent on
 // is routed again when another program changes its mark or destination in OUTPUT, and states of IPsec
-// are looked up behind INPUT.
+// are looked up after INPUT.
 func (l Lookup) Breaks(b config.Backend, mask uint32) bool {
 	switch {
 	case l.Mask&mask == 0:

@@ -35,7 +35,7 @@ func (p Place) String() string { return fmt.Sprintf("%s %d", p.Hook, p.Priority)
 // Where podmark reads and writes the packet mark. nftables: INPUT, directly before IPVS
 // (98 and 99), where it writes the ID, to the chain that judges what IPVS did not take; and
 // OUTPUT, before everybody else, where it takes the ID off what IPVS sent on. iptables: it
-// writes the ID in mangle INPUT, and in table security, behind filter, gives one to what has
+// writes the ID in mangle INPUT, and in table security, after filter, gives one to what has
 // none left. OUTPUT judges in mangle what has any, and takes it off in security. Its hooks come
 // first in each of these chains. Neither reads or writes it in FORWARD.
 const (

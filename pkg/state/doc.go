@@ -3,7 +3,7 @@
 // It owns the state directory (default /run/podmark, a tmpfs: allocations and
 // kernel state vanish together at a reboot):
 //
-//	lock                   held by whoever changes anything
+//	lock                   held during every change
 //	node.json              the node's settings; see package node
 //	policies.json          the policies it enforces
 //	daemon.json            what the daemon says about itself; see package agent

@@ -28,7 +28,7 @@ func ReadJSON(path string, v any) error {
 }
 
 // Write replaces the file name, relative to the state directory, in one step: a
-// reader, or whoever comes after a crash, finds the old content or the new. When
+// reader, or the next change after a crash, finds the old content or the new. When
 // it returns, the new one outlives a loss of power too. ErrNoRoom where it cannot be written
 // for want of room.
 func (s Store) Write(name string, content []byte) error {

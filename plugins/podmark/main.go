@@ -1,6 +1,6 @@
 // Command podmark is a chained CNI plugin. It gives each new pod endpoint an ID
 // inside iptablesMarkMask at ADD, writes its mark and its policy, and releases
-// both at DEL. It belongs into a conflist behind the plugin that makes the
+// both at DEL. It belongs into a conflist after the plugin that makes the
 // endpoint's interface; see docs/configuration.md.
 package main
 

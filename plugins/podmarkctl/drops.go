@@ -24,7 +24,7 @@ const (
 	verdictAudit   = "audit"
 )
 
-// judge is whoever dropped a packet, or let it pass in an audit.
+// judge is what dropped a packet, or let it pass in an audit.
 type judge struct {
 	// Direction is empty where no policy was asked.
 	Direction string          `json:"direction,omitempty"`

@@ -2,7 +2,7 @@
 //
 // A sender may leave the checksum of a packet to the kernel, and then it says where that
 // goes: csum_start and csum_offset of its sk_buff, CHECKSUM_PARTIAL. It is written as late as
-// can be, behind every hook: where the packet is fragmented, or by a link, or for a link
+// can be, after every hook: where the packet is fragmented, or by a link, or for a link
 // that cannot. A pod with CAP_NET_RAW chooses that place freely (PACKET_VNET_HDR), so it
 // may be the port or the address by which the packet was allowed.
 //

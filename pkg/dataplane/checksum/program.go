@@ -114,7 +114,7 @@ func offsetsOf(ctx, skb *btf.Struct) (offsets, error) {
 	return o, errors.Join(lookups...)
 }
 
-// acceptComplete accepts packets into which nothing is written behind the hooks.
+// acceptComplete accepts packets into which nothing is written after the hooks.
 func acceptComplete(at offsets) asm.Instructions {
 	return asm.Instructions{
 		asm.LoadMem(skbReg, asm.R1, at.skb, asm.DWord),
@@ -151,7 +151,7 @@ func read(n int32, from ...asm.Instruction) asm.Instructions {
 }
 
 // judgeIPv4 reads the network header, and judges it if it is of IPv4: the transport header is
-// behind the options.
+// after the options.
 func judgeIPv4() asm.Instructions {
 	return append(read(10),
 		asm.LoadMem(asm.R1, asm.RFP, stack, asm.Byte),
@@ -176,7 +176,7 @@ func judgeIPv4() asm.Instructions {
 	)
 }
 
-// judgeIPv6 judges the header that judgeIPv4 has read: the transport header is behind the extension
+// judgeIPv6 judges the header that judgeIPv4 has read: the transport header is after the extension
 // headers. Each round judges what is at the offset. A header that the checksum does not go into,
 // nor before, is in the linear part, as the place of the checksum is.
 func judgeIPv6() asm.Instructions {
@@ -195,7 +195,7 @@ func judgeIPv6() asm.Instructions {
 // extensionLabel is where header number i is handled if it is an extension header.
 func extensionLabel(i int) string { return fmt.Sprintf("extension%d", i) }
 
-// judgeHeader judges header number i behind that of IPv6, or leads on if it is an extension header.
+// judgeHeader judges header number i after that of IPv6, or leads on if it is an extension header.
 func judgeHeader(i int) asm.Instructions {
 	return asm.Instructions{
 		asm.Mov.Reg(asm.R1, offsetReg),
@@ -210,8 +210,8 @@ func judgeHeader(i int) asm.Instructions {
 	}
 }
 
-// passExtension goes to what is behind an extension header. Its length counts 8 bytes behind the
-// first 8, that of AH 4 behind the first 8.
+// passExtension goes to what is after an extension header. Its length counts 8 bytes behind the
+// first 8, that of AH 4 after the first 8.
 func passExtension(i int) asm.Instructions {
 	next := fmt.Sprintf("next%d", i)
 	b := read(2, asm.Add.Reg(asm.R3, offsetReg))

@@ -394,7 +394,7 @@ func dump(c *netlink.Conn, family uint8, filter func(*netlink.AttributeEncoder),
 	return flows, nil
 }
 
-// decodeFlow reads an entry of the table, behind its struct nfgenmsg.
+// decodeFlow reads an entry of the table, after its struct nfgenmsg.
 func decodeFlow(data []byte) (flow, error) {
 	f := flow{family: data[0]}
 	ad, err := netlink.NewAttributeDecoder(data[4:])

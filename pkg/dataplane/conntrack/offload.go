@@ -43,7 +43,7 @@ type Reclaimed struct {
 // packet; hardware keeps it for up to a second longer (nf_flow_offload_gc_step and
 // flow_offload_lookup, net/netfilter/nf_flow_table_core.c). So the entry is deleted and at
 // once made again, with its direction, its addresses, what NAT does to them and its
-// mark. A flow that was deleted only would be begun again by whoever sends next: a reply
+// mark. A flow that was deleted only would be begun again by the side that sends next: a reply
 // would open it the other way round, and a masqueraded connection get another port.
 //
 // A kernel that does not let entries of a flowtable be deleted answers EBUSY, and its flows

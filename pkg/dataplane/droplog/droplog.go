@@ -1,6 +1,6 @@
 // Package droplog is how the kernel tells of the packets that podmark's rules drop, or
 // would drop if the policy were not audited: what it sends to which group of NFLOG.
-// Rules say so, in both backends; whoever wants to know listens.
+// Rules say so, in both backends; any program may listen.
 //
 // This part is pure; listen.go hears the kernel.
 package droplog

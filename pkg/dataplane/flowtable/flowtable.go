@@ -2,7 +2,7 @@
 // programs': podmark has none, and changes none.
 //
 // A flowtable forwards the packets of live TCP and UDP flows from where they come in to where they
-// go out, past every hook behind ingress. Who owns it gives it the flows that pass hook
+// go out, past every hook after ingress. Who owns it gives it the flows that pass hook
 // FORWARD, with "flow add".
 //
 //	tables, err := flowtable.List()

@@ -22,7 +22,7 @@ func Owns(set string) bool { return strings.HasPrefix(set, SetPrefix) }
 
 // The tables. In mangle nobody accepts, so no rule of another tool that stands before
 // ours ends the judgement; see docs/packet-path.md. Table security comes last at a hook,
-// behind filter: what others there have made of a mark can be seen, and in OUTPUT a mark
+// after filter: what others there have made of a mark can be seen, and in OUTPUT a mark
 // can change without the kernel routing the packet again. Not every kernel has it.
 const (
 	mangle   = "mangle"

@@ -221,7 +221,7 @@ func fromReceiver(f family) string {
 			program = append(program, instruction{header, 0, 0, 0})
 			load[0] = at
 		}
-		left := uint32(5 * (words - 1 - i)) // instructions behind this word's
+		left := uint32(5 * (words - 1 - i)) // instructions after this word's
 		program = append(program, load, instruction{store, 0, 0, 0},
 			instruction{word, 0, 0, source + uint32(4*i)}, instruction{get, 0, 0, 0}, instruction{equal, 0, left + 1, 0})
 	}

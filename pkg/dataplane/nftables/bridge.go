@@ -18,7 +18,7 @@ const (
 	pacePerSecond = 100
 	paceBurst     = 300
 	paceKept      = time.Minute
-	// Bytes behind the IPv6 header: a solicitation has 24 and options (RFC 4861, RFC 7527),
+	// Bytes after the IPv6 header: a solicitation has 24 and options (RFC 4861, RFC 7527),
 	// a report has a record of 20 for each group (RFC 3810).
 	longestSolicitation = 48
 	longestReport       = 512
@@ -50,7 +50,7 @@ func bridgeChain() chain {
 	)}
 }
 
-// taggedChain holds what comes behind a VLAN tag to what bridgeChain does. A tag that names no VLAN,
+// taggedChain holds what comes after a VLAN tag to what bridgeChain does. A tag that names no VLAN,
 // or the one that the port is in, is gone when the node's IP gets the frame. So it is with one
 // behind another. A bridge that filters VLANs takes the tag off before the frame leaves, but br_netfilter
 // does not hand to IP what has come behind one: isolated endpoints do not get it.
@@ -81,9 +81,9 @@ func taggedChain() chain {
 }
 
 // guardChain drops what an endpoint's port must not send. What is neither IP nor ARP is dropped,
-// tagged frames with it: br_netfilter does not read what is behind a tag. So is what tells others
+// tagged frames with it: br_netfilter does not read what is after a tag. So is what tells others
 // where to send: redirects, and the queries and advertisements of routers. nftables does not read
-// what is behind an authentication header, and ip6tables does: IPv6 with one is dropped.
+// what is after an authentication header, and ip6tables does: IPv6 with one is dropped.
 //
 //	ether type ip icmp type 5 goto spoofed-frames
 //	ether type ip igmp type { 0x11, 0x30, 0x31, 0x32 } goto spoofed-frames
@@ -209,7 +209,7 @@ func ndOwnChain() chain {
 }
 
 // fromChain, at forward of the bridge, is for what goes from port to port. What is for routers
-// goes to the bridge and to other machines, not to endpoints. What leaves behind a tag is not
+// goes to the bridge and to other machines, not to endpoints. What leaves with a tag is not
 // handed to IP, so isolated endpoints do not send it. Where IP is not handed what goes from port
 // to port, they neither send nor get it.
 //
@@ -334,7 +334,7 @@ func tagged() part {
 	})
 }
 
-// behindTag matches what has a type behind one tag.
+// behindTag matches what has a type after one tag.
 func behindTag(proto uint16) part {
 	return part{text: fmt.Sprintf("@ll,128,16 %#04x", proto), exprs: []any{payload(expr.PayloadBaseLLHeader, 16, 2, reg), equal(big16(proto)...)}}
 }
@@ -374,7 +374,7 @@ func tooFast() part {
 	}
 }
 
-// frameLength matches the bytes of a frame behind its Ethernet header.
+// frameLength matches the bytes of a frame after its Ethernet header.
 func frameLength(n uint32) part {
 	return part{text: fmt.Sprintf("meta length %d", n), exprs: []any{load(expr.MetaKeyLEN, reg), equal(native(n)...)}}
 }
@@ -383,7 +383,7 @@ func bareHopLimit(n byte) part {
 	return part{text: fmt.Sprintf("ip6 hoplimit %d", n), exprs: []any{payload(expr.PayloadBaseNetworkHeader, 7, 1, reg), equal(n)}}
 }
 
-// exactly, upTo and beyond match the bytes behind the IPv6 header. None, 0, is beyond: it is
+// exactly, upTo and beyond match the bytes after the IPv6 header. None, 0, is beyond: it is
 // that of a jumbogram, or of anything.
 func exactly(n uint16) part {
 	return part{text: fmt.Sprintf("ip6 length %d", n), exprs: []any{ip6Length(), equal(big16(n)...)}}

@@ -14,7 +14,7 @@ import (
 )
 
 // The static chains of table inet, in the order in which packets come to them. What several of them
-// jump to stands behind the first.
+// jump to stands after the first.
 
 // senderChain, at prerouting, asks who sends. An address of an endpoint is that endpoint's,
 // wherever it comes in; what else comes in by an endpoint's veth is a stranger's. An address of
@@ -257,7 +257,7 @@ func origin(found func(key part, leads set) rule) []rule {
 	}
 }
 
-// remarkChain is what Guard does at input before IPVS, behind all that has touched the mark there:
+// remarkChain is what Guard does at input before IPVS, after all that has touched the mark there:
 // what has no ID left gets that of outside, since a backend judges in output what has any.
 //
 //	iif 1 accept
@@ -269,7 +269,7 @@ func remarkChain(l mark.Layout) chain {
 	)}
 }
 
-// hostChain, at input behind IPVS, judges what IPVS did not take: it is for a host process, behind
+// hostChain, at input after IPVS, judges what IPVS did not take: it is for a host process, behind
 // a service address or not. A flow to the host never gets the epoch: a service that appears
 // later may turn it into one to a pod, which must be judged. The process gets the packet
 // without the ID.

@@ -175,7 +175,7 @@ func routers(f family) set {
 }
 
 // untagged holds (MAC address, address or further prefix) of endpoints on bridges whose ingress
-// is isolated: what comes to them behind a tag is not handed to IP.
+// is isolated: what comes to them with a tag is not handed to IP.
 func untagged(f family) set {
 	return set{table: bridge, name: "untagged" + f.digit, key: concat(nftables.TypeEtherAddr, f.addr), interval: true}
 }

@@ -39,7 +39,7 @@ var protocols = []uint8{
 	97,                // EtherIP, RFC 3378
 	115,               // L2TPv3, RFC 3931, which is open where it has no cookie
 	137,               // MPLS in IP, RFC 4023
-	143,               // Ethernet behind a segment routing header, RFC 8986
+	143,               // Ethernet after a segment routing header, RFC 8986
 }
 
 // Link is what a link says of the packets that it unwraps.
