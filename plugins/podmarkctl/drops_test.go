@@ -316,8 +316,8 @@ func TestDropsUnlogged(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(bin, "iptables-nft-restore"), []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	path := os.Getenv("PATH")
-	t.Setenv("PATH", bin+":"+path)
+	path := n.Path
+	n.Path = bin + ":" + path
 	n.addPod(map[string]string{"app": "web"})
 	n.ctlIn(dropsPolicy, "apply", "-f", "-").ok(t)
 	n.ctl("drops", "--follow").fails(t, "does not log", "no such target")
@@ -330,7 +330,7 @@ func TestDropsUnlogged(t *testing.T) {
 	if kernel := n.kernel(); strings.Contains(kernel, "NFLOG") || strings.Contains(kernel, "PODMARK-PROBE") || !strings.Contains(kernel, "PODMARK-I-") {
 		t.Errorf("in the kernel:\n%s", kernel)
 	}
-	t.Setenv("PATH", path) // it can again, and is asked where everything is written anew
+	n.Path = path // it can again, and is asked where everything is written anew
 	n.ctl("gc").ok(t)
 	if found := n.ctl("doctor").Stdout; strings.Contains(found, "drop-log") {
 		t.Errorf("doctor says:\n%s", found)
