@@ -12,6 +12,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/agent/runner"
 	"github.com/podmark/podmark/pkg/attachment"
+	"github.com/podmark/podmark/pkg/dataplane/hostport"
 )
 
 // Needs is what on the node asks for kernel parameters.
@@ -95,8 +96,8 @@ func (n Needs) Sysctls() []Sysctl {
 		}
 	}
 	add(n.IPVS, "net.ipv4.vs.conntrack", "1", "ip_vs")
-	add(n.Bridge4, "net.bridge.bridge-nf-call-iptables", "1", "br_netfilter")
-	add(n.Bridge6, "net.bridge.bridge-nf-call-ip6tables", "1", "br_netfilter")
+	add(n.Bridge4, hostport.BridgeSysctl(false), "1", "br_netfilter")
+	add(n.Bridge6, hostport.BridgeSysctl(true), "1", "br_netfilter")
 	add(n.Policed4, "net.ipv4.conf.all.accept_source_route", "0", "")
 	return out
 }
