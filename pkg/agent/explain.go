@@ -4,27 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
-	"strings"
 
 	"github.com/moby/ipvs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/dataplane/hostport"
 	"github.com/podmark/podmark/pkg/explain"
-	"github.com/podmark/podmark/pkg/foreign/fwmark"
 	"github.com/podmark/podmark/pkg/node"
 )
 
 // Explain answers a question about this node. Of f, it finds out itself what the kernel
 // knows.
 func Explain(ctx context.Context, n node.Node, q explain.Query, f explain.Facts) (explain.Answer, error) {
-	f.PastHooks4, f.PastHooks6 = pastHooks("iptables"), pastHooks("ip6tables")
+	f.PastHooks4, f.PastHooks6 = hostport.BridgeFiltered(false) != nil, hostport.BridgeFiltered(true) != nil
 	f.Host = hostOf(f.State.HostAddresses)
 	addresses, err := q.Addresses(f)
 	if err != nil {
@@ -56,13 +52,6 @@ func Explain(ctx context.Context, n node.Node, q explain.Query, f explain.Facts)
 	return q.Explain(f)
 }
 
-// pastHooks reports whether frames between ports of a bridge pass no hook of family.
-// Where the parameter is missing, so is the module.
-func pastHooks(family string) bool {
-	b, err := os.ReadFile("/proc/sys/net/bridge/bridge-nf-call-" + family)
-	return errors.Is(err, fs.ErrNotExist) || err == nil && strings.TrimSpace(string(b)) == "0"
-}
-
 // hostOf picks the address of each family that stands for the node: the one that it
 // sends from by its default route, or else the first that can be routed.
 func hostOf(addresses []netip.Addr) []netip.Addr {
@@ -85,34 +74,31 @@ func hostOf(addresses []netip.Addr) []netip.Addr {
 }
 
 // readTable reads what IPVS has on these addresses, with the backends.
-func readTable(addresses []netip.Addr) (explain.IPVS, error) {
-	f, err := readServices()
-	if err != nil {
-		return explain.IPVS{}, err
+func readTable(addresses []netip.Addr) (t explain.IPVS, err error) {
+	var f facts
+	if f.link, err = hasServiceLink(); err != nil {
+		return t, err
 	}
-	t := explain.IPVS{Used: f.mode().IPVS}
-	t.Loaded, err = fwmark.WithIPVS(func(h *ipvs.Handle) error {
-		list, err := h.GetServices()
-		if err != nil {
-			return fmt.Errorf("reading the services of IPVS: %w", err)
+	t.Loaded, err = eachService(func(h *ipvs.Handle, s *ipvs.Service) error {
+		one, ok := serviceOf(s)
+		if s.FWMark != 0 {
+			t.ByMark++
 		}
-		for _, s := range list {
-			if s.FWMark != 0 {
-				t.ByMark++
-				continue
-			}
-			addr, ok := netip.AddrFromSlice(s.Address)
-			if addr = addr.Unmap(); !ok || !slices.Contains(addresses, addr) {
-				continue
-			}
-			service := explain.Service{Protocol: desired.Protocol(s.Protocol), At: netip.AddrPortFrom(addr, s.Port)}
-			if service.Destinations, err = readBackends(h, s); err != nil {
-				return fmt.Errorf("reading the backends of %s/%s: %w", service.At, service.Protocol, err)
-			}
-			t.Services = append(t.Services, service)
+		if !ok {
+			return nil
 		}
+		f.services = append(f.services, one)
+		if !slices.Contains(addresses, one.addr) {
+			return nil
+		}
+		asked := explain.Service{Protocol: one.protocol, At: netip.AddrPortFrom(one.addr, one.port)}
+		if asked.Destinations, err = readBackends(h, s); err != nil {
+			return fmt.Errorf("reading the backends of %s/%s: %w", asked.At, asked.Protocol, err)
+		}
+		t.Services = append(t.Services, asked)
 		return nil
 	})
+	t.Used = f.mode().IPVS
 	return t, err
 }
 

@@ -89,32 +89,46 @@ func readFacts() (facts, error) {
 }
 
 // readServices reads what the mode follows from: the link, and the services.
-func readServices() (facts, error) {
-	var f facts
-	_, err := netlink.LinkByName(node.ServiceLink)
-	if missing := (netlink.LinkNotFoundError{}); err != nil && !errors.As(err, &missing) {
-		return f, fmt.Errorf("reading link %s: %w", node.ServiceLink, err)
+func readServices() (f facts, err error) {
+	if f.link, err = hasServiceLink(); err != nil {
+		return f, err
 	}
-	f.link = err == nil
-	f.services, err = readIPVS()
+	_, err = eachService(func(_ *ipvs.Handle, s *ipvs.Service) error {
+		if one, ok := serviceOf(s); ok {
+			f.services = append(f.services, one)
+		}
+		return nil
+	})
 	return f, err
 }
 
-// readIPVS reads the table of IPVS. A service that goes by a fwmark has no port
-// of its own.
-func readIPVS() ([]service, error) {
-	var out []service
-	_, err := fwmark.WithIPVS(func(h *ipvs.Handle) error {
+// hasServiceLink reports whether kube-proxy's link for the addresses of services is there.
+func hasServiceLink() (bool, error) {
+	_, err := netlink.LinkByName(node.ServiceLink)
+	if missing := (netlink.LinkNotFoundError{}); err != nil && !errors.As(err, &missing) {
+		return false, fmt.Errorf("reading link %s: %w", node.ServiceLink, err)
+	}
+	return err == nil, nil
+}
+
+// eachService calls do for each service of IPVS, and reports whether the kernel has IPVS loaded.
+func eachService(do func(*ipvs.Handle, *ipvs.Service) error) (loaded bool, err error) {
+	return fwmark.WithIPVS(func(h *ipvs.Handle) error {
 		list, err := h.GetServices()
 		if err != nil {
 			return fmt.Errorf("reading the services of IPVS: %w", err)
 		}
 		for _, s := range list {
-			if addr, ok := netip.AddrFromSlice(s.Address); ok && s.FWMark == 0 {
-				out = append(out, service{addr.Unmap(), s.Port, desired.Protocol(s.Protocol)})
+			if err := do(h, s); err != nil {
+				return err
 			}
 		}
 		return nil
 	})
-	return out, err
+}
+
+// serviceOf reads a service that has a port of its own: one that goes by a fwmark has none.
+func serviceOf(s *ipvs.Service) (service, bool) {
+	addr, ok := netip.AddrFromSlice(s.Address)
+	return service{addr.Unmap(), s.Port, desired.Protocol(s.Protocol)}, ok && s.FWMark == 0
 }

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/podmark/podmark/pkg/agent/runner"
 	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/desired"
@@ -138,87 +139,121 @@ const (
 
 // Run reconciles the node until ctx is done. It leaves the data plane as it is.
 func (k Agent) Run(ctx context.Context) error {
-	told, notified := make(chan Trigger, 1), make(chan struct{}, 1)
-	tell := func(r Trigger) {
-		select {
-		case told <- r:
-		default: // a reconciliation is due anyway
-		}
-		select {
-		case notified <- struct{}{}:
-		default:
-		}
+	l := &loop{
+		Agent: k, due: runner.New(), told: make(chan Trigger, 1),
+		adopter: adopter{cache: k.Cache, every: k.Interval}, collector: collector{after: k.CollectAfter},
+		sysctls: sysctls{set: k.SetSysctls, backoffs: map[string]*runner.Backoff{}},
+	}
+	mode := modeWatch{every: k.Interval, proxy: k.Proxy, tell: k.ModeIs, due: runner.New()}
+	tell := func(t Trigger) {
+		l.tell(t)
+		mode.due.Notify()
 	}
 	if err := watch(ctx, k.Log, tell); err != nil {
 		return err
 	}
 	if k.ConfDir != nil {
-		go watchDirectory(ctx, k.ConfDir, k.Interval, func() { tell(OnConfiguration) })
+		// Where nothing can be watched, the directory is read now and then anyway.
+		l.confDir, _ = runner.WatchDirectories(ctx, func(string, error) { tell(OnConfiguration) })
 	}
-	mode := modeWatch{every: k.Interval, proxy: k.Proxy, tell: k.ModeIs}
 	mode.read()
 	var running sync.WaitGroup
 	defer running.Wait()
-	running.Go(func() { mode.run(ctx, notified) })
-	c := collector{after: k.CollectAfter}
-	a := adopter{cache: k.Cache, every: k.Interval}
-	params := sysctls{set: k.SetSysctls, paces: map[string]pace{}}
-	var others others
-	var news newcomers
-	for reason := OnStart; ctx.Err() == nil; {
-		look := k.reconcile(ctx, reason, &a, &params, &others)
-		if k.CollectAfter > 0 && look.Err == nil && !look.Idle {
-			look.Collected, look.Err = c.collect(ctx, k.Node, time.Now())
-		}
-		look.Took = time.Since(look.Time)
-		if !look.Idle && look.ApplyErr == nil {
-			look.Err = errors.Join(look.Err, news.welcome(k.Node)) // without the lock: nobody waits for it
-		}
-		if k.Reconciled != nil && ctx.Err() == nil {
-			k.Reconciled(look)
-		}
-		var due bool
-		if reason, due = k.rest(ctx, min(pauseRatio*look.Took, mostRest), reason, told); due {
-			continue
-		}
-		next := k.Interval
-		if len(a.seen) > 0 {
-			next = min(next, max(0, time.Until(a.next)))
-		}
-		if reason != OnInterval {
-			next = min(next, follow)
-		}
-		select {
-		case <-ctx.Done():
-		case reason = <-told:
-		case <-k.Changed:
-			reason = OnNodePorts
-		case <-time.After(next):
-			reason = OnInterval
-		}
-	}
+	running.Go(func() { mode.run(ctx) })
+	running.Go(func() { l.followPorts(ctx, k.Changed) })
+	l.due.Run(ctx, func(notified bool) runner.Pause { return l.pause(ctx, l.turn(ctx, notified)) })
 	return nil
 }
 
-// rest leaves the node alone for a while, so that others get its lock. When it ends, a
-// reconciliation is due if something was notified meanwhile, and why; it ends early when that was
-// the rules being taken away.
-func (k Agent) rest(ctx context.Context, pause time.Duration, before Trigger, told <-chan Trigger) (reason Trigger, due bool) {
-	end := time.After(pause)
-	wait(ctx, leastPause)
-	for reason = before; ; wait(ctx, leastPause) {
+// loop is what is remembered from one reconciliation to the next.
+type loop struct {
+	Agent
+	due *runner.Runner
+	// told has why the next reconciliation is due, and trigger what was taken from it last; empty
+	// before the first.
+	told    chan Trigger
+	trigger Trigger
+	confDir *runner.Directories
+
+	adopter   adopter
+	collector collector
+	sysctls   sysctls
+	others    others
+	newcomers newcomers
+}
+
+// tell makes a reconciliation due.
+func (l *loop) tell(t Trigger) {
+	select {
+	case l.told <- t:
+	default: // it is due for another reason
+	}
+	l.due.Notify()
+}
+
+// followPorts makes a reconciliation due whenever others say something else about NodePorts.
+func (l *loop) followPorts(ctx context.Context, changed <-chan struct{}) {
+	for {
 		select {
 		case <-ctx.Done():
-			return reason, false
-		case <-end:
-			return reason, due
-		case reason = <-told:
-			due = true
-			if !k.Node.Intact(ctx) {
-				return reason, true
-			}
+			return
+		case <-changed:
+			l.tell(OnNodePorts)
 		}
 	}
+}
+
+// take takes over why the next reconciliation is due, where that was told.
+func (l *loop) take() {
+	select {
+	case l.trigger = <-l.told:
+	default:
+	}
+}
+
+// turn reconciles the node once.
+func (l *loop) turn(ctx context.Context, notified bool) Reconciliation {
+	switch {
+	case l.trigger == "":
+		l.trigger = OnStart
+	case notified:
+		l.take()
+	default:
+		l.trigger = OnInterval
+	}
+	done := l.reconcile(ctx, l.trigger)
+	if l.CollectAfter > 0 && done.Err == nil && !done.Idle {
+		done.Collected, done.Err = l.collector.collect(ctx, l.Node, time.Now())
+	}
+	done.Took = time.Since(done.Time)
+	if !done.Idle && done.ApplyErr == nil {
+		done.Err = errors.Join(done.Err, l.newcomers.welcome(l.Node)) // without the lock: nobody waits for it
+	}
+	if l.Reconciled != nil && ctx.Err() == nil {
+		l.Reconciled(done)
+	}
+	return done
+}
+
+// pause leaves the node alone for a while, so that others get its lock. It ends early when what was
+// notified is that the rules were taken away.
+func (l *loop) pause(ctx context.Context, done Reconciliation) runner.Pause {
+	p := runner.Pause{
+		Least: max(leastPause, min(pauseRatio*done.Took, mostRest)), UrgentEvery: leastPause,
+		Urgent: func() bool {
+			l.take()
+			return !l.Node.Intact(ctx)
+		},
+	}
+	next := l.Interval
+	if done.Trigger != OnInterval {
+		next = min(next, follow)
+	}
+	p.Most = p.Least + next
+	if len(l.adopter.seen) > 0 {
+		p.Most = min(p.Most, time.Until(l.adopter.next))
+	}
+	return p
 }
 
 // needs are those of a node with its services in that mode. Damaged records are
@@ -234,19 +269,13 @@ func (k Agent) needs(mode Mode, networks map[string]network) Needs {
 	return NeedsOf(mode, records, policed, bridged)
 }
 
-func wait(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
-	}
-}
-
 // reconcile finds out what is so, and has what follows from it carried out.
-func (k Agent) reconcile(ctx context.Context, reason Trigger, a *adopter, params *sysctls, others *others) (l Reconciliation) {
+func (k *loop) reconcile(ctx context.Context, reason Trigger) (l Reconciliation) {
 	l = Reconciliation{Time: time.Now(), Trigger: reason}
 	dir := ""
 	if k.ConfDir != nil {
 		dir = k.ConfDir()
+		_ = k.confDir.Add(dir) // ahead of reading it: what changes from now on makes a reconciliation due
 	}
 	networks, unread := networks(dir, k.Node.Store.Dir())
 	if k.Policies != nil {
@@ -256,11 +285,11 @@ func (k Agent) reconcile(ctx context.Context, reason Trigger, a *adopter, params
 		}
 		unread = errors.Join(unread, k.Policies(from))
 	}
-	report := others.look(ctx, l.Time)
+	report := k.others.look(ctx, l.Time)
 	l.ForeignErr = report.Error()
-	l.Err = errors.Join(unread, k.reconcileNode(ctx, &l, networks, params, report))
-	l.Adopted, l.AdoptErr = a.adopt(ctx, k.Node, networks, l.Time)
-	l.Unmarked, l.Blind = a.unmarked, a.blind
+	l.Err = errors.Join(unread, k.reconcileNode(ctx, &l, networks, report))
+	l.Adopted, l.AdoptErr = k.adopter.adopt(ctx, k.Node, networks, l.Time)
+	l.Unmarked, l.Blind = k.adopter.unmarked, k.adopter.blind
 	files := map[string]bool{}
 	for name, n := range networks {
 		files[name] = n.Policy == config.PolicyFiles
@@ -269,7 +298,7 @@ func (k Agent) reconcile(ctx context.Context, reason Trigger, a *adopter, params
 	if l.Enforced, err = k.Node.EnforceRequested(ctx, files); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		l.Err = errors.Join(l.Err, fmt.Errorf("policing the pods of networks that ask for it now: %w", err))
 	}
-	l.Coverage, err = k.Node.Coverage(a.unmarked)
+	l.Coverage, err = k.Node.Coverage(l.Unmarked)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		l.Err = errors.Join(l.Err, fmt.Errorf("who is policed is not known: %w", err))
 	}
@@ -304,7 +333,7 @@ func (k Agent) changeMask(ctx context.Context, networks map[string]network, repo
 
 // reconcileNode moves the endpoints to the mask that the networks want, and has missing
 // things put back.
-func (k Agent) reconcileNode(ctx context.Context, l *Reconciliation, networks map[string]network, params *sysctls, report foreign.Report) error {
+func (k *loop) reconcileNode(ctx context.Context, l *Reconciliation, networks map[string]network, report foreign.Report) error {
 	facts, unread := readFacts()
 	l.mode, l.read = facts.mode(), unread == nil
 	configured, err := k.Node.Configured()
@@ -312,7 +341,7 @@ func (k Agent) reconcileNode(ctx context.Context, l *Reconciliation, networks ma
 		l.Idle = true
 		l.Collisions = awaited(k.Node, networks, report)
 		if l.read && len(networks) > 0 { // ahead of the first pod
-			l.Sysctls = params.look(k.needs(l.mode, networks), time.Now())
+			l.Sysctls = k.sysctls.look(k.needs(l.mode, networks), time.Now())
 		}
 		return nil
 	}
@@ -320,7 +349,7 @@ func (k Agent) reconcileNode(ctx context.Context, l *Reconciliation, networks ma
 		return err
 	}
 	if l.read { // ahead of the rules, which may say what is dropped without them
-		l.Sysctls = params.look(k.needs(l.mode, networks), time.Now())
+		l.Sysctls = k.sysctls.look(k.needs(l.mode, networks), time.Now())
 	}
 	kind, err := k.Node.Kind()
 	if err != nil {

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/podmark/podmark/pkg/agent/runner"
 )
 
 // longestPause is the longest pause between two reads of the mode. It leaves room for
@@ -22,25 +24,22 @@ type modeWatch struct {
 	tell  func(Mode)
 	last  Mode
 	told  bool
+	// due is notified when the mode may have changed.
+	due *runner.Runner
 }
 
 // run reads the mode after each notification and every so often, until ctx is done.
-func (w *modeWatch) run(ctx context.Context, notified <-chan struct{}) {
-	took := time.Duration(0)
-	for next := w.every; ; {
-		wait(ctx, min(max(leastPause, pauseRatio*took), longestPause))
-		select {
-		case <-ctx.Done():
-			return
-		case <-notified:
-			next = min(w.every, follow)
-		case <-time.After(next):
-			next = w.every
-		}
+func (w *modeWatch) run(ctx context.Context) {
+	w.due.Run(ctx, func(notified bool) runner.Pause {
 		start := time.Now()
 		w.read()
-		took = time.Since(start)
-	}
+		pause := min(max(leastPause, pauseRatio*time.Since(start)), longestPause)
+		next := w.every
+		if notified {
+			next = min(next, follow)
+		}
+		return runner.Pause{Least: pause, Most: pause + next}
+	})
 }
 
 // read reads the mode and tells of it, the first time and when it has changed. One that

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/podmark/podmark/pkg/agent/runner"
 	"github.com/podmark/podmark/pkg/manifest"
 	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/policy"
@@ -31,41 +32,47 @@ const settled = 100 * time.Millisecond
 
 // Run follows the directory until ctx is done.
 func (f PolicyDirectory) Run(ctx context.Context) {
-	changed := make(chan struct{}, 1)
-	go watchDirectory(ctx, func() string { return f.Dir }, f.Every, func() {
-		select {
-		case changed <- struct{}{}:
-		default:
-		}
-	})
-	said := ""
-	var noted []string
-	for ctx.Err() == nil {
+	due := runner.New()
+	due.Quiet, due.Patience = settled, settled
+	// Where nothing can be watched, the directory is read now and then anyway.
+	watched, _ := runner.WatchDirectories(ctx, func(string, error) { due.Notify() })
+	said := teller{PolicyDirectory: f}
+	due.Run(ctx, func(bool) runner.Pause {
+		_ = watched.Add(f.Dir) // what changes while it is read is read again
 		done, notes, err := f.read(ctx)
-		if f.Done != nil && ctx.Err() == nil {
-			f.Done(done, notes, err)
+		if ctx.Err() == nil {
+			said.tell(done, notes, err)
 		}
-		if err == nil && !slices.Equal(notes, noted) {
-			noted = notes
-			for _, note := range notes {
-				f.Log.Warn("The policy directory has objects that are not applied as written", "directory", f.Dir, "note", note)
-			}
+		return runner.Pause{Most: f.Every}
+	})
+}
+
+// teller tells how each reading went, and logs what is new in that.
+type teller struct {
+	PolicyDirectory
+	err   string
+	notes []string
+}
+
+func (t *teller) tell(done node.Applied, notes []string, err error) {
+	if t.Done != nil {
+		t.Done(done, notes, err)
+	}
+	if err != nil {
+		if err.Error() != t.err {
+			t.err = err.Error()
+			t.Log.Error("Policies in the directory are invalid; keeping the previous ones", "directory", t.Dir, "error", err)
 		}
-		switch {
-		case err == nil:
-			if said = ""; done.Changed {
-				f.Log.Info("Policies in the directory are in force", "directory", f.Dir, "policies", done.Policies, "restricted", done.Restricted)
-			}
-		case err.Error() != said && ctx.Err() == nil:
-			said = err.Error()
-			f.Log.Error("Policies in the directory are invalid; keeping the previous ones", "directory", f.Dir, "error", err)
+		return
+	}
+	if !slices.Equal(notes, t.notes) {
+		t.notes = notes
+		for _, note := range notes {
+			t.Log.Warn("The policy directory has objects that are not applied as written", "directory", t.Dir, "note", note)
 		}
-		select {
-		case <-ctx.Done():
-		case <-changed:
-			wait(ctx, settled)
-		case <-time.After(f.Every):
-		}
+	}
+	if t.err = ""; done.Changed {
+		t.Log.Info("Policies in the directory are in force", "directory", t.Dir, "policies", done.Policies, "restricted", done.Restricted)
 	}
 }
 

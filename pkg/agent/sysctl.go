@@ -10,7 +10,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/podmark/podmark/pkg/agent/runner"
 	"github.com/podmark/podmark/pkg/attachment"
+	"github.com/podmark/podmark/pkg/dataplane/hostport"
 )
 
 // Needs is what on the node asks for kernel parameters.
@@ -94,8 +96,8 @@ func (n Needs) Sysctls() []Sysctl {
 		}
 	}
 	add(n.IPVS, "net.ipv4.vs.conntrack", "1", "ip_vs")
-	add(n.Bridge4, "net.bridge.bridge-nf-call-iptables", "1", "br_netfilter")
-	add(n.Bridge6, "net.bridge.bridge-nf-call-ip6tables", "1", "br_netfilter")
+	add(n.Bridge4, hostport.BridgeSysctl(false), "1", "br_netfilter")
+	add(n.Bridge6, hostport.BridgeSysctl(true), "1", "br_netfilter")
 	add(n.Policed4, "net.ipv4.conf.all.accept_source_route", "0", "")
 	return out
 }
@@ -131,47 +133,39 @@ func (s Sysctl) set() Sysctl {
 // sysctls keeps what the node needs, over many reconciliations.
 type sysctls struct {
 	// set is whether anything may be changed at all.
-	set   bool
-	paces map[string]pace
+	set bool
+	// backoffs are by the names of parameters.
+	backoffs map[string]*runner.Backoff
 }
 
 // look reads what is needed, and sets what is wrong and there, if it may.
 func (k sysctls) look(n Needs, now time.Time) []Sysctl {
 	list := ReadSysctls(n)
 	for i, s := range list {
-		if !k.set || s.Value == "" || s.Error != "" {
-			continue
-		}
-		may, next := k.paces[s.Name].seen(s.OK(), now)
-		if k.paces[s.Name] = next; may {
+		if k.set && s.Value != "" && s.Error == "" && k.may(s, now) {
 			list[i] = s.set()
 		}
 	}
 	return list
 }
 
+// Each time that a value was changed it is set once. Who keeps changing it is answered less and
+// less often, and as at first once it has stayed for the longest of the pauses.
 const (
 	minPause = 10 * time.Second
 	maxPause = time.Hour
 )
 
-// pace bounds how often a value is set. Each time that somebody is seen to have
-// changed it, it is set once; whoever keeps changing it is answered less and less
-// often, and as at first when it has stayed for the longest of the pauses.
-type pace struct {
-	until time.Time
-	pause time.Duration
-}
-
-// seen tells whether to set the value now, and what to remember.
-func (p pace) seen(ok bool, now time.Time) (set bool, next pace) {
-	switch {
-	case ok && now.After(p.until.Add(maxPause)):
-		return false, pace{}
-	case ok || now.Before(p.until):
-		return false, p
+// may tells whether to set a parameter now, and counts on that.
+func (k sysctls) may(s Sysctl, now time.Time) bool {
+	b := k.backoffs[s.Name]
+	if b == nil {
+		b = &runner.Backoff{Window: maxPause, Least: minPause, Most: maxPause}
+		k.backoffs[s.Name] = b
 	}
-	p.pause = min(max(2*p.pause, minPause), maxPause)
-	p.until = now.Add(p.pause)
-	return true, p
+	if s.OK() || b.Waiting(now) {
+		return false
+	}
+	b.Next(now)
+	return true
 }

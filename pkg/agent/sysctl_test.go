@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/podmark/podmark/pkg/agent/runner"
 	"github.com/podmark/podmark/pkg/attachment"
 )
 
@@ -57,11 +58,15 @@ func TestNeeds(t *testing.T) {
 // again is answered less and less often.
 func TestPace(t *testing.T) {
 	start := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
-	var p pace
+	k := sysctls{set: true, backoffs: map[string]*runner.Backoff{}}
 	sets, ok := 0, false
 	look := func(after time.Duration) bool {
-		set, next := p.seen(ok, start.Add(after))
-		if p = next; set {
+		s := Sysctl{Name: "a", Want: "1", Value: "0"}
+		if ok {
+			s.Value = "1"
+		}
+		set := k.may(s, start.Add(after))
+		if set {
 			sets, ok = sets+1, true
 		}
 		return set
@@ -79,7 +84,9 @@ func TestPace(t *testing.T) {
 	}
 	// Peace for long enough, and the next change is answered at once, and the one after soon.
 	ok = true
-	look(28 * time.Hour)
+	if look(28 * time.Hour) {
+		t.Error("what is right is set")
+	}
 	for after := 28*time.Hour + time.Second; after <= 28*time.Hour+minPause+time.Second; after += minPause {
 		if ok = false; !look(after) {
 			t.Errorf("not set %v later", after-28*time.Hour)

@@ -13,7 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
@@ -139,23 +138,10 @@ func watch(ctx context.Context, log *slog.Logger, tell func(Trigger)) error {
 	return nil
 }
 
-// watchDirectory calls tell when something in a directory changes, until ctx is done. The
-// directory may come and go, and become another: it is looked for every so often.
-func watchDirectory(ctx context.Context, dir func() string, every time.Duration, tell func()) {
-	w, err := fsnotify.NewWatcher()
-	if err != nil {
-		return // the directory is read now and then anyway
-	}
-	defer w.Close()
-	for ctx.Err() == nil {
-		_ = w.Add(dir())
-		select {
-		case <-ctx.Done():
-		case <-w.Events:
-			tell()
-		case <-w.Errors:
-			tell()
-		case <-time.After(every):
-		}
+// wait returns after a time, or when ctx is done.
+func wait(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
@@ -25,6 +26,7 @@ import (
 	"github.com/podmark/podmark/pkg/agent"
 	"github.com/podmark/podmark/pkg/agent/nodeports"
 	"github.com/podmark/podmark/pkg/config"
+	"github.com/podmark/podmark/pkg/node"
 	"github.com/podmark/podmark/pkg/runtimes"
 	"github.com/podmark/podmark/pkg/version"
 )
@@ -190,7 +192,7 @@ func fromEnvironment(flags *pflag.FlagSet) error {
 }
 
 // sources are where NodePorts are looked for.
-func (o daemonOptions) sources(log *slog.Logger) (*nodeports.Watcher, error) {
+func (o *daemonOptions) sources(log *slog.Logger) (*nodeports.Watcher, error) {
 	w := &nodeports.Watcher{Mode: agent.PortMode(o.portMode), ConfigFile: o.configFile, ManifestDirs: o.staticPods, Log: log}
 	if w.Mode != "" && w.Mode != agent.PortsExact && w.Mode != agent.PortsRange {
 		return nil, fmt.Errorf("--node-port-mode %q: want %s or %s", o.portMode, agent.PortsExact, agent.PortsRange)
@@ -224,7 +226,7 @@ func (o daemonOptions) sources(log *slog.Logger) (*nodeports.Watcher, error) {
 }
 
 // nodeNamed is the name of the Node, by default as the kubelet has it.
-func (o daemonOptions) nodeNamed() (string, error) {
+func (o *daemonOptions) nodeNamed() (string, error) {
 	if o.nodeName != "" {
 		return o.nodeName, nil
 	}
@@ -236,9 +238,7 @@ func (o daemonOptions) nodeNamed() (string, error) {
 }
 
 // keep looks after the node until ctx is done.
-func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *nodeports.Watcher) error {
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
+func (o *daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *nodeports.Watcher) error {
 	n := o.node()
 	n.Warn = func(text string) { log.Warn(text) }
 	release, err := n.Store.ClaimAsDaemon()
@@ -254,78 +254,98 @@ func (o daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *nodepo
 	if err != nil {
 		return err
 	}
-	n = policies.members(n)
-	tell := func(agent.Reconciliation) {}
-	if ports.API != nil {
-		name, err := o.nodeNamed()
-		if err != nil {
-			return err
-		}
-		e, err := newEvents(ports.API, name)
-		if err != nil {
-			return err
-		}
-		defer e.stop()
-		of := newPolicyEvents(e.client, name, log)
-		defer of.stop()
-		tell = func(l agent.Reconciliation) {
-			e.reconciled(l)
-			of.tell(policies.troubles(), time.Now())
-		}
+	tell, stop, err := o.tellAPI(ports.API, policies, log)
+	if err != nil {
+		return err
 	}
+	defer stop()
+	server, err := o.serveMetrics(m, log)
+	if err != nil {
+		return err
+	}
+	defer server.Close()
+	log.Info("Started podmarkd", "version", version.Read().Version, "stateDir", o.stateDir)
 	r := &reporter{
 		log: log, metrics: m, tell: tell, store: n.Store, policies: policies.status,
 		status: agent.Status{PID: os.Getpid(), Version: version.Read().Version, Started: time.Now(), Interval: o.interval.Seconds()},
 	}
+	if err := o.runAll(ctx, policies.members(n), ports, policies, r); err != nil {
+		return err
+	}
+	log.Info("Stopped; the data plane stays in place")
+	return nil
+}
+
+// tellAPI has what is found written to the API as events, where there is one: tell is told of each
+// reconciliation, until stop.
+func (o *daemonOptions) tellAPI(api *rest.Config, policies *policies, log *slog.Logger) (tell func(agent.Reconciliation), stop func(), err error) {
+	if api == nil {
+		return func(agent.Reconciliation) {}, func() {}, nil
+	}
+	name, err := o.nodeNamed()
+	if err != nil {
+		return nil, nil, err
+	}
+	ofNode, err := newEvents(api, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	ofPolicies := newPolicyEvents(ofNode.client, name, log)
+	tell = func(l agent.Reconciliation) {
+		ofNode.reconciled(l)
+		ofPolicies.tell(policies.troubles(), time.Now())
+	}
+	stop = func() {
+		ofPolicies.stop()
+		ofNode.stop()
+	}
+	return tell, stop, nil
+}
+
+// serveMetrics serves metrics and health until the server is closed, where an address is given.
+func (o *daemonOptions) serveMetrics(m *metrics, log *slog.Logger) (*http.Server, error) {
+	server := &http.Server{Handler: m.handler(o.interval), ReadHeaderTimeout: 5 * time.Second}
+	if o.listen == "" {
+		return server, nil
+	}
+	l, err := net.Listen("tcp", o.listen)
+	if err != nil {
+		return nil, fmt.Errorf("--listen: %w", err)
+	}
+	go func() { _ = server.Serve(l) }()
+	log.Info("Serving metrics", "address", l.Addr().String())
+	return server, nil
+}
+
+// runAll runs all that follows the node and the cluster until ctx is done, or one of them fails.
+func (o *daemonOptions) runAll(ctx context.Context, n node.Node, ports *nodeports.Watcher, policies *policies, r *reporter) error {
+	running, ctx := errgroup.WithContext(ctx)
 	changed := make(chan struct{}, 1)
+	running.Go(func() error {
+		return ports.Run(ctx, func() {
+			select {
+			case changed <- struct{}{}:
+			default: // a reconciliation is due anyway
+			}
+		})
+	})
+	running.Go(func() error { return policies.run(ctx) })
+	if o.keepInstalled {
+		running.Go(func() error {
+			if err := guard(ctx, o.install, r.log); err != nil { // the rest goes on without it
+				r.log.Error("Failed to keep podmark installed", "error", err)
+			}
+			return nil
+		})
+	}
 	k := agent.Agent{
-		Node: n, Interval: o.interval, CollectAfter: o.collect, Log: log, Changed: changed,
+		Node: n, Interval: o.interval, CollectAfter: o.collect, Log: r.log, Changed: changed,
 		ConfDir: func() string { return o.install.configurations(ctx) }, Cache: o.cache, Proxy: o.proxy, SetSysctls: o.setSysctls,
 		Ports:      func() agent.PortOptions { return ports.Current().Options() },
 		FelixMask:  func() *uint32 { return ports.Current().FelixMask },
 		Present:    func() error { return o.install.present(ctx) },
 		Reconciled: r.reconciled, ModeIs: r.modeIs, Policies: policies.seen,
 	}
-	if o.listen != "" {
-		l, err := net.Listen("tcp", o.listen)
-		if err != nil {
-			return fmt.Errorf("--listen: %w", err)
-		}
-		server := &http.Server{Handler: m.handler(o.interval), ReadHeaderTimeout: 5 * time.Second}
-		defer server.Close()
-		go func() { _ = server.Serve(l) }()
-		log.Info("Serving metrics", "address", l.Addr().String())
-	}
-	log.Info("Started podmarkd", "version", version.Read().Version, "stateDir", o.stateDir)
-	var running sync.WaitGroup
-	if o.keepInstalled {
-		running.Go(func() {
-			if err := guard(ctx, o.install, log); err != nil {
-				log.Error("Failed to keep podmark installed", "error", err)
-			}
-		})
-	}
-	var unsaid error // written before stop, read when nothing runs any more
-	running.Go(func() {
-		defer stop()
-		unsaid = ports.Run(ctx, func() {
-			select {
-			case changed <- struct{}{}:
-			default: // it is about to be looked at
-			}
-		})
-	})
-	var unpoliced error // likewise
-	running.Go(func() {
-		defer stop()
-		unpoliced = policies.run(ctx)
-	})
-	err = k.Run(ctx)
-	stop()
-	running.Wait()
-	if err := errors.Join(err, unsaid, unpoliced); err != nil {
-		return err
-	}
-	log.Info("Stopped; the data plane stays in place")
-	return nil
+	running.Go(func() error { return k.Run(ctx) })
+	return running.Wait()
 }

@@ -6,17 +6,15 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
-	"slices"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
-
+	"github.com/podmark/podmark/pkg/agent/runner"
 	"github.com/podmark/podmark/pkg/conflist"
 	"github.com/podmark/podmark/pkg/runtimes"
 )
 
 const (
-	// quiet is how long nothing must happen before the guard looks: somebody who
+	// quiet is how long nothing must happen before the guard looks: a program that
 	// writes a file in place is in the middle of it. It looks after patience all the same.
 	quiet    = 50 * time.Millisecond
 	patience = 500 * time.Millisecond
@@ -31,40 +29,31 @@ const (
 )
 
 // guard keeps plugin and entry installed until ctx is done. It puts the entry back
-// when somebody rewrites the conflist, puts it into the conflist that becomes the
+// when another program rewrites the conflist, puts it into the conflist that becomes the
 // active one, and waits for one where there is none. It never fights for long: see
-// pace. Its own writes it knows by what they hold. The error is that of a node on
+// [runner.Backoff]. Its own writes it knows by what they hold. The error is that of a node on
 // which nothing can be watched.
 func guard(ctx context.Context, o *installOptions, log *slog.Logger) error {
-	w, err := fsnotify.NewWatcher()
+	due := runner.New()
+	due.Quiet, due.Patience = quiet, patience
+	watched, err := runner.WatchDirectories(ctx, func(path string, err error) {
+		switch {
+		case err != nil: // notifications may be lost
+			log.Warn("Failed to watch network configurations", "error", err)
+		case isTemporary(filepath.Base(path)):
+			return
+		}
+		due.Notify()
+	})
 	if err != nil {
 		return fmt.Errorf("watching network configurations: %w", err)
 	}
-	defer w.Close()
-	g := installKeeper{options: o, log: log}
-	for ctx.Err() == nil {
-		// Armed first: what happens while it looks is an event.
-		place, err := g.locate(ctx)
-		armed := err == nil && errors.Join(watch(w, place.Conf), watch(w, place.Bins[0])) == nil
-		var pause time.Duration
-		if err == nil {
-			pause = g.install(ctx)
-		}
-		next := again
-		if !armed || g.problem != "" {
-			next = retry
-		}
-		g.wait(ctx, w, pause, max(next, pause))
+	g := installKeeper{
+		options: o, log: log, watched: watched,
+		backoff: runner.Backoff{Burst: burst, Window: window, Least: minPause, Most: maxPause},
 	}
+	due.Run(ctx, func(bool) runner.Pause { return g.keep(ctx) })
 	return nil
-}
-
-// watch arms w for a directory, once: a directory that was removed has left w by itself.
-func watch(w *fsnotify.Watcher, dir string) error {
-	if slices.Contains(w.WatchList(), dir) {
-		return nil
-	}
-	return w.Add(dir)
 }
 
 // installKeeper is what the guard remembers.
@@ -76,9 +65,25 @@ type installKeeper struct {
 	// installed is whether it ever was: what comes then is a repair.
 	installed bool
 	problem   string
-	pace      pace
+	backoff   runner.Backoff
+	watched   *runner.Directories
 	// place is what was said of where the runtime looks.
 	place string
+}
+
+// keep installs what is missing, and says when to do it again.
+func (g *installKeeper) keep(ctx context.Context) runner.Pause {
+	// Watched first: what happens while it looks is notified.
+	place, err := g.locate(ctx)
+	watched := err == nil && errors.Join(g.watched.Add(place.Conf), g.watched.Add(place.Bins[0])) == nil
+	p := runner.Pause{Most: again}
+	if err == nil {
+		p.Least = g.install(ctx)
+	}
+	if !watched || g.problem != "" {
+		p.Most = retry
+	}
+	return p
 }
 
 // locate finds where to install, and says when that is another place.
@@ -140,71 +145,10 @@ func (g *installKeeper) install(ctx context.Context) time.Duration {
 }
 
 func (g *installKeeper) repaired() time.Duration {
-	pause := g.pace.repaired(time.Now())
+	pause := g.backoff.Next(time.Now())
 	if pause > 0 {
 		g.log.Warn("Another program keeps removing podmark from the conflist; pausing",
 			"pause", pause, "hint", "let only one agent own the conflist; for Cilium set cni.exclusive=false")
 	}
 	return pause
-}
-
-// wait returns when something happened and it is quiet again, but not before pause
-// is over, and at the latest after limit.
-func (g *installKeeper) wait(ctx context.Context, w *fsnotify.Watcher, pause, limit time.Duration) {
-	start := time.Now()
-	var first time.Time
-	timer := time.NewTimer(limit)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-timer.C:
-			return
-		case err := <-w.Errors:
-			// Events may be lost.
-			g.log.Warn("Failed to watch network configurations", "error", err)
-		case e := <-w.Events:
-			if isTemporary(filepath.Base(e.Name)) {
-				continue
-			}
-		}
-		now := time.Now()
-		if first.IsZero() {
-			first = now
-		}
-		due := earliest(first.Add(patience), now.Add(quiet))
-		if after := start.Add(pause); due.Before(after) {
-			due = after
-		}
-		timer.Reset(time.Until(due))
-	}
-}
-
-func earliest(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return a
-	}
-	return b
-}
-
-// pace bounds how often something is repaired: burst times a window without a
-// pause. Beyond that each repair is followed by a pause, twice as long as the one
-// before, until a window goes by without a repair.
-type pace struct {
-	last  []time.Time
-	pause time.Duration
-}
-
-// repaired notes a repair and returns how long to pause after it.
-func (p *pace) repaired(now time.Time) time.Duration {
-	fighting := p.pause > 0 && len(p.last) > 0 && now.Sub(p.last[len(p.last)-1]) < p.pause+window
-	p.last = slices.DeleteFunc(p.last, func(t time.Time) bool { return now.Sub(t) >= p.pause+window })
-	p.last = append(p.last, now)
-	if !fighting && len(p.last) <= burst {
-		p.pause = 0
-		return 0
-	}
-	p.pause = min(max(2*p.pause, minPause), maxPause)
-	return p.pause
 }

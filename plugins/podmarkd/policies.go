@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 
+	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/rest"
 
 	"github.com/podmark/podmark/pkg/agent"
@@ -36,7 +37,7 @@ type policies struct {
 }
 
 // newPolicies sets up what flags and networks ask for; api is nil where there is none.
-func (o daemonOptions) newPolicies(n node.Node, api *rest.Config, log *slog.Logger, m *metrics) (*policies, error) {
+func (o *daemonOptions) newPolicies(n node.Node, api *rest.Config, log *slog.Logger, m *metrics) (*policies, error) {
 	p := &policies{socket: o.socket, log: log, metrics: m}
 	m.follow(p.status)
 	if api != nil {
@@ -191,19 +192,23 @@ func (p *policies) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var running sync.WaitGroup
-	defer running.Wait()
 	answer := func(context.Context, podapi.Request) (podapi.Response, error) { return podapi.Response{}, errNoAPI }
 	if p.cluster != nil {
 		answer = p.cluster.Answer
 	}
-	running.Go(func() { podapi.Serve(ctx, l, answer) })
-	if p.directory != nil {
-		running.Go(func() { p.directory.Run(ctx) })
-	}
-	if p.cluster == nil {
-		<-ctx.Done()
+	var running errgroup.Group // whose parts end with ctx, and not with one another
+	running.Go(func() error {
+		podapi.Serve(ctx, l, answer)
 		return nil
+	})
+	if p.directory != nil {
+		running.Go(func() error {
+			p.directory.Run(ctx)
+			return nil
+		})
 	}
-	return p.cluster.Run(ctx)
+	if p.cluster != nil {
+		running.Go(func() error { return p.cluster.Run(ctx) })
+	}
+	return running.Wait()
 }

@@ -110,7 +110,7 @@ func (q *question) begin(settings node.Settings) {
 	q.c.settings = settings
 	q.c.active = true
 	q.c.view.Expect(q.ask, time.Now())
-	q.c.poke()
+	q.c.rounds.Notify()
 }
 
 // fetch asks the API for the pod. It is final where the API has no such pod.
@@ -134,7 +134,7 @@ func (q *question) state() (progress, error) {
 	if q.target == 0 && why == nil || q.target != 0 && q.c.done >= q.target && !decided {
 		q.target = q.c.sync + 1
 		q.c.view.Stir()
-		q.c.poke()
+		q.c.rounds.Notify()
 	}
 	s := progress{known: p != nil, waits: errors.Join(why, q.c.failed), news: q.c.news}
 	if q.target != 0 && q.c.done >= q.target && q.c.done == q.c.sync && decided {
@@ -211,6 +211,6 @@ func (c *Cluster) fetchUnknown(ctx context.Context, namespace string) {
 		delete(c.unanswered, namespace)
 	}
 	c.view.Told(namespace, is, err)
-	c.poke()
+	c.rounds.Notify()
 	c.announce()
 }

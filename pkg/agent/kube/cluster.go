@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/podmark/podmark/pkg/agent/kube/view"
+	"github.com/podmark/podmark/pkg/agent/runner"
 	"github.com/podmark/podmark/pkg/desired"
 	"github.com/podmark/podmark/pkg/node"
 )
@@ -39,7 +40,7 @@ type Cluster struct {
 	Done func(SyncResult)
 
 	clients clients
-	poked   chan struct{}
+	rounds  *runner.Runner
 	asking  chan struct{} // has an entry for each question that is under way
 
 	mu      sync.Mutex
@@ -66,7 +67,7 @@ func New(node node.Node, nodeName string, api *rest.Config, log *slog.Logger) (*
 		return nil, err
 	}
 	c := &Cluster{
-		Name: nodeName, API: api, Log: log, clients: clients, poked: make(chan struct{}, 1), asking: make(chan struct{}, questions),
+		Name: nodeName, API: api, Log: log, clients: clients, rounds: runner.New(), asking: make(chan struct{}, questions),
 		watches: map[view.Watch]*reflectorStore{}, news: make(chan struct{}), unanswered: map[string]int{},
 	}
 	c.view = view.New(nodeName, func(network string) bool { return c.Follows != nil && c.Follows(network) })
@@ -90,7 +91,7 @@ func (c *Cluster) Activate() {
 	defer c.mu.Unlock()
 	if !c.active {
 		c.active = true
-		c.poke()
+		c.rounds.Notify()
 	}
 }
 
@@ -102,16 +103,8 @@ func (c *Cluster) change(s *reflectorStore, f func(now time.Time)) {
 		return
 	}
 	f(time.Now())
-	c.poke()
+	c.rounds.Notify()
 	c.announce()
-}
-
-// poke makes a round due.
-func (c *Cluster) poke() {
-	select {
-	case c.poked <- struct{}{}:
-	default:
-	}
 }
 
 // announce wakes those who wait for something to change.

@@ -161,7 +161,7 @@ func (s *reflectorStore) tell(err error) {
 		s.c.Log.Warn("The API server does not serve what policies need", "error", err)
 	}
 	if err != nil {
-		s.c.poke() // another watch may take its place
+		s.c.rounds.Notify() // another watch may take its place
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"time"
 
+	"github.com/podmark/podmark/pkg/agent/runner"
 	"github.com/podmark/podmark/pkg/attachment"
 	"github.com/podmark/podmark/pkg/node"
 )
@@ -44,37 +45,27 @@ func (c *Cluster) Run(ctx context.Context) error {
 	if err := c.remember(); err != nil {
 		return err
 	}
-	next := time.NewTimer(regular)
-	defer next.Stop()
 	set, due := "", time.Now()
-	for ctx.Err() == nil {
+	c.rounds.Run(ctx, func(notified bool) runner.Pause {
+		if !notified {
+			c.mu.Lock()
+			c.view.Stir() // attachments may have come and gone
+			c.mu.Unlock()
+		}
 		round, did := c.turn(ctx)
 		if did && c.Done != nil && ctx.Err() == nil {
 			c.Done(round)
-		}
-		pause := min(max(leastPause, pauseRatio*round.Took), mostPause)
-		if round.Err != nil {
-			pause = retry
 		}
 		if start := time.Now(); start.After(due) {
 			set = c.keep(ctx, set)
 			due = time.Now().Add(max(setEvery, setRatio*time.Since(start)))
 		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(pause):
+		pause := min(max(leastPause, pauseRatio*round.Took), mostPause)
+		if round.Err != nil {
+			pause = retry
 		}
-		next.Reset(c.patience())
-		select {
-		case <-ctx.Done():
-		case <-c.poked:
-		case <-next.C:
-			c.mu.Lock()
-			c.view.Stir() // attachments may have come and gone
-			c.mu.Unlock()
-		}
-	}
+		return runner.Pause{Least: pause, Most: pause + c.patience()}
+	})
 	return nil
 }
 

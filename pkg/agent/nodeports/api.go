@@ -19,6 +19,8 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/podmark/podmark/pkg/agent/runner"
 )
 
 // felixName is the FelixConfiguration of every node; felixNodePrefix stands before the name of the
@@ -143,25 +145,24 @@ const firstRetry = 10 * time.Second
 // follow keeps one resource current until ctx is done.
 func (w *Watcher) follow(ctx context.Context, r resource) {
 	delay := min(firstRetry, w.retry())
-	for {
+	runner.New().Run(ctx, func(bool) runner.Pause {
 		seen, err := w.inform(ctx, r)
 		if ctx.Err() != nil {
-			return
+			return runner.Pause{}
 		}
 		if r.fields != "" && apierrors.IsBadRequest(err) {
 			r.fields = "" // a server that does not know the fields
-			continue
+			return runner.Pause{}
 		}
 		r.take(nil)
 		w.tell(slog.LevelInfo, r.name, fmt.Errorf("cannot be seen: %w", err))
 		if seen {
 			delay = min(firstRetry, w.retry())
 		}
-		if !wait(ctx, delay) {
-			return
-		}
+		pause := delay
 		delay = min(2*delay, w.retry())
-	}
+		return runner.Pause{Least: pause}
+	})
 }
 
 // inform takes over every change of a resource, until it cannot be seen or ctx is
@@ -175,17 +176,11 @@ func (w *Watcher) inform(ctx context.Context, r resource) (seen bool, err error)
 		}
 	}
 	informer := cache.NewSharedIndexInformerWithOptions(telling(r.list(r.fields), tell), r.example, cache.SharedIndexInformerOptions{})
-	poked := make(chan struct{}, 1)
-	poke := func() {
-		select {
-		case poked <- struct{}{}:
-		default: // all that is there will be read anyway
-		}
-	}
+	changes := afterChanges()
 	_, handlerErr := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(any) { poke() },
-		UpdateFunc: func(any, any) { poke() },
-		DeleteFunc: func(any) { poke() },
+		AddFunc:    func(any) { changes.Notify() },
+		UpdateFunc: func(any, any) { changes.Notify() },
+		DeleteFunc: func(any) { changes.Notify() },
 	})
 	err = errors.Join(handlerErr, informer.SetTransform(r.trim),
 		informer.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) {
@@ -206,17 +201,13 @@ func (w *Watcher) inform(ctx context.Context, r resource) (seen bool, err error)
 	if !cache.WaitForCacheSync(ctx.Done(), informer.HasSynced) {
 		return false, context.Cause(ctx)
 	}
-	for {
+	changes.Run(ctx, func(bool) runner.Pause {
 		w.tell(slog.LevelInfo, r.name, nil)
 		// An empty list is not nil: what is not there has been seen.
 		r.take(append([]any{}, informer.GetStore().List()...))
-		select {
-		case <-ctx.Done():
-			return true, context.Cause(ctx)
-		case <-poked:
-		}
-		wait(ctx, settle) // changes come in bursts
-	}
+		return runner.Pause{Most: runner.Never}
+	})
+	return true, context.Cause(ctx)
 }
 
 // telling tells of an API server that does not answer a watch, and of one that does

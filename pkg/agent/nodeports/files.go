@@ -13,18 +13,24 @@ import (
 	"strings"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
+	"github.com/podmark/podmark/pkg/agent/runner"
 )
 
 // largest is how many bytes a file may have: as many as an object of the API, about.
 const largest = 1 << 20
 
-// settle is how long after a notification files are read: an editor writes, renames
-// and removes, and in between a file may be empty or missing.
+// settle is how long after a notification a source is read: an editor writes, renames and removes,
+// and in between a file may be empty or missing; and changes of the API come in bursts.
 const settle = 100 * time.Millisecond
 
-// watchFiles reads the files again when something in their directories changes. Directories
-// are watched and not files, because editors and the kubelet replace files.
+// afterChanges runs what it is given once a source has settled.
+func afterChanges() *runner.Runner {
+	r := runner.New()
+	r.Quiet, r.Patience = settle, settle
+	return r
+}
+
+// watchFiles reads the files again when something in their directories changes.
 // Notifications may be missed (a link to another directory, a directory made later, no more
 // inotify instances for this user), so files are read now and then without one.
 func (w *Watcher) watchFiles(ctx context.Context) {
@@ -35,50 +41,18 @@ func (w *Watcher) watchFiles(ctx context.Context) {
 	if len(directories) == 0 {
 		return
 	}
-	var events chan fsnotify.Event
-	var faults chan error
-	notifier, err := fsnotify.NewWatcher()
-	if err == nil {
-		defer notifier.Close()
-		events, faults = notifier.Events, notifier.Errors
-	} else {
+	changes := afterChanges()
+	watched, err := runner.WatchDirectories(ctx, func(string, error) { changes.Notify() })
+	if err != nil {
 		w.tell(slog.LevelWarn, "notifications of files", err)
 	}
-	ticker := time.NewTicker(w.poll())
-	defer ticker.Stop()
-	for {
-		if notifier != nil {
-			for _, f := range directories {
-				_ = notifier.Add(f) // one that is not there, or not yet, is read all the same
-			}
+	changes.Run(ctx, func(bool) runner.Pause {
+		for _, dir := range directories {
+			_ = watched.Add(dir) // one that is not there, or not yet, is read all the same
 		}
 		w.readFiles()
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		case <-faults: // notifications were lost
-		case <-events:
-			if !w.settled(ctx, events) {
-				return
-			}
-		}
-	}
-}
-
-// settled takes notifications until a while after the first; false when ctx is done.
-func (w *Watcher) settled(ctx context.Context, events <-chan fsnotify.Event) bool {
-	end := time.NewTimer(settle)
-	defer end.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return false
-		case <-end.C:
-			return true
-		case <-events:
-		}
-	}
+		return runner.Pause{Most: w.poll()}
+	})
 }
 
 func (w *Watcher) readFiles() {

@@ -121,15 +121,3 @@ func (w *Watcher) tell(level slog.Level, source string, err error) {
 
 func (w *Watcher) poll() time.Duration  { return cmp.Or(w.Poll, defaultPoll) }
 func (w *Watcher) retry() time.Duration { return cmp.Or(w.Retry, defaultRetry) }
-
-// wait returns early, with false, when ctx is done.
-func wait(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
-}

@@ -12,6 +12,7 @@ package runner
 
 import (
 	"context"
+	"math"
 	"time"
 )
 
@@ -40,6 +41,9 @@ type Pause struct {
 	Urgent      func() bool
 	UrgentEvery time.Duration
 }
+
+// Never is a Most after which there is no run without a notification.
+const Never = time.Duration(math.MaxInt64)
 
 // Notify makes a run due. It does not wait, and may be called from any goroutine, at any time.
 func (r *Runner) Notify() {

@@ -192,15 +192,21 @@ func find(e attachment.Endpoint) (netlink.Link, error) {
 // BridgeFiltered reports whether frames between two ports of one bridge pass the
 // IP hooks. Without it pods on one bridge reach each other unjudged.
 func BridgeFiltered(ipv6 bool) error {
-	name := "bridge-nf-call-iptables"
-	if ipv6 {
-		name = "bridge-nf-call-ip6tables"
-	}
-	b, err := os.ReadFile("/proc/sys/net/bridge/" + name)
+	name := BridgeSysctl(ipv6)
+	b, err := os.ReadFile("/proc/sys/" + strings.ReplaceAll(name, ".", "/"))
 	if err == nil && strings.TrimSpace(string(b)) == "1" {
 		return nil
 	}
-	return fmt.Errorf("sysctl net.bridge.%s is not 1, so pods on one bridge reach each other unjudged: run 'modprobe br_netfilter && sysctl -w net.bridge.%s=1', or set policy to \"none\"", name, name)
+	return fmt.Errorf("sysctl %s is not 1, so pods on one bridge reach each other unjudged: run 'modprobe br_netfilter && sysctl -w %s=1', or set policy to \"none\"", name, name)
+}
+
+// BridgeSysctl names the kernel parameter that has the frames of bridges pass the IP hooks. Where it
+// is missing, so is the module br_netfilter.
+func BridgeSysctl(ipv6 bool) string {
+	if ipv6 {
+		return "net.bridge.bridge-nf-call-ip6tables"
+	}
+	return "net.bridge.bridge-nf-call-iptables"
 }
 
 func gone(err error) bool {
