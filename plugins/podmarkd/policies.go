@@ -208,7 +208,10 @@ func (p *policies) run(ctx context.Context) error {
 		})
 	}
 	if p.cluster != nil {
-		running.Go(func() error { return p.cluster.Run(ctx) })
+		running.Go(func() error {
+			p.cluster.Run(ctx)
+			return nil
+		})
 	}
 	return running.Wait()
 }

@@ -38,15 +38,17 @@ const (
 
 // Run follows the cluster from the moment it is activated until ctx is done, and leaves
 // what is enforced as it is.
-func (c *Cluster) Run(ctx context.Context) error {
+func (c *Cluster) Run(ctx context.Context) {
 	c.mu.Lock()
 	c.ctx = ctx
 	c.mu.Unlock()
-	if err := c.remember(); err != nil {
-		return err
-	}
-	set, due := "", time.Now()
+	set, due, remembers := "", time.Now(), false
 	c.rounds.Run(ctx, func(notified bool) runner.Pause {
+		if !remembers {
+			if remembers = c.remember() == nil; !remembers {
+				return runner.Pause{Least: retry}
+			}
+		}
 		if !notified {
 			c.mu.Lock()
 			c.view.Stir() // attachments may have come and gone
@@ -66,7 +68,6 @@ func (c *Cluster) Run(ctx context.Context) error {
 		}
 		return runner.Pause{Least: pause, Most: pause + c.patience()}
 	})
-	return nil
 }
 
 // patience is how long may pass without an event.
@@ -91,19 +92,21 @@ func (c *Cluster) keep(ctx context.Context, after string) string {
 	return set
 }
 
-// remember reads what a former podmarkd left.
+// remember reads what a former podmarkd left. Until that can be read, nothing is followed: without it,
+// what it enforced would end before the API has said so.
 func (c *Cluster) remember() error {
 	policies, _, err := c.Node.EnforcedPolicies()
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.view.Remember(policies)
-	return nil
+	switch {
+	case err == nil:
+		c.view.Remember(policies)
+	case errors.Is(err, fs.ErrNotExist):
+		err = nil
+	}
+	c.failed = err
+	c.announce()
+	return err
 }
 
 // turn has a round, if one is due. Before the first one everything must be known that a
