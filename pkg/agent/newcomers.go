@@ -21,7 +21,7 @@ type newcomers struct {
 	known map[life][]netip.Prefix
 }
 
-// life is one of an attachment: a runtime may add one anew.
+// life is one of an attachment: a runtime may add one again.
 type life struct {
 	attachment.Key
 	id mark.ID

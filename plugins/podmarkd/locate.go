@@ -9,7 +9,7 @@ import (
 
 // locate finds where the runtime looks. What it said last holds while it does not answer,
 // and what was found on the node while nothing is there: runtimes restart, and agents write
-// their conflists anew.
+// their conflists again.
 func (o *installOptions) locate(ctx context.Context) (runtimes.Place, error) {
 	given, err := runtimes.GivenBy(o.confDir, o.binDir)
 	if err != nil {

@@ -8,8 +8,8 @@ import (
 	"github.com/podmark/podmark/pkg/state"
 )
 
-// callMetrics is what the plugin does, from the spool. That is emptied when somebody asks
-// for metrics, and not before: what nobody has asked for is there for the next daemon.
+// callMetrics is what the plugin does, from the spool. That is emptied when metrics
+// are scraped, and not before: what was never scraped is there for the next daemon.
 type callMetrics struct {
 	store state.Store
 	read  func(error)

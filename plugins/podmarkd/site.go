@@ -31,7 +31,7 @@ const (
 	maxConfiguration = 1 << 20
 )
 
-// errChanged: somebody else wrote a file while it was being replaced.
+// errChanged: another program wrote a file while it was being replaced.
 var errChanged = errors.New("somebody else keeps writing the file")
 
 // site is where CNI configurations and plugins are on this node.

@@ -285,11 +285,7 @@ func follow(ctx context.Context, t *testing.T, running *sync.WaitGroup, api *res
 	if err != nil {
 		t.Fatal(err)
 	}
-	running.Go(func() {
-		if err := c.Run(ctx); err != nil {
-			t.Error(err)
-		}
-	})
+	running.Go(func() { c.Run(ctx) })
 	running.Go(func() {
 		if _, err := c.Answer(ctx, podapi.Request{Namespace: "shop", Pod: "web", Mask: config.DefaultMask}); err == nil {
 			t.Error("it answered, without the lock")

@@ -49,7 +49,7 @@ type Cluster struct {
 	// settings are those of a node on which podmark has not run yet, as the plugin says.
 	settings node.Settings
 	// sync counts the rounds that have begun to decide, and done is the last of them that
-	// is in the kernel. news is closed, and made anew, whenever something changes.
+	// is in the kernel. news is closed, and made again, whenever something changes.
 	sync, done uint64
 	news       chan struct{}
 	failed     error

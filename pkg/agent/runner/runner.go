@@ -6,7 +6,7 @@
 //	         <--Least-->    <-------Most------>
 //	            ^ notified, waits for Least
 //
-// It is what kube-proxy's BoundedFrequencyRunner is to a sync, with intervals that each run sets anew:
+// It is what kube-proxy's BoundedFrequencyRunner is to a sync, with intervals that each run sets:
 // how long a pause has to be depends on what a run took, and on whether it failed.
 package runner
 

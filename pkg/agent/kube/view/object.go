@@ -47,7 +47,7 @@ type Pod struct {
 	// Until is when its node should have ended it, in seconds since 1970; 0 where nobody
 	// deletes it.
 	Until uint32
-	// Peer is whether it can be somebody's peer by its addresses: it has some of its own,
+	// Peer is whether it can be a peer by its addresses: it has some of its own,
 	// and has not ended.
 	Peer bool
 	// served is whether it had an attachment on this node, and late whether it should be gone.

@@ -125,7 +125,7 @@ func (v *View) outliving(p *known, is Space) (list []*known) {
 	of := map[string]bool{}
 	for _, m := range v.localPodLabels()[p.Namespace] {
 		switch uid := cmp.Or(m.namespaceUID, is.UID, nowhere); {
-		case uid == is.UID && !is.Ending: // somebody has deleted it there
+		case uid == is.UID && !is.Ending: // it was deleted there
 		case !of[uid]:
 			of[uid] = true
 			one := *p

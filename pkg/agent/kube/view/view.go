@@ -3,7 +3,7 @@
 //
 // It is pure: it asks nobody, starts nothing, logs nothing and reads no clock. Package
 // cluster tells it what watches see and which attachments the node has, and carries out
-// what it says. What somebody should read, it leaves in [View.Notes].
+// what it says. What an operator should read, it leaves in [View.Notes].
 package view
 
 import (
@@ -116,9 +116,9 @@ func (s *watchState) tells(t telling) *telling {
 	return s.last
 }
 
-// Note is what somebody should read, with pairs of keys and values as in log/slog.
+// Note is what an operator should read, with pairs of keys and values as in log/slog.
 type Note struct {
-	// Trouble is set for what somebody should do something about.
+	// Trouble is set for what an operator should act on.
 	Trouble bool
 	Text    string
 	Args    []any
@@ -339,7 +339,7 @@ func (v *View) indexPod(old, p *Pod) {
 // enrolled reports whether others may be allowed to speak to the pod by its addresses.
 func (p *Pod) enrolled() bool { return p != nil && p.Peer && !p.served && !p.late }
 
-// overdue is how long after its time a pod that is being deleted counts as somebody's peer: its
+// overdue is how long after its time a pod that is being deleted counts as a peer: its
 // node tells the API that it is gone, and clocks differ.
 const overdue = 10 * time.Second
 
@@ -372,7 +372,7 @@ func (v *View) peers(namespace string) iter.Seq[*desired.IndexedPod] {
 
 func (v *View) takePolicy(p *Policy, now time.Time) {
 	old := v.policy(p.name())
-	if old != nil && old.uid != (UID{}) && p.UID != old.uid { // deleted and made anew
+	if old != nil && old.uid != (UID{}) && p.UID != old.uid { // deleted and made again
 		old.leave()
 		old = nil
 	}
@@ -498,7 +498,7 @@ func (v *View) Complete(s desired.State) (complete desired.State, known bool) {
 	return v.index.Complete(s), true
 }
 
-// Stir has the next round decide anew.
+// Stir has the next round decide again.
 func (v *View) Stir() { v.dirty = true }
 
 // Lost says that nobody knows what is in the kernel.
