@@ -51,7 +51,12 @@ const soon = 400 * time.Millisecond
 
 // adopt adds the pods of networks that are not known yet. An error about one does
 // not keep from adopting others, and is told once.
-func (a *adopter) adopt(ctx context.Context, n node.Node, networks map[string]network, now time.Time) (adopted []attachment.Record, err error) {
+func (a *adopter) adopt(
+	ctx context.Context,
+	n node.Node,
+	networks map[string]network,
+	now time.Time,
+) (adopted []attachment.Record, err error) {
 	if a.cache == "" || now.Before(a.next) {
 		return nil, nil
 	}
@@ -166,7 +171,13 @@ func (a *adopter) wrong(n node.Node) error {
 }
 
 // one adopts one pod.
-func (a *adopter) one(ctx context.Context, cni *libcni.CNIConfig, n node.Node, network network, c candidate) (r attachment.Record, did bool, err error) {
+func (a *adopter) one(
+	ctx context.Context,
+	cni *libcni.CNIConfig,
+	n node.Node,
+	network network,
+	c candidate,
+) (r attachment.Record, did bool, err error) {
 	list := &libcni.NetworkConfigList{Name: c.Network, CNIVersion: types100.ImplementedSpecVersion}
 	cached, err := cni.GetNetworkListCachedResult(list, &libcni.RuntimeConf{ContainerID: c.ContainerID, IfName: c.IfName})
 	if err != nil {

@@ -313,7 +313,13 @@ func (k *loop) reconcile(ctx context.Context, reason Trigger) (l Reconciliation)
 
 // changeMask moves the endpoints to the mask that the networks want, or, where each has the node
 // choose, from bits that others use to free ones. It returns the mask moved to; 0 for none.
-func (k Agent) changeMask(ctx context.Context, networks map[string]network, report foreign.Report, b config.Backend, now mark.Layout) (uint32, error) {
+func (k Agent) changeMask(
+	ctx context.Context,
+	networks map[string]network,
+	report foreign.Report,
+	b config.Backend,
+	now mark.Layout,
+) (uint32, error) {
 	layout, err := layoutOf(networks)
 	if err != nil {
 		return 0, err
@@ -333,7 +339,12 @@ func (k Agent) changeMask(ctx context.Context, networks map[string]network, repo
 
 // reconcileNode moves the endpoints to the mask that the networks want, and has missing
 // things put back.
-func (k *loop) reconcileNode(ctx context.Context, l *Reconciliation, networks map[string]network, report foreign.Report) error {
+func (k *loop) reconcileNode(
+	ctx context.Context,
+	l *Reconciliation,
+	networks map[string]network,
+	report foreign.Report,
+) error {
 	facts, unread := readFacts()
 	l.mode, l.read = facts.mode(), unread == nil
 	configured, err := k.Node.Configured()

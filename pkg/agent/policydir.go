@@ -72,7 +72,8 @@ func (t *teller) tell(done node.Applied, notes []string, err error) {
 		}
 	}
 	if t.err = ""; done.Changed {
-		t.Log.Info("Policies in the directory are in force", "directory", t.Dir, "policies", done.Policies, "restricted", done.Restricted)
+		t.Log.Info("Policies in the directory are in force", "directory", t.Dir, "policies", done.Policies, "restricted",
+			done.Restricted)
 	}
 }
 

@@ -48,7 +48,8 @@ type Endpoint struct {
 
 // Sends reports whether the endpoint may send from an address: its own, or a further one.
 func (e Endpoint) Sends(from netip.Addr) bool {
-	return slices.Contains(e.Addresses, from) || slices.ContainsFunc(e.AllowedSources, func(p netip.Prefix) bool { return p.Contains(from) })
+	return slices.Contains(e.Addresses, from) ||
+		slices.ContainsFunc(e.AllowedSources, func(p netip.Prefix) bool { return p.Contains(from) })
 }
 
 // Contends returns a prefix of e's further ones of which a part is one of other's, where both
@@ -58,7 +59,8 @@ func (e Endpoint) Contends(other Endpoint) (netip.Prefix, bool) {
 	if e.L3Interface != other.L3Interface && (e.VRF == "" || e.VRF != other.VRF) {
 		return netip.Prefix{}, false
 	}
-	i := slices.IndexFunc(e.AllowedSources, func(p netip.Prefix) bool { return slices.ContainsFunc(other.AllowedSources, p.Overlaps) })
+	i := slices.IndexFunc(e.AllowedSources,
+		func(p netip.Prefix) bool { return slices.ContainsFunc(other.AllowedSources, p.Overlaps) })
 	if i < 0 {
 		return netip.Prefix{}, false
 	}

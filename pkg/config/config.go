@@ -196,7 +196,8 @@ func Parse(stdin []byte) (Config, error) {
 		read(&c.CNIVersion, "cniVersion", in.CNIVersion, "", cniVersion),
 		read(&c.Network, "name", in.Name, nil, networkName),
 		read(&c.Layout, "iptablesMarkMask", in.IPTablesMarkMask, fmt.Sprintf("%#x", uint32(DefaultMask)), maskLayout),
-		read(&c.MarkCollision, "markCollision", in.MarkCollision, string(CollisionRefuse), oneOf(CollisionRefuse, CollisionWarn)),
+		read(&c.MarkCollision, "markCollision", in.MarkCollision, string(CollisionRefuse),
+			oneOf(CollisionRefuse, CollisionWarn)),
 		read(&c.NodePorts, "kubeNodePortRanges", in.KubeNodePortRanges, []any{DefaultNodePorts.String()}, portRanges),
 		read(&c.Backend, "backend", in.Backend, string(BackendAuto), oneOf(Backends...)),
 		read(&c.Policy, "policy", in.Policy, string(PolicyNone), oneOf(PolicyNone, PolicyFiles, PolicyKubernetes)),
@@ -213,7 +214,10 @@ func Parse(stdin []byte) (Config, error) {
 		return Config{}, err
 	}
 	if c.FailOpen && c.Policy != PolicyKubernetes {
-		return Config{}, &Error{Key: "failOpen", Value: "true", Want: fmt.Sprintf("false: it is for \"policy\": %q", PolicyKubernetes)}
+		return Config{}, &Error{
+			Key: "failOpen", Value: "true",
+			Want: fmt.Sprintf("false: it is for \"policy\": %q", PolicyKubernetes),
+		}
 	}
 	if c.DaemonSocket == "" {
 		c.DaemonSocket = filepath.Join(c.StateDir, SocketName)

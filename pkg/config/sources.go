@@ -35,7 +35,8 @@ func Sources(annotation string, bound []netip.Prefix) ([]netip.Prefix, error) {
 		return nil, nil
 	}
 	if len(annotation) > longestSources {
-		return nil, fmt.Errorf("annotation %s has %d bytes: want at most %d", SourcesAnnotation, len(annotation), longestSources)
+		return nil, fmt.Errorf("annotation %s has %d bytes: want at most %d", SourcesAnnotation, len(annotation),
+			longestSources)
 	}
 	items := strings.Split(annotation, ",")
 	for i, item := range items {

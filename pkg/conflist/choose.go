@@ -100,7 +100,10 @@ func take(files []File, want Wanted) (taken Choice, skipped []Skipped, err error
 		types, err := typesOf(f)
 		switch {
 		case err != nil:
-			skipped = append(skipped, Skipped{f.Name, err, strings.Contains(strings.ToLower(f.Name+string(f.Content)), "multus")})
+			skipped = append(skipped, Skipped{
+				f.Name, err,
+				strings.Contains(strings.ToLower(f.Name+string(f.Content)), "multus"),
+			})
 		case want.Network != "" && networkOf(f) != want.Network:
 		case isMultus(types):
 			taken, err = behindMultus(f, slices.Delete(slices.Clone(files), i, i+1), want.Dir)

@@ -126,7 +126,8 @@ func (s style) format(entry []byte) []byte {
 	switch {
 	case s.oneLine && s.spaced:
 		_ = json.Indent(&out, entry, "", "")
-		return bytes.ReplaceAll(bytes.ReplaceAll(bytes.TrimSpace(out.Bytes()), []byte(",\n"), []byte(", ")), []byte("\n"), nil)
+		return bytes.ReplaceAll(bytes.ReplaceAll(bytes.TrimSpace(out.Bytes()), []byte(",\n"), []byte(", ")), []byte("\n"),
+			nil)
 	case s.oneLine:
 		_ = json.Compact(&out, entry)
 	default:

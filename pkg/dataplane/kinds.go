@@ -82,7 +82,10 @@ var Kinds = []Kind{
 		Modules:       []string{"nf_tables", "nft_ct", "nft_fib_inet", "nft_meta_bridge"},
 		LogModules:    []string{"nfnetlink_log", "nft_log"},
 
-		Chains: explain.Chains{Guard: "bridge-ports", Between: "between-ports", Sender: "sender", Input: "input", Host: "host", Forward: "forward", Output: "output"},
+		Chains: explain.Chains{
+			Guard: "bridge-ports", Between: "between-ports", Sender: "sender", Input: "input",
+			Host: "host", Forward: "forward", Output: "output",
+		},
 		Usable: nftables.Probe,
 		Logs:   func(context.Context, time.Duration) (lacking, err error) { return nftables.Logs(), nil },
 	},
@@ -105,10 +108,16 @@ func ofIPTables(name config.Kind, v iptables.Variant) Kind {
 		},
 		SCTPInRules: true,
 		ByName:      true,
-		Modules:     []string{"ip_set", "xt_set", "ip_set_hash_netiface", "ip_set_hash_net", "ip_set_hash_ip", "ip_set_bitmap_port"},
-		LogModules:  []string{"nfnetlink_log", "xt_NFLOG", "xt_limit"},
-		Chains:      explain.Chains{Guard: "bridge-ports", Between: "between-ports", Sender: "PODMARK-SENDER", Input: "PODMARK-INPUT", Forward: "PODMARK-FORWARD", Output: "PODMARK-OUTPUT", Unmark: "PODMARK-CLEAR"},
-		Usable:      func() error { return iptables.Usable(v) },
+		Modules: []string{
+			"ip_set", "xt_set", "ip_set_hash_netiface", "ip_set_hash_net", "ip_set_hash_ip",
+			"ip_set_bitmap_port",
+		},
+		LogModules: []string{"nfnetlink_log", "xt_NFLOG", "xt_limit"},
+		Chains: explain.Chains{
+			Guard: "bridge-ports", Between: "between-ports", Sender: "PODMARK-SENDER",
+			Input: "PODMARK-INPUT", Forward: "PODMARK-FORWARD", Output: "PODMARK-OUTPUT", Unmark: "PODMARK-CLEAR",
+		},
+		Usable: func() error { return iptables.Usable(v) },
 		Logs: func(ctx context.Context, wait time.Duration) (lacking, err error) {
 			return iptables.Logs(ctx, v, wait)
 		},

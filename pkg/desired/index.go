@@ -235,8 +235,9 @@ func (n *setChanges[T]) changed(all iter.Seq[T]) bool {
 func NewIndex(pods func(namespace string) iter.Seq[*IndexedPod]) *Index {
 	x := &Index{
 		namespaces: map[string]map[string]string{}, pods: pods,
-		owners: addressBook{map[[4]byte]*IndexedPod{}, map[[16]byte]*IndexedPod{}}, claimants: map[netip.Addr][]*IndexedPod{}, claimed: map[netip.Addr]bool{},
-		peers: map[PeerSetID]*peerSet{}, tuples: map[TupleSetID]*tupleSet{},
+		owners: addressBook{map[[4]byte]*IndexedPod{}, map[[16]byte]*IndexedPod{}}, claimants: map[netip.Addr][]*IndexedPod{},
+		claimed: map[netip.Addr]bool{},
+		peers:   map[PeerSetID]*peerSet{}, tuples: map[TupleSetID]*tupleSet{},
 	}
 	x.Follow(Policies{})
 	return x
@@ -392,7 +393,11 @@ func (x *Index) enter(addresses []netip.Addr) {
 }
 
 // each has addresses, each there once, moved in the sets of who owns them now.
-func (x *Index) each(addresses []netip.Addr, peer func(*setChanges[netip.Addr], netip.Addr), tuple func(*setChanges[netip.AddrPort], netip.AddrPort)) {
+func (x *Index) each(
+	addresses []netip.Addr,
+	peer func(*setChanges[netip.Addr], netip.Addr),
+	tuple func(*setChanges[netip.AddrPort], netip.AddrPort),
+) {
 	if len(x.peers)+len(x.tuples) == 0 {
 		return
 	}

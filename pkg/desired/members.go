@@ -67,7 +67,10 @@ type selection struct {
 }
 
 func (p Policies) selection(labels func(namespace string) (labels map[string]string, known bool)) *selection {
-	s := &selection{within: map[string][]PeerSet{}, picked: map[string][]PeerSet{}, ports: map[NamedPort][]TupleSet{}, labels: labels, uids: p.NamespaceUIDs}
+	s := &selection{
+		within: map[string][]PeerSet{}, picked: map[string][]PeerSet{}, ports: map[NamedPort][]TupleSet{},
+		labels: labels, uids: p.NamespaceUIDs,
+	}
 	peers, tuples := p.sets()
 	for _, id := range slices.Sorted(maps.Keys(peers)) {
 		if set := peers[id]; set.Peer.Namespace != "" {

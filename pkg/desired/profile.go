@@ -43,7 +43,8 @@ type Stage struct {
 
 // denies reports whether the stage can forbid anything.
 func (s Stage) denies() bool {
-	return !s.Audit && (s.Default == Deny || slices.ContainsFunc(s.Rules, func(r ProfileRule) bool { return r.Action == Deny }))
+	return !s.Audit && (s.Default == Deny ||
+		slices.ContainsFunc(s.Rules, func(r ProfileRule) bool { return r.Action == Deny }))
 }
 
 // Audit reports whether the profile has policies, and all of them are audited.
@@ -134,7 +135,8 @@ func stageOf(tier Tier, policies []Policy, d Direction) (Stage, []string) {
 			stage = &audited
 		}
 		stage.Policies = append(stage.Policies, policy.String())
-		names[policy.Audit] = append(names[policy.Audit], strings.TrimSuffix(policy.String()+" of "+policy.NamespaceUID, " of "))
+		names[policy.Audit] = append(names[policy.Audit],
+			strings.TrimSuffix(policy.String()+" of "+policy.NamespaceUID, " of "))
 		for i, rule := range isolation.Rules {
 			if !rule.MatchNone {
 				stage.Rules = append(stage.Rules, rule.resolve(d, fmt.Sprintf("%s %s[%d]", policy, d, i)))

@@ -151,7 +151,10 @@ type Pod struct {
 // podOf is what policies see of an attachment. Something outside Kubernetes has no
 // namespace.
 func podOf(r attachment.Record) Pod {
-	return Pod{Namespace: r.Namespace, NamespaceUID: r.NamespaceUID, Name: r.Pod, Labels: r.Labels, Addresses: r.Addresses, Ports: r.NamedPorts}
+	return Pod{
+		Namespace: r.Namespace, NamespaceUID: r.NamespaceUID, Name: r.Pod, Labels: r.Labels, Addresses: r.Addresses,
+		Ports: r.NamedPorts,
+	}
 }
 
 // PeerSet is the addresses of the pods that one peer selects.
@@ -408,12 +411,14 @@ func (s State) restrictsProfile(from ProfileID, next State, to ProfileID) bool {
 func (s State) restrictsSets(next State) bool {
 	denied := s.deniesByRule() || next.deniesByRule()
 	for id, set := range s.PeerSets {
-		if n, ok := next.PeerSets[id]; ok && (!containsAll(n.Addrs, set.Addrs, netip.Addr.Compare) || denied && len(n.Addrs) != len(set.Addrs)) {
+		if n, ok := next.PeerSets[id]; ok &&
+			(!containsAll(n.Addrs, set.Addrs, netip.Addr.Compare) || denied && len(n.Addrs) != len(set.Addrs)) {
 			return true
 		}
 	}
 	for id, set := range s.TupleSets {
-		if n, ok := next.TupleSets[id]; ok && (!containsAll(n.Tuples, set.Tuples, netip.AddrPort.Compare) || denied && len(n.Tuples) != len(set.Tuples)) {
+		if n, ok := next.TupleSets[id]; ok &&
+			(!containsAll(n.Tuples, set.Tuples, netip.AddrPort.Compare) || denied && len(n.Tuples) != len(set.Tuples)) {
 			return true
 		}
 	}
@@ -467,7 +472,8 @@ func Diff(from, to Share) (Share, Share) {
 		}
 	}
 	stays := func(e Endpoint) bool {
-		return same[e.Key] && !slices.ContainsFunc(e.AllowedSources, func(p netip.Prefix) bool { return slices.Contains(lost, p) })
+		return same[e.Key] && !slices.ContainsFunc(e.AllowedSources,
+			func(p netip.Prefix) bool { return slices.Contains(lost, p) })
 	}
 	from.Endpoints = slices.DeleteFunc(slices.Clone(from.Endpoints), stays)
 	to.Endpoints = slices.DeleteFunc(slices.Clone(to.Endpoints), stays)
@@ -481,14 +487,16 @@ func Diff(from, to Share) (Share, Share) {
 	from.PeerSets, to.PeerSets = maps.Clone(from.PeerSets), maps.Clone(to.PeerSets)
 	for id, set := range from.PeerSets {
 		if next, ok := to.PeerSets[id]; ok {
-			set.Addrs, next.Addrs = without(set.Addrs, next.Addrs, netip.Addr.Compare), without(next.Addrs, set.Addrs, netip.Addr.Compare)
+			set.Addrs, next.Addrs = without(set.Addrs, next.Addrs, netip.Addr.Compare),
+				without(next.Addrs, set.Addrs, netip.Addr.Compare)
 			from.PeerSets[id], to.PeerSets[id] = set, next
 		}
 	}
 	from.TupleSets, to.TupleSets = maps.Clone(from.TupleSets), maps.Clone(to.TupleSets)
 	for id, set := range from.TupleSets {
 		if next, ok := to.TupleSets[id]; ok {
-			set.Tuples, next.Tuples = without(set.Tuples, next.Tuples, netip.AddrPort.Compare), without(next.Tuples, set.Tuples, netip.AddrPort.Compare)
+			set.Tuples, next.Tuples = without(set.Tuples, next.Tuples, netip.AddrPort.Compare),
+				without(next.Tuples, set.Tuples, netip.AddrPort.Compare)
 			from.TupleSets[id], to.TupleSets[id] = set, next
 		}
 	}
@@ -499,6 +507,8 @@ func Diff(from, to Share) (Share, Share) {
 func (e Endpoint) placedAs(other Endpoint) bool {
 	return e.ID == other.ID && e.FormerID == other.FormerID && e.Profiles == other.Profiles &&
 		e.L3Interface == other.L3Interface && e.HostVeth == other.HostVeth && e.MAC == other.MAC &&
-		e.L3InterfaceIndex == other.L3InterfaceIndex && e.HostVethIndex == other.HostVethIndex && e.VRFIndex == other.VRFIndex &&
-		slices.Equal(e.Addresses, other.Addresses) && slices.Equal(e.AllowedSources, other.AllowedSources) && slices.Equal(e.Gateways, other.Gateways)
+		e.L3InterfaceIndex == other.L3InterfaceIndex && e.HostVethIndex == other.HostVethIndex &&
+		e.VRFIndex == other.VRFIndex &&
+		slices.Equal(e.Addresses, other.Addresses) && slices.Equal(e.AllowedSources, other.AllowedSources) &&
+		slices.Equal(e.Gateways, other.Gateways)
 }

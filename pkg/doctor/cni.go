@@ -167,7 +167,8 @@ func checkOrder(f Facts) []Finding {
 	var out []Finding
 	for _, n := range f.Networks {
 		at := slices.Index(n.Types, plugin)
-		if n.Entry == nil || n.DropIn != "" || at < 0 || at > 0 && !slices.ContainsFunc(n.Types[at+1:], func(p string) bool { return !conflist.AddsNoAddress(p) }) {
+		if n.Entry == nil || n.DropIn != "" || at < 0 || at > 0 &&
+			!slices.ContainsFunc(n.Types[at+1:], func(p string) bool { return !conflist.AddsNoAddress(p) }) {
 			continue
 		}
 		found := Finding{
@@ -217,16 +218,20 @@ func checkWorks(f Facts) []Finding {
 	if len(out) > 0 || f.Daemon == nil || !f.DaemonRuns || f.Daemon.Stale(f.Now) || f.Daemon.NotInstalled == "" {
 		return out
 	}
-	for _, check := range []func(Facts) []Finding{checkRuntime, checkConflist, checkOrder, checkConfiguration, checkSettings, checkPlugin} {
+	for _, check := range []func(Facts) []Finding{
+		checkRuntime, checkConflist, checkOrder, checkConfiguration,
+		checkSettings, checkPlugin,
+	} {
 		if slices.ContainsFunc(check(f), func(x Finding) bool { return x.Severity == Error }) {
 			return nil // which says it better
 		}
 	}
 	return []Finding{{
 		Severity: Error,
-		What:     fmt.Sprintf("podmarkd says since its last look, at %s: %s", f.Daemon.LastReconcile.Format(time.RFC3339), f.Daemon.NotInstalled),
-		Why:      fmt.Sprintf("podmarkd is not ready, and nothing of it is so in %q and %q, where doctor looked: it looks elsewhere, or in a container that has other directories", f.ConfDir, f.BinDir),
-		Fix:      "# give podmarkd the directories that the runtime reads, by --cni-conf-dir, --cni-bin-dir and --cni-conf-name, or the values of its chart",
+		What: fmt.Sprintf("podmarkd says since its last look, at %s: %s", f.Daemon.LastReconcile.Format(time.RFC3339),
+			f.Daemon.NotInstalled),
+		Why: fmt.Sprintf("podmarkd is not ready, and nothing of it is so in %q and %q, where doctor looked: it looks elsewhere, or in a container that has other directories", f.ConfDir, f.BinDir),
+		Fix: "# give podmarkd the directories that the runtime reads, by --cni-conf-dir, --cni-bin-dir and --cni-conf-name, or the values of its chart",
 	}}
 }
 
@@ -336,7 +341,8 @@ func (n Network) repaired(f Facts) string {
 			}
 		case "stateDir":
 			keys[key] = f.StateDir
-		case "failOpen", "allowTunnels", "markCollision", "kubeNodePortRanges", "daemonSocket", "lockTimeoutSeconds", "logFile", "allowedSourcePrefixes":
+		case "failOpen", "allowTunnels", "markCollision", "kubeNodePortRanges", "daemonSocket", "lockTimeoutSeconds",
+			"logFile", "allowedSourcePrefixes":
 			keys[key] = nil
 		default:
 			return n.advice(n.Err)
@@ -415,9 +421,10 @@ func checkSettings(f Facts) []Finding {
 		if len(differ) > 0 {
 			out = append(out, Finding{
 				Severity: Error,
-				What:     fmt.Sprintf("%q and %q give podmark different values of %s", first.where(), n.where(), strings.Join(differ, ", ")),
-				Why:      "these are settings of the node: each ADD takes the node to those of its own network, or fails",
-				Fix:      n.edit(f, keys),
+				What: fmt.Sprintf("%q and %q give podmark different values of %s", first.where(), n.where(),
+					strings.Join(differ, ", ")),
+				Why: "these are settings of the node: each ADD takes the node to those of its own network, or fails",
+				Fix: n.edit(f, keys),
 			})
 		}
 	}

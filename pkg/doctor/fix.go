@@ -135,7 +135,8 @@ func toNFTables(f Facts, otherwise string) string {
 // file beside it, whose name they do not read, and a rename.
 func write(path string, content []byte) string {
 	tmp := filepath.Join(filepath.Dir(path), ".podmark-doctor.tmp")
-	return fmt.Sprintf("(umask 077; printf %%s %s >%s) && mv %s %s", quote(string(content)), quote(tmp), quote(tmp), quote(path))
+	return fmt.Sprintf("(umask 077; printf %%s %s >%s) && mv %s %s", quote(string(content)), quote(tmp), quote(tmp),
+		quote(path))
 }
 
 // quote makes s one word of a shell.

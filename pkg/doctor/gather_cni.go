@@ -57,7 +57,8 @@ func (f *Facts) readCNI() error {
 		}
 		return err
 	}
-	f.Active, f.Skipped, f.ActiveErr = conflist.Choose(files, conflist.Wanted{Name: f.ConfName, Network: f.Place.Network, Dir: f.ConfDir})
+	f.Active, f.Skipped, f.ActiveErr = conflist.Choose(files,
+		conflist.Wanted{Name: f.ConfName, Network: f.Place.Network, Dir: f.ConfDir})
 	if err := f.readNetworks(files); err != nil {
 		return err
 	}

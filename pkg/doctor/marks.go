@@ -168,7 +168,8 @@ func reaches(r foreign.Rule, f Facts) bool {
 		return true
 	}
 	return slices.ContainsFunc(f.State.Records, func(e attachment.Record) bool {
-		return slices.ContainsFunc(e.Addresses, func(a netip.Addr) bool { return r.Source.Contains(a) || r.Destination.Contains(a) })
+		return slices.ContainsFunc(e.Addresses,
+			func(a netip.Addr) bool { return r.Source.Contains(a) || r.Destination.Contains(a) })
 	})
 }
 

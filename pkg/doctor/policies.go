@@ -61,7 +61,8 @@ func checkSource(f Facts) []Finding {
 		if n.Config.Policy == want {
 			continue
 		}
-		fix := fmt.Sprintf("# decide: \"policy\": %q in all networks, as in %s, or %q there too", config.PolicyKubernetes, quote(n.where()), want)
+		fix := fmt.Sprintf("# decide: \"policy\": %q in all networks, as in %s, or %q there too", config.PolicyKubernetes,
+			quote(n.where()), want)
 		if want == config.PolicyKubernetes {
 			fix = n.edit(f, map[string]any{"policy": string(want)})
 		}
@@ -86,8 +87,9 @@ func checkSocket(f Facts) []Finding {
 		}
 		found := Finding{
 			Severity: Error,
-			What:     fmt.Sprintf("%q has \"policy\": \"kubernetes\", and podmarkd does not answer at %q: %v", n.where(), path, f.Sockets[path]),
-			Why:      noAnswer(n.Config),
+			What: fmt.Sprintf("%q has \"policy\": \"kubernetes\", and podmarkd does not answer at %q: %v", n.where(), path,
+				f.Sockets[path]),
+			Why: noAnswer(n.Config),
 		}
 		switch {
 		case f.Daemon == nil:
@@ -215,7 +217,8 @@ func (f Facts) unpolicedByChoice() bool {
 	for _, n := range f.Networks {
 		chosen[n.Name] = n.Entry != nil && n.Err == nil && n.Config.Policy == config.PolicyNone && config.SaysPolicy(n.Entry)
 	}
-	return !slices.ContainsFunc(f.State.Records, func(r attachment.Record) bool { return desired.GapOf(r, true) == desired.Unasked && !chosen[r.Network] }) &&
+	return !slices.ContainsFunc(f.State.Records,
+		func(r attachment.Record) bool { return desired.GapOf(r, true) == desired.Unasked && !chosen[r.Network] }) &&
 		!slices.ContainsFunc(f.State.Idle, func(p desired.IdlePolicy) bool { return p.Reason == desired.IdleUnpoliced })
 }
 

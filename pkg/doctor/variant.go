@@ -20,7 +20,8 @@ func checkMix(f Facts) []Finding {
 		return nil
 	}
 	fewer := "legacy"
-	if kubelet, ok := kubeletVariant(f); ok && kubelet == foreign.Legacy || !ok && count[foreign.NFTables] < count[foreign.Legacy] {
+	if kubelet, ok := kubeletVariant(f); ok && kubelet == foreign.Legacy || !ok &&
+		count[foreign.NFTables] < count[foreign.Legacy] {
 		fewer = "nft"
 	}
 	return []Finding{{
@@ -50,7 +51,10 @@ func kubeletVariant(f Facts) (foreign.Origin, bool) {
 }
 
 // enforces are the backends that iptables shows, by where their rules are.
-var enforces = map[config.Kind]foreign.Origin{config.IPTablesNFT: foreign.NFTables, config.IPTablesLegacy: foreign.Legacy}
+var enforces = map[config.Kind]foreign.Origin{
+	config.IPTablesNFT:    foreign.NFTables,
+	config.IPTablesLegacy: foreign.Legacy,
+}
 
 func checkVariant(f Facts) []Finding {
 	kubelet, found := kubeletVariant(f)

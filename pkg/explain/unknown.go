@@ -134,7 +134,8 @@ func (w walker) noteSelected(p desired.Packet, j desired.Decision) {
 	if j.Direction == desired.Egress {
 		other = p.Dst
 	}
-	selects := slices.ContainsFunc(w.State.Profiles[j.Profile].Rules(), func(r desired.ProfileRule) bool { return r.Peers != nil })
+	selects := slices.ContainsFunc(w.State.Profiles[j.Profile].Rules(),
+		func(r desired.ProfileRule) bool { return r.Peers != nil })
 	if j.Allowed || !selects || w.endpoint(other) != nil || w.route(other).Local {
 		return
 	}

@@ -156,7 +156,8 @@ func (w walker) pastHooks(p desired.Packet) bool {
 	if p.Dst.Is6() {
 		off = w.PastHooks6
 	}
-	return off && p.In == p.Out && slices.ContainsFunc(w.State.Endpoints, func(e desired.Endpoint) bool { return !e.Routed() && e.L3Interface == p.In })
+	return off && p.In == p.Out && slices.ContainsFunc(w.State.Endpoints,
+		func(e desired.Endpoint) bool { return !e.Routed() && e.L3Interface == p.In })
 }
 
 // dropped holds for what the rules know to pass all hooks of IP, from or to an isolated pod.
@@ -186,13 +187,15 @@ func (w walker) toNode(walk Walk, p desired.Packet, r Route) []Walk {
 	switch {
 	case service == nil && !r.Many && !slices.Contains(w.State.HostAddresses, p.Dst):
 		w.unsure("kube-proxy's rules were not read: it rejects what is for a service's address and for no service.")
-		return []Walk{walk.step(input, kubeProxy, "rejects it: IPVS has no such service").end(false, "kube-proxy rejects it: no service has this port")}
+		return []Walk{walk.step(input, kubeProxy, "rejects it: IPVS has no such service").end(false,
+			"kube-proxy rejects it: no service has this port")}
 	case service == nil:
 		return []Walk{w.delivered(walk, p)}
 	}
 	walk.Service = fmt.Sprintf("%s/%s", service.At, name(service.Protocol))
 	if len(service.Destinations) == 0 {
-		return []Walk{walk.step(hook, ipvs, "takes it, and has nobody to send it to").end(false, "the service has no backend")}
+		return []Walk{walk.step(hook, ipvs, "takes it, and has nobody to send it to").end(false,
+			"the service has no backend")}
 	}
 	var walks []Walk
 	for _, b := range service.Destinations {
@@ -310,7 +313,8 @@ func (w Walk) asked() *Decision {
 func (w walker) sent(walk Walk, p desired.Packet) Walk {
 	from, posing := w.State.Origin(p.Src, p.In)
 	if posing {
-		return walk.step(prerouting, w.Chains.Sender, fmt.Sprintf("drops it: %s is no address that may come in by %s", p.Src, p.In)).
+		return walk.step(prerouting, w.Chains.Sender,
+			fmt.Sprintf("drops it: %s is no address that may come in by %s", p.Src, p.In)).
 			end(false, "the source address is not the endpoint's own")
 	}
 	if from == nil {
@@ -351,7 +355,8 @@ func (w walker) evaluate(walk Walk, p desired.Packet) Walk {
 func (w walker) decision(j desired.Decision) Decision {
 	out := Decision{
 		Direction: j.Direction.String(), ID: j.Endpoint,
-		Profile: j.Profile, Policies: w.State.Profiles[j.Profile].Policies(), Rule: j.Rule, Allowed: j.Allowed, Audited: j.Audited,
+		Profile: j.Profile, Policies: w.State.Profiles[j.Profile].Policies(), Rule: j.Rule, Allowed: j.Allowed,
+		Audited: j.Audited,
 	}
 	for _, e := range w.State.Endpoints {
 		if e.ID == j.Endpoint {

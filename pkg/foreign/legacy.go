@@ -248,7 +248,10 @@ func (r *Rule) readCompares() {
 			return
 		case word == "--mark" && field != "" && i+1 < len(r.Spec):
 			value, mask, ok := masked(r.Spec[i+1])
-			r.Compares = append(r.Compares, Compare{Field: field, Mask: mask, Value: value, Among: !ok, Not: i > 0 && r.Spec[i-1] == "!"})
+			r.Compares = append(r.Compares, Compare{
+				Field: field, Mask: mask, Value: value, Among: !ok,
+				Not: i > 0 && r.Spec[i-1] == "!",
+			})
 		}
 	}
 }

@@ -117,8 +117,11 @@ const tries = 10
 // dump reads all objects of a kind, of all families.
 func dump(conn *netlink.Conn, kind uint16) ([]message, error) {
 	request := netlink.Message{
-		Header: netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | kind), Flags: netlink.Request | netlink.Dump},
-		Data:   []byte{unix.NFPROTO_UNSPEC, unix.NFNETLINK_V0, 0, 0},
+		Header: netlink.Header{
+			Type:  netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | kind),
+			Flags: netlink.Request | netlink.Dump,
+		},
+		Data: []byte{unix.NFPROTO_UNSPEC, unix.NFNETLINK_V0, 0, 0},
 	}
 	for range tries {
 		replies, err := conn.Execute(request)

@@ -38,15 +38,33 @@ const portmapBit uint32 = 0x2000
 func Users() []User {
 	return []User{
 		// Its bits are refused as a mask; --iptables-masquerade-bit moves the first.
-		{Name: "kube-proxy", Bits: mark.KubeProxy, Chains: []string{"KUBE-SERVICES", "KUBE-POSTROUTING", "KUBE-MARK-"}, Tables: []string{"kube-proxy"}, Move: "kube-proxy --iptables-masquerade-bit"},
-		{Name: "portmap", Bits: portmapBit, Chains: []string{"CNI-HOSTPORT-"}, Tables: []string{"cni_hostport"}, Plugins: []string{"portmap"}, Move: "markMasqBit of portmap's entry in the conflist"},
+		{
+			Name: "kube-proxy", Bits: mark.KubeProxy, Chains: []string{"KUBE-SERVICES", "KUBE-POSTROUTING", "KUBE-MARK-"},
+			Tables: []string{"kube-proxy"}, Move: "kube-proxy --iptables-masquerade-bit",
+		},
+		{
+			Name: "portmap", Bits: portmapBit, Chains: []string{"CNI-HOSTPORT-"}, Tables: []string{"cni_hostport"},
+			Plugins: []string{"portmap"}, Move: "markMasqBit of portmap's entry in the conflist",
+		},
 		{Name: "Calico", Bits: 0xffff0000, Input: true, Chains: []string{"cali-"}, Tables: []string{"calico"}, Plugins: []string{"calico"}, Move: "iptablesMarkMask or nftablesMarkMask of the FelixConfiguration"},
 		// An identity of 24 bits is split: 16 above, 8 below (bpf/lib/common.h).
-		{Name: "Cilium", Bits: 0xffff0fff, Chains: []string{"CILIUM_", "OLD_CILIUM_"}, Links: []string{"cilium_host", "cilium_net"}, Plugins: []string{"cilium-cni"}, Unseen: true},
+		{
+			Name: "Cilium", Bits: 0xffff0fff, Chains: []string{"CILIUM_", "OLD_CILIUM_"},
+			Links: []string{"cilium_host", "cilium_net"}, Plugins: []string{"cilium-cni"}, Unseen: true,
+		},
 		{Name: "kube-router", Bits: 0x30000, Input: true, Chains: []string{"KUBE-ROUTER-", "KUBE-NWPLCY-", "KUBE-POD-FW-"}},
-		{Name: "Weave", Bits: 0x60000, Input: true, Chains: []string{"WEAVE"}, Links: []string{"weave"}, Plugins: []string{"weave-net"}},
-		{Name: "Tailscale", Bits: 0xff0000, Chains: []string{"ts-input", "ts-forward", "ts-postrouting"}, Links: []string{"tailscale0"}, Unseen: true},
-		{Name: "NetBird", Bits: 0x1bdff, Chains: []string{"NETBIRD-"}, Tables: []string{"netbird"}, Links: []string{"wt0"}, Unseen: true},
+		{
+			Name: "Weave", Bits: 0x60000, Input: true, Chains: []string{"WEAVE"}, Links: []string{"weave"},
+			Plugins: []string{"weave-net"},
+		},
+		{
+			Name: "Tailscale", Bits: 0xff0000, Chains: []string{"ts-input", "ts-forward", "ts-postrouting"},
+			Links: []string{"tailscale0"}, Unseen: true,
+		},
+		{
+			Name: "NetBird", Bits: 0x1bdff, Chains: []string{"NETBIRD-"}, Tables: []string{"netbird"}, Links: []string{"wt0"},
+			Unseen: true,
+		},
 		{Name: "Talos KubeSpan", Bits: 0x60, Tables: []string{"talos_kubespan"}, Links: []string{"kubespan"}, Unseen: true},
 		{Name: "AWS VPC CNI", Bits: 0x80, Chains: []string{"AWS-SNAT-CHAIN-", "AWS-CONNMARK-CHAIN-"}, Plugins: []string{"aws-cni"}, Unseen: true, Move: "AWS_VPC_K8S_CNI_CONNMARK of the daemon set aws-node"},
 		{Name: "Istio", Bits: 0xfff, Chains: []string{"ISTIO_"}, Plugins: []string{"istio-cni"}, Unseen: true},

@@ -32,7 +32,13 @@ var ErrContended = errors.New("an address or a further source prefix has two own
 // nobody told. It is ErrPromise where the node's policies give it others.
 //
 // Sent tells whether the endpoint has sent anything by then.
-func (n Node) Add(ctx context.Context, settings Settings, r attachment.Record, promised *[2]desired.ProfileID, sent func() (bool, error)) (added attachment.Record, err error) {
+func (n Node) Add(
+	ctx context.Context,
+	settings Settings,
+	r attachment.Record,
+	promised *[2]desired.ProfileID,
+	sent func() (bool, error),
+) (added attachment.Record, err error) {
 	err = n.transact(ctx, func(t *tx) error {
 		added, err = t.add(ctx, settings, r, false, promised, sent)
 		return err
@@ -43,7 +49,11 @@ func (n Node) Add(ctx context.Context, settings Settings, r attachment.Record, p
 // Adopt is Add for an endpoint that is running already, unmarked and unpoliced: its
 // port is never closed, and its connections are judged from their next packet on.
 // It reports whether there was anything to do: an attachment that is known is none.
-func (n Node) Adopt(ctx context.Context, settings Settings, r attachment.Record) (added attachment.Record, adopted bool, err error) {
+func (n Node) Adopt(
+	ctx context.Context,
+	settings Settings,
+	r attachment.Record,
+) (added attachment.Record, adopted bool, err error) {
 	err = n.transact(ctx, func(t *tx) error {
 		if added, err = t.Store.Get(r.Key); err == nil && added.Committed {
 			return nil
@@ -90,7 +100,14 @@ func (n Node) begin(ctx context.Context, settings Settings) (f nodeFile, err err
 }
 
 // add is Add with the lock held, or Adopt of a running endpoint.
-func (t *tx) add(ctx context.Context, settings Settings, r attachment.Record, running bool, promised *[2]desired.ProfileID, sent func() (bool, error)) (attachment.Record, error) {
+func (t *tx) add(
+	ctx context.Context,
+	settings Settings,
+	r attachment.Record,
+	running bool,
+	promised *[2]desired.ProfileID,
+	sent func() (bool, error),
+) (attachment.Record, error) {
 	if err := t.admit(ctx, settings, r, promised); err != nil {
 		return attachment.Record{}, err
 	}
@@ -115,7 +132,8 @@ func (t *tx) admit(ctx context.Context, settings Settings, r attachment.Record, 
 		return err
 	}
 	if t.file.Kubernetes && r.Policed && !r.Kubernetes {
-		return fmt.Errorf("%w, and this network says \"policy\": \"files\": all networks of a node take it from one place", ErrSource)
+		return fmt.Errorf("%w, and this network says \"policy\": \"files\": all networks of a node take it from one place",
+			ErrSource)
 	}
 	if err := t.bridgeFiltered(t.file, r); err != nil {
 		return err
@@ -135,7 +153,13 @@ func (t *tx) admit(ctx context.Context, settings Settings, r attachment.Record, 
 }
 
 // place carries out the plan of an ADD, and gives r its ID.
-func (t *tx) place(ctx context.Context, layout mark.Layout, p addPlan, r *attachment.Record, sent func() (bool, error)) error {
+func (t *tx) place(
+	ctx context.Context,
+	layout mark.Layout,
+	p addPlan,
+	r *attachment.Record,
+	sent func() (bool, error),
+) error {
 	reset := func() error { return t.resetVerdict(*r, t.file.Mask, p.before, sent) }
 	open := t.kernel().guard
 	if p.block {
@@ -225,7 +249,8 @@ func (n Node) holders(r attachment.Record) (former *attachment.Record, owners []
 	}
 	for _, a := range r.Addresses {
 		owner, err := n.Store.Owner(a)
-		if err != nil || owner.Key == r.Key || slices.ContainsFunc(owners, func(o attachment.Record) bool { return o.Key == owner.Key }) {
+		if err != nil || owner.Key == r.Key ||
+			slices.ContainsFunc(owners, func(o attachment.Record) bool { return o.Key == owner.Key }) {
 			continue // it has none, or what a crash left; Own overwrites it
 		}
 		owners = append(owners, n.owned(owner))
@@ -236,7 +261,12 @@ func (n Node) holders(r attachment.Record) (former *attachment.Record, owners []
 // resetVerdict makes the flows be judged that were there before the endpoint was: its
 // own, if it sent anything before its port was closed, and those of the attachments that had
 // its address and were not properly deleted.
-func (n Node) resetVerdict(r attachment.Record, mask uint32, before []attachment.Record, sent func() (bool, error)) error {
+func (n Node) resetVerdict(
+	r attachment.Record,
+	mask uint32,
+	before []attachment.Record,
+	sent func() (bool, error),
+) error {
 	if len(before) == 0 {
 		if any, err := sent(); err != nil || !any {
 			return err

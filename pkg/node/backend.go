@@ -34,7 +34,10 @@ func (f nodeFile) kind() dataplane.Kind {
 
 // judge is the backend without what is beside each of them.
 func (n Node) judge(f nodeFile) dataplane.Enforcer {
-	return f.kind().New(dataplane.Options{Wait: n.LockTimeout, Step: n.Step, Lacks: f.lacks(), Former: f.Former, Guarded: f.Bridge == bridgeByNFTables})
+	return f.kind().New(dataplane.Options{
+		Wait: n.LockTimeout, Step: n.Step, Lacks: f.lacks(), Former: f.Former,
+		Guarded: f.Bridge == bridgeByNFTables,
+	})
 }
 
 // choose decides what enforces. What auto finds out is noted, and not asked again.
@@ -142,7 +145,8 @@ func (f *nodeFile) askKernel(ctx context.Context, wait time.Duration) error {
 
 // lacks lists what iptables does without.
 func (f nodeFile) lacks() []iptables.Feature {
-	return slices.DeleteFunc(iptables.Features(), func(feature iptables.Feature) bool { return slices.Contains(f.Has, feature) })
+	return slices.DeleteFunc(iptables.Features(),
+		func(feature iptables.Feature) bool { return slices.Contains(f.Has, feature) })
 }
 
 // Unlogged says what is lacking to log the packets that are dropped; empty where they

@@ -47,7 +47,8 @@ func stamp(path string) fileStamp {
 // same reports whether nothing has changed since s was taken.
 func (s fileStamp) same(now fileStamp) bool {
 	changed := time.Unix(s.change.Sec, s.change.Nsec)
-	return s.inode != 0 && s.inode == now.inode && s.size == now.size && s.change == now.change && s.recognised.Sub(changed) > coarse
+	return s.inode != 0 && s.inode == now.inode && s.size == now.size && s.change == now.change &&
+		s.recognised.Sub(changed) > coarse
 }
 
 // cachedPolicies is readPolicies, or knows them. They are not to be changed.

@@ -85,7 +85,8 @@ func (n Node) withPolicies(f nodeFile) (nodeFile, error) {
 	case is == f.FormerHash: // a change ended between the two files
 		f.PoliciesHash, f.Synced = is, false
 	default:
-		err = fmt.Errorf("the SHA-256 of %q is %s, and %s says %s", n.Store.Path(state.PoliciesFile), is, state.NodeFile, f.PoliciesHash)
+		err = fmt.Errorf("the SHA-256 of %q is %s, and %s says %s", n.Store.Path(state.PoliciesFile), is, state.NodeFile,
+			f.PoliciesHash)
 	}
 	if err != nil {
 		f.policiesLost = fmt.Errorf("%w: %w; what is in the kernel stays: apply the policies again; with \"policy\": \"kubernetes\" podmarkd does, as soon as it runs and has the API", ErrLost, err)

@@ -23,7 +23,11 @@ type Collected struct {
 // CollectGarbage removes the attachments for which dead holds, what crashes left in
 // the state directory, and what no one needs in the kernel. What it cannot do with one attachment
 // it does with the others.
-func (n Node) CollectGarbage(ctx context.Context, dead func(attachment.Record) bool, dryRun bool) (c Collected, err error) {
+func (n Node) CollectGarbage(
+	ctx context.Context,
+	dead func(attachment.Record) bool,
+	dryRun bool,
+) (c Collected, err error) {
 	switch _, err := n.load(); {
 	case errors.Is(err, fs.ErrNotExist):
 		return Collected{}, nil

@@ -68,7 +68,10 @@ type Settings struct {
 
 // SettingsOf takes the node's part out of a network configuration.
 func SettingsOf(c config.Config) Settings {
-	return Settings{Layout: c.Layout, MarkCollision: c.MarkCollision, NodePorts: c.NodePorts, Backend: c.Backend, AllowTunnels: c.AllowTunnels}
+	return Settings{
+		Layout: c.Layout, MarkCollision: c.MarkCollision, NodePorts: c.NodePorts, Backend: c.Backend,
+		AllowTunnels: c.AllowTunnels,
+	}
 }
 
 func (n Node) step(name string) {

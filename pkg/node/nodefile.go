@@ -80,12 +80,16 @@ func (f nodeFile) node() (desired.Node, error) {
 		return desired.Node{}, fmt.Errorf("%w: %s: %w", state.ErrDamaged, state.NodeFile, err)
 	}
 	if f.Epoch == 0 || f.Epoch > layout.Max() {
-		return desired.Node{}, fmt.Errorf("%w: %s: epoch %d is not in 1..%d", state.ErrDamaged, state.NodeFile, f.Epoch, layout.Max())
+		return desired.Node{}, fmt.Errorf("%w: %s: epoch %d is not in 1..%d", state.ErrDamaged, state.NodeFile, f.Epoch,
+			layout.Max())
 	}
 	if _, ok := dataplane.KindOf(f.Backend); !ok && f.Backend != "" {
 		return desired.Node{}, fmt.Errorf("%w: %s: there is no backend %q", state.ErrDamaged, state.NodeFile, f.Backend)
 	}
-	node := desired.Node{Layout: layout, Epoch: f.Epoch, NodePorts: f.NodePorts, SCTPPorts: f.NodePorts, Unfiltered: f.Unfiltered, Unlogged: f.Log != logByNFLOG}
+	node := desired.Node{
+		Layout: layout, Epoch: f.Epoch, NodePorts: f.NodePorts, SCTPPorts: f.NodePorts,
+		Unfiltered: f.Unfiltered, Unlogged: f.Log != logByNFLOG,
+	}
 	if f.Migration != nil {
 		former, err := mark.NewLayout(f.Migration.Mask)
 		if err != nil {
@@ -93,7 +97,8 @@ func (f nodeFile) node() (desired.Node, error) {
 		}
 		for _, id := range f.Migration.IDs {
 			if uint32(id.From) > former.Max() || uint32(id.To) > layout.Max() {
-				return desired.Node{}, fmt.Errorf("%w: %s: ID %d in mask %#x cannot become %d in %#x", state.ErrDamaged, state.NodeFile, id.From, former.Mask(), id.To, f.Mask)
+				return desired.Node{}, fmt.Errorf("%w: %s: ID %d in mask %#x cannot become %d in %#x", state.ErrDamaged,
+					state.NodeFile, id.From, former.Mask(), id.To, f.Mask)
 			}
 		}
 		node.Layout, node.Former = node.Layout.Over(former), former

@@ -43,7 +43,13 @@ type addPlan struct {
 // before, nil where it was not, and owners are the other attachments that have an address of r's
 // (their DEL is late, or lost), each with the addresses that are its own. Those whose ID the layout
 // has no bits for are damaged, and nobody's.
-func planAdd(layout mark.Layout, r attachment.Record, running bool, former *attachment.Record, owners []attachment.Record) addPlan {
+func planAdd(
+	layout mark.Layout,
+	r attachment.Record,
+	running bool,
+	former *attachment.Record,
+	owners []attachment.Record,
+) addPlan {
 	// A device group keeps others from reaching a routed port, so no flow is judged again before
 	// the elements are there. A bridge port keeps the endpoint from sending, so its flows wait for
 	// the elements, as those of a running one do.
@@ -58,7 +64,8 @@ func planAdd(layout mark.Layout, r attachment.Record, running bool, former *atta
 		}
 		p.before, p.displaces = append(p.before, owner), true
 		taken := func(a addr) bool { return slices.Contains(r.Addresses, a) }
-		if owner.Addresses = slices.DeleteFunc(slices.Clone(owner.Addresses), taken); owner.Committed && len(owner.Addresses) > 0 {
+		if owner.Addresses = slices.DeleteFunc(slices.Clone(owner.Addresses), taken); owner.Committed &&
+			len(owner.Addresses) > 0 {
 			p.kept = append(p.kept, owner)
 		}
 	}
@@ -82,7 +89,8 @@ func sharersOf(all, leaving, known []attachment.Record) []attachment.Record {
 	return slices.DeleteFunc(slices.Clone(all), func(other attachment.Record) bool {
 		return slices.ContainsFunc(known, func(r attachment.Record) bool { return r.Key == other.Key }) ||
 			!slices.ContainsFunc(leaving, func(r attachment.Record) bool {
-				return slices.ContainsFunc(r.AllowedSources, func(p netip.Prefix) bool { return slices.Contains(other.AllowedSources, p) })
+				return slices.ContainsFunc(r.AllowedSources,
+					func(p netip.Prefix) bool { return slices.Contains(other.AllowedSources, p) })
 			})
 	})
 }
@@ -233,7 +241,11 @@ func planMask(former, layout mark.Layout, records []attachment.Record) ([]maskSt
 // reassign gives every attachment an ID in layout: its own if it can keep it, else the lowest that
 // is free. A mark of the one layout that is not that attachment's in the other one is not given, and
 // neither is what is to mean "outside".
-func reassign(records []attachment.Record, former, layout mark.Layout, outside mark.Mark) (map[string]migratedID, error) {
+func reassign(
+	records []attachment.Record,
+	former, layout mark.Layout,
+	outside mark.Mark,
+) (map[string]migratedID, error) {
 	if len(records) > layout.Capacity() {
 		return nil, fmt.Errorf("%w: iptablesMarkMask %#x holds %d endpoints, and the node has %d; use a wider mask", state.ErrExhausted, layout.Mask(), layout.Capacity(), len(records))
 	}

@@ -48,7 +48,8 @@ type PolicyUpdate struct {
 }
 
 func (u PolicyUpdate) empty() bool {
-	return !u.Unknown && u.Policies == nil && len(u.Records)+len(u.Removed.Peers)+len(u.Removed.Tuples)+len(u.Added.Peers)+len(u.Added.Tuples) == 0
+	return !u.Unknown && u.Policies == nil &&
+		len(u.Records)+len(u.Removed.Peers)+len(u.Removed.Tuples)+len(u.Added.Peers)+len(u.Added.Tuples) == 0
 }
 
 // SetPolicies makes policies the node's, enforced on every endpoint when it
@@ -74,7 +75,11 @@ func (n Node) SetPolicies(ctx context.Context, settings Settings, policies desir
 // node's lock. Only what differs is written. Zero settings are none: the error is then
 // fs.ErrNotExist on a node on which podmark has never run. Where something of podmark's is missing in the
 // kernel, everything is written again.
-func (n Node) UpdatePolicies(ctx context.Context, settings Settings, decide func([]attachment.Record) PolicyUpdate) (Applied, error) {
+func (n Node) UpdatePolicies(
+	ctx context.Context,
+	settings Settings,
+	decide func([]attachment.Record) PolicyUpdate,
+) (Applied, error) {
 	return n.updatePolicies(ctx, settings, func(f nodeFile, records []attachment.Record) (PolicyUpdate, error) {
 		u := decide(records)
 		if !f.Kubernetes && u.Policies == nil {
@@ -89,7 +94,10 @@ func (n Node) UpdatePolicies(ctx context.Context, settings Settings, decide func
 // files and did not when their pods were added, and returns those attachments. Their connections
 // are judged from their next packet on. One on a bridge that is not filtered stays as it is, with
 // the error of an Add.
-func (n Node) EnforceRequested(ctx context.Context, networks map[string]bool) (enlisted []attachment.Record, err error) {
+func (n Node) EnforceRequested(
+	ctx context.Context,
+	networks map[string]bool,
+) (enlisted []attachment.Record, err error) {
 	asks := func(r attachment.Record) bool {
 		return r.Committed && !r.Policed && !r.Kubernetes && networks[r.Network]
 	}
@@ -121,7 +129,11 @@ func (n Node) EnforceRequested(ctx context.Context, networks map[string]bool) (e
 }
 
 // updatePolicies carries out what decide says of the node as it is.
-func (n Node) updatePolicies(ctx context.Context, settings Settings, decide func(nodeFile, []attachment.Record) (PolicyUpdate, error)) (applied Applied, err error) {
+func (n Node) updatePolicies(
+	ctx context.Context,
+	settings Settings,
+	decide func(nodeFile, []attachment.Record) (PolicyUpdate, error),
+) (applied Applied, err error) {
 	if _, err := n.load(); errors.Is(err, fs.ErrNotExist) && settings.Backend == "" {
 		return Applied{}, err
 	}
@@ -132,7 +144,11 @@ func (n Node) updatePolicies(ctx context.Context, settings Settings, decide func
 	return applied, err
 }
 
-func (t *tx) updatePolicies(ctx context.Context, settings Settings, decide func(nodeFile, []attachment.Record) (PolicyUpdate, error)) (Applied, error) {
+func (t *tx) updatePolicies(
+	ctx context.Context,
+	settings Settings,
+	decide func(nodeFile, []attachment.Record) (PolicyUpdate, error),
+) (Applied, error) {
 	if err := t.readForPolicies(ctx, settings); err != nil {
 		return Applied{}, err
 	}

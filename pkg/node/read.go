@@ -59,7 +59,10 @@ func (n Node) Members(ctx context.Context, s desired.State, addrs []netip.Addr, 
 	if err != nil {
 		return s, ignoreMissing(err)
 	}
-	found := desired.Members{Peers: map[desired.PeerSetID][]netip.Addr{}, Tuples: map[desired.TupleSetID][]netip.AddrPort{}}
+	found := desired.Members{
+		Peers:  map[desired.PeerSetID][]netip.Addr{},
+		Tuples: map[desired.TupleSetID][]netip.AddrPort{},
+	}
 	holds := func(one desired.Set) bool {
 		there, errHolds := n.reader(f).Holds(ctx, one)
 		err = errors.Join(err, errHolds)
@@ -106,7 +109,10 @@ func (n Node) Preview(settings Settings, policies *desired.Policies) (desired.St
 		if mask == 0 {
 			mask = config.DefaultMask // what is free is found out when it begins
 		}
-		f = nodeFile{Mask: mask, Epoch: 1, NodePorts: settings.NodePorts, AllowTunnels: settings.AllowTunnels, Log: logByNFLOG}
+		f = nodeFile{
+			Mask: mask, Epoch: 1, NodePorts: settings.NodePorts, AllowTunnels: settings.AllowTunnels,
+			Log: logByNFLOG,
+		}
 		f, err = n.fresh(f)
 	}
 	if err != nil {
@@ -154,7 +160,8 @@ func (n Node) Status(ctx context.Context, settings Settings) error {
 		}
 	}
 	if capacity := settings.Layout.Capacity(); settings.Layout.Mask() != 0 && used >= capacity {
-		return fmt.Errorf("%w: all %d IDs of iptablesMarkMask %#x are taken", state.ErrExhausted, capacity, settings.Layout.Mask())
+		return fmt.Errorf("%w: all %d IDs of iptablesMarkMask %#x are taken", state.ErrExhausted, capacity,
+			settings.Layout.Mask())
 	}
 	if f.Mask != 0 && f.Mask != settings.Layout.Mask() {
 		if empty, err := n.Store.Empty(); err != nil || !empty {

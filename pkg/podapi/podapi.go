@@ -62,7 +62,10 @@ type Request struct {
 
 // Settings are those of the node in the question.
 func (r Request) Settings() (node.Settings, error) {
-	s := node.Settings{NodePorts: r.NodePorts, Backend: r.Backend, MarkCollision: r.MarkCollision, AllowTunnels: r.AllowTunnels}
+	s := node.Settings{
+		NodePorts: r.NodePorts, Backend: r.Backend, MarkCollision: r.MarkCollision,
+		AllowTunnels: r.AllowTunnels,
+	}
 	var err error
 	if r.Mask != 0 {
 		s.Layout, err = mark.NewLayout(r.Mask)

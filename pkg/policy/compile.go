@@ -235,7 +235,8 @@ func audited(p *networkingv1.NetworkPolicy) (bool, field.ErrorList) {
 	case value == "true":
 		return true, nil
 	default:
-		return false, field.ErrorList{field.NotSupported(field.NewPath("metadata", "annotations").Key(AuditAnnotation), value, []string{"true", "false"})}
+		return false, field.ErrorList{field.NotSupported(field.NewPath("metadata", "annotations").Key(AuditAnnotation), value,
+			[]string{"true", "false"})}
 	}
 }
 

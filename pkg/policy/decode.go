@@ -127,7 +127,11 @@ type decoder struct {
 
 func newDecoder(namespace string) decoder {
 	scheme := runtime.NewScheme()
-	return decoder{namespace: namespace, strict: k8sjson.NewSerializerWithOptions(k8sjson.DefaultMetaFactory, scheme, scheme, k8sjson.SerializerOptions{Strict: true})}
+	return decoder{
+		namespace: namespace,
+		strict: k8sjson.NewSerializerWithOptions(k8sjson.DefaultMetaFactory, scheme, scheme,
+			k8sjson.SerializerOptions{Strict: true}),
+	}
 }
 
 const accepted = "accepted are networking.k8s.io/v1 NetworkPolicy, v1 Namespace, " +

@@ -55,7 +55,11 @@ func (r rule) compile(namespace string) (desired.Rule, field.ErrorList) {
 // compilePeers translates the peers that select pods, sorted and each once, and the
 // addresses of every ipBlock as the fewest disjoint, masked prefixes: kernel sets of
 // intervals refuse prefixes that overlap.
-func compilePeers(namespace string, peers []networkingv1.NetworkPolicyPeer, path *field.Path) ([]desired.Peer, []netip.Prefix, field.ErrorList) {
+func compilePeers(
+	namespace string,
+	peers []networkingv1.NetworkPolicyPeer,
+	path *field.Path,
+) ([]desired.Peer, []netip.Prefix, field.ErrorList) {
 	var (
 		pods  []desired.Peer
 		union netipx.IPSetBuilder
@@ -90,7 +94,11 @@ func compilePeers(namespace string, peers []networkingv1.NetworkPolicyPeer, path
 	return pods, blocks.Prefixes(), errs
 }
 
-func compilePeer(namespace string, peer networkingv1.NetworkPolicyPeer, path *field.Path) (desired.Peer, field.ErrorList) {
+func compilePeer(
+	namespace string,
+	peer networkingv1.NetworkPolicyPeer,
+	path *field.Path,
+) (desired.Peer, field.ErrorList) {
 	var p desired.Peer
 	pods, errs := selector(peer.PodSelector, path.Child("podSelector"))
 	p.Pods = pods
@@ -150,7 +158,10 @@ func parseCIDR(text string) (netip.Prefix, error) {
 
 // compilePorts translates ports to disjoint ranges and to names, both sorted. What a name
 // stands for differs from pod to pod, so that is looked up where the pods are known.
-func compilePorts(ports []networkingv1.NetworkPolicyPort, path *field.Path) ([]desired.Port, []desired.NamedPort, field.ErrorList) {
+func compilePorts(
+	ports []networkingv1.NetworkPolicyPort,
+	path *field.Path,
+) ([]desired.Port, []desired.NamedPort, field.ErrorList) {
 	var (
 		numbers []desired.Port
 		names   []desired.NamedPort
@@ -222,7 +233,8 @@ func selector(s *metav1.LabelSelector, path *field.Path) (desired.Selector, fiel
 		compiled = append(compiled, r)
 	}
 	slices.SortFunc(compiled, compareRequirements)
-	return slices.CompactFunc(compiled, func(a, b desired.Requirement) bool { return compareRequirements(a, b) == 0 }), errs
+	return slices.CompactFunc(compiled, func(a, b desired.Requirement) bool { return compareRequirements(a, b) == 0 }),
+		errs
 }
 
 func comparePeers(a, b desired.Peer) int {

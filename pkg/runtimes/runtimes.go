@@ -83,7 +83,10 @@ var Distributions = []Distribution{
 	{"kubeadm, kubespray, kind, minikube, Talos, RKE2, k0s, EKS, AKS", "/etc/cni/net.d", []string{"/opt/cni/bin"}},
 	{"CRI-O with the plugins of a distribution's packages", "/etc/cni/net.d", []string{"/usr/libexec/cni"}},
 	{"GKE", "/etc/cni/net.d", []string{"/home/kubernetes/bin"}},
-	{"k3s", "/var/lib/rancher/k3s/agent/etc/cni/net.d", []string{"/var/lib/rancher/k3s/data/cni", "/var/lib/rancher/k3s/data/current/bin"}},
+	{
+		"k3s", "/var/lib/rancher/k3s/agent/etc/cni/net.d",
+		[]string{"/var/lib/rancher/k3s/data/cni", "/var/lib/rancher/k3s/data/current/bin"},
+	},
 	{"MicroK8s", "/var/snap/microk8s/current/args/cni-network", []string{"/var/snap/microk8s/current/opt/cni/bin"}},
 	{"OpenShift", "/etc/kubernetes/cni/net.d", []string{"/var/lib/cni/bin"}},
 }
@@ -221,7 +224,8 @@ func listed(places []Place) string {
 
 // has reports whether the given directories are those of the place.
 func (p Place) has(given Directories) bool {
-	return (given.Conf == "" || same(given.Conf, p.Conf)) && (given.Bin == "" || slices.ContainsFunc(p.Bins, func(b string) bool { return same(b, given.Bin) }))
+	return (given.Conf == "" || same(given.Conf, p.Conf)) &&
+		(given.Bin == "" || slices.ContainsFunc(p.Bins, func(b string) bool { return same(b, given.Bin) }))
 }
 
 // same reports whether both places are one.

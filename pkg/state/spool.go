@@ -45,7 +45,8 @@ const (
 // written between what Take reads and what it cuts off. Neither waits for long: a
 // writer that cannot get its share writes all the same, and then the call may be lost.
 func (s Store) RecordCall(c Call) error {
-	fd, err := unix.Open(s.path(SpoolFile), unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	fd, err := unix.Open(s.path(SpoolFile),
+		unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {
 		return fmt.Errorf("opening the spool %q: %w", s.path(SpoolFile), unopened(s.path(SpoolFile), err))
 	}

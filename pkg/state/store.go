@@ -459,7 +459,8 @@ func (s Store) link(r attachment.Record, dryRun bool) (made bool, err error) {
 func (s Store) extent(sub string) (int64, error) {
 	var system unix.Statfs_t
 	var directory unix.Stat_t
-	if unix.Statfs(s.path(sub), &system) == nil && system.Type == unix.TMPFS_MAGIC && unix.Stat(s.path(sub), &directory) == nil {
+	if unix.Statfs(s.path(sub), &system) == nil && system.Type == unix.TMPFS_MAGIC &&
+		unix.Stat(s.path(sub), &directory) == nil {
 		return directory.Size, nil
 	}
 	n, err := s.count(sub)
@@ -659,7 +660,8 @@ func (s Store) RemoveTemporary(dryRun bool) (removed []string, err error) {
 // Clear deletes the state but for the lock, and for what is podmarkd's. node.json goes behind
 // all that it tells what it is worth.
 func (s Store) Clear() error {
-	return s.removeAll(attachmentsDir, idsDir, addressesDir, nextFile, nextFile+temporary, PoliciesFile, PoliciesFile+temporary, NodeFile, NodeFile+temporary)
+	return s.removeAll(attachmentsDir, idsDir, addressesDir, nextFile, nextFile+temporary, PoliciesFile,
+		PoliciesFile+temporary, NodeFile, NodeFile+temporary)
 }
 
 func (s Store) removeAll(names ...string) error {
@@ -683,7 +685,8 @@ func (s Store) RemoveAll() error {
 	if err := s.Remove(lockFile); err != nil {
 		return err
 	}
-	if err := os.Remove(s.dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.EROFS) {
+	if err := os.Remove(s.dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) &&
+		!errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.EROFS) {
 		return fmt.Errorf("removing state directory: %w", err)
 	}
 	return nil

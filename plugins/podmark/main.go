@@ -85,7 +85,10 @@ func verb(name string, deadline time.Duration, run func(context.Context, *call) 
 		log, closeLog := openLog(c.config.LogFile)
 		defer closeLog()
 		c.log = log.With("verb", name, "network", c.config.Network, "container", args.ContainerID, "ifname", args.IfName)
-		c.node = node.Node{Store: state.At(c.config.StateDir), LockTimeout: c.config.LockTimeout, Programs: true, Step: fault.Steps(), Warn: c.warn}
+		c.node = node.Node{
+			Store: state.At(c.config.StateDir), LockTimeout: c.config.LockTimeout, Programs: true,
+			Step: fault.Steps(), Warn: c.warn,
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), deadline)
 		defer cancel()
 		if err := run(ctx, &c); err != nil {
@@ -165,7 +168,12 @@ func cmdAdd(ctx context.Context, c *call) error {
 
 // addAnswered adds r as podmarkd says who it is, and asks again where that is no more so
 // by the time that the node's lock is there. The port is closed all the while.
-func addAnswered(ctx context.Context, c *call, r attachment.Record, sent func() (bool, error)) (attachment.Record, error) {
+func addAnswered(
+	ctx context.Context,
+	c *call,
+	r attachment.Record,
+	sent func() (bool, error),
+) (attachment.Record, error) {
 	asking, cancel := context.WithTimeout(ctx, askDeadline)
 	defer cancel()
 	for {
@@ -184,19 +192,27 @@ func addAnswered(ctx context.Context, c *call, r attachment.Record, sent func() 
 // ask has podmarkd say who the pod is, and which profiles it gets; nil from one that does not
 // tell. Where it cannot and failOpen is set, The pod starts without its policy, which
 // podmarkd gives it as soon as it is back.
-func ask(ctx context.Context, c *call, r attachment.Record) (told attachment.Record, promised *[2]desired.ProfileID, err error) {
+func ask(
+	ctx context.Context,
+	c *call,
+	r attachment.Record,
+) (told attachment.Record, promised *[2]desired.ProfileID, err error) {
 	if r.Namespace == "" || r.Pod == "" {
 		return r, nil, types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_ARGS does not name the pod", `"policy": "kubernetes" needs K8S_POD_NAMESPACE and K8S_POD_NAME, which Kubernetes runtimes set`)
 	}
 	r.Kubernetes = true
-	question := podapi.Request{Namespace: r.Namespace, Pod: r.Pod, UID: r.UID, Attachment: r.Key}.With(node.SettingsOf(c.config))
+	question := podapi.Request{
+		Namespace: r.Namespace, Pod: r.Pod, UID: r.UID,
+		Attachment: r.Key,
+	}.With(node.SettingsOf(c.config))
 	answer, err := podapi.Get(ctx, c.config.DaemonSocket, question)
 	switch {
 	case err == nil:
 		r.Labels, r.NamedPorts = answer.Labels, answer.Ports
 		r.UID, r.NamespaceUID = cmp.Or(r.UID, answer.UID), answer.NamespaceUID
 		if r.AllowedSources, err = config.Sources(answer.Sources, r.SourceBound); err != nil {
-			return r, nil, types.NewError(types.ErrInvalidNetworkConfig, "the pod asks for sources that it may not have", err.Error())
+			return r, nil, types.NewError(types.ErrInvalidNetworkConfig, "the pod asks for sources that it may not have",
+				err.Error())
 		}
 	case c.config.FailOpen:
 		r.Policed = false

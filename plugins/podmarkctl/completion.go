@@ -35,7 +35,8 @@ func directories(cmd *cobra.Command, flags ...string) {
 
 // manifestFiles has a shell offer, for a flag, directories and what looks like a manifest.
 func manifestFiles(cmd *cobra.Command, flag string) {
-	must(cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions([]string{"yaml", "yml", "json"}, cobra.ShellCompDirectiveFilterFileExt)))
+	must(cmd.RegisterFlagCompletionFunc(flag,
+		cobra.FixedCompletions([]string{"yaml", "yml", "json"}, cobra.ShellCompDirectiveFilterFileExt)))
 }
 
 // must panics where a command has no such flag, or it was given completions before.

@@ -50,7 +50,8 @@ usage or failure.`,
 			if err != nil {
 				return err
 			}
-			facts := doctor.Gather(cmd.Context(), doctor.Options{Node: o.node(), Given: given, Endpoint: endpoint, ConfName: confName})
+			facts := doctor.Gather(cmd.Context(),
+				doctor.Options{Node: o.node(), Given: given, Endpoint: endpoint, ConfName: confName})
 			found := doctor.Examine(facts)
 			err = o.print(cmd.OutOrStdout(), found, func(w io.Writer) error { return doctorTable(w, facts, found) })
 			if err == nil && len(found) > 0 {
@@ -71,7 +72,8 @@ func doctorTable(w io.Writer, facts doctor.Facts, found []doctor.Finding) error 
 	oneLine := func(s string) string { return strings.Join(strings.Fields(s), " ") }
 	for _, f := range found {
 		// A command is printed as it is: it may hold a file.
-		fmt.Fprintf(w, "%s: %s\n  what  %s\n  why   %s\n  fix  %s\n\n", f.Severity, f.Check, oneLine(f.What), oneLine(f.Why), f.Fix)
+		fmt.Fprintf(w, "%s: %s\n  what  %s\n  why   %s\n  fix  %s\n\n", f.Severity, f.Check, oneLine(f.What), oneLine(f.Why),
+			f.Fix)
 	}
 	if facts.PlaceErr == nil {
 		fmt.Fprintf(w, "the runtime has %s\n", facts.Place)

@@ -37,7 +37,8 @@ func (e event) String() string {
 	if e.flow == nil {
 		return fmt.Sprintf("%s %s %s %d more by %s, which the kernel did not tell of (%d)", at, e.direction(), e.Verdict, e.Suppressed, e.by(), e.Packets)
 	}
-	return fmt.Sprintf("%s %s %s %s %s -> %s by %s (%d)", at, e.direction(), e.Verdict, e.Protocol, e.Source, e.Destination, e.by(), e.Packets)
+	return fmt.Sprintf("%s %s %s %s %s -> %s by %s (%d)", at, e.direction(), e.Verdict, e.Protocol, e.Source,
+		e.Destination, e.by(), e.Packets)
 }
 
 const (
@@ -184,7 +185,10 @@ func (f *follower) show(h heard) error {
 	for _, m := range h.messages {
 		flow := flowOf(m)
 		flow.Source.Pod, flow.Destination.Pod = f.names[flow.Source.Address], f.names[flow.Destination.Address]
-		if err := f.print(event{Time: now, judge: judgeOf(m.Key, f.state), flow: &flow, Packets: f.tally.Logged(m.Key)}); err != nil {
+		if err := f.print(event{
+			Time: now, judge: judgeOf(m.Key, f.state), flow: &flow,
+			Packets: f.tally.Logged(m.Key),
+		}); err != nil {
 			return err
 		}
 	}
@@ -199,7 +203,10 @@ func (f *follower) refresh(ctx context.Context) error {
 	}
 	now := time.Now()
 	for _, s := range f.tally.Counted(rules) {
-		if err := f.print(event{Time: now, judge: judgeOf(s.Key, f.state), Suppressed: s.More, Packets: s.Packets}); err != nil {
+		if err := f.print(event{
+			Time: now, judge: judgeOf(s.Key, f.state), Suppressed: s.More,
+			Packets: s.Packets,
+		}); err != nil {
 			return err
 		}
 	}

@@ -33,9 +33,10 @@ verdict. It resolves the address of a service, or a NodePort, by the kernel's IP
 table, and follows the packet to each backend. What it could not know, it says.
 
 SRC and DST are a pod of this node as [NAMESPACE/]NAME, one of another node as
-NAMESPACE/NAME where podmarkd asks the API server, an address, "host" for the node itself, or "outside" for whatever is neither a pod nor a node. PROTO is tcp, udp,
-sctp or icmp, and tcp unless it is named. Without a PORT, it is any that no rule
-names. An IPv6 address is in brackets when a port follows.
+NAMESPACE/NAME where podmarkd asks the API server, an address, "host" for the node
+itself, or "outside" for what is neither a pod nor a node. PROTO is tcp, udp, sctp or
+icmp, and tcp unless it is named. Without a PORT, it is any that no rule names. An IPv6
+address is in brackets when a port follows.
 
 The rules are those that the node should enforce; whether the kernel has them is for
 'podmarkctl doctor'. With --policy, they are those that 'podmarkctl apply' would make
@@ -87,7 +88,8 @@ func (o *options) locate(q explain.Query) map[string][]netip.Addr {
 		if !ok {
 			continue
 		}
-		a, err := podapi.Get(ctx, filepath.Join(o.stateDir, config.SocketName), podapi.Request{Namespace: namespace, Pod: pod, Locate: true})
+		a, err := podapi.Get(ctx, filepath.Join(o.stateDir, config.SocketName),
+			podapi.Request{Namespace: namespace, Pod: pod, Locate: true})
 		if err == nil && len(a.Addresses) > 0 {
 			found[side.Name] = a.Addresses
 		}

@@ -81,7 +81,8 @@ usage or failure.`,
 	}
 	flags := root.PersistentFlags()
 	flags.StringVar(&o.stateDir, "state-dir", config.DefaultStateDir, "the plugin's stateDir")
-	flags.DurationVar(&o.lockTimeout, "lock-timeout", config.DefaultLockTimeout, "how long to wait for other podmark processes")
+	flags.DurationVar(&o.lockTimeout, "lock-timeout", config.DefaultLockTimeout,
+		"how long to wait for other podmark processes")
 	flags.StringVarP(&o.output, "output", "o", "table", "table or json")
 	root.AddCommand(newCheck(o), newVersion(o))
 	for _, verb := range ofNodes {

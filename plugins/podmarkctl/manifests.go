@@ -30,7 +30,8 @@ func (m *manifests) addFlags(cmd *cobra.Command, name, letter, usage string) {
 	flags.StringArrayVarP(&m.files, name, letter, nil, usage)
 	flags.StringVarP(&m.kustomize, "kustomize", "k", "", "a directory that 'kustomize build' or 'kubectl kustomize', whichever is in PATH, makes the manifests of")
 	flags.BoolVarP(&m.recursive, "recursive", "R", false, "read the subdirectories of directories too, but for hidden ones")
-	flags.StringVarP(&m.options.Namespace, "namespace", "n", "", "namespace of the policies that name none, \"default\" without it; one that names another is refused")
+	flags.StringVarP(&m.options.Namespace, "namespace", "n", "",
+		"namespace of the policies that name none, \"default\" without it; one that names another is refused")
 	flags.BoolVar(&m.options.Strict, "strict", false, "refuse what is passed over with a note, or counts otherwise than it is written")
 	manifestFiles(cmd, name)
 	directories(cmd, "kustomize")

@@ -203,7 +203,8 @@ func (row rows) proxy(d *agent.Status) {
 	if d.Mode.Leftover() {
 		says += ": what IPVS has was left over, and takes packets all the same"
 	}
-	row("proxy mode", "%s, %d services in IPVS%s", map[bool]string{true: "IPVS", false: "other"}[d.Mode.IPVS], d.Mode.Services, says)
+	row("proxy mode", "%s, %d services in IPVS%s", map[bool]string{true: "IPVS", false: "other"}[d.Mode.IPVS],
+		d.Mode.Services, says)
 	if !d.Idle {
 		row("NodePorts", "%s %v, of %v by %s", d.Ports.Mode, d.Ports.Ranges, d.Ports.Configured, d.Ports.Source)
 	}
@@ -232,7 +233,10 @@ func (row rows) findings(d *agent.Status) {
 
 // policies shows how it goes with the policies that podmarkd follows.
 func (row rows) policies(p agent.PolicyStatus) {
-	from, ok := map[agent.PolicySource]string{agent.FromDirectory: "the directory", agent.FromKubernetes: "the Kubernetes API"}[p.Source]
+	from, ok := map[agent.PolicySource]string{
+		agent.FromDirectory:  "the directory",
+		agent.FromKubernetes: "the Kubernetes API",
+	}[p.Source]
 	if !ok {
 		return
 	}

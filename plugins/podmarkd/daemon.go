@@ -193,7 +193,10 @@ func fromEnvironment(flags *pflag.FlagSet) error {
 
 // sources are where NodePorts are looked for.
 func (o *daemonOptions) sources(log *slog.Logger) (*nodeports.Watcher, error) {
-	w := &nodeports.Watcher{Mode: agent.PortMode(o.portMode), ConfigFile: o.configFile, ManifestDirs: o.staticPods, Log: log}
+	w := &nodeports.Watcher{
+		Mode: agent.PortMode(o.portMode), ConfigFile: o.configFile, ManifestDirs: o.staticPods,
+		Log: log,
+	}
 	if w.Mode != "" && w.Mode != agent.PortsExact && w.Mode != agent.PortsRange {
 		return nil, fmt.Errorf("--node-port-mode %q: want %s or %s", o.portMode, agent.PortsExact, agent.PortsRange)
 	}
@@ -267,7 +270,10 @@ func (o *daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *nodep
 	log.Info("Started podmarkd", "version", version.Read().Version, "stateDir", o.stateDir)
 	r := &reporter{
 		log: log, metrics: m, tell: tell, store: n.Store, policies: policies.status,
-		status: agent.Status{PID: os.Getpid(), Version: version.Read().Version, Started: time.Now(), Interval: o.interval.Seconds()},
+		status: agent.Status{
+			PID: os.Getpid(), Version: version.Read().Version, Started: time.Now(),
+			Interval: o.interval.Seconds(),
+		},
 	}
 	if err := o.runAll(ctx, policies.members(n), ports, policies, r); err != nil {
 		return err
@@ -278,7 +284,11 @@ func (o *daemonOptions) keep(ctx context.Context, log *slog.Logger, ports *nodep
 
 // tellAPI has what is found written to the API as events, where there is one: tell is told of each
 // reconciliation, until stop.
-func (o *daemonOptions) tellAPI(api *rest.Config, policies *policies, log *slog.Logger) (tell func(agent.Reconciliation), stop func(), err error) {
+func (o *daemonOptions) tellAPI(
+	api *rest.Config,
+	policies *policies,
+	log *slog.Logger,
+) (tell func(agent.Reconciliation), stop func(), err error) {
 	if api == nil {
 		return func(agent.Reconciliation) {}, func() {}, nil
 	}
@@ -318,7 +328,13 @@ func (o *daemonOptions) serveMetrics(m *metrics, log *slog.Logger) (*http.Server
 }
 
 // runAll runs all that follows the node and the cluster until ctx is done, or one of them fails.
-func (o *daemonOptions) runAll(ctx context.Context, n node.Node, ports *nodeports.Watcher, policies *policies, r *reporter) error {
+func (o *daemonOptions) runAll(
+	ctx context.Context,
+	n node.Node,
+	ports *nodeports.Watcher,
+	policies *policies,
+	r *reporter,
+) error {
 	running, ctx := errgroup.WithContext(ctx)
 	changed := make(chan struct{}, 1)
 	running.Go(func() error {
@@ -340,7 +356,8 @@ func (o *daemonOptions) runAll(ctx context.Context, n node.Node, ports *nodeport
 	}
 	k := agent.Agent{
 		Node: n, Interval: o.interval, CollectAfter: o.collect, Log: r.log, Changed: changed,
-		ConfDir: func() string { return o.install.configurations(ctx) }, Cache: o.cache, Proxy: o.proxy, SetSysctls: o.setSysctls,
+		ConfDir: func() string { return o.install.configurations(ctx) }, Cache: o.cache, Proxy: o.proxy,
+		SetSysctls: o.setSysctls,
 		Ports:      func() agent.PortOptions { return ports.Current().Options() },
 		FelixMask:  func() *uint32 { return ports.Current().FelixMask },
 		Present:    func() error { return o.install.present(ctx) },

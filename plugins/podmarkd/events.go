@@ -51,7 +51,10 @@ func newEvents(api *rest.Config, nodeName string) (*events, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := record.NewBroadcaster(record.WithCorrelatorOptions(record.CorrelatorOptions{BurstSize: eventBurst, QPS: eventQPS}))
+	b := record.NewBroadcaster(record.WithCorrelatorOptions(record.CorrelatorOptions{
+		BurstSize: eventBurst,
+		QPS:       eventQPS,
+	}))
 	b.StartRecordingToSink(eventSink{client})
 	return &events{
 		client:   client,

@@ -81,7 +81,10 @@ func (e *policyEvents) tell(list []view.Trouble, now time.Time) {
 
 // policyEvent is what is sent of a trouble.
 func policyEvent(t view.Trouble, node string, now time.Time) corev1.Event {
-	of := corev1.ObjectReference{APIVersion: networkingv1.SchemeGroupVersion.String(), Kind: "NetworkPolicy", Namespace: t.Namespace, Name: t.Policy, UID: types.UID(t.UID)}
+	of := corev1.ObjectReference{
+		APIVersion: networkingv1.SchemeGroupVersion.String(), Kind: "NetworkPolicy",
+		Namespace: t.Namespace, Name: t.Policy, UID: types.UID(t.UID),
+	}
 	text := "This policy is not in force as it is here, and what is not known of it allows nobody: "
 	if t.Policy == "" {
 		of = corev1.ObjectReference{APIVersion: "v1", Kind: "Namespace", Namespace: t.Namespace, Name: t.Namespace}
@@ -90,8 +93,9 @@ func policyEvent(t view.Trouble, node string, now time.Time) corev1.Event {
 	when := metav1.NewTime(now)
 	return corev1.Event{
 		ObjectMeta:     metav1.ObjectMeta{Namespace: t.Namespace, Name: policyEventName(t)},
-		InvolvedObject: of, Type: corev1.EventTypeWarning, Reason: "Policy" + string(t.Reason), Message: text + kube.Line(t.Text),
-		Source: corev1.EventSource{Component: "podmarkd", Host: node}, FirstTimestamp: when, LastTimestamp: when, Count: 1,
+		InvolvedObject: of, Type: corev1.EventTypeWarning, Reason: "Policy" + string(t.Reason),
+		Message: text + kube.Line(t.Text),
+		Source:  corev1.EventSource{Component: "podmarkd", Host: node}, FirstTimestamp: when, LastTimestamp: when, Count: 1,
 	}
 }
 

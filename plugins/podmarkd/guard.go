@@ -95,7 +95,8 @@ func (g *installKeeper) locate(ctx context.Context) (runtimes.Place, error) {
 		g.failed(ctx, err)
 	case g.place != place.String():
 		g.place = place.String()
-		g.log.Info("Found the directories of the container runtime", "configurations", place.Conf, "plugins", place.Bins, "how", place.How)
+		g.log.Info("Found the directories of the container runtime", "configurations", place.Conf, "plugins", place.Bins,
+			"how", place.How)
 	}
 	return place, err
 }

@@ -66,7 +66,11 @@ func (o *installOptions) addFlags(flags *pflag.FlagSet) {
 
 func (o *installOptions) site() site {
 	place := o.found.Load()
-	return site{conf: place.Conf, bin: place.Bins[0], others: place.Bins[1:], wanted: conflist.Wanted{Name: o.confName, Network: place.Network, Dir: place.Conf}, step: fault.Steps(), swap: fault.Exchange(swapFiles)}
+	return site{
+		conf: place.Conf, bin: place.Bins[0], others: place.Bins[1:],
+		wanted: conflist.Wanted{Name: o.confName, Network: place.Network, Dir: place.Conf}, step: fault.Steps(),
+		swap: fault.Exchange(swapFiles),
+	}
 }
 
 // change is something that differs from what is wanted.
@@ -266,7 +270,13 @@ func (o *installOptions) install(ctx context.Context, known []byte, judge judge,
 }
 
 // judged is the plan for a directory, with the notes of the judge.
-func (o *installOptions) judged(ctx context.Context, f confDirectory, s site, given, known []byte, judge judge) (installed, error) {
+func (o *installOptions) judged(
+	ctx context.Context,
+	f confDirectory,
+	s site,
+	given, known []byte,
+	judge judge,
+) (installed, error) {
 	plan, err := f.plan(s, given, known, o.policy, o.dropIn)
 	if err != nil {
 		return installed{}, err
@@ -291,7 +301,8 @@ func (f confDirectory) plan(s site, given, known []byte, policy string, dropIn b
 		return installed{}, err
 	}
 	done := installed{
-		Binary: filepath.Join(s.bin, pluginFile), Conflist: filepath.Join(s.conf, active.Name), Network: n.Name, Notes: []string{},
+		Binary: filepath.Join(s.bin, pluginFile), Conflist: filepath.Join(s.conf, active.Name), Network: n.Name,
+		Notes: []string{},
 	}
 	if done.Entry, done.from, err = f.entry(s, active.File, n, given, known); err != nil {
 		return installed{}, err
@@ -363,7 +374,10 @@ func (f confDirectory) changes(s site, plan installed, list conflist.File, wante
 		var content bytes.Buffer
 		_ = json.Indent(&content, plan.Entry, "", "  ") // it is valid
 		content.WriteByte('\n')
-		changes = append(changes, change{Verb: "write", Path: plan.DropIn, Why: "podmark's entry", content: content.Bytes(), before: sub.dropIn})
+		changes = append(changes, change{
+			Verb: "write", Path: plan.DropIn, Why: "podmark's entry", content: content.Bytes(),
+			before: sub.dropIn,
+		})
 	case plan.DropIn == "" && sub.dropIn != nil:
 		changes = append(changes, change{Verb: "remove", Path: filepath.Join(s.conf, plan.Network, dropInFile), Why: "the entry stands in the conflist"})
 	}
@@ -414,7 +428,8 @@ func (f confDirectory) active(s site) (conflist.Choice, conflist.Network, []conf
 		err = fmt.Errorf("%q is a symbolic link, and runtimes do not notice when what it leads to changes: make it a file", active.Name)
 	}
 	if err != nil {
-		return conflist.Choice{}, conflist.Network{}, nil, errors.Join(fmt.Errorf("looking for the conflist in %q: %w", s.conf, err), reasons(skipped))
+		return conflist.Choice{}, conflist.Network{}, nil,
+			errors.Join(fmt.Errorf("looking for the conflist in %q: %w", s.conf, err), reasons(skipped))
 	}
 	n, err := conflist.Parse(active.Content)
 	if err == nil {
@@ -454,7 +469,12 @@ var errNoPolicy = errors.New(`nothing says where policies come from: give --poli
 
 // entry is the entry for the active conflist, and the file that it is from; empty for one that
 // is not there yet. Errors: errNoPolicy where it would be new, and known is nil.
-func (f confDirectory) entry(s site, active conflist.File, n conflist.Network, given, known []byte) (entry json.RawMessage, from string, err error) {
+func (f confDirectory) entry(
+	s site,
+	active conflist.File,
+	n conflist.Network,
+	given, known []byte,
+) (entry json.RawMessage, from string, err error) {
 	if given != nil {
 		return given, "", nil
 	}
@@ -477,7 +497,8 @@ func unknownKeys(keys []string) error {
 
 // entry reads --entry and refuses one that is wrong for every network; nil without.
 func (o *installOptions) entry() ([]byte, error) {
-	if all := []config.Policy{"", config.PolicyKubernetes, config.PolicyFiles, config.PolicyNone}; !slices.Contains(all, config.Policy(o.policy)) {
+	if all := []config.Policy{"", config.PolicyKubernetes, config.PolicyFiles, config.PolicyNone}; !slices.Contains(all,
+		config.Policy(o.policy)) {
 		return nil, fmt.Errorf("--policy %q: want %s, %s or %s", o.policy, all[1], all[2], all[3])
 	}
 	if o.entryFile == "" {

@@ -77,7 +77,8 @@ func newRoot() *cobra.Command {
 	}
 	flags := root.PersistentFlags()
 	flags.StringVar(&o.stateDir, "state-dir", config.DefaultStateDir, "the plugin's stateDir")
-	flags.DurationVar(&o.lockTimeout, "lock-timeout", config.DefaultLockTimeout, "how long to wait for other podmark processes")
+	flags.DurationVar(&o.lockTimeout, "lock-timeout", config.DefaultLockTimeout,
+		"how long to wait for other podmark processes")
 	root.AddCommand(newInstall(o), newUninstall(o), newVersion())
 	directories(root, "state-dir")
 	return root

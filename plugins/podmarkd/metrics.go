@@ -120,15 +120,16 @@ func (m *metrics) reconciled(l agent.Reconciliation) {
 
 // The gauges, which are read off the last reconciliation and the node's files.
 var (
-	pods             = gauge("podmark_pods", "Pods that are known on the node, those without podmark among them; hostNetwork pods have no endpoint and do not count.")
-	podsPoliced      = gauge("podmark_pods_policed", "Those of them that are policed.")
-	podsOpen         = gauge("podmark_pods_unpoliced", "Those that are not, by reason: none (their network asks for no policy), unanswered (failOpen, or from before podmark), unmarked (started without podmark).", "reason")
-	installedAt      = gauge("podmark_installed", "0 where podmark is not in the conflist that the runtime takes, or something that the list calls is missing: the next pod starts without it, or not at all. 0 too where its entry has unknown keys or no policy.")
-	idsInUse         = gauge("podmark_ids_in_use", "IDs that endpoints have.")
-	idsCapacity      = gauge("podmark_ids_capacity", "Endpoints that iptablesMarkMask has IDs for; 0 before the first ADD.")
-	proxyIPVS        = gauge("podmark_proxy_ipvs", "1 where kube-proxy uses IPVS: there are services, and kube-ipvs0.")
-	ipvsServices     = gauge("podmark_ipvs_services", "Virtual services of IPVS.")
-	portsInfo        = gauge("podmark_node_ports_info", "1, with whose NodePort ranges are used, and how.", "source", "mode")
+	pods         = gauge("podmark_pods", "Pods that are known on the node, those without podmark among them; hostNetwork pods have no endpoint and do not count.")
+	podsPoliced  = gauge("podmark_pods_policed", "Those of them that are policed.")
+	podsOpen     = gauge("podmark_pods_unpoliced", "Those that are not, by reason: none (their network asks for no policy), unanswered (failOpen, or from before podmark), unmarked (started without podmark).", "reason")
+	installedAt  = gauge("podmark_installed", "0 where podmark is not in the conflist that the runtime takes, or something that the list calls is missing: the next pod starts without it, or not at all. 0 too where its entry has unknown keys or no policy.")
+	idsInUse     = gauge("podmark_ids_in_use", "IDs that endpoints have.")
+	idsCapacity  = gauge("podmark_ids_capacity", "Endpoints that iptablesMarkMask has IDs for; 0 before the first ADD.")
+	proxyIPVS    = gauge("podmark_proxy_ipvs", "1 where kube-proxy uses IPVS: there are services, and kube-ipvs0.")
+	ipvsServices = gauge("podmark_ipvs_services", "Virtual services of IPVS.")
+	portsInfo    = gauge("podmark_node_ports_info", "1, with whose NodePort ranges are used, and how.", "source",
+		"mode")
 	portsOutside     = gauge("podmark_node_ports_outside_range", "NodePorts in use are outside the configured ranges.")
 	felixDiffers     = gauge("podmark_felix_mask_differs", "1 where the mask of FelixConfiguration is not the node's.")
 	collisions       = gauge("podmark_mark_collision_bits", "Bits of the mask that a known program uses, or a rule of nobody known (other) writes where they matter.", "user")
@@ -149,7 +150,8 @@ func gauge(name, help string, labels ...string) *prometheus.Desc {
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		pods, podsPoliced, podsOpen, installedAt, idsInUse, idsCapacity, proxyIPVS, ipvsServices, portsInfo, portsOutside, felixDiffers, collisions, sysctlOK,
+		pods, podsPoliced, podsOpen, installedAt, idsInUse, idsCapacity, proxyIPVS, ipvsServices, portsInfo, portsOutside,
+		felixDiffers, collisions, sysctlOK,
 		reconcileTime, reconcileSeconds, reconcileOK, applySeconds, driftedLinks, applyError, unjudged,
 	} {
 		out <- d

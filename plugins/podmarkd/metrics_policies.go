@@ -43,11 +43,18 @@ func (m *metrics) following(c *kube.Cluster) {
 		name, help string
 		of         func(view.Size) int
 	}{
-		{"podmark_policy_watches", "Watches of the Kubernetes API that policies need.", func(s view.Size) int { return s.Wanted }},
-		{"podmark_policy_watches_unsynced", "Those of which not all has been seen yet.", func(s view.Size) int { return s.Unsynced }},
+		{
+			"podmark_policy_watches", "Watches of the Kubernetes API that policies need.",
+			func(s view.Size) int { return s.Wanted },
+		},
+		{
+			"podmark_policy_watches_unsynced", "Those of which not all has been seen yet.",
+			func(s view.Size) int { return s.Unsynced },
+		},
 		{"podmark_policy_pods", "Pods of the Kubernetes API that are known, the node's own among them.", func(s view.Size) int { return s.Pods }},
 	} {
-		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: g.name, Help: g.help}, func() float64 { return float64(g.of(size())) }))
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: g.name, Help: g.help},
+			func() float64 { return float64(g.of(size())) }))
 	}
 }
 

@@ -62,7 +62,10 @@ func (o *daemonOptions) newPolicies(n node.Node, api *rest.Config, log *slog.Log
 		if err != nil {
 			return nil, err
 		}
-		p.directory = &agent.PolicyDirectory{Dir: o.policyDir, Node: n, Settings: node.SettingsOf(defaults), Every: o.interval, Log: log, Done: p.directoryRead}
+		p.directory = &agent.PolicyDirectory{
+			Dir: o.policyDir, Node: n, Settings: node.SettingsOf(defaults),
+			Every: o.interval, Log: log, Done: p.directoryRead,
+		}
 	}
 	return p, nil
 }
@@ -165,7 +168,10 @@ func (p *policies) status() agent.PolicyStatus {
 		troubles := p.cluster.Troubles()
 		s.UnsyncedPolicies = len(troubles)
 		for _, t := range view.Foremost(troubles) {
-			s.Troubles = append(s.Troubles, agent.PolicyTrouble{Namespace: t.Namespace, Policy: t.Policy, Reason: string(t.Reason), Since: t.Since, Text: kube.Line(t.Text)})
+			s.Troubles = append(s.Troubles, agent.PolicyTrouble{
+				Namespace: t.Namespace, Policy: t.Policy,
+				Reason: string(t.Reason), Since: t.Since, Text: kube.Line(t.Text),
+			})
 		}
 		if wrong == nil {
 			wrong = c.Err

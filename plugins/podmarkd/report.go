@@ -101,7 +101,8 @@ func logHealth(log *slog.Logger, before, now agent.Status, l agent.Reconciliatio
 // logRepairs says what was missing in the data plane or is, and where the endpoints have moved to.
 func logRepairs(log *slog.Logger, before, now agent.Status, l agent.Reconciliation) {
 	if l.Repaired.Drift != nil {
-		log.Warn("Repaired the data plane", "drift", l.Repaired.Drift, "kind", string(drift.KindOf(l.Repaired.Drift)), "trigger", l.Trigger)
+		log.Warn("Repaired the data plane", "drift", l.Repaired.Drift, "kind", string(drift.KindOf(l.Repaired.Drift)),
+			"trigger", l.Trigger)
 	}
 	logDrift(log, before.Drift, now.Drift)
 	if lacking := now.Alterable; lacking != "" && lacking != before.Alterable {
@@ -134,7 +135,8 @@ func logAttachments(log *slog.Logger, l agent.Reconciliation) {
 // logCollisions says which other programs use bits of the mask, or are configured to.
 func logCollisions(log *slog.Logger, before agent.Status, l agent.Reconciliation) {
 	if l.FelixMask != nil && fmt.Sprintf("%#x", *l.FelixMask) != before.FelixMask {
-		log.Warn("FelixConfiguration has another mask", "felix", fmt.Sprintf("%#x", *l.FelixMask), "podmark", fmt.Sprintf("%#x", l.Mask))
+		log.Warn("FelixConfiguration has another mask", "felix", fmt.Sprintf("%#x", *l.FelixMask), "podmark",
+			fmt.Sprintf("%#x", l.Mask))
 	}
 	for _, c := range l.Collisions {
 		if !slices.Contains(before.Collisions, c.String()) {
@@ -169,7 +171,8 @@ func logPorts(log *slog.Logger, before agent.Status, l agent.Reconciliation) {
 	if l.Idle || fmt.Sprint(l.Ports) == fmt.Sprint(before.Ports) {
 		return
 	}
-	log.Info("NodePort ranges changed", "source", l.Ports.Source, "mode", l.Ports.Mode, "ranges", fmt.Sprint(l.Ports.Ranges))
+	log.Info("NodePort ranges changed", "source", l.Ports.Source, "mode", l.Ports.Mode, "ranges",
+		fmt.Sprint(l.Ports.Ranges))
 	if len(l.Ports.Outside) > 0 {
 		log.Warn("NodePorts in use are outside the configured ranges", "ports", l.Ports.Outside, "ranges", fmt.Sprint(l.Ports.Configured))
 	}
@@ -180,7 +183,8 @@ func logPorts(log *slog.Logger, before agent.Status, l agent.Reconciliation) {
 func logDrift(log *slog.Logger, before, now []node.EndpointDrift) {
 	for _, d := range now {
 		if !slices.Contains(before, d) {
-			log.Warn("A link of an endpoint has drifted", "drift", d.String(), "change", string(d.Change), "attachment", d.Key.String())
+			log.Warn("A link of an endpoint has drifted", "drift", d.String(), "change", string(d.Change), "attachment",
+				d.Key.String())
 		}
 	}
 	for _, d := range before {

@@ -86,7 +86,10 @@ func isTemporary(name string) bool {
 
 // read reads the directory of configurations, and which plugins there are. What disappears meanwhile is left out.
 func (s site) read() (confDirectory, error) {
-	f := confDirectory{unread: map[string]error{}, modified: map[string]time.Time{}, links: map[string]bool{}, networks: map[string]network{}, programs: s.programs()}
+	f := confDirectory{
+		unread: map[string]error{}, modified: map[string]time.Time{}, links: map[string]bool{},
+		networks: map[string]network{}, programs: s.programs(),
+	}
 	entries, err := os.ReadDir(s.conf)
 	if err != nil {
 		return f, fmt.Errorf("reading network configurations: %w", err)

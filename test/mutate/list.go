@@ -73,7 +73,7 @@ var mutants = []mutant{
 	{deciding, "profile.go", "if enforced.Policies == nil {", "if audited.Policies != nil {", "a policy that is audited turns off one that is enforced"},
 	{deciding, "state.go", "n.Key != e.Key || !containsAll(n.AllowedSources", "n.Key != e.Key || containsAll(n.AllowedSources", "a prefix that is taken away goes on in live flows"},
 	{deciding, "profile.go", "cmp.Compare(a.Priority, b.Priority)", "cmp.Compare(b.Priority, a.Priority)", "the last policy of a tier decides"},
-	{deciding, "profile.go", "s.Default == Deny || ", "", "a pod that a policy isolates counts as not isolated"},
+	{deciding, "profile.go", "s.Default == Deny ||", "false ||", "a pod that a policy isolates counts as not isolated"},
 	{deciding, "profile.go", "if !p.onlyAllows() || !next.onlyAllows() {", "if false {", "a rule that denies goes unnoticed in live flows"},
 	{deciding, "state.go", "|| denied && len(n.Addrs) != len(set.Addrs)", "", "a peer that comes to a rule which denies goes on in live flows"},
 	{deciding, "allows.go", "case action == Pass:\n\t\t\tcontinue", "case action == Pass:\n\t\t\treturn Verdict{Allowed: true}", "a tier that passes allows"},

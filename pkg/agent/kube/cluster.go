@@ -6,8 +6,8 @@
 // view), which knows what has changed since it was last enforced; rounds (rounds.go) carry
 // that out, many events at once. The plugin asks for pods that start (ask.go).
 //
-// It writes nothing to the API; the events about policies are podmarkd's. While the API server does not answer, what was known last
-// goes on being enforced.
+// It writes nothing to the API; the events about policies are podmarkd's. While the API server does
+// not answer, what was known last goes on being enforced.
 package kube
 
 import (

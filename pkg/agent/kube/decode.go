@@ -60,7 +60,11 @@ func (s podSerializer) SupportedMediaTypes() []runtime.SerializerInfo {
 type events struct{ runtime.Serializer }
 
 // Decode implements [runtime.Decoder].
-func (e events) Decode(data []byte, defaults *schema.GroupVersionKind, into runtime.Object) (runtime.Object, *schema.GroupVersionKind, error) {
+func (e events) Decode(
+	data []byte,
+	defaults *schema.GroupVersionKind,
+	into runtime.Object,
+) (runtime.Object, *schema.GroupVersionKind, error) {
 	event, ok := into.(*metav1.WatchEvent)
 	if !ok {
 		return e.Serializer.Decode(data, defaults, into)
@@ -104,7 +108,11 @@ type decoder struct {
 }
 
 // Decode implements [runtime.Decoder].
-func (d decoder) Decode(data []byte, defaults *schema.GroupVersionKind, into runtime.Object) (runtime.Object, *schema.GroupVersionKind, error) {
+func (d decoder) Decode(
+	data []byte,
+	defaults *schema.GroupVersionKind,
+	into runtime.Object,
+) (runtime.Object, *schema.GroupVersionKind, error) {
 	if envelope, ok := bytes.CutPrefix(data, []byte(magic)); ok && into == nil {
 		kind, raw, err := unwrap(envelope)
 		if err != nil {

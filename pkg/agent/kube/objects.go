@@ -113,7 +113,8 @@ func factsOf(p *corev1.Pod) *facts {
 	f := &facts{
 		namespace: []byte(p.Namespace), name: []byte(p.Name), uid: []byte(p.UID), version: []byte(p.ResourceVersion),
 		created: p.CreationTimestamp.Unix(), going: p.DeletionTimestamp != nil,
-		hash: []byte(p.Annotations[configHash]), sources: []byte(p.Annotations[config.SourcesAnnotation]), end: []byte(p.Annotations[metav1.InitialEventsAnnotationKey]),
+		hash: []byte(p.Annotations[configHash]), sources: []byte(p.Annotations[config.SourcesAnnotation]),
+		end:  []byte(p.Annotations[metav1.InitialEventsAnnotationKey]),
 		node: []byte(p.Spec.NodeName), hostNetwork: p.Spec.HostNetwork,
 		phase: []byte(p.Status.Phase), ip: []byte(p.Status.PodIP),
 	}
@@ -164,7 +165,8 @@ func (w *interner) keep(f *facts, node string) *pod {
 		t.Rank += 1 << 61
 	}
 	// The node's addresses are not a pod's, and a pod that has ended has given its own back.
-	if ended := string(f.phase) == string(corev1.PodSucceeded) || string(f.phase) == string(corev1.PodFailed); !f.hostNetwork && !ended {
+	if ended := string(f.phase) == string(corev1.PodSucceeded) ||
+		string(f.phase) == string(corev1.PodFailed); !f.hostNetwork && !ended {
 		t.Addresses, t.Peer = desired.AddressesOf(f.addresses...), len(f.addresses) > 0
 	}
 	return &pod{kept: t, version: string(f.version), end: string(f.end)}
@@ -199,7 +201,10 @@ type interner struct {
 const maxInterned = 1 << 16
 
 func newInterner() *interner {
-	return &interner{single: map[string]string{}, lists: map[string][]attachment.NamedPort{}, sets: desired.NewLabelSets(), templates: map[*desired.LabelSet]*desired.Template{}}
+	return &interner{
+		single: map[string]string{}, lists: map[string][]attachment.NamedPort{}, sets: desired.NewLabelSets(),
+		templates: map[*desired.LabelSet]*desired.Template{},
+	}
 }
 
 func (w *interner) word(b []byte) string {
@@ -224,7 +229,11 @@ func (w *interner) labels(labels []desired.Label) *desired.LabelSet {
 
 // template is that of pods of the namespace with such labels and ports. Pods with the same
 // labels are of one, as a rule.
-func (w *interner) template(namespace string, labels *desired.LabelSet, ports []attachment.NamedPort) *desired.Template {
+func (w *interner) template(
+	namespace string,
+	labels *desired.LabelSet,
+	ports []attachment.NamedPort,
+) *desired.Template {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if known := w.templates[labels]; known != nil && known.Namespace == namespace && slices.Equal(known.Ports, ports) {

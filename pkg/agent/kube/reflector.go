@@ -112,7 +112,8 @@ func (c *Cluster) start(ctx context.Context, w view.Watch) *reflectorStore {
 	if w.Kind == view.Pods {
 		list = func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			narrow(&o)
-			body, err := client.Get().Namespace(w.Namespace).Resource(string(w.Kind)).VersionedParams(&o, metav1.ParameterCodec).Stream(ctx)
+			body, err := client.Get().Namespace(w.Namespace).Resource(string(w.Kind)).VersionedParams(&o,
+				metav1.ParameterCodec).Stream(ctx)
 			if err != nil {
 				return nil, err
 			}
@@ -253,5 +254,8 @@ func (c *Cluster) spaceOf(ctx context.Context, namespace string) (view.Space, er
 	case err != nil:
 		return view.Space{}, fmt.Errorf("asking for namespace %s: %w", namespace, err)
 	}
-	return view.Space{UID: string(n.UID), Ending: n.DeletionTimestamp != nil || n.Status.Phase == corev1.NamespaceTerminating}, nil
+	return view.Space{
+		UID:    string(n.UID),
+		Ending: n.DeletionTimestamp != nil || n.Status.Phase == corev1.NamespaceTerminating,
+	}, nil
 }

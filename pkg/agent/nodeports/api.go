@@ -60,7 +60,8 @@ func (w *Watcher) resources() ([]resource, error) {
 			// Only these two types have node ports.
 			fields: "spec.type!=ClusterIP,spec.type!=ExternalName",
 			list: func(fields string) *cache.ListWatch {
-				return cache.NewFilteredListWatchFromClient(core, "services", metav1.NamespaceAll, func(o *metav1.ListOptions) { o.FieldSelector = fields })
+				return cache.NewFilteredListWatchFromClient(core, "services", metav1.NamespaceAll,
+					func(o *metav1.ListOptions) { o.FieldSelector = fields })
 			},
 			example: &corev1.Service{},
 			trim:    trimService,
@@ -76,7 +77,15 @@ func (w *Watcher) resources() ([]resource, error) {
 			take:    w.takePods,
 		},
 	}
-	felix := custom.Resource(schema.GroupVersionResource{Group: "crd.projectcalico.org", Version: "v1", Resource: "felixconfigurations"})
+	return append(out, w.felixConfigurations(custom)...), nil
+}
+
+// felixConfigurations are the objects that hold for every node, and for this one.
+func (w *Watcher) felixConfigurations(custom dynamic.Interface) (out []resource) {
+	felix := custom.Resource(schema.GroupVersionResource{
+		Group: "crd.projectcalico.org", Version: "v1",
+		Resource: "felixconfigurations",
+	})
 	names := []string{felixName}
 	if w.NodeName != "" {
 		names = append(names, felixNodePrefix+w.NodeName)
@@ -102,7 +111,7 @@ func (w *Watcher) resources() ([]resource, error) {
 			take:    w.takeFelix(name),
 		})
 	}
-	return out, nil
+	return out
 }
 
 // CoreClient is a client for the core objects alone.
@@ -112,17 +121,32 @@ func CoreClient(base *rest.Config) (*rest.RESTClient, error) {
 
 // CoreClientBy is a client for the core objects that reads them as decoding makes of
 // client-go's own way.
-func CoreClientBy(base *rest.Config, decoding func(runtime.NegotiatedSerializer) runtime.NegotiatedSerializer) (*rest.RESTClient, error) {
+func CoreClientBy(
+	base *rest.Config,
+	decoding func(runtime.NegotiatedSerializer) runtime.NegotiatedSerializer,
+) (*rest.RESTClient, error) {
 	return client(base, "/api", corev1.SchemeGroupVersion, corev1.AddToScheme, decoding)
 }
 
 // Client is a client for the objects of one group: client-go's own brings the types of
 // every group along.
-func Client(base *rest.Config, path string, group schema.GroupVersion, register func(*runtime.Scheme) error) (*rest.RESTClient, error) {
-	return client(base, path, group, register, func(s runtime.NegotiatedSerializer) runtime.NegotiatedSerializer { return s })
+func Client(
+	base *rest.Config,
+	path string,
+	group schema.GroupVersion,
+	register func(*runtime.Scheme) error,
+) (*rest.RESTClient, error) {
+	return client(base, path, group, register,
+		func(s runtime.NegotiatedSerializer) runtime.NegotiatedSerializer { return s })
 }
 
-func client(base *rest.Config, path string, group schema.GroupVersion, register func(*runtime.Scheme) error, decoding func(runtime.NegotiatedSerializer) runtime.NegotiatedSerializer) (*rest.RESTClient, error) {
+func client(
+	base *rest.Config,
+	path string,
+	group schema.GroupVersion,
+	register func(*runtime.Scheme) error,
+	decoding func(runtime.NegotiatedSerializer) runtime.NegotiatedSerializer,
+) (*rest.RESTClient, error) {
 	scheme := runtime.NewScheme()
 	if err := register(scheme); err != nil {
 		return nil, fmt.Errorf("registering the types of %s: %w", group, err)
@@ -175,7 +199,8 @@ func (w *Watcher) inform(ctx context.Context, r resource) (seen bool, err error)
 			w.tell(slog.LevelWarn, r.name, err)
 		}
 	}
-	informer := cache.NewSharedIndexInformerWithOptions(telling(r.list(r.fields), tell), r.example, cache.SharedIndexInformerOptions{})
+	informer := cache.NewSharedIndexInformerWithOptions(telling(r.list(r.fields), tell), r.example,
+		cache.SharedIndexInformerOptions{})
 	changes := afterChanges()
 	_, handlerErr := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { changes.Notify() },
@@ -226,10 +251,12 @@ func telling(lw *cache.ListWatch, tell func(error)) *cache.ListWatch {
 
 // unseen is whether the API does not show a resource; anything else will pass.
 func unseen(err error) bool {
-	return apierrors.IsForbidden(err) || apierrors.IsNotFound(err) || apierrors.IsMethodNotSupported(err) || apierrors.IsBadRequest(err)
+	return apierrors.IsForbidden(err) || apierrors.IsNotFound(err) || apierrors.IsMethodNotSupported(err) ||
+		apierrors.IsBadRequest(err)
 }
 
 // routine is whether a watch ended as watches do.
 func routine(err error) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || apierrors.IsResourceExpired(err) || apierrors.IsGone(err)
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || apierrors.IsResourceExpired(err) ||
+		apierrors.IsGone(err)
 }

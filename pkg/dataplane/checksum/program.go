@@ -58,7 +58,8 @@ func load() (*ebpf.Program, error) {
 		return nil, err
 	}
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "podmark_csum", Type: ebpf.Netfilter, AttachType: ebpf.AttachNetfilter, License: license, Instructions: instructions,
+		Name: "podmark_csum", Type: ebpf.Netfilter, AttachType: ebpf.AttachNetfilter, License: license,
+		Instructions: instructions,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("loading the program: %w", err)

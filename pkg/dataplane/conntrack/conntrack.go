@@ -351,7 +351,12 @@ func (f flow) send(c *netlink.Conn, cmd netlink.HeaderType, fill func(*netlink.A
 
 const netOrder = netlink.NetByteOrder
 
-func message(cmd netlink.HeaderType, flags netlink.HeaderFlags, family uint8, fill func(*netlink.AttributeEncoder)) (netlink.Message, error) {
+func message(
+	cmd netlink.HeaderType,
+	flags netlink.HeaderFlags,
+	family uint8,
+	fill func(*netlink.AttributeEncoder),
+) (netlink.Message, error) {
 	ae := netlink.NewAttributeEncoder()
 	ae.ByteOrder = binary.BigEndian
 	fill(ae)
@@ -367,7 +372,12 @@ func message(cmd netlink.HeaderType, flags netlink.HeaderFlags, family uint8, fi
 
 // dump lists the flows that are wanted, of those that the kernel's filter lets through: as they
 // come, since a table may have more of them than there is memory for.
-func dump(c *netlink.Conn, family uint8, filter func(*netlink.AttributeEncoder), wanted func(flow) bool) ([]flow, error) {
+func dump(
+	c *netlink.Conn,
+	family uint8,
+	filter func(*netlink.AttributeEncoder),
+	wanted func(flow) bool,
+) ([]flow, error) {
 	m, err := message(cmdGet, netlink.Dump, family, filter)
 	if err != nil {
 		return nil, err

@@ -59,7 +59,8 @@ func Listen() (*Listener, error) {
 	mode := []byte{0, 0, 0, Size, copyPacket, 0}
 	err = l.configure(cfgCommand, []byte{commandBind})
 	if err == nil {
-		err = errors.Join(l.configure(cfgMode, mode), l.configure(cfgQThreshold, big32(holdMost)), l.configure(cfgTimeout, big32(uint32(holdFor/(10*time.Millisecond)))))
+		err = errors.Join(l.configure(cfgMode, mode), l.configure(cfgQThreshold, big32(holdMost)),
+			l.configure(cfgTimeout, big32(uint32(holdFor/(10*time.Millisecond)))))
 	} else if who := holder(); who != "" {
 		err = fmt.Errorf("%w: %s", ErrTaken, who)
 	}

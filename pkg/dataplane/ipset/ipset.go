@@ -26,11 +26,12 @@ type Type string
 
 // The set types in use.
 const (
-	HashIP       Type = "hash:ip"
-	HashNet      Type = "hash:net" // prefixes of length 1 or more
-	HashIPPort   Type = "hash:ip,port"
-	HashNetIface Type = "hash:net,iface" // prefixes of any length, 64 interfaces for each; may have a mark per element (skbinfo)
-	BitmapPort   Type = "bitmap:port"    // all 65536 ports; matches TCP and UDP only
+	HashIP     Type = "hash:ip"
+	HashNet    Type = "hash:net" // prefixes of length 1 or more
+	HashIPPort Type = "hash:ip,port"
+	// prefixes of any length, 64 interfaces for each; may have a mark per element (skbinfo)
+	HashNetIface Type = "hash:net,iface"
+	BitmapPort   Type = "bitmap:port" // all 65536 ports; matches TCP and UDP only
 )
 
 // revisions is the first revision of each type that has what is used of it.
@@ -468,7 +469,11 @@ func dataOf(s Set, e Element) func(*netlink.AttributeEncoder) error {
 }
 
 // do sends one command and waits for its answer or acknowledgement.
-func (c *Conn) do(cmd netlink.HeaderType, flags netlink.HeaderFlags, fill func(*netlink.AttributeEncoder)) ([]netlink.Message, error) {
+func (c *Conn) do(
+	cmd netlink.HeaderType,
+	flags netlink.HeaderFlags,
+	fill func(*netlink.AttributeEncoder),
+) ([]netlink.Message, error) {
 	ae := netlink.NewAttributeEncoder()
 	ae.ByteOrder = binary.BigEndian
 	ae.Uint8(attrProtocol, protocolVersion)

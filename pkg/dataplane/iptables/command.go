@@ -69,7 +69,8 @@ func (v Variant) open(f family, wait time.Duration) (*goiptables.IPTables, error
 	if f == v6 {
 		proto = goiptables.ProtocolIPv6
 	}
-	return goiptables.New(goiptables.IPFamily(proto), goiptables.Timeout(waitSeconds(wait)), goiptables.Path(v.command(f, "")))
+	return goiptables.New(goiptables.IPFamily(proto), goiptables.Timeout(waitSeconds(wait)),
+		goiptables.Path(v.command(f, "")))
 }
 
 // waitSeconds is how long a command may wait for the xtables lock, at least 1.
@@ -217,7 +218,8 @@ func Lacking(ctx context.Context, v Variant, wait time.Duration, feature Feature
 		return v.try(ctx, wait, fromReceiver(v4)+"-j RETURN")
 	}
 	for _, f := range families() {
-		if lacking = v.restore(ctx, f, wait, fmt.Sprintf("*%s\n:%s - [0:0]\n-X %s\nCOMMIT\n", security, probe, probe)); lacking != nil {
+		if lacking = v.restore(ctx, f, wait,
+			fmt.Sprintf("*%s\n:%s - [0:0]\n-X %s\nCOMMIT\n", security, probe, probe)); lacking != nil {
 			break
 		}
 	}

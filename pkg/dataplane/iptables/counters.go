@@ -67,7 +67,10 @@ func counting(listing string, f family) []counters.Rule {
 		if !known || err != nil {
 			continue
 		}
-		rule := counters.Rule{Key: key, ID: fmt.Sprintf("%s%s %s %x %s", f.digit, gen, m[2], chains[m[2]].Sum32(), m[3]), Packets: packets}
+		rule := counters.Rule{
+			Key: key, ID: fmt.Sprintf("%s%s %s %x %s", f.digit, gen, m[2], chains[m[2]].Sum32(), m[3]),
+			Packets: packets,
+		}
 		_, target, _ := strings.Cut(m[3], "-j ")
 		switch {
 		case target == "RETURN":

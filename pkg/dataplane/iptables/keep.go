@@ -42,7 +42,8 @@ func (b Backend) checkRules(ctx context.Context, want desired.State) error {
 				continue
 			}
 			if !there.leads(h) {
-				return fmt.Errorf("%w: '%s' is not the first rule of IPv%s %s %s", drift.Hook.Err(), h.rule, f.digit, h.table, h.chain)
+				return fmt.Errorf("%w: '%s' is not the first rule of IPv%s %s %s", drift.Hook.Err(), h.rule, f.digit, h.table,
+					h.chain)
 			}
 		}
 		unordered := passing(want, n)

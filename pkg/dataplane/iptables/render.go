@@ -189,7 +189,8 @@ func reports(of mark.Mark, n naming) []string {
 	var rules []string
 	for _, t := range types {
 		about := ofType(n.family, t) + fmt.Sprintf("-m conntrack --ctstate RELATED -m connmark --mark %s ", of)
-		rules = append(rules, about+notIn(n.self(), "src")+notIn(n.further(), "src,src")+"-j RETURN", about+in(n.self(), "src")+fromReceiver(n.family)+"-j RETURN")
+		rules = append(rules, about+notIn(n.self(), "src")+notIn(n.further(), "src,src")+"-j RETURN",
+			about+in(n.self(), "src")+fromReceiver(n.family)+"-j RETURN")
 	}
 	return rules
 }
@@ -425,7 +426,10 @@ func renderBehind(n naming) []string {
 // renderBeyond drops what leaves by an endpoint's veth, or is for an endpoint that is not
 // behind the interface: one that is not complete yet gets nothing.
 func renderBeyond(s desired.State, n naming) []string {
-	rules := []string{in(n.claims(), "dst") + "-g " + chainUnclassified, fmt.Sprintf("-m devgroup --dst-group %d -g %s", hostport.Group, chainUnclassified)}
+	rules := []string{
+		in(n.claims(), "dst") + "-g " + chainUnclassified,
+		fmt.Sprintf("-m devgroup --dst-group %d -g %s", hostport.Group, chainUnclassified),
+	}
 	for _, c := range vethSets(s, n) {
 		rules = append(rules, toVeth(c.Set))
 	}
@@ -533,9 +537,11 @@ func list(p desired.Profile, w way, n naming, unlogged bool) []string {
 	// set is named so that its references tell a chain that another program flushed, which would
 	// allow everything.
 	member := in(n.members(p.Direction, p.ID), own)
-	key, last := counters.Key{Reason: counters.Policy, Direction: p.Direction, Profile: p.ID}, []string{member + "-j DROP", "-j DROP"}
+	key, last := counters.Key{Reason: counters.Policy, Direction: p.Direction, Profile: p.ID},
+		[]string{member + "-j DROP", "-j DROP"}
 	if p.Audit() {
-		key.Reason, last = counters.Audit, []string{strings.TrimSpace(member), strings.TrimSpace(in(n.nets(p.Direction, p.ID), own))}
+		key.Reason, last = counters.Audit,
+			[]string{strings.TrimSpace(member), strings.TrimSpace(in(n.nets(p.Direction, p.ID), own))}
 	}
 	return slices.Concat(rules, logged(key, unlogged), last)
 }

@@ -14,7 +14,8 @@ import (
 
 // everySet renders all sets of a whole-node state in one family that have a generation.
 func everySet(s desired.State, n naming) []content {
-	all := append(nodeSets(s, n), content{Set: n.self()}, content{Set: n.claims()}, content{Set: n.endpoints()}, content{Set: n.further()})
+	all := append(nodeSets(s, n), content{Set: n.self()}, content{Set: n.claims()}, content{Set: n.endpoints()},
+		content{Set: n.further()})
 	all = append(all, vethSets(s, n)...)
 	for _, id := range s.ProfileIDs() {
 		for _, c := range profileSets(s.Profiles[id], n) {

@@ -33,7 +33,8 @@ func shape(rule string) string {
 			values = append(values, value(option, list[i]))
 		}
 		switch option {
-		case "-m", "--comment", "--limit", "--limit-burst", "--nflog-prefix", "--nflog-group", "--nflog-size", "--nflog-threshold":
+		case "-m", "--comment", "--limit", "--limit-burst", "--nflog-prefix", "--nflog-group", "--nflog-size",
+			"--nflog-threshold":
 			continue
 		}
 		words = append(words, strings.TrimSpace(not+option+" "+strings.Join(values, ",")))
@@ -43,7 +44,10 @@ func shape(rule string) string {
 }
 
 // protocolNumbers are those that our rules have, as iptables-save may name them.
-var protocolNumbers = map[string]string{"icmp": "1", "tcp": "6", "udp": "17", "ipv6-icmp": "58", "icmpv6": "58", "sctp": "132"}
+var protocolNumbers = map[string]string{
+	"icmp": "1", "tcp": "6", "udp": "17", "ipv6-icmp": "58", "icmpv6": "58",
+	"sctp": "132",
+}
 
 // value writes numbers in one way: a group is decimal or not, and a mask of all bits is none. The
 // name of another protocol is up to /etc/protocols.

@@ -62,7 +62,8 @@ func (b Backend) sync(ctx context.Context, conn setConn, f family, want desired.
 		}
 	}
 	return destroy(ctx, conn, func(name string) bool {
-		return ofFamily(name, f) && !slices.ContainsFunc(append(sets, named...), func(c content) bool { return c.Name == name })
+		return ofFamily(name, f) && !slices.ContainsFunc(append(sets, named...),
+			func(c content) bool { return c.Name == name })
 	})
 }
 

@@ -64,7 +64,12 @@ func (b Backend) Update(ctx context.Context, before, after desired.Share) error 
 // That and what finish does come in an order in which every step allows no more than from or
 // to does. What is new to a set, and what has left it, comes before the rules that begin
 // another epoch: a flow that is judged then must not be judged by what is no more.
-func (b Backend) move(ctx context.Context, conn setConn, from, to desired.State, n naming) (obsolete []content, err error) {
+func (b Backend) move(
+	ctx context.Context,
+	conn setConn,
+	from, to desired.State,
+	n naming,
+) (obsolete []content, err error) {
 	if obsolete, err = b.populate(conn, from, to, n.family); err != nil {
 		return nil, err
 	}
@@ -289,7 +294,13 @@ func vacated(conn setConn, from, to desired.State, in []naming) ([]desired.Profi
 
 // finish removes the profiles that are vacated, gives those that both have their new rules,
 // and begins the epoch of to, in one restore.
-func (b Backend) finish(ctx context.Context, conn setConn, from, to desired.State, vacated []desired.Profile, n naming) error {
+func (b Backend) finish(
+	ctx context.Context,
+	conn setConn,
+	from, to desired.State,
+	vacated []desired.Profile,
+	n naming,
+) error {
 	lines, rewritten := rewriteProfiles(from, to, n)
 	removed, err := deleteProfiles(conn, vacated, n)
 	if err != nil {

@@ -72,9 +72,12 @@ func taggedChain() chain {
 		on(behindTag(unix.ETH_P_IP), in(bare("@nh,96,32", v4.address(true, reg)), claimed(v4)), gotoChain(chainFrames)),
 		on(behindTag(unix.ETH_P_IPV6), in(bare("@nh,64,128", v6.address(true, reg)), claimed(v6)), gotoChain(chainFrames)),
 		on(behindTag(unix.ETH_P_ARP), in(bare("@nh,112,32", arpAddress(reg)), claimed(v4)), gotoChain(chainFrames)),
-		on(behindTag(unix.ETH_P_IPV6), advertisement(), in(bare("@th,64,128", target(reg)), claimed(v6)), gotoChain(chainFrames)),
-		on(behindTag(unix.ETH_P_IPV6), fromNobody(), solicitation(), in(bare("@th,64,128", target(reg)), claimed(v6)), gotoChain(chainFrames)),
-		on(behindTag(unix.ETH_P_ARP), probe("@nh,112,32 0.0.0.0"), in(bare("@nh,192,32", arpTarget(reg)), claimed(v4)), gotoChain(chainFrames)),
+		on(behindTag(unix.ETH_P_IPV6), advertisement(), in(bare("@th,64,128", target(reg)), claimed(v6)),
+			gotoChain(chainFrames)),
+		on(behindTag(unix.ETH_P_IPV6), fromNobody(), solicitation(), in(bare("@th,64,128", target(reg)), claimed(v6)),
+			gotoChain(chainFrames)),
+		on(behindTag(unix.ETH_P_ARP), probe("@nh,112,32 0.0.0.0"), in(bare("@nh,192,32", arpTarget(reg)), claimed(v4)),
+			gotoChain(chainFrames)),
 		on(behindTag(unix.ETH_P_8021Q), innerNoVLAN(), gotoChain(chainFrames)),
 		on(behindTag(unix.ETH_P_8021AD), innerNoVLAN(), gotoChain(chainFrames)),
 	)}
@@ -111,7 +114,8 @@ func guardChain() chain {
 		on(ip, in(bare("ip saddr", v4.address(true, reg)), claimed(v4)), gotoChain(chainFrames)),
 		on(ip6, in(bare("ip6 saddr", v6.address(true, reg)), claimed(v6)), gotoChain(chainFrames)),
 		on(ip, routers(v4).holds("iif . ether saddr . ip saddr", expr.MetaKeyIIF, sender(), v4.address(true, reg)), accept()),
-		on(ip6, routers(v6).holds("iif . ether saddr . ip6 saddr", expr.MetaKeyIIF, sender(), v6.address(true, reg)), accept()),
+		on(ip6, routers(v6).holds("iif . ether saddr . ip6 saddr", expr.MetaKeyIIF, sender(), v6.address(true, reg)),
+			accept()),
 		on(gotoChain(chainFrames)),
 	)}
 }
@@ -148,9 +152,9 @@ func arpChain() chain {
 	)}
 }
 
-// ndChain holds what finds neighbours to what it is for. It has no fragments (RFC 6980). Who has no address yet asks whether another has the one that it is about to
-// take, and who hears that for an address of its own does not use it (RFC 4862 5.4.3): so
-// it is one of the endpoint's.
+// ndChain holds what finds neighbours to what it is for. It has no fragments (RFC 6980). Who has no
+// address yet asks whether another has the one that it is about to take, and who hears that for an
+// address of its own does not use it (RFC 4862 5.4.3): so it is one of the endpoint's.
 //
 //	update @pace { iif timeout 1m limit rate over 100/second burst 300 packets } goto spoofed-frames
 //	exthdr frag exists goto spoofed-frames
@@ -173,10 +177,12 @@ func ndChain() chain {
 	return chain{table: bridge, name: chainND, rules: rules(
 		on(tooFast(), gotoChain(chainFrames)),
 		on(fragment(), gotoChain(chainFrames)),
-		on(ip6, fromNobody(), v6.icmpTypes(nil, 133), bareHopLimit(255), upTo(longestSolicitation), from(linkLocals()), accept()),
+		on(ip6, fromNobody(), v6.icmpTypes(nil, 133), bareHopLimit(255), upTo(longestSolicitation), from(linkLocals()),
+			accept()),
 		takes(own(v6)),
 		takes(linkLocals()),
-		on(ip6, fromNobody(), v6.icmpTypes(nil, 131, 132, 143), bareHopLimit(1), upTo(longestReport), from(linkLocals()), accept()),
+		on(ip6, fromNobody(), v6.icmpTypes(nil, 131, 132, 143), bareHopLimit(1), upTo(longestReport), from(linkLocals()),
+			accept()),
 		on(ip6, fromNobody(), gotoChain(chainFrames)),
 		on(ip6, from(own(v6)), gotoChain(chainNDOwn)),
 		on(ip6, from(linkLocals()), gotoChain(chainNDOwn)),
@@ -198,12 +204,17 @@ func ndOwnChain() chain {
 		on(ip6, v6.icmpTypes(nil, 133, 135), bareHopLimit(255), upTo(longestSolicitation), accept()),
 		on(ip6, v6.icmpTypes(nil, 131, 132, 143), bareHopLimit(1), upTo(longestReport), accept()),
 	}
-	option := part{text: "@th,192,16 0x0201", exprs: []any{payload(expr.PayloadBaseTransportHeader, 24, 2, reg), equal(2, 1)}}
+	option := part{
+		text:  "@th,192,16 0x0201",
+		exprs: []any{payload(expr.PayloadBaseTransportHeader, 24, 2, reg), equal(2, 1)},
+	}
 	for _, s := range []set{own(v6), linkLocals()} {
 		list = append(list,
-			on(ip6, advertisement(), bareHopLimit(255), exactly(24), s.holds("iif . ether saddr . @th,64,128", expr.MetaKeyIIF, sender(), target(reg)), accept()),
+			on(ip6, advertisement(), bareHopLimit(255), exactly(24),
+				s.holds("iif . ether saddr . @th,64,128", expr.MetaKeyIIF, sender(), target(reg)), accept()),
 			on(ip6, advertisement(), bareHopLimit(255), exactly(32), clone(option),
-				s.holds("iif . @th,208,48 . @th,64,128", expr.MetaKeyIIF, payload(expr.PayloadBaseTransportHeader, 26, 6, reg), target(reg)), accept()))
+				s.holds("iif . @th,208,48 . @th,64,128", expr.MetaKeyIIF, payload(expr.PayloadBaseTransportHeader, 26, 6, reg),
+					target(reg)), accept()))
 	}
 	return chain{table: bridge, name: chainNDOwn, rules: rules(append(list, on(gotoChain(chainFrames)))...)}
 }
@@ -272,13 +283,17 @@ func arriveChain() chain {
 		on(arp, arpLength(), accept()),
 		on(ip6, v6.icmpTypes(nil, 133, 135, 136), bareHopLimit(255), beyond(longestSolicitation), gotoChain(chainStray)),
 		on(ip6, v6.icmpTypes(nil, 134), bareHopLimit(255), beyond(longestReport), gotoChain(chainStray)),
-		on(ip6, own(v6).holds("oif . ether daddr . ip6 daddr", expr.MetaKeyOIF, receiver(), v6.address(false, reg)), accept()),
+		on(ip6, own(v6).holds("oif . ether daddr . ip6 daddr", expr.MetaKeyOIF, receiver(), v6.address(false, reg)),
+			accept()),
 		on(ip6, v6.icmpTypes(nil, 134, 135, 136), bareHopLimit(255), accept()),
-		on(ip6, v6.icmpTypes(nil, 130), bareHopLimit(1), upTo(longestReport), linkMulticast(bare("ip6 daddr", v6.address(false, reg))), accept()),
+		on(ip6, v6.icmpTypes(nil, 130), bareHopLimit(1), upTo(longestReport),
+			linkMulticast(bare("ip6 daddr", v6.address(false, reg))), accept()),
 		on(ip, in(bare("ip daddr", v4.address(false, reg)), claimed(v4)), gotoChain(chainStray)),
 		on(ip6, in(bare("ip6 daddr", v6.address(false, reg)), claimed(v6)), gotoChain(chainStray)),
-		on(ip, routers(v4).holds("oif . ether daddr . ip daddr", expr.MetaKeyOIF, receiver(), v4.address(false, reg)), accept()),
-		on(ip6, routers(v6).holds("oif . ether daddr . ip6 daddr", expr.MetaKeyOIF, receiver(), v6.address(false, reg)), accept()),
+		on(ip, routers(v4).holds("oif . ether daddr . ip daddr", expr.MetaKeyOIF, receiver(), v4.address(false, reg)),
+			accept()),
+		on(ip6, routers(v6).holds("oif . ether daddr . ip6 daddr", expr.MetaKeyOIF, receiver(), v6.address(false, reg)),
+			accept()),
 		on(gotoChain(chainStray)),
 	)}
 }
@@ -291,7 +306,10 @@ var (
 )
 
 func etherType(name string, proto uint16) part {
-	return part{text: "ether type " + name, exprs: []any{payload(expr.PayloadBaseLLHeader, 12, 2, reg), equal(big16(proto)...)}}
+	return part{
+		text:  "ether type " + name,
+		exprs: []any{payload(expr.PayloadBaseLLHeader, 12, 2, reg), equal(big16(proto)...)},
+	}
 }
 
 // bare loads a field of a packet whose family the frame's type has told.
@@ -322,28 +340,36 @@ func fromNobody() part {
 // fragment matches what has an IPv6 header for fragments, anywhere.
 func fragment() part {
 	return part{text: "exthdr frag exists", exprs: []any{
-		&expr.Exthdr{DestRegister: reg, Type: unix.IPPROTO_FRAGMENT, Len: 1, Op: expr.ExthdrOpIpv6, Flags: unix.NFT_EXTHDR_F_PRESENT}, equal(1),
+		&expr.Exthdr{
+			DestRegister: reg, Type: unix.IPPROTO_FRAGMENT, Len: 1, Op: expr.ExthdrOpIpv6,
+			Flags: unix.NFT_EXTHDR_F_PRESENT,
+		}, equal(1),
 	}}
 }
 
 // tagged matches frames with a VLAN tag.
 func tagged() part {
-	return oneOf(part{text: "ether type", exprs: []any{payload(expr.PayloadBaseLLHeader, 12, 2, reg)}}, nftables.TypeEtherType, []value{
-		{text: "8021q", first: big16(unix.ETH_P_8021Q), last: big16(unix.ETH_P_8021Q)},
-		{text: "8021ad", first: big16(unix.ETH_P_8021AD), last: big16(unix.ETH_P_8021AD)},
-	})
+	return oneOf(part{text: "ether type", exprs: []any{payload(expr.PayloadBaseLLHeader, 12, 2, reg)}},
+		nftables.TypeEtherType, []value{
+			{text: "8021q", first: big16(unix.ETH_P_8021Q), last: big16(unix.ETH_P_8021Q)},
+			{text: "8021ad", first: big16(unix.ETH_P_8021AD), last: big16(unix.ETH_P_8021AD)},
+		})
 }
 
 // behindTag matches what has a type after one tag.
 func behindTag(proto uint16) part {
-	return part{text: fmt.Sprintf("@ll,128,16 %#04x", proto), exprs: []any{payload(expr.PayloadBaseLLHeader, 16, 2, reg), equal(big16(proto)...)}}
+	return part{
+		text:  fmt.Sprintf("@ll,128,16 %#04x", proto),
+		exprs: []any{payload(expr.PayloadBaseLLHeader, 16, 2, reg), equal(big16(proto)...)},
+	}
 }
 
 // innerNoVLAN matches a second tag that names no VLAN.
 func innerNoVLAN() part {
 	return part{text: "@ll,144,16 & 0xfff == 0x0", exprs: []any{
 		payload(expr.PayloadBaseLLHeader, 18, 2, reg),
-		&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 2, Mask: []byte{0x0f, 0xff}, Xor: []byte{0, 0}}, equal(0, 0),
+		&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 2, Mask: []byte{0x0f, 0xff}, Xor: []byte{0, 0}},
+		equal(0, 0),
 	}}
 }
 
@@ -359,7 +385,8 @@ func igmpOfRouters() part {
 	for i, v := range values {
 		values[i].text = fmt.Sprintf("%#x", v.first[0])
 	}
-	kind := part{text: "igmp type", exprs: append(protocols(unix.IPPROTO_IGMP).exprs, payload(expr.PayloadBaseTransportHeader, 0, 1, reg))}
+	kind := part{text: "igmp type", exprs: append(protocols(unix.IPPROTO_IGMP).exprs,
+		payload(expr.PayloadBaseTransportHeader, 0, 1, reg))}
 	return oneOf(kind, number, values)
 }
 
@@ -369,7 +396,10 @@ func tooFast() part {
 		text: fmt.Sprintf("update @%s { iif timeout 1m limit rate over %d/second burst %d packets }", pace().name, pacePerSecond, paceBurst),
 		exprs: append(input().exprs, &expr.Dynset{
 			SrcRegKey: reg, SetName: pace().name, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: paceKept,
-			Exprs: []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: pacePerSecond, Unit: expr.LimitTimeSecond, Burst: paceBurst, Over: true}},
+			Exprs: []expr.Any{&expr.Limit{
+				Type: expr.LimitTypePkts, Rate: pacePerSecond, Unit: expr.LimitTimeSecond,
+				Burst: paceBurst, Over: true,
+			}},
 		}),
 	}
 }
@@ -380,7 +410,10 @@ func frameLength(n uint32) part {
 }
 
 func bareHopLimit(n byte) part {
-	return part{text: fmt.Sprintf("ip6 hoplimit %d", n), exprs: []any{payload(expr.PayloadBaseNetworkHeader, 7, 1, reg), equal(n)}}
+	return part{
+		text:  fmt.Sprintf("ip6 hoplimit %d", n),
+		exprs: []any{payload(expr.PayloadBaseNetworkHeader, 7, 1, reg), equal(n)},
+	}
 }
 
 // exactly, upTo and beyond match the bytes after the IPv6 header. None, 0, is beyond: it is
@@ -405,7 +438,10 @@ func beyond(n uint16) part {
 // lengths in the order of its own bytes, in which ranges do not compare.
 func arpLength() part {
 	return part{text: "meta length 28-46", exprs: []any{
-		load(expr.MetaKeyLEN, reg), &expr.Byteorder{SourceRegister: reg, DestRegister: reg, Op: expr.ByteorderHton, Len: 4, Size: 4},
+		load(expr.MetaKeyLEN, reg), &expr.Byteorder{
+			SourceRegister: reg, DestRegister: reg, Op: expr.ByteorderHton, Len: 4,
+			Size: 4,
+		},
 		&expr.Range{Op: expr.CmpOpEq, Register: reg, FromData: []byte{0, 0, 0, 28}, ToData: []byte{0, 0, 0, 46}},
 	}}
 }

@@ -283,7 +283,10 @@ func addRule(c chain, i int) command {
 			if p.set == nil {
 				continue
 			}
-			constant := &nftables.Set{Table: &c.table, Anonymous: true, Constant: true, Interval: p.set.interval, KeyType: p.set.key}
+			constant := &nftables.Set{
+				Table: &c.table, Anonymous: true, Constant: true, Interval: p.set.interval,
+				KeyType: p.set.key,
+			}
 			more, err := e.messages(func(lib *nftables.Conn) error { return addConstant(lib, constant, p.set.elements) })
 			if err != nil {
 				return nil, err

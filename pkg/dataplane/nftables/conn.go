@@ -78,7 +78,11 @@ func (c *conn) exchange(messages []netlink.Message, last int) ([]netlink.Message
 
 // exchangeEach hands each answer to visit, which exchanges nothing itself. When visit wants no
 // more, the rest is not read, and the connection is good for nothing else.
-func (c *conn) exchangeEach(messages []netlink.Message, last int, visit func(netlink.Message) (more bool, err error)) error {
+func (c *conn) exchangeEach(
+	messages []netlink.Message,
+	last int,
+	visit func(netlink.Message) (more bool, err error),
+) error {
 	size := 0
 	for _, m := range messages {
 		size += unix.NLMSG_HDRLEN + (len(m.Data)+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1)

@@ -57,7 +57,10 @@ func (c *conn) counting(t nftables.Table) ([]counters.Rule, error) {
 	if err != nil {
 		return nil, err
 	}
-	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: append([]byte(t.Name), 0)}})
+	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{{
+		Type: unix.NFTA_RULE_TABLE,
+		Data: append([]byte(t.Name), 0),
+	}})
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +98,10 @@ func (c *conn) table(t nftables.Table) (handle uint64, awake bool, err error) {
 		attrHandle = 4 // NFTA_TABLE_HANDLE, Linux 4.16
 		dormant    = 1 // NFT_TABLE_F_DORMANT
 	)
-	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NFTA_TABLE_NAME, Data: append([]byte(t.Name), 0)}})
+	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{{
+		Type: unix.NFTA_TABLE_NAME,
+		Data: append([]byte(t.Name), 0),
+	}})
 	if err != nil {
 		return 0, false, err
 	}

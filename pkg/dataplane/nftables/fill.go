@@ -53,7 +53,8 @@ func (b Backend) FillSet(_ context.Context, want desired.Set) (changed int, err 
 
 // ofFamily are those of a sorted list whose address is of the family.
 func ofFamily[T any](f family, list []T, addr func(T) netip.Addr) []T {
-	six, _ := slices.BinarySearchFunc(list, netip.IPv6Unspecified(), func(v T, least netip.Addr) int { return addr(v).Compare(least) })
+	six, _ := slices.BinarySearchFunc(list, netip.IPv6Unspecified(),
+		func(v T, least netip.Addr) int { return addr(v).Compare(least) })
 	if f == v4 {
 		return list[:six]
 	}
@@ -70,7 +71,13 @@ type filling struct {
 // replaceContent makes a set hold exactly the elements of want, which are sorted, as are the
 // keys that it appends for them. It keeps no list of elements that are as they should be: a
 // set can have hundreds of thousands.
-func replaceContent[T any](c *conn, room *filling, s set, want []T, appendKey func([]byte, T) []byte) (changed int, err error) {
+func replaceContent[T any](
+	c *conn,
+	room *filling,
+	s set,
+	want []T,
+	appendKey func([]byte, T) []byte,
+) (changed int, err error) {
 	there := slices.Grow(room.there[:0], len(want))[:len(want)]
 	clear(there)
 	var gone []element

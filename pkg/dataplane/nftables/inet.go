@@ -32,8 +32,14 @@ func senderChain() chain {
 	return chain{table: inet, name: chainSender, hook: &hookSender, rules: []rule{
 		{parts: on(in(v4.inputAndSource(senders(v4), reg), senders(v4)), accept())},
 		{parts: on(in(v6.inputAndSource(senders(v6), reg), senders(v6)), accept())},
-		{on(mapTo(v4.inputAndSource(further(v4), keyReg), further(v4)), fromLocal(), jump(chainSpoofed)), "by the ID in map " + further(v4).name},
-		{on(mapTo(v6.inputAndSource(further(v6), keyReg), further(v6)), fromLocal(), jump(chainSpoofed)), "by the ID in map " + further(v6).name},
+		{
+			on(mapTo(v4.inputAndSource(further(v4), keyReg), further(v4)), fromLocal(), jump(chainSpoofed)),
+			"by the ID in map " + further(v4).name,
+		},
+		{
+			on(mapTo(v6.inputAndSource(further(v6), keyReg), further(v6)), fromLocal(), jump(chainSpoofed)),
+			"by the ID in map " + further(v6).name,
+		},
 		{parts: on(in(input(), veths()), jump(chainStranger))},
 		{parts: on(deviceGroup("iifgroup", expr.MetaKeyIIFGROUP, hostport.Group), jump(chainStranger))},
 		{parts: on(in(v4.sourceTwice(), self(v4)), jump(chainSpoofed))},
@@ -189,8 +195,14 @@ func tunnelChain() chain {
 		{parts: on(in(input(), veths()), gotoChain(chainEncapsulated))},
 		{parts: on(in(v4.sourceTwice(), self(v4)), gotoChain(chainEncapsulated))},
 		{parts: on(in(v6.sourceTwice(), self(v6)), gotoChain(chainEncapsulated))},
-		{on(mapTo(v4.inputAndSource(further(v4), keyReg), further(v4)), gotoChain(chainEncapsulated)), "by the ID in map " + further(v4).name},
-		{on(mapTo(v6.inputAndSource(further(v6), keyReg), further(v6)), gotoChain(chainEncapsulated)), "by the ID in map " + further(v6).name},
+		{
+			on(mapTo(v4.inputAndSource(further(v4), keyReg), further(v4)), gotoChain(chainEncapsulated)),
+			"by the ID in map " + further(v4).name,
+		},
+		{
+			on(mapTo(v6.inputAndSource(further(v6), keyReg), further(v6)), gotoChain(chainEncapsulated)),
+			"by the ID in map " + further(v6).name,
+		},
 	}}
 }
 
@@ -217,7 +229,10 @@ func aboutFlow(f family, types []uint8) []rule {
 		{parts: on(clone(of), in(f.sourceAndEnd(false), self(f)), accept())},
 		{parts: on(clone(of), in(f.sourceAndEnd(true), self(f)), accept())},
 		{parts: on(clone(of), in(f.sourceTwice(), self(f)), returnVerdict())},
-		{on(clone(of), mapTo(f.inputAndSource(further(f), keyReg), further(f)), returnVerdict()), "by the ID in map " + further(f).name},
+		{
+			on(clone(of), mapTo(f.inputAndSource(further(f), keyReg), further(f)), returnVerdict()),
+			"by the ID in map " + further(f).name,
+		},
 		{parts: on(clone(of), accept())},
 	}
 }

@@ -111,7 +111,10 @@ func sources(f family) set {
 
 // further maps (input interface, further source prefix) to the same.
 func further(f family) set {
-	return set{table: inet, name: "further" + f.digit, key: concat(nftables.TypeIFIndex, f.addr), data: numbered, interval: true}
+	return set{
+		table: inet, name: "further" + f.digit, key: concat(nftables.TypeIFIndex, f.addr), data: numbered,
+		interval: true,
+	}
 }
 
 // egress maps (family, ID) to the number of the endpoint's egress profile.
@@ -127,7 +130,10 @@ func ingress(f family) set {
 
 // onward maps (output interface, further source prefix) to the same.
 func onward(f family) set {
-	return set{table: inet, name: "onward" + f.digit, key: concat(nftables.TypeIFIndex, f.addr), data: numbered, interval: true}
+	return set{
+		table: inet, name: "onward" + f.digit, key: concat(nftables.TypeIFIndex, f.addr), data: numbered,
+		interval: true,
+	}
 }
 
 // profiles maps the numbers of one direction's profiles to their chains.
@@ -142,7 +148,10 @@ func peers(f family, id desired.PeerSetID) set {
 
 // tuples holds (address, protocol, port) of what a named port stands for.
 func tuples(f family, id desired.TupleSetID) set {
-	return set{table: inet, name: "t" + f.digit + "-" + string(id), key: concat(f.addr, nftables.TypeInetProto, nftables.TypeInetService)}
+	return set{
+		table: inet, name: "t" + f.digit + "-" + string(id),
+		key: concat(f.addr, nftables.TypeInetProto, nftables.TypeInetService),
+	}
 }
 
 // ports holds the host veths of endpoints, as ports of a bridge.
@@ -171,7 +180,10 @@ func claimed(f family) set { return set{table: bridge, name: "claimed" + f.digit
 
 // routers holds (bridge port, MAC address, further source prefix).
 func routers(f family) set {
-	return set{table: bridge, name: "routers" + f.digit, key: concat(nftables.TypeIFIndex, nftables.TypeEtherAddr, f.addr), interval: true}
+	return set{
+		table: bridge, name: "routers" + f.digit, key: concat(nftables.TypeIFIndex, nftables.TypeEtherAddr, f.addr),
+		interval: true,
+	}
 }
 
 // untagged holds (MAC address, address or further prefix) of endpoints on bridges whose ingress
@@ -191,7 +203,8 @@ func staticSets() []set {
 		senders(v4), senders(v6), veths(), self(v4), self(v6), sources(v4), sources(v6), further(v4), further(v6),
 		egress(), ingress(v4), ingress(v6), onward(v4), onward(v6),
 		profiles(desired.Egress), profiles(desired.Ingress),
-		ports(), isolated(), confined(), own(v4), own(v6), linkLocals(), claimed(v4), claimed(v6), routers(v4), routers(v6), untagged(v4), untagged(v6), pace(),
+		ports(), isolated(), confined(), own(v4), own(v6), linkLocals(), claimed(v4), claimed(v6), routers(v4), routers(v6),
+		untagged(v4), untagged(v6), pace(),
 	}
 }
 

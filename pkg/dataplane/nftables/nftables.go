@@ -142,7 +142,8 @@ func (b Backend) transact(ctx context.Context, step string, plans ...plan) error
 // unexpected holds for what the kernel answers when an object is missing, is of
 // another kind, maps to something else, or is full.
 func unexpected(err error) bool {
-	return slices.ContainsFunc([]error{unix.ENOENT, unix.EEXIST, unix.EBUSY, unix.EINVAL, unix.ENFILE}, func(e error) bool { return errors.Is(err, e) })
+	return slices.ContainsFunc([]error{unix.ENOENT, unix.EEXIST, unix.EBUSY, unix.EINVAL, unix.ENFILE},
+		func(e error) bool { return errors.Is(err, e) })
 }
 
 // update lists what turns what from says into what to says.
@@ -191,7 +192,8 @@ func update(c *conn, from, to desired.State) (ch change, err error) {
 
 // profiled reports whether a state has to do with profiles.
 func profiled(s desired.State) bool {
-	return len(s.Profiles) > 0 || slices.ContainsFunc(s.Endpoints, func(e desired.Endpoint) bool { return e.Profiles != [2]desired.ProfileID{} })
+	return len(s.Profiles) > 0 || slices.ContainsFunc(s.Endpoints,
+		func(e desired.Endpoint) bool { return e.Profiles != [2]desired.ProfileID{} })
 }
 
 // setsBetween lists the policy's sets that only from has, and those that only to has.
@@ -257,7 +259,8 @@ func addProfiles(c *conn, from, to desired.State, used, n numbers) (come, rewrit
 			continue
 		}
 		come = append(append(come, addChain(ch)), fill(ch)...)
-		come = append(come, addElements(profiles(h.Direction), []element{profileElement(n[h.Direction][ch.name], ch.name)})...)
+		come = append(come, addElements(profiles(h.Direction),
+			[]element{profileElement(n[h.Direction][ch.name], ch.name)})...)
 		added = append(added, h)
 	}
 	// A number that only its map has lost is still in use.
@@ -298,7 +301,8 @@ func removeProfiles(leaving []familyProfile, used numbers, old map[string]elemen
 	}
 	for _, h := range leaving {
 		if !others[h.ID] {
-			out = append(out, deleteElements(profiles(h.Direction), []element{profileElement(used[h.Direction][h.chain()], h.chain())})...)
+			out = append(out, deleteElements(profiles(h.Direction),
+				[]element{profileElement(used[h.Direction][h.chain()], h.chain())})...)
 			out = append(out, deleteChain(chain{table: inet, name: h.chain()}))
 		}
 	}
@@ -379,7 +383,8 @@ func check(want desired.State, stamps func(*conn, []chain) error) error {
 	}
 	for _, h := range familyProfiles(want) {
 		if _, led := n[h.Direction][h.chain()]; !led {
-			return fmt.Errorf("%w: map %s does not lead to chain %s", drift.Element.Err(), path(inet, profiles(h.Direction).name), h.chain())
+			return fmt.Errorf("%w: map %s does not lead to chain %s", drift.Element.Err(),
+				path(inet, profiles(h.Direction).name), h.chain())
 		}
 	}
 	r := render(want, n)

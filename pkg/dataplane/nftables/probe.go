@@ -43,7 +43,10 @@ func ProbeGuard() error {
 
 // Logs reports why this kernel cannot log packets.
 func Logs() error {
-	r := ruleset{tables: tables(), chains: []chain{end(inet, chainSpoofed, counters.Spoofed, false), end(bridge, chainStray, counters.Stray, false)}}
+	r := ruleset{tables: tables(), chains: []chain{
+		end(inet, chainSpoofed, counters.Spoofed, false),
+		end(bridge, chainStray, counters.Stray, false),
+	}}
 	if err := try(r); err != nil {
 		return fmt.Errorf("this kernel cannot log packets (one with NETFILTER_NETLINK_LOG and NFT_LOG can): %w", err)
 	}
@@ -93,15 +96,22 @@ func probeState() (desired.State, error) {
 		rule.Ports = append(rule.Ports, desired.Port{Protocol: p, PortRange: desired.PortRange{First: 80, Last: 90}})
 	}
 	isolation := &desired.Isolation{Rules: []desired.Rule{rule}}
-	policies := desired.Policies{Policies: []desired.Policy{{Namespace: "probe", Name: "probe", Ingress: isolation, Egress: isolation}}}
-	e := attachment.Endpoint{Namespace: "probe", L3Interface: "probe0", HostVeth: "probe0", Addresses: []netip.Addr{prefixes[0].Addr(), prefixes[1].Addr()}}
+	policies := desired.Policies{Policies: []desired.Policy{{
+		Namespace: "probe", Name: "probe", Ingress: isolation,
+		Egress: isolation,
+	}}}
+	e := attachment.Endpoint{
+		Namespace: "probe", L3Interface: "probe0", HostVeth: "probe0",
+		Addresses: []netip.Addr{prefixes[0].Addr(), prefixes[1].Addr()},
+	}
 	e.L3InterfaceIndex, e.HostVethIndex, e.AllowedSources = 1, 1, prefixes
 	onBridge := e
 	onBridge.L3InterfaceIndex, onBridge.HostVethIndex = 2, 3
 	onBridge.HostVeth, onBridge.MAC = "probe1", "02:00:00:00:00:01"
 	tunnels := desired.Tunnels{UDPPorts: []uint16{1, 2}, Protocols: []uint8{1, 2}}
-	return desired.Build(desired.Node{Layout: layout, Epoch: 1, Unlogged: true, Tunnels: tunnels}, policies, []attachment.Record{
-		{ID: mark.First, Endpoint: e, Policed: true},
-		{ID: mark.First + 1, Endpoint: onBridge, Policed: true},
-	}), nil
+	return desired.Build(desired.Node{Layout: layout, Epoch: 1, Unlogged: true, Tunnels: tunnels}, policies,
+		[]attachment.Record{
+			{ID: mark.First, Endpoint: e, Policed: true},
+			{ID: mark.First + 1, Endpoint: onBridge, Policed: true},
+		}), nil
 }

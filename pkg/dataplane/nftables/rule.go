@@ -104,7 +104,10 @@ func and(r, mask, xor uint32) *expr.Bitwise {
 
 // ctState matches a conntrack state: a packet has exactly one (nft_ct_get_eval).
 func ctState(name string, bit uint32) part {
-	return part{text: "ct state == " + name, exprs: []any{&expr.Ct{Key: expr.CtKeySTATE, Register: reg}, equal(native(bit)...)}}
+	return part{
+		text:  "ct state == " + name,
+		exprs: []any{&expr.Ct{Key: expr.CtKeySTATE, Register: reg}, equal(native(bit)...)},
+	}
 }
 
 // ctEnd loads an address of the flow's tuples, an expression that the library does not
@@ -156,7 +159,10 @@ func judged(epoch mark.Mark) part {
 
 func reply() part {
 	const ctReply = 1 // IP_CT_DIR_REPLY
-	return part{text: "ct direction reply", exprs: []any{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: reg}, equal(ctReply)}}
+	return part{
+		text:  "ct direction reply",
+		exprs: []any{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: reg}, equal(ctReply)},
+	}
 }
 
 // epochIs matches the policy epoch a flow carries.
@@ -239,14 +245,20 @@ const (
 
 // mapTo looks what key has loaded up in leads.
 func mapTo(key part, leads set) part {
-	key.exprs = append(key.exprs, &expr.Lookup{SourceRegister: keyReg, DestRegister: idReg, IsDestRegSet: true, SetName: leads.name})
+	key.exprs = append(key.exprs, &expr.Lookup{
+		SourceRegister: keyReg, DestRegister: idReg, IsDestRegSet: true,
+		SetName: leads.name,
+	})
 	key.text += " map @" + leads.name
 	return key
 }
 
 // vmap goes where profiles sends the number that lead has found.
 func vmap(profiles set) part {
-	return part{text: "vmap @" + profiles.name, exprs: []any{&expr.Lookup{SourceRegister: keyReg, SetName: profiles.name, IsDestRegSet: true}}}
+	return part{
+		text:  "vmap @" + profiles.name,
+		exprs: []any{&expr.Lookup{SourceRegister: keyReg, SetName: profiles.name, IsDestRegSet: true}},
+	}
 }
 
 // in matches what key has loaded if the set holds it.
@@ -298,7 +310,10 @@ func (f family) word() string {
 
 // address loads the source or the destination address.
 func (f family) address(source bool, to uint32) *expr.Payload {
-	offset := map[[2]bool]uint32{{true, true}: 12, {true, false}: 16, {false, true}: 8, {false, false}: 24}[[2]bool{f.ip4, source}]
+	offset := map[[2]bool]uint32{
+		{true, true}: 12, {true, false}: 16, {false, true}: 8,
+		{false, false}: 24,
+	}[[2]bool{f.ip4, source}]
 	return payload(expr.PayloadBaseNetworkHeader, offset, f.addr.Bytes, to)
 }
 
@@ -353,7 +368,10 @@ func (s set) link(key expr.MetaKey, to uint32) []any {
 	if !s.interval {
 		return []any{load(key, to)}
 	}
-	return []any{load(key, to), &expr.Byteorder{SourceRegister: to, DestRegister: to, Op: expr.ByteorderHton, Len: 4, Size: 4}}
+	return []any{load(key, to), &expr.Byteorder{
+		SourceRegister: to, DestRegister: to, Op: expr.ByteorderHton, Len: 4,
+		Size: 4,
+	}}
 }
 
 // sourceTwice loads the source address, and again; destinationTwice the destination.
@@ -388,8 +406,14 @@ func (f family) turned() part {
 	return part{
 		text: fmt.Sprintf("%[1]s saddr set %[1]s daddr %[1]s daddr set %[1]s saddr", f.word()),
 		exprs: append(f.is(), there, back,
-			&expr.Payload{OperationType: expr.PayloadWrite, Base: there.Base, Offset: there.Offset, Len: there.Len, SourceRegister: back.DestRegister},
-			&expr.Payload{OperationType: expr.PayloadWrite, Base: back.Base, Offset: back.Offset, Len: back.Len, SourceRegister: there.DestRegister}),
+			&expr.Payload{
+				OperationType: expr.PayloadWrite, Base: there.Base, Offset: there.Offset, Len: there.Len,
+				SourceRegister: back.DestRegister,
+			},
+			&expr.Payload{
+				OperationType: expr.PayloadWrite, Base: back.Base, Offset: back.Offset, Len: back.Len,
+				SourceRegister: there.DestRegister,
+			}),
 	}
 }
 
@@ -406,7 +430,8 @@ func portsTurned() part {
 		return out
 	}
 	p.text += " th sport set th dport th dport set th sport"
-	p.exprs = append(p.exprs, at(0, reg, expr.PayloadLoad), at(2, reg+1, expr.PayloadLoad), at(0, reg+1, expr.PayloadWrite), at(2, reg, expr.PayloadWrite))
+	p.exprs = append(p.exprs, at(0, reg, expr.PayloadLoad), at(2, reg+1, expr.PayloadLoad),
+		at(0, reg+1, expr.PayloadWrite), at(2, reg, expr.PayloadWrite))
 	return p
 }
 
@@ -450,7 +475,10 @@ func bytesOf(list []uint8) []value {
 
 // hopLimit matches IPv6 packets that have exactly so many hops before them.
 func hopLimit(n byte) part {
-	return part{text: fmt.Sprintf("ip6 hoplimit %d", n), exprs: append(v6.is(), payload(expr.PayloadBaseNetworkHeader, 7, 1, reg), equal(n))}
+	return part{
+		text:  fmt.Sprintf("ip6 hoplimit %d", n),
+		exprs: append(v6.is(), payload(expr.PayloadBaseNetworkHeader, 7, 1, reg), equal(n)),
+	}
 }
 
 // protocols matches any of some protocols above IP.
@@ -500,7 +528,10 @@ func oneValue(key part, v value) part {
 	case !v.isRange():
 		key.exprs = append(key.exprs, equal(v.first...))
 	case v.mask != nil:
-		masked := &expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: uint32(len(v.mask)), Mask: v.mask, Xor: make([]byte, len(v.mask))}
+		masked := &expr.Bitwise{
+			SourceRegister: reg, DestRegister: reg, Len: uint32(len(v.mask)), Mask: v.mask,
+			Xor: make([]byte, len(v.mask)),
+		}
 		key.exprs = append(key.exprs, masked, equal(v.first...))
 	default:
 		key.exprs = append(key.exprs, &expr.Range{Op: expr.CmpOpEq, Register: reg, FromData: v.first, ToData: v.last})
@@ -534,7 +565,8 @@ func dport() part {
 func (f family) destination() part {
 	words := f.addr.Bytes / 4
 	return part{text: f.word() + " daddr . meta l4proto . th dport", exprs: append(f.is(),
-		f.address(false, reg), load(expr.MetaKeyL4PROTO, reg+words), payload(expr.PayloadBaseTransportHeader, 2, 2, reg+words+1))}
+		f.address(false, reg), load(expr.MetaKeyL4PROTO, reg+words),
+		payload(expr.PayloadBaseTransportHeader, 2, 2, reg+words+1))}
 }
 
 func counter() part { return part{text: "counter", exprs: []any{&expr.Counter{}}} }
@@ -546,10 +578,13 @@ func logged(k counters.Key) []part {
 		part{text: fmt.Sprintf("limit rate %d/second burst %d packets", droplog.PerSecond, droplog.Burst), exprs: []any{
 			&expr.Limit{Type: expr.LimitTypePkts, Rate: droplog.PerSecond, Unit: expr.LimitTimeSecond, Burst: droplog.Burst},
 		}},
-		part{text: fmt.Sprintf("log prefix %q group %d snaplen %d", prefix, droplog.Group, droplog.Size), exprs: []any{&expr.Log{
-			Key:   1<<unix.NFTA_LOG_PREFIX | 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_SNAPLEN,
-			Group: droplog.Group, Snaplen: droplog.Size, Data: []byte(prefix),
-		}}},
+		part{
+			text: fmt.Sprintf("log prefix %q group %d snaplen %d", prefix, droplog.Group, droplog.Size),
+			exprs: []any{&expr.Log{
+				Key:   1<<unix.NFTA_LOG_PREFIX | 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_SNAPLEN,
+				Group: droplog.Group, Snaplen: droplog.Size, Data: []byte(prefix),
+			}},
+		},
 	)
 }
 

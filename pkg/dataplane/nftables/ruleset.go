@@ -271,7 +271,8 @@ func placeOnBridge(s desired.State, e desired.Endpoint, mac net.HardwareAddr, pu
 			put(untagged(familyOf(p.Addr())), behindMAC(mac, p))
 		}
 		for _, a := range e.Addresses {
-			if !slices.ContainsFunc(e.AllowedSources, func(p netip.Prefix) bool { return p.Contains(a) }) { // intervals must not overlap
+			// intervals must not overlap
+			if !slices.ContainsFunc(e.AllowedSources, func(p netip.Prefix) bool { return p.Contains(a) }) {
 				put(untagged(familyOf(a)), behindMAC(mac, netip.PrefixFrom(a, a.BitLen())))
 			}
 		}

@@ -109,7 +109,8 @@ func status(ctx context.Context, socket string) ([]byte, error) {
 	defer transport.CloseIdleConnections()
 	question := protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType), 1) // StatusRequest.verbose
 	framed := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(question))), question...)
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://localhost/runtime.v1.RuntimeService/Status", bytes.NewReader(framed))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://localhost/runtime.v1.RuntimeService/Status",
+		bytes.NewReader(framed))
 	if err != nil {
 		return nil, err
 	}

@@ -77,6 +77,7 @@ func Bad(err error) error {
 		"pkg/a/a_test.go:11: forbidigo",
 		"pkg/b/b.go:3: gocyclo",
 		"pkg/b/b.go:51: funlen",
+		"pkg/l/l.go:4: lll",
 		"plugins/p/other.go:6: forbidigo",
 	}
 	var out strings.Builder

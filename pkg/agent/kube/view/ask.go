@@ -121,7 +121,10 @@ func (v *View) Decided(p *Pod) bool {
 
 // Profiles are those that the pod gets by what was last decided.
 func (v *View) Profiles(p *Pod) [2]desired.ProfileID {
-	r := attachment.Record{Policed: true, NamespaceUID: p.Own.place.uid, Endpoint: attachment.Endpoint{Namespace: p.Namespace, Pod: p.Name, Labels: p.Own.Labels}}
+	r := attachment.Record{
+		Policed: true, NamespaceUID: p.Own.place.uid,
+		Endpoint: attachment.Endpoint{Namespace: p.Namespace, Pod: p.Name, Labels: p.Own.Labels},
+	}
 	return desired.Build(desired.Node{}, v.applied, []attachment.Record{r}).Endpoints[0].Profiles
 }
 

@@ -76,7 +76,8 @@ func (v *View) record(r attachment.Record, p *Pod, all []attachment.Record) (nex
 	next.AllowedSources = v.sources(r, p, all)
 	next.NamespaceUID = cmp.Or(r.NamespaceUID, p.Own.place.uid)
 	same := r.Kubernetes && r.Policed && r.NamespaceUID == next.NamespaceUID &&
-		maps.Equal(r.Labels, next.Labels) && slices.Equal(r.NamedPorts, next.NamedPorts) && slices.Equal(r.AllowedSources, next.AllowedSources)
+		maps.Equal(r.Labels, next.Labels) && slices.Equal(r.NamedPorts, next.NamedPorts) &&
+		slices.Equal(r.AllowedSources, next.AllowedSources)
 	return next, !same
 }
 

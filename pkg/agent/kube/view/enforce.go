@@ -100,7 +100,8 @@ func (v *View) effective(now time.Time) (list []desired.Policy, waits bool) {
 		}
 	}
 	slices.SortFunc(list, func(a, b desired.Policy) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), cmp.Compare(a.NamespaceUID, b.NamespaceUID))
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name),
+			cmp.Compare(a.NamespaceUID, b.NamespaceUID))
 	})
 	return list, waits
 }

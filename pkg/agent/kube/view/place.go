@@ -74,7 +74,8 @@ func (v *View) Told(namespace string, is Space, err error) {
 	}
 	// One that is back in its namespace takes the place of what outlived it.
 	next = slices.DeleteFunc(next, func(p *known) bool {
-		return p.gone && slices.ContainsFunc(next, func(o *known) bool { return !o.gone && o.Name == p.Name && o.NamespaceUID == p.NamespaceUID })
+		return p.gone && slices.ContainsFunc(next,
+			func(o *known) bool { return !o.gone && o.Name == p.Name && o.NamespaceUID == p.NamespaceUID })
 	})
 	v.policies[namespace] = next
 }

@@ -43,7 +43,8 @@ func (v *View) Plan(now time.Time) (begin, end []Watch, ready bool) {
 	}
 	for namespace, policies := range v.policies {
 		v.policies[namespace] = slices.DeleteFunc(policies, func(p *known) bool {
-			return p.gone && !slices.ContainsFunc(crowd[namespace], func(m member) bool { return desired.SameNamespace(m.namespaceUID, p.NamespaceUID) })
+			return p.gone && !slices.ContainsFunc(crowd[namespace],
+				func(m member) bool { return desired.SameNamespace(m.namespaceUID, p.NamespaceUID) })
 		})
 	}
 	v.wanted = v.accepted(bounded(wanted, most))
@@ -139,7 +140,8 @@ func (v *View) covered(s *watchState) bool {
 // as it should be, as of a server that is away all say the same. What the API refuses for
 // some policies is in [View.Troubles].
 func (v *View) Err(now time.Time) error {
-	for _, w := range slices.SortedFunc(maps.Keys(v.wanted), func(a, b Watch) int { return strings.Compare(a.String(), b.String()) }) {
+	for _, w := range slices.SortedFunc(maps.Keys(v.wanted),
+		func(a, b Watch) int { return strings.Compare(a.String(), b.String()) }) {
 		s := v.watches[w]
 		if s == nil || s.err != nil && (s.class == NoAnswer || w.Node != "") || !s.synced && !v.failingWatches(s, now) {
 			return v.whyNotSynced(w)

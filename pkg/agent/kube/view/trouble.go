@@ -100,7 +100,10 @@ const (
 var Reasons = []Reason{ReasonNoAnswer, ReasonFailing, ReasonForbidden, ReasonRefused, ReasonTooLarge}
 
 func (c Class) reason() Reason {
-	return [...]Reason{NoAnswer: ReasonNoAnswer, Failing: ReasonFailing, Forbidden: ReasonForbidden, TooMuch: ReasonRefused}[c]
+	return [...]Reason{
+		NoAnswer: ReasonNoAnswer, Failing: ReasonFailing, Forbidden: ReasonForbidden,
+		TooMuch: ReasonRefused,
+	}[c]
 }
 
 // Trouble is a policy that is not in force as the API has it. What is not known of it allows
@@ -208,7 +211,8 @@ func (s size) plus(o size) size { return size{s.peers + o.peers, s.pairs + o.pai
 func (s size) tooLarge() bool { return s.peers > mostPeers || s.pairs > mostPairs }
 
 func (s size) compare(o size) int {
-	return cmp.Or(cmp.Compare(max(s.peers*mostPairs, s.pairs*mostPeers), max(o.peers*mostPairs, o.pairs*mostPeers)), cmp.Compare(s.peers, o.peers))
+	return cmp.Or(cmp.Compare(max(s.peers*mostPairs, s.pairs*mostPeers), max(o.peers*mostPairs, o.pairs*mostPeers)),
+		cmp.Compare(s.peers, o.peers))
 }
 
 func sizeOf(p desired.Policy) (s size) {

@@ -130,7 +130,9 @@ type Note struct {
 func New(node string, follows func(network string) bool) *View {
 	v := &View{
 		node: node, follows: follows, watches: map[Watch]*watchState{}, tooMuch: map[Watch]time.Time{},
-		pods: pods{}, leaving: map[Name]*Pod{}, namespaces: map[string]map[string]string{}, edition: 1, policies: map[string][]*known{}, own: map[Name]*Pod{}, spaces: map[string]Space{}, asking: map[string]bool{}, fetched: &watchState{},
+		pods: pods{}, leaving: map[Name]*Pod{}, namespaces: map[string]map[string]string{}, edition: 1,
+		policies: map[string][]*known{}, own: map[Name]*Pod{}, spaces: map[string]Space{}, asking: map[string]bool{},
+		fetched:   &watchState{},
 		residents: map[attachment.Key]resident{}, expected: map[Ask]*expectation{},
 		refused: map[attachment.Key]string{}, dirty: true,
 	}
@@ -205,7 +207,8 @@ func (v *View) Seen(w Watch, o Object, now time.Time) {
 // p: lists name again what is known, and all of it twice takes twice the room.
 func (v *View) Known(w Watch, p *Pod) *Pod {
 	s, old := v.watches[w], v.pods.get(p.name())
-	if s == nil || old == nil || old.telling().by != s || old.UID != p.UID || old.Version != p.Version || old.Rank != p.Rank || old.Peer != p.Peer ||
+	if s == nil || old == nil || old.telling().by != s || old.UID != p.UID || old.Version != p.Version ||
+		old.Rank != p.Rank || old.Peer != p.Peer ||
 		old.Addresses != p.Addresses || !slices.Equal(old.Ports, p.Ports) || !old.Labels.Equal(p.Labels) {
 		return p
 	}
@@ -303,7 +306,8 @@ func (v *View) replace(old, p *Pod) {
 			e.pod = p
 		}
 	}
-	if old == nil || old.Own == nil || old.Own.Identity != p.Own.Identity || !maps.Equal(old.Own.Labels, p.Own.Labels) || !slices.Equal(old.Ports, p.Ports) {
+	if old == nil || old.Own == nil || old.Own.Identity != p.Own.Identity || !maps.Equal(old.Own.Labels, p.Own.Labels) ||
+		!slices.Equal(old.Ports, p.Ports) {
 		v.dirty = true
 	}
 }
@@ -382,7 +386,10 @@ func (v *View) takePolicy(p *Policy, now time.Time) {
 	if p.Unclear != nil {
 		v.note(true, "a part of a policy is not understood, and allows nothing", "error", p.Unclear)
 	}
-	fresh := &known{Policy: p.Policy, told: p.Policy, uid: p.UID, apiUID: p.APIUID, size: sizeOf(p.Policy), needs: needsOf(p.Policy), since: now}
+	fresh := &known{
+		Policy: p.Policy, told: p.Policy, uid: p.UID, apiUID: p.APIUID, size: sizeOf(p.Policy),
+		needs: needsOf(p.Policy), since: now,
+	}
 	switch {
 	case old == nil:
 		v.policies[p.Namespace] = append(v.policies[p.Namespace], fresh)

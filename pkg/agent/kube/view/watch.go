@@ -129,7 +129,8 @@ func needsOf(p desired.Policy) needs {
 			}
 			// A named port of an ingress rule is the endpoint's own. One of an egress rule
 			// is that of whoever has the address, of all pods where it selects none.
-			if isolation == p.Egress && len(rule.NamedPorts) > 0 && (len(rule.Peers) == 0 || len(rule.Blocks) > 0) && !rule.MatchNone {
+			if isolation == p.Egress && len(rule.NamedPorts) > 0 && (len(rule.Peers) == 0 || len(rule.Blocks) > 0) &&
+				!rule.MatchNone {
 				set[Watch{Kind: Pods}] = true
 			}
 		}
