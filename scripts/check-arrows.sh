@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks which package imports which. Data flows one way,
 #
-#   mark | xtables | version | fault | config, conflist -> foreign, runtimes -> attachment -> endpoint, desired -> state, policy, explain -> dataplane -> node -> podapi, manifest -> agent -> doctor
+#   mark | nfnetlink | xtables | version | fault | config, conflist -> foreign, runtimes -> attachment -> endpoint, desired -> state, policy, explain -> dataplane -> node -> podapi, manifest -> agent -> doctor
 #
 # and no package imports one to its right, nor a neighbour of the same place. Some are pure:
 # they import nothing that acts, nor anything of podmark's that does.
@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 module=$(go list -m)
 go list -f '{{.ImportPath}} {{join .Imports " "}}' ./... | awk -v module="$module" '
   BEGIN {
-    n = split("mark,xtables,version,fault config,conflist foreign,runtimes attachment endpoint,desired state,policy,explain dataplane node podapi,manifest agent doctor", places, " ")
+    n = split("mark,nfnetlink,xtables,version,fault config,conflist foreign,runtimes attachment endpoint,desired state,policy,explain dataplane node podapi,manifest agent doctor", places, " ")
     for (i = 1; i <= n; i++) {
       m = split(places[i], names, ",")
       for (j = 1; j <= m; j++) place[names[j]] = i

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/mdlayher/netlink"
+	"github.com/podmark/podmark/pkg/nfnetlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -116,13 +117,8 @@ const tries = 10
 
 // dump reads all objects of a kind, of all families.
 func dump(conn *netlink.Conn, kind uint16) ([]message, error) {
-	request := netlink.Message{
-		Header: netlink.Header{
-			Type:  netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | kind),
-			Flags: netlink.Request | netlink.Dump,
-		},
-		Data: []byte{unix.NFPROTO_UNSPEC, unix.NFNETLINK_V0, 0, 0},
-	}
+	request := nfnetlink.Message(netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8|kind), netlink.Dump,
+		unix.NFPROTO_UNSPEC, nil)
 	for range tries {
 		replies, err := conn.Execute(request)
 		if err != nil {

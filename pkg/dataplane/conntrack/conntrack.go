@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/mark"
+	"github.com/podmark/podmark/pkg/nfnetlink"
 )
 
 const (
@@ -364,10 +365,7 @@ func message(
 	if err != nil {
 		return netlink.Message{}, err
 	}
-	return netlink.Message{
-		Header: netlink.Header{Type: subsystem | cmd, Flags: netlink.Request | flags},
-		Data:   append([]byte{family, unix.NFNETLINK_V0, 0, 0}, attrs...),
-	}, nil
+	return nfnetlink.Message(subsystem|cmd, flags, family, attrs), nil
 }
 
 // dump lists the flows that are wanted, of those that the kernel's filter lets through: as they

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/dataplane/counters"
+	"github.com/podmark/podmark/pkg/nfnetlink"
 )
 
 // ErrTaken is returned while another process listens: the kernel lets one do so.
@@ -81,10 +82,9 @@ func (l *Listener) configure(attr uint16, value []byte) error {
 	if err != nil {
 		return err
 	}
-	header := []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, Group >> 8, Group & 0xff}
 	asked, err := l.conn.Send(netlink.Message{
 		Header: netlink.Header{Type: msgConfig, Flags: netlink.Request | netlink.Acknowledge},
-		Data:   append(header, attrs...),
+		Data:   append(nfnetlink.Header(unix.AF_UNSPEC, Group), attrs...),
 	})
 	// Messages about packets come before the answer once the group is bound.
 	for err == nil {

@@ -18,6 +18,7 @@ import (
 	"strings"
 
 	"github.com/mdlayher/netlink"
+	"github.com/podmark/podmark/pkg/nfnetlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -58,13 +59,8 @@ func List() ([]Flowtable, error) {
 		return nil, fmt.Errorf("connecting to nf_tables: %w", err)
 	}
 	defer c.Close()
-	request := netlink.Message{
-		Header: netlink.Header{
-			Type:  unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETFLOWTABLE,
-			Flags: netlink.Request | netlink.Dump,
-		},
-		Data: []byte{unix.NFPROTO_UNSPEC, unix.NFNETLINK_V0, 0, 0},
-	}
+	kind := netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETFLOWTABLE)
+	request := nfnetlink.Message(kind, netlink.Dump, unix.NFPROTO_UNSPEC, nil)
 	for range tries {
 		replies, err := c.Execute(request)
 		switch {

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/mark"
+	"github.com/podmark/podmark/pkg/nfnetlink"
 )
 
 // Type is a set type as the kernel names it.
@@ -265,7 +266,7 @@ func (c *Conn) Elements(s Set, visit func(Element)) error {
 		return wrap(err, "reading", s.Name)
 	}
 	for _, m := range msgs {
-		ad, err := attributes(m)
+		ad, err := nfnetlink.Attributes(m)
 		if err != nil {
 			return wrap(err, "reading", s.Name)
 		}
@@ -335,7 +336,7 @@ func (c *Conn) Header(name string) (Header, error) {
 	}
 	var h Header
 	for _, m := range msgs {
-		ad, err := attributes(m)
+		ad, err := nfnetlink.Attributes(m)
 		if err != nil {
 			return Header{}, wrap(err, "reading", name)
 		}
@@ -371,7 +372,7 @@ func (c *Conn) Names() ([]string, error) {
 	}
 	var names []string
 	for _, m := range msgs {
-		ad, err := attributes(m)
+		ad, err := nfnetlink.Attributes(m)
 		if err != nil {
 			return nil, fmt.Errorf("listing sets: %w", err)
 		}
@@ -485,24 +486,7 @@ func (c *Conn) do(
 	if cmd != cmdList && cmd != cmdProtocol {
 		flags |= netlink.Acknowledge
 	}
-	return c.nl.Execute(netlink.Message{
-		Header: netlink.Header{Type: subsystem | cmd, Flags: netlink.Request | flags},
-		// struct nfgenmsg: family, version 0, resource 0
-		Data: append([]byte{unix.AF_INET, unix.NFNETLINK_V0, 0, 0}, attrs...),
-	})
-}
-
-// attributes skips the nfgenmsg of an answer.
-func attributes(m netlink.Message) (*netlink.AttributeDecoder, error) {
-	if len(m.Data) < 4 {
-		return nil, fmt.Errorf("answer of %d bytes is too short", len(m.Data))
-	}
-	ad, err := netlink.NewAttributeDecoder(m.Data[4:])
-	if err != nil {
-		return nil, err
-	}
-	ad.ByteOrder = binary.BigEndian
-	return ad, nil
+	return c.nl.Execute(nfnetlink.Message(subsystem|cmd, flags, unix.AF_INET, attrs))
 }
 
 func isErrno(err error, errno unix.Errno) bool {

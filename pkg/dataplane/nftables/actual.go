@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/nfnetlink"
 )
 
 // actual is what of ours the kernel has. Rules are not read: whoever writes
@@ -97,7 +98,7 @@ func (c *conn) generation() (uint32, error) {
 		return 0, fmt.Errorf("reading the generation: %w", err)
 	}
 	for _, m := range replies {
-		ad, err := attributes(m)
+		ad, err := nfnetlink.Attributes(m)
 		if err != nil {
 			return 0, err
 		}
@@ -177,7 +178,7 @@ func (c *conn) eachElement(s set, visit func(element) bool) error {
 	}
 	dump := []netlink.Message{request(unix.NFT_MSG_GETSETELEM, netlink.Dump, s.table.Family, attrs)}
 	err = c.exchangeEach(dump, 0, func(m netlink.Message) (more bool, err error) {
-		ad, err := attributes(m)
+		ad, err := nfnetlink.Attributes(m)
 		if err != nil {
 			return false, err
 		}
@@ -282,7 +283,7 @@ func (c *conn) addUses(uses map[string]int, chains []chain) error {
 		return err
 	}
 	for _, m := range replies {
-		ad, err := attributes(m)
+		ad, err := nfnetlink.Attributes(m)
 		if err != nil {
 			return err
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"github.com/mdlayher/netlink"
+	"github.com/podmark/podmark/pkg/nfnetlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -182,7 +183,7 @@ func changeElements(verb string, kind int, flags netlink.HeaderFlags, s set, lis
 			return fmt.Sprintf("%s element %s { %s%s }", verb, path(s.table, s.name), s.show(some[0]), more)
 		}
 		out = append(out, command{text, func(*encoder) ([]netlink.Message, error) {
-			attrs := append(make(attrList, 0, 128+sizeOfElement*len(some)), generic(s.table.Family)...)
+			attrs := append(make(attrList, 0, 128+sizeOfElement*len(some)), nfnetlink.Header(byte(s.table.Family), 0)...)
 			attrs = attrs.text(unix.NFTA_SET_ELEM_LIST_TABLE, s.table.Name).text(unix.NFTA_SET_ELEM_LIST_SET, s.name)
 			attrs, elements := attrs.open(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
 			for _, e := range some {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
+	"github.com/podmark/podmark/pkg/nfnetlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -247,28 +248,9 @@ var errChanged = errors.New("nf_tables was changed meanwhile")
 
 // request is a message of the subsystem.
 func request(kind int, flags netlink.HeaderFlags, family nftables.TableFamily, attrs []byte) netlink.Message {
-	return netlink.Message{Header: header(kind, flags), Data: append(generic(family), attrs...)}
+	return nfnetlink.Message(netlink.HeaderType(subsystem|kind), flags, byte(family), attrs)
 }
 
 func header(kind int, flags netlink.HeaderFlags) netlink.Header {
 	return netlink.Header{Type: netlink.HeaderType(subsystem | kind), Flags: netlink.Request | flags}
-}
-
-// generic is struct nfgenmsg, with which each message of the subsystem begins: family,
-// version 0, resource 0.
-func generic(family nftables.TableFamily) []byte {
-	return []byte{byte(family), unix.NFNETLINK_V0, 0, 0}
-}
-
-// attributes skips the nfgenmsg of an answer.
-func attributes(m netlink.Message) (*netlink.AttributeDecoder, error) {
-	if len(m.Data) < 4 {
-		return nil, fmt.Errorf("answer of %d bytes is too short", len(m.Data))
-	}
-	ad, err := netlink.NewAttributeDecoder(m.Data[4:])
-	if err != nil {
-		return nil, err
-	}
-	ad.ByteOrder = binary.BigEndian
-	return ad, nil
 }

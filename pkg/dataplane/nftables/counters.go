@@ -13,6 +13,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/dataplane/counters"
 	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/nfnetlink"
 )
 
 // Counters reads what each rule that drops, or decides in a profile, has counted. It
@@ -67,7 +68,7 @@ func (c *conn) counting(t nftables.Table) ([]counters.Rule, error) {
 	var out []counters.Rule
 	dump := []netlink.Message{request(unix.NFT_MSG_GETRULE, netlink.Dump, t.Family, attrs)}
 	err = c.exchangeEach(dump, 0, func(m netlink.Message) (more bool, err error) {
-		ad, err := attributes(m)
+		ad, err := nfnetlink.Attributes(m)
 		if err != nil {
 			return false, err
 		}
@@ -111,7 +112,7 @@ func (c *conn) table(t nftables.Table) (handle uint64, awake bool, err error) {
 	}
 	awake = true
 	for _, m := range replies {
-		ad, err := attributes(m)
+		ad, err := nfnetlink.Attributes(m)
 		if err != nil {
 			return 0, false, err
 		}

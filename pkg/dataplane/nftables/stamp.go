@@ -9,6 +9,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/userdata"
 	"github.com/mdlayher/netlink"
+	"github.com/podmark/podmark/pkg/nfnetlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -101,7 +102,7 @@ func (c *conn) stamps(t nftables.Table, name string) (map[string][]stamp, error)
 	out := map[string][]stamp{}
 	dump := []netlink.Message{request(unix.NFT_MSG_GETRULE, netlink.Dump, t.Family, attrs)}
 	err = c.exchangeEach(dump, 0, func(m netlink.Message) (more bool, err error) {
-		ad, err := attributes(m)
+		ad, err := nfnetlink.Attributes(m)
 		if err != nil {
 			return false, err
 		}
