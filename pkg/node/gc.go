@@ -42,6 +42,7 @@ func (n Node) CollectGarbage(
 }
 
 func (t *tx) collect(ctx context.Context, dead func(attachment.Record) bool, dryRun bool) (c Collected, err error) {
+	defer func() { c.Left = t.left }()
 	// Where node.json cannot be read, nothing of it is written either.
 	_ = t.read()
 	all, _ := t.Store.List() // damaged records are collected as files
@@ -63,7 +64,6 @@ func (t *tx) collect(ctx context.Context, dead func(attachment.Record) bool, dry
 	}
 	c.Files, err = t.removeOrphans(ctx, dryRun)
 	errs = append(errs, t.leave(err))
-	c.Left = t.left
 	return c, errors.Join(errs...)
 }
 

@@ -73,9 +73,13 @@ func (t *tx) run(steps ...step) error {
 	return nil
 }
 
-// read reads node.json.
-func (t *tx) read() (err error) {
-	t.file, err = t.load()
+// read reads node.json; with an error it counts as one that says nothing.
+func (t *tx) read() error {
+	f, err := t.load()
+	if err != nil {
+		f = nodeFile{}
+	}
+	t.file = f
 	return err
 }
 
