@@ -58,9 +58,9 @@ func pingAll(t *testing.T, when string, flows []liveFlow, want map[string]lab.Ou
 
 // applyJSON is apply, with what it did.
 func applyJSON(t *testing.T, n *lab.Node, manifests string) (done struct {
-	Epoch                uint32
-	Narrowed             bool
-	TakenBack, Offloaded int
+	Epoch                     uint32
+	Restricted                bool
+	FlowsReclaimed, Offloaded int
 },
 ) {
 	t.Helper()
@@ -119,7 +119,7 @@ func TestLiveConnections(t *testing.T) {
 		pingAll(t, "no policy", flows, blocked())
 
 		first := applyJSON(t, c.Node, isolate("a", "Egress"))
-		if !first.Narrowed {
+		if !first.Restricted {
 			t.Error("isolating a pod did not begin an epoch")
 		}
 		pingAll(t, "egress of a denied", flows, blocked("pod to pod", "pod to ClusterIP", "pod to outside", "pod to host process"))
@@ -127,12 +127,12 @@ func TestLiveConnections(t *testing.T) {
 		flows = slices.DeleteFunc(flows, func(f liveFlow) bool { return strings.Contains(f.name, "sctp") })
 
 		second := applyJSON(t, c.Node, isolate("a", "Egress")+allowAToB)
-		if second.Narrowed || second.Epoch != first.Epoch {
+		if second.Restricted || second.Epoch != first.Epoch {
 			t.Errorf("a policy that only allows more began epoch %d after %d", second.Epoch, first.Epoch)
 		}
 		pingAll(t, "a may reach b", flows, blocked("pod to outside", "pod to host process"))
 
-		if third := applyJSON(t, c.Node, isolate("b", "Ingress")); !third.Narrowed {
+		if third := applyJSON(t, c.Node, isolate("b", "Ingress")); !third.Restricted {
 			t.Error("isolating another pod did not begin an epoch")
 		}
 		pingAll(t, "ingress of b denied", flows, blocked("pod to pod", "pod to ClusterIP", "outside to NodePort"))

@@ -123,7 +123,7 @@ table inet outwards {
 
 	// Everything touches an isolated pod, and most is allowed.
 	done := applyJSON(t, c.Node, isolate("a", "Egress")+allowAToB+allowBOutside)
-	if done.TakenBack != len(flows) || done.Offloaded != 0 {
+	if done.FlowsReclaimed != len(flows) || done.Offloaded != 0 {
 		t.Errorf("%+v, want %d taken back", done, len(flows))
 	}
 	pingAll(t, "a to b and b to outside allowed", flows, blocked("a to outside", "b to a"))
@@ -142,13 +142,13 @@ table inet outwards {
 	becomeCarried(t, c.Node, "once more", allowed, len(allowed))
 
 	// A change that only allows more lets them be.
-	if done := applyJSON(t, c.Node, isolate("a", "Egress")+allowAToB+allowBOutside+allowAToEverybody); done.TakenBack != 0 || carried(c.Node) < len(allowed) {
+	if done := applyJSON(t, c.Node, isolate("a", "Egress")+allowAToB+allowBOutside+allowAToEverybody); done.FlowsReclaimed != 0 || carried(c.Node) < len(allowed) {
 		t.Errorf("%+v, with %d in the flowtable", done, carried(c.Node))
 	}
 	pingAll(t, "a may reach everybody", flows, blocked("b to a"))
 
 	done = applyJSON(t, c.Node, strings.Join([]string{isolate("a", "Egress"), isolate("a", "Ingress"), isolate("b", "Egress"), isolate("b", "Ingress")}, "---"))
-	if done.TakenBack == 0 || done.Offloaded != 0 {
+	if done.FlowsReclaimed == 0 || done.Offloaded != 0 {
 		t.Errorf("%+v, want flows taken back", done)
 	}
 	pingAll(t, "nobody allowed", flows, blocked("a to outside", "b to outside", "outside to a", "a to b", "b to a"))
