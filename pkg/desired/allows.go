@@ -336,8 +336,8 @@ func (s State) misdirected(p Packet) bool {
 // it, and get it.
 func (s State) unfiltered(p Packet) Verdict {
 	for _, e := range s.Endpoints {
-		if e.HostVeth == p.Frame.From && s.Isolates(e.Profiles[Egress]) || e.HostVeth == p.Frame.To &&
-			s.Isolates(e.Profiles[Ingress]) {
+		if e.HostVeth == p.Frame.From && s.Isolates(e.Profiles[Egress]) ||
+			e.HostVeth == p.Frame.To && s.Isolates(e.Profiles[Ingress]) {
 			return Verdict{By: "from port to port of a bridge that hands nothing to IP, so that no policy can be asked"}
 		}
 	}

@@ -167,8 +167,8 @@ func checkOrder(f Facts) []Finding {
 	var out []Finding
 	for _, n := range f.Networks {
 		at := slices.Index(n.Types, plugin)
-		if n.Entry == nil || n.DropIn != "" || at < 0 || at > 0 &&
-			!slices.ContainsFunc(n.Types[at+1:], func(p string) bool { return !conflist.AddsNoAddress(p) }) {
+		if n.Entry == nil || n.DropIn != "" || at < 0 ||
+			at > 0 && !slices.ContainsFunc(n.Types[at+1:], func(p string) bool { return !conflist.AddsNoAddress(p) }) {
 			continue
 		}
 		found := Finding{

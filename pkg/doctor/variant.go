@@ -20,8 +20,8 @@ func checkMix(f Facts) []Finding {
 		return nil
 	}
 	fewer := "legacy"
-	if kubelet, ok := kubeletVariant(f); ok && kubelet == foreign.Legacy || !ok &&
-		count[foreign.NFTables] < count[foreign.Legacy] {
+	kubelet, ok := kubeletVariant(f)
+	if ok && kubelet == foreign.Legacy || !ok && count[foreign.NFTables] < count[foreign.Legacy] {
 		fewer = "nft"
 	}
 	return []Finding{{

@@ -78,8 +78,8 @@ func (h Harm) String() string { return [...]string{"harmless", "shared", "misled
 // behind reports whether a rule at that place comes after podmark's own of the same
 // priority, which stand first in the chains of iptables.
 func (c Chain) behind(p Place) bool {
-	return c.OfIPTables() && (c.Table == "mangle" && p.Priority == mangleAt || c.Table == "security" &&
-		p.Priority == securityAt)
+	return c.OfIPTables() &&
+		(c.Table == "mangle" && p.Priority == mangleAt || c.Table == "security" && p.Priority == securityAt)
 }
 
 // harm is what a write of podmark's bits does at a place of the rule's.

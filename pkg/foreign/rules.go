@@ -43,8 +43,8 @@ func leads(target string) bool { return strings.HasPrefix(target, ownChains) }
 
 // OfIPTables reports whether iptables, of either variant, shows the chain.
 func (c Chain) OfIPTables() bool {
-	return c.Origin == Legacy || (c.Family == "ip" || c.Family == "ip6") &&
-		slices.Contains([]string{"filter", "nat", "mangle", "raw", "security"}, c.Table)
+	tables := []string{"filter", "nat", "mangle", "raw", "security"}
+	return c.Origin == Legacy || (c.Family == "ip" || c.Family == "ip6") && slices.Contains(tables, c.Table)
 }
 
 // Command is iptables' or ip6tables', for the chain's table.

@@ -51,8 +51,8 @@ func sameAttachment(was, now attachment.Record) error {
 	if was.HostVeth != now.HostVeth || was.L3Interface != now.L3Interface || !slices.Equal(was.Addresses, now.Addresses) {
 		return fmt.Errorf("attachment %s is %v on %q by %q, and was added as %v on %q by %q", now.Key, now.Addresses, now.L3Interface, now.HostVeth, was.Addresses, was.L3Interface, was.HostVeth)
 	}
-	if !slices.Equal(was.SourceBound, now.SourceBound) || !was.Kubernetes &&
-		!slices.Equal(was.AllowedSources, now.AllowedSources) {
+	if !slices.Equal(was.SourceBound, now.SourceBound) ||
+		!was.Kubernetes && !slices.Equal(was.AllowedSources, now.AllowedSources) {
 		return fmt.Errorf("attachment %s may send from %v of the %v that its network allowed, and allowedSourcePrefixes is %v now", now.Key, was.AllowedSources, was.SourceBound, now.SourceBound)
 	}
 	return nil

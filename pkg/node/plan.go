@@ -64,8 +64,8 @@ func planAdd(
 		}
 		p.before, p.displaces = append(p.before, owner), true
 		taken := func(a addr) bool { return slices.Contains(r.Addresses, a) }
-		if owner.Addresses = slices.DeleteFunc(slices.Clone(owner.Addresses), taken); owner.Committed &&
-			len(owner.Addresses) > 0 {
+		owner.Addresses = slices.DeleteFunc(slices.Clone(owner.Addresses), taken)
+		if owner.Committed && len(owner.Addresses) > 0 {
 			p.kept = append(p.kept, owner)
 		}
 	}

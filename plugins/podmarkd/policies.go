@@ -9,7 +9,6 @@ import (
 	"slices"
 	"sync"
 
-	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/rest"
 
 	"github.com/podmark/podmark/pkg/agent"
@@ -202,22 +201,14 @@ func (p *policies) run(ctx context.Context) error {
 	if p.cluster != nil {
 		answer = p.cluster.Answer
 	}
-	var running errgroup.Group // whose parts end with ctx, and not with one another
-	running.Go(func() error {
-		podapi.Serve(ctx, l, answer)
-		return nil
-	})
+	var running sync.WaitGroup
+	running.Go(func() { podapi.Serve(ctx, l, answer) })
 	if p.directory != nil {
-		running.Go(func() error {
-			p.directory.Run(ctx)
-			return nil
-		})
+		running.Go(func() { p.directory.Run(ctx) })
 	}
 	if p.cluster != nil {
-		running.Go(func() error {
-			p.cluster.Run(ctx)
-			return nil
-		})
+		running.Go(func() { p.cluster.Run(ctx) })
 	}
-	return running.Wait()
+	running.Wait()
+	return nil
 }

@@ -112,8 +112,8 @@ func (c *Cluster) start(ctx context.Context, w view.Watch) *reflectorStore {
 	if w.Kind == view.Pods {
 		list = func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			narrow(&o)
-			body, err := client.Get().Namespace(w.Namespace).Resource(string(w.Kind)).VersionedParams(&o,
-				metav1.ParameterCodec).Stream(ctx)
+			body, err := client.Get().Namespace(w.Namespace).Resource(string(w.Kind)).
+				VersionedParams(&o, metav1.ParameterCodec).Stream(ctx)
 			if err != nil {
 				return nil, err
 			}

@@ -92,8 +92,8 @@ func readAll(c *conn, tables []nftables.Table) (actual, error) {
 
 // generation is the number of the last change of anybody's to the namespace's nf_tables.
 func (c *conn) generation() (uint32, error) {
-	replies, err := c.exchange([]netlink.Message{request(unix.NFT_MSG_GETGEN, netlink.Acknowledge, unix.NFPROTO_UNSPEC,
-		nil)}, 0)
+	asked := request(unix.NFT_MSG_GETGEN, netlink.Acknowledge, unix.NFPROTO_UNSPEC, nil)
+	replies, err := c.exchange([]netlink.Message{asked}, 0)
 	if err != nil {
 		return 0, fmt.Errorf("reading the generation: %w", err)
 	}
