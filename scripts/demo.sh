@@ -233,7 +233,7 @@ after_client=$(<"$demo/client.after") after_guest=$(<"$demo/guest.after")
 table NOTHING FIREWALL PODMARK
 expect "with podmark" "${PODMARK[*]}" "yes yes yes yes no no no no no no no no no no no no yes yes"
 
-act "3. The two live connections, asked behind the apply"
+act "3. The two live connections, asked after the apply"
 echo "client: $after_client, guest: $after_guest"
 expect "live connections with the policy" "$after_client $after_guest" "answered silent"
 echo "What the policies forbid has ended with the apply, and what they allow goes on."

@@ -114,7 +114,7 @@ func parsePrefix(text string) (netip.Prefix, error) {
 	case p.Bits() == 0:
 		return p, fmt.Errorf("%q is everybody: where that is meant, name both halves", text)
 	case a.IsLoopback(), a.IsLinkLocalUnicast(), a.IsMulticast(), a.IsUnspecified() && a.BitLen() == p.Bits():
-		return p, fmt.Errorf("nobody sends from %q by a router", text)
+		return p, fmt.Errorf("no router forwards packets from %q", text)
 	}
 	return p, nil
 }

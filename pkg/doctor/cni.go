@@ -52,7 +52,7 @@ func checkConflist(f Facts) []Finding {
 		out = append(out, Finding{
 			Severity: Error,
 			What:     fmt.Sprintf("%q, the conflist that the node uses, has no entry of type %q", f.Networks[0].File, plugin),
-			Why:      "pods start without podmark: unmarked, and with no policy. If another agent wrote the conflist anew, 'podmarkd --keep-installed' puts the entry back each time",
+			Why:      "pods start without podmark: unmarked, and with no policy. If another agent rewrote the conflist, 'podmarkd --keep-installed' puts the entry back each time",
 			Fix:      chained(f, f.Networks[0]),
 		})
 	case f.Active.Unused != nil:
@@ -67,8 +67,8 @@ func checkConflist(f Facts) []Finding {
 		out = append(out, Finding{
 			Severity: Error,
 			What:     fmt.Sprintf("%q, by which Multus calls the default network, has a copy of %q without podmark's entry as it is there", path, f.Active.Name),
-			Why:      "pods start without podmark, unmarked and with no policy, or with another entry of it, until Multus writes its file anew",
-			Fix:      "# restart Multus' pod on this node, which writes " + path + " anew; or take the copy away and name the network by \"clusterNetwork\"",
+			Why:      "pods start without podmark, unmarked and with no policy, or with another entry of it, until Multus rewrites its file",
+			Fix:      "# restart Multus' pod on this node, which writes " + path + " again; or take the copy away and name the network by \"clusterNetwork\"",
 		})
 	}
 	return out
@@ -81,11 +81,11 @@ func unreadable(f Facts, s conflist.Skipped) Finding {
 	fix := fmt.Sprintf("mv %s %s", quote(path), quote(path+".off"))
 	switch _, ok := f.active(); {
 	case errors.Is(f.ActiveErr, conflist.ErrNone):
-		fix = fmt.Sprintf("# there is no other: fix %s, or have the agent of the main plugin write it anew", quote(path))
+		fix = fmt.Sprintf("# there is no other: fix %s, or have the agent of the main plugin write it again", quote(path))
 	case s.Multus || f.multus():
-		fix = fmt.Sprintf("# fix %s, or have who wrote it write it anew: it is Multus', or Multus may call it", quote(path))
+		fix = fmt.Sprintf("# fix %s, or have the program that wrote it write it again: it is Multus', or Multus may call it", quote(path))
 	case !ok:
-		fix = fmt.Sprintf("# fix %s, or have who wrote it write it anew: the next by name is without podmark", quote(path))
+		fix = fmt.Sprintf("# fix %s, or have the program that wrote it write it again: the next by name is without podmark", quote(path))
 	}
 	return Finding{
 		Severity: Error,

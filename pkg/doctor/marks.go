@@ -138,7 +138,7 @@ func checkReflects(f Facts) []Finding {
 		out = append(out, Finding{
 			Severity: Warning,
 			What:     fmt.Sprintf("sysctl %s is on", name),
-			Why:      what + ", to pods and by way of the node, have a pod's ID in the packet mark. Verdicts stay right, since the node is not judged. But a routing rule, route or rule of somebody else's that goes by marks may take them for what they are not. If a program of the node has turned it on, a VPN for one, have it do without",
+			Why:      what + ", to pods and by way of the node, have a pod's ID in the packet mark. Verdicts stay right, since the node is not judged. But a routing rule, route or rule of another program that goes by marks may take them for what they are not. If a program of the node has turned it on, a VPN for one, have it do without",
 			Fix:      fmt.Sprintf("sysctl -w %s=0  # unless another program needs it", name),
 		})
 	}

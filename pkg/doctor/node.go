@@ -25,7 +25,7 @@ func checkState(f Facts) []Finding {
 	} else if err != nil {
 		out = append(out, Finding{
 			Severity: Error, What: err.Error(),
-			Why: "nobody knows any more which bits the endpoints have, or which policy: no pod starts, and nothing is kept current. Pods that run are policed until podmark is uninstalled, so they go first",
+			Why: "it is no longer known which bits the endpoints have, or which policy: no pod starts, and nothing is kept current. Pods that run are policed until podmark is uninstalled, so they go first",
 			Fix: afresh(f),
 		})
 	}
@@ -113,7 +113,7 @@ func checkChecksums(f Facts) []Finding {
 	}
 	return []Finding{{
 		Severity: Warning,
-		What:     "nobody looks where packets leave their checksums: " + f.State.Alterable,
+		What:     "the kernel does not check where packets leave their checksums: " + f.State.Alterable,
 		Why:      "a pod with CAP_NET_RAW can have the kernel write a checksum over the port or a part of the address by which its packet was allowed, where the packet is fragmented or leaves by a link that writes none itself. It takes Linux 6.4 and a bpffs at /sys/fs/bpf, for podmarkd too where it runs in a container; without them drop CAP_NET_RAW from pods",
 		Fix:      fix,
 	}}
@@ -209,7 +209,7 @@ func checkIDs(f Facts) []Finding {
 		found.Severity = Error
 	}
 	if len(f.State.Leaked.Attachments) == 0 {
-		found.Fix = "# no mask of bits that nobody else uses is wider: give the other programs other bits, or have fewer pods on this node"
+		found.Fix = "# no mask of free bits is wider: give the other programs other bits, or have fewer pods on this node"
 		if free, ok := f.Free(); ok && free.Capacity() > capacity {
 			found.Fix = otherMask(f)
 		}
@@ -234,7 +234,7 @@ func checkLeaked(f Facts) []Finding {
 	}
 	return []Finding{{
 		Severity: Warning,
-		What:     "nobody needs any more: " + what,
+		What:     "no longer needed: " + what,
 		Why:      "its pod is gone and no DEL came for it, or a crash left it: it keeps an ID and its rules. podmarkd collects them by itself",
 		Fix:      ctl(f, "gc"),
 	}}

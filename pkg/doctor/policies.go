@@ -98,7 +98,7 @@ func checkSocket(f Facts) []Finding {
 			found.What += fmt.Sprintf("; it does at %q", f.Daemon.Policies.Socket)
 			found.Fix = n.edit(f, map[string]any{"daemonSocket": f.Daemon.Policies.Socket})
 		default:
-			found.Why += ". Its service manager starts it again, and it makes the socket anew"
+			found.Why += ". Its service manager starts it again, and it makes the socket again"
 			found.Fix = end(f, "TERM")
 		}
 		out = append(out, found)
@@ -157,7 +157,7 @@ func troubled(p agent.PolicyStatus) []Finding {
 	return []Finding{{
 		Severity: Warning,
 		What:     fmt.Sprintf("%d policies are not in force as the Kubernetes API has them, of which %s: %s since %s: %s", p.UnsyncedPolicies, t.Of(), t.Reason, t.Since.Format(time.RFC3339), t.Text),
-		Why:      "what is not known of them allows nobody, and where the policies of a namespace are not known, none of its pods starts",
+		Why:      "what is not known of them allows nothing, and where the policies of a namespace are not known, none of its pods starts",
 		Fix:      fmt.Sprintf("kubectl -n %s get events  # and fix the policy, or podmarkd's rights: the roles of conf/; podmarkctl status names the others", t.Namespace),
 	}}
 }
@@ -178,20 +178,20 @@ func checkOpen(f Facts) []Finding {
 			if found.Fix = f.restart(u.Reason); found.Fix != "" {
 				found.Fix += "  # " + alone
 			} else {
-				found.Fix = "# a pod that starts anew is as open as long as its network asks for no policy: if that is not meant, say \"policy\": \"kubernetes\" or \"files\" there, then delete the pods"
+				found.Fix = "# a pod that starts again is as open as long as its network asks for no policy: if that is not meant, say \"policy\": \"kubernetes\" or \"files\" there, then delete the pods"
 			}
 			if f.unpolicedByChoice() {
 				found.Severity = Warning
 			}
 		case desired.Unanswered:
 			found.Why = "these pods are marked, and nothing is denied to them. podmarkd polices each as soon as the API shows it; one that stays so has another UID there"
-			found.Fix = "# see the findings about podmarkd first: once it runs and has the API it polices them; until then a pod that is started anew is let in again"
+			found.Fix = "# see the findings about podmarkd first: once it runs and has the API it polices them; until then a pod that is started again is let in again"
 			if f.DaemonRuns {
 				found.Fix = cmp.Or(f.restart(u.Reason), ctl(f, "list")) + "  # if they stay so; " + alone
 			}
 		case desired.Unapplied:
 			found.Why = "the policies of files are in the state directory, which a reboot and an uninstall empty: nothing is denied to these pods"
-			found.Fix = ctl(f, "apply -f POLICIES") + "  # podmarkd --policy-dir FOLDER does it by itself whenever it starts; 'podmarkctl apply --delete' says that there are to be none"
+			found.Fix = ctl(f, "apply -f POLICIES") + "  # podmarkd --policy-dir DIRECTORY does it by itself whenever it starts; 'podmarkctl apply --delete' says that there are to be none"
 		case desired.Unmarked:
 			found.Why = "they are from before podmark and could not be adopted, or the runtime reads another directory than podmark is in: no policy holds for them"
 			if f.ConfDir != "" {

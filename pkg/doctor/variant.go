@@ -65,7 +65,7 @@ func checkVariant(f Facts) []Finding {
 	return []Finding{{
 		Severity: Warning,
 		What:     fmt.Sprintf("podmark enforces with %s, and the kubelet has its chains in the other variant", f.State.Kind),
-		Why:      "the node has changed its variant since podmark chose one: kube-proxy's rules are in the other, and podmark's are not in an order with them. With the nftables backend, from the next pod on, there is no variant; to go back to \"iptables\" afterwards chooses anew",
-		Fix:      toNFTables(f, "# drain the node, run podmarkctl uninstall, apply the policies again, and uncordon it: podmark chooses the variant anew"),
+		Why:      "the node has changed its variant since podmark chose one: kube-proxy's rules are in the other, and podmark's are not in an order with them. With the nftables backend, from the next pod on, there is no variant; to go back to \"iptables\" afterwards chooses again",
+		Fix:      toNFTables(f, "# drain the node, run podmarkctl uninstall, apply the policies again, and uncordon it: podmark chooses the variant again"),
 	}}
 }

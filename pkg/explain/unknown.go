@@ -142,7 +142,7 @@ func (w walker) noteSelected(p desired.Packet, j desired.Decision) {
 	followed := slices.ContainsFunc(w.State.Endpoints, func(e desired.Endpoint) bool { return e.Kubernetes })
 	switch {
 	case w.Unsettled:
-		w.unsure("Whether the rules select %s is not sure: they were written anew without podmarkd, which knows the pods of other nodes and fills the sets as soon as it runs.", other)
+		w.unsure("Whether the rules select %s is not sure: they were written without podmarkd, which knows the pods of other nodes and fills the sets as soon as it runs.", other)
 	case w.Proposed && followed:
 		w.unsure("%s may be a pod of another node that these policies select: of those, the present policies' are known, and theirs once they are applied.", other)
 	}

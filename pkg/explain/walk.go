@@ -194,7 +194,7 @@ func (w walker) toNode(walk Walk, p desired.Packet, r Route) []Walk {
 	}
 	walk.Service = fmt.Sprintf("%s/%s", service.At, name(service.Protocol))
 	if len(service.Destinations) == 0 {
-		return []Walk{walk.step(hook, ipvs, "takes it, and has nobody to send it to").end(false,
+		return []Walk{walk.step(hook, ipvs, "takes it, and has no backend to send it to").end(false,
 			"the service has no backend")}
 	}
 	var walks []Walk

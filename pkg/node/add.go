@@ -200,7 +200,7 @@ func (n Node) bridgeFiltered(f nodeFile, r attachment.Record) error {
 		return nil
 	}
 	if !f.kind().GuardsBridges && f.Bridge != bridgeByNFTables {
-		return fmt.Errorf("%w: with iptables alone nobody guards the ports of bridge %q, and a policy would hold for a part of what pods on it send each other: %s; take a kernel that can, a main plugin that routes, such as ptp, or set policy to \"none\"", ErrBackend, r.L3Interface, f.BridgeLacks)
+		return fmt.Errorf("%w: with iptables alone nothing guards the ports of bridge %q, and a policy would hold for a part of what pods on it send each other: %s; take a kernel that can, a main plugin that routes, such as ptp, or set policy to \"none\"", ErrBackend, r.L3Interface, f.BridgeLacks)
 	}
 	for _, a := range r.Addresses {
 		if err := n.kernel().filtered(a.Is6()); err != nil {

@@ -66,7 +66,7 @@ func (n Node) lost(r attachment.Record) error {
 		}
 		owner, err := n.Store.Owner(a)
 		if err != nil {
-			return fmt.Errorf("attachment %s has lost address %s: nobody owns it: %w", r.Key, a, err)
+			return fmt.Errorf("attachment %s has lost address %s: no attachment owns it: %w", r.Key, a, err)
 		}
 		return fmt.Errorf("attachment %s has lost address %s to attachment %s (pod %s/%s), which was added later", r.Key, a, owner.Key, owner.Namespace, owner.Pod)
 	}

@@ -33,7 +33,7 @@ func (f nodeFile) alterable() string {
 			return err.Error()
 		}
 	case "":
-		return "nobody has tried yet: the next ADD does, and 'podmarkctl gc'"
+		return "it was not tried yet: the next ADD does, and 'podmarkctl gc'"
 	}
 	return f.ChecksumsLacks
 }

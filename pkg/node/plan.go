@@ -280,7 +280,7 @@ func reassign(
 		}
 		for !usable(next, r.Hash()) {
 			if next++; uint32(next) > layout.Max() {
-				return nil, fmt.Errorf("%w: iptablesMarkMask %#x overlaps the one in force, %#x, and has no ID left that means nobody else there; take a wider mask, or one with other bits", state.ErrExhausted, layout.Mask(), former.Mask())
+				return nil, fmt.Errorf("%w: iptablesMarkMask %#x overlaps the one in force, %#x, and has no ID left that is free there; take a wider mask, or one with other bits", state.ErrExhausted, layout.Mask(), former.Mask())
 			}
 		}
 		give(r, next)

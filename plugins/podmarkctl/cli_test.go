@@ -272,6 +272,8 @@ func testUninstall(t *testing.T, n *node, harm func(n *node)) {
 func TestUninstallAsks(t *testing.T) {
 	n := newNode(t, nftables)
 	n.addPod(nil)
+	n.ctl("uninstall").fails(t, "1 pods are open until policies are applied, and will stay open then", "--yes")
+	n.ctl("apply", "--delete").ok(t)
 	before, kernel := n.files(), n.kernel()
 	n.ctl("uninstall").fails(t, "1 pods are policed, and will be open", "--yes", "podmarkd uninstall")
 	if said := n.ctl("uninstall", "--dry-run").ok(t).Stdout; !strings.Contains(said, "would remove") || !strings.Contains(said, "1 pods are policed") {

@@ -72,7 +72,7 @@ func followDrops(cmd *cobra.Command, o *options) error {
 	if f.state.Unlogged {
 		lacks, err := f.node.Unlogged()
 		if err == nil && lacks == "" {
-			lacks = "its rules are of an earlier podmark; 'podmarkctl gc' writes them anew"
+			lacks = "its rules are of an earlier podmark; 'podmarkctl gc' writes them again"
 		}
 		return errors.Join(err, fmt.Errorf("this node does not log what it drops: %s", lacks))
 	}

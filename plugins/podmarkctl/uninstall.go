@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -65,15 +66,22 @@ added with it: the runtime still calls it to delete them.`,
 	return cmd
 }
 
-// opened says which pods are policed only as long as podmark is there.
+// opened says which pods lose their policy with podmark, and which could get none any more.
 func opened(c desired.Coverage, err error) string {
-	switch {
-	case err != nil:
+	if err != nil {
 		return fmt.Sprintf("who is policed cannot be read (%v): each of these pods is open then", err)
-	case losing(c) == 0:
+	}
+	var texts []string
+	if c.Policed > 0 {
+		texts = append(texts, fmt.Sprintf("%d pods are policed, and will be open", c.Policed))
+	}
+	if waiting := c.Of(desired.Unapplied); waiting > 0 {
+		texts = append(texts, fmt.Sprintf("%d pods are open until policies are applied, and will stay open then", waiting))
+	}
+	if texts == nil {
 		return "no pod is policed"
 	}
-	return fmt.Sprintf("%d pods are policed, and will be open", losing(c))
+	return strings.Join(texts, "; ")
 }
 
 // losing counts the pods that no policy would hold for any more, also one that is applied later.

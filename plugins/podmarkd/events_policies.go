@@ -85,7 +85,7 @@ func policyEvent(t view.Trouble, node string, now time.Time) corev1.Event {
 		APIVersion: networkingv1.SchemeGroupVersion.String(), Kind: "NetworkPolicy",
 		Namespace: t.Namespace, Name: t.Policy, UID: types.UID(t.UID),
 	}
-	text := "This policy is not in force as it is here, and what is not known of it allows nobody: "
+	text := "This policy is not in force as it is here, and what is not known of it allows nothing: "
 	if t.Policy == "" {
 		of = corev1.ObjectReference{APIVersion: "v1", Kind: "Namespace", Namespace: t.Namespace, Name: t.Namespace}
 		text = "The policies of this namespace are not known. Those that were in force still are, and no pod starts: "

@@ -338,7 +338,7 @@ func (i installed) remarks(s site, active conflist.Choice, skipped []conflist.Sk
 		notes = append(notes, fmt.Sprintf("pods start without podmark: %v", active.Unused))
 	}
 	if active.StaleCopy {
-		notes = append(notes, fmt.Sprintf("%q has a copy of %q without podmark's entry as it is here, and Multus calls that until it writes the file anew: its daemon does when the conflist changes; restart it otherwise", filepath.Join(s.conf, active.Multus), i.Conflist))
+		notes = append(notes, fmt.Sprintf("%q has a copy of %q without podmark's entry as it is here, and Multus calls that until it rewrites the file: its daemon does when the conflist changes; restart it otherwise", filepath.Join(s.conf, active.Multus), i.Conflist))
 	}
 	if !config.SaysPolicy(i.Entry) {
 		notes = append(notes, fmt.Sprintf("podmark's entry for %q has no \"policy\", so pods are marked and not policed: give --policy kubernetes, files or none, or write the key", i.Conflist))

@@ -53,7 +53,7 @@ func newMetrics(n node.Node, log *slog.Logger) *metrics {
 		replaced:   counterVec("podmark_replaced_sets_total", "Sets of the node that had gone stale, by name.", "set"),
 		failures:   counter("podmark_reconcile_failures_total", "Reconciliations that ended in an error."),
 		followed:   newPolicyMetrics(),
-		takenBack:  counter("podmark_offloaded_flows_reclaimed_total", "Live connections that were taken out of somebody else's flowtable because a change of the policies may forbid them."),
+		takenBack:  counter("podmark_offloaded_flows_reclaimed_total", "Live connections that were taken out of another program's flowtable because a change of the policies may forbid them."),
 	}
 	// A counter that is not there until it is 1 never seems to grow.
 	for _, k := range drift.Kinds() {
@@ -132,7 +132,7 @@ var (
 		"mode")
 	portsOutside     = gauge("podmark_node_ports_outside_range", "NodePorts in use are outside the configured ranges.")
 	felixDiffers     = gauge("podmark_felix_mask_differs", "1 where the mask of FelixConfiguration is not the node's.")
-	collisions       = gauge("podmark_mark_collision_bits", "Bits of the mask that a known program uses, or a rule of nobody known (other) writes where they matter.", "user")
+	collisions       = gauge("podmark_mark_collision_bits", "Bits of the mask that a known program uses, or an unknown rule (other) writes where they matter.", "user")
 	sysctlOK         = gauge("podmark_sysctl_ok", "1 where a kernel parameter that the node needs is what it should be; one that is not needed is left out.", "name")
 	reconcileTime    = gauge("podmark_last_reconcile_timestamp_seconds", "When the node was last reconciled.")
 	reconcileSeconds = gauge("podmark_last_reconcile_duration_seconds", "How long that took.")
@@ -140,7 +140,7 @@ var (
 	applySeconds     = gauge("podmark_last_dataplane_sync_duration_seconds", "How long it took last to make the kernel agree with the node's state.")
 	driftedLinks     = gauge("podmark_endpoint_drift", "Links of endpoints that others have changed and not changed back, by what they did.", "change")
 	applyError       = gauge("podmark_last_dataplane_sync_error", "1 where the kernel could not be made to agree.")
-	unjudged         = gauge("podmark_offloaded_flows_bypassing", "Live connections of isolated pods that somebody else's flowtable carries past the policy in force.")
+	unjudged         = gauge("podmark_offloaded_flows_bypassing", "Live connections of isolated pods that another program's flowtable carries past the policy in force.")
 )
 
 func gauge(name, help string, labels ...string) *prometheus.Desc {

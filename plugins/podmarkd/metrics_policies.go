@@ -21,7 +21,7 @@ func newPolicyMetrics() policyMetrics {
 			Name: "podmark_policy_sync_duration_seconds", Help: "How long it took to enforce what the Kubernetes API said, with the wait for the node's lock.",
 			Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}),
-		whole:    counter("podmark_policy_rewrites_total", "Changes for which everything was written anew: the first, and those that found something missing."),
+		whole:    counter("podmark_policy_rewrites_total", "Changes for which everything was written again: the first, and those that found something missing."),
 		failures: counter("podmark_policy_failures_total", "Changes that could not be enforced, and are tried again."),
 		policies: prometheus.NewGauge(prometheus.GaugeOpts{Name: "podmark_policies", Help: "Policies of the Kubernetes API that are in force on the node."}),
 	}

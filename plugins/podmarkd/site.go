@@ -32,7 +32,7 @@ const (
 )
 
 // errChanged: another program wrote a file while it was being replaced.
-var errChanged = errors.New("somebody else keeps writing the file")
+var errChanged = errors.New("another program keeps writing the file")
 
 // site is where CNI configurations and plugins are on this node.
 type site struct {

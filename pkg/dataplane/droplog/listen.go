@@ -17,7 +17,7 @@ import (
 )
 
 // ErrTaken is returned while another process listens: the kernel lets one do so.
-var ErrTaken = errors.New("somebody else listens")
+var ErrTaken = errors.New("another program listens")
 
 // Message is what the kernel tells of one packet.
 type Message struct {

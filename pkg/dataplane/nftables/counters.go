@@ -43,7 +43,7 @@ func (b Backend) Counters(ctx context.Context) ([]counters.Rule, error) {
 			return rules, err
 		}
 		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("reading counters: somebody changes nf_tables all the time: %w", err)
+			return nil, fmt.Errorf("reading counters: another program changes nf_tables all the time: %w", err)
 		}
 	}
 }

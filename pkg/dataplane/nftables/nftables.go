@@ -270,7 +270,7 @@ func addProfiles(c *conn, from, to desired.State, used, n numbers) (come, rewrit
 			return nil, nil, err
 		}
 		for name := range taken {
-			return nil, nil, fmt.Errorf("%w: the number that %s would get is somebody's already", ErrIncomplete, path(inet, name))
+			return nil, nil, fmt.Errorf("%w: the number that %s would get is in use already", ErrIncomplete, path(inet, name))
 		}
 	}
 	return come, rewritten, nil
