@@ -287,7 +287,7 @@ func TestDropsFollowTwice(t *testing.T) {
 	if header := wait.Next(t, "a line", lines); !strings.HasPrefix(header, "TIME ") {
 		t.Errorf("it begins with %q", header)
 	}
-	n.ctl("drops", "--follow").fails(t, "somebody else listens", "process ", "podmarkctl --state-dir "+n.Dir+" drops --follow", "one at a time")
+	n.ctl("drops", "--follow").fails(t, "another program listens", "process ", "podmarkctl --state-dir "+n.Dir+" drops --follow", "one at a time")
 	n.send(3, "[fd00:10::4]:1234", "[fd00:10::99]:9", 1) // allowed, and nobody's
 	n.send(3, "[fd00:10::4]:1234", "[fd00:10::2]:9", 1)
 	if line := wait.Next(t, "a line", lines); !strings.HasSuffix(line, " ingress dropped udp default/web-3:1234 -> default/web-1:9 by default/web (1)") {

@@ -263,7 +263,7 @@ func TestInstallRace(t *testing.T) {
 		switch {
 		case o.Exit() == 0:
 			won++
-		case !strings.Contains(o.Stderr, "somebody else keeps writing"):
+		case !strings.Contains(o.Stderr, "another program keeps writing"):
 			t.Errorf("install: %+v", o)
 		}
 	}
