@@ -51,9 +51,8 @@ func testConcurrent(t *testing.T, n *node) {
 			t.Errorf("%s of %s: %d: %s", what, p.ID, r.Code(), r.Text())
 		}
 	}
-	patient := conf{"lockTimeoutSeconds": 60} // on a machine that is busy with other things
-	add := func(p *pod) { unharmed(p.Add(patient), "ADD", p) }
-	del := func(p *pod) { unharmed(p.Del(patient), "DEL", p) }
+	add := func(p *pod) { unharmed(p.Add(), "ADD", p) }
+	del := func(p *pod) { unharmed(p.Del(), "DEL", p) }
 	distinct := func() {
 		t.Helper()
 		records, err := state.At(n.Dir).List()
@@ -104,13 +103,12 @@ func TestUninstallWhileOthersWait(t *testing.T) {
 		for range count {
 			pods = append(pods, n.addPod())
 		}
-		patient := conf{"lockTimeoutSeconds": 60}
-		pods[0].Add(patient).OK(t)
+		pods[0].Add().OK(t)
 		var all sync.WaitGroup
 		all.Go(func() {
 			n.each(pods, func(p *pod) {
 				for range times {
-					if r := p.Add(patient); r.Code() != 0 {
+					if r := p.Add(); r.Code() != 0 {
 						t.Errorf("ADD of %s: %d: %s", p.ID, r.Code(), r.Text())
 					}
 				}
@@ -122,7 +120,7 @@ func TestUninstallWhileOthersWait(t *testing.T) {
 		}
 		all.Wait()
 		for _, p := range pods {
-			p.Add(patient).OK(t)
+			p.Add().OK(t)
 		}
 		for _, p := range pods {
 			p.Check().OK(t)

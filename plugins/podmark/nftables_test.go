@@ -73,13 +73,13 @@ func (n *node) elements() []string {
 }
 
 // The ADD of a pod whose profiles exist adds elements: no set, chain or rule comes,
-// goes or is written anew. Nor does its DEL do more than take them back.
+// goes or is written again. Nor does its DEL do more than take them back.
 func TestElementsOnly(t *testing.T) {
 	n := newNode(t, nftables)
 	n.Apply(peerPolicy)
 	p, sibling := n.addPod(), n.addPod()
 	p.Add().OK(t)
-	// With handles, by which one sees what was written anew.
+	// With handles, by which one sees what was written again.
 	frame := func() string { return elementList.ReplaceAllString(n.Exec("", "nft", "-a", "list", "ruleset"), "") }
 	before, elements := frame(), n.elements()
 	sibling.Add().OK(t)
@@ -185,7 +185,7 @@ func TestProfilesComeAndGo(t *testing.T) {
 	})
 }
 
-// A profile's number that somebody deleted is not given to another profile while
+// A profile's number that another program deleted is not given to another profile while
 // endpoints still have it.
 func TestLostNumber(t *testing.T) {
 	n := newNode(t, nftables)
@@ -233,7 +233,7 @@ func TestManyBlocks(t *testing.T) {
 }
 
 // Others change nf_tables all the time. podmark decides on what there is, and
-// decides again when somebody came in between; what is theirs it leaves alone.
+// decides again when another program came in between; what is theirs it leaves alone.
 func TestForeignChanges(t *testing.T) {
 	on(t, inNFTables, func(t *testing.T, n *node) {
 		n.Apply(webPolicy)
@@ -254,9 +254,8 @@ func TestForeignChanges(t *testing.T) {
 		}
 		n.ctl("gc")
 		kernel := n.kernel()
-		patient := conf{"lockTimeoutSeconds": 60}
 		changes := n.meddle(t)
-		for _, call := range []func(p *pod) reply{func(p *pod) reply { return p.Add(patient) }, func(p *pod) reply { return p.Del(patient) }} {
+		for _, call := range []func(p *pod) reply{func(p *pod) reply { return p.Add() }, func(p *pod) reply { return p.Del() }} {
 			n.each(pods, func(p *pod) {
 				if r := call(p); r.Code() != 0 {
 					t.Errorf("%s: %d: %s", p.ID, r.Code(), r.Text())

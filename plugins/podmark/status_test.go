@@ -57,7 +57,7 @@ func TestStatus(t *testing.T) {
 		n.addPod().Add().OK(t)
 		defer n.HoldLock()()
 		// Its own deadline: for as long as the entry says, nobody waits here.
-		n.status(conf{"lockTimeoutSeconds": 600}).OK(t)
+		n.status().OK(t)
 	})
 }
 

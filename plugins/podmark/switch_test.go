@@ -352,7 +352,7 @@ func TestNetworksDisagree(t *testing.T) {
 		pods = append(pods, n.addPod())
 	}
 	n.each(pods, func(p *pod) {
-		keys := conf{"backend": "nftables", "lockTimeoutSeconds": 60}
+		keys := conf{"backend": "nftables"}
 		if slices.Index(pods, p)%2 == 0 {
 			keys["backend"] = "iptables"
 		}

@@ -352,7 +352,7 @@ func (c *cast) apply(t *testing.T, manifests string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Try(path, "--state-dir", c.StateDir, "--lock-timeout", "2m", "apply", "-f", file); err != nil {
+	if _, err := c.Try(path, "--state-dir", c.StateDir, "--lock-timeout", lab.LockTimeout, "apply", "-f", file); err != nil {
 		t.Fatal(err)
 	}
 	c.mutate(t)

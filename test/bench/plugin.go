@@ -65,7 +65,7 @@ func plugins(o options) ([]*plugin, error) {
 		list = append(list, &plugin{name: "podmark " + name, program: "podmark", path: variant, state: state, conf: func(attached) map[string]any {
 			return map[string]any{
 				"type": "podmark", "stateDir": state, "policy": "files", "backend": k.Name.Backend(),
-				"lockTimeoutSeconds": 120, // an overloaded machine gives worse figures, and no failure
+				"lockTimeoutSeconds": 600, // an overloaded machine gives worse figures, and no failure
 				"args":               map[string]any{"cni": map[string]any{"labels": []any{map[string]any{"key": "app", "value": "web"}}}},
 			}
 		}})

@@ -94,8 +94,8 @@ type node struct {
 	families []lab.Family
 	outside  *lab.Host
 
-	// whole is held for writing while somebody has flushed the rules, and podmarkd has not put
-	// them back, and attaching while somebody tells which pods there are.
+	// whole is held for writing while another program has flushed the rules, and podmarkd has not put
+	// them back, and attaching while the runtime tells which pods there are.
 	whole, attaching sync.RWMutex
 	mu               sync.Mutex
 	pods             map[*lab.Pod]bool
@@ -119,7 +119,7 @@ func begin(t *testing.T, b lab.Backend, source string, ranges []netip.Prefix, se
 	if err := os.WriteFile(file, []byte(policies), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	n.Run(filepath.Join(lab.Programs, "podmarkctl"), "--state-dir", n.StateDir, "--lock-timeout", "2m", "apply", "-f", file)
+	n.Run(filepath.Join(lab.Programs, "podmarkctl"), "--state-dir", n.StateDir, "--lock-timeout", lab.LockTimeout, "apply", "-f", file)
 	if err := first.Del(); err != nil {
 		t.Fatal(err)
 	}

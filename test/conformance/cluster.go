@@ -73,7 +73,7 @@ var _ kube.IKubernetes = (*Cluster)(nil)
 func New(t testing.TB, o Options) *Cluster {
 	t.Helper()
 	c := &Cluster{
-		Options: o, t: t, node: lab.NewNode(t, lab.Options{Backend: o.Backend, Plain: !o.IPVS}).Kubernetes(lab.Plugin{"lockTimeoutSeconds": 120}),
+		Options: o, t: t, node: lab.NewNode(t, lab.Options{Backend: o.Backend, Plain: !o.IPVS}).Kubernetes(nil),
 		names: map[string]netip.Addr{}, services: map[string][]lab.Service{}, pods: map[string]*pod{},
 	}
 	server := httptest.NewServer(c.node.API)

@@ -25,7 +25,7 @@ func startDaemon(t *testing.T, n *lab.Node, args ...string) {
 		t.Fatal(err)
 	}
 	var log bytes.Buffer
-	cmd := exec.Command(path, append([]string{"--state-dir", n.StateDir, "--lock-timeout", "2m", "--listen", "", "--interval", "2s"}, args...)...)
+	cmd := exec.Command(path, append([]string{"--state-dir", n.StateDir, "--lock-timeout", lab.LockTimeout, "--listen", "", "--interval", "2s"}, args...)...)
 	cmd.Stdout, cmd.Stderr = &log, &log
 	if err := n.Do(cmd.Start); err != nil {
 		t.Fatal(err)

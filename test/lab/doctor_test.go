@@ -52,7 +52,7 @@ func newPatient(t *testing.T, c *cluster, mainPlugin string) *patient {
 // finds fails the test unless exactly these checks find something.
 func (p *patient) finds(checks ...string) []doctor.Finding {
 	p.t.Helper()
-	out, err := p.Try(filepath.Join(p.bin, "podmarkctl"), "--state-dir", p.StateDir, "--lock-timeout", "2m", "doctor", "-o", "json", "--cni-conf-dir", p.conf, "--cni-bin-dir", p.plugins, "--runtime-endpoint", "")
+	out, err := p.Try(filepath.Join(p.bin, "podmarkctl"), "--state-dir", p.StateDir, "--lock-timeout", lab.LockTimeout, "doctor", "-o", "json", "--cni-conf-dir", p.conf, "--cni-bin-dir", p.plugins, "--runtime-endpoint", "")
 	var exit *exec.ExitError
 	if err != nil && (!errors.As(err, &exit) || exit.ExitCode() != 1) {
 		p.t.Fatal(err)

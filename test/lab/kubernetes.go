@@ -120,7 +120,7 @@ func (k *Kubernetes) Progress() any { return len(k.Said()) }
 // Launch starts podmarkd, and does not wait for it.
 func (k *Kubernetes) Launch() {
 	k.t.Helper()
-	k.daemon = exec.Command(program(k.t, "podmarkd"), "--state-dir", k.StateDir, "--lock-timeout", "2m", "--listen", "", "--interval", "1s", "--node-name", NodeName,
+	k.daemon = exec.Command(program(k.t, "podmarkd"), "--state-dir", k.StateDir, "--lock-timeout", LockTimeout, "--listen", "", "--interval", "1s", "--node-name", NodeName,
 		"--kubeconfig", k.kubeconfig, "--cni-conf-dir", k.confDir, "--cni-cache-dir", "", "--static-pod-dirs", "", "--kube-proxy-metrics", "", "--log-level", "debug")
 	k.daemon.Stdout, k.daemon.Stderr = k.log, k.log
 	if err := k.Do(k.daemon.Start); err != nil {

@@ -16,6 +16,8 @@ import (
 	cnitypes "github.com/containernetworking/cni/pkg/types"
 	types "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/podmark/podmark/test/testnode"
 )
 
 // Plugin is an entry of a network's list of plugins.
@@ -73,10 +75,16 @@ func (n *Node) Bridge(chained ...Plugin) Network {
 	return Network{Name: "bridged", Plugins: append([]Plugin{bridge}, chained...)}
 }
 
+// LockTimeout is that of tests, as flags have it.
+var LockTimeout = testnode.LockTimeout.String()
+
 // Podmark is the entry of the plugin under test, keeping its state on this node
 // and enforcing with the node's backend; keys add to it or replace what is there.
 func (n *Node) Podmark(keys Plugin) Plugin {
-	p := Plugin{"type": "podmark", "stateDir": n.StateDir, "backend": n.Backend().Key}
+	p := Plugin{
+		"type": "podmark", "stateDir": n.StateDir, "backend": n.Backend().Key,
+		"lockTimeoutSeconds": testnode.LockTimeout.Seconds(),
+	}
 	for k, v := range keys {
 		p[k] = v
 	}

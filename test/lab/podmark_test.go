@@ -43,7 +43,7 @@ func podmarkctl(t *testing.T, n *lab.Node, args ...string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return n.Run(path, append([]string{"--state-dir", n.StateDir, "--lock-timeout", "2m"}, args...)...)
+	return n.Run(path, append([]string{"--state-dir", n.StateDir, "--lock-timeout", lab.LockTimeout}, args...)...)
 }
 
 // apply makes manifests the node's policy.

@@ -40,7 +40,7 @@ type Daemon struct {
 // the test or before.
 func (n *Node) Podmarkd(env []string, args ...string) *Daemon {
 	n.T.Helper()
-	cmd := exec.Command(filepath.Join(n.Programs, "podmarkd"), append([]string{"--state-dir", n.Dir}, args...)...)
+	cmd := exec.Command(filepath.Join(n.Programs, "podmarkd"), append([]string{"--state-dir", n.Dir, "--lock-timeout", LockTimeout.String()}, args...)...)
 	cmd.Env = append(os.Environ(), env...)
 	return n.Daemon(cmd)
 }

@@ -165,7 +165,7 @@ func (n *Node) TryCtl(stdin string, args ...string) Output {
 // Ctl is [Node.TryCtl] for what must succeed, however many wait for the lock.
 func (n *Node) Ctl(stdin string, args ...string) string {
 	n.T.Helper()
-	o := n.TryCtl(stdin, append([]string{"--lock-timeout", "1m"}, args...)...)
+	o := n.TryCtl(stdin, append([]string{"--lock-timeout", LockTimeout.String()}, args...)...)
 	if o.Exit() != 0 {
 		n.T.Fatalf("podmarkctl %q ended with %v: %s", args, o.State, o.Stderr)
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
@@ -22,10 +23,17 @@ import (
 // Conf is a network configuration, or some keys of one.
 type Conf = map[string]any
 
+// LockTimeout is how long what a test starts waits for the node's lock: the longest that there is. Many
+// may wait for it, on a machine that is busy with other things.
+const LockTimeout = 10 * time.Minute
+
 // Conf is podmark's entry on the node; later keys replace earlier ones, and a nil value removes
 // its key.
 func (n *Node) Conf(more ...Conf) Conf {
-	c := Conf{"cniVersion": "1.1.0", "name": "net", "type": "podmark", "stateDir": n.Dir, "policy": "files"}
+	c := Conf{
+		"cniVersion": "1.1.0", "name": "net", "type": "podmark", "stateDir": n.Dir, "policy": "files",
+		"lockTimeoutSeconds": LockTimeout.Seconds(),
+	}
 	if n.Backend.Key != "" {
 		c["backend"] = n.Backend.Key
 	}
