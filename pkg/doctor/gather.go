@@ -38,10 +38,10 @@ type Options struct {
 // What cannot be read is in Unread.
 func Gather(ctx context.Context, o Options) Facts {
 	f := Facts{Now: time.Now(), StateDir: o.Node.Store.Dir(), Given: o.Given, Endpoint: o.Endpoint, ConfName: o.ConfName}
-	anew := ctl(f, "doctor --cni-conf-dir DIR --cni-bin-dir DIR --runtime-endpoint ''") + "  # the runtime's directories; or --runtime-endpoint SOCKET"
-	f.note(PartRuntime, f.locate(ctx), anew)
+	again := ctl(f, "doctor --cni-conf-dir DIR --cni-bin-dir DIR --runtime-endpoint ''") + "  # the runtime's directories; or --runtime-endpoint SOCKET"
+	f.note(PartRuntime, f.locate(ctx), again)
 	if f.PlaceErr == nil {
-		f.note(PartConflists, f.readCNI(), anew)
+		f.note(PartConflists, f.readCNI(), again)
 	}
 	f.readState(ctx, o.Node)
 	f.readDaemon(o.Node)

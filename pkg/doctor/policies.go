@@ -69,7 +69,7 @@ func checkSource(f Facts) []Finding {
 		out = append(out, Finding{
 			Severity: Error,
 			What:     fmt.Sprintf("%q has \"policy\": %q, and %s", n.where(), n.Config.Policy, by),
-			Why:      "a node has its policies from one place: podmarkd follows the API for no network as long as another has files, and on a node that has followed it, every ADD with files fails with error 7. The way back to files is podmarkctl uninstall, and pods that start anew",
+			Why:      "a node has its policies from one place: podmarkd follows the API for no network as long as another has files, and on a node that has followed it, every ADD with files fails with error 7. The way back to files is podmarkctl uninstall, and pods that start again",
 			Fix:      fix,
 		})
 	}

@@ -141,7 +141,7 @@ func TestFlows(t *testing.T) {
 		if _, there := m.flows[other.Addresses[0]]; !there {
 			t.Error("another's flow is gone")
 		}
-		m.flows[a] = m.epoch().Value // of somebody's outside
+		m.flows[a] = m.epoch().Value // of a peer outside
 	}
 	if err := m.call(0, "", adds(web)); err != nil {
 		t.Fatal(err)
@@ -242,7 +242,7 @@ func TestStatusExhausted(t *testing.T) {
 	}
 }
 
-// One that is added anew while its DEL is under way stays.
+// One that is added again while its DEL is under way stays.
 func TestAddedBetween(t *testing.T) {
 	m := on(t, adds(web))
 	n := m.node()
@@ -278,7 +278,7 @@ func TestFailedUpdate(t *testing.T) {
 	}
 }
 
-// What somebody else did is put back, and named.
+// What another program did is put back, and named.
 func TestKeep(t *testing.T) {
 	keep := func(m *machine) (kept Reconciled) {
 		t.Helper()

@@ -51,7 +51,7 @@ type machine struct {
 	tunnelPorts  []uint16
 	// policies are those that an endpoint may be judged by now.
 	policies []desired.Policies
-	// flushed is set while somebody else has taken the rules out.
+	// flushed is set while another program has taken the rules out.
 	flushed bool
 
 	events []string
@@ -69,7 +69,7 @@ type hostPort struct {
 	attachment.Endpoint
 	owner attachment.Key
 	// grouped is set in podmark's device group, and listening where a bridge port passes
-	// nothing. guarded is set from the first of both on, until somebody gives it back.
+	// nothing. guarded is set from the first of both on, until it is given back.
 	grouped, listening, guarded bool
 }
 
@@ -300,7 +300,7 @@ func (m *machine) plug(r attachment.Record) attachment.Record {
 	return r
 }
 
-// flush takes the rules out, as somebody else may.
+// flush takes the rules out, as another program may.
 func (m *machine) flush() {
 	clear(m.has)
 	clear(m.sets)

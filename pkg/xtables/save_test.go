@@ -13,7 +13,7 @@ import (
 	"github.com/podmark/podmark/test/netns"
 )
 
-// Somebody writes rules with sets and removes both, again and again. Without asking anew
+// Another program writes rules with sets and removes both, again and again. Without asking again
 // one read in forty of the legacy variant fails.
 func TestSaveDuringChanges(t *testing.T) {
 	for _, variant := range []string{"nft", "legacy"} {

@@ -92,7 +92,7 @@ func TestClosedWhilePodmarkdIsAsked(t *testing.T) {
 	})
 }
 
-// answers has somebody answer the plugin in podmarkd's place.
+// answers has the test answer the plugin in podmarkd's place.
 func (n *node) answers(answer func(podapi.Request) podapi.Response) {
 	n.T.Helper()
 	if err := state.At(n.Dir).Init(); err != nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/podmark/podmark/test/testnode"
 )
 
-// harm is what somebody else may do to a policed pod.
+// harm is what another program may do to a policed pod.
 type harm struct {
 	name string
 	in   []backend
@@ -260,7 +260,7 @@ func TestEveryRuleCounts(t *testing.T) {
 		for i := range count + 1 {
 			command := "flush chain " + path
 			if i < count {
-				command = "delete rule " + path + " handle " + n.handles(path)[i] // each is written anew, with a new handle
+				command = "delete rule " + path + " handle " + n.handles(path)[i] // each is written again, with a new handle
 			}
 			n.nft(command)
 			p.Check().Fails(t, 5, "incomplete")

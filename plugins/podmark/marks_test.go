@@ -135,7 +135,7 @@ func TestAutoTogether(t *testing.T) {
 	}
 }
 
-// podmarkd moves the node to free bits when somebody else comes to use those that it has
+// podmarkd moves the node to free bits when another program comes to use those that it has
 // chosen, and not where a network has named them: then it says so.
 func TestAutoMoves(t *testing.T) {
 	eachBackend(t, func(t *testing.T, n *node) {

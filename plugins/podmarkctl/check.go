@@ -22,8 +22,8 @@ func newCheck(o *options) *cobra.Command {
 		Use:   "check -f FILE|DIR|- | -k DIR",
 		Short: "Say whether apply would take manifests, without a node",
 		Long: `Check reads NetworkPolicy manifests, and defaults and validates them, as apply does. It
-needs no node and no root, and runs on other systems than Linux too: on the machine on
-which somebody writes policies, and where they are reviewed.
+needs no node and no root, and runs on other systems than Linux too: where policies are
+written, and where they are reviewed.
 
 Exit status: 0 apply would take them, 2 it would not, or wrong usage.`,
 		Example: `  podmarkctl check -f policies/

@@ -125,7 +125,7 @@ func TestDaemonRuns(t *testing.T) {
 		write(t, p.Dir+"/daemon.json", string(b))
 	}
 	p.runs(true)
-	if err := d.Process.Signal(unix.SIGSTOP); err != nil { // else it writes its status anew
+	if err := d.Process.Signal(unix.SIGSTOP); err != nil { // else it writes its status again
 		t.Fatal(err)
 	}
 	renumber(1<<22 + 1)

@@ -7,7 +7,7 @@ import (
 	"github.com/podmark/podmark/test/testnode"
 )
 
-// wanted is what a rule of somebody else's gives: nothing, a finding whose command fixes it,
+// wanted is what another program's rule gives: nothing, a finding whose command fixes it,
 // or one with advice, because it is theirs to change.
 type wanted int
 

@@ -81,7 +81,7 @@ func newDrops(o *options) *cobra.Command {
 		Short: "Show what was dropped: packets by direction and policy, or each as it happens",
 		Long: `Drops shows how many packets were dropped since the rules were written, by direction
 and policies, what audited policies would have dropped, and how many packets of new
-connections each rule allowed. Rules are written anew when their policy changes.
+connections each rule allowed. Rules are written again when their policy changes.
 
 With --follow it shows packets as they are dropped: time, direction, verdict, protocol,
 source, destination, the policies that did not allow it, and how many packets those have

@@ -330,7 +330,7 @@ func TestDropsUnlogged(t *testing.T) {
 	if kernel := n.kernel(); strings.Contains(kernel, "NFLOG") || strings.Contains(kernel, "PODMARK-PROBE") || !strings.Contains(kernel, "PODMARK-I-") {
 		t.Errorf("in the kernel:\n%s", kernel)
 	}
-	n.Path = path // it can again, and is asked where everything is written anew
+	n.Path = path // it can again, and is asked where everything is written again
 	n.ctl("gc").ok(t)
 	if found := n.ctl("doctor").Stdout; strings.Contains(found, "drop-log") {
 		t.Errorf("doctor says:\n%s", found)

@@ -35,7 +35,7 @@ func TestDirectoryNotes(t *testing.T) {
 		})
 	}
 	inForce(1)
-	// Each is read anew, with the same notes.
+	// Each is read again, with the same notes.
 	for i := 2; i < 5; i++ {
 		put(fmt.Sprintf("%d.yaml", i), strings.Replace(policy, "name: web", fmt.Sprintf("name: web-%d", i), 1))
 		inForce(i)

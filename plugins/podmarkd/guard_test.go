@@ -279,7 +279,7 @@ func TestInstallRace(t *testing.T) {
 	t.Logf("%d of %d came through", won, rounds)
 }
 
-// With somebody who takes the entry out as soon as it is in, podmarkd gives way.
+// With an agent that takes the entry out as soon as it is in, podmarkd gives way.
 func TestWriteWar(t *testing.T) {
 	p, h, d := guarded(t)
 	const name = "10-a.conflist"

@@ -151,7 +151,7 @@ func (d *daemon) drops() map[string]float64 {
 }
 
 // Dropped packets are counted by their reason, and go on to be when all rules are
-// written anew, by podmarkctl or after others have taken them out.
+// written again, by podmarkctl or after others have taken them out.
 func TestPacketMetrics(t *testing.T) {
 	eachBackend(t, func(t *testing.T, h *host) {
 		for _, name := range []string{"ip_forward", "conf/all/rp_filter", "conf/default/rp_filter"} {

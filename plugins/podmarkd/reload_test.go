@@ -54,7 +54,7 @@ func TestReloadOnce(t *testing.T) {
 	modified(at("net.d", "net"), time.Now().Add(time.Hour))
 	installs("write", "write") // the plugin and the conflist
 	installs()
-	modified(at("net.d", "net"), time.Now().Add(2*time.Hour)) // somebody changes something in it
+	modified(at("net.d", "net"), time.Now().Add(2*time.Hour)) // another program changes something in it
 	installs("reload")
 	installs()
 	installs()

@@ -101,7 +101,7 @@ func TestSysctlsAreLeft(t *testing.T) {
 }
 
 // With --set-sysctls, they are set, and what they were is said; and once more when
-// somebody changes them.
+// another program changes them.
 func TestSysctlsAreSet(t *testing.T) {
 	t.Parallel()
 	h, conf := onBridge(t)

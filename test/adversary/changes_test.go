@@ -16,7 +16,7 @@ import (
 	"github.com/podmark/podmark/test/wait"
 )
 
-// changes are what somebody does to a pod's link behind podmark's back. The pod stays under
+// changes are what another program does to a pod's link behind podmark's back. The pod stays under
 // its policy, or is cut off: it never gets more than that.
 var changes = changed(
 	change{name: "device group taken off", at: []attachment{routed, bridged, vrf}, do: groupLost},
@@ -37,7 +37,7 @@ var changes = changed(
 	change{name: "taken out of its VRF without a group", at: []attachment{vrf}, do: inTurn(groupLost, noMaster)},
 )
 
-// filtering is what somebody does to br_netfilter. No policy can be asked about what goes from
+// filtering is what another program does to br_netfilter. No policy can be asked about what goes from
 // port to port then: isolated pods neither send nor get it, from podmarkd's next look on.
 var filtering = []attack{{name: "frames between ports kept from IP", at: onBridge, run: func(s *scene) {
 	allowed := func() []byte { return s.new(s.free, s.server, 80) }
@@ -82,7 +82,7 @@ func (s *scene) looks() {
 	s.mutate(s.T)
 }
 
-// bridgeChanges are what somebody does to the bridge of all pods.
+// bridgeChanges are what another program does to the bridge of all pods.
 var bridgeChanges = changedBridge(
 	change{name: "the bridge renamed", at: onBridge, do: func(s *scene, link ...int) { s.rename(link[0], "other0") }},
 	change{name: "the bridge put into a VRF", at: onBridge, lab: "VRF", do: bridgeIntoVRF},

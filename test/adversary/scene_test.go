@@ -83,7 +83,7 @@ func (s *scene) shoot(sh shot, b []byte) {
 }
 
 // keyOf is what a frame is known by: its last marker, or else what is behind the IP header,
-// which no router changes, or behind the Ethernet header and its tags, which somebody takes off.
+// which no router changes, or behind the Ethernet header and its tags, which a bridge takes off.
 func keyOf(b []byte) []byte {
 	if all := marksIn(b); all != nil {
 		return all[len(all)-1]
@@ -183,7 +183,7 @@ func (c catch) add(a *actor, b []byte) {
 
 func (c catch) has(a *actor, key []byte) bool { return c.count(a, key) > 0 }
 
-// count is how many frames with a key somebody got.
+// count is how many frames with a key a receiver got.
 func (c catch) count(a *actor, key []byte) int {
 	if marksIn(key) != nil {
 		return c.marked[string(key)][a]

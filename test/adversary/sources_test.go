@@ -11,7 +11,7 @@ import (
 	"github.com/podmark/podmark/test/lab"
 )
 
-// sources are packets that say they come from somebody else. rp_filter is off, or loose:
+// sources are packets that say they come from another sender. rp_filter is off, or loose:
 // what strict filtering drops is the kernel's merit, and IPv4's alone.
 var sources = []attack{
 	{name: "another pod's live flow", run: func(s *scene) {
@@ -235,7 +235,7 @@ func (s *scene) looseFilter(loose bool) {
 	}
 }
 
-// strangers are addresses that are nobody's or somebody else's, of all kinds.
+// strangers are addresses that are no endpoint's or another endpoint's, of all kinds.
 func (s *scene) strangers() []netip.Addr {
 	out := []netip.Addr{s.addr(s.free), s.addr(s.x), s.addr(s.y), s.addr(s.node), s.gatewayAddr()}
 	for _, a := range pick(s.f,

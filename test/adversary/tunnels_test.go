@@ -204,7 +204,7 @@ func (s *scene) setTunnels(allowed bool) {
 }
 
 // addLabTunnels gives the node links for tunnels of the scene's outer family, and has podmark
-// look at the node anew.
+// look at the node again.
 func (s *scene) addLabTunnels() {
 	ends := fmt.Sprintf(" local %v remote %v", s.addr(s.node), s.addr(s.x))
 	links := map[string]string{

@@ -224,7 +224,7 @@ func processorTime() (time.Duration, error) {
 	return time.Duration(ts.Nano()), nil
 }
 
-// round begins all flows anew, and measures passes before and after a change.
+// round begins all flows again, and measures passes before and after a change.
 func (v *live) round() (r liveRound, err error) {
 	for _, senders := range [][]*sender{v.asks, v.answers, v.asks} {
 		if _, err := v.pass(senders); err != nil {

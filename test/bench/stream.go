@@ -123,7 +123,7 @@ func measureStreams(all []*lane, p population, rounds int) (streamRates, error) 
 	return rates, nil
 }
 
-// stream is a connection that somebody reads from as long as it lives.
+// stream is a connection that its server reads from as long as it lives.
 type stream struct {
 	fd       int
 	received atomic.Int64

@@ -109,7 +109,7 @@ func TestWithoutPodmarkd(t *testing.T) {
 		late.Listen(lab.TCP, port)
 		toLate := lab.Request{Protocol: lab.TCP, To: late.At(lab.V4, port)}
 		k.Eventually("failOpen", other.NS, toLate, lab.OK)
-		// What somebody flushes meanwhile comes back with the next pod's end, but for who of
+		// What another program flushes meanwhile comes back with the next pod's end, but for who of
 		// other nodes is in sets that are flushed too: only podmarkd knows.
 		elsewhere := lab.OK
 		switch k.Backend() {
@@ -133,7 +133,7 @@ func TestWithoutPodmarkd(t *testing.T) {
 	})
 }
 
-// Who of other nodes is in a set that somebody empties, or that goes with all the rules,
+// Who of other nodes is in a set that another program empties, or that goes with all the rules,
 // is let in again.
 func TestSetsAreKept(t *testing.T) {
 	onNode(t, func(t *testing.T, k *lab.Kubernetes) {
@@ -173,7 +173,7 @@ func TestSetsAreKept(t *testing.T) {
 	})
 }
 
-// Policies in force that somebody has lost are written anew, and pods start again.
+// Policies in force that the kernel has lost are written again, and pods start again.
 func TestLostPoliciesComeBack(t *testing.T) {
 	onNode(t, func(t *testing.T, k *lab.Kubernetes) {
 		k.Apply("{apiVersion: v1, kind: Namespace, metadata: {name: default}}")

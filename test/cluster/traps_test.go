@@ -118,7 +118,7 @@ func TestNamespaceSelectors(t *testing.T) {
 }
 
 // Policies that are deleted with their namespace hold as long as its pods run; one that
-// somebody deletes does not (CVE-2024-7598).
+// a user deletes does not (CVE-2024-7598).
 func TestNamespaceIsDeleted(t *testing.T) {
 	onNode(t, func(t *testing.T, k *lab.Kubernetes) {
 		k.Apply(namespace("default", ""))

@@ -37,7 +37,7 @@ func TestInstall(t *testing.T) {
 	}
 	early.mustEnd() // a DEL of a pod that podmark never had
 
-	// The daemon keeps it installed, whoever writes the conflist anew.
+	// The daemon keeps it installed, whoever writes the conflist again.
 	stop := n.daemon()
 	for range 3 {
 		n.write("10-net.conflist", n.conflist())

@@ -127,7 +127,7 @@ func (c *collection) leave(w *watcher) {
 	}
 }
 
-// seen is what the change is to somebody with this selector; ok is false for nothing.
+// seen is what the change is to a watch with this selector; ok is false for nothing.
 func (n *change) seen(s selector) (kind watch.EventType, o *object, ok bool) {
 	switch was, is := s.picks(n.before), s.picks(n.after); {
 	case is && was:

@@ -293,7 +293,7 @@ func (b *beat) fallsSilent() error {
 	})
 }
 
-// resumes waits for an answer, and begins to count anew.
+// resumes waits for an answer, and begins to count again.
 func (b *beat) resumes() error {
 	b.mu.Lock()
 	before := b.answers

@@ -194,7 +194,7 @@ func TestGroupsOnABridge(t *testing.T) {
 	})
 }
 
-// knowsMember waits until a bridge knows that somebody behind a port listens to a group.
+// knowsMember waits until a bridge knows that a host behind a port listens to a group.
 func knowsMember(n *lab.Node, port string, group netip.Addr) bool {
 	poll := time.NewTicker(100 * time.Millisecond)
 	defer poll.Stop()

@@ -17,7 +17,7 @@ import (
 )
 
 // Podmark writes inside its mask and nowhere else: kube-proxy's 0x4000 and a bit
-// of somebody else's are on the same packet as the ID, and leave the node as
+// of another program are on the same packet as the ID, and leave the node as
 // they were, the ID gone.
 func TestOtherBitsSurvive(t *testing.T) {
 	onRouted(t, func(t *testing.T, c *cluster) {

@@ -53,7 +53,7 @@ func becomeCarried(t *testing.T, n *lab.Node, when string, flows []liveFlow, tot
 	})
 }
 
-// A flow that a flowtable of somebody else's carries past every hook is judged all the
+// A flow that another program's flowtable carries past every hook is judged all the
 // same when the policy changes, and stops where it is forbidden now. What is still allowed
 // goes on, with the port that masquerading gave it, and may be carried again.
 func TestFlowtable(t *testing.T) {

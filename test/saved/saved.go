@@ -1,4 +1,4 @@
-// Package saved reads the rules of iptables while somebody changes them.
+// Package saved reads the rules of iptables while another program changes them.
 package saved
 
 import (

@@ -107,7 +107,7 @@ func measure(ctx context.Context, flags *flag.FlagSet, args []string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("\npodmarkd enforces %.0f policies, and knows %.0f pods by %.0f watches. It wrote everything anew %.0f times, and failed %.0f times.\n",
+	fmt.Printf("\npodmarkd enforces %.0f policies, and knows %.0f pods by %.0f watches. It wrote everything again %.0f times, and failed %.0f times.\n",
 		known[0], known[2], known[1], known[3], known[4])
 	return nil
 }

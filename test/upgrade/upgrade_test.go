@@ -119,7 +119,7 @@ func upgrade(t *testing.T, backend lab.Backend, tag string) {
 	first := add()
 	judged("before")
 
-	// Somebody tries what is forbidden all the time.
+	// A client tries what is forbidden all the time.
 	var stop atomic.Bool
 	var trying sync.WaitGroup
 	defer trying.Wait()

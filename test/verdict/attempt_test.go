@@ -12,7 +12,7 @@ import (
 	"github.com/podmark/podmark/test/frame"
 )
 
-// attempt is a packet that somebody sends, as what the model knows of it, and where it
+// attempt is a packet that is sent, as what the model knows of it, and where it
 // would come out.
 type attempt struct {
 	kind string
@@ -203,7 +203,7 @@ func (b *bench) clear(a attempt) bool {
 	return true
 }
 
-// anyone is an address of somebody's.
+// anyone is any address.
 func (b *bench) anyone(r *rand.Rand) netip.Addr {
 	return b.wires[r.IntN(len(b.wires))].addrs[r.IntN(2)]
 }
@@ -333,7 +333,7 @@ func turned(p desired.Packet) desired.Packet {
 	return desired.Packet{Src: p.Dst, Dst: p.Src, Protocol: p.Protocol, SrcPort: p.DstPort, DstPort: p.SrcPort}
 }
 
-// answers are packets of flows from before, from either end, or from somebody who poses as
+// answers are packets of flows from before, from either end, or from a sender that poses as
 // one.
 func answers(r *rand.Rand, b *bench, state desired.State, flows []*live) []attempt {
 	var out []attempt

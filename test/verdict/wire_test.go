@@ -145,7 +145,7 @@ func serviceAddrs(i int) []netip.Addr {
 // nobody is the priority of an agent that is not there.
 const nobody = -1
 
-// agent has somebody else take podmark's bits off the mark in INPUT, at a priority.
+// agent has another program take podmark's bits off the mark in INPUT, at a priority.
 func (b *bench) agent(mask uint32, priority int) {
 	b.t.Helper()
 	text := "table inet agent\ndelete table inet agent\n"

@@ -1,7 +1,7 @@
 // Package wait waits for what others bring about: a process, the kernel, a goroutine.
 //
 // Nobody can say how long something takes on a machine that does much else. What hangs differs
-// from what is slow in one thing: nothing changes. So the time starts anew whenever something
+// from what is slow in one thing: nothing changes. So the time starts again whenever something
 // does, and there is one limit for all, generous, because only a test that fails waits for it.
 package wait
 

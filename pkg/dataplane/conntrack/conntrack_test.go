@@ -84,7 +84,7 @@ func testForget(t *testing.T) {
 	entry(t, "-p udp -s 10.1.0.2 -d 10.9.0.1 --sport 1 --dport 53")                                                                 // from the address
 	entry(t, "-p udp -s 10.9.0.1 -d 10.1.0.2 --sport 2 --dport 53")                                                                 // to the address
 	entry(t, "-p udp -s 10.9.0.1 -d 10.96.0.1 --sport 3 --dport 53 -r 10.1.0.2 -q 10.9.0.1 --reply-port-src 53 --reply-port-dst 3") // to it, behind a service
-	entry(t, "-p udp -s 10.1.0.3 -d 10.9.0.1 --sport 4 --dport 53")                                                                 // somebody else's
+	entry(t, "-p udp -s 10.1.0.3 -d 10.9.0.1 --sport 4 --dport 53")                                                                 // another endpoint's
 	entry(t, "-p tcp -s 10.1.0.2 -d 10.9.0.1 --sport 5 --dport 80 --state ESTABLISHED -u SEEN_REPLY")                               // TCP
 	entry(t, "-p udp -s fd00::2 -d fd00::9 --sport 6 --dport 53")
 	entry(t, "-p udp -s fd00::3 -d fd00::9 --sport 7 --dport 53")

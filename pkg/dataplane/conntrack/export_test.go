@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Renew makes every flow of addrs anew, as if a flowtable had it: this machine's kernel
+// Renew makes every flow of addrs again, as if a flowtable had it: this machine's kernel
 // need not have flowtables.
 func Renew(addrs []netip.Addr, bits uint32) (renewed int, err error) {
 	err = eachOf(addrs, func(c *netlink.Conn, f flow) error {

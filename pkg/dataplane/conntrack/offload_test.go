@@ -39,7 +39,7 @@ func listed(t *testing.T) []string {
 	return flows
 }
 
-// A flow that is made anew is what it was, but for the bits in its mark: NAT, what IPVS
+// A flow that is made again is what it was, but for the bits in its mark: NAT, what IPVS
 // did to its reply, and the direction too. The kernel knows of its NAT: NAT is what
 // conntrack(8) finds it by.
 func TestRenew(t *testing.T) {
@@ -110,7 +110,7 @@ func TestTakeBackNothing(t *testing.T) {
 }
 
 // The kernel may not let go of a flow, which is said and left alone; the flow may have ended,
-// and is not made anew then; and a packet may begin another one in its place first.
+// and is not made again then; and a packet may begin another one in its place first.
 func TestTakeBackAnswers(t *testing.T) {
 	const remove, make = conntrack.RequestDelete, conntrack.RequestMake
 	for name, tt := range map[string]struct {

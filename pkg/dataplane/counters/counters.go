@@ -64,7 +64,7 @@ type Totals struct {
 // Add takes over what the rules have counted since the last Add, but for those that
 // allow. Of the first it takes
 // what they have as the beginning. What a rule counted between an Add and being
-// written anew is lost. A rule that has counted less than before was written anew
+// written again is lost. A rule that has counted less than before was written again
 // under its old ID.
 func (t *Totals) Add(rules []Rule) {
 	seen := map[string]uint64{}

@@ -184,7 +184,7 @@ func TestDrain(t *testing.T) {
 	}
 }
 
-// What somebody else did is found out, and put back; what is not podmark's stays.
+// What another program did is found out, and put back; what is not podmark's stays.
 func TestRepair(t *testing.T) {
 	ctx := context.Background()
 	s := stateBy(t, 1, []desired.Policy{denies("deny")}, records(2)...)
@@ -322,7 +322,7 @@ func TestChainsIn(t *testing.T) {
 }
 
 // What is rendered of a node with a bit of everything is in testdata, for people to read: see
-// what changes there as what changes on nodes. -update writes it anew.
+// what changes there as what changes on nodes. -update writes it again.
 func TestRendered(t *testing.T) {
 	everyone := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("2001:db8::/32")}
 	var ports []desired.Port

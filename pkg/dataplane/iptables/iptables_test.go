@@ -201,7 +201,7 @@ func TestFeatures(t *testing.T) {
 	})
 }
 
-// Whichever chain with a set in it somebody empties, an ADD notices. The references that
+// Whichever chain with a set in it another program empties, an ADD notices. The references that
 // the frame is expected to have are those that the kernel counts.
 func TestEveryChainCounts(t *testing.T) {
 	eachVariant(t, func(t *testing.T, b Backend) {

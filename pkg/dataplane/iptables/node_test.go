@@ -33,7 +33,7 @@ type node struct {
 	late bool
 	look func()
 	// rules are those of each family, and uses counts those that name each set; nil where they
-	// are to be read anew.
+	// are to be read again.
 	rules map[family]map[string]map[string][]string
 	uses  map[string]uint32
 	// drained is how many changes there were when packets in flight were last waited for.

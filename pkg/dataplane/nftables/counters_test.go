@@ -74,7 +74,7 @@ func TestCounters(t *testing.T) {
 	if len(ids) != counting {
 		t.Errorf("%d rules are read, and %d count", len(ids), counting)
 	}
-	// Written anew, they are others.
+	// Written again, they are others.
 	if err := (Backend{}).Sync(ctx, s); err != nil {
 		t.Fatal(err)
 	}

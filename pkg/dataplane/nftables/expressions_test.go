@@ -12,7 +12,7 @@ import (
 )
 
 // Each rule of a node, as people read it, behind the stamp of what the kernel gets for it: what
-// changes in the one and not in the other is a mistake. -update writes the golden anew, after
+// changes in the one and not in the other is a mistake. -update writes the golden again, after
 // TestFrame and TestRender have held both together on a kernel.
 func TestExpressions(t *testing.T) {
 	var got strings.Builder

@@ -316,7 +316,7 @@ func TestStamps(t *testing.T) {
 	}
 }
 
-// Check sees what somebody removed, and Sync puts it back.
+// Check sees what another program removed, and Sync puts it back.
 func TestDamage(t *testing.T) {
 	tests := []struct {
 		name   string
@@ -405,7 +405,7 @@ func TestStrangersUnderOurNames(t *testing.T) {
 	}
 }
 
-// A change by somebody else between reading and writing is noticed, and what was
+// A change by another program between reading and writing is noticed, and what was
 // decided is decided again.
 func TestForeignChange(t *testing.T) {
 	netns.Enter(t)

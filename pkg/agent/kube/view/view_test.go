@@ -562,7 +562,7 @@ func TestNamespaceAgain(t *testing.T) {
 	}
 }
 
-// A policy that somebody deletes in a namespace that stays is gone, and one that is made anew
+// A policy that a user deletes in a namespace that stays is gone, and one that is made again
 // under its name is another.
 func TestPolicyIsDeleted(t *testing.T) {
 	w := newScene(t)
