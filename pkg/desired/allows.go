@@ -3,6 +3,7 @@ package desired
 import (
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/podmark/podmark/pkg/mark"
 )
@@ -453,25 +454,32 @@ func (s State) evaluate(d Direction, e Endpoint, peer netip.Addr, p Packet) Verd
 	if j.Profile != "" {
 		by = "no policy denies it"
 	}
+	var audits []string // those that would deny it
 	for _, stage := range s.Profiles[j.Profile].Stages {
 		action, origin := s.first(stage, peer, p)
-		switch {
-		case stage.Audit && action != Deny:
-			by, j.Rule = origin, origin
-			continue
-		case stage.Audit:
-			by, j.Audited = "audit of "+denial(d, origin), true
-			continue
-		case action == Pass:
+		if stage.Audit {
+			if action == Deny {
+				audits = append(audits, "audit of "+denial(d, origin))
+			} else if origin != "" {
+				by, j.Rule = origin, origin
+			}
 			continue
 		}
-		by, j.Rule, j.Allowed = origin, origin, action == Allow
-		if !j.Allowed {
-			by, j.Audited = denial(d, origin), false
+		if action == Pass {
+			continue
+		}
+		if by, j.Rule, j.Allowed = origin, origin, action == Allow; !j.Allowed {
+			return Verdict{By: denial(d, origin), Evaluated: []Decision{j}}
 		}
 		break
 	}
-	return Verdict{Allowed: j.Allowed, By: by, Audited: j.Audited, Evaluated: []Decision{j}}
+	if j.Audited = len(audits) > 0; j.Audited && j.Rule != "" {
+		audits = append(audits, by)
+	}
+	if j.Audited {
+		by = strings.Join(audits, "; ")
+	}
+	return Verdict{Allowed: true, By: by, Audited: j.Audited, Evaluated: []Decision{j}}
 }
 
 // first is what the first rule of a stage does that matches, and its origin; empty where none does.

@@ -462,7 +462,7 @@ func TestSelector(t *testing.T) {
 	}
 }
 
-// A namespace that has been made anew has its own pods and policies: those of the former one
+// A namespace that has been made again has its own pods and policies: those of the former one
 // of the name are neither selected by its policies nor peers of its pods, and the other way
 // round. Where a UID is not known, the name decides.
 func TestNamespaceAgain(t *testing.T) {

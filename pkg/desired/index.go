@@ -247,10 +247,10 @@ func NewIndex(pods func(namespace string) iter.Seq[*IndexedPod]) *Index {
 // they are; the labels of namespaces are those that [Index.Label] was told.
 func (x *Index) Follow(p Policies) {
 	peers, tuples := p.sets()
-	x.selection = p.selection(func(namespace string) (labels map[string]string, known bool) {
-		labels, known = x.namespaces[namespace]
-		return labels, known || !p.Listed
-	})
+	x.selection = p.selection(p.namespaceLabels(func(name string) (map[string]string, bool) {
+		labels, known := x.namespaces[name]
+		return labels, known
+	}))
 	maps.DeleteFunc(x.peers, func(id PeerSetID, _ *peerSet) bool { _, kept := peers[id]; return !kept })
 	maps.DeleteFunc(x.tuples, func(id TupleSetID, _ *tupleSet) bool { _, kept := tuples[id]; return !kept })
 	for id, set := range peers {

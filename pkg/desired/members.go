@@ -22,10 +22,7 @@ func (p Policies) Members(pods ...Pod) Members { return p.members(false, pods) }
 // members is Members, or that of pods of the node itself.
 func (p Policies) members(own bool, pods []Pod) Members {
 	m := newMembers()
-	s := p.selection(func(namespace string) (labels map[string]string, known bool) {
-		labels, known = p.Namespaces[namespace]
-		return labels, known || !p.Listed
-	})
+	s := p.selection(p.namespaceLabels(p.declared))
 	for _, pod := range pods {
 		if len(pod.Addresses) == 0 {
 			continue
@@ -61,15 +58,12 @@ type selection struct {
 	across []PeerSet
 	picked map[string][]PeerSet
 	ports  map[NamedPort][]TupleSet
-	// labels are those of a namespace, and uids those that are known.
-	labels func(namespace string) (labels map[string]string, known bool)
-	uids   map[string]string
+	labels namespaceLabels
 }
 
-func (p Policies) selection(labels func(namespace string) (labels map[string]string, known bool)) *selection {
+func (p Policies) selection(labels namespaceLabels) *selection {
 	s := &selection{
-		within: map[string][]PeerSet{}, picked: map[string][]PeerSet{}, ports: map[NamedPort][]TupleSet{},
-		labels: labels, uids: p.NamespaceUIDs,
+		within: map[string][]PeerSet{}, picked: map[string][]PeerSet{}, ports: map[NamedPort][]TupleSet{}, labels: labels,
 	}
 	peers, tuples := p.sets()
 	for _, id := range slices.Sorted(maps.Keys(peers)) {
@@ -107,20 +101,25 @@ func (s *selection) selecting(namespace, uid string, labels labeled) []PeerSetID
 	return ids
 }
 
-// pick lists the sets that select a namespace by its labels.
+// pick lists the sets that select a namespace by its labels. Those of a former one nobody knows,
+// and what is found out is of the one there is.
 func (s *selection) pick(namespace, uid string) []PeerSet {
-	if !SameNamespace(uid, s.uids[namespace]) {
-		return nil // a former namespace, whose labels nobody knows
+	if namespace == Nodes {
+		return nil
+	}
+	if former := !SameNamespace(uid, s.labels.uids[namespace]); former {
+		return slices.DeleteFunc(slices.Clone(s.across), func(set PeerSet) bool { return !set.Peer.Unsure })
 	}
 	picked, done := s.picked[namespace]
 	if !done && len(s.across) > 0 {
-		of, known := s.labels(namespace)
-		labels := map[string]string{}
-		maps.Copy(labels, of)
-		labels[MetadataName] = namespace
+		labels, known := s.labels.of(namespace, uid)
 		for _, set := range s.across {
 			selector := set.Peer.NamespaceSelector
-			if (known || selector.byName()) && selector.Matches(labels) {
+			if known || selector.byName() {
+				if selector.Matches(labels) {
+					picked = append(picked, set)
+				}
+			} else if set.Peer.Unsure {
 				picked = append(picked, set)
 			}
 		}

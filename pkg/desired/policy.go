@@ -14,7 +14,7 @@ import (
 // Policies is the compiled policy of a node, in the form that is stored on
 // disk and read by the plugin. It needs no Kubernetes types.
 type Policies struct {
-	// Policies are sorted by namespace and name.
+	// Policies are sorted by namespace and name, those of the cluster first.
 	Policies []Policy `json:"policies,omitempty"`
 	// Namespaces holds the labels of the namespaces that were declared. Every
 	// namespace has kubernetes.io/metadata.name besides, declared or not.
@@ -92,29 +92,45 @@ func unmarshalName[T comparable](v *T, text []byte, names map[T]string) error {
 type Policy struct {
 	// Tier is that of NetworkPolicies where it says nothing. Priority is the order inside another
 	// tier, 0 to 1000, lower ones first, and among equals that of the names.
-	Tier      Tier   `json:"tier,omitzero"`
-	Priority  int32  `json:"priority,omitzero"`
+	Tier     Tier  `json:"tier,omitzero"`
+	Priority int32 `json:"priority,omitzero"`
+	// Namespace is that of a NetworkPolicy. Policies of the other tiers are the cluster's, and have none.
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
 	// NamespaceUID is that of the namespace. Empty is any of the name, here and wherever
 	// else a namespace has a UID.
 	NamespaceUID string `json:"namespaceUID,omitempty"`
-	// Pods picks, inside Namespace, the pods that the policy is about.
+	// NamespaceSelector picks, for a policy of the cluster, the namespaces whose pods it is about.
+	NamespaceSelector Selector `json:"namespaceSelector,omitempty"`
+	// Pods picks, inside these namespaces, the pods that the policy is about.
 	Pods Selector `json:"pods,omitempty"`
 	// Ingress and Egress are nil where the policy says nothing about that direction. A
-	// NetworkPolicy isolates in the others: without rules, it denies everything.
+	// NetworkPolicy isolates in the others: without rules, it denies everything. A policy of the
+	// cluster isolates in none: what no rule of it matches is left to the policies after it.
 	Ingress *Isolation `json:"ingress,omitempty"`
 	Egress  *Isolation `json:"egress,omitempty"`
 	// Audit is set for a policy that is being tried out: see [Profile].
 	Audit bool `json:"audit,omitempty"`
 }
 
-// String is the policy's "namespace/name".
-func (p Policy) String() string { return p.Namespace + "/" + p.Name }
+// Cluster reports whether the policy is the cluster's, and not that of a namespace.
+func (p Policy) Cluster() bool { return p.Tier != NetworkPolicyTier }
+
+// String is the policy's "namespace/name", or its "Tier/name": no namespace has a name with
+// upper-case letters.
+func (p Policy) String() string {
+	if p.Cluster() {
+		return p.Tier.String() + "/" + p.Name
+	}
+	return p.Namespace + "/" + p.Name
+}
 
 // Of is p as a policy of the namespace of that UID, whose pods its peers are where they
-// name no other.
+// name no other. One of the cluster is that of no namespace.
 func (p Policy) Of(uid string) Policy {
+	if p.Cluster() {
+		return p
+	}
 	p.NamespaceUID = uid
 	of := func(i *Isolation) *Isolation {
 		if i == nil {
@@ -147,6 +163,8 @@ type Isolation struct {
 // Rule is about traffic whose other side is any of Peers or Blocks and whose
 // destination port is any of Ports or NamedPorts.
 type Rule struct {
+	// Name is what its author calls the rule, at most 100 characters; empty in a NetworkPolicy.
+	Name string `json:"name,omitempty"`
 	// Action is Allow in every rule of a NetworkPolicy.
 	Action Action `json:"action,omitzero"`
 	// Peers and Blocks both empty mean anyone.
@@ -163,14 +181,21 @@ type Rule struct {
 	NamedPorts []NamedPort `json:"namedPorts,omitempty"`
 }
 
-// Peer selects pods, in one namespace or in those a selector picks.
+// Nodes stands for the namespace of the nodes of the cluster: they are peers as pods of it would be,
+// by their labels and addresses. No namespace can have the name.
+const Nodes = "/nodes"
+
+// Peer selects pods, in one namespace or in those a selector picks, or nodes.
 type Peer struct {
-	// Namespace is set for a peer without a namespaceSelector.
+	// Namespace is set for a peer without a namespaceSelector. It is [Nodes] for one of nodes.
 	Namespace    string `json:"namespace,omitempty"`
 	NamespaceUID string `json:"namespaceUID,omitempty"`
 	// NamespaceSelector is used when Namespace is empty.
 	NamespaceSelector Selector `json:"namespaceSelector,omitempty"`
-	Pods              Selector `json:"pods,omitempty"`
+	// Unsure has NamespaceSelector pick namespaces of which the labels are not known, too: what a
+	// rule denies to some of them, it denies to those.
+	Unsure bool     `json:"unsure,omitempty"`
+	Pods   Selector `json:"pods,omitempty"`
 }
 
 // Protocol is an IANA protocol number.

@@ -10,8 +10,6 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-
-	"github.com/podmark/podmark/pkg/attachment"
 )
 
 // Profile is what becomes of the packets of one direction, for every endpoint that the
@@ -20,21 +18,31 @@ import (
 type Profile struct {
 	ID        ProfileID
 	Direction Direction
-	Stages    []Stage // by tier, each at most once
+	Stages    []Stage // by tier
 }
 
-// Stage is what the policies of one tier say. The first rule that matches decides.
+// StageID names a Stage: 16 hexadecimal digits.
+type StageID string
+
+// Stage is what policies of one tier say. The first rule that matches decides, and Pass asks the next
+// stage. A tier has at most one stage that is enforced.
 //
-// In the stage of NetworkPolicies all rules allow. Those that are audited make a stage of their
-// own, which decides nothing: what none of its rules allows is logged and counted. NetworkPolicies
-// only ever add to what is allowed, so where one that is enforced isolates the endpoint, audited
-// ones would deny nothing more, and what they would allow is not to be allowed yet: they are not
-// part of that stage.
+// Policies that are audited make stages before it, which decide nothing: what one of them denies is
+// logged and counted. A policy of the cluster is tried as if it were enforced in its place: its stage
+// begins with the rules of the policies before it, each of which passes what it decides.
+//
+// In the stage of NetworkPolicies all rules allow, and the audited ones make one stage.
+// NetworkPolicies only ever add to what is allowed, so where one that is enforced isolates the
+// endpoint, audited ones would deny nothing more, and what they would allow is not to be allowed
+// yet: they have no stage then.
 type Stage struct {
+	// ID is the same for all profiles of a direction in which the same policies make the stage.
+	ID   StageID
 	Tier Tier
-	// Audit is set where all the policies are audited.
+	// Audit is set where it decides nothing.
 	Audit bool
-	// Policies are the "namespace/name" of the policies it is made of, sorted.
+	// Policies are the names of the policies it is made of, as [Policy.String] has them: in the order
+	// in which they are asked, NetworkPolicies sorted.
 	Policies []string
 	Rules    []ProfileRule
 	// Default is for what no rule matches: Deny or Pass.
@@ -70,8 +78,11 @@ func (p Profile) Rules() (rules []ProfileRule) {
 
 // ProfileRule is a Rule with its peers resolved to shared sets.
 type ProfileRule struct {
-	// Origin is the policy and rule it comes from: "web/allow ingress[0]".
+	// Origin is the policy and rule it comes from: "web/allow ingress[0]", "Admin/quarantine egress[2]".
+	// It is empty for a rule of another policy in a stage that is audited.
 	Origin string
+	// Name is what its author calls the rule; empty for none.
+	Name   string
 	Action Action
 	// AnyPeer is set where the rule names no peer; Peers and Blocks are empty then.
 	AnyPeer bool
@@ -82,34 +93,16 @@ type ProfileRule struct {
 	Tuples []TupleSetID
 }
 
-// about lists the policies of a pod's namespace that are about the pod.
-func about(policies []Policy, r attachment.Record) (out []Policy) {
-	for _, policy := range policies {
-		if SameNamespace(policy.NamespaceUID, r.NamespaceUID) && policy.Pods.Matches(r.Labels) {
-			out = append(out, policy)
-		}
-	}
-	return out
-}
-
-// profile builds a pod's profile in direction d from the policies that are about it; its ID is empty
+// profileOf builds the profile in direction d of the endpoints that policies select; its ID is empty
 // where none says anything.
-func profile(policies []Policy, d Direction) Profile {
+func profileOf(policies []selected, d Direction) Profile {
 	p := Profile{Direction: d}
-	if len(policies) == 0 {
-		return p
-	}
 	parts := []string{d.String()}
 	for _, tier := range Tiers {
-		if stage, names := stageOf(tier, policies, d); stage.Policies != nil {
+		for _, draft := range draftsOf(tier, policies, d) {
+			stage := draft.stage(d)
 			p.Stages = append(p.Stages, stage)
-			parts = append(parts, strings.Join(names, " "))
-			if tier != NetworkPolicyTier {
-				parts[len(parts)-1] = tier.String() + " " + parts[len(parts)-1]
-			}
-			if stage.Audit {
-				parts = append(parts, "audit")
-			}
+			parts = append(parts, draft.key()...)
 		}
 	}
 	if p.Stages != nil {
@@ -118,44 +111,101 @@ func profile(policies []Policy, d Direction) Profile {
 	return p
 }
 
-// stageOf builds the stage of a tier, and returns the names of its policies with their UIDs, sorted.
-func stageOf(tier Tier, policies []Policy, d Direction) (Stage, []string) {
-	enforced, audited := Stage{Tier: tier, Default: Pass}, Stage{Tier: tier, Default: Pass, Audit: true}
-	if tier == NetworkPolicyTier {
-		enforced.Default, audited.Default = Deny, Deny
-	}
-	names := map[bool][]string{}
+// draft is a stage of which the policies are known, and not yet what they say.
+type draft struct {
+	tier  Tier
+	audit bool
+	// before are asked before an audited policy of the cluster.
+	before, policies []selected
+}
+
+// draftsOf lists the stages that the policies of a tier make, in their order.
+func draftsOf(tier Tier, policies []selected, d Direction) (drafts []draft) {
+	enforced, audited := draft{tier: tier}, draft{tier: tier, audit: true}
 	for _, policy := range inOrder(tier, policies) {
-		isolation := policy.isolation(d)
-		if isolation == nil {
-			continue
-		}
-		stage := &enforced
-		if policy.Audit {
-			stage = &audited
-		}
-		stage.Policies = append(stage.Policies, policy.String())
-		names[policy.Audit] = append(names[policy.Audit],
-			strings.TrimSuffix(policy.String()+" of "+policy.NamespaceUID, " of "))
-		for i, rule := range isolation.Rules {
-			if !rule.MatchNone {
-				stage.Rules = append(stage.Rules, rule.resolve(d, fmt.Sprintf("%s %s[%d]", policy, d, i)))
-			}
+		switch {
+		case policy.isolation(d) == nil:
+		case !policy.Audit:
+			enforced.policies = append(enforced.policies, policy)
+		case policy.Cluster():
+			drafts = append(drafts, draft{tier, true, slices.Clone(enforced.policies), []selected{policy}})
+		default:
+			audited.policies = append(audited.policies, policy)
 		}
 	}
-	stage := enforced
-	if enforced.Policies == nil {
-		stage = audited
+	switch {
+	case enforced.policies != nil:
+		drafts = append(drafts, enforced)
+	case audited.policies != nil:
+		drafts = append(drafts, audited)
 	}
-	slices.Sort(stage.Policies)
-	slices.Sort(names[stage.Audit])
-	return stage, names[stage.Audit]
+	return drafts
+}
+
+// key tells the stage from others of its direction.
+func (d draft) key() []string {
+	names := func(policies []selected) string {
+		var out []string
+		for _, p := range policies {
+			out = append(out, p.key())
+		}
+		if d.tier == NetworkPolicyTier {
+			slices.Sort(out)
+		}
+		return strings.Join(out, " ")
+	}
+	parts := []string{names(d.policies)}
+	if d.tier != NetworkPolicyTier {
+		parts[0] = d.tier.String() + " " + parts[0]
+	}
+	if d.audit {
+		parts = append(parts, "audit")
+	}
+	if d.before != nil {
+		parts = append(parts, "after "+names(d.before))
+	}
+	return parts
+}
+
+// stage resolves the rules.
+func (d draft) stage(direction Direction) Stage {
+	s := Stage{
+		ID: StageID(digest(append([]string{"stage", direction.String()}, d.key()...)...)), Tier: d.tier, Audit: d.audit,
+		Default: Pass,
+	}
+	if d.tier == NetworkPolicyTier {
+		s.Default = Deny
+	}
+	for _, p := range d.before {
+		for _, r := range p.rules(direction) {
+			r.Origin, r.Name, r.Action = "", "", Pass
+			s.Rules = append(s.Rules, r)
+		}
+	}
+	for _, p := range d.policies {
+		s.Policies = append(s.Policies, p.String())
+		s.Rules = append(s.Rules, p.rules(direction)...)
+	}
+	if d.tier == NetworkPolicyTier {
+		slices.Sort(s.Policies)
+	}
+	return s
+}
+
+// rules are those of the policy that can match.
+func (p selected) rules(d Direction) (out []ProfileRule) {
+	for i, rule := range p.isolation(d).Rules {
+		if !rule.MatchNone && !(p.unsure && rule.Action != Deny) {
+			out = append(out, rule.resolve(d, fmt.Sprintf("%s %s[%d]", p.Policy, d, i)))
+		}
+	}
+	return out
 }
 
 // inOrder lists the policies of a tier, those first whose rules come first.
-func inOrder(tier Tier, policies []Policy) []Policy {
-	out := slices.DeleteFunc(slices.Clone(policies), func(p Policy) bool { return p.Tier != tier })
-	slices.SortStableFunc(out, func(a, b Policy) int {
+func inOrder(tier Tier, policies []selected) []selected {
+	out := slices.DeleteFunc(slices.Clone(policies), func(p selected) bool { return p.Tier != tier })
+	slices.SortStableFunc(out, func(a, b selected) int {
 		return cmp.Or(cmp.Compare(a.Priority, b.Priority), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
 	return out
@@ -165,6 +215,7 @@ func inOrder(tier Tier, policies []Policy) []Policy {
 func (r Rule) resolve(d Direction, origin string) ProfileRule {
 	resolved := ProfileRule{
 		Origin:  origin,
+		Name:    r.Name,
 		Action:  r.Action,
 		AnyPeer: len(r.Peers) == 0 && len(r.Blocks) == 0,
 		Blocks:  r.Blocks,
@@ -184,14 +235,16 @@ func (r Rule) resolve(d Direction, origin string) ProfileRule {
 }
 
 func (p Peer) id() PeerSetID {
-	if p.Namespace != "" {
-		parts := []string{"namespace", p.Namespace, p.Pods.canonical()}
-		if p.NamespaceUID != "" {
-			parts = append(parts, p.NamespaceUID)
-		}
-		return PeerSetID(digest(parts...))
+	parts := []string{"selector", p.NamespaceSelector.canonical(), p.Pods.canonical()}
+	switch {
+	case p.Namespace != "" && p.NamespaceUID != "":
+		parts = []string{"namespace", p.Namespace, p.Pods.canonical(), p.NamespaceUID}
+	case p.Namespace != "":
+		parts = []string{"namespace", p.Namespace, p.Pods.canonical()}
+	case p.Unsure:
+		parts = append(parts, "unsure")
 	}
-	return PeerSetID(digest("selector", p.NamespaceSelector.canonical(), p.Pods.canonical()))
+	return PeerSetID(digest(parts...))
 }
 
 func (n NamedPort) id(d Direction) TupleSetID {

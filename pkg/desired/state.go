@@ -181,13 +181,14 @@ type TupleSet struct {
 func Build(node Node, policies Policies, records []attachment.Record) State {
 	s := State{Node: node, Profiles: map[ProfileID]Profile{}}
 	var pods []Pod
-	byNamespace := policies.byNamespace()
+	subjects := policies.subjects()
 	for _, r := range records {
 		e := Endpoint{Record: r}
 		pods = append(pods, podOf(r))
 		if r.Policed {
+			about := subjects.about(r)
 			for _, d := range Directions {
-				if p := profile(about(byNamespace[r.Namespace], r), d); p.ID != "" {
+				if p := profileOf(about, d); p.ID != "" {
 					e.Profiles[d] = p.ID
 					s.Profiles[p.ID] = p
 				}
@@ -351,15 +352,6 @@ func (p Policies) sets() (map[PeerSetID]PeerSet, map[TupleSetID]TupleSet) {
 	return peers, tuples
 }
 
-// byNamespace lists the policies of each namespace.
-func (p Policies) byNamespace() map[string][]Policy {
-	out := map[string][]Policy{}
-	for _, policy := range p.Policies {
-		out[policy.Namespace] = append(out[policy.Namespace], policy)
-	}
-	return out
-}
-
 // Restricts reports whether going from s to next can forbid what s allowed, so
 // that live connections must be judged again. It may say so without need, never
 // the reverse: a profile whose rules changed in any way but growing counts.
@@ -405,34 +397,42 @@ func (s State) restrictsProfile(from ProfileID, next State, to ProfileID) bool {
 	return next.Isolates(to) && (!s.Isolates(from) || s.Profiles[from].restricts(next.Profiles[to]))
 }
 
-// restrictsSets reports whether a set that stays has lost a member, or where rules deny gained one.
-// One that is gone is in no rule
-// that stays either.
+// restrictsSets reports whether a set that stays has lost a member of which rules allow something, or
+// gained one of which rules do other things. One that is gone is in no rule that stays either.
 func (s State) restrictsSets(next State) bool {
-	denied := s.deniesByRule() || next.deniesByRule()
+	peers, tuples := next.denials()
 	for id, set := range s.PeerSets {
-		if n, ok := next.PeerSets[id]; ok &&
-			(!containsAll(n.Addrs, set.Addrs, netip.Addr.Compare) || denied && len(n.Addrs) != len(set.Addrs)) {
+		if n, ok := next.PeerSets[id]; ok && (!containsAll(n.Addrs, set.Addrs, netip.Addr.Compare) ||
+			peers[id] && len(n.Addrs) != len(set.Addrs)) {
 			return true
 		}
 	}
 	for id, set := range s.TupleSets {
-		if n, ok := next.TupleSets[id]; ok &&
-			(!containsAll(n.Tuples, set.Tuples, netip.AddrPort.Compare) || denied && len(n.Tuples) != len(set.Tuples)) {
+		if n, ok := next.TupleSets[id]; ok && (!containsAll(n.Tuples, set.Tuples, netip.AddrPort.Compare) ||
+			tuples[id] && len(n.Tuples) != len(set.Tuples)) {
 			return true
 		}
 	}
 	return false
 }
 
-// deniesByRule reports whether any rule does other things than to allow.
-func (s State) deniesByRule() bool {
+// denials are the sets of which a rule does other things than to allow.
+func (s State) denials() (peers map[PeerSetID]bool, tuples map[TupleSetID]bool) {
+	peers, tuples = map[PeerSetID]bool{}, map[TupleSetID]bool{}
 	for _, p := range s.Profiles {
-		if slices.ContainsFunc(p.Rules(), func(r ProfileRule) bool { return r.Action != Allow }) {
-			return true
+		for _, r := range p.Rules() {
+			if r.Action == Allow {
+				continue
+			}
+			for _, id := range r.Peers {
+				peers[id] = true
+			}
+			for _, id := range r.Tuples {
+				tuples[id] = true
+			}
 		}
 	}
-	return false
+	return peers, tuples
 }
 
 // Isolates reports whether the profile forbids anything: none does not, and neither

@@ -24,9 +24,13 @@ func says(a desired.Action, peer string) desired.Rule {
 	return r
 }
 
-// tiered is a policy about what comes to web.
+// tiered is a policy about what comes to web: of the shop, or of all namespaces.
 func tiered(tier desired.Tier, priority int32, name string, rules ...desired.Rule) desired.Policy {
-	return desired.Policy{Tier: tier, Priority: priority, Namespace: "shop", Name: name, Pods: app("web"), Ingress: &desired.Isolation{Rules: rules}}
+	p := desired.Policy{Tier: tier, Priority: priority, Name: name, Pods: app("web"), Ingress: &desired.Isolation{Rules: rules}}
+	if !p.Cluster() {
+		p.Namespace = "shop"
+	}
+	return p
 }
 
 func admin(priority int32, name string, rules ...desired.Rule) desired.Policy {
@@ -43,7 +47,8 @@ func TestTiers(t *testing.T) {
 	baseline := func(rules ...desired.Rule) desired.Policy {
 		return tiered(desired.BaselineTier, 0, "base", rules...)
 	}
-	trial := func(rules ...desired.Rule) desired.Policy { p := np(rules...); p.Audit = true; return p }
+	try := func(p desired.Policy) desired.Policy { p.Audit = true; return p }
+	trial := func(rules ...desired.Rule) desired.Policy { return try(np(rules...)) }
 	for name, tt := range map[string]struct {
 		policies []desired.Policy
 		allowed  bool
@@ -51,21 +56,31 @@ func TestTiers(t *testing.T) {
 	}{
 		"nothing": {nil, true, "not isolated"},
 		"a policy of no tier but NetworkPolicy isolates":  {[]desired.Policy{admin(1, "a", says(deny, "other")), baseline(says(deny, "other"))}, true, "no policy denies it"},
-		"an admin denies what a NetworkPolicy allows":     {[]desired.Policy{admin(1, "a", says(deny, "client")), np(says(allow, ""))}, false, "shop/a ingress[0]"},
-		"an admin allows what a NetworkPolicy denies":     {[]desired.Policy{admin(1, "a", says(allow, "client")), np()}, true, "shop/a ingress[0]"},
+		"an admin denies what a NetworkPolicy allows":     {[]desired.Policy{admin(1, "a", says(deny, "client")), np(says(allow, ""))}, false, "Admin/a ingress[0]"},
+		"an admin allows what a NetworkPolicy denies":     {[]desired.Policy{admin(1, "a", says(allow, "client")), np()}, true, "Admin/a ingress[0]"},
 		"an admin passes to a NetworkPolicy":              {[]desired.Policy{admin(1, "a", says(pass, "client"), says(deny, "")), np(says(allow, "client"))}, true, "shop/np ingress[0]"},
 		"an admin passes to one that denies":              {[]desired.Policy{admin(1, "a", says(pass, "client"), says(allow, "")), np()}, false, "ingress isolation, no rule allows it"},
 		"a pass skips the whole tier":                     {[]desired.Policy{admin(1, "a", says(pass, "client")), admin(2, "b", says(deny, ""))}, true, "no policy denies it"},
-		"a pass to the baseline":                          {[]desired.Policy{admin(1, "a", says(pass, "")), baseline(says(deny, "client"))}, false, "shop/base ingress[0]"},
-		"lower priorities come first":                     {[]desired.Policy{admin(9, "a", says(deny, "")), admin(1, "b", says(allow, ""))}, true, "shop/b ingress[0]"},
-		"names decide among equals":                       {[]desired.Policy{admin(5, "b", says(deny, "")), admin(5, "a", says(allow, ""))}, true, "shop/a ingress[0]"},
-		"rules keep their order":                          {[]desired.Policy{admin(5, "a", says(allow, "client"), says(deny, ""))}, true, "shop/a ingress[0]"},
-		"rules keep their order, and others fall through": {[]desired.Policy{admin(5, "a", says(allow, "other"), says(deny, ""))}, false, "shop/a ingress[1]"},
+		"a pass to the baseline":                          {[]desired.Policy{admin(1, "a", says(pass, "")), baseline(says(deny, "client"))}, false, "Baseline/base ingress[0]"},
+		"lower priorities come first":                     {[]desired.Policy{admin(9, "a", says(deny, "")), admin(1, "b", says(allow, ""))}, true, "Admin/b ingress[0]"},
+		"names decide among equals":                       {[]desired.Policy{admin(5, "b", says(deny, "")), admin(5, "a", says(allow, ""))}, true, "Admin/a ingress[0]"},
+		"rules keep their order":                          {[]desired.Policy{admin(5, "a", says(allow, "client"), says(deny, ""))}, true, "Admin/a ingress[0]"},
+		"rules keep their order, and others fall through": {[]desired.Policy{admin(5, "a", says(allow, "other"), says(deny, ""))}, false, "Admin/a ingress[1]"},
 		"a NetworkPolicy keeps the baseline out":          {[]desired.Policy{np(says(allow, "client")), baseline(says(deny, ""))}, true, "shop/np ingress[0]"},
-		"the baseline decides where none isolates":        {[]desired.Policy{baseline(says(deny, ""))}, false, "shop/base ingress[0]"},
-		"the baseline allows":                             {[]desired.Policy{baseline(says(allow, "client"), says(deny, ""))}, true, "shop/base ingress[0]"},
-		"a trial keeps no baseline out":                   {[]desired.Policy{trial(says(allow, "client")), baseline(says(deny, ""))}, false, "shop/base ingress[0]"},
+		"the baseline decides where none isolates":        {[]desired.Policy{baseline(says(deny, ""))}, false, "Baseline/base ingress[0]"},
+		"the baseline allows":                             {[]desired.Policy{baseline(says(allow, "client"), says(deny, ""))}, true, "Baseline/base ingress[0]"},
+		"a trial keeps no baseline out":                   {[]desired.Policy{trial(says(allow, "client")), baseline(says(deny, ""))}, false, "Baseline/base ingress[0]"},
 		"a trial that would deny":                         {[]desired.Policy{trial()}, true, "audit of ingress isolation, no rule allows it"},
+		"a trial, then the baseline":                      {[]desired.Policy{trial(), baseline(says(allow, ""))}, true, "audit of ingress isolation, no rule allows it; Baseline/base ingress[0]"},
+		"an admin's trial":                                {[]desired.Policy{try(admin(1, "a", says(deny, ""))), np(says(allow, ""))}, true, "audit of Admin/a ingress[0]; shop/np ingress[0]"},
+		"an admin's trial allows nothing":                 {[]desired.Policy{try(admin(1, "a", says(allow, ""))), np()}, false, "ingress isolation, no rule allows it"},
+		"an admin's trial passes nothing":                 {[]desired.Policy{try(admin(1, "a", says(pass, ""))), admin(2, "b", says(deny, ""))}, false, "Admin/b ingress[0]"},
+		"a trial's own rules keep their order":            {[]desired.Policy{try(admin(1, "a", says(pass, "client"), says(deny, "")))}, true, "Admin/a ingress[0]"},
+		"a trial after one that allows":                   {[]desired.Policy{admin(1, "a", says(allow, "client")), try(admin(2, "b", says(deny, "")))}, true, "Admin/a ingress[0]"},
+		"a trial after one that passes":                   {[]desired.Policy{admin(1, "a", says(pass, "client")), try(admin(2, "b", says(deny, "")))}, true, "no policy denies it"},
+		"a trial after one that is about others":          {[]desired.Policy{admin(1, "a", says(allow, "other")), try(admin(2, "b", says(deny, ""))), admin(3, "c", says(allow, ""))}, true, "audit of Admin/b ingress[0]; Admin/c ingress[0]"},
+		"a trial before one that denies":                  {[]desired.Policy{try(admin(1, "a", says(deny, ""))), admin(2, "b", says(deny, ""))}, false, "Admin/b ingress[0]"},
+		"each trial by itself":                            {[]desired.Policy{try(admin(1, "a", says(allow, ""))), try(admin(2, "b", says(deny, "")))}, true, "audit of Admin/b ingress[0]; Admin/a ingress[0]"},
 	} {
 		s := state(t, tt.policies, pod(2, "web", "10.1.0.2"), pod(3, "client", "10.1.0.3"), pod(4, "other", "10.1.0.4"))
 		v := s.Evaluate(desired.Packet{In: "veth-client", Out: "veth-web", Src: addr("10.1.0.3"), Dst: addr("10.1.0.2"), Protocol: desired.TCP, DstPort: 80})
@@ -89,7 +104,7 @@ func TestEnforceable(t *testing.T) {
 		"a baseline beside":  {[]desired.Policy{web(), tiered(desired.BaselineTier, 0, "b", says(desired.Deny, ""))}, desired.ErrStages},
 		"a rule that denies": {[]desired.Policy{tiered(desired.NetworkPolicyTier, 0, "b", says(desired.Deny, ""))}, desired.ErrStages},
 		"a rule that passes": {[]desired.Policy{tiered(desired.NetworkPolicyTier, 0, "b", says(desired.Pass, ""))}, desired.ErrStages},
-		"one about no pod":   {[]desired.Policy{{Tier: desired.AdminTier, Namespace: "elsewhere", Name: "a", Ingress: &desired.Isolation{}}}, nil},
+		"one about no pod":   {[]desired.Policy{{Tier: desired.AdminTier, Pods: app("none"), Name: "a", Ingress: &desired.Isolation{}}}, nil},
 	} {
 		if err := state(t, tt.policies, web2).Enforceable(); !errors.Is(err, tt.want) {
 			t.Errorf("%s: %v, want %v", name, err, tt.want)
@@ -109,11 +124,11 @@ func TestRestrictsAcrossTiers(t *testing.T) {
 	policies := func(most int) (out []desired.Policy) {
 		for i := range random.IntN(most) {
 			p := desired.Policy{
-				Tier: desired.Tiers[random.IntN(3)], Priority: random.Int32N(3), Namespace: "shop", Name: fmt.Sprint("p", i),
+				Tier: desired.Tiers[random.IntN(3)], Priority: random.Int32N(3), Name: fmt.Sprint("p", i),
 				Pods: app(names[random.IntN(3)]), Audit: random.IntN(8) == 0,
 			}
-			if p.Tier == desired.NetworkPolicyTier {
-				p.Priority = 0
+			if !p.Cluster() {
+				p.Namespace, p.Priority = "shop", 0
 			}
 			for _, side := range []**desired.Isolation{&p.Ingress, &p.Egress} {
 				if random.IntN(3) == 0 {
@@ -177,9 +192,9 @@ func TestRestrictsAcrossTiers(t *testing.T) {
 // What is stored is what it was, and a NetworkPolicy is stored as before there were tiers.
 func TestStoredTiers(t *testing.T) {
 	for want, p := range map[string]desired.Policy{
-		`{"namespace":"shop","name":"np","pods":[{"key":"app","op":"In","values":["web"]}],"ingress":{"rules":[{}]}}`:                                                                tiered(desired.NetworkPolicyTier, 0, "np", says(desired.Allow, "")),
-		`{"tier":"Admin","priority":7,"namespace":"shop","name":"a","pods":[{"key":"app","op":"In","values":["web"]}],"ingress":{"rules":[{"action":"Deny"},{"action":"Pass"},{}]}}`: admin(7, "a", says(desired.Deny, ""), says(desired.Pass, ""), says(desired.Allow, "")),
-		`{"tier":"Baseline","namespace":"shop","name":"b","pods":[{"key":"app","op":"In","values":["web"]}],"ingress":{}}`:                                                           tiered(desired.BaselineTier, 0, "b"),
+		`{"namespace":"shop","name":"np","pods":[{"key":"app","op":"In","values":["web"]}],"ingress":{"rules":[{}]}}`:                                                            tiered(desired.NetworkPolicyTier, 0, "np", says(desired.Allow, "")),
+		`{"tier":"Admin","priority":7,"namespace":"","name":"a","pods":[{"key":"app","op":"In","values":["web"]}],"ingress":{"rules":[{"action":"Deny"},{"action":"Pass"},{}]}}`: admin(7, "a", says(desired.Deny, ""), says(desired.Pass, ""), says(desired.Allow, "")),
+		`{"tier":"Baseline","namespace":"","name":"b","pods":[{"key":"app","op":"In","values":["web"]}],"ingress":{}}`:                                                           tiered(desired.BaselineTier, 0, "b"),
 	} {
 		b, err := json.Marshal(p)
 		if err != nil || string(b) != want {
