@@ -228,8 +228,8 @@ func namespaceLabels(declared map[string]string) map[string]string {
 const AuditAnnotation = "podmark.dev/audit"
 
 // audited reads the annotation. A policy of which it is not understood is enforced.
-func audited(p *networkingv1.NetworkPolicy) (bool, field.ErrorList) {
-	switch value, set := p.Annotations[AuditAnnotation]; {
+func audited(annotations map[string]string) (bool, field.ErrorList) {
+	switch value, set := annotations[AuditAnnotation]; {
 	case !set || value == "false":
 		return false, nil
 	case value == "true":
@@ -263,7 +263,7 @@ func compile(p *networkingv1.NetworkPolicy) (desired.Policy, field.ErrorList) {
 	unknown := validateTypes(p.Spec.PolicyTypes, spec.Child("policyTypes"))
 	errs = append(errs, unknown...)
 
-	audit, unclear := audited(p)
+	audit, unclear := audited(p.Annotations)
 	errs = append(errs, unclear...)
 
 	compiled := desired.Policy{Namespace: p.Namespace, Name: p.Name, Pods: pods, Audit: audit}

@@ -15,7 +15,8 @@
 //	compile   selectors, peers, ipBlocks and ports in the words of package desired
 //
 // [Object] does the same with a policy that an API server has judged and stored, and
-// refuses nothing. [NamedPorts] reads what policies need of a pod.
+// refuses nothing. [NamedPorts] reads what policies need of a pod. [ClusterObject] and
+// [ValidateCluster] are for ClusterNetworkPolicy, which the programs do not read.
 //
 // The package is pure. It opens no file, knows no cluster and must not import
 // client-go; which pod has which address is decided later, by [desired.Build].

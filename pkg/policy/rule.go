@@ -87,11 +87,20 @@ func compilePeers(
 	}
 	slices.SortFunc(pods, comparePeers)
 	pods = slices.CompactFunc(pods, func(a, b desired.Peer) bool { return comparePeers(a, b) == 0 })
-	blocks, err := union.IPSet()
-	if err != nil {
-		return pods, nil, append(errs, field.InternalError(path, err))
+	blocks, unclear := prefixes(&union, path)
+	return pods, blocks, append(errs, unclear...)
+}
+
+// prefixes are the fewest of a union, disjoint and masked; nil for none.
+func prefixes(union *netipx.IPSetBuilder, path *field.Path) ([]netip.Prefix, field.ErrorList) {
+	set, err := union.IPSet()
+	switch {
+	case err != nil:
+		return nil, field.ErrorList{field.InternalError(path, err)}
+	case len(set.Ranges()) == 0:
+		return nil, nil
 	}
-	return pods, blocks.Prefixes(), errs
+	return set.Prefixes(), nil
 }
 
 func compilePeer(
