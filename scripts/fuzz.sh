@@ -15,7 +15,8 @@ grep -rE --include='*_test.go' '^func Fuzz' pkg plugins | sed -E 's|/[^/]*:func 
   done
 
 # No fuzz test of Go: coverage has nothing to teach it, and a seed repeats a run.
-if [[ TestAgreement =~ ${RUN:-.} ]]; then
-  echo "fuzz: test/oracle TestAgreement"
-  PODMARK_FUZZTIME=${JUDGETIME:-3m} go -C test/oracle test -count=1 -timeout 0 -v -run '^TestAgreement$' .
-fi
+for judged in TestAgreement TestClusterAgreement; do
+  [[ $judged =~ ${RUN:-.} ]] || continue
+  echo "fuzz: test/oracle $judged"
+  PODMARK_FUZZTIME=${JUDGETIME:-3m} go -C test/oracle test -count=1 -timeout 0 -v -run "^$judged\$" .
+done

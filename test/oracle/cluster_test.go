@@ -27,20 +27,28 @@ type cluster struct {
 	states map[string]desired.State
 	places map[netip.Addr]place
 	hosts  map[netip.Addr]string // the node that has the address itself
+	// told gets what is decided about each end of a flow.
+	told func(desired.Decision)
 }
 
 type place struct{ node, iface string }
 
-// newCluster builds the states of the nodes from what an API server tells. Pods that share
+// newCluster builds the states of the nodes from what an API server tells; others are in no place. Pods that share
 // the address of a node and those that have ended are nobody.
-func newCluster(t *testing.T, policies desired.Policies, pods []*corev1.Pod) cluster {
+func newCluster(t *testing.T, policies desired.Policies, pods []*corev1.Pod, others ...desired.Pod) cluster {
 	t.Helper()
 	layout, err := mark.NewLayout(0xffff0000)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := cluster{states: map[string]desired.State{}, places: map[netip.Addr]place{}, hosts: map[netip.Addr]string{}}
+	c := cluster{
+		states: map[string]desired.State{}, places: map[netip.Addr]place{}, hosts: map[netip.Addr]string{},
+		told: func(desired.Decision) {},
+	}
 	records, elsewhere := map[string][]attachment.Record{}, map[string][]desired.Pod{}
+	for _, node := range nodes {
+		elsewhere[node] = slices.Clone(others)
+	}
 	for i, p := range pods {
 		switch {
 		case p.Spec.HostNetwork:
@@ -158,7 +166,11 @@ func (c cluster) judge(f flow) verdict {
 				}
 			}
 		}
-		return s.Evaluate(p).Allowed
+		v := s.Evaluate(p)
+		for _, d := range v.Evaluated {
+			c.told(d)
+		}
+		return v.Allowed
 	}
 	if fromPod && toPod && src.node == dst.node {
 		return verdict{

@@ -23,6 +23,10 @@ import (
 	"sigs.k8s.io/kube-network-policies/pkg/network"
 	"sigs.k8s.io/kube-network-policies/pkg/networkpolicy"
 	"sigs.k8s.io/kube-network-policies/pkg/podinfo"
+	npa "sigs.k8s.io/kube-network-policies/plugins/npa-v1alpha2"
+	"sigs.k8s.io/network-policy-api/apis/v1alpha2"
+	clusterfake "sigs.k8s.io/network-policy-api/pkg/client/clientset/versioned/fake"
+	clusterinformers "sigs.k8s.io/network-policy-api/pkg/client/informers/externalversions"
 )
 
 // plain is a policy in the one form that both judges read: defaulted, without lists that
@@ -137,26 +141,33 @@ func protocolName(number desired.Protocol) corev1.Protocol {
 // engineJudge asks kube-network-policies, as it asks itself about a packet. Its informers
 // are filled by hand and never started.
 type engineJudge struct {
-	pods, namespaces, policies cache.Indexer
-	provider                   api.PodInfoProvider
-	evaluator                  api.PolicyEvaluator
-	engine                     *networkpolicy.PolicyEngine
+	pods, namespaces, policies, cluster, nodes cache.Indexer
+	provider                                   api.PodInfoProvider
+	evaluators                                 []api.PolicyEvaluator
+	engine                                     *networkpolicy.PolicyEngine
 }
 
 func newEngineJudge(t *testing.T) *engineJudge {
 	t.Helper()
 	factory := informers.NewSharedInformerFactory(fake.NewClientset(), 0)
 	pods, namespaces, policies := factory.Core().V1().Pods(), factory.Core().V1().Namespaces(), factory.Networking().V1().NetworkPolicies()
+	nodeInformer := factory.Core().V1().Nodes()
+	cluster := clusterinformers.NewSharedInformerFactory(clusterfake.NewSimpleClientset(), 0).Policy().V1alpha2().ClusterNetworkPolicies()
 	resolver, err := podinfo.NewInformerResolver(pods.Informer())
 	if err != nil {
 		t.Fatal(err)
 	}
 	j := &engineJudge{
 		pods: pods.Informer().GetIndexer(), namespaces: namespaces.Informer().GetIndexer(), policies: policies.Informer().GetIndexer(),
-		provider:  podinfo.NewInformerProvider(pods, namespaces, nil, []podinfo.IPResolver{resolver}),
-		evaluator: networkpolicy.NewStandardNetworkPolicy(nodes[0], namespaces, pods, policies),
+		cluster: cluster.Informer().GetIndexer(), nodes: nodeInformer.Informer().GetIndexer(),
+		provider: podinfo.NewInformerProvider(pods, namespaces, nil, []podinfo.IPResolver{resolver}),
+		evaluators: []api.PolicyEvaluator{
+			npa.NewClusterNetworkPolicy(v1alpha2.AdminTier, cluster, nil, nodeInformer.Lister()),
+			networkpolicy.NewStandardNetworkPolicy(nodes[0], namespaces, pods, policies),
+			npa.NewClusterNetworkPolicy(v1alpha2.BaselineTier, cluster, nil, nodeInformer.Lister()),
+		},
 	}
-	j.engine = networkpolicy.NewPolicyEngine(j.provider, []api.PolicyEvaluator{j.evaluator})
+	j.engine = networkpolicy.NewPolicyEngine(j.provider, j.evaluators)
 	return j
 }
 
@@ -167,7 +178,10 @@ func (j *engineJudge) load(t *testing.T, w *world, policies []*networkingv1.Netw
 	for name, labels := range w.namespaces {
 		namespaces = append(namespaces, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}})
 	}
-	for _, err := range []error{replace(j.pods, w.pods), replace(j.namespaces, namespaces), replace(j.policies, policies)} {
+	for _, err := range []error{
+		replace(j.pods, w.pods), replace(j.namespaces, namespaces), replace(j.policies, policies),
+		replace(j.cluster, w.cluster), replace(j.nodes, w.nodes),
+	} {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -191,13 +205,18 @@ func (j *engineJudge) judge(t *testing.T, f flow) verdict {
 	ctx := context.Background()
 	src, _ := j.provider.GetPodInfoByIP(f.src.String())
 	dst, _ := j.provider.GetPodInfoByIP(f.dst.String())
-	egress, err := j.evaluator.EvaluateEgress(ctx, p, src, dst)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ingress, err := j.evaluator.EvaluateIngress(ctx, p, src, dst)
-	if err != nil {
-		t.Fatal(err)
+	egress, ingress := api.VerdictNext, api.VerdictNext // by the first that decides
+	for _, e := range j.evaluators {
+		var err error
+		if egress == api.VerdictNext {
+			egress, err = e.EvaluateEgress(ctx, p, src, dst)
+		}
+		if err == nil && ingress == api.VerdictNext {
+			ingress, err = e.EvaluateIngress(ctx, p, src, dst)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 	both, err := j.engine.EvaluatePacket(ctx, p)
 	if err != nil {
@@ -272,7 +291,13 @@ func describe(w *world, policies []*networkingv1.NetworkPolicy) string {
 		}
 		text += "\n"
 	}
+	for _, n := range w.nodes {
+		text += fmt.Sprintf("node %s %v %v\n", n.Name, n.Labels, n.Status.Addresses)
+	}
 	for _, p := range policies {
+		text += asJSON(p) + "\n"
+	}
+	for _, p := range w.cluster {
 		text += asJSON(p) + "\n"
 	}
 	return text

@@ -196,7 +196,7 @@ func mistakes(list field.ErrorList) []string {
 	return out
 }
 
-func asJSON(p *networkingv1.NetworkPolicy) string {
+func asJSON(p any) string {
 	text, err := json.Marshal(p)
 	if err != nil {
 		return err.Error()

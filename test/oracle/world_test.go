@@ -12,6 +12,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/network-policy-api/apis/v1alpha2"
 )
 
 // world makes random clusters of what cyclonus' cases lack: several rules in a policy,
@@ -22,6 +23,9 @@ type world struct {
 	namespaces map[string]map[string]string
 	pods       []*corev1.Pod
 	policies   []*networkingv1.NetworkPolicy
+	// cluster and nodes are empty where NetworkPolicies alone are asked about.
+	cluster []*v1alpha2.ClusterNetworkPolicy
+	nodes   []*corev1.Node
 }
 
 // outside are addresses of nobody, IPv4 and IPv6, at the edges of blocks.
