@@ -151,11 +151,23 @@ func TestRestrictsAcrossTiers(t *testing.T) {
 	for range 5000 {
 		old := policies(5)
 		next := slices.Clone(old)
-		if random.IntN(2) == 0 {
+		i := random.IntN(len(next) + 1)
+		switch random.IntN(4) {
+		case 0:
 			next = policies(5)
-		} else if len(next) > 0 {
-			i := random.IntN(len(next))
-			next = append(next[:i:i], next[i+1:]...)
+		case 1: // one comes
+			for _, p := range policies(3) {
+				p.Name += "-new"
+				next = slices.Insert(next, i, p)
+			}
+		case 2: // or goes
+			if i < len(next) {
+				next = slices.Delete(next, i, i+1)
+			}
+		default: // or has another place in the order
+			if i < len(next) && next[i].Cluster() {
+				next[i].Priority = random.Int32N(3)
+			}
 		}
 		pods := []string{"10.1.0.2", "10.1.0.3", "10.1.0.4"}
 		records := []attachment.Record{pod(2, "web", pods[0]), pod(3, "client", pods[1]), pod(4, "other", pods[2])}
@@ -186,6 +198,36 @@ func TestRestrictsAcrossTiers(t *testing.T) {
 	}
 	if forbidding < 100 || restricted == 5000 {
 		t.Errorf("of 5000 changes %d forbid something and %d restrict: the test finds nothing", forbidding, restricted)
+	}
+}
+
+// A policy of the cluster that is audited is tried after the policies before it, which pass what they
+// decide.
+func TestTrialStages(t *testing.T) {
+	trial := admin(2, "trial", says(desired.Deny, ""))
+	trial.Audit = true
+	s := state(t, []desired.Policy{
+		admin(1, "a", says(desired.Allow, "client"), says(desired.Deny, "other")), trial, admin(3, "b", says(desired.Pass, "")),
+	}, pod(2, "web", "10.1.0.2"))
+	stages := s.Profiles[s.Endpoints[0].Profiles[desired.Ingress]].Stages
+	type rule struct {
+		Origin string
+		Action desired.Action
+	}
+	var got [][]rule
+	for _, stage := range stages {
+		var rules []rule
+		for _, r := range stage.Rules {
+			rules = append(rules, rule{r.Origin, r.Action})
+		}
+		got = append(got, rules)
+	}
+	want := [][]rule{
+		{{"", desired.Pass}, {"", desired.Pass}, {"Admin/trial ingress[0]", desired.Deny}},
+		{{"Admin/a ingress[0]", desired.Allow}, {"Admin/a ingress[1]", desired.Deny}, {"Admin/b ingress[0]", desired.Pass}},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
 	}
 }
 
