@@ -73,11 +73,11 @@ func (n Node) Filled() error {
 	return nil
 }
 
-// ErrStages: a profile of other stages than one of NetworkPolicies, which no backend renders.
-var ErrStages = errors.New("no backend renders it")
+// ErrStages: a profile of other stages than one of NetworkPolicies.
+var ErrStages = errors.New("iptables has no rules for policies of the cluster")
 
-// Enforceable is why no backend can enforce s: ErrEmpty, or ErrStages.
-func (s State) Enforceable() error {
+// Flat is why a backend cannot enforce s that renders NetworkPolicies alone: ErrEmpty, or ErrStages.
+func (s State) Flat() error {
 	for id, p := range s.Profiles {
 		if !p.onlyAllows() {
 			return fmt.Errorf("profile %s of policies %q: %w", id, p.Policies(), ErrStages)

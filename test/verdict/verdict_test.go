@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/podmark/podmark/pkg/attachment"
+	"github.com/podmark/podmark/pkg/config"
 	"github.com/podmark/podmark/pkg/dataplane"
 	"github.com/podmark/podmark/pkg/dataplane/counters"
 	"github.com/podmark/podmark/pkg/dataplane/drift"
@@ -110,6 +111,9 @@ func drive(t *testing.T, r *rand.Rand, b *bench, name string, backend enforcer) 
 		policies := randomPolicies(r)
 		if round%3 == 1 {
 			policies = tried(policies)
+		}
+		if name == string(config.NFTables) && round%2 == 0 {
+			policies.Policies = append(randomCluster(r), policies.Policies...)
 		}
 		records := records(b)
 		live := records[:1+r.IntN(len(records))]
@@ -281,6 +285,27 @@ func randomPolicies(r *rand.Rand) desired.Policies {
 		return slices.Compare([]string{a.Namespace, a.Name}, []string{b.Namespace, b.Name})
 	})
 	return p
+}
+
+// randomCluster are policies of the tiers around NetworkPolicy.
+func randomCluster(r *rand.Rand) (out []desired.Policy) {
+	isolation := func() *desired.Isolation {
+		i := randomIsolation(r)
+		if len(i.Rules) == 0 {
+			return nil
+		}
+		for n := range i.Rules {
+			i.Rules[n].Action = desired.Action(r.IntN(3))
+		}
+		return i
+	}
+	for i := range 1 + r.IntN(6) {
+		out = append(out, desired.Policy{
+			Tier: []desired.Tier{desired.AdminTier, desired.BaselineTier}[r.IntN(2)], Priority: r.Int32N(3), Name: fmt.Sprintf("c%d", i),
+			NamespaceSelector: randomNamespaces(r), Pods: randomSelector(r), Audit: r.IntN(4) == 0, Ingress: isolation(), Egress: isolation(),
+		})
+	}
+	return out
 }
 
 // tried are the policies with none enforced, and one that allows nothing: few states that are random

@@ -27,14 +27,21 @@ const (
 	Audit Reason = "audit"
 	// Allowed: the rule of the profile allows it.
 	Allowed Reason = "allowed"
+	// Passed: the rule leaves it to the next tier, or is audited and would allow it.
+	Passed Reason = "passed"
 )
 
-// Key is what packets are counted by. Direction and Profile are zero but for Policy, Audit
-// and Allowed.
+// Key is what packets are counted by. All but Reason is zero but for Policy, Audit, Allowed and Passed.
 type Key struct {
 	Reason    Reason
 	Direction desired.Direction
-	Profile   desired.ProfileID
+	// Profile is that whose NetworkPolicies decide. Where a stage of other tiers does, Stage is that
+	// one instead.
+	Profile desired.ProfileID
+	Stage   desired.StageID
+	// Rule is the rule of the stage that denies, from 1 on; 0 for Allowed and Passed, and where no rule
+	// allows.
+	Rule int
 }
 
 // Rule is a rule of the kernel's that drops, or that decides in a profile.
@@ -42,7 +49,7 @@ type Rule struct {
 	Key
 	// ID names the rule until it is written again.
 	ID string
-	// Origin is the policy and rule that an Allowed rule comes from: "shop/web
+	// Origin is the policy and rule that an Allowed or a Passed rule comes from: "shop/web
 	// ingress[0]".
 	Origin string
 	// Packets that it has counted since it was written.
@@ -73,7 +80,7 @@ func (t *Totals) Add(rules []Rule) {
 		t.byKey = map[Key]uint64{}
 	}
 	for _, r := range rules {
-		if r.Reason == Allowed {
+		if r.Reason == Allowed || r.Reason == Passed {
 			continue
 		}
 		before, known := t.seen[r.ID]

@@ -8,6 +8,7 @@ package droplog
 import (
 	"fmt"
 	"regexp"
+	"strconv"
 	"sync"
 
 	"github.com/podmark/podmark/pkg/dataplane/counters"
@@ -31,21 +32,25 @@ const (
 )
 
 // Prefix is what a message begins with: "podmark:drop:ingress:<profile>",
-// "podmark:audit:egress:<profile>", "podmark:drop:spoofed". NFLOG of iptables has room
-// for 63 bytes.
+// "podmark:audit:egress:<profile>", "podmark:drop:egress:<stage>:<rule>", "podmark:drop:spoofed". NFLOG of
+// iptables has room for 63 bytes.
 func Prefix(k counters.Key) string {
+	what := "drop"
 	switch k.Reason {
 	case counters.Policy:
-		return fmt.Sprintf("podmark:drop:%s:%s", k.Direction, k.Profile)
 	case counters.Audit:
-		return fmt.Sprintf("podmark:audit:%s:%s", k.Direction, k.Profile)
+		what = "audit"
 	default:
 		return fmt.Sprintf("podmark:drop:%s", k.Reason)
 	}
+	if k.Stage != "" {
+		return fmt.Sprintf("podmark:%s:%s:%s:%d", what, k.Direction, k.Stage, k.Rule)
+	}
+	return fmt.Sprintf("podmark:%s:%s:%s", what, k.Direction, k.Profile)
 }
 
 var prefix = sync.OnceValue(func() *regexp.Regexp {
-	return regexp.MustCompile(`^podmark:(?:drop:(spoofed|unclassified|encapsulated|stray)|(drop|audit):(ingress|egress):([0-9a-f]{16}))$`)
+	return regexp.MustCompile(`^podmark:(?:drop:(spoofed|unclassified|encapsulated|stray)|(drop|audit):(ingress|egress):([0-9a-f]{16})(?::([0-9]{1,5}))?)$`)
 })
 
 // Parse is the reverse of Prefix; false for a prefix of another program's.
@@ -58,6 +63,10 @@ func Parse(s string) (counters.Key, bool) {
 		return counters.Key{Reason: counters.Reason(m[1])}, true
 	}
 	k := counters.Key{Reason: counters.Policy, Direction: desired.Ingress, Profile: desired.ProfileID(m[4])}
+	if m[5] != "" {
+		k.Profile, k.Stage = "", desired.StageID(m[4])
+		k.Rule, _ = strconv.Atoi(m[5]) // they are digits
+	}
 	if m[2] == "audit" {
 		k.Reason = counters.Audit
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/google/nftables"
@@ -77,7 +78,9 @@ func (c *conn) counting(t nftables.Table) ([]counters.Rule, error) {
 		if key, ok := keyOf(r.chain); ok && r.counts {
 			rule := counters.Rule{Key: key, ID: fmt.Sprint(table, ".", r.handle), Packets: r.packets}
 			switch {
-			case r.returns:
+			case r.returns && key.Stage != "" && key.Rule == 0 && !r.marks:
+				rule.Reason, rule.Origin = counters.Passed, r.comment
+			case r.returns && key.Rule == 0:
 				rule.Reason, rule.Origin = counters.Allowed, r.comment
 			case !r.drops:
 				rule.Reason = counters.Audit
@@ -148,6 +151,11 @@ func keyOf(chain string) (counters.Key, bool) {
 			if id, ok := strings.CutPrefix(chain, chainOf(d, f, "")); ok {
 				return counters.Key{Reason: counters.Policy, Direction: d, Profile: desired.ProfileID(id)}, true
 			}
+			if id, ok := strings.CutPrefix(chain, stageChain(d, f, "")); ok {
+				id, number, _ := strings.Cut(id, "-")
+				n, _ := strconv.Atoi(number) // 0 for the chain of the stage
+				return counters.Key{Reason: counters.Policy, Direction: d, Stage: desired.StageID(id), Rule: n}, true
+			}
 		}
 	}
 	return counters.Key{}, false
@@ -160,6 +168,8 @@ type countingRule struct {
 	packets        uint64
 	counts         bool
 	drops, returns bool
+	// marks is set where it writes the packet's mark.
+	marks bool
 }
 
 func (r *countingRule) decode(ad *netlink.AttributeDecoder) {
@@ -195,8 +205,17 @@ func (r *countingRule) decodeExpr(ad *netlink.AttributeDecoder) error {
 				ad.Nested(r.decodeCounter)
 			case "immediate":
 				ad.Nested(r.decodeVerdict)
+			case "meta":
+				ad.Nested(r.decodeMeta)
 			}
 		}
+	}
+	return nil
+}
+
+func (r *countingRule) decodeMeta(ad *netlink.AttributeDecoder) error {
+	for ad.Next() {
+		r.marks = r.marks || ad.Type() == unix.NFTA_META_SREG
 	}
 	return nil
 }

@@ -48,7 +48,7 @@ func (s set) ofGuard() bool {
 
 // Sync makes the tables hold exactly what want says of that.
 func (g Guard) Sync(ctx context.Context, want desired.State) error {
-	if err := want.Enforceable(); err != nil {
+	if err := want.Filled(); err != nil {
 		return err
 	}
 	r := func() ruleset { return renderGuard(want) }
@@ -69,7 +69,7 @@ func (g Guard) Remove(ctx context.Context) error { return Backend(g).Remove(ctx)
 // Update turns what from says into what to says; ErrIncomplete when something is missing.
 func (g Guard) Update(ctx context.Context, before, after desired.Share) error {
 	from, to := before.State, after.State
-	if err := to.Enforceable(); err != nil {
+	if err := to.Filled(); err != nil {
 		return err
 	}
 	err := Backend(g).transact(ctx, "updated senders", func(*conn) (ch change, err error) {
@@ -93,7 +93,7 @@ func (g Guard) Check(_ context.Context, want desired.State, depth drift.Depth) e
 	if err := checkBase(guardUses(want.Node)); err != nil || depth == drift.Base {
 		return err
 	}
-	if err := want.Enforceable(); err != nil {
+	if err := want.Filled(); err != nil {
 		return err
 	}
 	c, err := dial()

@@ -42,14 +42,20 @@ type Backend struct {
 // in flight, a chain that came in the transaction that leads to it is empty, and what
 // falls off the end of a chain passes. So chains are there before anything leads to
 // them, and go when nothing does.
-type change struct{ prepare, commit, cleanup []command }
+type change struct {
+	prepare, commit, cleanup []command
+	// attempts are made after that, each by itself, and may be refused for what is still in use. What they
+	// may have referred to goes last.
+	attempts [][]command
+	last     []command
+}
 
 // plan decides on a change by what there is.
 type plan func(*conn) (change, error)
 
 // Sync makes the kernel hold exactly want.
 func (b Backend) Sync(ctx context.Context, want desired.State) error {
-	if err := want.Enforceable(); err != nil {
+	if err := want.Filled(); err != nil {
 		return err
 	}
 	fix := func(c *conn) (change, error) {
@@ -87,7 +93,7 @@ func (b Backend) Remove(ctx context.Context) error {
 // at the rest.
 func (b Backend) Update(ctx context.Context, before, after desired.Share) error {
 	from, to := before.State, after.State
-	if err := to.Enforceable(); err != nil {
+	if err := to.Filled(); err != nil {
 		return err
 	}
 	err := b.transact(ctx, "updated", func(c *conn) (change, error) { return update(c, from, to) })
@@ -116,18 +122,7 @@ func (b Backend) transact(ctx context.Context, step string, plans ...plan) error
 		if err != nil {
 			return err
 		}
-		for _, commands := range [][]command{ch.prepare, ch.commit, ch.cleanup} {
-			if len(commands) == 0 {
-				continue
-			}
-			if err = c.commit(generation, commands); err != nil {
-				break
-			}
-			generation = anyGeneration
-			if b.Step != nil {
-				b.Step(step)
-			}
-		}
+		err = b.commit(c, generation, step, ch)
 		switch {
 		case errors.Is(err, errChanged) && ctx.Err() == nil:
 			continue
@@ -137,6 +132,28 @@ func (b Backend) transact(ctx context.Context, step string, plans ...plan) error
 		}
 		return err
 	}
+}
+
+// commit carries out a change: where another program has changed something since a generation, nothing.
+func (b Backend) commit(c *conn, generation uint32, step string, ch change) error {
+	steps := slices.Concat([][]command{ch.prepare, ch.commit, ch.cleanup}, ch.attempts, [][]command{ch.last})
+	for i, commands := range steps {
+		if len(commands) == 0 {
+			continue
+		}
+		attempt := i >= 3 && i < len(steps)-1
+		switch err := c.commit(generation, commands); {
+		case attempt && errInUse(err):
+			continue
+		case err != nil:
+			return err
+		}
+		generation = anyGeneration
+		if b.Step != nil {
+			b.Step(step)
+		}
+	}
+	return nil
 }
 
 // unexpected holds for what the kernel answers when an object is missing, is of
@@ -164,12 +181,16 @@ func update(c *conn, from, to desired.State) (ch change, err error) {
 	for _, s := range comeSets {
 		ch.prepare = append(ch.prepare, addSet(s))
 	}
+	stages, restaged, err := addStages(c, from, to)
+	if err != nil {
+		return ch, err
+	}
 	come, rewritten, err := addProfiles(c, from, to, used, n)
 	if err != nil {
 		return ch, err
 	}
-	ch.prepare = append(ch.prepare, come...)
-	ch.commit = append(rewritten, rewriteBaseChains(from, to)...)
+	ch.prepare = slices.Concat(ch.prepare, stages, come)
+	ch.commit = slices.Concat(restaged, rewritten, rewriteBaseChains(from, to))
 	for _, s := range setsOf(to) {
 		// What should be there is added in any case: another program may have deleted it.
 		gone, _ := differences(old[s.name], added[s.name])
@@ -184,8 +205,9 @@ func update(c *conn, from, to desired.State) (ch change, err error) {
 		}
 	}
 	ch.cleanup, err = removeProfiles(leaving, used, old)
+	ch.attempts = leavingStages(from, to)
 	for _, s := range goneSets {
-		ch.cleanup = append(ch.cleanup, deleteSet(s))
+		ch.last = append(ch.last, deleteSet(s))
 	}
 	return ch, err
 }
@@ -362,7 +384,7 @@ func checkBase(uses map[string]int) error {
 }
 
 func check(want desired.State, stamps func(*conn, []chain) error) error {
-	if err := want.Enforceable(); err != nil {
+	if err := want.Filled(); err != nil {
 		return err
 	}
 	c, err := dial()

@@ -12,6 +12,7 @@ import (
 
 	"github.com/podmark/podmark/pkg/dataplane/counters"
 	"github.com/podmark/podmark/pkg/desired"
+	"github.com/podmark/podmark/pkg/mark"
 )
 
 // maxComment is what nft lets a comment be.
@@ -23,6 +24,7 @@ type familyProfile struct {
 	family family
 	// unlogged: see desired.Node.
 	unlogged bool
+	layout   mark.Layout
 }
 
 // familyProfiles lists the chains of s in a stable order.
@@ -30,7 +32,7 @@ func familyProfiles(s desired.State) []familyProfile {
 	var out []familyProfile
 	for _, id := range s.ProfileIDs() {
 		for _, f := range []family{v4, v6} {
-			out = append(out, familyProfile{s.Profiles[id], f, s.Unlogged})
+			out = append(out, familyProfile{s.Profiles[id], f, s.Unlogged, s.Layout})
 		}
 	}
 	return out
@@ -38,7 +40,52 @@ func familyProfiles(s desired.State) []familyProfile {
 
 func (h familyProfile) chain() string { return chainOf(h.Direction, h.family, h.ID) }
 
-// render gives the flat list of what is allowed; the rest is logged and dropped. In a
+// render gives the rules of NetworkPolicies: see [familyProfile.isolate]. What policies of the cluster
+// say comes before that or in its place, and is in chains that profiles share: see stage.go. Such a
+// chain gives back what it does not drop, and has marked what it allows. A mark that another program
+// has written does not count as that.
+//
+//	meta mark set meta mark & 0x0000ffff
+//	jump si4-0c8f2b6a9d1e7f35
+//	meta mark & 0xffff0000 == 0x00010000 meta mark set meta mark & 0x0000ffff return
+func (h familyProfile) render() chain {
+	c := chain{table: inet, name: h.chain()}
+	if h.flat() {
+		c.rules = h.isolate(h.Stages[0])
+		return c
+	}
+	none, accepted := marksOf(h.layout)
+	c.rules = rules(on(setMark(none)))
+	jumps := h.jumps()
+	for _, s := range jumps {
+		c.rules = append(c.rules, rule{parts: on(jump(stageChain(h.Direction, h.family, s.ID)))})
+		if !s.Audit {
+			c.rules = append(c.rules, rule{parts: on(markIs(accepted), setMark(none), returnVerdict())})
+		}
+	}
+	if len(jumps) < len(h.Stages) {
+		c.rules = append(c.rules, h.isolate(h.Stages[len(jumps)])...)
+	}
+	return c
+}
+
+// jumps are the stages that have chains of their own: those ahead of NetworkPolicies that isolate, which
+// decide.
+func (h familyProfile) jumps() []desired.Stage {
+	isolates := func(s desired.Stage) bool { return s.Default == desired.Deny && !s.Audit }
+	switch i := slices.IndexFunc(h.Stages, isolates); {
+	case h.flat():
+		return nil
+	case i >= 0:
+		return h.Stages[:i]
+	}
+	return h.Stages
+}
+
+// flat holds for a profile of NetworkPolicies alone.
+func (h familyProfile) flat() bool { return len(h.Stages) == 1 && h.Stages[0].Default == desired.Deny }
+
+// isolate gives the flat list of what is allowed; the rest is logged and dropped. In a
 // profile that audits it is counted instead, and falls off the end of the chain, which
 // allows. A rule that does not match costs a packet a comparison:
 // ports are what rules differ in most, and peers are searched, so ports come
@@ -49,25 +96,34 @@ func (h familyProfile) chain() string { return chainOf(h.Direction, h.family, h.
 //	ip daddr . meta l4proto . th dport @t4-07b89b9e2d02df2a counter return comment "shop/web ingress[2]"
 //	limit rate 10/second burst 50 packets log prefix "podmark:drop:ingress:0f5eba8e1fdbf5d1" group 1886 snaplen 128
 //	counter drop comment "shop/web"
-func (h familyProfile) render() chain {
-	c := chain{table: inet, name: h.chain()}
-	for _, r := range h.Rules() {
-		for _, others := range otherSide(r, h.Direction, h.family) {
-			for _, ports := range append(portMatches(r), tupleMatches(r, h.family)...) {
-				parts := slices.Concat(ports, others, on(counter(), returnVerdict()))
-				c.rules = append(c.rules, rule{parts: parts, comment: truncate(r.Origin)})
-			}
-		}
+func (h familyProfile) isolate(s desired.Stage) []rule {
+	var out []rule
+	for _, r := range s.Rules {
+		out = append(out, matching(r, h.Direction, h.family, on(counter(), returnVerdict()))...)
 	}
 	key, last := counters.Key{Reason: counters.Policy, Direction: h.Direction, Profile: h.ID}, on(counter(), drop())
-	if h.Audit() {
+	if s.Audit {
 		key.Reason, last = counters.Audit, on(counter())
 	}
-	if !h.unlogged {
-		c.rules = append(c.rules, rule{parts: logged(key)})
+	return append(out, ending(key, h.unlogged, last, strings.Join(s.Policies, " "))...)
+}
+
+// ending logs, and then does what is last.
+func ending(k counters.Key, unlogged bool, last []part, comment string) (out []rule) {
+	if !unlogged {
+		out = append(out, rule{parts: logged(k)})
 	}
-	c.rules = append(c.rules, rule{parts: last, comment: truncate(strings.Join(h.Policies(), " "))})
-	return c
+	return append(out, rule{parts: last, comment: truncate(comment)})
+}
+
+// matching renders a rule for the packets of a family, with what becomes of those that match.
+func matching(r desired.ProfileRule, d desired.Direction, f family, then []part) (out []rule) {
+	for _, others := range otherSide(r, d, f) {
+		for _, ports := range append(portMatches(r), tupleMatches(r, f)...) {
+			out = append(out, rule{parts: slices.Concat(ports, others, then), comment: truncate(r.Origin)})
+		}
+	}
+	return out
 }
 
 // truncate cuts a comment without splitting a character of it.

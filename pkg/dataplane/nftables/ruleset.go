@@ -103,6 +103,9 @@ func render(s desired.State, n numbers) ruleset {
 	for _, d := range desired.Directions {
 		r.elements[profiles(d).name] = elements{}.with(profileElement(none, ""))
 	}
+	for _, h := range familyStages(s) {
+		r.chains = append(r.chains, h.render()...)
+	}
 	for _, h := range familyProfiles(s) {
 		r.chains = append(r.chains, h.render())
 		r.elements[profiles(h.Direction).name].with(profileElement(n[h.Direction][h.chain()], h.chain()))
