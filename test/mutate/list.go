@@ -77,7 +77,7 @@ var mutants = []mutant{
 	{deciding, "profile.go", "if !p.onlyAllows() || !next.onlyAllows() {", "if false {", "a rule that denies goes unnoticed in live flows"},
 	{deciding, "state.go", "peers[id] && len(n.Addrs) != len(set.Addrs)", "peers[id] && false", "a peer that comes to a rule which denies goes on in live flows"},
 	{deciding, "allows.go", "if action == Pass {\n\t\t\tcontinue", "if action == Pass {\n\t\t\treturn Verdict{Allowed: true}", "a tier that passes allows"},
-	{nft, "stage.go", "then = on(counter(), setMark(accepted), returnVerdict())", "then = on(counter(), returnVerdict())", "what an admin allows is left to NetworkPolicies"},
+	{nft, "stage.go", "case r.Action == desired.Allow && !h.Audit:", "case r.Action == desired.Allow:", "a policy of the cluster that is audited allows"},
 	{deciding, "subjects.go", "!known && !selector.byName()", "!known && false", "what a policy of the cluster denies is open where the labels of a namespace are not known"},
 	{deciding, "profile.go", "!(p.unsure && rule.Action != Deny)", "true", "a policy of the cluster allows pods whose namespace it may not select"},
 	{deciding, "members.go", "} else if set.Peer.Unsure {", "} else if false {", "a pod whose namespace is not known is no peer of a rule that denies"},

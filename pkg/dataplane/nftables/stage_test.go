@@ -69,7 +69,7 @@ func TestStageRender(t *testing.T) {
 			{Action: desired.Deny, Blocks: prefixes("fd00:9::/64")},
 			{Action: desired.Deny},
 		}}},
-		{Tier: desired.AdminTier, Priority: 1, Name: "trial", Audit: true, Pods: labelled("web"), Ingress: &desired.Isolation{Rules: []desired.Rule{{Action: desired.Deny, Ports: port(22)}}}},
+		{Tier: desired.AdminTier, Priority: 1, Name: "trial", Audit: true, Pods: labelled("web"), Ingress: &desired.Isolation{Rules: []desired.Rule{{Ports: port(25)}, {Action: desired.Deny, Ports: port(22)}}}},
 		{Namespace: "shop", Name: "web", Pods: labelled("web"), Ingress: &desired.Isolation{Rules: []desired.Rule{{Ports: port(443)}}}},
 		{Tier: desired.BaselineTier, Name: "b", Pods: labelled("web"), Ingress: &desired.Isolation{Rules: []desired.Rule{{Action: desired.Deny}}}},
 	}}, []attachment.Record{pod(2, "web", "veth2")})
@@ -90,11 +90,12 @@ func TestStageRender(t *testing.T) {
 			"th dport 80 meta l4proto tcp return",
 			"ip saddr 192.0.2.0/24 return",
 			"return",
-			"th dport 22 meta l4proto tcp goto si4-" + trial + "-5 comment \"Admin/trial ingress[0]\"",
+			"th dport 25 meta l4proto tcp counter return comment \"Admin/trial ingress[0]\"",
+			"th dport 22 meta l4proto tcp goto si4-" + trial + "-6 comment \"Admin/trial ingress[1]\"",
 		},
-		"si4-" + trial + "-5": {
-			limit + "audit:ingress:" + trial + ":5\" group 1886 snaplen 128",
-			"counter comment \"Admin/trial ingress[0]\"",
+		"si4-" + trial + "-6": {
+			limit + "audit:ingress:" + trial + ":6\" group 1886 snaplen 128",
+			"counter comment \"Admin/trial ingress[1]\"",
 		},
 		"si4-" + admin: {
 			"th dport 80 meta l4proto tcp counter meta mark set meta mark & 0x0000ffff | 0x00010000 return comment \"Admin/a ingress[0]\"",
