@@ -64,6 +64,8 @@ func (g Gap) String() string {
 
 // IdlePolicy is a policy that selects no endpoint.
 type IdlePolicy struct {
+	// Tier is that of a policy of the cluster, which has no namespace.
+	Tier      Tier   `json:"tier,omitzero"`
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
 	// Reason is one of the Idle ones, and Text says it with its values.
@@ -76,7 +78,8 @@ type Idleness string
 
 // The reasons for which policies select no endpoint.
 const (
-	// IdleNamespace: nothing is known of its namespace.
+	// IdleNamespace: nothing is known of its namespace, or no pod here is in one that a policy of the
+	// cluster selects.
 	IdleNamespace Idleness = "namespace"
 	// IdleElsewhere: its namespace is declared, and has no pod here.
 	IdleElsewhere Idleness = "elsewhere"
@@ -190,7 +193,8 @@ func (c Coverage) String() string {
 }
 
 func (p IdlePolicy) String() string {
-	return fmt.Sprintf("policy %s/%s selects no endpoint: %s", p.Namespace, p.Name, p.Text)
+	policy := Policy{Tier: p.Tier, Namespace: p.Namespace, Name: p.Name}
+	return fmt.Sprintf("policy %s selects no endpoint: %s", policy, p.Text)
 }
 
 // Idle are the policies that select none of the records, sorted as they are; none without
@@ -203,12 +207,57 @@ func (p Policies) Idle(records []attachment.Record) (out []IdlePolicy) {
 	for _, r := range records {
 		of[r.Namespace] = append(of[r.Namespace], r)
 	}
+	subjects := p.subjects()
 	for _, policy := range p.Policies {
-		if reason, text := p.idleness(policy, of); reason != "" {
-			out = append(out, IdlePolicy{policy.Namespace, policy.Name, reason, text})
+		reason, text := Idleness(""), ""
+		if policy.Cluster() {
+			reason, text = subjects.idleness(policy, records)
+		} else {
+			reason, text = p.idleness(policy, of)
+		}
+		if reason != "" {
+			out = append(out, IdlePolicy{policy.Tier, policy.Namespace, policy.Name, reason, text})
 		}
 	}
 	return out
+}
+
+// idleness is why a policy of the cluster selects none of the records; empty where it selects one.
+func (s *subjects) idleness(policy Policy, records []attachment.Record) (Idleness, string) {
+	var picked, namespaces []string
+	policed, unlabelled := 0, 0
+	for _, r := range records {
+		if r.Namespace == "" {
+			continue
+		}
+		namespaces = append(namespaces, r.Namespace)
+		picks := func(other selected) bool { return other.String() == policy.String() }
+		if !slices.ContainsFunc(s.pick(r.Namespace, r.NamespaceUID), picks) {
+			continue
+		}
+		picked = append(picked, r.Namespace)
+		switch {
+		case !r.Policed:
+			continue
+		case policy.Pods.Matches(r.Labels):
+			return "", ""
+		case len(r.Labels) == 0:
+			unlabelled++
+		}
+		policed++
+	}
+	slices.Sort(namespaces)
+	slices.Sort(picked)
+	namespaces, picked = slices.Compact(namespaces), slices.Compact(picked)
+	switch {
+	case len(picked) == 0:
+		return IdleNamespace, fmt.Sprintf("no pod of this node is in a namespace with labels that match its namespaceSelector %s; they are in %q", policy.NamespaceSelector, namespaces)
+	case policed == 0:
+		return IdleUnpoliced, fmt.Sprintf("no pod of the namespaces %q is policed", picked)
+	case unlabelled > 0:
+		return IdleLabels, fmt.Sprintf("%d of %d endpoints of the namespaces %q have no labels, which with \"policy\": \"files\" are those of args.cni.labels of the network", unlabelled, policed, picked)
+	}
+	return IdleSelector, fmt.Sprintf("no endpoint of the namespaces %q has labels that match its podSelector %s", picked, policy.Pods)
 }
 
 // idleness is why a policy selects none of the records, which are by namespace; empty

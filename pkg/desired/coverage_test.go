@@ -104,6 +104,43 @@ func TestIdle(t *testing.T) {
 	}
 }
 
+// Of a policy of the cluster it is said which of its selectors picks nobody.
+func TestIdleCluster(t *testing.T) {
+	by := func(key, value string) Selector { return Selector{{Key: key, Op: In, Values: []string{value}}} }
+	policy := func(namespaces, pods Selector) Policies {
+		return Policies{
+			Policies:   []Policy{{Tier: AdminTier, Name: "p", NamespaceSelector: namespaces, Pods: pods}},
+			Namespaces: map[string]map[string]string{"shop": {"team": "a"}},
+		}
+	}
+	web, bare := attached("a", "web", true, false, map[string]string{"app": "web"}), attached("b", "db", true, false, nil)
+	outside := attached("c", "", true, false, nil)
+	outside.Namespace = ""
+	for name, tt := range map[string]struct {
+		policies Policies
+		records  []attachment.Record
+		reason   Idleness
+		says     string
+	}{
+		"selects one":            {policy(by("team", "a"), by("app", "web")), []attachment.Record{bare, web}, "", ""},
+		"selects all":            {policy(nil, nil), []attachment.Record{bare}, "", ""},
+		"other namespaces":       {policy(by("team", "b"), nil), []attachment.Record{web}, IdleNamespace, `namespaceSelector team=b; they are in ["shop"]`},
+		"nobody in Kubernetes":   {policy(nil, nil), []attachment.Record{outside}, IdleNamespace, "they are in []"},
+		"typo of the label":      {policy(by("team", "a"), by("app", "wbe")), []attachment.Record{web}, IdleSelector, "podSelector app=wbe"},
+		"no labels":              {policy(nil, by("app", "db")), []attachment.Record{web, bare}, IdleLabels, `1 of 2 endpoints of the namespaces ["shop"]`},
+		"unpoliced":              {policy(nil, nil), []attachment.Record{attached("a", "web", false, false, nil)}, IdleUnpoliced, "is policed"},
+		"unpoliced, and another": {policy(nil, by("app", "db")), []attachment.Record{web, attached("b", "db", false, false, map[string]string{"app": "db"})}, IdleSelector, "app=db"},
+	} {
+		idle := tt.policies.Idle(tt.records)
+		switch {
+		case tt.reason == "" && idle != nil:
+			t.Errorf("%s: %v", name, idle)
+		case tt.reason != "" && (len(idle) != 1 || idle[0].Reason != tt.reason || !strings.Contains(idle[0].String(), tt.says) || !strings.Contains(idle[0].String(), "policy Admin/p ")):
+			t.Errorf("%s: %v", name, idle)
+		}
+	}
+}
+
 func TestSelectorString(t *testing.T) {
 	s := Selector{{"app", In, []string{"web"}}, {"tier", In, []string{"a", "b"}}, {"x", NotIn, []string{"y"}}, {"there", Exists, nil}, {"old", DoesNotExist, nil}}
 	if diff := cmp.Diff("app=web,tier in (a,b),x notin (y),there,!old", s.String()); diff != "" {
