@@ -2,7 +2,7 @@
 // nft binary is needed.
 //
 // It renders purely (frame.go, inet.go, bridge.go, profile.go, ruleset.go), finds out purely what
-// that changes (change.go), and carries it out in up to three transactions (conn.go).
+// that changes (change.go), and carries it out in a few transactions (conn.go).
 // Endpoints are elements of a few maps; rules are written for profiles only. So
 // what an endpoint costs does not depend on how many there are: were each one
 // led to by a verdict, the kernel would check all of them at every change.
