@@ -2,7 +2,6 @@ package desired
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -203,76 +202,44 @@ func (p Policies) Idle(records []attachment.Record) (out []IdlePolicy) {
 	if len(records) == 0 {
 		return nil
 	}
-	of := map[string][]attachment.Record{}
-	for _, r := range records {
-		of[r.Namespace] = append(of[r.Namespace], r)
-	}
 	subjects := p.subjects()
 	for _, policy := range p.Policies {
-		reason, text := Idleness(""), ""
-		if policy.Cluster() {
-			reason, text = subjects.idleness(policy, records)
-		} else {
-			reason, text = p.idleness(policy, of)
-		}
-		if reason != "" {
+		if reason, text := p.idleness(policy, subjects.candidates(policy, records), records); reason != "" {
 			out = append(out, IdlePolicy{policy.Tier, policy.Namespace, policy.Name, reason, text})
 		}
 	}
 	return out
 }
 
-// idleness is why a policy of the cluster selects none of the records; empty where it selects one.
-func (s *subjects) idleness(policy Policy, records []attachment.Record) (Idleness, string) {
-	var picked, namespaces []string
-	policed, unlabelled := 0, 0
+// candidates are the records in namespaces that the policy is about, whatever their labels are.
+func (s *subjects) candidates(policy Policy, records []attachment.Record) (out []attachment.Record) {
 	for _, r := range records {
-		if r.Namespace == "" {
-			continue
-		}
-		namespaces = append(namespaces, r.Namespace)
-		picks := func(other selected) bool { return other.String() == policy.String() }
-		if !slices.ContainsFunc(s.pick(r.Namespace, r.NamespaceUID), picks) {
-			continue
-		}
-		picked = append(picked, r.Namespace)
+		picks := func(other selected) bool { return other.Cluster() && other.String() == policy.String() }
 		switch {
-		case !r.Policed:
-			continue
-		case policy.Pods.Matches(r.Labels):
-			return "", ""
-		case len(r.Labels) == 0:
-			unlabelled++
+		case !policy.Cluster():
+			if r.Namespace == policy.Namespace {
+				out = append(out, r)
+			}
+		case r.Namespace != "" && slices.ContainsFunc(s.pick(r.Namespace, r.NamespaceUID), picks):
+			out = append(out, r)
 		}
-		policed++
 	}
-	slices.Sort(namespaces)
-	slices.Sort(picked)
-	namespaces, picked = slices.Compact(namespaces), slices.Compact(picked)
-	switch {
-	case len(picked) == 0:
-		return IdleNamespace, fmt.Sprintf("no pod of this node is in a namespace with labels that match its namespaceSelector %s; they are in %q", policy.NamespaceSelector, namespaces)
-	case policed == 0:
-		return IdleUnpoliced, fmt.Sprintf("no pod of the namespaces %q is policed", picked)
-	case unlabelled > 0:
-		return IdleLabels, fmt.Sprintf("%d of %d endpoints of the namespaces %q have no labels, which with \"policy\": \"files\" are those of args.cni.labels of the network", unlabelled, policed, picked)
-	}
-	return IdleSelector, fmt.Sprintf("no endpoint of the namespaces %q has labels that match its podSelector %s", picked, policy.Pods)
+	return out
 }
 
-// idleness is why a policy selects none of the records, which are by namespace; empty
-// where it selects one.
-func (p Policies) idleness(policy Policy, of map[string][]attachment.Record) (Idleness, string) {
-	here := of[policy.Namespace]
-	if _, declared := p.Namespaces[policy.Namespace]; len(here) == 0 && declared {
-		return IdleElsewhere, fmt.Sprintf("namespace %q has no pod on this node", policy.Namespace)
-	}
+// idleness is why a policy selects none of the records, of which those here are in its namespaces;
+// empty where it selects one.
+func (p Policies) idleness(policy Policy, here, records []attachment.Record) (Idleness, string) {
 	if len(here) == 0 {
-		return IdleNamespace, fmt.Sprintf("no pod of this node is in namespace %q, and no manifest declares it; they are in %q", policy.Namespace, slices.Sorted(maps.Keys(of)))
+		return p.absence(policy, records)
+	}
+	where := fmt.Sprintf("namespace %q", policy.Namespace)
+	if policy.Cluster() {
+		where = fmt.Sprintf("the namespaces %q", namespacesOf(here))
 	}
 	policed := slices.DeleteFunc(slices.Clone(here), func(r attachment.Record) bool { return !r.Policed })
 	if len(policed) == 0 {
-		return IdleUnpoliced, fmt.Sprintf("no pod of namespace %q is policed", policy.Namespace)
+		return IdleUnpoliced, fmt.Sprintf("no pod of %s is policed", where)
 	}
 	unlabelled := 0
 	for _, r := range policed {
@@ -284,7 +251,27 @@ func (p Policies) idleness(policy Policy, of map[string][]attachment.Record) (Id
 		}
 	}
 	if unlabelled > 0 {
-		return IdleLabels, fmt.Sprintf("%d of %d endpoints of namespace %q have no labels, which with \"policy\": \"files\" are those of args.cni.labels of the network", unlabelled, len(policed), policy.Namespace)
+		return IdleLabels, fmt.Sprintf("%d of %d endpoints of %s have no labels, which with \"policy\": \"files\" are those of args.cni.labels of the network", unlabelled, len(policed), where)
 	}
-	return IdleSelector, fmt.Sprintf("no endpoint of namespace %q has labels that match its podSelector %s", policy.Namespace, policy.Pods)
+	return IdleSelector, fmt.Sprintf("no endpoint of %s has labels that match its podSelector %s", where, policy.Pods)
+}
+
+// absence is why none of the records is in a namespace of the policy.
+func (p Policies) absence(policy Policy, records []attachment.Record) (Idleness, string) {
+	if policy.Cluster() {
+		return IdleNamespace, fmt.Sprintf("no pod of this node is in a namespace with labels that match its namespaceSelector %s; they are in %q", policy.NamespaceSelector, namespacesOf(records))
+	}
+	if _, declared := p.Namespaces[policy.Namespace]; declared {
+		return IdleElsewhere, fmt.Sprintf("namespace %q has no pod on this node", policy.Namespace)
+	}
+	return IdleNamespace, fmt.Sprintf("no pod of this node is in namespace %q, and no manifest declares it; they are in %q", policy.Namespace, namespacesOf(records))
+}
+
+// namespacesOf lists the namespaces of records, each once; empty stands for what is outside of Kubernetes.
+func namespacesOf(records []attachment.Record) (out []string) {
+	for _, r := range records {
+		out = append(out, r.Namespace)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }

@@ -125,7 +125,7 @@ func TestIdleCluster(t *testing.T) {
 		"selects one":            {policy(by("team", "a"), by("app", "web")), []attachment.Record{bare, web}, "", ""},
 		"selects all":            {policy(nil, nil), []attachment.Record{bare}, "", ""},
 		"other namespaces":       {policy(by("team", "b"), nil), []attachment.Record{web}, IdleNamespace, `namespaceSelector team=b; they are in ["shop"]`},
-		"nobody in Kubernetes":   {policy(nil, nil), []attachment.Record{outside}, IdleNamespace, "they are in []"},
+		"nobody in Kubernetes":   {policy(nil, nil), []attachment.Record{outside}, IdleNamespace, "they are in [\"\"]"},
 		"typo of the label":      {policy(by("team", "a"), by("app", "wbe")), []attachment.Record{web}, IdleSelector, "podSelector app=wbe"},
 		"no labels":              {policy(nil, by("app", "db")), []attachment.Record{web, bare}, IdleLabels, `1 of 2 endpoints of the namespaces ["shop"]`},
 		"unpoliced":              {policy(nil, nil), []attachment.Record{attached("a", "web", false, false, nil)}, IdleUnpoliced, "is policed"},

@@ -74,10 +74,10 @@ func (n Node) Filled() error {
 }
 
 // ErrStages: a profile of other stages than one of NetworkPolicies.
-var ErrStages = errors.New("iptables has no rules for policies of the cluster")
+var ErrStages = errors.New("the backend enforces NetworkPolicies alone")
 
-// Flat is why a backend cannot enforce s that renders NetworkPolicies alone: ErrEmpty, or ErrStages.
-func (s State) Flat() error {
+// OnlyNetworkPolicies is why a backend that enforces those alone cannot enforce s: ErrEmpty, or ErrStages.
+func (s State) OnlyNetworkPolicies() error {
 	for id, p := range s.Profiles {
 		if !p.onlyAllows() {
 			return fmt.Errorf("profile %s of policies %q: %w", id, p.Policies(), ErrStages)

@@ -91,7 +91,7 @@ func TestTiers(t *testing.T) {
 }
 
 // A backend that renders NetworkPolicies alone refuses a state of others.
-func TestFlat(t *testing.T) {
+func TestOnlyNetworkPolicies(t *testing.T) {
 	web2 := pod(2, "web", "10.1.0.2")
 	for name, tt := range map[string]struct {
 		policies []desired.Policy
@@ -106,11 +106,11 @@ func TestFlat(t *testing.T) {
 		"a rule that passes": {[]desired.Policy{tiered(desired.NetworkPolicyTier, 0, "b", says(desired.Pass, ""))}, desired.ErrStages},
 		"one about no pod":   {[]desired.Policy{{Tier: desired.AdminTier, Pods: app("none"), Name: "a", Ingress: &desired.Isolation{}}}, nil},
 	} {
-		if err := state(t, tt.policies, web2).Flat(); !errors.Is(err, tt.want) {
+		if err := state(t, tt.policies, web2).OnlyNetworkPolicies(); !errors.Is(err, tt.want) {
 			t.Errorf("%s: %v, want %v", name, err, tt.want)
 		}
 	}
-	if err := (desired.State{}).Flat(); !errors.Is(err, desired.ErrEmpty) {
+	if err := (desired.State{}).OnlyNetworkPolicies(); !errors.Is(err, desired.ErrEmpty) {
 		t.Errorf("the zero state: %v", err)
 	}
 }

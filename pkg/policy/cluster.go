@@ -25,7 +25,7 @@ import (
 //   - of a policy whose tier or subject is not understood, only what it denies counts: in tier Admin,
 //     and for all pods of which the subject does not say that they are others.
 //
-// domainNames match nothing: see [DomainNames].
+// domainNames match nothing.
 //
 // The policy is to be enforced beside the error, which joins one error per thing that was not
 // understood: "ClusterNetworkPolicy NAME: FIELD: what is wrong".
@@ -36,19 +36,6 @@ func ClusterObject(p *v1alpha2.ClusterNetworkPolicy) (desired.Policy, error) {
 		errs = append(errs, fmt.Errorf("ClusterNetworkPolicy %s: %w", p.Name, err))
 	}
 	return compiled, errors.Join(errs...)
-}
-
-// DomainNames lists the peers that are domain names, which no rule matches.
-func DomainNames(p *v1alpha2.ClusterNetworkPolicy) []*field.Path {
-	var out []*field.Path
-	for i, rule := range p.Spec.Egress {
-		for j, peer := range rule.To {
-			if peer.DomainNames != nil {
-				out = append(out, field.NewPath("spec", "egress").Index(i).Child("to").Index(j).Child("domainNames"))
-			}
-		}
-	}
-	return out
 }
 
 // A peer of an ingress rule is one of an egress rule, with fewer kinds.

@@ -129,7 +129,11 @@ func readDrops(cmd *cobra.Command, o *options) ([]counted, error) {
 	allowed := map[of][]countedRule{}
 	packets := map[counters.Key]uint64{}
 	for _, r := range rules {
-		if r.Reason != counters.Allowed {
+		switch r.Reason {
+		case counters.Allowed:
+		case counters.Passed: // another rule decides about these
+			continue
+		default:
 			packets[r.Key] += r.Packets
 			continue
 		}

@@ -10,7 +10,10 @@ import (
 
 // What a rule writes is read as what it is, and fits into what iptables has room for.
 func TestPrefix(t *testing.T) {
-	const profile = desired.ProfileID("0123456789abcdef")
+	const (
+		profile = desired.ProfileID("0123456789abcdef")
+		stage   = desired.StageID("0123456789abcdef")
+	)
 	for _, k := range []counters.Key{
 		{Reason: counters.Spoofed},
 		{Reason: counters.Unclassified},
@@ -20,6 +23,9 @@ func TestPrefix(t *testing.T) {
 		{Reason: counters.Policy, Direction: desired.Egress, Profile: profile},
 		{Reason: counters.Audit, Direction: desired.Ingress, Profile: profile},
 		{Reason: counters.Audit, Direction: desired.Egress, Profile: profile},
+		{Reason: counters.Policy, Direction: desired.Ingress, Stage: stage, Rule: 1},
+		{Reason: counters.Policy, Direction: desired.Egress, Stage: stage, Rule: 25000},
+		{Reason: counters.Audit, Direction: desired.Egress, Stage: stage},
 	} {
 		prefix := droplog.Prefix(k)
 		if got, ok := droplog.Parse(prefix); !ok || got != k {
@@ -29,7 +35,7 @@ func TestPrefix(t *testing.T) {
 			t.Errorf("%s: %d bytes", prefix, len(prefix))
 		}
 	}
-	for _, s := range []string{"", "podmark", "podmark:drop:policy", "podmark:drop:ingress:", "podmark:drop:ingress:0123456789abcdeg", "xpodmark:drop:spoofed", "podmark:drop:spoofed "} {
+	for _, s := range []string{"", "podmark", "podmark:drop:policy", "podmark:drop:ingress:", "podmark:drop:ingress:0123456789abcdeg", "podmark:drop:ingress:0123456789abcdef:", "podmark:drop:ingress:0123456789abcdef:x", "podmark:drop:spoofed:1", "xpodmark:drop:spoofed", "podmark:drop:spoofed "} {
 		if k, ok := droplog.Parse(s); ok {
 			t.Errorf("%q is read as %+v", s, k)
 		}

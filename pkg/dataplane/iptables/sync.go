@@ -16,7 +16,7 @@ import (
 // Sync makes the kernel hold exactly want. Packets see the old state until, per
 // family, one restore makes them see the new one.
 func (b Backend) Sync(ctx context.Context, want desired.State) error {
-	if err := want.Flat(); err != nil {
+	if err := want.OnlyNetworkPolicies(); err != nil {
 		return err
 	}
 	conn, err := b.kernel().dial()

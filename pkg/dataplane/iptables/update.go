@@ -19,7 +19,7 @@ import (
 // ErrIncomplete when the frame is not in place.
 func (b Backend) Update(ctx context.Context, before, after desired.Share) error {
 	from, to := before.State, after.State
-	if err := to.Flat(); err != nil {
+	if err := to.OnlyNetworkPolicies(); err != nil {
 		return err
 	}
 	conn, err := b.kernel().dial()

@@ -78,9 +78,9 @@ func (c *conn) counting(t nftables.Table) ([]counters.Rule, error) {
 		if key, ok := keyOf(r.chain); ok && r.counts {
 			rule := counters.Rule{Key: key, ID: fmt.Sprint(table, ".", r.handle), Packets: r.packets}
 			switch {
-			case r.returns && key.Stage != "" && key.Rule == 0 && !r.marks:
+			case r.returns && key.Stage != "" && !r.marks:
 				rule.Reason, rule.Origin = counters.Passed, r.comment
-			case r.returns && key.Rule == 0:
+			case r.returns:
 				rule.Reason, rule.Origin = counters.Allowed, r.comment
 			case !r.drops:
 				rule.Reason = counters.Audit

@@ -136,24 +136,30 @@ func (b Backend) transact(ctx context.Context, step string, plans ...plan) error
 
 // commit carries out a change: where another program has changed something since a generation, nothing.
 func (b Backend) commit(c *conn, generation uint32, step string, ch change) error {
-	steps := slices.Concat([][]command{ch.prepare, ch.commit, ch.cleanup}, ch.attempts, [][]command{ch.last})
-	for i, commands := range steps {
+	transaction := func(commands []command) error {
 		if len(commands) == 0 {
-			continue
+			return nil
 		}
-		attempt := i >= 3 && i < len(steps)-1
-		switch err := c.commit(generation, commands); {
-		case attempt && errInUse(err):
-			continue
-		case err != nil:
+		if err := c.commit(generation, commands); err != nil {
 			return err
 		}
 		generation = anyGeneration
 		if b.Step != nil {
 			b.Step(step)
 		}
+		return nil
 	}
-	return nil
+	for _, commands := range [][]command{ch.prepare, ch.commit, ch.cleanup} {
+		if err := transaction(commands); err != nil {
+			return err
+		}
+	}
+	for _, commands := range ch.attempts {
+		if err := transaction(commands); err != nil && !errInUse(err) {
+			return err
+		}
+	}
+	return transaction(ch.last)
 }
 
 // unexpected holds for what the kernel answers when an object is missing, is of
